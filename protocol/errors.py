@@ -1,0 +1,286 @@
+"""Every way a request can fail, in one table; and the exceptions that carry them to people.
+
+    ZmqrtError
+    ├── ProtocolError          bytes that are not ZRT/1 (never leaves a role; counted as a strike)
+    ├── ConfigurationError     a setting is wrong or unsafe: exit 78
+    ├── ConnectError           nobody usable answers at the endpoint: exit 69 (77 when keys are the cause)
+    └── RequestError           a request ended without a result; `.kind` is its row in the table
+        ├── BadRequestError 400 · UnauthorizedError 401/403 · NotFoundError 404 · ConflictError 409
+        ├── TooLargeError 413 · VersionError 426 · BusyError 429 · CancelledError 499
+        └── EngineError 500 · WorkerLostError 502 · UnavailableError 503 · DeadlineError 504
+
+Peers get a code, a reason and a sentence, never a traceback.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from .limits import MAX_TEXT_CHARS
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREACHABLE: Final = 69
+EXIT_TRY_AGAIN: Final = 75
+EXIT_NOT_AUTHORISED: Final = 77
+EXIT_CONFIGURATION: Final = 78
+EXIT_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one kind of failure means to each layer.
+
+    Attributes:
+        code: Wire code of the ERROR message.
+        redispatch: May the broker give the request to another node?
+        resend: May the client send it again by itself? (`retryable` on the wire)
+        infer_status: HTTP status on /infer.
+        openai_status: HTTP status on /v1 paths.
+        exit_code: Exit code of the command line.
+        openai_type: `error.type` on /v1 paths.
+    """
+
+    code: int
+    redispatch: bool
+    resend: bool
+    infer_status: int
+    openai_status: int
+    exit_code: int
+    openai_type: str
+
+
+class Kind(enum.Enum):
+    """A failure by name: the value is the sub-reason that travels beside the code."""
+
+    BAD_REQUEST = "bad_request"
+    CONTEXT_EXCEEDED = "context_length_exceeded"
+    WRONG_TASK = "wrong_task"
+    UNAUTHORIZED = "unauthorized"
+    NO_SESSION = "no_session"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "model_not_found"
+    CONFLICT = "request_id_reused"
+    TOO_LARGE = "too_large"
+    VERSION = "version"
+    QUEUE_FULL = "queue_full"
+    NO_SLOT = "no_slot"
+    RATE_LIMITED = "rate_limited"
+    MEMORY_FULL = "memory_full"
+    CANCELLED = "cancelled"
+    SLOW_READER = "slow_reader"
+    MODEL_RAISED = "model_raised"
+    WORKER_LOST = "worker_lost"
+    POISON = "poison"
+    NOT_RESUMABLE = "not_resumable"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    NO_WORKER = "no_worker"
+    STARTING = "starting"
+    DRAINING = "draining"
+    BROKER_LOST = "broker_lost"
+    ENGINE_RESTARTED = "engine_restarted"
+    DEADLINE = "deadline_exceeded"
+    STALLED = "stalled"
+
+
+_INVALID = "invalid_request_error"
+_SERVER = "server_error"
+
+TABLE: Final[dict[Kind, Row]] = {
+    #                            code  redisp resend infer openai exit
+    Kind.BAD_REQUEST: Row(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
+    Kind.CONTEXT_EXCEEDED: Row(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
+    Kind.WRONG_TASK: Row(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
+    Kind.UNAUTHORIZED: Row(401, False, False, 401, 401, EXIT_NOT_AUTHORISED, "authentication_error"),
+    Kind.NO_SESSION: Row(401, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    Kind.FORBIDDEN: Row(403, False, False, 401, 403, EXIT_NOT_AUTHORISED, "permission_error"),
+    Kind.NOT_FOUND: Row(404, False, False, 503, 404, EXIT_USAGE, _INVALID),
+    Kind.CONFLICT: Row(409, False, False, 409, 409, EXIT_FAILED, _INVALID),
+    Kind.TOO_LARGE: Row(413, False, False, 413, 413, EXIT_USAGE, _INVALID),
+    Kind.VERSION: Row(426, False, False, 503, 503, EXIT_FAILED, _SERVER),
+    Kind.QUEUE_FULL: Row(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    Kind.NO_SLOT: Row(429, True, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    Kind.RATE_LIMITED: Row(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    Kind.MEMORY_FULL: Row(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    Kind.CANCELLED: Row(499, False, False, 499, 499, EXIT_INTERRUPTED, _SERVER),
+    Kind.SLOW_READER: Row(499, False, False, 499, 499, EXIT_FAILED, _SERVER),
+    Kind.MODEL_RAISED: Row(500, False, False, 500, 500, EXIT_FAILED, _SERVER),
+    Kind.WORKER_LOST: Row(502, False, True, 503, 502, EXIT_TRY_AGAIN, _SERVER),
+    Kind.POISON: Row(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
+    Kind.NOT_RESUMABLE: Row(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
+    Kind.OUTCOME_UNKNOWN: Row(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
+    Kind.NO_WORKER: Row(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    Kind.STARTING: Row(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    Kind.DRAINING: Row(503, True, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    Kind.BROKER_LOST: Row(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    Kind.ENGINE_RESTARTED: Row(503, True, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    Kind.DEADLINE: Row(504, False, False, 504, 504, EXIT_TRY_AGAIN, _SERVER),
+    Kind.STALLED: Row(504, False, False, 504, 504, EXIT_TRY_AGAIN, _SERVER),
+}
+
+_DEFAULT_OF_CODE: Final[dict[int, Kind]] = {}
+for _kind, _row in TABLE.items():
+    _DEFAULT_OF_CODE.setdefault(_row.code, _kind)
+
+
+def kind_of(code: int, reason: str) -> Kind:
+    """Name the failure a peer reports; one we do not know falls back on its code, then on MODEL_RAISED."""
+    try:
+        kind = Kind(reason)
+    except ValueError:
+        return _DEFAULT_OF_CODE.get(code, Kind.MODEL_RAISED)
+    return kind if TABLE[kind].code == code else _DEFAULT_OF_CODE.get(code, Kind.MODEL_RAISED)
+
+
+def clip(text: str) -> str:
+    """Shorten words for a header field; lone surrogates would not encode."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+
+
+class ZmqrtError(Exception):
+    """Anything zmqrt raises on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code: int = EXIT_FAILED
+
+
+class ProtocolError(ZmqrtError):
+    """An envelope that is not ZRT/1. `peer_major` is set when only the major version is wrong (answer it with 426)."""
+
+    def __init__(self, text: str, *, peer_major: int | None = None) -> None:
+        super().__init__(text)
+        self.peer_major = peer_major
+
+
+class ConfigurationError(ZmqrtError):
+    """A setting is wrong, contradictory or unsafe; the message says which and what to do."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
+class ConnectError(ZmqrtError):
+    """No usable broker at the endpoints. `not_authorised` when the keys are the cause."""
+
+    def __init__(self, text: str, *, endpoint: str = "", not_authorised: bool = False) -> None:
+        super().__init__(text)
+        self.endpoint = endpoint
+        self.not_authorised = not_authorised
+        self.exit_code = EXIT_NOT_AUTHORISED if not_authorised else EXIT_UNREACHABLE
+
+
+class RequestError(ZmqrtError):
+    """A request ended without a result.
+
+    Attributes:
+        kind: Its row in TABLE.
+        text: What happened and what to do.
+        request_id: Hex rid, where known.
+        retry_after_s: When to try again (0 = no advice).
+        resume_n: Units delivered before the end.
+    """
+
+    def __init__(
+        self, kind: Kind, text: str, *, request_id: str = "", retry_after_s: float = 0.0, resume_n: int = 0
+    ) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+        self.resume_n = resume_n
+        self.exit_code = self.row.exit_code
+
+    @property
+    def row(self) -> Row:
+        """What this failure means to each layer."""
+        return TABLE[self.kind]
+
+    @property
+    def code(self) -> int:
+        """Wire code."""
+        return self.row.code
+
+    @property
+    def retryable(self) -> bool:
+        """Whether sending the request again may help."""
+        return self.row.resend
+
+    def __str__(self) -> str:
+        """Give the sentence, and which request it is about."""
+        return f"{self.text} (request {self.request_id})" if self.request_id else self.text
+
+
+class BadRequestError(RequestError):
+    """400: the request itself is wrong."""
+
+
+class UnauthorizedError(RequestError):
+    """401, 403: the key is missing, wrong, or not allowed to do this."""
+
+
+class NotFoundError(RequestError):
+    """404: no such service."""
+
+
+class ConflictError(RequestError):
+    """409: the request id was used before with another body."""
+
+
+class TooLargeError(RequestError):
+    """413: over a size limit."""
+
+
+class VersionError(RequestError):
+    """426: no common protocol version."""
+
+
+class BusyError(RequestError):
+    """429: queue or rate limit; `retry_after_s` says when."""
+
+
+class CancelledError(RequestError):
+    """499: given up by its client, or by the broker because its reader stalled."""
+
+
+class EngineError(RequestError):
+    """500: the model raised."""
+
+
+class WorkerLostError(RequestError):
+    """502: its node was lost, and it cannot go on elsewhere."""
+
+
+class UnavailableError(RequestError):
+    """503: no healthy node now."""
+
+
+class DeadlineError(RequestError):
+    """504: time is up."""
+
+
+_CLASS_OF_CODE: Final[dict[int, type[RequestError]]] = {
+    400: BadRequestError,
+    401: UnauthorizedError,
+    403: UnauthorizedError,
+    404: NotFoundError,
+    409: ConflictError,
+    413: TooLargeError,
+    426: VersionError,
+    429: BusyError,
+    499: CancelledError,
+    500: EngineError,
+    502: WorkerLostError,
+    503: UnavailableError,
+    504: DeadlineError,
+}
+
+
+def request_error(
+    kind: Kind, text: str, *, request_id: str = "", retry_after_s: float = 0.0, resume_n: int = 0
+) -> RequestError:
+    """Build the exception class that fits the kind."""
+    made = _CLASS_OF_CODE[TABLE[kind].code]
+    return made(kind, text, request_id=request_id, retry_after_s=retry_after_s, resume_n=resume_n)
