@@ -128,7 +128,7 @@ def pack_version_answer() -> Frames:
 class Codec(Generic[T]):
     """Decoder of one direction: knows the messages that its receiver takes, and refuses all others."""
 
-    def __init__(self, union: Any) -> None:
+    def __init__(self, union: Any) -> None:  # noqa: ANN401 - a union is a form, not a type
         self._union = union
         self._batch = cast(
             "msgspec.msgpack.Decoder[list[T]]",
@@ -174,28 +174,25 @@ class Codec(Generic[T]):
     def _read(self, item: msgspec.Raw, bodies: _Bodies) -> T:
         if not bodies.any:
             return self._one.decode(item)
-        fields = _any.decode(item)
-        if not isinstance(fields, list) or not fields:
-            raise ProtocolError("a message is not an array")
-        values = cast("list[Any]", fields)
-        for index in _BODY_INDEX.get(values[0], ()) if isinstance(values[0], int) else ():
+        values = _fields.decode(item)
+        if not values:
+            raise ProtocolError("a message is an empty array")
+        for index in _BODY_INDEX.get(values[0], ()) if type(values[0]) is int else ():
             if index < len(values) and type(values[index]) is int:
                 values[index] = bodies.take(values[index])
         return cast("T", msgspec.convert(values, self._union))
 
     def _describe(self, item: msgspec.Raw, error: Exception) -> BadMessage:
         """Say what is wrong with a message, and find its rid if it is a REQUEST or CANCEL that far."""
-        command, rid = None, None
         try:
-            fields = _any.decode(item)
-            command = fields[0]
-            if isinstance(fields[1], bytes) and len(fields[1]) == 16:
-                rid = fields[1]
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, IndexError, KeyError):
-            pass  # what cannot be read has no rid
-        unknown = isinstance(command, int) and command not in self._commands
-        why = f"unknown command {command}" if unknown else str(error)
-        return BadMessage(why, rid if command in _RID_COMMANDS else None, unknown)
+            fields = _fields.decode(item)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return BadMessage(str(error))
+        command = fields[0] if fields and type(fields[0]) is int else None
+        if command is not None and command not in self._commands:
+            return BadMessage(f"unknown command {command}", unknown_command=True)
+        has_rid = command in _RID_COMMANDS and len(fields) > 1 and isinstance(fields[1], bytes) and len(fields[1]) == 16
+        return BadMessage(str(error), fields[1] if has_rid else None)
 
 
 class _Bodies:
@@ -222,9 +219,9 @@ def _check_envelope(frames: Sequence[bytes | memoryview]) -> memoryview:
     header = memoryview(frames[0])
     if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(f"the header has {len(header)} bytes, over the limit of {MAX_HEADER_BYTES}")
-    if header[:2] != MAGIC:
+    if bytes(header[:2]) != MAGIC:
         raise ProtocolError("not ZRT: the first frame does not begin with ZR")
-    if header[:4] != PREFIX:
+    if bytes(header[:4]) != PREFIX:
         major = header[2] if len(header) > 2 else None
         raise ProtocolError(f"this side speaks ZRT/{m.VERSION}, the envelope is ZRT/{major}", peer_major=major)
     if len(frames) > 1 and sum(map(len, frames)) > MAX_ENVELOPE_BYTES:
@@ -244,7 +241,7 @@ def _body_indexes() -> dict[int, tuple[int, ...]]:
 
 _BODY_INDEX: Final = _body_indexes()
 _RID_COMMANDS: Final = frozenset({2, 3})
-_any: Final = msgspec.msgpack.Decoder(object)
+_fields: Final[msgspec.msgpack.Decoder[list[Any]]] = msgspec.msgpack.Decoder(list[Any])
 _raw_items: Final = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], Meta(max_length=MAX_MESSAGES)])
 
 FROM_CLIENT: Final[Codec[m.FromClient]] = Codec(m.FromClient)

@@ -1,0 +1,228 @@
+"""The bodies of requests and replies: one schema for the native client, /infer, the OpenAI paths and the engines.
+
+Bodies are MessagePack maps, opaque to the broker. They are unpacked by `msgpack` under hard limits, then checked
+against the structs below; unknown fields are refused, so that a misspelt parameter never silently changes an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+import msgpack
+import msgspec
+from msgspec import Meta
+
+from .errors import Kind, RequestError, request_error
+from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+Role = Literal["system", "user", "assistant", "tool", "developer"]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+StopString = Annotated[str, Meta(min_length=1, max_length=512)]
+Seed = Annotated[int, Meta(ge=0, le=MAX_INT)]
+
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_MAX_TOKENS = 1024
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What all bodies share: a map on the wire, defaults left out, unknown fields refused."""
+
+
+class ChatMessage(_Body, frozen=True):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
+    """Generate text: exactly one of `prompt`, `messages`, `token_ids`.
+
+    Attributes:
+        prompt: One user message through the model's chat template; plain completion if `raw`.
+        max_tokens: New tokens at most; None = the worker's default. Clamped to the room left in the context.
+        temperature: None = 0.7; below 1e-5 greedy.
+        seed: 0 .. 2**63-1; None = derived from the request id, and told in the result.
+        logprobs: How many alternatives to report per token; None = none at all.
+    """
+
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)] | None = None
+    token_ids: list[TokenId] | None = None
+    raw: bool = False
+    max_tokens: MaxTokens | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    min_p: Probability = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100.0, le=100.0)]], Meta(max_length=1024)] = {}
+    stop: Annotated[list[StopString], Meta(max_length=16)] = []
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] = []
+    seed: Seed | None = None
+    ignore_eos: bool = False
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class Embed(_Body, frozen=True, tag="embed", tag_field="task"):
+    """Embed text: one string, several, or token ids. Too long is an error unless `truncate`."""
+
+    input: str | Annotated[list[str | list[TokenId]], Meta(min_length=1, max_length=2048)]
+    dimensions: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    truncate: bool = False
+
+
+Task = Generate | Embed
+
+
+class Usage(_Body, frozen=True, omit_defaults=False):
+    """Tokens after the template, and tokens sampled (EOS included); the same whether or not the stream was resumed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Both together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class TokenLogprobs(_Body, frozen=True):
+    """One sampled token: its log probability, and the most likely alternatives by token id."""
+
+    logprob: float
+    top: dict[int, float] = {}
+
+
+class Chunk(_Body, frozen=True, omit_defaults=False):
+    """Body of PARTIAL: new token ids, one piece of text per id (empty while it is held back).
+
+    Units of a generation are tokens: `n` of the header equals `len(ids)`.
+    """
+
+    ids: list[int]
+    text: list[str]
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class GenerateResult(_Body, frozen=True):
+    """Body of FINAL for Generate.
+
+    Attributes:
+        tail: Text held back by the last PARTIAL (a stream's client appends it to what it has).
+        text, ids: The whole result; filled for unary requests only (a stream's client has it already).
+        revision: Weights, dtype and engine that made it.
+    """
+
+    finish_reason: FinishReason
+    usage: Usage
+    seed: int
+    model: str
+    revision: str
+    tail: str = ""
+    text: str | None = None
+    ids: list[int] | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class Tensor(_Body, frozen=True, omit_defaults=False):
+    """Numbers as they lie in memory: `data` is little-endian, row by row."""
+
+    dtype: Literal["f4"]
+    shape: list[int]
+    data: bytes
+
+
+class EmbedResult(_Body, frozen=True, omit_defaults=False):
+    """Body of FINAL for Embed: one row per input."""
+
+    vectors: Tensor
+    usage: Usage
+    model: str
+    revision: str
+
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+def unpack_map(body: bytes) -> dict[str, Any]:
+    """Unpack a MessagePack map under the limits of limits.py.
+
+    Raises:
+        RequestError: (400) it is not MessagePack, not a map, or over a limit.
+    """
+    try:
+        value = msgpack.unpackb(
+            body,
+            use_list=True,
+            raw=False,
+            strict_map_key=False,  # logit_bias has integer keys; the schema checks the rest
+            max_str_len=BODY_MAX_STR_BYTES,
+            max_bin_len=BODY_MAX_BIN_BYTES,
+            max_array_len=BODY_MAX_ARRAY,
+            max_map_len=BODY_MAX_MAP,
+            max_ext_len=0,
+        )
+    except (ValueError, UnicodeDecodeError, msgpack.UnpackException, RecursionError, TypeError) as error:
+        raise _bad(f"the body is not valid MessagePack: {str(error) or type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise _bad("the body is not a map")
+    return cast("dict[str, Any]", value)
+
+
+def check(values: dict[str, Any], schema: type[B]) -> B:
+    """Check a map against a schema. Raises RequestError (400) with the field named."""
+    try:
+        return msgspec.convert(values, schema, strict=True, str_keys=False)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise request_error(Kind.BAD_REQUEST, f"{error}") from None
+
+
+def decode(body: bytes, schema: type[B]) -> B:
+    """Unpack and check a body. Raises RequestError (400) with the field named."""
+    return check(unpack_map(body), schema)
+
+
+def decode_task(body: bytes) -> Task:
+    """Read the body of a REQUEST or DISPATCH.
+
+    Raises:
+        RequestError: (400) with the field named.
+    """
+    values = unpack_map(body)
+    task: Task
+    if values.get("task") == "embed":
+        task = check(values, Embed)
+    else:
+        values.setdefault("task", "generate")
+        task = check(values, Generate)
+        check_generate(task)
+    return task
+
+
+def check_generate(task: Generate) -> None:
+    """Check what a schema cannot say. Raises RequestError (400)."""
+    given = [name for name in ("prompt", "messages", "token_ids") if getattr(task, name) is not None]
+    if len(given) != 1:
+        raise _bad(f"exactly one of prompt, messages and token_ids is needed, not {' and '.join(given) or 'none'}")
+    if task.max_tokens is not None and task.min_tokens > task.max_tokens:
+        raise _bad(f"min_tokens ({task.min_tokens}) is above max_tokens ({task.max_tokens})")
+
+
+def _bad(text: str) -> RequestError:
+    return request_error(Kind.BAD_REQUEST, text)
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(body: msgspec.Struct) -> bytes:
+    """Pack a body; the bytes are what `msgpack.packb` would make of the same map."""
+    return _encoder.encode(body)
