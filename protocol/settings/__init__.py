@@ -1,0 +1,43 @@
+"""The one settings loader: a role declares a frozen dataclass, everything else follows from it.
+
+Defaults < TOML file < `.env` < environment < flags; a key that no role knows is an error, and each value remembers
+where it came from. Declare and use:
+
+    @dataclass(frozen=True, kw_only=True)
+    class BrokerSettings(CommonSettings):
+        role: ClassVar[str] = "broker"  # the TOML table, and the name in the entry-point group zmqrt.settings
+
+        request_timeout_s: float = setting(
+            30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=0.001, help="Longest wait for an answer."
+        )  # --request-timeout 30s, ZMQRT_REQUEST_TIMEOUT, ZMQRT_REQUEST_TIMEOUT_SEC, REQUEST_TIMEOUT_SEC
+        bind: tuple[str, ...] = setting(("tcp://127.0.0.1:7555",), help="Where clients connect.")
+
+    @command(BrokerSettings, name="zmqrt-broker", help="Hand requests to workers.")
+    def main(settings: BrokerSettings) -> None: ...
+
+A subcommand of a group takes the same flags with `@options(ClientSettings)`; a program calls `load(ClientSettings)`.
+"""
+
+from .commands import command, options, version_text
+from .declare import CommonSettings, Setting, setting, settings_of
+from .render import markdown_table, toml_template
+from .sources import Origin, Resolved, Surroundings, known_roles, load, origins, resolve
+
+__all__ = [
+    "CommonSettings",
+    "Origin",
+    "Resolved",
+    "Setting",
+    "Surroundings",
+    "command",
+    "known_roles",
+    "load",
+    "markdown_table",
+    "options",
+    "origins",
+    "resolve",
+    "setting",
+    "settings_of",
+    "toml_template",
+    "version_text",
+]

@@ -1,0 +1,171 @@
+"""Settings as a command line: click options made from a settings class, whose help names every other way to set them.
+
+click parses flags and tells which were given; everything else comes from `sources`.
+"""
+
+import functools
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+from click.types import OptionHelpExtra
+
+from ..errors import ZmqrtError
+from .declare import CommonSettings, Setting, settings_of
+from .sources import CONFIG_ENV, FILE_NAME, resolve
+
+S = TypeVar("S", bound=CommonSettings)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DEST = "setting__"
+_CONFIG = "config__"
+
+
+def command(
+    cls: type[S],
+    *,
+    name: str,
+    help: str,  # noqa: A002 - click's own word
+    epilog: str | None = None,
+) -> Callable[[Callable[[S], object]], click.Command]:
+    """Make a role's program: its flags, `--config`, `--version`, and a settings object for the function."""
+
+    def decorate(function: Callable[[S], object]) -> click.Command:
+        made = options(cls)(function)
+        made = click.option(
+            "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show versions."
+        )(made)
+        context = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        return click.command(name, help=help, epilog=epilog, context_settings=context)(made)
+
+    return decorate
+
+
+def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
+    """Give a click function a role's flags; it gets the settings first, then its own parameters.
+
+    A ZmqrtError that leaves the function ends the program with its exit code and one line on standard error.
+    """
+
+    def decorate(function: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            context = click.get_current_context()
+            given = _take_flags(cls, context, kwargs)
+            config = kwargs.pop(_CONFIG, None)
+            try:
+                resolved = resolve(cls, given, config=config if isinstance(config, Path) else None)
+                for warning in resolved.warnings:
+                    click.echo(f"warning: {warning}", err=True)
+                return function(resolved.settings, *args, **kwargs)
+            except ZmqrtError as error:
+                click.echo(f"error: {error}", err=True)
+                context.exit(error.exit_code)
+
+        wrapped: Callable[P, R] = _config_option(run)
+        for one in reversed(settings_of(cls)):
+            wrapped = _option(one)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def version_text() -> str:
+    """Name the versions that matter in a report: zmqrt, the protocol, libzmq, Python."""
+    import zmq
+
+    own = metadata.version("zmqrt")
+    return f"zmqrt {own} (ZRT/1, libzmq {zmq.zmq_version()}, Python {platform.python_version()})"
+
+
+def _take_flags(cls: type[CommonSettings], context: click.Context, kwargs: dict[str, Any]) -> dict[str, object]:
+    """Remove our options from the parameters and return those that stood on the command line."""
+    given: dict[str, object] = {}
+    for one in settings_of(cls):
+        value = kwargs.pop(_DEST + one.field, None)
+        if context.get_parameter_source(_DEST + one.field) is ParameterSource.COMMANDLINE:
+            given[one.name] = value
+    return given
+
+
+def _config_option(function: Callable[P, R]) -> Callable[P, R]:
+    return click.option(
+        "--config",
+        _CONFIG,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help=f"Settings file; else {CONFIG_ENV}, ./{FILE_NAME}, then {FILE_NAME} in the user's settings folder.",
+    )(function)
+
+
+def _option(one: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    names = [f"{one.flag}/--no-{one.flag.removeprefix('--')}"] if one.kind.is_flag else [one.flag]
+    return click.option(
+        *names,
+        _DEST + one.field,
+        cls=_SettingOption,
+        type=None if one.kind.is_flag else _SettingType(one),
+        default=None,
+        multiple=one.kind.is_list,
+        metavar=one.metavar or None,
+        hidden=one.declared.deprecated is not None,
+        help=one.declared.help,
+        setting=one,
+    )
+
+
+class _SettingOption(click.Option):
+    """An option whose help shows what the loader does: click itself neither reads variables nor fills defaults here."""
+
+    def __init__(self, *args: Any, setting: Setting, **kwargs: Any) -> None:  # noqa: ANN401 - click's many parameters pass through
+        super().__init__(*args, **kwargs)
+        self.setting = setting
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        """Add environment names and the default to the help line."""
+        extra = super().get_help_extra(ctx)
+        extra["envvars"] = self.setting.env_names[:1] + self.setting.declared.env
+        shown = self.setting.show(self.setting.default)
+        if shown and not (self.setting.kind.is_flag and not self.setting.default):
+            extra["default"] = shown
+        return extra
+
+
+class _SettingType(click.ParamType[object]):
+    """Checks a flag at once, so that a bad one is a usage error, and completes choices and paths."""
+
+    def __init__(self, one: Setting) -> None:
+        self.setting = one
+        self.name = one.metavar
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """Return the text unchanged once it is known to be readable."""
+        try:
+            self.setting.parse(value)
+        except ValueError as error:
+            shown = "this value" if self.setting.declared.is_secret else repr(value)
+            self.fail(f"{shown}: {error}", param, ctx)
+        return value
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - part of click's signature
+        param: click.Parameter,  # noqa: ARG002 - part of click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Offer the accepted words, or files."""
+        if isinstance(self.setting.default, Path) or self.setting.kind.metavar == "PATH":
+            return [CompletionItem(incomplete, type="file")]
+        words = (word for word in self.setting.declared.choices if word.startswith(incomplete))
+        return [CompletionItem(word) for word in words]
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:  # noqa: FBT001 - click's
+    if is_asked and not context.resilient_parsing:
+        click.echo(version_text())
+        context.exit()

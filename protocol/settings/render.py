@@ -1,0 +1,107 @@
+"""Settings as text for people: the commented TOML file of `zmqrt config init`, and the table in the documentation.
+
+Both come from the declarations alone, so they cannot fall behind the code.
+"""
+
+import json
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from .declare import CommonSettings, Setting, settings_of
+from .sources import CONFIG_ENV, FILE_NAME, SHARED_TABLE, Roles
+
+_PREAMBLE: Final = f"""\
+# Settings
+
+Made from the code by `make docs`; do not edit.
+
+Defaults < TOML file (`--config`, `{CONFIG_ENV}`, `./{FILE_NAME}`, `{FILE_NAME}` in the user's settings folder) <
+`.env` in the working directory < environment < flags. An unknown key is an error, exit code 78. A duration is written
+`10s`, `250ms` or `2m`, a size `64MiB`. A historic environment name works bare and with the prefix `ZMQRT_`.
+
+## Several roles
+
+In the TOML table `[{SHARED_TABLE}]`, or in a role's own table, which wins.
+"""
+
+
+def toml_template(roles: Roles) -> str:
+    """Return a settings file that changes nothing: every key, commented out, at its default."""
+    lines = [
+        "# Settings of zmqrt. Remove the # before a key to set it.",
+        "# Stronger than this file: .env in the working directory, then the environment, then flags.",
+        "",
+        "# For every role that has the key; a role's own table wins.",
+        f"[{SHARED_TABLE}]",
+    ]
+    shared = _shared(roles)
+    for one in shared:
+        lines += _commented(one)
+    for role, cls in roles.items():
+        lines += ["", f"[{role}]"]
+        for one in _own(cls, shared):
+            lines += _commented(one)
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(roles: Roles) -> str:
+    """Return the page that lists every setting of every role."""
+    shared = _shared(roles)
+    parts = [_PREAMBLE, _table(shared)]
+    for role, cls in roles.items():
+        parts += [f"## {role}\n\nTOML table `[{role}]`.\n", _table(_own(cls, shared))]
+    return "\n".join(parts)
+
+
+def _shared(roles: Roles) -> list[Setting]:
+    """Return the settings that more than one role has, the common ones first."""
+    found = {one.name: one for one in settings_of(CommonSettings)}
+    seen: set[str] = set()
+    for cls in roles.values():
+        for one in settings_of(cls):
+            if one.name in seen:
+                found.setdefault(one.name, one)
+            seen.add(one.name)
+    return [one for one in found.values() if not one.declared.deprecated]
+
+
+def _own(cls: type[CommonSettings], shared: Iterable[Setting]) -> list[Setting]:
+    """Return what stands under a role: also a shared name whose meaning or default differs here."""
+    common = {(one.name, one.declared.help, one.default) for one in shared}
+    own = (one for one in settings_of(cls) if (one.name, one.declared.help, one.default) not in common)
+    return [one for one in own if not one.declared.deprecated]
+
+
+def _commented(one: Setting) -> Iterator[str]:
+    yield ""
+    yield f"# {one.declared.help} ({', '.join(one.env_names[:1] + one.declared.env)})"
+    note = "  # not set by default" if one.default is None else ""
+    yield f"# {one.name} = {_toml_value(one)}{note}"
+
+
+def _toml_value(one: Setting) -> str:
+    if one.default is None:
+        return json.dumps(one.metavar)
+    if one.kind.is_list:
+        return json.dumps(list(typing.cast("Sequence[str]", one.default)))
+    if one.kind.is_flag or (isinstance(one.default, (int, float)) and one.kind.metavar in ("N", "NUMBER")):
+        return one.kind.show(one.default)
+    return json.dumps(one.kind.show(one.default), ensure_ascii=False)
+
+
+def _table(settings: Iterable[Setting]) -> str:
+    rows = [
+        "| setting | flag | environment | default | meaning |",
+        "| --- | --- | --- | --- | --- |",
+        *map(_row, settings),
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _row(one: Setting) -> str:
+    names = " ".join(f"`{name}`" for name in one.env_names[:1] + one.declared.env)
+    flag = one.flag if one.kind.is_flag else f"{one.flag} {one.metavar}"
+    shown = one.show(one.default)
+    meaning = one.declared.help.replace("|", "\\|")
+    return f"| `{one.name}` | `{flag.replace('|', '¦')}` | {names} | {f'`{shown}`' if shown else ''} | {meaning} |"
