@@ -190,7 +190,7 @@ def _refuse_unknown_variables(variables: Iterable[str], where: str, roles: Roles
     known = {CONFIG_ENV} | {name for cls in roles.values() for one in settings_of(cls) for name in one.env_names}
     for name in variables:
         if name.startswith(PREFIX) and name not in known:
-            raise ConfigurationError(f"unknown variable {name} in {where}{_nearest(name, known)}")
+            raise ConfigurationError(f"unknown variable {name} in {where}{_nearest(name, known, PREFIX)}")
 
 
 def _find_file(around: Surroundings, environ: Mapping[str, str], dotenv_values: Mapping[str, str]) -> Path | None:
@@ -252,6 +252,8 @@ def _tables_of(document: Mapping[str, object], path: Path, roles: Roles) -> Iter
         yield name, typing.cast("dict[str, object]", content)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else "; see `zmqrt config init` for every setting"
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Guess what was meant; a prefix that all names share must not make them look alike."""
+    bare = [one.removeprefix(prefix) for one in known if one.startswith(prefix)]
+    near = difflib.get_close_matches(name.removeprefix(prefix), bare, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "; see `zmqrt config init` for every setting"

@@ -5,6 +5,7 @@ It knows no names and no sources.
 """
 
 import math
+import os.path
 import re
 import types
 import typing
@@ -94,7 +95,7 @@ def _parse_path(raw: object) -> Path:
     text = _parse_text(raw)
     if not text:
         raise ValueError
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - leaves ~nobody alone where Path.expanduser raises
 
 
 def _parse_list(raw: object) -> tuple[str, ...]:

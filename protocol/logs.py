@@ -1,0 +1,76 @@
+"""Logs of every role: one line for each message on standard error, as text or as JSON.
+
+It formats and nothing else: levels and request ids are given where a message is logged (`extra={"request_id": …}`).
+"""
+
+import json
+import logging
+import sys
+import time
+from typing import Final, TextIO
+
+FIELDS: Final = ("request_id", "worker_id")
+
+
+def configure_logging(level: str, log_format: str = "text", *, role: str = "", stream: TextIO | None = None) -> None:
+    """Send everything logged in this process to one stream; replaces what an earlier call set up."""
+    handler = logging.StreamHandler(stream or _standard_error())
+    handler.setFormatter(JsonFormatter(role) if log_format == "json" else TextFormatter(role))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, str]:
+    """Return whom a message is about: the request and the worker, where it says so."""
+    found = {name: getattr(record, name, None) for name in FIELDS}
+    return {name: value.hex() if isinstance(value, bytes) else str(value) for name, value in found.items() if value}
+
+
+class TextFormatter(logging.Formatter):
+    """For people: local time to the millisecond, level, logger, message, ids."""
+
+    def __init__(self, role: str = "") -> None:
+        super().__init__()
+        self._role = f" {role}" if role else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one message; a traceback follows on lines of its own."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        name = record.name.removeprefix("zmqrt.")
+        line = f"{clock}.{record.msecs:03.0f} {record.levelname:7}{self._role} {name}: {record.getMessage()}"
+        line += "".join(f" {key}={value}" for key, value in fields_of(record).items())
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """For machines: one object per line, time in UTC."""
+
+    def __init__(self, role: str = "") -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one message; a traceback is one field of it."""
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {
+            "time": f"{clock}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            **({"role": self._role} if self._role else {}),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields_of(record),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _standard_error() -> TextIO:
+    """Return standard error, told never to fail on a character that the terminal cannot show."""
+    reconfigure = getattr(sys.stderr, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+    return sys.stderr

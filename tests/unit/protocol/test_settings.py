@@ -1,0 +1,381 @@
+"""The settings loader: precedence, names, origins, and what it refuses."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from zmqrt.protocol.errors import ConfigurationError
+from zmqrt.protocol.settings import (
+    CommonSettings,
+    Resolved,
+    Surroundings,
+    known_roles,
+    markdown_table,
+    resolve,
+    setting,
+    settings_of,
+    toml_template,
+)
+
+
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Read six hexadecimal digits."""
+    try:
+        red, green, blue = bytes.fromhex(text)
+    except ValueError:
+        raise ValueError("six hexadecimal digits") from None
+    return red, green, blue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kitchen(CommonSettings):
+    """One field of every kind."""
+
+    role: ClassVar[str] = "kitchen"
+
+    request_timeout_s: float = setting(30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=0.001, help="Longest wait.")
+    batch_max_latency_ms: float = setting(50.0, env=("BATCH_MAX_LATENCY_MS",), help="Longest wait for a batch.")
+    held_bytes: int = setting(1 << 30, help="Most memory for bodies.")
+    port: int = setting(8000, env=("PORT",), minimum=0, maximum=65535, help="Port.")
+    broker: tuple[str, ...] = setting(("tcp://127.0.0.1:7555",), env=("GATEWAY_URL",), help="Where the broker is.")
+    mock: bool = setting(False, env=("USE_MOCK_MODEL",), help="No model.")
+    api_keys: tuple[str, ...] = setting((), env=("API_KEYS",), secret=True, help="Who may ask.")
+    share: float | None = setting(None, minimum=0, maximum=1, help="Part of a whole.")
+    color: tuple[int, int, int] = setting(
+        (0, 0, 0),
+        convert=parse_color,
+        show=lambda color: "".join(f"{c:02x}" for c in color),
+        help="RGB.",
+    )
+    old_limit: int | None = setting(None, env=("OLD_LIMIT",), deprecated="use port", help="Gone.")
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction."""
+        if self.mock and self.port == 1:
+            raise ValueError("mock needs another port than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garden(CommonSettings):
+    """A second role, to be checked though it is not started."""
+
+    role: ClassVar[str] = "garden"
+
+    broker: tuple[str, ...] = setting(("tcp://127.0.0.1:7555",), help="Where the broker is.")
+    trees: int = setting(3, help="How many.")
+    pause_s: float = setting(0.0, help="Pause.")
+
+
+ROLES: Mapping[str, type[CommonSettings]] = {"kitchen": Kitchen, "garden": Garden}
+
+
+class House:
+    """A folder, a user's folder and an environment to load from."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = path / "here"
+        self.user_directory = path / "user"
+        self.directory.mkdir()
+        self.user_directory.mkdir()
+
+    def toml(self, text: str) -> None:
+        """Write zmqrt.toml into the working directory."""
+        (self.directory / "zmqrt.toml").write_text(text, encoding="utf-8")
+
+    def dotenv(self, text: str) -> None:
+        """Write .env into the working directory."""
+        (self.directory / ".env").write_text(text, encoding="utf-8")
+
+    def resolve(
+        self, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+    ) -> Resolved[Kitchen]:
+        """Load the kitchen's settings."""
+        around = Surroundings(
+            environ=environ or {}, directory=self.directory, user_directory=self.user_directory, roles=ROLES
+        )
+        return resolve(Kitchen, flags, surroundings=around)
+
+    def load(self, **environ: str) -> Kitchen:
+        """Load from files and the environment."""
+        return self.resolve(environ).settings
+
+    def refusal(self, **environ: str) -> str:
+        """Return the words with which loading is refused."""
+        with pytest.raises(ConfigurationError) as caught:
+            self.load(**environ)
+        return str(caught.value).replace(str(self.directory), "HERE")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """An empty house."""
+    return House(tmp_path)
+
+
+def origin_of(resolved: Resolved[Kitchen], name: str) -> str:
+    """Return where a setting's value came from, by the name of the file alone."""
+    origin = next(each.origin for each in resolved.origins if each.name == name)
+    return origin.rsplit("/", 1)[-1]
+
+
+def test_without_any_source_the_defaults_hold(house: House) -> None:
+    """Nothing set, nothing changed."""
+    resolved = house.resolve()
+
+    assert resolved.settings == Kitchen()
+    assert {each.origin for each in resolved.origins} == {"default"}
+
+
+def test_each_source_wins_over_the_weaker_ones(house: House) -> None:
+    """Defaults < shared table < role's table < .env < environment < flags; each value knows its source."""
+    seen = [house.resolve()]
+    house.toml("[all]\nport = 1")
+    seen.append(house.resolve())
+    house.toml("[all]\nport = 1\n[kitchen]\nport = 2")
+    seen.append(house.resolve())
+    house.dotenv("PORT=3")
+    seen.append(house.resolve())
+    seen.append(house.resolve({"PORT": "4"}))
+    seen.append(house.resolve({"PORT": "4", "ZMQRT_PORT": "5"}))
+    seen.append(house.resolve({"PORT": "4", "ZMQRT_PORT": "5"}, {"port": "6"}))
+
+    assert [(each.settings.port, origin_of(each, "port")) for each in seen] == [
+        (8000, "default"),
+        (1, "zmqrt.toml [all]"),
+        (2, "zmqrt.toml [kitchen]"),
+        (3, ".env PORT"),
+        (4, "environment PORT"),
+        (5, "environment ZMQRT_PORT"),
+        (6, "flag --port"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["ZMQRT_REQUEST_TIMEOUT", "ZMQRT_REQUEST_TIMEOUT_SEC", "REQUEST_TIMEOUT_SEC"])
+def test_historic_names_work_bare_and_with_the_prefix(house: House, name: str) -> None:
+    """Whoever set a variable years ago need not change it."""
+    assert house.load(**{name: "5"}).request_timeout_s == 5.0
+
+
+def test_an_empty_variable_is_none(house: House) -> None:
+    """Compose files pass variables on that nobody set."""
+    assert house.load(PORT="", ZMQRT_API_KEYS="").port == 8000
+
+
+def test_durations_and_sizes_carry_their_units(house: House) -> None:
+    """A unit is converted to the field's own; a bare number is in it already."""
+    loaded = house.load(ZMQRT_REQUEST_TIMEOUT="2m", BATCH_MAX_LATENCY_MS="1.5s", ZMQRT_HELD="64MiB")
+
+    assert (loaded.request_timeout_s, loaded.batch_max_latency_ms, loaded.held_bytes) == (120.0, 1500.0, 64 << 20)
+
+
+def test_lists_split_at_commas_in_text_and_keep_their_parts_in_toml(house: House) -> None:
+    """Both ways of writing a list say the same."""
+    house.toml('[kitchen]\nbroker = ["tcp://a:1", "tcp://b:2"]')
+
+    assert house.load().broker == house.load(GATEWAY_URL="tcp://a:1, tcp://b:2").broker == ("tcp://a:1", "tcp://b:2")
+
+
+def test_a_field_of_its_own_type_is_read_by_its_own_function(house: House) -> None:
+    """`convert` reads it, `show` writes it, and its ValueError says what was expected."""
+    resolved = house.resolve({"ZMQRT_COLOR": "ff8000"})
+
+    assert resolved.settings.color == (255, 128, 0)
+    assert next(each.shown for each in resolved.origins if each.name == "color") == "ff8000"
+    assert house.refusal(ZMQRT_COLOR="red").endswith("expected six hexadecimal digits")
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[kitchen]\nprot = 1", "unknown key prot in HERE/zmqrt.toml [kitchen]; did you mean port?"),
+        ("[garden]\ntress = 1", "unknown key tress in HERE/zmqrt.toml [garden]; did you mean trees?"),
+        ("[garden]\ntrees = 'many'", "setting trees = 'many' (HERE/zmqrt.toml [garden]): expected a whole number"),
+        ("[all]\nlog_levle = 'info'", "unknown key log_levle in HERE/zmqrt.toml [all]; did you mean log_level?"),
+        ("[kitchn]\nport = 1", "unknown table [kitchn] in HERE/zmqrt.toml; did you mean kitchen?"),
+        ("port = 1", "key port in HERE/zmqrt.toml stands outside a table; put it under [all]"),
+        (
+            "[kitchen]\nport = true",
+            "setting port = True (HERE/zmqrt.toml [kitchen]): expected a whole number from 0 to 65535",
+        ),
+        ("[kitchen]\nmock = 1", "setting mock = 1 (HERE/zmqrt.toml [kitchen]): expected true or false"),
+        ("[kitchen]\nbroker = [1]", "setting broker = [1] (HERE/zmqrt.toml [kitchen]): expected a list of texts"),
+        (
+            "[kitchen",
+            "cannot read HERE/zmqrt.toml: Expected ']' at the end of a table declaration (at end of document)",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(house: House, toml: str, message: str) -> None:
+    """The key, where it stands, and what was meant: also in the table of a role that is not started."""
+    house.toml(toml)
+
+    assert house.refusal() == message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ZMQRT_PROT", "1", "unknown variable ZMQRT_PROT in the environment; did you mean ZMQRT_PORT?"),
+        (
+            "ZMQRT_XYZZY",
+            "1",
+            "unknown variable ZMQRT_XYZZY in the environment; see `zmqrt config init` for every setting",
+        ),
+        ("PORT", "http", "setting port = 'http' (environment PORT): expected a whole number from 0 to 65535"),
+        ("PORT", "65536", "setting port = '65536' (environment PORT): expected a whole number from 0 to 65535"),
+        ("USE_MOCK_MODEL", "ja", "setting mock = 'ja' (environment USE_MOCK_MODEL): expected true or false"),
+        (
+            "REQUEST_TIMEOUT_SEC",
+            "0",
+            (
+                "setting request_timeout = '0' (environment REQUEST_TIMEOUT_SEC): "
+                "expected a duration such as 10s, 250ms or 2m (a bare number counts seconds) of at least 1ms"
+            ),
+        ),
+        ("ZMQRT_SHARE", "nan", "setting share = 'nan' (environment ZMQRT_SHARE): expected a number from 0 to 1"),
+        (
+            "LOG_LEVEL",
+            "loud",
+            "setting log_level = 'loud' (environment LOG_LEVEL): expected one of debug, info, warning, error, critical",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(house: House, variable: str, value: str, message: str) -> None:
+    """The variable, its value, and what was expected."""
+    assert house.refusal(**{variable: value}) == message
+
+
+def test_an_unknown_key_in_dotenv_is_named_and_foreign_ones_are_not_judged(house: House) -> None:
+    """Names with our prefix are ours; a .env may hold other programs' names."""
+    house.dotenv("POSTGRES_USER=me\nZMQRT_PORTS=1\n")
+
+    assert house.refusal() == "unknown variable ZMQRT_PORTS in .env; did you mean ZMQRT_PORT?"
+
+
+def test_a_contradiction_between_settings_is_refused(house: House) -> None:
+    """A role's own check speaks with the same exit code."""
+    assert house.refusal(PORT="1", USE_MOCK_MODEL="true") == "kitchen settings: mock needs another port than 1"
+
+
+def test_choices_are_read_in_any_case(house: House) -> None:
+    """LOG_LEVEL=INFO is what people write."""
+    assert house.load(LOG_LEVEL="WARNING").log_level == "warning"
+
+
+def test_a_secret_is_never_shown(house: House) -> None:
+    """Neither among the origins nor in a refusal."""
+    resolved = house.resolve({"API_KEYS": "me:s3cret"})
+    house.toml("[kitchen]\napi_keys = 3")
+
+    assert resolved.settings.api_keys == ("me:s3cret",)
+    assert "s3cret" not in "".join(each.shown for each in resolved.origins)
+    assert house.refusal() == "setting api_keys = **** (HERE/zmqrt.toml [kitchen]): expected a list of texts"
+
+
+def test_a_deprecated_setting_works_and_warns(house: House) -> None:
+    """Old set-ups go on, and say what to change."""
+    resolved = house.resolve({"OLD_LIMIT": "7"})
+
+    assert resolved.settings.old_limit == 7
+    assert resolved.warnings == ("setting old_limit (environment OLD_LIMIT) has no effect any more: use port",)
+
+
+def test_the_file_is_found_in_three_places(house: House) -> None:
+    """ZMQRT_CONFIG, then the working directory, then the user's folder; only one of them is read."""
+    (house.user_directory / "zmqrt.toml").write_text("[kitchen]\nport = 1", encoding="utf-8")
+    in_user_folder = house.load().port
+    house.toml("[kitchen]\nport = 2")
+    in_directory = house.load().port
+    other = house.directory / "other.toml"
+    other.write_text("[garden]\ntrees = 4", encoding="utf-8")
+
+    assert (in_user_folder, in_directory, house.load(ZMQRT_CONFIG=str(other)).port) == (1, 2, 8000)
+    assert "cannot read" in house.refusal(ZMQRT_CONFIG="no/such/file.toml")
+
+
+def test_a_file_from_a_windows_editor_is_read(house: House) -> None:
+    """A byte-order mark is no key."""
+    house.toml("\ufeff[kitchen]\nport = 2")
+
+    assert house.load().port == 2
+
+
+def test_the_template_changes_nothing_when_every_key_is_uncommented(house: House) -> None:
+    """`zmqrt config init` writes keys and defaults that load to the defaults."""
+    lines = toml_template(ROLES).splitlines()
+    keys = [line.removeprefix("# ") for line in lines if " = " in line and "not set by default" not in line]
+    tables = [line for line in lines if line.startswith("[")]
+
+    house.toml(
+        "\n".join(line.removeprefix("# ") for line in lines if line in tables or line.removeprefix("# ") in keys)
+    )
+
+    assert tables == ["[all]", "[kitchen]", "[garden]"]
+    assert {key.split(" = ")[0] for key in keys} == {
+        *("log_level", "log_format", "insecure", "broker", "request_timeout", "batch_max_latency"),
+        *("held", "port", "mock", "api_keys", "color", "trees", "pause"),
+    }
+    assert len(keys) == 13
+    assert house.load() == Kitchen()
+
+
+def test_the_documentation_lists_every_setting_once_and_no_deprecated_one() -> None:
+    """The table is made from the declarations."""
+    page = markdown_table(ROLES)
+
+    assert page.count("| `broker` |") == page.count("| `trees` |") == page.count("| `log_level` |") == 1
+    assert "old_limit" not in page
+    assert (
+        "| `request_timeout` | `--request-timeout DURATION` | `ZMQRT_REQUEST_TIMEOUT` `REQUEST_TIMEOUT_SEC` "
+        "| `30s` | Longest wait. |"
+    ) in page
+
+
+@given(seconds=st.floats(min_value=0, max_value=1e6).map(lambda number: round(number, 6)))
+def test_a_duration_written_is_read_back(seconds: float) -> None:
+    """`config show` prints values that can be typed."""
+    pause = next(one for one in settings_of(Garden) if one.field == "pause_s")
+
+    assert pause.parse(pause.show(seconds)) == pytest.approx(seconds)
+
+
+@given(size=st.integers(min_value=0, max_value=1 << 50))
+def test_a_size_written_is_read_back(size: int) -> None:
+    """The same for sizes, exactly."""
+    held = next(one for one in settings_of(Kitchen) if one.field == "held_bytes")
+
+    assert held.parse(held.show(size)) == size
+
+
+@given(text=st.text())
+def test_any_text_is_read_or_refused_in_words(text: str) -> None:
+    """No value, however odd, ends in another error."""
+    for one in settings_of(Kitchen):
+        try:
+            one.parse(text)
+        except ValueError as error:
+            assert str(error).startswith("expected ")
+
+
+@pytest.mark.parametrize("cls", [Kitchen, Garden, *known_roles().values()])
+def test_every_default_is_a_value_that_its_setting_accepts(cls: type[CommonSettings]) -> None:
+    """A default outside the limits would be refused as soon as somebody wrote it down."""
+    for one in settings_of(cls):
+        if one.default is not None and not one.declared.is_secret:
+            assert one.parse(one.show(one.default)) == one.default, one.name
+
+
+@pytest.mark.parametrize("cls", [Kitchen, Garden, *known_roles().values()])
+def test_no_two_settings_of_a_role_share_a_name(cls: type[CommonSettings]) -> None:
+    """Neither a key, nor a flag, nor a variable means two things."""
+    settings = settings_of(cls)
+    variables = [name for one in settings for name in one.env_names]
+
+    assert len({one.name for one in settings}) == len({one.flag for one in settings}) == len(settings)
+    assert len(set(variables)) == len(variables)
+    assert {field.name for field in dataclasses.fields(cls)} == {one.field for one in settings}
