@@ -18,7 +18,7 @@ TIMED   := (integration or e2e)
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all soak check format bench build clean
+.PHONY: help setup demo up test test-all soak check format bench docs build clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ format: $(STAMP)-dev ## let ruff fix and format
 bench: $(STAMP)-bench ## requests per second and latency, beside libzmq's own proxy
 	$(BIN)/python bench/bench_roundtrip.py
 
+docs: $(STAMP)-dev ## write the pages that are made from the code
+	$(BIN)/python -c 'from zmqrt.protocol import settings as s; print(s.markdown_table(s.known_roles()), end="")' > docs/settings.md
+
 build: $(STAMP)-dev ## the wheel, in dist/
 	$(BIN)/python -m build --wheel
 
@@ -64,7 +67,8 @@ clean: ## remove what tools and builds left behind; the environment stays
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 # One stamp per thing installed, made again when the file that decides about it changes.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# (setuptools warns about folders beside an editable install; ours are meant to be there.)
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "zmqrt needs Python 3.11 or newer; try PYTHON=python3.12"'

@@ -3,7 +3,6 @@
 Unknown keys are looked for in every source and every role, so that a typo never passes as a default.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import os
@@ -90,9 +89,12 @@ _Layer = Callable[[Setting], _Found | None]
 def known_roles() -> Roles:
     """Return each installed role's settings class by its name; protocol imports no role, so entry points tell."""
     roles: dict[str, type[CommonSettings]] = {}
-    for point in metadata.entry_points(group="zmqrt.settings"):
-        with contextlib.suppress(ModuleNotFoundError):
+    for point in sorted(metadata.entry_points(group="zmqrt.settings"), key=lambda point: point.name):
+        try:
             roles[point.name] = typing.cast("type[CommonSettings]", point.load())
+        except ModuleNotFoundError as error:
+            if error.name != point.module:  # a role that is not here has no settings; a broken one is an error
+                raise
     return roles
 
 

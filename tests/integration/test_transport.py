@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import zmq
+
 from zmqrt.protocol import transport
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.protocol.timing import Timing

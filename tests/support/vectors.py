@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from support.wire import ALL_MESSAGES, smallest
 from zmqrt.protocol import codec
 from zmqrt.protocol import messages as m

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
+
 from zmqrt.protocol import messages as m
 
 ALL_MESSAGES: list[type[Any]] = [

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.wire import ALL_MESSAGES, messages, of_struct, smallest
 from zmqrt.protocol import codec
 from zmqrt.protocol import messages as m

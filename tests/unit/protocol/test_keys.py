@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from zmqrt.protocol import keys
 from zmqrt.protocol.errors import ConfigurationError
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+
 from zmqrt.protocol.logs import configure_logging
 
 log = logging.getLogger("zmqrt.broker.server")

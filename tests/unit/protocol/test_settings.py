@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.protocol.settings import (
     CommonSettings,

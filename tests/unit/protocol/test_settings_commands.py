@@ -7,6 +7,7 @@ from typing import ClassVar
 import click
 import pytest
 from click.testing import CliRunner, Result
+
 from zmqrt.protocol.errors import ConnectError
 from zmqrt.protocol.settings import CommonSettings, command, options, setting
 

@@ -8,6 +8,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import BadRequestError
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from support.vectors import FILE, as_vector, examples
 from zmqrt.protocol import codec
 from zmqrt.protocol import messages as m

@@ -1,0 +1,22 @@
+"""What every test starts from: no settings of the person who runs it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zmqrt.protocol.settings import known_roles, settings_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Hide the user's settings file and variables from the tests and from the processes they start."""
+    ours = {name for cls in known_roles().values() for one in settings_of(cls) for name in one.env_names}
+    folder = tmp_path_factory.mktemp("config")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name in ours or name.startswith("ZMQRT_"):
+                patch.delenv(name)
+        patch.setenv("XDG_CONFIG_HOME", str(folder))
+        yield folder
