@@ -1,0 +1,180 @@
+"""The three engine protocols, and the plain records that cross them.
+
+An engine turns token ids (or batch items, or a task) into results on one device. It knows nothing of sockets, brokers,
+leases, requests ids, tokenizers or stop strings: the agent owns text, the engine process (`process.py`) owns the loop.
+A factory named by `--engine` may return any of the three, or a mapping of service suffix to engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+Phase = Literal["starting", "downloading", "converting", "loading", "warming", "ready", "restarting", "failed"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is drawn; every field is already resolved (no None means "default" here).
+
+    `temperature` below 1e-5 is greedy. `seed` is 0..2**63-1; noise is a pure function of (seed, position, token id).
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    logprobs: int | None = None
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation for a `TokenEngine`.
+
+    `resume_ids` were generated (and delivered) before, elsewhere: they count towards `max_new_tokens`, penalties and
+    positions, and are never reported again. Position of a token = its index in prompt_ids + generated ids.
+    """
+
+    ticket: int
+    prompt_ids: list[int]
+    resume_ids: list[int] = []
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    stop_ids: list[int] = []
+    ignore_eos: bool = False
+    sampling: Sampling = Sampling()
+
+
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step did for one request: new token ids, and at the very end a finish reason.
+
+    Exactly one event of a ticket carries `finish_reason`, and none follows it. With `error` set the reason is "error".
+    A sampled stop id is reported in `token_ids` and followed (or accompanied) by finish_reason "stop".
+    """
+
+    ticket: int
+    token_ids: list[int] = []
+    logprobs: list[dict[int, float]] | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine can hold at once: `slots` requests beside each other, `context` tokens in one (prompt + output),
+    `kv_tokens` over all (0 = not limited apart from slots x context)."""
+
+    slots: int
+    context: int
+    kv_tokens: int = 0
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the start of the engine, and gauges of this moment."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_percent: int = 0
+    steps: int = 0
+    tokens: int = 0
+    largest_batch: int = 0
+
+
+class EngineFullError(Exception):
+    """The engine has no free slot; the caller keeps the request and tries again after the next event."""
+
+
+class RequestRefusedError(Exception):
+    """The engine can never serve this request (its words go to the client as a 400)."""
+
+
+@runtime_checkable
+class TokenEngine(Protocol):
+    """Continuous batching over token ids. All methods are called from one thread; none but `poll` may block."""
+
+    def submit(self, request: TokenRequest) -> None:
+        """Take a request in. Raises EngineFullError or RequestRefusedError."""
+        ...
+
+    def cancel(self, ticket: int) -> None:
+        """Stop a request: idempotent; a live one yields exactly one terminal event, an unknown ticket nothing."""
+        ...
+
+    def poll(self, timeout_s: float) -> list[TokenEvent]:
+        """Run or await at most one step, waiting at most `timeout_s` seconds; return the events of it."""
+        ...
+
+    def capacity(self) -> Capacity: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None:
+        """Free everything within two seconds, requests running or not."""
+        ...
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of a batch: the decoded body of the task and its padded-length hint in tokens (or bytes)."""
+
+    ticket: int
+    task: dict[str, Any]
+    length: int
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with this item."""
+
+    ticket: int
+    body: dict[str, Any] | None = None
+    error: str | None = None
+
+
+@runtime_checkable
+class BatchEngine(Protocol):
+    """Embeddings, classifiers and the like: many in, as many out; the batcher stands in front of it."""
+
+    def run(self, items: list[Item]) -> list[Result]: ...
+
+    def capacity(self) -> Capacity: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class StreamEngine(Protocol):
+    """A model that deals in text itself (an upstream server, a user's generator): chunks of text, then return."""
+
+    def generate(self, task: dict[str, Any]) -> AsyncIterator[str]: ...
+
+    def capacity(self) -> Capacity: ...
+
+    async def close(self) -> None: ...
+
+
+Engine = TokenEngine | BatchEngine | StreamEngine
+Progress = Callable[[Phase, float], None]
+"""Called by a factory while it loads: the phase, and how much of it is done in percent (0..100)."""
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a factory gets: which model on which device, with which bounds. `options` are `--engine-opt k=v`."""
+
+    engine: str
+    model: str
+    model_path: str
+    device: str
+    dtype: str
+    max_model_len: int
+    batch_max_size: int
+    batch_max_latency_ms: int
+    slots: int
+    options: dict[str, str] = {}
+
+
+Factory = Callable[[EngineSpec, Progress], "Engine | Mapping[str, Engine]"]
+EngineNames = Sequence[str]

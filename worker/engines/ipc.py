@@ -1,0 +1,122 @@
+"""The messages between a node's agent and one engine process, over an ipc PAIR: one envelope per step and direction.
+
+Both ends are the same release on the same machine, so there is no version here; what crosses the network is ZRT/1.
+An envelope is one MessagePack array of the structs below (`encode` / `decode_*`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from .base import Capacity, EngineStats, Phase, Result, TokenEvent, TokenRequest
+
+Kind = Literal["token", "batch", "stream"]
+
+
+class Submit(msgspec.Struct, frozen=True, tag=1, array_like=True):
+    """Agent to engine: start this generation on the token engine of `service`."""
+
+    service: str
+    request: TokenRequest
+
+
+class SubmitTask(msgspec.Struct, frozen=True, tag=2, array_like=True):
+    """Agent to engine: run this task on the batch or stream engine of `service`; `length` is its size hint."""
+
+    service: str
+    ticket: int
+    task: dict[str, Any]
+    length: int
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=3, array_like=True):
+    """Agent to engine: stop a ticket; answered by exactly one terminal event if it was live."""
+
+    ticket: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=4, array_like=True):
+    """Agent to engine: leave now, whatever still runs."""
+
+
+class EngineService(msgspec.Struct, frozen=True, kw_only=True):
+    """One service an engine process offers. `name` is "" for its main one, else the suffix of the served model name."""
+
+    name: str
+    kind: Kind
+    task: Literal["generate", "embed"]
+    capacity: Capacity
+    model: str
+    revision: str
+
+
+class Loading(msgspec.Struct, frozen=True, tag=10, array_like=True):
+    """Engine to agent: how far loading is."""
+
+    phase: Phase
+    percent: float
+    elapsed_s: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=11, array_like=True):
+    """Engine to agent: loaded; submit away."""
+
+    services: list[EngineService]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=12, array_like=True):
+    """Engine to agent: it cannot load or go on; the process exits after this."""
+
+    error: str
+
+
+class TextChunk(msgspec.Struct, frozen=True, tag=13, array_like=True):
+    """Engine to agent: a piece of text of a StreamEngine; `done` ends it, with `error` if it broke."""
+
+    ticket: int
+    text: str
+    done: bool = False
+    error: str | None = None
+
+
+class Refused(msgspec.Struct, frozen=True, tag=14, array_like=True):
+    """Engine to agent: a submit that was not taken. `full` = try again later; else a 400 with these words."""
+
+    ticket: int
+    full: bool
+    error: str
+
+
+class Step(msgspec.Struct, frozen=True, tag=15, array_like=True):
+    """Engine to agent: everything one loop pass produced. Also sent, empty, at least every 250 ms as a sign of life:
+    the agent derives the engine's loop age from the arrival of the last one."""
+
+    events: list[TokenEvent]
+    results: list[Result]
+    stats: dict[str, EngineStats]
+
+
+ToEngine = Submit | SubmitTask | Cancel | Stop
+FromEngine = Loading | Ready | Failed | TextChunk | Refused | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])
+_from_engine: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(list[FromEngine])
+
+
+def encode(messages: Sequence[ToEngine] | Sequence[FromEngine]) -> bytes:
+    """Pack one envelope."""
+    return _encoder.encode(messages)
+
+
+def decode_to_engine(data: bytes) -> list[ToEngine]:
+    """Unpack an envelope in the engine process. Raises msgspec.DecodeError."""
+    return _to_engine.decode(data)
+
+
+def decode_from_engine(data: bytes) -> list[FromEngine]:
+    """Unpack an envelope in the agent. Raises msgspec.DecodeError."""
+    return _from_engine.decode(data)
