@@ -5,8 +5,11 @@ Pure: seconds come in as `now`, chance as a `random.Random`. The defaults are th
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
