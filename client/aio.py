@@ -1,0 +1,371 @@
+"""The library for asyncio, in any event loop: no `add_reader`, only `call_soon_threadsafe`, so Proactor and uvloop do.
+
+Verbs that wait are coroutines; those that only start something (`stream`, `submit`) are plain. Cancelling a task that
+waits for an answer cancels the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar, Unpack, overload
+
+from ..protocol import messages as m
+from ..protocol import tasks
+from ..protocol.errors import ZmqrtError
+from ..protocol.limits import MAX_OUTSTANDING, STREAM_BUFFER_BYTES
+from ..protocol.snapshot import ServiceStatus, Snapshot
+from . import calls, questions
+from .calls import CallOptions, GenerateOptions
+from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
+from .io_thread import IoThread
+from .questions import Question
+from .reading import Event, Reading, read_generation, read_unary
+from .results import Chunk, Embeddings, Result, read_embeddings
+
+R = TypeVar("R")
+
+
+class LoopBell:
+    """Wakes readers in one event loop: however many events a pass of the I/O thread brings, the loop is called once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)  # the client keeps bells by loop, and must not keep the loop itself
+        self._rung: deque[AsyncInbox] = deque()
+        self._is_scheduled = False
+
+    def ring(self, inbox: AsyncInbox) -> None:
+        """Wake whoever waits on the inbox. Called by the I/O thread."""
+        self._rung.append(inbox)
+        if not self._is_scheduled:  # set false before the deque is emptied, so nothing is left behind
+            self._is_scheduled = True
+            loop = self._loop()
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._wake_all)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                self._rung.clear()
+
+    def _wake_all(self) -> None:
+        self._is_scheduled = False
+        while self._rung:
+            self._rung.popleft().wake()
+
+
+class AsyncInbox:
+    """Events of one request on their way from the I/O thread to the task that reads."""
+
+    def __init__(self, bell: LoopBell) -> None:
+        self._bell = bell
+        self._events: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        # Two counters with one writer each: their difference needs no lock.
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def put(self, event: Event) -> bool:
+        """Add an event; False when more bytes lie unread than a stream may hold. Called by the I/O thread."""
+        self._events.append(event)
+        self._bell.ring(self)
+        if type(event) is m.Partial:
+            self._bytes_in += len(event.body)
+            return self._bytes_in - self._bytes_out <= STREAM_BUFFER_BYTES
+        return True
+
+    def wake(self) -> None:
+        """Let the reader look."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> Event:
+        """Wait for the next event."""
+        while not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        event = self._events.popleft()
+        if type(event) is m.Partial:
+            self._bytes_out += len(event.body)
+        return event
+
+
+class AsyncHandle(Generic[R]):
+    """A request that is under way, to be read by one task at a time."""
+
+    def __init__(self, io: IoThread, bell: LoopBell, call: calls.Call, reading: Reading[R]) -> None:
+        self._io = io
+        self._call = call
+        self._reading = reading
+        self._inbox = AsyncInbox(bell)
+        io.submit(call, self._inbox)
+
+    @property
+    def request_id(self) -> str:
+        """Name of the request in logs and errors."""
+        return self._call.request_id
+
+    @property
+    def rid(self) -> bytes:
+        """Sixteen bytes that name the request on the wire."""
+        return self._call.rid
+
+    def done(self) -> bool:
+        """Say whether the end has been read."""
+        return self._reading.is_done
+
+    def cancel(self) -> None:
+        """Give the request up; its node stops. Reading on raises CancelledError."""
+        if not self._reading.is_done:
+            self._io.cancel(self._call.rid)
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the end of the request and return its result.
+
+        Raises:
+            TimeoutError: not ready within `timeout` seconds; the request goes on.
+            RequestError: it ended without a result.
+        """
+        async with asyncio.timeout(timeout):
+            while not self._reading.is_done:
+                self._reading.feed(await self._inbox.take())
+        return self._reading.outcome()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Read the chunks of a stream (`stream=True`); afterwards `result()` returns at once."""
+        if not self._call.flags & m.STREAM:
+            raise TypeError("this request does not stream; submit it with stream=True")
+        while (chunk := await self.next_chunk()) is not None:
+            yield chunk
+
+    async def next_chunk(self) -> Chunk | None:
+        """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
+        while not self._reading.is_done:
+            chunk = self._reading.feed(await self._inbox.take())
+            if chunk is not None:
+                return chunk
+        self._reading.outcome()
+        return None
+
+
+class AsyncStream:
+    """An iterator over the chunks of one answer. Leaving its `async with` block early cancels the request."""
+
+    def __init__(self, handle: AsyncHandle[Result]) -> None:
+        self._handle = handle
+        self._result: Result | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Name of the request in logs and errors."""
+        return self._handle.request_id
+
+    @property
+    def result(self) -> Result | None:
+        """The whole result, once the last chunk has been read; None before."""
+        return self._result
+
+    def cancel(self) -> None:
+        """Give the request up; reading on raises CancelledError."""
+        self._handle.cancel()
+
+    async def aclose(self) -> None:
+        """Stop: what has not ended is cancelled."""
+        self._handle.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        try:
+            chunk = await self._handle.next_chunk()
+        except asyncio.CancelledError:
+            self._handle.cancel()
+            raise
+        if chunk is None:
+            self._result = await self._handle.result()
+            raise StopAsyncIteration
+        return chunk
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._handle.cancel()  # a loop left by `break` must not leave a node at work
+
+
+class AsyncClient:
+    """A connection to a fleet, through one broker at a time; with several given, the next takes over.
+
+    Entering it (`async with`) connects, or raises ConnectError naming the cause; without, the first use does. The
+    arguments are those of `Client`.
+    """
+
+    def __init__(
+        self,
+        brokers: str | Sequence[str] = DEFAULT_BROKER,
+        *,
+        keys: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
+        default_model: str | None = None,
+        name: str = "python",
+        max_outstanding: int = MAX_OUTSTANDING,
+    ) -> None:
+        self._use(
+            make_config(
+                brokers,
+                keys=keys,
+                insecure=insecure,
+                connect_timeout_s=connect_timeout_s,
+                timeout_s=timeout_s,
+                default_model=default_model,
+                name=name,
+                max_outstanding=max_outstanding,
+            )
+        )
+
+    def _use(self, config: ClientConfig) -> None:
+        self._defaults = calls.Defaults(timeout_s=config.timeout_s, model=config.default_model)
+        self._io = IoThread(config)
+        self._finalizer = weakref.finalize(self, self._io.stop)
+        self._bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def from_settings(
+        cls, settings: ClientSettings, *, name: str = "python", max_outstanding: int = MAX_OUTSTANDING
+    ) -> Self:
+        """Make a client from settings (flags, environment, file)."""
+        return cls(
+            settings.broker,
+            keys=settings.keys,
+            insecure=settings.insecure,
+            connect_timeout_s=settings.connect_timeout_s,
+            timeout_s=settings.timeout_s,
+            default_model=settings.default_model,
+            name=name,
+            max_outstanding=max_outstanding,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Wait until a broker answers. Raises ConnectError naming what is in the way."""
+        await self._ask(questions.connection())
+
+    async def close(self) -> None:
+        """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
+        await asyncio.shield(asyncio.to_thread(self._finalizer))
+
+    @property
+    def endpoint(self) -> str | None:
+        """The broker in use; None while there is none."""
+        return self._io.endpoint
+
+    async def infer(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Result:
+        """Generate text and return it whole.
+
+        Busy and unavailable answers are asked again, as the broker advises, while there is time (`retries=0`: not).
+
+        Raises:
+            RequestError: its class and `.kind` tell why there is no result.
+            ConnectError: no broker answers.
+        """
+        return await self._finish(self.submit(prompt, **options))
+
+    def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> AsyncStream:
+        """Generate text and read it as it is made; best in `async with`, which cancels when left early."""
+        return AsyncStream(self.submit(prompt, stream=True, **options))
+
+    def submit(
+        self, prompt: str | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
+    ) -> AsyncHandle[Result]:
+        """Start a generation and return at once."""
+        call = calls.generate(self._defaults, prompt, stream=stream, options=options)
+        return AsyncHandle(self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
+
+    async def embed(
+        self,
+        input: calls.Text,  # noqa: A002 - the name of the field, here as on the wire and in the OpenAI API
+        *,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> list[array[float]]:
+        """Turn texts into vectors (`array('f')`), one for each input; a single text gives a list of one."""
+        call = calls.embed(self._defaults, input, dimensions=dimensions, truncate=truncate, options=options)
+        handle = AsyncHandle(self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
+        return (await self._finish(handle)).vectors
+
+    @overload
+    def submit_task(
+        self, task: tasks.Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncHandle[Result]: ...
+
+    @overload
+    def submit_task(
+        self, task: tasks.Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncHandle[Embeddings]: ...
+
+    def submit_task(
+        self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncHandle[Result] | AsyncHandle[Embeddings]:
+        """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
+        call = calls.make_call(self._defaults, task, stream=stream, rid=rid, **options)
+        if isinstance(task, tasks.Generate):
+            return AsyncHandle(self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
+        return AsyncHandle(self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
+
+    async def status(self) -> Snapshot:
+        """Ask the broker how it and its nodes are."""
+        return await self._ask(questions.status())
+
+    async def models(self) -> list[ServiceStatus]:
+        """Ask the broker which models it can reach."""
+        return await self._ask(questions.services())
+
+    def _bell(self) -> LoopBell:
+        loop = asyncio.get_running_loop()
+        bell = self._bells.get(loop)
+        if bell is None:
+            bell = self._bells[loop] = LoopBell(loop)
+        return bell
+
+    async def _ask(self, question: Question[R]) -> R:
+        inbox = AsyncInbox(self._bell())
+        self._io.ask(question.message, inbox, timeout_s=self._defaults.timeout_s)
+        event = await inbox.take()
+        if isinstance(event, ZmqrtError):
+            raise event
+        assert isinstance(event, m.Welcome | m.Status)
+        return question.read(event)
+
+    async def _finish(self, handle: AsyncHandle[R]) -> R:
+        try:
+            return await handle.result()
+        except BaseException:
+            handle.cancel()  # the task was cancelled: nobody waits for it any more
+            raise

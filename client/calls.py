@@ -1,0 +1,215 @@
+"""From the arguments of a verb to a call that is ready to be sent: checked, packed, named.
+
+Everything a caller can get wrong is refused here, with the field named, before anything is sent. No socket, no thread.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypedDict, Unpack
+
+import msgspec
+
+from ..protocol import messages as m
+from ..protocol import tasks
+from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.limits import MAX_FRAME_BYTES, MAX_SERVICE_CHARS, MAX_TTL_MS
+from ..protocol.tasks import ChatMessage
+
+Text = str | Sequence[str | Sequence[int]]
+_SERVICE: Final = re.compile(r"[A-Za-z0-9._:/-]+")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_TIMEOUT_S: Final = MAX_TTL_MS / 1000
+
+
+class CallOptions(TypedDict, total=False):
+    """What every verb takes.
+
+    model: Service to ask; else the client's `default_model`, else the only one for the task.
+    timeout_s: Whole time of an answer; of a stream, the longest time without progress. Waiting counts.
+    priority: -100 .. 100, higher first.
+    idempotent: False = never run twice, not even after a loss; then a loss is an error (`OUTCOME_UNKNOWN`).
+    request_id: Your name for it in logs and errors; it does not make two requests one.
+    traceparent: W3C trace context, carried along.
+    retries: How often a busy or unavailable fleet is asked again; None = as long as there is time.
+    """
+
+    model: str | None
+    timeout_s: float | None
+    priority: int
+    idempotent: bool
+    request_id: str | None
+    traceparent: str | None
+    retries: int | None
+
+
+class GenerateOptions(CallOptions, total=False):
+    """What `infer`, `stream` and `submit` take beside the prompt: every field of `tasks.Generate`."""
+
+    messages: Sequence[Mapping[str, str] | ChatMessage] | None
+    token_ids: Sequence[int] | None
+    raw: bool
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float | None
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    seed: int | None
+    ignore_eos: bool
+    logprobs: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, ready to be sent. An empty `service` is chosen when the broker has told what it has."""
+
+    rid: bytes
+    request_id: str
+    service: str
+    task: m.TaskName
+    body: bytes
+    flags: int
+    timeout_s: float
+    priority: int = 0
+    retries: int | None = None
+    cost: int = 0
+    ext: dict[str, str | int | bool | None] = field(default_factory=dict[str, "str | int | bool | None"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a client fills in where a call says nothing."""
+
+    timeout_s: float
+    model: str | None = None
+
+
+def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: GenerateOptions) -> Call:
+    """Build a generation. Raises BadRequestError or TooLargeError with the field named."""
+    fields: dict[str, Any] = {**options}
+    common = CallOptions(**{name: fields.pop(name) for name in CallOptions.__annotations__ if name in fields})  # type: ignore[typeddict-item]
+    if isinstance(fields.get("stop"), str):
+        fields["stop"] = [fields["stop"]]
+    if fields.get("messages") is not None:
+        fields["messages"] = [_plain_message(one) for one in fields["messages"]]
+    task = tasks.check({"task": "generate", "prompt": prompt, **fields}, tasks.Generate)
+    return make_call(defaults, task, stream=stream, **common)
+
+
+def embed(defaults: Defaults, given: Text, *, dimensions: int | None, truncate: bool, options: CallOptions) -> Call:
+    """Build an embedding. Raises BadRequestError or TooLargeError with the field named."""
+    values = {"task": "embed", "input": given, "dimensions": dimensions, "truncate": truncate}
+    return make_call(defaults, tasks.check(values, tasks.Embed), stream=False, **options)
+
+
+def make_call(
+    defaults: Defaults,
+    task: tasks.Task,
+    *,
+    stream: bool,
+    rid: bytes | None = None,
+    **options: Unpack[CallOptions],
+) -> Call:
+    """Build a call from a task that is already checked against its schema."""
+    rid = rid or new_rid()
+    request_id = _checked_request_id(options.get("request_id")) or rid.hex()
+    try:
+        return Call(
+            rid=rid,
+            request_id=request_id,
+            service=_checked_service(options.get("model") or defaults.model or ""),
+            task="generate" if isinstance(task, tasks.Generate) else "embed",
+            body=_packed(task),
+            flags=_flags(task, stream=stream, idempotent=options.get("idempotent", True)),
+            timeout_s=_checked_timeout(options.get("timeout_s"), defaults.timeout_s),
+            priority=_checked_priority(options.get("priority", 0)),
+            retries=options.get("retries"),
+            cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
+            ext=_ext(request_id if request_id != rid.hex() else None, options.get("traceparent")),
+        )
+    except RequestError as error:
+        raise request_error(error.kind, error.text, request_id=request_id) from None
+
+
+def new_rid() -> bytes:
+    """Make a UUIDv7 (RFC 9562): ids sort by the time they were made."""
+    milliseconds = time.time_ns() // 1_000_000
+    number = (milliseconds << 80) | secrets.randbits(80)
+    number = number & ~(0xF << 76) | 7 << 76
+    number = number & ~(0x3 << 62) | 2 << 62
+    return number.to_bytes(16, "big")
+
+
+def rid_of(text: str) -> bytes | None:
+    """Read a rid from hex or UUID form; None if it is neither."""
+    try:
+        return uuid.UUID(text).bytes
+    except ValueError:
+        return None
+
+
+def _plain_message(message: Mapping[str, str] | ChatMessage) -> object:
+    return msgspec.structs.asdict(message) if isinstance(message, ChatMessage) else dict(message)
+
+
+def _packed(task: tasks.Task) -> bytes:
+    if isinstance(task, tasks.Generate):
+        tasks.check_generate(task)
+    try:
+        body = tasks.encode(task)
+    except UnicodeEncodeError:
+        raise request_error(Kind.BAD_REQUEST, "the text holds a lone surrogate, which UTF-8 cannot carry") from None
+    if len(body) > MAX_FRAME_BYTES:
+        text = f"the request has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send a shorter prompt"
+        raise request_error(Kind.TOO_LARGE, text)
+    return body
+
+
+def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
+    flags = (m.STREAM if stream else 0) | (m.IDEMPOTENT if idempotent else 0)
+    if isinstance(task, tasks.Generate):
+        flags |= m.RESUMABLE | (m.SEEDED if task.seed is not None else 0)
+    return flags
+
+
+def _checked_service(name: str) -> str:
+    if name and (len(name) > MAX_SERVICE_CHARS or not _SERVICE.fullmatch(name)):
+        raise request_error(Kind.NOT_FOUND, f"{name!r} cannot be the name of a model; see `zmqrt models`")
+    return name
+
+
+def _checked_timeout(given: float | None, default: float) -> float:
+    timeout_s = default if given is None else given
+    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise request_error(Kind.BAD_REQUEST, f"timeout_s is {timeout_s}; it must be above 0 and at most one day")
+    return timeout_s
+
+
+def _checked_priority(priority: int) -> int:
+    if not -100 <= priority <= 100:
+        raise request_error(Kind.BAD_REQUEST, f"priority is {priority}; it must lie between -100 and 100")
+    return priority
+
+
+def _checked_request_id(request_id: str | None) -> str | None:
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        text = f"request_id is {request_id[:140]!r}; it must be 1 to 128 of A-Z a-z 0-9 . _ -"
+        raise request_error(Kind.BAD_REQUEST, text)
+    return request_id
+
+
+def _ext(request_id: str | None, traceparent: str | None) -> dict[str, str | int | bool | None]:
+    given = {"request_id": request_id, "traceparent": traceparent}
+    return {name: value[:256] for name, value in given.items() if value is not None}

@@ -1,0 +1,73 @@
+"""Questions to the broker itself (QUERY, ADMIN), and how their answers are read. No socket, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from ..protocol import messages as m
+from ..protocol import snapshot as snapshots
+from ..protocol.errors import ProtocolError
+from ..protocol.snapshot import ServiceStatus, Snapshot
+
+A = TypeVar("A")
+Answer = m.Welcome | m.Status
+_services: Final = msgspec.msgpack.Decoder(list[ServiceStatus])
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[A]):
+    """What to send (nothing at all: only a session is wanted), and what the answer means."""
+
+    message: Callable[[int], m.Query | m.Admin] | None
+    read: Callable[[Answer], A]
+
+
+def connection() -> Question[m.Welcome]:
+    """Wait for a session."""
+    return Question(None, _read_welcome)
+
+
+def status() -> Question[Snapshot]:
+    """Ask for the whole state."""
+    return Question(lambda qid: m.Query(qid, "status"), _read_snapshot)
+
+
+def services() -> Question[list[ServiceStatus]]:
+    """Ask which services there are."""
+    return Question(lambda qid: m.Query(qid, "services"), _read_services)
+
+
+def admin(verb: str, **args: str | int | bool | None) -> Question[m.Status]:
+    """Ask for a change; for admins alone."""
+    return Question(lambda qid: m.Admin(qid, verb, args), _read_status)
+
+
+def _read_welcome(answer: Answer) -> m.Welcome:
+    assert isinstance(answer, m.Welcome)
+    return answer
+
+
+def _read_status(answer: Answer) -> m.Status:
+    assert isinstance(answer, m.Status)
+    return answer
+
+
+def _read_snapshot(answer: Answer) -> Snapshot:
+    try:
+        return snapshots.decode(_read_status(answer).body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the broker's status cannot be read; do both sides have one version? ({error})") from None
+
+
+def _read_services(answer: Answer) -> list[ServiceStatus]:
+    """Read the list alone or out of a whole snapshot."""
+    if _read_status(answer).schema == snapshots.SCHEMA:
+        return _read_snapshot(answer).services
+    try:
+        return _services.decode(_read_status(answer).body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the broker's services cannot be read ({error})") from None

@@ -1,0 +1,134 @@
+"""What the library hands to its callers, and how the bodies of PARTIAL and FINAL become it.
+
+Bodies are read here, on the caller's side, so that the one I/O thread never spends its time on them.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from dataclasses import dataclass, field
+
+from ..protocol import messages as m
+from ..protocol import tasks
+from ..protocol.errors import Kind, request_error
+from ..protocol.tasks import FinishReason, TokenLogprobs, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Some tokens of a stream.
+
+    Attributes:
+        text: What they add to the text; empty while the text is held back (half a character, maybe a stop string).
+        token_ids: The new tokens; empty in a last chunk that only brings held-back text.
+        index: Tokens before this chunk.
+        pieces: The text of each token by itself.
+    """
+
+    text: str
+    token_ids: list[int]
+    index: int
+    pieces: list[str] = field(default_factory=list[str])
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A generation, whole: `text` is what was added to the prompt, without special tokens."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    seed: int
+    model: str
+    revision: str
+    request_id: str
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """One vector (`array('f')`) for each input, in its order."""
+
+    vectors: list[array[float]]
+    usage: Usage
+    model: str
+    revision: str
+    request_id: str
+
+
+def read_result(final: m.Final, request_id: str) -> Result:
+    """Read the end of a unary generation."""
+    body = tasks.decode(final.body, tasks.GenerateResult)
+    return _result(body, (body.text or "") + body.tail, body.ids or [], body.logprobs, request_id)
+
+
+def read_embeddings(final: m.Final, request_id: str) -> Embeddings:
+    """Read the end of an embedding."""
+    body = tasks.decode(final.body, tasks.EmbedResult)
+    return Embeddings(
+        vectors=_rows(body.vectors, request_id),
+        usage=body.usage,
+        model=body.model,
+        revision=body.revision,
+        request_id=request_id,
+    )
+
+
+class StreamFold:
+    """Fold the chunks of one stream into its result: chunk texts joined are always the result's text."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._pieces: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+
+    def chunk(self, partial: m.Partial) -> Chunk:
+        """Read one PARTIAL."""
+        body = tasks.decode(partial.body, tasks.Chunk)
+        self._pieces += body.text
+        self._ids += body.ids
+        self._logprobs += body.logprobs or ()
+        text = "".join(body.text)
+        return Chunk(text=text, token_ids=body.ids, index=partial.seq, pieces=body.text, logprobs=body.logprobs)
+
+    def end(self, final: m.Final) -> tuple[Chunk | None, Result]:
+        """Read FINAL: a last chunk if text was held back, and the result."""
+        body = tasks.decode(final.body, tasks.GenerateResult)
+        if body.tail:
+            self._pieces.append(body.tail)
+        last = Chunk(text=body.tail, token_ids=[], index=len(self._ids)) if body.tail else None
+        result = _result(body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
+        return last, result
+
+
+def _result(
+    body: tasks.GenerateResult, text: str, ids: list[int], logprobs: list[TokenLogprobs] | None, request_id: str
+) -> Result:
+    return Result(
+        text=text,
+        token_ids=ids,
+        finish_reason=body.finish_reason,
+        usage=body.usage,
+        seed=body.seed,
+        model=body.model,
+        revision=body.revision,
+        request_id=request_id,
+        logprobs=logprobs,
+    )
+
+
+def _rows(tensor: tasks.Tensor, request_id: str) -> list[array[float]]:
+    """Cut a tensor into its rows; on the wire numbers are little-endian."""
+    numbers = array("f")
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (-1, 0)
+    if rows < 0 or rows * columns * numbers.itemsize != len(tensor.data):
+        text = f"the node answered {len(tensor.data)} bytes for vectors of shape {tensor.shape}"
+        raise request_error(Kind.MODEL_RAISED, text, request_id=request_id)
+    numbers.frombytes(tensor.data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return [numbers[row * columns : (row + 1) * columns] for row in range(rows)]

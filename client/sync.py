@@ -1,0 +1,335 @@
+"""The library for plain threads. One client serves all threads of a process; its verbs may be called from any of them.
+
+Waiting happens on a queue of each request, filled by the one I/O thread; there is no loop and no lock here.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+import weakref
+from array import array
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar, Unpack, overload
+
+from ..protocol import messages as m
+from ..protocol import tasks
+from ..protocol.errors import ZmqrtError
+from ..protocol.limits import MAX_OUTSTANDING, STREAM_BUFFER_BYTES
+from ..protocol.snapshot import ServiceStatus, Snapshot
+from . import calls, questions
+from .calls import CallOptions, GenerateOptions
+from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
+from .io_thread import IoThread
+from .questions import Question
+from .reading import Event, Reading, read_generation, read_unary
+from .results import Chunk, Embeddings, Result, read_embeddings
+
+R = TypeVar("R")
+_SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
+"""Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
+
+
+class Inbox:
+    """Events of one request on their way from the I/O thread to the thread that reads."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        # Two counters with one writer each: their difference needs no lock.
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def put(self, event: Event) -> bool:
+        """Add an event; False when more bytes lie unread than a stream may hold. Called by the I/O thread."""
+        self._events.put(event)
+        if type(event) is m.Partial:
+            self._bytes_in += len(event.body)
+            return self._bytes_in - self._bytes_out <= STREAM_BUFFER_BYTES
+        return True
+
+    def take(self, io: IoThread, timeout_s: float | None = None) -> Event:
+        """Wait for the next event. Raises TimeoutError."""
+        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            wait_s = _SLICE_S if give_up_at is None else min(_SLICE_S, give_up_at - time.monotonic())
+            try:
+                event = self._events.get(timeout=max(0.0, wait_s))
+            except queue.Empty:
+                io.check_alive()
+                if give_up_at is not None and time.monotonic() >= give_up_at:
+                    raise TimeoutError(f"no answer within {timeout_s} s; the request goes on") from None
+                continue
+            if type(event) is m.Partial:
+                self._bytes_out += len(event.body)
+            return event
+
+
+class Handle(Generic[R]):
+    """A request that is under way. To be read by one thread at a time; `cancel` may be called by any."""
+
+    def __init__(self, io: IoThread, call: calls.Call, reading: Reading[R]) -> None:
+        self._io = io
+        self._call = call
+        self._reading = reading
+        self._inbox = Inbox()
+        io.submit(call, self._inbox)
+
+    @property
+    def request_id(self) -> str:
+        """Name of the request in logs and errors."""
+        return self._call.request_id
+
+    @property
+    def rid(self) -> bytes:
+        """Sixteen bytes that name the request on the wire."""
+        return self._call.rid
+
+    def done(self) -> bool:
+        """Say whether the end has been read."""
+        return self._reading.is_done
+
+    def cancel(self) -> None:
+        """Give the request up; its node stops. Reading on raises CancelledError."""
+        if not self._reading.is_done:
+            self._io.cancel(self._call.rid)
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the end of the request and return its result.
+
+        Raises:
+            TimeoutError: not ready within `timeout` seconds; the request goes on.
+            RequestError: it ended without a result.
+        """
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        while not self._reading.is_done:
+            left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
+            self._reading.feed(self._inbox.take(self._io, left_s))
+        return self._reading.outcome()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Read the chunks of a stream (`stream=True`); afterwards `result()` returns at once."""
+        if not self._call.flags & m.STREAM:
+            raise TypeError("this request does not stream; submit it with stream=True")
+        while (chunk := self.next_chunk()) is not None:
+            yield chunk
+
+    def next_chunk(self) -> Chunk | None:
+        """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
+        while not self._reading.is_done:
+            chunk = self._reading.feed(self._inbox.take(self._io))
+            if chunk is not None:
+                return chunk
+        self._reading.outcome()
+        return None
+
+
+class Stream:
+    """An iterator over the chunks of one answer. Leaving its `with` block before the end cancels the request."""
+
+    def __init__(self, handle: Handle[Result]) -> None:
+        self._handle = handle
+
+    @property
+    def request_id(self) -> str:
+        """Name of the request in logs and errors."""
+        return self._handle.request_id
+
+    @property
+    def result(self) -> Result | None:
+        """The whole result, once the last chunk has been read; None before."""
+        return self._handle.result() if self._handle.done() else None
+
+    def cancel(self) -> None:
+        """Give the request up; reading on raises CancelledError."""
+        self._handle.cancel()
+
+    def close(self) -> None:
+        """Stop: what has not ended is cancelled."""
+        self._handle.cancel()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk = self._handle.next_chunk()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # `for chunk in client.stream(…): break` must not leave a node at work
+
+
+class Client:
+    """A connection to a fleet, through one broker at a time; with several given, the next takes over.
+
+    Entering it (`with`) connects, or raises ConnectError naming the cause; without, the first use does.
+
+    Args:
+        brokers: One endpoint, several, or several in one string, parted by commas.
+        keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
+        insecure: Go without keys even off this machine.
+        connect_timeout_s: Longest wait for a broker to answer.
+        timeout_s: Longest wait for an answer, or for the next part of a stream; verbs may set their own.
+        default_model: Asked when a verb names none; else the only one there is for the task.
+        name: What the broker's status calls this client.
+        max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
+    """
+
+    def __init__(
+        self,
+        brokers: str | Sequence[str] = DEFAULT_BROKER,
+        *,
+        keys: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
+        default_model: str | None = None,
+        name: str = "python",
+        max_outstanding: int = MAX_OUTSTANDING,
+    ) -> None:
+        self._use(
+            make_config(
+                brokers,
+                keys=keys,
+                insecure=insecure,
+                connect_timeout_s=connect_timeout_s,
+                timeout_s=timeout_s,
+                default_model=default_model,
+                name=name,
+                max_outstanding=max_outstanding,
+            )
+        )
+
+    def _use(self, config: ClientConfig) -> None:
+        self._defaults = calls.Defaults(timeout_s=config.timeout_s, model=config.default_model)
+        self._io = IoThread(config)
+        self._finalizer = weakref.finalize(self, self._io.stop)
+
+    @classmethod
+    def from_settings(cls, settings: ClientSettings, *, name: str = "python") -> Self:
+        """Make a client from settings (flags, environment, file)."""
+        return cls(
+            settings.broker,
+            keys=settings.keys,
+            insecure=settings.insecure,
+            connect_timeout_s=settings.connect_timeout_s,
+            timeout_s=settings.timeout_s,
+            default_model=settings.default_model,
+            name=name,
+        )
+
+    def __enter__(self) -> Self:
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Wait until a broker answers. Raises ConnectError naming what is in the way."""
+        self._ask(questions.connection())
+
+    def close(self) -> None:
+        """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
+        self._finalizer()
+
+    @property
+    def endpoint(self) -> str | None:
+        """The broker in use; None while there is none."""
+        return self._io.endpoint
+
+    def infer(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Result:
+        """Generate text and return it whole.
+
+        Busy and unavailable answers are asked again, as the broker advises, while there is time (`retries=0`: not).
+
+        Raises:
+            RequestError: its class and `.kind` tell why there is no result.
+            ConnectError: no broker answers.
+        """
+        return self._finish(self.submit(prompt, **options))
+
+    def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Stream:
+        """Generate text and read it as it is made; best in a `with` block, which cancels when left early."""
+        return Stream(self.submit(prompt, stream=True, **options))
+
+    def submit(
+        self, prompt: str | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
+    ) -> Handle[Result]:
+        """Start a generation and return at once."""
+        call = calls.generate(self._defaults, prompt, stream=stream, options=options)
+        return Handle(self._io, call, read_generation(call.request_id, stream=stream))
+
+    def embed(
+        self,
+        input: calls.Text,  # noqa: A002 - the name of the field, here as on the wire and in the OpenAI API
+        *,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> list[array[float]]:
+        """Turn texts into vectors (`array('f')`), one for each input; a single text gives a list of one."""
+        call = calls.embed(self._defaults, input, dimensions=dimensions, truncate=truncate, options=options)
+        handle = Handle(self._io, call, read_unary(call.request_id, read_embeddings))
+        return self._finish(handle).vectors
+
+    @overload
+    def submit_task(
+        self, task: tasks.Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Handle[Result]: ...
+
+    @overload
+    def submit_task(
+        self, task: tasks.Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Handle[Embeddings]: ...
+
+    def submit_task(
+        self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Handle[Result] | Handle[Embeddings]:
+        """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
+        call = calls.make_call(self._defaults, task, stream=stream, rid=rid, **options)
+        if isinstance(task, tasks.Generate):
+            return Handle(self._io, call, read_generation(call.request_id, stream=stream))
+        return Handle(self._io, call, read_unary(call.request_id, read_embeddings))
+
+    def status(self) -> Snapshot:
+        """Ask the broker how it and its nodes are."""
+        return self._ask(questions.status())
+
+    def models(self) -> list[ServiceStatus]:
+        """Ask the broker which models it can reach."""
+        return self._ask(questions.services())
+
+    def _ask(self, question: Question[R]) -> R:
+        inbox = Inbox()
+        self._io.ask(question.message, inbox, timeout_s=self._defaults.timeout_s)
+        event = inbox.take(self._io)
+        if isinstance(event, ZmqrtError):
+            raise event
+        assert isinstance(event, m.Welcome | m.Status)
+        return question.read(event)
+
+    def _finish(self, handle: Handle[R]) -> R:
+        try:
+            return handle.result()
+        except BaseException:
+            handle.cancel()  # Ctrl-C: nobody waits for it any more
+            raise
