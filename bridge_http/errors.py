@@ -1,0 +1,113 @@
+"""What a failure looks like over HTTP: status, headers and body, from the one table in protocol/errors.py.
+
+Pure; it knows no framework. The OpenAI paths get their own shape from the same table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from ..protocol.errors import ConnectError, Kind, RequestError
+from .v1 import InvalidFieldError, NotJsonError
+
+MEDIA_TYPE: Final = "application/json; charset=utf-8"
+"""Windows PowerShell 5.1 guesses ISO-8859-1 without the charset."""
+_ALWAYS_SAY_WHEN: Final = (429, 503)
+_SDK_RETRIES: Final = (408, 409, 429)
+"""The OpenAI SDK sends these and every 5xx again by itself, unless `x-should-retry` says no."""
+_BAD_VALUE: Final = (Kind.BAD_REQUEST, Kind.CONTEXT_EXCEEDED, Kind.WRONG_TASK)
+_encoder: Final = msgspec.json.Encoder()
+
+
+class BodyTooLargeError(Exception):
+    """413: more bytes than the limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the body is larger than {limit_bytes} bytes, the limit of this bridge (--body-limit)")
+
+
+class UnauthorizedError(Exception):
+    """401: no key, or one that is not listed."""
+
+
+class ForbiddenHostError(Exception):
+    """403: a foreign Host or Origin, with no keys to tell friend from foe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Everything of an HTTP answer but the wire."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def encode(value: object) -> bytes:
+    """Write JSON in UTF-8."""
+    return _encoder.encode(value)
+
+
+def answer(error: Exception, request_id: str) -> Answer:
+    """Turn whatever went wrong on /infer into status, headers and body."""
+    match error:
+        case RequestError():
+            return _request_error(error, request_id)
+        case InvalidFieldError():
+            return _invalid(error, request_id)
+        case NotJsonError():
+            return _simple(400, "not_json", str(error), request_id)
+        case BodyTooLargeError():
+            return _simple(413, "too_large", str(error), request_id)
+        case UnauthorizedError():
+            return _simple(401, "unauthorized", str(error), request_id, {"www-authenticate": "Bearer"})
+        case ForbiddenHostError():
+            return _simple(403, "forbidden_host", str(error), request_id)
+        case ConnectError():
+            return _simple(503, "broker_unreachable", str(error), request_id, {"retry-after": "1"})
+        case _:
+            text = "the bridge failed; its log has the details under this request id"
+            return _simple(500, "bridge_failed", text, request_id, {"x-should-retry": "false"})
+
+
+def problem(error: Exception, request_id: str) -> dict[str, Any]:
+    """Return the body alone, for the `error` event of a stream whose status has gone out."""
+    decoded: dict[str, Any] = msgspec.json.decode(answer(error, request_id).body)
+    return decoded
+
+
+def _request_error(error: RequestError, request_id: str) -> Answer:
+    if error.kind in _BAD_VALUE:
+        return _invalid(_field_of(error), request_id)
+    status = error.row.infer_status
+    return _simple(status, error.kind.value, error.text, request_id, _headers(error, status))
+
+
+def _field_of(error: RequestError) -> InvalidFieldError:
+    """Only the prompt can still be wrong once v1 has accepted the body: what it holds, or how long it is."""
+    return InvalidFieldError(("body", "prompt"), error.text, error.kind.value)
+
+
+def _headers(error: RequestError, status: int) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if status in _ALWAYS_SAY_WHEN or error.retry_after_s > 0:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if not error.retryable and (status in _SDK_RETRIES or status >= 500):
+        headers["x-should-retry"] = "false"
+    return headers
+
+
+def _invalid(error: InvalidFieldError, request_id: str) -> Answer:
+    detail = [{"loc": error.loc, "msg": error.text, "type": error.type}]
+    return Answer(status=422, body=encode({"detail": detail, "request_id": request_id}), headers={})
+
+
+def _simple(status: int, reason: str, text: str, request_id: str, headers: dict[str, str] | None = None) -> Answer:
+    body = {"detail": text, "reason": reason, "request_id": request_id}
+    return Answer(status=status, body=encode(body), headers=headers or {})

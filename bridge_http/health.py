@@ -1,0 +1,112 @@
+"""Whether requests can be served now, in words that a probe and a person both understand.
+
+`judge` is pure. `Watch` keeps the last snapshot for a moment, so that any number of probes cost the broker one question
+a second, and none at all when nobody probes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal
+
+import msgspec
+
+from ..protocol.errors import ZmqrtError
+from ..protocol.snapshot import NodeStatus, Snapshot
+
+FRESH_S: Final = 1.0
+"""Older than this, a snapshot is asked for anew: probes come every few seconds."""
+PATIENCE_S: Final = 1.0
+"""A probe is answered within this time; kubelet and most load balancers give up after one second or more."""
+State = Literal["ok", "starting", "no_nodes", "draining", "broker_unreachable"]
+log = logging.getLogger(__name__)
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Body of /health and /readyz."""
+
+    status: State
+    ready: bool
+    detail: str
+    phase: str = ""
+    percent: int = 0
+    elapsed_s: float = 0.0
+    nodes: int = 0
+    devices: int = 0
+    running: int = 0
+    queued: int = 0
+    models: list[str] = []
+
+
+def judge(snapshot: Snapshot | None, problem: str = "") -> Health:
+    """Say what a snapshot means for whoever wants to send a request now."""
+    if snapshot is None:
+        return Health(status="broker_unreachable", ready=False, detail=problem or "the broker has not answered yet")
+    status, detail = _state(snapshot)
+    slowest = _furthest(snapshot)
+    return Health(
+        status=status,
+        ready=status == "ok",
+        detail=detail,
+        phase=slowest.phase if slowest else "",
+        percent=slowest.percent if slowest else 0,
+        elapsed_s=round(slowest.elapsed_s, 1) if slowest else 0.0,
+        nodes=len(snapshot.nodes),
+        devices=sum(len(node.devices) for node in snapshot.nodes),
+        running=snapshot.running,
+        queued=snapshot.queued,
+        models=[service.service for service in snapshot.services],
+    )
+
+
+def _state(snapshot: Snapshot) -> tuple[State, str]:
+    if snapshot.draining:
+        return "draining", "the broker is draining"
+    if snapshot.ready:
+        return "ok", "requests are served"
+    furthest = _furthest(snapshot)
+    if furthest is None:
+        return "no_nodes", "no node has joined the broker; start one with zmqrt-worker"
+    if furthest.phase in ("ready", "draining", "failed"):
+        return "no_nodes", f"node {furthest.node_id} is {furthest.phase} ({furthest.health}), and no other one serves"
+    return "starting", f"node {furthest.node_id} is {furthest.phase} ({furthest.percent} %)"
+
+
+def _furthest(snapshot: Snapshot) -> NodeStatus | None:
+    """Find the node that will be, or is, ready first."""
+    order = ("failed", "draining", "starting", "restarting", "downloading", "converting", "loading", "warming", "ready")
+    ranked = (node for node in snapshot.nodes if node.phase in order)
+    return max(ranked, key=lambda node: (order.index(node.phase), node.percent), default=None)
+
+
+class Watch:
+    """Ask for a snapshot when somebody wants to know and the last one is old."""
+
+    def __init__(self, ask: Callable[[], Awaitable[Snapshot]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._snapshot: Snapshot | None = None
+        self._problem = ""
+        self._asked_at = -FRESH_S
+        self._asking: asyncio.Task[None] | None = None
+
+    async def health(self) -> Health:
+        """Judge the newest snapshot that is to be had within PATIENCE_S."""
+        if self._asking is None and self._clock() - self._asked_at >= FRESH_S:
+            self._asking = asyncio.create_task(self._refresh())
+        if self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=PATIENCE_S)
+        return judge(self._snapshot, self._problem)
+
+    async def _refresh(self) -> None:
+        try:
+            self._snapshot = await self._ask()
+        except ZmqrtError as error:
+            self._snapshot, self._problem = None, str(error)
+            log.debug("no snapshot: %s", error)
+        finally:
+            self._asked_at = self._clock()
+            self._asking = None

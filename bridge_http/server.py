@@ -1,0 +1,98 @@
+"""uvicorn around the app: one listening socket, one loop, a drain at the end. Needs the extra `zmqrt[bridge]`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import signal
+import socket
+import sys
+from typing import Final
+
+import click
+import uvicorn
+
+from ..client import AsyncClient
+from ..protocol.errors import ZmqrtError
+from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
+from .app import make_app
+from .config import BridgeSettings
+
+_BACKLOG: Final = 2048
+"""Connections that wait to be accepted: a burst of clients, as uvicorn itself would have it."""
+
+
+def serve(settings: BridgeSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C, and finish what runs; a second Ctrl-C stops at once."""
+    client = AsyncClient(
+        settings.broker,
+        keys=settings.keys,
+        insecure=settings.insecure,
+        timeout_s=settings.request_timeout_s,
+        name="bridge",
+        max_outstanding=MAX_OUTSTANDING_BRIDGE,
+    )
+    config = uvicorn.Config(
+        make_app(client, settings),
+        log_config=None,  # our own format, set already
+        access_log=settings.access_log,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,  # X-Forwarded-* from anybody would be believed
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),  # open streams would be waited for forever
+    )
+    with listen(settings) as listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        server = _Server(config, ready_line(settings, listener))
+        runner.run(_run(server, listener, client))
+
+
+def listen(settings: BridgeSettings) -> socket.socket:
+    """Take the port before anything else starts, so that a busy one is one clear sentence. Raises ZmqrtError."""
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        if sys.platform != "win32":  # there it would let two processes have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        taken = "is in use by another process; choose another with --port"
+        reason = taken if error.errno == errno.EADDRINUSE else f"cannot be used: {error}"
+        raise ZmqrtError(f"http://{settings.host}:{settings.port} {reason}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def ready_line(settings: BridgeSettings, listener: socket.socket) -> str:
+    """Say where requests are taken, for a person or for the program that started this one."""
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if settings.log_format == "json":
+        return json.dumps({"event": "ready", "role": "bridge", "endpoints": {"http": url}})
+    return f"zmqrt-bridge ready at {url} (broker {', '.join(settings.broker)})"
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it serves."""
+
+    def __init__(self, config: uvicorn.Config, said: str) -> None:
+        super().__init__(config)
+        self._said = said
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then print the ready line."""
+        await super().startup(sockets)
+        click.echo(self._said)
+        sys.stdout.flush()
+
+
+async def _run(server: uvicorn.Server, listener: socket.socket, client: AsyncClient) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn handles them, and raises the one that ended it once more afterwards: a drain is no failure.
+        signal.signal(each, signal.SIG_IGN)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await client.close()

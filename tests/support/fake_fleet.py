@@ -1,0 +1,108 @@
+"""A fleet that answers as it is told: for tests of what the bridge makes of answers, not of answering."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from zmqrt.client.calls import CallOptions
+from zmqrt.client.results import Chunk, Result
+from zmqrt.protocol.errors import ZmqrtError
+from zmqrt.protocol.snapshot import Snapshot
+from zmqrt.protocol.tasks import Generate, Usage
+
+EMPTY = Snapshot(
+    broker_id="b",
+    broker_epoch=1,
+    uptime_s=1.0,
+    ready=True,
+    draining=False,
+    clients=1,
+    queued=0,
+    running=0,
+    nodes=[],
+    services=[],
+    counters={},
+)
+
+
+class FakeHandle:
+    """One request: pieces of text, then the end; waits for `gate` first."""
+
+    def __init__(self, pieces: Sequence[str], error: Exception | None, gate: asyncio.Event) -> None:
+        self._pieces = list(pieces)
+        self._text = "".join(pieces)
+        self._error = error
+        self._gate = gate
+        self._index = 0
+        self.is_done = False
+        self.was_cancelled = False
+
+    def cancel(self) -> None:
+        """Remember that it was given up before its end."""
+        self.was_cancelled = self.was_cancelled or not self.is_done
+
+    async def result(self) -> Result:
+        """End as told."""
+        await self._gate.wait()
+        self.is_done = True
+        if self._error is not None:
+            raise self._error
+        usage = Usage(prompt_tokens=1, completion_tokens=len(self._text))
+        return Result(
+            text=self._text,
+            token_ids=[],
+            finish_reason="stop",
+            usage=usage,
+            seed=0,
+            model="m",
+            revision="r",
+            request_id="",
+        )
+
+    async def next_chunk(self) -> Chunk | None:
+        """Give one piece after the other, one token each."""
+        if not self._pieces:
+            await self.result()
+            return None
+        self._index += 1
+        return Chunk(text=self._pieces.pop(0), token_ids=[self._index], index=self._index - 1)
+
+
+class FakeFleet:
+    """Keeps what was asked, and hands out one handle for each request."""
+
+    def __init__(
+        self,
+        *pieces: str,
+        error: Exception | None = None,
+        refuse: Exception | None = None,
+        snapshot: Snapshot | ZmqrtError = EMPTY,
+    ) -> None:
+        self.pieces = pieces
+        self.error = error
+        self.refuse = refuse
+        self.snapshot = snapshot
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked: list[tuple[Generate, bool, dict[str, Any]]] = []
+        self.handles: list[FakeHandle] = []
+        self.was_asked = asyncio.Event()
+        self.status_calls = 0
+
+    def submit_task(
+        self, task: Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> FakeHandle:
+        """Take a request."""
+        if self.refuse is not None:
+            raise self.refuse
+        self.asked.append((task, stream, {"rid": rid, **options}))
+        self.handles.append(FakeHandle(self.pieces, self.error, self.gate))
+        self.was_asked.set()
+        return self.handles[-1]
+
+    async def status(self) -> Snapshot:
+        """Tell the state that was set."""
+        self.status_calls += 1
+        if isinstance(self.snapshot, ZmqrtError):
+            raise self.snapshot
+        return self.snapshot

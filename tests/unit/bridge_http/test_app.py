@@ -1,0 +1,219 @@
+"""The routes: what is handed to the fleet, what comes back, and what a caller's leaving does."""
+
+import asyncio
+import json
+
+import msgspec
+import pytest
+
+from support.asgi import call, exchange, infer
+from support.fake_fleet import EMPTY, FakeFleet
+from zmqrt.bridge_http import streaming
+from zmqrt.bridge_http.app import make_app
+from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.protocol.errors import ConnectError, Kind, request_error
+from zmqrt.protocol.tasks import Generate
+
+SETTINGS = BridgeSettings(default_model="tiny", request_timeout_s=12.0, body_limit_bytes=1000)
+ASK = {"prompt": "Hi", "max_tokens": 3}
+STREAM = {"accept": "text/event-stream"}
+BODY = json.dumps(ASK).encode()
+
+
+def test_a_request_reaches_the_fleet_as_a_task() -> None:
+    """With the caller's trace and the bridge's own limits; a busy fleet is the caller's to ask again."""
+    fleet = FakeFleet("Hel", "lo")
+    reply = infer(make_app(fleet, SETTINGS), ASK, x_request_id="r1", traceparent="00-ab-cd-01")
+    task, is_stream, options = fleet.asked[0]
+
+    assert reply.json == {"api_version": "v1", "text": "Hello", "request_id": "r1"}
+    assert (task, is_stream) == (Generate(prompt="Hi", max_tokens=3, temperature=0.7), False)
+    assert {name: value for name, value in options.items() if name != "rid"} == {
+        "model": "tiny",
+        "timeout_s": 12.0,
+        "request_id": "r1",
+        "traceparent": "00-ab-cd-01",
+        "retries": 0,
+    }
+
+
+@pytest.mark.parametrize("where", ["refuse", "error"])
+def test_a_failure_becomes_its_answer(where: str) -> None:
+    """Whether the library refuses at once or the fleet later."""
+    failure = request_error(Kind.QUEUE_FULL, "the queue of tiny is full", retry_after_s=4.0)
+    fleet = FakeFleet(refuse=failure) if where == "refuse" else FakeFleet(error=failure)
+    reply = infer(make_app(fleet, SETTINGS), ASK)
+
+    assert reply.status == 429
+    assert reply.headers["retry-after"] == "4"
+    assert reply.json["detail"] == "the queue of tiny is full"
+
+
+def test_a_fault_in_the_bridge_is_500_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """With the request's id, so that the caller's report leads to the traceback."""
+    reply = infer(make_app(FakeFleet(error=KeyError("oops")), SETTINGS), ASK, x_request_id="r7")
+
+    assert reply.status == 500
+    assert "oops" in caplog.text
+    assert caplog.records[-1].__dict__["request_id"] == "r7"
+
+
+@pytest.mark.parametrize("promised", ["1001", "9" * 400, None])
+def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_so(promised: str | None) -> None:
+    """Counted while it comes: a promise of length may be absent."""
+    fleet = FakeFleet("ok")
+    headers = {"content-length": promised} if promised else {}
+    pieces = [b"x" * 600, b"x" * 401]
+    reply = asyncio.run(call(make_app(fleet, SETTINGS), "POST", "/infer", body=pieces, headers=headers))
+
+    assert reply.status == 413
+    assert fleet.asked == []
+
+
+def test_a_body_may_come_in_pieces() -> None:
+    """As long as it stays under the limit."""
+    pieces = [BODY[:5], b"", BODY[5:]]
+    reply = asyncio.run(call(make_app(FakeFleet("ok"), SETTINGS), "POST", "/infer", body=pieces))
+
+    assert reply.status == 200
+
+
+def test_a_caller_who_leaves_cancels_the_work() -> None:
+    """Unary handlers are not cancelled by the server: the bridge watches for itself."""
+
+    async def scenario() -> FakeFleet:
+        fleet = FakeFleet("never")
+        fleet.gate.clear()
+        exchanged = exchange(make_app(fleet, SETTINGS), "POST", "/infer", body=BODY).start()
+        await fleet.was_asked.wait()
+        exchanged.leave()
+        await exchanged.finish()
+        return fleet
+
+    assert asyncio.run(scenario()).handles[0].was_cancelled
+
+
+def test_a_caller_who_leaves_while_sending_asks_for_nothing() -> None:
+    """The body never ended."""
+
+    async def scenario() -> FakeFleet:
+        fleet = FakeFleet("never")
+        exchanged = exchange(make_app(fleet, SETTINGS), "POST", "/infer", body=[])
+        exchanged.leave()
+        await exchanged.start().finish()
+        return fleet
+
+    assert asyncio.run(scenario()).asked == []
+
+
+def test_a_stream_is_tokens_and_then_the_v1_response() -> None:
+    """Ids count the tokens delivered; text that is held back makes no event."""
+    reply = infer(make_app(FakeFleet("Hel", "", "lo"), SETTINGS), ASK, accept="text/event-stream", x_request_id="r1")
+
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-cache"
+    assert reply.headers["x-accel-buffering"] == "no"
+    assert reply.body.decode().split("\n\n") == [
+        'id: r1/1\nevent: token\ndata: {"text":"Hel"}',
+        'id: r1/3\nevent: token\ndata: {"text":"lo"}',
+        'id: r1/3\nevent: done\ndata: {"api_version":"v1","text":"Hello","request_id":"r1"}',
+        "",
+    ]
+    assert reply.is_complete
+
+
+def test_a_stream_that_fails_before_its_first_event_has_a_status() -> None:
+    """So that a client may retry it as any other request."""
+    fleet = FakeFleet(error=request_error(Kind.NO_WORKER, "no node serves tiny", retry_after_s=2.0))
+    reply = infer(make_app(fleet, SETTINGS), ASK, accept="text/event-stream")
+
+    assert reply.status == 503
+    assert reply.headers["retry-after"] == "2"
+    assert reply.headers["content-type"] == "application/json; charset=utf-8"
+
+
+def test_a_stream_that_fails_later_ends_with_an_error_event() -> None:
+    """Its status has gone out; the delivered text stays."""
+    fleet = FakeFleet("Hel", error=request_error(Kind.WORKER_LOST, "the node was lost"))
+    reply = infer(make_app(fleet, SETTINGS), ASK, accept="text/event-stream", x_request_id="r1")
+
+    assert reply.status == 200
+    assert reply.body.decode().split("\n\n")[1] == (
+        'event: error\ndata: {"detail":"the node was lost","reason":"worker_lost","request_id":"r1"}'
+    )
+    assert reply.is_complete
+
+
+def test_a_reader_who_leaves_a_stream_cancels_it() -> None:
+    """At once, not at the next token."""
+
+    async def scenario() -> FakeFleet:
+        fleet = FakeFleet("one")
+        fleet.gate.clear()
+        exchanged = exchange(make_app(fleet, SETTINGS), "POST", "/infer", body=BODY, headers=STREAM).start()
+        await exchanged.until(b"one")
+        exchanged.leave()
+        await exchanged.finish()
+        return fleet
+
+    assert asyncio.run(scenario()).handles[0].was_cancelled
+
+
+def test_an_idle_stream_is_kept_alive() -> None:
+    """Proxies cut what is silent for long."""
+
+    async def slow() -> streaming.Events:
+        await asyncio.sleep(0.05)
+        yield b"event"
+
+    async def scenario() -> list[bytes]:
+        return [piece async for piece in streaming.kept_alive(slow(), every_s=0.01)]
+
+    pieces = asyncio.run(scenario())
+    assert pieces[0].startswith(b":")
+    assert pieces[-1] == b"event"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/infer", 405), ("POST", "/nowhere", 404), ("POST", "/health", 405)]
+)
+def test_what_is_not_there_is_answered_in_json(method: str, path: str, status: int) -> None:
+    """In the shape of every other error."""
+    reply = asyncio.run(call(make_app(FakeFleet(), SETTINGS), method, path))
+
+    assert reply.status == status
+    assert reply.json.keys() == {"detail", "reason", "request_id"}
+
+
+def test_health_is_asked_once_for_many_probes() -> None:
+    """A snapshot of a large fleet is not free."""
+    fleet = FakeFleet()
+
+    async def scenario() -> list[int]:
+        app = make_app(fleet, SETTINGS)
+        return [(await call(app, "GET", path)).status for path in ("/health", "/readyz", "/health", "/livez")]
+
+    assert asyncio.run(scenario()) == [200, 200, 200, 200]
+    assert fleet.status_calls == 1
+
+
+def test_without_a_broker_the_bridge_lives_but_is_not_ready() -> None:
+    """And says why."""
+    fleet = FakeFleet(snapshot=ConnectError("nobody listens at tcp://127.0.0.1:7555; start zmqrt-broker"))
+    app = make_app(fleet, SETTINGS)
+    reply = asyncio.run(call(app, "GET", "/readyz"))
+
+    assert reply.status == 503
+    assert reply.json["status"] == "broker_unreachable"
+    assert "start zmqrt-broker" in reply.json["detail"]
+    assert asyncio.run(call(app, "GET", "/livez")).status == 200
+
+
+def test_an_empty_fleet_is_not_ready() -> None:
+    """A broker without nodes serves nobody."""
+    empty = msgspec.structs.replace(EMPTY, ready=False)
+    reply = asyncio.run(call(make_app(FakeFleet(snapshot=empty), SETTINGS), "GET", "/health"))
+
+    assert reply.status == 503
+    assert reply.json["status"] == "no_nodes"
+    assert reply.headers["retry-after"] == "1"

@@ -1,0 +1,86 @@
+"""What each failure looks like over HTTP."""
+
+import json
+
+import pytest
+
+from zmqrt.bridge_http.errors import BodyTooLargeError, UnauthorizedError, answer
+from zmqrt.protocol.errors import TABLE, ConnectError, Kind, request_error
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_failure_has_the_status_of_the_table(kind: Kind) -> None:
+    """And a body that names the request."""
+    said = answer(request_error(kind, "what happened"), "id-1")
+
+    assert said.status == TABLE[kind].infer_status
+    assert json.loads(said.body)["request_id"] == "id-1"
+    assert b"what happened" in said.body
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if TABLE[kind].infer_status in (429, 503)])
+def test_who_may_come_back_is_told_when_in_whole_seconds(kind: Kind) -> None:
+    """Rounded up: an earlier try would be refused again. Never 0, which means at once."""
+    assert answer(request_error(kind, "", retry_after_s=2.1), "i").headers["retry-after"] == "3"
+    assert answer(request_error(kind, ""), "i").headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("kind", [Kind.DEADLINE, Kind.MODEL_RAISED, Kind.POISON, Kind.CONFLICT])
+def test_what_must_not_be_sent_again_says_so(kind: Kind) -> None:
+    """The OpenAI SDK would send it twice more."""
+    assert answer(request_error(kind, ""), "i").headers["x-should-retry"] == "false"
+
+
+def test_what_may_be_sent_again_does_not_say_no() -> None:
+    """A full queue, for one."""
+    assert "x-should-retry" not in answer(request_error(Kind.QUEUE_FULL, ""), "i").headers
+
+
+def test_a_prompt_that_does_not_fit_is_an_invalid_prompt() -> None:
+    """Both numbers are in the sentence; the shape is that of any 422."""
+    said = answer(request_error(Kind.CONTEXT_EXCEEDED, "9000 tokens, the context is 8192"), "i")
+
+    assert said.status == 422
+    assert json.loads(said.body) == {
+        "detail": [
+            {
+                "loc": ["body", "prompt"],
+                "msg": "9000 tokens, the context is 8192",
+                "type": "context_length_exceeded",
+            }
+        ],
+        "request_id": "i",
+    }
+
+
+def test_a_missing_key_is_told_how_to_bring_one() -> None:
+    """RFC 9110 asks for the challenge."""
+    said = answer(UnauthorizedError("no key"), "i")
+
+    assert (said.status, said.headers) == (401, {"www-authenticate": "Bearer"})
+
+
+def test_a_body_over_the_limit_names_the_limit() -> None:
+    """And the setting that moves it."""
+    said = answer(BodyTooLargeError(100), "i")
+
+    assert said.status == 413
+    assert b"100 bytes" in said.body
+    assert b"--body-limit" in said.body
+
+
+def test_no_broker_is_unavailable() -> None:
+    """The sentence of the library is kept: it names the cause."""
+    said = answer(ConnectError("nobody listens at tcp://127.0.0.1:7555"), "i")
+
+    assert said.status == 503
+    assert said.headers["retry-after"] == "1"
+    assert b"nobody listens" in said.body
+
+
+def test_a_fault_of_our_own_tells_strangers_nothing() -> None:
+    """The log has it."""
+    said = answer(KeyError("secret"), "i")
+
+    assert said.status == 500
+    assert b"secret" not in said.body

@@ -1,0 +1,34 @@
+"""Server-sent events as bytes."""
+
+import pytest
+
+from zmqrt.bridge_http import sse
+
+
+def test_an_event_is_four_lines() -> None:
+    """Its data is one line of JSON, whatever is in it."""
+    assert sse.event("token", {"text": "a\nb é"}, id_="r/3") == (
+        'id: r/3\nevent: token\ndata: {"text":"a\\nb é"}\n\n'.encode()
+    )
+
+
+def test_an_id_may_be_absent() -> None:
+    """An error has no place to go on from."""
+    assert sse.event("error", {}) == b"event: error\ndata: {}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream; charset=utf-8", True),
+        ("application/json, text/event-stream;q=0.5", True),
+        ("text/event-stream;q=0", False),
+        ("application/json", False),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_a_stream_is_for_those_who_ask_for_it(accept: str, *, expected: bool) -> None:
+    """`*/*` is what curl sends to everyone."""
+    assert sse.wants_stream(accept) is expected
