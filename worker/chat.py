@@ -1,0 +1,134 @@
+"""Render chat templates the way transformers does, and keep users from writing turns of their own.
+
+Knows Jinja and strings; no tokenizer and no model. A template comes with its model and runs in Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..protocol.errors import Kind, request_error
+from ..protocol.tasks import ChatMessage
+
+_NONCHARACTERS: Final = range(0xFDD0, 0xFDF0)
+"""Code points that Unicode keeps out of text for ever: one that no message contains marks what was broken up."""
+
+
+class ChatTemplate:
+    """One model's template with the names it may use (`bos_token`, `eos_token`, …)."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
+        self._template = _environment().from_string(
+            source, globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        )
+        self._special_tokens = dict(special_tokens)
+        self._knows_developer = "developer" in source
+
+    def render(self, messages: Iterable[ChatMessage]) -> str:
+        """Return the conversation as the model was trained to see it, up to where its answer begins.
+
+        Raises:
+            RequestError: (400) the template refuses the conversation (roles that must alternate, and the like).
+        """
+        turns = [{"role": self._role(message.role), "content": message.content} for message in messages]
+        try:
+            return self._template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise request_error(
+                Kind.BAD_REQUEST, f"messages: the model's chat template refuses them: {error}"
+            ) from None
+
+    def _role(self, role: str) -> str:
+        """Older models were trained before the role of a developer; they know it as the system's."""
+        return "system" if role == "developer" and not self._knows_developer else role
+
+
+class Shield:
+    """Breaks up the text of special tokens inside what users wrote, so that rendering it makes no special token.
+
+    The mark goes after the first character; whoever encodes takes it out again (`unmark`) and encodes that stretch as
+    ordinary text.
+    """
+
+    def __init__(self, special_texts: Iterable[str]) -> None:
+        texts = sorted((text for text in special_texts if len(text) > 1), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
+
+    def is_needed(self, messages: Iterable[ChatMessage]) -> bool:
+        """Whether any message contains the text of a special token."""
+        pattern = self._pattern
+        return pattern is not None and any(pattern.search(message.content) for message in messages)
+
+    def mark(self, messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], str]:
+        """Return the messages with every special text broken up, and the mark that does it."""
+        assert self._pattern is not None
+        mark = _unused_character(messages)
+        broken = [
+            ChatMessage(role=one.role, content=self._break(one.content, mark) if one.content else "")
+            for one in messages
+        ]
+        return broken, mark
+
+    def _break(self, content: str, mark: str) -> str:
+        """Break up every special text; one pass misses those that overlap with another, hence the loop."""
+        assert self._pattern is not None
+        while self._pattern.search(content):
+            content = self._pattern.sub(lambda found: found[0][0] + mark + found[0][1:], content)
+        return content
+
+
+def _unused_character(messages: Sequence[ChatMessage]) -> str:
+    """Find a character that occurs in none of the messages."""
+    for code in (*_NONCHARACTERS, *range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)):
+        if not any(chr(code) in message.content for message in messages):
+            return chr(code)
+    raise request_error(Kind.BAD_REQUEST, "messages: they use every private character of Unicode")
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %} … {% endgeneration %}` marks the assistant's words for training; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the filter's signature in templates
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002 - same
+) -> str:
+    """Jinja's own filter escapes HTML, which models were not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return dt.datetime.now().strftime(form)  # noqa: DTZ005 - local time, as transformers has it

@@ -1,0 +1,260 @@
+"""From text to token ids and back for one model: what the agent needs of a tokenizer, whichever it is.
+
+Two kinds: `FileVocabulary` reads a model directory (`tokenizer.json` and its configuration) through the `tokenizers`
+library; `ByteVocabulary` needs no file and serves the mock. Neither imports torch or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from ..protocol.errors import Kind, request_error
+from ..protocol.tasks import ChatMessage
+from .text import ByteDetokenizer, Detokenizer, WindowDetokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from .chat import ChatTemplate
+
+_SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Vocabulary(Protocol):
+    """Text <-> ids of one model."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ...
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model knows conversations; without a template a prompt is plain text to go on from."""
+        ...
+
+    def encode(self, text: str, *, is_raw: bool) -> list[int]:
+        """Encode plain text. `is_raw`: the caller speaks the model's own language, special tokens included."""
+        ...
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Render a conversation and encode it; special tokens come from the template alone."""
+        ...
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a fresh detokenizer for one stream."""
+        ...
+
+    def is_known(self, token_id: int) -> bool:
+        """Whether the model has a token of this id."""
+        ...
+
+
+class ByteVocabulary:
+    """One token per byte (0..255), then BOS, EOS and a marker per role. Markers have no text, so none can be forged."""
+
+    BOS = 256
+    EOS = 257
+    MARKERS: Final = {"system": 258, "user": 259, "assistant": 260, "tool": 261, "developer": 258}
+    SIZE = 262
+
+    has_template = True
+    eos_ids = frozenset({EOS})
+
+    def encode(self, text: str, *, is_raw: bool) -> list[int]:  # noqa: ARG002 - nothing is special in bytes
+        """BOS, then the bytes."""
+        return [self.BOS, *_utf8(text)]
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """BOS; for each turn the marker of its role, its bytes and EOS; then the assistant's marker."""
+        ids = [self.BOS]
+        for message in messages:
+            ids += (self.MARKERS[message.role], *_utf8(message.content), self.EOS)
+        return [*ids, self.MARKERS["assistant"]]
+
+    def detokenizer(self) -> Detokenizer:
+        """Bytes as they are; markers have no text."""
+        return ByteDetokenizer(lambda token_id: _BYTES[token_id] if token_id < 256 else b"")
+
+    def is_known(self, token_id: int) -> bool:
+        """Whether the id is a byte or a marker."""
+        return 0 <= token_id < self.SIZE
+
+
+_BYTES: Final = [bytes([value]) for value in range(256)]
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+class FileVocabulary:
+    """A tokenizer of the `tokenizers` library with its model's chat template and EOS ids."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: ChatTemplate | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        from .chat import Shield
+
+        self._tokenizer = tokenizer
+        self._tokenizer.no_truncation()  # an embedding model's file truncates silently
+        self._tokenizer.no_padding()
+        self._ordinary: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        """The same vocabulary, blind to special tokens. A copy: the switch would be shared state between threads."""
+        self._ordinary.encode_special_tokens = True
+        self._template = template
+        self.eos_ids = eos_ids
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._shield = Shield(token.content for token in added.values() if token.special)
+        self._is_byte_level = _is_byte_level(tokenizer)
+        self._bytes: dict[int, bytes] = {}
+        self._size = max([tokenizer.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model directory has a chat template."""
+        return self._template is not None
+
+    def is_known(self, token_id: int) -> bool:
+        """Whether the id is in the vocabulary."""
+        return 0 <= token_id < self._size
+
+    def encode(self, text: str, *, is_raw: bool) -> list[int]:
+        """Encode with the model's own prefix (BOS where it has one)."""
+        return _encode(self._tokenizer if is_raw else self._ordinary, text, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Render and encode; what a user wrote never becomes a special token."""
+        if self._template is None:
+            raise request_error(Kind.BAD_REQUEST, "messages: this model has no chat template; send a prompt instead")
+        if not self._shield.is_needed(messages):
+            return _encode(self._tokenizer, self._template.render(messages), add_special_tokens=False)
+        broken, mark = self._shield.mark(messages)
+        return self._encode_marked(self._template.render(broken), mark)
+
+    def _encode_marked(self, text: str, mark: str) -> list[int]:
+        """Encode; each stretch between special tokens that holds a mark is encoded again without it, as plain text."""
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = []
+        stretch: list[int] = []
+        begin = 0
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id not in self._special_ids:
+                stretch.append(token_id)
+                continue
+            ids += self._plain(text[begin:start], mark, stretch)
+            ids.append(token_id)
+            stretch, begin = [], end
+        return ids + self._plain(text[begin:], mark, stretch)
+
+    def _plain(self, text: str, mark: str, ids: list[int]) -> list[int]:
+        if mark not in text:
+            return ids
+        return _encode(self._ordinary, text.replace(mark, ""), add_special_tokens=False)
+
+    def detokenizer(self) -> Detokenizer:
+        """Return the exact one for byte-level vocabularies, else the one that looks at a window."""
+        if self._is_byte_level:
+            return ByteDetokenizer(self._token_bytes)
+        return WindowDetokenizer(lambda ids: self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        found = self._bytes.get(token_id)
+        if found is None:
+            found = self._bytes[token_id] = self._look_up(token_id)
+        return found
+
+    def _look_up(self, token_id: int) -> bytes:
+        """Undo byte-level BPE's alphabet; a token outside it (added by hand) is itself, a special one nothing."""
+        if token_id in self._special_ids:
+            return b""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        try:
+            return bytes(_BYTE_OF_CHAR[char] for char in token or "")
+        except KeyError:
+            return _utf8(token or "")
+
+
+def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Encode one text. As a batch of one, since only batches let other threads run meanwhile (3 s for 6 MB)."""
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return encoding.ids
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    decoder = cast("dict[str, Any]", json.loads(tokenizer.to_str())).get("decoder")
+    return isinstance(decoder, dict) and cast("dict[str, Any]", decoder).get("type") == "ByteLevel"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Map GPT-2's alphabet to bytes: a byte is itself where it is printable, else a character from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    return {chr(value): value for value in printable} | {chr(256 + n): value for n, value in enumerate(others)}
+
+
+_BYTE_OF_CHAR: Final = _byte_alphabet()
+
+
+def load_vocabulary(directory: Path) -> FileVocabulary:
+    """Read `tokenizer.json`, the chat template and the EOS ids of a model directory. Blocks; call it off the loop."""
+    from tokenizers import Tokenizer
+
+    from .chat import ChatTemplate
+
+    tokenizer: Tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    config = _read_json(directory / "tokenizer_config.json")
+    source = _template_source(directory, config)
+    template = ChatTemplate(source, _special_tokens(config)) if source else None
+    return FileVocabulary(tokenizer, template=template, eos_ids=_eos_ids(directory, tokenizer, config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+
+
+def _template_source(directory: Path, config: dict[str, Any]) -> str:
+    """Return the template: a file of its own, or in the configuration (one, or several by name)."""
+    own = directory / "chat_template.jinja"
+    if own.exists():
+        return own.read_text(encoding="utf-8")
+    found = config.get("chat_template") or ""
+    if isinstance(found, list):
+        named = {str(one["name"]): str(one["template"]) for one in cast("list[dict[str, Any]]", found)}
+        return named.get("default", "")
+    return str(found)
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the names that transformers gives a template; a token may stand as text or as an object with content."""
+    named = {name: _content(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
+    extra = config.get("additional_special_tokens")
+    return named | ({"additional_special_tokens": [_content(one) for one in extra]} if extra else {})
+
+
+def _content(token: object) -> str:
+    return str(cast("dict[str, Any]", token)["content"]) if isinstance(token, dict) else str(token)
+
+
+def _eos_ids(directory: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> frozenset[int]:
+    """Take EOS from the generation configuration: a converted tokenizer may name the wrong one (engine.md 3.1)."""
+    for name in ("generation_config.json", "config.json"):
+        found = _read_json(directory / name).get("eos_token_id")
+        if found is not None:
+            return frozenset(cast("list[int]", found if isinstance(found, list) else [found]))
+    token = config.get("eos_token")
+    found = tokenizer.token_to_id(_content(token)) if token else None
+    return frozenset() if found is None else frozenset({found})
