@@ -93,6 +93,10 @@ class RequestRefusedError(Exception):
     """The engine can never serve this request (its words go to the client as a 400)."""
 
 
+class EngineFatalError(Exception):
+    """The engine is broken for good: every live ticket has had its terminal event, and the process must end."""
+
+
 @runtime_checkable
 class TokenEngine(Protocol):
     """Continuous batching over token ids. All methods are called from one thread; none but `poll` may block."""
@@ -106,12 +110,19 @@ class TokenEngine(Protocol):
         ...
 
     def poll(self, timeout_s: float) -> list[TokenEvent]:
-        """Run or await at most one step, waiting at most `timeout_s` seconds; return the events of it."""
+        """Run or await at most one step, waiting at most `timeout_s` seconds; return the events of it.
+
+        Raises EngineFatalError once a step has broken the engine (the events of that step were errors for all).
+        """
         ...
 
-    def capacity(self) -> Capacity: ...
+    def capacity(self) -> Capacity:
+        """Tell how much the engine holds; fixed from the start."""
+        ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Read counters and gauges; cheap enough for every step."""
+        ...
 
     def close(self) -> None:
         """Free everything within two seconds, requests running or not."""
@@ -127,7 +138,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with this item."""
+    """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with it."""
 
     ticket: int
     body: dict[str, Any] | None = None
@@ -138,22 +149,34 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 class BatchEngine(Protocol):
     """Embeddings, classifiers and the like: many in, as many out; the batcher stands in front of it."""
 
-    def run(self, items: list[Item]) -> list[Result]: ...
+    def run(self, items: list[Item]) -> list[Result]:
+        """Run one batch; one result per item, in their order."""
+        ...
 
-    def capacity(self) -> Capacity: ...
+    def capacity(self) -> Capacity:
+        """Tell how much the engine holds; fixed from the start."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free everything."""
+        ...
 
 
 @runtime_checkable
 class StreamEngine(Protocol):
     """A model that deals in text itself (an upstream server, a user's generator): chunks of text, then return."""
 
-    def generate(self, task: dict[str, Any]) -> AsyncIterator[str]: ...
+    def generate(self, task: dict[str, Any]) -> AsyncIterator[str]:
+        """Yield the text of one task in pieces; closing the iterator cancels it."""
+        ...
 
-    def capacity(self) -> Capacity: ...
+    def capacity(self) -> Capacity:
+        """Tell how much the engine holds; fixed from the start."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Free everything."""
+        ...
 
 
 Engine = TokenEngine | BatchEngine | StreamEngine

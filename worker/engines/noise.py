@@ -1,0 +1,132 @@
+"""Noise for sampling that is a pure function of (seed, position, token id): the same alone, in any batch, on any node.
+
+A token is drawn as the argmax of logit / temperature + Gumbel noise (the Gumbel-max trick), so sampling has no state
+to carry along: a generation that goes on elsewhere draws the noise it would have drawn here. What is hashed is the
+block of four little-endian 32-bit words (seed >> 32, seed & 0xffffffff, position, token id), with MurmurHash3_x86_32
+under hash seed 0 (Austin Appleby, public domain, https://github.com/aappleby/smhasher): 32-bit multiply, rotate, xor
+and nothing else, so that numpy, torch and a GPU kernel agree to the bit. Only the two logarithms after it may differ in
+the last bit between libraries, which matters only where two scores are equal to seven digits.
+
+The last word is the token id, so everything before it is one number per row (`row_state`), and what depends on the
+token alone is one vector per vocabulary (`token_words`); an element costs one more round and the finaliser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+_MASK: Final = 0xFFFFFFFF
+_C1: Final = 0xCC9E2D51
+_C2: Final = 0x1B873593
+_ROUND_ADD: Final = 0xE6546B64
+_MIX1: Final = 0x85EBCA6B
+_MIX2: Final = 0xC2B2AE35
+_LENGTH_BYTES: Final = 16
+_SCALE: Final = 2.0**-32
+_BELOW_ONE: Final = 1.0 - 2.0**-24
+"""The largest float32 below one: a uniform rounded up to one would give noise of minus infinity."""
+
+Uint32Row = npt.NDArray[np.uint32]
+FloatRow = npt.NDArray[np.float32]
+
+
+def _rotate(value: int, bits: int) -> int:
+    return ((value << bits) | (value >> (32 - bits))) & _MASK
+
+
+def _word(value: int) -> int:
+    """Scramble one input word before it enters the state."""
+    return _rotate(value * _C1 & _MASK, 15) * _C2 & _MASK
+
+
+def row_state(seed: int, position: int) -> int:
+    """Hash everything but the token id: the state of one row. `position` is the index of the token to be drawn."""
+    state = 0
+    for word in (seed >> 32 & _MASK, seed & _MASK, position & _MASK):
+        state = (_rotate(state ^ _word(word), 13) * 5 + _ROUND_ADD) & _MASK
+    return state
+
+
+def token_hash(seed: int, position: int, token_id: int) -> int:
+    """Hash one element: the definition that the vector forms below must equal."""
+    value = (_rotate(row_state(seed, position) ^ _word(token_id & _MASK), 13) * 5 + _ROUND_ADD) & _MASK
+    value ^= _LENGTH_BYTES
+    value = (value ^ value >> 16) * _MIX1 & _MASK
+    value = (value ^ value >> 13) * _MIX2 & _MASK
+    return value ^ value >> 16
+
+
+def token_words(size: int) -> Uint32Row:
+    """Scramble the ids 0..size-1: the part of the hash that depends on the token alone."""
+    words = np.arange(size, dtype=np.uint32) * np.uint32(_C1)
+    return (words << np.uint32(15) | words >> np.uint32(17)) * np.uint32(_C2)
+
+
+def hash_row(state: int, words: Uint32Row) -> Uint32Row:
+    """Hash every token of one row, as numpy."""
+    value = words ^ np.uint32(state)
+    value = (value << np.uint32(13) | value >> np.uint32(19)) * np.uint32(5) + np.uint32(_ROUND_ADD)
+    value ^= np.uint32(_LENGTH_BYTES)
+    value = (value ^ value >> np.uint32(16)) * np.uint32(_MIX1)
+    value = (value ^ value >> np.uint32(13)) * np.uint32(_MIX2)
+    return value ^ value >> np.uint32(16)
+
+
+def gumbel_row(state: int, words: Uint32Row) -> FloatRow:
+    """Draw the noise of one row, as numpy float32.
+
+    The uniform is (hash + 1/2) / 2**32; small uniforms become large noise, and near zero a float32 has bits to spare,
+    so unlikely tokens are drawn as often as they should be (down to about 1e-10).
+    """
+    uniform = (hash_row(state, words).astype(np.float32) + np.float32(0.5)) * np.float32(_SCALE)
+    np.minimum(uniform, np.float32(_BELOW_ONE), out=uniform)
+    noise: FloatRow = -np.log(-np.log1p(-uniform))
+    return noise
+
+
+def _signed(value: int) -> int:
+    """View 32 bits as the int32 of the same bits: torch's uint32 lacks shifts and products."""
+    return value - 2**32 if value >= 2**31 else value
+
+
+class GumbelNoise:
+    """The noise of many rows at once, as torch on one device; int32 arithmetic that wraps, as numpy's uint32 does."""
+
+    def __init__(self, vocabulary: int, device: torch.device | str) -> None:
+        import torch
+
+        self._torch = torch
+        words = token_words(vocabulary).view(np.int32)
+        self._words = torch.tensor(words, dtype=torch.int32, device=device)
+
+    def hashes(self, states: Sequence[int]) -> torch.Tensor:
+        """Hash every token of every row: int32 [rows, vocabulary], the bits of `hash_row`."""
+        torch = self._torch
+        column = torch.tensor([_signed(state) for state in states], dtype=torch.int32, device=self._words.device)
+        value = torch.bitwise_xor(self._words, column.unsqueeze(1))
+        value = (
+            torch.bitwise_left_shift(value, 13).bitwise_or_(self._shift(value, 19)).mul_(5).add_(_signed(_ROUND_ADD))
+        )
+        value.bitwise_xor_(_LENGTH_BYTES)
+        value.bitwise_xor_(self._shift(value, 16)).mul_(_signed(_MIX1))
+        value.bitwise_xor_(self._shift(value, 13)).mul_(_signed(_MIX2))
+        return value.bitwise_xor_(self._shift(value, 16))
+
+    def draw(self, states: Sequence[int]) -> torch.Tensor:
+        """Draw the noise of rows with these states: float32 [rows, vocabulary]."""
+        unsigned = self.hashes(states).long().bitwise_and_(_MASK)
+        uniform = unsigned.float().add_(0.5).mul_(_SCALE).clamp_(max=_BELOW_ONE)
+        noise: torch.Tensor = uniform.neg_().log1p_().neg_().log_().neg_()
+        return noise
+
+    @staticmethod
+    def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+        """Shift right and fill with zeros (torch's own shift of an int32 copies the sign)."""
+        return (value >> bits).bitwise_and_((1 << (32 - bits)) - 1)
