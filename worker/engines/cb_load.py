@@ -1,0 +1,152 @@
+"""Load a causal model with transformers, and decide how large its pool of keys and values is. Knows no request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Self, cast
+
+from .base import EngineSpec, Progress
+from .cb_loop import Pool, untyped
+
+OPTIONS: Final = frozenset({"threads", "kv_mib", "block", "chunk", "attention"})
+_DTYPES: Final = ("float32", "bfloat16", "float16")
+
+_CPU_KV_MIB: Final = 1024
+"""Virtual until used: enough for 23,000 tokens of a 135 M model."""
+_CUDA_KV_SHARE: Final = 0.4
+"""Of what is free after loading: the SDPA path copies all keys and values of a step once more."""
+_CUDA_MASK_TOKENS: Final = 2**27
+"""Its dense mask is chunk x pool, in bfloat16: 256 MiB."""
+_CPU_BLOCK: Final = 32
+_CUDA_BLOCK: Final = 256
+_CPU_CHUNK: Final = 128
+"""A step of more prefill than this takes seconds on one core, and everybody waits for it."""
+_CUDA_CHUNK: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model on its device, and what its configuration says."""
+
+    model: Any
+    context: int
+    eos_ids: frozenset[int]
+    kv_bytes_per_token: int
+    is_cuda: bool
+
+
+def load(spec: EngineSpec, progress: Progress) -> Loaded:
+    """Load `spec.model_path`; float32 on CPU and bfloat16 on CUDA unless `spec.dtype` says otherwise."""
+    unknown = set(spec.options) - OPTIONS
+    if unknown:
+        known = ", ".join(sorted(OPTIONS))
+        raise ValueError(f"--engine-opt {', '.join(sorted(unknown))}: the transformers engine knows {known}")
+    progress("loading", 0.0)
+    import torch
+
+    transformers = untyped("transformers")
+    is_cuda = spec.device.startswith("cuda")
+    if not is_cuda:
+        torch.set_num_threads(int(spec.options.get("threads", "1")))
+    dtype = _dtype(spec, is_cuda=is_cuda)
+    previous = transformers.logging.set_tqdm_hook(_reporting(progress))
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            spec.model_path,
+            dtype=getattr(torch, dtype),
+            device_map={"": spec.device} if is_cuda else None,
+            attn_implementation=spec.options.get("attention", "sdpa"),
+            local_files_only=True,
+        )
+    finally:
+        transformers.logging.set_tqdm_hook(previous)
+    progress("loading", 100.0)
+    return _describe(model, spec, is_cuda=is_cuda)
+
+
+def _dtype(spec: EngineSpec, *, is_cuda: bool) -> str:
+    if spec.dtype in {"", "auto"}:
+        return "bfloat16" if is_cuda else "float32"
+    if spec.dtype not in _DTYPES:
+        raise ValueError(f"dtype {spec.dtype!r} is unknown; there are {', '.join(_DTYPES)}")
+    return spec.dtype
+
+
+def _describe(model: Any, spec: EngineSpec, *, is_cuda: bool) -> Loaded:  # noqa: ANN401 - transformers is badly typed
+    config = model.config.get_text_config()
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    context = int(config.max_position_embeddings)
+    eos = model.generation_config.eos_token_id
+    return Loaded(
+        model=model,
+        context=min(context, spec.max_model_len) if spec.max_model_len > 0 else context,
+        eos_ids=frozenset(cast("list[int]", eos) if isinstance(eos, list) else [] if eos is None else [int(eos)]),
+        kv_bytes_per_token=2 * int(config.num_hidden_layers) * heads * head_size * int(model.dtype.itemsize),
+        is_cuda=is_cuda,
+    )
+
+
+def plan(spec: EngineSpec, loaded: Loaded) -> Pool:
+    """Size the pool: at least one request of full length, at most every slot full, and no more than memory bears."""
+    options = spec.options
+    block = int(options.get("block", _CUDA_BLOCK if loaded.is_cuda else _CPU_BLOCK))
+    chunk = int(options.get("chunk", _CUDA_CHUNK if loaded.is_cuda else _CPU_CHUNK))
+    chunk = max(chunk, spec.slots + 1)  # every running request gets a token in each step, and prefill goes on
+    affordable = _budget_bytes(spec, loaded) // loaded.kv_bytes_per_token
+    if loaded.is_cuda:
+        affordable = min(affordable, _CUDA_MASK_TOKENS // chunk)
+    tokens = max(min(affordable, spec.slots * loaded.context), loaded.context)
+    return Pool(slots=spec.slots, block_tokens=block, blocks=-(-tokens // block) + 2, chunk_tokens=chunk)
+
+
+def _budget_bytes(spec: EngineSpec, loaded: Loaded) -> int:
+    if "kv_mib" in spec.options:
+        return int(spec.options["kv_mib"]) << 20
+    if not loaded.is_cuda:
+        return _CPU_KV_MIB << 20
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(spec.device)
+    return int(free * _CUDA_KV_SHARE)
+
+
+def _reporting(progress: Progress) -> Callable[..., Any]:
+    """Make transformers' progress bars report to us: it draws one over the weights of a model."""
+
+    def bar(_factory: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Bar:
+        return _Bar(progress, *args, **kwargs)
+
+    return bar
+
+
+class _Bar:
+    """What transformers uses of tqdm's interface."""
+
+    def __init__(self, progress: Progress, iterable: Any = None, **kwargs: Any) -> None:  # noqa: ANN401
+        self._progress = progress
+        self._iterable = iterable
+        self._total = int(kwargs.get("total") or (len(iterable) if hasattr(iterable, "__len__") else 0))
+        self._done = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable:
+            yield item
+            self.update()
+
+    def update(self, count: int = 1) -> None:
+        """Count, and report the share."""
+        self._done += count
+        if self._total:
+            self._progress("loading", min(100.0 * self._done / self._total, 100.0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        """Ignore the rest of tqdm: descriptions and postfixes have nowhere to go."""
+        return lambda *_args, **_kwargs: None
