@@ -1,45 +1,151 @@
-"""The one I/O thread of a client: moves envelopes between sockets and the core, and events to whoever waits."""
+"""The life of a client's one I/O thread: from the first use to `close`, through forks and the interpreter's end."""
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import random
+import secrets
+import sys
+import threading
+import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final
 
+from ..protocol import keys as key_files
 from ..protocol import messages as m
+from ..protocol import transport
+from ..protocol.errors import Kind, RequestError, request_error
 from .calls import Call
 from .config import ClientConfig
-from .reading import Event
+from .core import Ask, ClientCore
+from .doorbell import Doorbell
+from .io_loop import IoLoop
+from .requests import Request, Sink
 
-
-class Sink(Protocol):
-    """Where the events of a request go. Called by the I/O thread; must not block."""
-
-    def put(self, event: Event) -> bool:
-        """Take an event; False = the reader is too far behind."""
-        ...
+_STOP_S: Final = 2.0
+"""Longest wait for the goodbye: 250 ms of linger, and whatever the machine is busy with."""
+_FORKED: Final = "it was made before a fork; make a new client in the child process"
+_CLOSED: Final = "it was closed"
+log = logging.getLogger(__name__)
 
 
 class IoThread:
-    """Starts with the first use."""
+    """Runs a ClientCore from the first use until `stop`. Every method may be called by any thread."""
 
     def __init__(self, config: ClientConfig) -> None:
-        self.config = config
-        self.endpoint: str | None = None
+        self._config = config
+        self._core = ClientCore(config, secrets.token_bytes(16), random.Random())
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._doorbell: Doorbell | None = None
+        self._loop: IoLoop | None = None
+        self._over: str | None = None
+        """Why it cannot be used any more."""
+
+    @property
+    def endpoint(self) -> str | None:
+        """The broker in use."""
+        link = self._core.current
+        return link.endpoint if link is not None else None
 
     def submit(self, call: Call, sink: Sink) -> None:
         """Send a call; its events go to the sink."""
-        raise NotImplementedError
+        core = self._core
+        self._post(lambda now: core.submit(Request(call, sink, now), now))
 
     def cancel(self, rid: bytes) -> None:
-        """Give a request up."""
-        raise NotImplementedError
+        """Give a request up; nothing happens once it has ended or the client is closed."""
+        core, doorbell = self._core, self._doorbell
+        if doorbell is not None and self._over is None:
+            doorbell.post(lambda now: core.cancel(rid, now))
 
     def ask(self, message: Callable[[int], m.Query | m.Admin] | None, sink: Sink, *, timeout_s: float) -> None:
         """Ask the broker something; the answer goes to the sink."""
-        raise NotImplementedError
+        core = self._core
+        self._post(lambda now: core.ask(Ask(message, sink, now, timeout_s), now))
 
     def check_alive(self) -> None:
-        """Raise if the thread is gone."""
+        """Raise if nobody is there any more to answer. Raises CancelledError."""
+        thread = self._thread
+        if self._over is not None and (thread is None or not thread.is_alive()):
+            raise self._unusable()
 
     def stop(self) -> None:
-        """End it."""
+        """Cancel everything, say goodbye and end the thread; calling it twice does no harm."""
+        with self._lock:
+            over, self._over = self._over, self._over or _CLOSED
+            thread, doorbell, loop = self._thread, self._doorbell, self._loop
+        if over is None and doorbell is not None and loop is not None:
+            doorbell.post(lambda _: loop.stop())
+        if over != _FORKED and thread is not None and thread is not threading.current_thread():
+            thread.join(_STOP_S)
+
+    def forked(self) -> None:
+        """Mark this client as unusable in a child process: sockets and threads do not survive a fork."""
+        self._over = _FORKED
+        self._lock = threading.Lock()  # its old owner may not be here
+        self._thread = None
+
+    def _post(self, command: Callable[[float], None]) -> None:
+        if self._over is not None:
+            raise self._unusable()
+        doorbell = self._doorbell or self._start()
+        if not doorbell.post(command):
+            raise self._unusable()
+
+    def _unusable(self) -> RequestError:
+        return request_error(Kind.CANCELLED, f"this client cannot be used: {self._over or _CLOSED}")
+
+    def _start(self) -> Doorbell:
+        with self._lock:
+            if self._doorbell is not None:
+                return self._doorbell
+            keys = self._load_keys()
+            context = transport.make_context()
+            wake, bell = transport.wake_pair(context, "wake")
+            self._doorbell = Doorbell(bell)
+            self._loop = IoLoop(self._core, context, keys, wake, self._doorbell)
+            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="zmqrt-client", daemon=True)
+            _live.add(self)
+            self._thread.start()
+            return self._doorbell
+
+    def _load_keys(self) -> key_files.PeerKeys | None:
+        """Refuse what is unsafe before anything is opened."""
+        directory = self._config.keys
+        keys = key_files.load_peer(directory, "client") if directory is not None else None
+        for endpoint in self._config.endpoints:
+            transport.check_exposure(endpoint, has_keys=keys is not None, insecure=self._config.insecure)
+        return keys
+
+    def _run(self, loop: IoLoop) -> None:
+        try:
+            loop.run()
+        except BaseException as error:
+            log.exception("the client's I/O thread failed; every request under way is cancelled")
+            self._over = f"its I/O thread failed: {error!r}"
+        finally:
+            self._over = self._over or _CLOSED
+            _live.discard(self)
+            loop.finish()
+
+
+_live: Final[weakref.WeakSet[IoThread]] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Say goodbye at the interpreter's end, so that brokers cancel at once what nobody waits for."""
+    for thread in list(_live):
+        thread.stop()
+
+
+def _mark_forked() -> None:
+    for thread in list(_live):
+        thread.forked()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_mark_forked)

@@ -1,0 +1,148 @@
+"""All live requests of a client: who waits in line, who rests after a refusal, whose time is up when.
+
+It decides nothing about brokers; `core` does, and asks here. No socket, no clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Final, Generic, TypeVar
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind, ZmqrtError
+from .connection import INFINITY
+from .reading import Event
+from .requests import Request, Sink, State
+
+K = TypeVar("K")
+GRACE_S: Final = 0.5
+"""The broker's own 504 says more than ours, so it gets this long to arrive."""
+
+
+class Timers(Generic[K]):
+    """Keys by the time they are due. Nothing is taken back: whoever is woken looks whether it still matters."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, K]] = []
+        self._count = 0
+
+    def add(self, when: float, key: K) -> None:
+        """Wake the key then."""
+        self._count += 1  # breaks ties, so that keys are never compared
+        heapq.heappush(self._heap, (when, self._count, key))
+
+    def first(self) -> float:
+        """When the next one is due."""
+        return self._heap[0][0] if self._heap else INFINITY
+
+    def due(self, now: float) -> Iterator[K]:
+        """Take out those whose time has come."""
+        while self._heap and self._heap[0][0] <= now:
+            yield heapq.heappop(self._heap)[2]
+
+
+class Book:
+    """The records. `events` is emptied by the shell, which hands each event to its sink."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self.events: list[tuple[Sink, Event]] = []
+        self.live: dict[bytes, Request] = {}
+        self.line: OrderedDict[bytes, Request] = OrderedDict()
+        """Ready to be sent, first come first."""
+        self.unnamed: dict[bytes, Request] = {}
+        """Waiting for the name of a model."""
+        self._max_waiting = max_waiting
+        self._deadlines: Timers[Request] = Timers()
+        self._rests: Timers[Request] = Timers()
+
+    def admit(self, request: Request) -> bool:
+        """Take a new request in, or refuse it at once with an event."""
+        rid = request.call.rid
+        if rid in self.live:
+            text = "this client has a request of that id under way; wait for it, or use another id"
+            return self._refuse(request, Kind.CONFLICT, text)
+        if len(self.line) + len(self.unnamed) >= self._max_waiting:
+            text = f"{self._max_waiting} requests wait in this client already; send fewer at a time"
+            return self._refuse(request, Kind.QUEUE_FULL, text)
+        self.live[rid] = request
+        self._deadlines.add(request.deadline, request)
+        return True
+
+    def _refuse(self, request: Request, kind: Kind, text: str) -> bool:
+        request.move(State.FAILED)
+        self.events.append((request.sink, request.error(kind, text)))
+        return False
+
+    def enqueue(self, request: Request) -> None:
+        """Put a request at the end of the line, or aside until its model is known."""
+        if request.service:
+            self.line[request.call.rid] = request
+        else:
+            self.unnamed[request.call.rid] = request
+
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """Put requests whose session was lost in front of the line, in their old order."""
+        for request in reversed(list(requests)):
+            request.link = None
+            request.was_resent = False
+            request.is_resyncing = False
+            request.move(State.WAITING)
+            self.line[request.call.rid] = request
+            self.line.move_to_end(request.call.rid, last=False)
+
+    def rest(self, request: Request, wake_at: float) -> None:
+        """Let a refused request wait before it lines up again."""
+        request.move(State.RESTING)
+        request.wake_at = wake_at
+        request.refusals += 1
+        self._rests.add(wake_at, request)
+
+    def wake(self, now: float) -> None:
+        """Line those up that have rested."""
+        for request in self._rests.due(now):
+            if request.state is State.RESTING and request.wake_at <= now:
+                request.move(State.WAITING)
+                self.enqueue(request)
+
+    def expired(self, now: float) -> Iterator[Request]:
+        """Yield the requests whose time is up; the others are looked at again when theirs is."""
+        for request in self._deadlines.due(now):
+            if request.call.rid not in self.live or self.live[request.call.rid] is not request:
+                continue
+            limit = request.deadline + (GRACE_S if request.link is not None else 0.0)
+            if limit <= now:
+                yield request
+            else:
+                self._deadlines.add(limit, request)
+
+    def next_deadline(self) -> float:
+        """When `wake` or `expired` has something to do."""
+        return min(self._deadlines.first(), self._rests.first())
+
+    def deliver(self, request: Request, partial: m.Partial) -> None:
+        """Hand units to the reader."""
+        self.events.append((request.sink, partial))
+
+    def finish(self, request: Request, final: m.Final) -> None:
+        """End with a result."""
+        self._end(request, State.DONE, final)
+
+    def fail(self, request: Request, error: ZmqrtError) -> None:
+        """End without one."""
+        self._end(request, State.FAILED, error)
+
+    def cancel(self, request: Request, kind: Kind, text: str) -> None:
+        """End because somebody gave it up."""
+        self._end(request, State.CANCELLED, request.error(kind, text))
+
+    def _end(self, request: Request, state: State, event: Event) -> None:
+        rid = request.call.rid
+        request.move(state)
+        if request.link is not None:
+            request.link.drop(request)
+        del self.live[rid]
+        self.line.pop(rid, None)
+        self.unnamed.pop(rid, None)
+        self.events.append((request.sink, event))

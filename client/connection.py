@@ -1,0 +1,274 @@
+"""One session with one broker: greeting, liveness, acknowledgements and the flow-control window. No socket, no clock.
+
+    OPENING ──(ZMTP handshake)──► HELLO_SENT ──(WELCOME)──► UP ──(GOAWAY)──► LEAVING
+    any of them ──(connection gone, silence, no answer to HELLO or PING)──► DEAD
+
+OPENING: the socket connects. UP: takes new requests. LEAVING: finishes those it has. DEAD: its socket is closed, its
+requests go on elsewhere. A PING may be under way in UP and LEAVING alike, so it is no state of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+from ..protocol import messages as m
+from ..protocol.timing import Timing
+from .endpoints import Failure
+from .requests import Identity, Request, State
+
+if TYPE_CHECKING:
+    from .core import Ask
+
+INFINITY: Final = float("inf")
+WELCOME_S: Final = 2.0
+"""From connect to WELCOME: enough for any network, and leaves time within 5 s to find out what is wrong."""
+_MEANWHILE_S: Final = 1.0
+"""A request younger than this when the PING left may still get its ACCEPTED, which brokers delay."""
+_GHOST_S: Final = 5.0
+"""A cancelled request holds its place until the broker confirms, or this long."""
+
+
+class LinkState(enum.Enum):
+    """Where a session is; the module says what each means."""
+
+    OPENING = "opening"
+    HELLO_SENT = "hello sent"
+    UP = "up"
+    LEAVING = "leaving"
+    DEAD = "dead"
+
+
+class Link:
+    """The record of one session. `outbox` is emptied by the shell, one envelope a pass."""
+
+    __slots__ = (
+        "_ack_ping",
+        "_bytes_in",
+        "_bytes_told",
+        "_ghosts",
+        "_nonce",
+        "_quiet_since",
+        "_told_at",
+        "_window",
+        "asks",
+        "endpoint",
+        "greetings",
+        "id",
+        "identity",
+        "leave_by",
+        "opened_at",
+        "outbox",
+        "requests",
+        "room",
+        "state",
+        "timing",
+        "unacked",
+        "up_since",
+    )  # fmt: skip
+
+    def __init__(self, link_id: int, endpoint: str, now: float) -> None:
+        self.id = link_id
+        self.endpoint = endpoint
+        self.state = LinkState.OPENING
+        self.opened_at = now
+        self.up_since = now
+        self.outbox: list[m.FromClient] = []
+        self.identity: Identity = ("", 0)
+        self.timing = Timing()
+        self.room = 0
+        self.requests: dict[bytes, Request] = {}
+        self.asks: dict[int, Ask] = {}
+        self.unacked: dict[bytes, float] = {}  # in the order they were sent, so the first is the oldest
+        self.leave_by = INFINITY
+        self.greetings = 0
+        self._ghosts: dict[bytes, float] = {}
+        self._quiet_since = now
+        self._told_at = now
+        self._nonce = 0
+        self._ack_ping: tuple[int, float] | None = None
+        self._window = 0
+        self._bytes_in = 0
+        self._bytes_told = 0
+
+    # --- session
+
+    def greet(self, client_uuid: bytes, name: str, window_bytes: int, ext: m.Ext) -> None:
+        """Open the session; also used when the broker says that it has forgotten it."""
+        self.greetings += 1
+        self.outbox.append(m.Hello(client_uuid, m.VERSION, m.VERSION, name, window_bytes, ext))
+
+    def welcome(self, welcome: m.Welcome, max_outstanding: int, now: float) -> None:
+        """Take over what the broker told."""
+        params = welcome.params
+        self.state = LinkState.UP
+        self.up_since = now
+        self.identity = (welcome.broker_id, welcome.broker_epoch)
+        self.room = max(1, min(params.max_outstanding, max_outstanding))
+        self.timing = Timing(
+            heartbeat_s=max(1, params.heartbeat_ms) / 1000,
+            eviction_s=max(1, params.eviction_ms) / 1000,
+            request_timeout_s=max(1, params.request_timeout_ms) / 1000,
+        )
+        self._window = params.window_bytes
+        self._bytes_in = self._bytes_told = 0
+
+    def reset(self, now: float) -> None:
+        """Begin again in the same connection, with nothing outstanding."""
+        self.state = LinkState.HELLO_SENT
+        self.opened_at = now
+        for table in (self.requests, self.unacked, self.asks, self._ghosts):
+            table.clear()
+        self._ack_ping = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages may be exchanged."""
+        return self.state in (LinkState.UP, LinkState.LEAVING)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that the broker counts as ours."""
+        return len(self.requests) + len(self._ghosts)
+
+    def has_room(self, now: float) -> bool:
+        """Say whether one more request may be sent; never more than WELCOME allows."""
+        if self.outstanding < self.room:
+            return True
+        for rid in [rid for rid, since in self._ghosts.items() if now - since > _GHOST_S]:
+            del self._ghosts[rid]
+        return self.outstanding < self.room
+
+    # --- requests
+
+    def add(self, request: Request, now: float) -> None:
+        """Send a request, for the first time or again."""
+        self._expect_answer(now)
+        if request.state is not State.SENT:
+            request.move(State.SENT)
+        self.outbox.append(request.message(now, self.identity))
+        self.requests[request.call.rid] = request
+        self.unacked.pop(request.call.rid, None)
+        self.unacked[request.call.rid] = now
+        self._ghosts.pop(request.call.rid, None)
+        request.link = self
+        request.home = self.identity
+        request.was_sent = True
+        request.sent_at = now
+
+    def ask(self, ask: Ask, message: m.Query | m.Admin, now: float) -> None:
+        """Send a question."""
+        self._expect_answer(now)
+        self.asks[ask.qid] = ask
+        self.outbox.append(message)
+
+    def _expect_answer(self, now: float) -> None:
+        if not self.requests and not self.asks:
+            self._quiet_since = now  # silence counts from when an answer is due
+
+    def acknowledge(self, request: Request, *, streaming: bool = False) -> None:
+        """The broker has it: any answer proves that."""
+        self.unacked.pop(request.call.rid, None)
+        if streaming:
+            request.is_resyncing = False
+            if request.state is not State.STREAMING:
+                request.move(State.STREAMING)
+        elif request.state is State.SENT:
+            request.move(State.ACKED)
+
+    def drop(self, request: Request) -> None:
+        """Let a request go that ended or leaves this session."""
+        rid = request.call.rid
+        self.requests.pop(rid, None)
+        self.unacked.pop(rid, None)
+        request.link = None
+
+    def cancel(self, request: Request, reason: str, now: float) -> None:
+        """Give a request up; it counts as outstanding until the broker confirms."""
+        self.drop(request)
+        self.outbox.append(m.Cancel(request.call.rid, reason))
+        self._ghosts[request.call.rid] = now
+
+    def confirm(self, rid: bytes) -> None:
+        """The broker is done with a request that was given up."""
+        self._ghosts.pop(rid, None)
+
+    # --- liveness
+
+    def hear(self, now: float) -> None:
+        """Any message is a sign of life."""
+        self._quiet_since = now
+
+    def tell(self, now: float) -> None:
+        """Something was sent."""
+        self._told_at = now
+
+    def count(self, body_bytes: int) -> None:
+        """Count bytes of PARTIAL and FINAL on receipt, and open the window again every quarter of it."""
+        self._bytes_in += body_bytes
+        if self._window and self._bytes_in - self._bytes_told >= self._window // 4:
+            self._bytes_told = self._bytes_in
+            self.outbox.append(m.Window(self._bytes_in))
+
+    def pong(self, pong: m.Pong) -> list[bytes]:
+        """Return the requests that the broker never saw: links are FIFO, so their ACCEPTED would be here by now."""
+        if self._ack_ping is None or pong.nonce < self._ack_ping[0]:
+            return []
+        before = self._ack_ping[1] - _MEANWHILE_S
+        self._ack_ping = None
+        lost = [rid for rid, sent_at in self.unacked.items() if sent_at <= before]
+        for rid in lost:
+            del self.unacked[rid]
+        return lost
+
+    def next_deadline(self) -> float:
+        """When `check` has something to do."""
+        if not self.is_open:
+            return INFINITY if self.state is LinkState.DEAD else self.opened_at + WELCOME_S
+        due = self.leave_by
+        if self.requests or self.asks:
+            due = min(due, self._ping_due(), self._quiet_since + self.timing.eviction_s, self._ack_due())
+        return due
+
+    def check(self, now: float) -> Failure | None:
+        """Send what is due; return why the session is over, if it is."""
+        if not self.is_open:
+            return self._check_greeting(now)
+        if not self.requests and not self.asks:
+            return None
+        if now >= self._quiet_since + self.timing.eviction_s:
+            return Failure(f"{self.endpoint}: silent for {now - self._quiet_since:.1f} s with answers due")
+        if now >= self._ack_due():
+            if self._ack_ping is not None:
+                return Failure(f"{self.endpoint}: accepted nothing and answered no PING")
+            self._ack_ping = (self._ping(now), now)
+        elif now >= self._ping_due():
+            self._ping(now)
+        return None
+
+    def _check_greeting(self, now: float) -> Failure | None:
+        if self.state is LinkState.DEAD or now < self.opened_at + WELCOME_S:
+            return None
+        if self.state is LinkState.OPENING:
+            return Failure(f"{self.endpoint}: no ZeroMQ handshake within {WELCOME_S:.0f} s")
+        return Failure(
+            f"{self.endpoint}: something there speaks ZeroMQ but does not answer as a broker does to its clients; is it "
+            "the broker's port for workers (7556 by default; clients use 7555), or another program?"
+        )
+
+    def _ping(self, now: float) -> int:
+        self._nonce += 1
+        self.outbox.append(m.Ping(self._nonce, len(self.requests)))
+        self._told_at = now
+        return self._nonce
+
+    def _ping_due(self) -> float:
+        """Half an interval of our own silence; a slow stream would else look like a client that is gone."""
+        return self._told_at + self.timing.heartbeat_send_s
+
+    def _ack_due(self) -> float:
+        if self._ack_ping is not None:
+            return self._ack_ping[1] + self.timing.client_ack_s
+        for sent_at in self.unacked.values():
+            return sent_at + self.timing.client_ack_s
+        return INFINITY

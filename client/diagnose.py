@@ -1,0 +1,100 @@
+"""Why a broker could not be used, in words that name the cause and the remedy.
+
+First the events of ZeroMQ's own monitor are read; where they say nothing, a plain TCP connection shows who answers.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import zmq
+
+from .endpoints import Failure
+
+PROBE_S: Final = 1.0
+_LISTENING: Final = "; start one with `zmqrt up` or `zmqrt-broker`"
+_MECHANISM_MISMATCH: Final = 0x11000022
+"""ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: one side uses CURVE and the other does not."""
+
+
+def of_handshake(event: int, value: int, endpoint: str, *, has_keys: bool) -> Failure | None:
+    """Read a monitor event; None when it tells no cause."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MECHANISM_MISMATCH:
+        if has_keys:
+            text = "the broker there uses no keys, but this client does; leave `--keys` out, or give the broker its own"
+        else:
+            text = "the broker there demands a key; pass `--keys DIR` (made by `zmqrt keygen DIR`)"
+        return Failure(f"{endpoint}: {text}", is_final=True, not_authorised=True)
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        text = (
+            f"{endpoint}: the broker does not allow this client's key (answer {value}): it is missing in "
+            "`authorized_clients`, or this is the broker's port for workers"
+        )
+        return Failure(text, is_final=True, not_authorised=True)
+    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and has_keys:
+        text = f"{endpoint}: the encrypted handshake failed; the broker's public key here is probably not its own"
+        return Failure(text, is_final=True, not_authorised=True)
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return Failure(f"{endpoint}: what answers there does not speak ZeroMQ as a broker does (error {value:#x})")
+    return None
+
+
+def of_version(lowest: int, highest: int, own: int, endpoint: str) -> Failure:
+    """Explain a version answer."""
+    text = f"{endpoint}: the broker speaks ZRT/{lowest} to ZRT/{highest}, this client ZRT/{own}; update the older one"
+    return Failure(text, is_final=True)
+
+
+def of_worker_port(endpoint: str) -> Failure:
+    """Explain a message that only workers are sent."""
+    return Failure(
+        f"{endpoint} is the broker's port for workers; clients connect to the other one (7555 by default)", True
+    )
+
+
+def of_stranger(endpoint: str) -> Failure:
+    """Explain an envelope that is not ZRT."""
+    return Failure(f"{endpoint}: something there speaks ZeroMQ but not ZRT; is it another program?", is_final=True)
+
+
+def probe(endpoint: str, timeout_s: float = PROBE_S) -> Failure:
+    """Look who answers at an endpoint with which no ZeroMQ handshake came about. Blocks for about `timeout_s`."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme != "tcp":
+        return Failure(f"nobody listens at {endpoint}{_LISTENING}")
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as plain:
+            return _of_answer(_first_line(plain, timeout_s), endpoint)
+    except socket.gaierror as error:
+        return Failure(f"{endpoint}: the name {host} cannot be resolved ({error.strerror})")
+    except ConnectionRefusedError:
+        return Failure(f"nobody listens at {endpoint}{_LISTENING}")
+    except TimeoutError:
+        return Failure(f"{endpoint}: no answer at all; is the host up, and does a firewall let port {port} through?")
+    except OSError as error:
+        return Failure(f"{endpoint}: cannot connect ({error.strerror or error})")
+
+
+def _first_line(plain: socket.socket, timeout_s: float) -> bytes:
+    plain.settimeout(timeout_s)
+    try:
+        plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return plain.recv(200).splitlines()[0]
+    except (OSError, IndexError):
+        return b""
+
+
+def _of_answer(line: bytes, endpoint: str) -> Failure:
+    shown = line.decode("ascii", "replace")[:80]
+    if line.startswith(b"HTTP/"):
+        text = f'{endpoint} is an HTTP server (it answered "{shown}"), not a broker; is it the bridge? Clients use 7555'
+        return Failure(text, is_final=True)
+    if line.startswith(b"\xff"):
+        return Failure(
+            f"{endpoint}: a ZeroMQ program listens there but did not finish the handshake; is it overloaded?"
+        )
+    if line.isascii() and line:
+        return Failure(f'{endpoint} is not a broker: it answered "{shown}"', is_final=True)
+    return Failure(f"{endpoint}: something accepts the connection but says nothing; it is no broker, or it is frozen")

@@ -1,0 +1,153 @@
+"""What the I/O thread does: read every socket, ask the core, hand out events, send at most one envelope to each broker.
+
+It decides nothing. No event loop and no `add_reader`: a plain poller works on every platform and beside any loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final, cast
+
+import zmq
+
+from ..protocol import messages as m
+from ..protocol.keys import PeerKeys
+from . import diagnose
+from .connection import INFINITY, Link
+from .core import ClientCore, Close, Diagnose, Open
+from .doorbell import Doorbell
+from .session_socket import SessionSocket
+
+_LONGEST_POLL_MS: Final = 60_000
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
+
+
+class IoLoop:
+    """One client's sockets and core, owned by one thread."""
+
+    def __init__(
+        self,
+        core: ClientCore,
+        context: zmq.Context[zmq.Socket[bytes]],
+        keys: PeerKeys | None,
+        wake: zmq.Socket[bytes],
+        doorbell: Doorbell,
+    ) -> None:
+        self._core = core
+        self._context = context
+        self._keys = keys
+        self._wake = wake
+        self._doorbell = doorbell
+        self._poller = zmq.Poller()
+        self._poller.register(wake, _POLLIN)
+        self._sessions: dict[Link, SessionSocket] = {}
+        self._of_dealer: dict[zmq.Socket[bytes], SessionSocket] = {}
+        self._of_monitor: dict[zmq.Socket[bytes], SessionSocket] = {}
+        self._probing: set[str] = set()
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """End after this pass; posted as a command."""
+        self._is_stopping = True
+
+    def run(self) -> None:
+        """Work until stopped."""
+        self._core.start(time.monotonic())
+        while not self._is_stopping:
+            due = self._core.next_deadline()
+            ready = self._poll(due)
+            now = time.monotonic()
+            self._read(ready, now)
+            self._doorbell.take(now)
+            if now >= due:
+                self._core.tick(now)
+            self._carry_out(now)
+
+    def finish(self) -> None:
+        """Say goodbye, tell everybody who waits, and close all sockets. The context ends when the goodbyes are out."""
+        now = time.monotonic()
+        self._doorbell.close(now)
+        self._core.close(now)
+        self._carry_out(now)
+        self._wake.close(0)
+        self._context.term()
+
+    def _poll(self, due: float) -> list[tuple[zmq.Socket[bytes], int]]:
+        timeout_ms = _LONGEST_POLL_MS
+        if due != INFINITY:
+            timeout_ms = min(timeout_ms, max(0, int((due - time.monotonic()) * 1000) + 1))
+        if not self._doorbell.may_sleep():
+            timeout_ms = 0
+        ready = self._poller.poll(timeout_ms)
+        self._doorbell.wake()
+        return cast("list[tuple[zmq.Socket[bytes], int]]", ready)  # no bare file descriptor is ever registered
+
+    def _read(self, ready: list[tuple[zmq.Socket[bytes], int]], now: float) -> None:
+        """Messages before events: what a broker said before it left still counts."""
+        monitors: list[SessionSocket] = []
+        for socket, mask in ready:
+            if socket is self._wake:
+                self._wake.recv(zmq.NOBLOCK)
+            elif (session := self._of_dealer.get(socket)) is not None:
+                if mask & _POLLIN:
+                    session.read(self._core, now)
+            elif (session := self._of_monitor.get(socket)) is not None:
+                monitors.append(session)
+        for session in monitors:
+            session.read_events(self._core, now)
+
+    def _carry_out(self, now: float) -> None:
+        core = self._core
+        while events := core.take_events():
+            for sink, event in events:
+                if not sink.put(event) and type(event) is m.Partial:
+                    core.overflowed(event.rid, now)
+        while core.actions:
+            actions, core.actions = core.actions, []
+            for action in actions:
+                self._act(action, now)
+        for session in self._sessions.values():
+            if session.link.outbox or session.is_blocked:
+                self._flush(session, now)
+
+    def _act(self, action: Open | Close | Diagnose, now: float) -> None:
+        match action:
+            case Open(link):
+                session = SessionSocket(self._context, link, self._keys)
+                self._sessions[link] = session
+                self._of_dealer[session.dealer] = self._of_monitor[session.monitor] = session
+                self._poller.register(session.dealer, _POLLIN)
+                self._poller.register(session.monitor, _POLLIN)
+                session.connect(self._core, now)
+            case Close(link):
+                session = self._sessions.pop(link)
+                for socket, table in ((session.dealer, self._of_dealer), (session.monitor, self._of_monitor)):
+                    self._poller.unregister(socket)
+                    del table[socket]
+                session.close(now)
+            case Diagnose(endpoint):
+                self._diagnose(endpoint)
+
+    def _flush(self, session: SessionSocket, now: float) -> None:
+        was_blocked = session.is_blocked
+        session.flush(now)
+        if session.is_blocked != was_blocked:
+            self._poller.modify(session.dealer, _POLLIN | _POLLOUT if session.is_blocked else _POLLIN)
+
+    def _diagnose(self, endpoint: str) -> None:
+        """Look at the endpoint from a thread of its own: names and connections may take their time."""
+        if endpoint in self._probing:
+            return
+        self._probing.add(endpoint)
+        threading.Thread(target=self._probe, args=(endpoint,), name="zmqrt-probe", daemon=True).start()
+
+    def _probe(self, endpoint: str) -> None:
+        failure = diagnose.probe(endpoint)
+
+        def report(now: float) -> None:
+            self._probing.discard(endpoint)
+            self._core.explained(endpoint, failure, now)
+
+        self._doorbell.post(report)

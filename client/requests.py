@@ -1,0 +1,208 @@
+"""One request as the client sees it, from the verb that made it to its single terminal event.
+
+    WAITING ──► SENT ──► ACKED ──► STREAMING ──► DONE | FAILED | CANCELLED
+       ▲          │        │           │
+       ├──────────┴────────┴───────────┤   its broker was lost: on to the next one, with what it has
+       └── RESTING ◄───────────────────┘   refused for now: again when the broker said
+
+WAITING: in this library, with its time running, because there is no session, no room or no model name yet.
+SENT: handed to a socket, which proves nothing. ACKED: the broker has it. STREAMING: units arrive. From any state that is
+not terminal a request may end. No socket, no clock; seconds come in as `now`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from ..protocol import messages as m
+from ..protocol import tasks
+from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.limits import MAX_RESUME_BYTES
+
+if TYPE_CHECKING:
+    from .calls import Call
+    from .connection import Link
+    from .reading import Event
+
+Identity = tuple[str, int]
+"""Which broker, and since which of its starts: only an equal one remembers a request."""
+
+
+class State(enum.Enum):
+    """Where a request is; the module says what each means."""
+
+    WAITING = "waiting"
+    SENT = "sent"
+    ACKED = "acked"
+    STREAMING = "streaming"
+    RESTING = "resting"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_ENDS: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED})
+_LIVE: Final = frozenset({State.ACKED, State.STREAMING, State.WAITING, State.RESTING}) | _ENDS
+MOVES: Final[dict[State, frozenset[State]]] = {
+    State.WAITING: frozenset({State.SENT}) | _ENDS,
+    State.SENT: _LIVE,
+    State.ACKED: _LIVE | {State.SENT},  # after a gap it is sent anew in the same session
+    State.STREAMING: _LIVE | {State.SENT},
+    State.RESTING: frozenset({State.WAITING}) | _ENDS,
+    State.DONE: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+_blob: Final = msgspec.msgpack.Encoder()
+
+
+class Sink(Protocol):
+    """Where the events of a request go. Called by the I/O thread; must not block."""
+
+    def put(self, event: Event) -> bool:
+        """Take an event; False = the reader is too far behind."""
+        ...
+
+
+class Request:
+    """The record of one request.
+
+    Attributes:
+        expect: Units received so far; the next PARTIAL must begin there.
+        home: The broker that was last given it.
+        was_sent: It may have been run (a refusal before the start takes that back).
+        resyncs: Gaps in a row with no new unit between them.
+    """
+
+    __slots__ = (
+        "call",
+        "deadline",
+        "expect",
+        "home",
+        "is_resyncing",
+        "journal",
+        "journal_bytes",
+        "link",
+        "refusals",
+        "resyncs",
+        "sent_at",
+        "service",
+        "sink",
+        "state",
+        "submitted_at",
+        "wake_at",
+        "was_resent",
+        "was_sent",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, sink: Sink, now: float) -> None:
+        self.call = call
+        self.sink = sink
+        self.state = State.WAITING
+        self.service = call.service
+        self.submitted_at = now
+        self.deadline = now + call.timeout_s
+        self.link: Link | None = None
+        self.home: Identity | None = None
+        self.was_sent = False
+        self.sent_at = 0.0
+        self.was_resent = False
+        self.expect = 0
+        self.journal: list[bytes] | None = [] if call.flags & m.RESUMABLE else None
+        self.journal_bytes = 0
+        self.refusals = 0
+        self.wake_at = 0.0
+        self.resyncs = 0
+        self.is_resyncing = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether units are delivered as they come."""
+        return bool(self.call.flags & m.STREAM)
+
+    def move(self, state: State) -> None:
+        """Change state; an illegal move is a fault of this library."""
+        if state not in MOVES[self.state]:
+            raise RuntimeError(f"request {self.call.request_id} cannot go from {self.state} to {state}")
+        self.state = state
+
+    def message(self, now: float, home: Identity) -> m.Request:
+        """Build the REQUEST for a broker. One that never saw it gets the units received so far along with it."""
+        flags = self.call.flags
+        resume = b""
+        if self.expect and self.home != home:
+            flags |= m.RESUME
+            resume = _blob.encode(self.journal)
+        left_s = self.call.timeout_s if self.is_stream else self.deadline - now
+        return m.Request(
+            self.call.rid,
+            self.service,
+            max(1, int(left_s * 1000)),
+            flags,
+            self.call.priority,
+            self.expect,
+            self.call.cost,
+            self.call.body,
+            resume,
+            self.call.ext,
+        )
+
+    def obstacle(self, home: Identity, now: float, dedupe_s: float) -> RequestError | None:
+        """Say why it must not be given to this broker (again); None when it may."""
+        if not self.was_sent or (self.home == home and now - self.sent_at <= dedupe_s):
+            return None  # a broker that remembers it attaches instead of running it twice
+        if not self.call.flags & m.IDEMPOTENT:
+            text = "the broker was lost after the request was sent, and it must not run twice: its outcome is unknown"
+            return self.error(Kind.OUTCOME_UNKNOWN, text)
+        if self.expect and self.journal is None:
+            text = f"the broker was lost after {self.expect} units, and this stream cannot go on elsewhere"
+            return self.error(Kind.NOT_RESUMABLE, text)
+        return None
+
+    def refused(self) -> bool:
+        """Note that the broker let it go; say whether it may be sent again."""
+        self.home = None
+        if not self.expect:
+            self.was_sent = False  # it never ran
+            return True
+        return self.journal is not None and bool(self.call.flags & m.IDEMPOTENT)
+
+    def take(self, partial: m.Partial, now: float) -> m.Partial | None:
+        """Take the next units; None when there is nothing new among them.
+
+        The caller has looked for a gap. Units that are here already are trimmed off.
+        """
+        if partial.seq < self.expect:
+            if partial.seq + partial.n <= self.expect:
+                return None
+            partial = trimmed(partial, self.expect - partial.seq)
+        self.expect = partial.seq + partial.n
+        self.deadline = now + self.call.timeout_s
+        self.resyncs = 0
+        self._keep(partial.body)
+        return partial
+
+    def _keep(self, body: bytes) -> None:
+        if self.journal is None:
+            return
+        self.journal_bytes += len(body)
+        self.journal.append(body)
+        if self.journal_bytes > MAX_RESUME_BYTES:
+            self.journal = None  # no broker would take it back
+
+    def error(self, kind: Kind, text: str, *, retry_after_s: float = 0.0) -> RequestError:
+        """Build the exception that ends this request."""
+        return request_error(
+            kind, text, request_id=self.call.request_id, retry_after_s=retry_after_s, resume_n=self.expect
+        )
+
+
+def trimmed(partial: m.Partial, skip: int) -> m.Partial:
+    """Drop the first units of a PARTIAL. Raises RequestError when its body is not a chunk."""
+    chunk = tasks.decode(partial.body, tasks.Chunk)
+    logprobs = chunk.logprobs[skip:] if chunk.logprobs is not None else None
+    rest = tasks.Chunk(ids=chunk.ids[skip:], text=chunk.text[skip:], logprobs=logprobs)
+    return m.Partial(partial.rid, partial.seq + skip, partial.n - skip, tasks.encode(rest))

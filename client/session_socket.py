@@ -1,0 +1,113 @@
+"""The sockets of one session: a DEALER and its monitor. It moves bytes and reports; what they mean is the core's business."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ..protocol import codec, transport
+from ..protocol import messages as m
+from ..protocol.errors import ConfigurationError, ProtocolError
+from ..protocol.keys import PeerKeys
+from . import diagnose
+from .connection import Link, LinkState
+from .core import ClientCore
+from .endpoints import Failure
+
+_ENVELOPES: Final = 32
+"""Read from one broker in a pass; then it is the turn of requests and of time."""
+_WORKER_COMMANDS: Final = frozenset(f"unknown command {number}" for number in range(161, 167))
+_FAILED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_OVER: Final = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+
+
+class SessionSocket:
+    """One connection to one broker."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], link: Link, keys: PeerKeys | None) -> None:
+        self.link = link
+        self.dealer = transport.make_dealer(context, keys=keys)
+        self.monitor = transport.monitor(self.dealer)
+        self.is_blocked = False
+        """Whether envelopes wait for room in the socket."""
+        self._has_keys = keys is not None
+        self._unsent: list[codec.Frames] = []
+
+    def connect(self, core: ClientCore, now: float) -> None:
+        """Begin to connect."""
+        try:
+            transport.connect(self.dealer, self.link.endpoint)
+        except ConfigurationError as error:
+            core.link_failed(self.link, Failure(str(error), is_final=True), now)
+
+    def read(self, core: ClientCore, now: float) -> None:
+        """Give the core what the broker sent."""
+        for _ in range(_ENVELOPES):
+            frames = transport.receive(self.dealer)
+            if frames is None or self.link.state is LinkState.DEAD:
+                return
+            try:
+                unpacked = codec.TO_CLIENT.unpack(frames)
+            except ProtocolError:
+                core.link_failed(self.link, self._explain(frames), now)
+                return
+            if any(bad.why in _WORKER_COMMANDS for bad in unpacked.bad):
+                core.link_failed(self.link, diagnose.of_worker_port(self.link.endpoint), now)
+                return
+            core.received(self.link, unpacked.messages, now)
+
+    def _explain(self, frames: list[transport.Frame]) -> Failure:
+        versions = codec.read_version_answer(frames)
+        if versions is None:
+            return diagnose.of_stranger(self.link.endpoint)
+        return diagnose.of_version(*versions, m.VERSION, self.link.endpoint)
+
+    def read_events(self, core: ClientCore, now: float) -> None:
+        """Tell the core about handshakes, failures and the end of the connection."""
+        while self.link.state is not LinkState.DEAD and self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
+            kind = event["event"]
+            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                core.link_ready(self.link, now)
+            elif kind & _FAILED:
+                failure = diagnose.of_handshake(kind, event["value"], self.link.endpoint, has_keys=self._has_keys)
+                core.link_failed(self.link, failure, now)
+            elif kind & _OVER:
+                self._over(core, now)
+
+    def _over(self, core: ClientCore, now: float) -> None:
+        """The connection is gone; what the broker said before that still counts."""
+        if self.link.state is LinkState.OPENING:
+            core.link_failed(self.link, None, now)
+            return
+        self.read(core, now)
+        core.link_failed(self.link, Failure(f"{self.link.endpoint}: the broker closed the connection"), now)
+
+    def flush(self, now: float) -> None:
+        """Send what the core has to say, in as few envelopes as possible (nearly always one)."""
+        link = self.link
+        if link.outbox:
+            self._unsent += codec.pack(link.outbox)
+            link.outbox.clear()
+            link.tell(now)
+        sent = 0
+        try:
+            for frames in self._unsent:
+                transport.send(self.dealer, frames)
+                sent += 1
+        except zmq.Again:  # full, or the handshake ended just now: POLLOUT says when to go on
+            pass
+        del self._unsent[:sent]
+        self.is_blocked = bool(self._unsent)
+
+    def close(self, now: float) -> None:
+        """Say goodbye if there is something to say, and close."""
+        has_goodbye = bool(self.link.outbox)
+        self.flush(now)
+        self.dealer.disable_monitor()
+        self.monitor.close(0)
+        self.dealer.close(250 if has_goodbye else 0)
