@@ -31,6 +31,11 @@ PURE = (
     "protocol.timing",
     "worker.batcher",
     "worker.core",
+    "worker.fleet",
+    "worker.jobs",
+    "worker.prepare",
+    "worker.scheduler",
+    "worker.sessions",
     "worker.text",
 )
 

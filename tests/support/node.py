@@ -1,0 +1,223 @@
+"""A worker core with everything around it played by the test: brokers, engines, the clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from zmqrt.protocol import messages as m
+from zmqrt.protocol import tasks
+from zmqrt.protocol.errors import RequestError
+from zmqrt.protocol.tasks import Chunk, GenerateResult
+from zmqrt.protocol.timing import Backoff
+from zmqrt.worker import actions as a
+from zmqrt.worker.core import NodeConfig, WorkerCore
+from zmqrt.worker.engines import ipc
+from zmqrt.worker.engines.base import Capacity, EngineStats, Result, TokenEvent
+from zmqrt.worker.fleet import Fleet
+from zmqrt.worker.prepare import prepare_generation, prepare_task
+from zmqrt.worker.sessions import SessionState
+from zmqrt.worker.vocabulary import ByteVocabulary
+
+M = TypeVar("M")
+UUID = b"w" * 16
+SERVICE = "toy"
+RUN = m.IDEMPOTENT | m.RESUMABLE
+STREAM = RUN | m.STREAM
+PARAMS = m.Params(
+    heartbeat_ms=1000,
+    eviction_ms=2000,
+    request_timeout_ms=6000,
+    ack_ms=100,
+    max_frame_bytes=1 << 24,
+    max_outstanding=256,
+    window_bytes=1 << 20,
+)
+
+
+def rid(number: int) -> bytes:
+    """Return a request id."""
+    return number.to_bytes(16, "big")
+
+
+def body(prompt: str = "hi", **fields: Any) -> bytes:
+    """Return the body of a generation; a raw prompt of n bytes has n + 1 tokens."""
+    return tasks.encode(tasks.Generate(prompt=prompt, raw=True, **fields))
+
+
+def ids_of(text: str) -> list[int]:
+    """Return the tokens that the toy model's text has."""
+    return list(text.encode())
+
+
+class Node:
+    """One node under test. `now` moves only when the test says so."""
+
+    def __init__(self, *, brokers: int = 1, devices: int = 1, capacity: int = 100, batch: int = 0) -> None:
+        self.now = 100.0
+        self.devices = [f"mock:{index}" for index in range(devices)]
+        infos = [m.DeviceInfo(name, "mock") for name in self.devices]
+        self.fleet = Fleet(infos, served=SERVICE, batch_max_size=batch, context=0, now=self.now)
+        config = NodeConfig(
+            worker_uuid=UUID, node_id="n1", capacity=capacity, default_max_tokens=16, stall_s=30.0, ext={}
+        )
+        endpoints = [(f"tcp://b{index}:1", Backoff(random.Random(index))) for index in range(brokers)]
+        self.core = WorkerCore(config, self.fleet, endpoints, self.now)
+        self.log: list[a.Action] = []
+        self.auto_prepare = True
+        self.vocabulary = ByteVocabulary()
+        self._leases = 1000
+
+    # --- what happens to the node
+
+    def done(self) -> list[a.Action]:
+        """End a pass; return everything the node wants done since the last one."""
+        self.core.settle(self.now)
+        made = self._take()
+        if self.auto_prepare:
+            for action in made:
+                if isinstance(action, a.Prepare):
+                    self.prepare(action)
+            self.core.settle(self.now)
+            made += self._take()
+        self.log += made
+        return made
+
+    def _take(self) -> list[a.Action]:
+        made, self.core.out[:] = list(self.core.out), []
+        return made
+
+    def prepare(self, action: a.Prepare) -> None:
+        """Do what the agent does for a `Prepare`."""
+        try:
+            if action.kind == "token":
+                self.core.prepared(
+                    action.job, prepare_generation(action.dispatch, self.vocabulary, action.bounds), self.now
+                )
+            else:
+                self.core.prepared(action.job, prepare_task(action.dispatch, action.bounds), self.now)
+        except RequestError as error:
+            self.core.prepared(action.job, error, self.now)
+
+    def wait(self, seconds: float) -> list[a.Action]:
+        """Let time pass, with every tick that falls due; brokers and engines stay silent."""
+        until = self.now + seconds
+        made: list[a.Action] = []
+        while self.now < until:
+            self.now = min(until, max(self.now + 0.01, self.core.next_deadline()))
+            self.core.tick(self.now)
+            made += self.done()
+        return made
+
+    def register(self, broker: int = 0, epoch: int = 1, rebound: Sequence[m.Rebound] = ()) -> list[a.Action]:
+        """Dial, shake hands, be welcomed."""
+        session = self.core.sessions[broker]
+        if session.state is SessionState.DOWN:
+            self.now = max(self.now, session.deadline)
+            self.core.tick(self.now)
+        self.core.connected(broker, self.now)
+        welcome = m.WorkerWelcome(f"b{broker}", 7, epoch, PARAMS, list(rebound))
+        return self.receive(welcome, broker=broker)
+
+    def load(self, device: int = 0, slots: int = 2, *, kind: ipc.Kind = "token", context: int = 64) -> list[a.Action]:
+        """Let an engine become ready."""
+        service = ipc.EngineService(
+            name="",
+            kind=kind,
+            task="embed" if kind == "batch" else "generate",
+            capacity=Capacity(slots=slots, context=context),
+            model="toy",
+            revision="r1",
+        )
+        return self.engine(ipc.Ready([service]), device=device)
+
+    def engine(self, *messages: ipc.FromEngine, device: int = 0) -> list[a.Action]:
+        """Hear from an engine process."""
+        self.core.engine_said(self.devices[device], messages, self.now)
+        return self.done()
+
+    def step(self, *events: TokenEvent, device: int = 0, results: Sequence[Result] = ()) -> list[a.Action]:
+        """Hear of one step of an engine."""
+        return self.engine(ipc.Step(list(events), list(results), {"": EngineStats()}), device=device)
+
+    def receive(self, *messages: m.ToWorker, broker: int = 0) -> list[a.Action]:
+        """Hear from a broker."""
+        self.core.received(broker, messages, self.now)
+        return self.done()
+
+    def dispatch(
+        self,
+        number: int = 1,
+        *,
+        broker: int = 0,
+        lease: int = 0,
+        flags: int = STREAM,
+        payload: bytes | None = None,
+        user: str = "u",
+        service: str = SERVICE,
+        ttl_ms: int = 6000,
+        prefix: Sequence[Chunk] = (),
+    ) -> list[a.Action]:
+        """Hear a dispatch; the lease is the request's number unless given."""
+        resume = b"" if not prefix else msgspec.msgpack.encode([tasks.encode(chunk) for chunk in prefix])
+        message = m.Dispatch(
+            lease=lease or number,
+            service=service,
+            ttl_ms=ttl_ms,
+            flags=flags,
+            attempt=1,
+            resume_n=sum(len(chunk.ids) for chunk in prefix),
+            rid=rid(number),
+            user=user,
+            body=body() if payload is None else payload,
+            resume=resume,
+            ext={"seed": 5},
+        )
+        return self.receive(message, broker=broker)
+
+    def ticket(self, number: int = 1, user: str = "u") -> int:
+        """Return the ticket under which a request runs."""
+        return self.core.jobs[user, rid(number)].ticket
+
+    def check(self) -> None:
+        """Check what must hold after every event."""
+        core = self.core
+        live = {id(job) for job in core.jobs.values()}
+        for session in core.sessions:
+            assert session.dispatch_limit >= session.received or not session.is_active or session.refused
+        for device in core.fleet.devices.values():
+            for lane in device.lanes.values():
+                assert len(lane.running) <= lane.info.capacity.slots
+                for ticket, job in lane.running.items():
+                    assert job is None or (id(job) in live and job.ticket == ticket and job.device == device.info.id)
+        for job in core.jobs.values():
+            assert job.state.value != "done"
+            assert core.sessions[job.broker].leases.get(job.lease) is job
+
+
+def sent(made: Sequence[a.Action], kind: type[M], broker: int | None = None) -> list[M]:
+    """Return the messages of one kind to brokers."""
+    return [
+        one.message
+        for one in made
+        if isinstance(one, a.Send) and isinstance(one.message, kind) and broker in (None, one.broker)
+    ]
+
+
+def submitted(made: Sequence[a.Action], device: str | None = None) -> list[ipc.ToEngine]:
+    """Return the messages to engines."""
+    return [one.message for one in made if isinstance(one, a.ToEngine) and device in (None, one.device)]
+
+
+def texts(made: Sequence[a.Action]) -> list[str]:
+    """Return the text of each PARTIAL."""
+    return ["".join(tasks.decode(one.body, Chunk).text) for one in sent(made, m.WorkerPartial)]
+
+
+def result(made: Sequence[a.Action]) -> GenerateResult:
+    """Return the body of the only FINAL."""
+    (final,) = sent(made, m.WorkerFinal)
+    return tasks.decode(final.body, GenerateResult)

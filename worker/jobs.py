@@ -1,0 +1,203 @@
+"""One request on this node: from its dispatch to its outcome, with everything it has made so far. Pure.
+
+PREPARING  its body is being checked and encoded.
+WAITING    ready to run, but no engine has a free slot.
+RUNNING    an engine works on it under a ticket.
+DONE       its outcome is known; kept for a moment in case the broker did not get it.
+
+The log (ids, pieces) starts at unit 0 and is never cut: a lease that is rebound after a loss of the connection is
+replayed from any unit, and an engine that died is replaced by one that goes on after the last.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from typing import Final
+
+import msgspec
+
+from ..protocol import messages as m
+from ..protocol import tasks
+from ..protocol.tasks import Chunk, FinishReason, GenerateResult, TokenLogprobs, Usage
+from .engines import ipc
+from .engines.base import TokenEvent
+from .prepare import Prepared, PreparedTask
+
+
+class JobState(enum.Enum):
+    """See the module's first paragraph."""
+
+    PREPARING = "preparing"
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+TRANSITIONS: Final = {
+    JobState.PREPARING: {JobState.WAITING, JobState.DONE},
+    JobState.WAITING: {JobState.RUNNING, JobState.DONE},
+    JobState.RUNNING: {JobState.WAITING, JobState.DONE},
+    JobState.DONE: set[JobState](),
+}
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a job ended: a FINAL with its body, or (kind set) an ERROR."""
+
+    total_n: int = 0
+    body: bytes = b""
+    meta: m.Ext = {}
+    error: m.WorkerError | None = None
+
+
+class Job:
+    """A request under a lease. The core owns it; here are the rules of its log and its results."""
+
+    __slots__ = (
+        "broker",
+        "crashes",
+        "deadline",
+        "device",
+        "flags",
+        "ids",
+        "kind",
+        "lease",
+        "logprobs",
+        "number",
+        "outcome",
+        "pieces",
+        "plain",
+        "prepared",
+        "rid",
+        "service",
+        "state",
+        "tail",
+        "ticket",
+        "ttl_s",
+        "user",
+    )
+
+    def __init__(self, number: int, broker: int, dispatch: m.Dispatch, kind: ipc.Kind, now: float) -> None:
+        self.number = number
+        self.broker = broker
+        self.lease = dispatch.lease
+        self.user = dispatch.user
+        self.rid = dispatch.rid
+        self.service = dispatch.service
+        self.flags = dispatch.flags
+        self.kind: ipc.Kind = kind
+        self.ttl_s = dispatch.ttl_ms / 1000
+        self.deadline = now + self.ttl_s
+        self.state = JobState.PREPARING
+        self.prepared: Prepared | None = None
+        self.plain: PreparedTask | None = None
+        self.device = ""
+        self.ticket = 0
+        self.ids: list[int] = []
+        self.pieces: list[str] = []
+        self.logprobs: list[TokenLogprobs] | None = None
+        self.tail = ""
+        self.crashes = 0
+        """Engines that died while they ran this job, since its last new unit."""
+        self.outcome: Outcome | None = None
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """Whose request it is: ids are chosen by clients, so alone they name nothing."""
+        return self.user, self.rid
+
+    @property
+    def request_id(self) -> str:
+        """The rid as logs show it."""
+        return self.rid.hex()
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the client wants units as they come."""
+        return bool(self.flags & m.STREAM)
+
+    @property
+    def has_partials(self) -> bool:
+        """Whether PARTIALs are sent: for streams, and for what the broker journals so that it can resume."""
+        return bool(self.flags & (m.STREAM | m.RESUMABLE))
+
+    @property
+    def total_n(self) -> int:
+        """Units made so far (tokens; chunks of text where an engine deals in text)."""
+        return len(self.pieces)
+
+    def move(self, to: JobState) -> None:
+        """Change state. A move that is not in the table is a fault of the core."""
+        assert to in TRANSITIONS[self.state], f"{self.state} -> {to}"
+        self.state = to
+
+    def set_prepared(self, prepared: Prepared) -> None:
+        """Take over the encoded prompt and the log of what was delivered before."""
+        self.prepared = prepared
+        self.ids, self.pieces, self.logprobs = prepared.ids, prepared.pieces, prepared.logprobs
+
+    def absorb(self, event: TokenEvent) -> FinishReason | None:
+        """Add the new ids of one step to the log; return the reason if the answer is over.
+
+        Ids after a stop string are dropped: the engine did not know of it. The id of a stop has no text.
+        """
+        prepared = self.prepared
+        assert prepared is not None
+        for index, token_id in enumerate(event.token_ids):
+            is_stop_id = prepared.ends_with(token_id, len(self.ids))
+            self.ids.append(token_id)
+            self.pieces.append("" if is_stop_id else prepared.text.step(token_id))
+            if self.logprobs is not None:
+                self.logprobs.append(_logprobs(token_id, event, index, prepared.sampling.logprobs or 0))
+            if is_stop_id or prepared.text.is_stopped:
+                return "stop"
+        return event.finish_reason
+
+    def absorb_text(self, text: str) -> None:
+        """Add a piece of an engine that deals in text."""
+        self.pieces.append(text)
+
+    def finish(self, reason: FinishReason, model: str, revision: str) -> None:
+        """Build the result from the log."""
+        prepared = self.prepared
+        if prepared is not None:
+            self.tail = prepared.text.finish()
+        usage = Usage(
+            prompt_tokens=len(prepared.prompt_ids) if prepared is not None else 0, completion_tokens=self.total_n
+        )
+        result = GenerateResult(
+            finish_reason=reason,
+            usage=usage,
+            seed=prepared.sampling.seed if prepared is not None else 0,
+            model=model,
+            revision=revision,
+            tail=self.tail if self.is_stream else "",
+            text=None if self.is_stream else "".join(self.pieces) + self.tail,
+            ids=None if self.is_stream else self.ids,
+            logprobs=None if self.is_stream else self.logprobs,
+        )
+        meta: m.Ext = {
+            "finish_reason": reason,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+        self.outcome = Outcome(self.total_n, tasks.encode(result), meta)
+
+    def finish_plain(self, body: bytes) -> None:
+        """Take the result of an engine that makes whole ones."""
+        self.outcome = Outcome(self.total_n, body)
+
+    def chunk_since(self, unit: int) -> bytes | None:
+        """Return the body of a PARTIAL with everything from `unit` on; None if there is nothing."""
+        if unit >= self.total_n:
+            return None
+        logprobs = None if self.logprobs is None else self.logprobs[unit:]
+        return tasks.encode(Chunk(ids=self.ids[unit:], text=self.pieces[unit:], logprobs=logprobs))
+
+
+def _logprobs(token_id: int, event: TokenEvent, index: int, count: int) -> TokenLogprobs:
+    """Pick the sampled token and the likeliest ones from the one map in which the engine reports them."""
+    known = event.logprobs[index] if event.logprobs else {}
+    top = heapq.nlargest(count, known.items(), key=lambda pair: pair[1])
+    return TokenLogprobs(logprob=known.get(token_id, float("-inf")), top=dict(top))

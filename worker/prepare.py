@@ -1,0 +1,220 @@
+"""From the body of a DISPATCH to something an engine can run: checked, encoded, clamped, resumed. Pure, may be slow.
+
+Everything a client may have got wrong is found here, before an engine sees it: an empty or oversized prompt can kill an
+engine for good. Runs on any thread; it shares nothing with the core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ..protocol import tasks
+from ..protocol.errors import Kind, request_error
+from ..protocol.limits import MAX_INT
+from ..protocol.messages import Dispatch
+from ..protocol.tasks import ChatMessage, Chunk, Embed, FinishReason, Generate, TokenLogprobs
+from .engines.base import Sampling, TokenRequest
+from .text import TextStream
+from .vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the service allows: `context` counts prompt and answer together."""
+
+    service: str
+    task: str
+    context: int
+    default_max_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A generation ready to run: `text` has stepped over the prefix; `finish_reason` is set if nothing is left."""
+
+    prompt_ids: list[int]
+    max_new_tokens: int
+    min_new_tokens: int
+    stop_ids: frozenset[int]
+    ignore_eos: bool
+    sampling: Sampling
+    text: TextStream
+    ids: list[int] = field(default_factory=list[int])
+    """Ids delivered before, by another node; the next unit has the number len(ids)."""
+    pieces: list[str] = field(default_factory=list[str])
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+
+    def ends_with(self, token_id: int, position: int) -> bool:
+        """Whether this id, as the unit of that number, ends the answer (it has no text then)."""
+        return token_id in self.stop_ids and position >= self.min_new_tokens
+
+    def request(self, ticket: int, ids: list[int]) -> TokenRequest:
+        """Build what the engine gets, to go on after `ids`."""
+        return TokenRequest(
+            ticket=ticket,
+            prompt_ids=self.prompt_ids,
+            resume_ids=list(ids),
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            stop_ids=sorted(self.stop_ids),
+            ignore_eos=self.ignore_eos,
+            sampling=self.sampling,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedTask:
+    """A task for a batch or stream engine: its plain values, and how large it is (bytes of input)."""
+
+    values: dict[str, object]
+    length: int
+
+
+def prepare_generation(dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bounds) -> Prepared:
+    """Check and encode a generation, and catch up with what was delivered before.
+
+    Raises:
+        RequestError: (400) with the field and the numbers.
+    """
+    task = _generation(dispatch.body, bounds)
+    prompt_ids = _encode(task, vocabulary)
+    _check_length(len(prompt_ids), bounds)
+    _check_ids(task, vocabulary)
+    room = bounds.context - len(prompt_ids)
+    max_new = min(task.max_tokens or bounds.default_max_tokens, room)
+    eos_ids = frozenset[int]() if task.ignore_eos else vocabulary.eos_ids
+    prepared = Prepared(
+        prompt_ids=prompt_ids,
+        max_new_tokens=max_new,
+        min_new_tokens=min(task.min_tokens, max_new),
+        stop_ids=eos_ids | frozenset(task.stop_token_ids),
+        ignore_eos=task.ignore_eos,
+        sampling=_sampling(task, dispatch),
+        text=TextStream(vocabulary.detokenizer(), task.stop, min_tokens=task.min_tokens),
+        logprobs=None if task.logprobs is None else [],
+    )
+    if dispatch.resume_n:
+        _catch_up(prepared, dispatch)
+    return prepared
+
+
+def prepare_task(dispatch: Dispatch, bounds: Bounds) -> PreparedTask:
+    """Check a task for an engine that takes whole tasks. Raises RequestError (400)."""
+    values = tasks.unpack_map(dispatch.body)
+    task = tasks.decode_task(dispatch.body)
+    _check_task(task, bounds)
+    return PreparedTask(values=values, length=len(dispatch.body))
+
+
+def _generation(body: bytes, bounds: Bounds) -> Generate:
+    task = tasks.decode_task(body)
+    _check_task(task, bounds)
+    assert isinstance(task, Generate)
+    return task
+
+
+def _check_task(task: tasks.Task, bounds: Bounds) -> None:
+    asked = "embed" if isinstance(task, Embed) else "generate"
+    if asked != bounds.task:
+        raise request_error(Kind.WRONG_TASK, f"{bounds.service} serves the task {bounds.task!r}, not {asked!r}")
+
+
+def _encode(task: Generate, vocabulary: Vocabulary) -> list[int]:
+    if task.token_ids is not None:
+        unknown = next((one for one in task.token_ids if not vocabulary.is_known(one)), None)
+        if unknown is not None:
+            raise request_error(Kind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
+        return task.token_ids
+    if task.messages is not None:
+        return vocabulary.encode_chat(task.messages)
+    assert task.prompt is not None  # checked by tasks.check_generate
+    if task.raw or not vocabulary.has_template:
+        return vocabulary.encode(task.prompt, is_raw=task.raw)
+    return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)])
+
+
+def _check_length(prompt_tokens: int, bounds: Bounds) -> None:
+    if prompt_tokens < 1:
+        raise request_error(
+            Kind.BAD_REQUEST, f"the prompt is empty: 0 tokens, at least 1 of at most {bounds.context - 1} is needed"
+        )
+    if prompt_tokens >= bounds.context:
+        raise request_error(
+            Kind.CONTEXT_EXCEEDED,
+            f"the prompt has {prompt_tokens} tokens, but the context of {bounds.service} is {bounds.context} tokens "
+            "for prompt and answer together",
+        )
+
+
+def _check_ids(task: Generate, vocabulary: Vocabulary) -> None:
+    """Refuse ids beyond the vocabulary: an index error on the device would end the engine process."""
+    unknown = next((one for one in task.logit_bias if not vocabulary.is_known(one)), None)
+    if unknown is not None:
+        raise request_error(Kind.BAD_REQUEST, f"logit_bias: the model has no token {unknown}")
+
+
+def _sampling(task: Generate, dispatch: Dispatch) -> Sampling:
+    return Sampling(
+        temperature=tasks.DEFAULT_TEMPERATURE if task.temperature is None else task.temperature,
+        top_p=task.top_p,
+        top_k=task.top_k,
+        min_p=task.min_p,
+        repetition_penalty=task.repetition_penalty,
+        presence_penalty=task.presence_penalty,
+        frequency_penalty=task.frequency_penalty,
+        logit_bias=task.logit_bias,
+        seed=_seed(task, dispatch),
+        logprobs=task.logprobs,
+    )
+
+
+def _seed(task: Generate, dispatch: Dispatch) -> int:
+    """Take the client's, else the broker's, else what the broker would have made of the rid: equal on every node."""
+    if task.seed is not None:
+        return task.seed
+    given = dispatch.ext.get("seed")
+    if isinstance(given, int) and given >= 0:
+        return given
+    return int.from_bytes(hashlib.sha256(dispatch.rid).digest()[:8], "big") & MAX_INT
+
+
+_resume_blob = msgspec.msgpack.Decoder(list[bytes])
+
+
+def _catch_up(prepared: Prepared, dispatch: Dispatch) -> None:
+    """Step over the delivered units and drop what comes of it; find out whether the answer is already over."""
+    ids, logprobs = _read_prefix(dispatch)
+    for token_id in ids:
+        is_stop_id = prepared.ends_with(token_id, len(prepared.ids))
+        prepared.pieces.append("" if is_stop_id else prepared.text.step(token_id))
+        prepared.ids.append(token_id)
+        if is_stop_id or prepared.text.is_stopped:
+            prepared.finish_reason = "stop"
+            break
+    if prepared.logprobs is not None:
+        prepared.logprobs += logprobs[: len(prepared.ids)]
+    if prepared.finish_reason is None and len(prepared.ids) >= prepared.max_new_tokens:
+        prepared.finish_reason = "length"
+
+
+def _read_prefix(dispatch: Dispatch) -> tuple[list[int], list[TokenLogprobs]]:
+    """Read the resume blob: an array of the PARTIAL bodies that were delivered, `resume_n` units of them count."""
+    ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    try:
+        bodies = _resume_blob.decode(dispatch.resume)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise request_error(Kind.BAD_REQUEST, f"the resume blob is not an array of bodies: {error}") from None
+    for body in bodies:
+        chunk = tasks.decode(body, Chunk)
+        ids += chunk.ids
+        logprobs += chunk.logprobs or []
+    if len(ids) < dispatch.resume_n:
+        raise request_error(
+            Kind.BAD_REQUEST, f"resume_n is {dispatch.resume_n}, but the resume blob holds {len(ids)} units"
+        )
+    return ids[: dispatch.resume_n], logprobs

@@ -1,0 +1,247 @@
+"""Which job runs on which device: waiting jobs, tickets, and what engines say about them. Pure; knows no broker.
+
+What happens to a job is told to a `Listener`: units it has made, and that it is over. Everything for the engines is
+appended to `out`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Final, Protocol, assert_never
+
+import msgspec
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind
+from ..protocol.limits import MAX_FRAME_BYTES
+from .actions import Action, Note, ToEngine
+from .engines import ipc
+from .engines.base import FinishReason, Result, TokenEvent
+from .fleet import Device, Fleet, Lane
+from .jobs import Job, JobState
+
+_LOCAL_RUNS: Final = 2
+"""A job that was on an engine when it died is run once more on this node; after a second death the broker decides."""
+
+
+class Listener(Protocol):
+    """Whoever owns the jobs."""
+
+    def progressed(self, job: Job, since: int) -> None:
+        """Send the units from `since` on: they are new."""
+        ...
+
+    def completed(self, job: Job) -> None:
+        """Send a job's outcome."""
+        ...
+
+    def failed(self, job: Job, kind: Kind, text: str) -> None:
+        """End a job without a result."""
+        ...
+
+
+class Scheduler:
+    """Runs jobs on the fleet."""
+
+    def __init__(self, fleet: Fleet, listener: Listener, out: list[Action]) -> None:
+        self.fleet = fleet
+        self._listener = listener
+        self._out = out
+        self._tickets = itertools.count(1)
+        self._waiting: dict[str, deque[Job]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot."""
+        return sum(map(len, self._waiting.values()))
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job, now: float) -> None:
+        """Run a prepared job as soon as a slot is free."""
+        job.move(JobState.WAITING)
+        self._queue(job.service).append(job)
+        self.fill(job.service, now)
+
+    def abort(self, job: Job) -> None:
+        """Stop a job wherever it is; nothing is told about it any more. Its slot frees when the engine says so."""
+        if job.state is JobState.WAITING:
+            self._queue(job.service).remove(job)
+        elif job.state is JobState.RUNNING:
+            self._give_up_ticket(job)
+        if job.state is not JobState.DONE:
+            job.move(JobState.DONE)
+
+    def fill(self, service: str, now: float) -> None:
+        """Give waiting jobs of a service to devices with a free slot."""
+        queue = self._queue(service)
+        while queue:
+            chosen = self.fleet.choose(service, now)
+            if chosen is None:
+                break
+            self._run(queue.popleft(), *chosen)
+        if queue and not self.fleet.lanes(service):
+            for job in list(queue):
+                self._listener.failed(job, Kind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment")
+
+    def _queue(self, service: str) -> deque[Job]:
+        return self._waiting.setdefault(service, deque())
+
+    def _run(self, job: Job, device: Device, lane: Lane) -> None:
+        job.move(JobState.RUNNING)
+        job.device, job.ticket = device.info.id, next(self._tickets)
+        lane.running[job.ticket] = job
+        message: ipc.ToEngine
+        if job.prepared is not None:
+            message = ipc.Submit(lane.info.name, job.prepared.request(job.ticket, job.ids))
+        else:
+            assert job.plain is not None
+            message = ipc.SubmitTask(lane.info.name, job.ticket, job.plain.values, job.plain.length)
+        self._out.append(ToEngine(job.device, message))
+
+    def _give_up_ticket(self, job: Job) -> None:
+        """Free the slot as soon as the engine confirms; a ticket that is over already needs no word."""
+        lane = self.fleet.devices[job.device].lanes.get(job.service)
+        if lane is not None and job.ticket in lane.running:
+            lane.running[job.ticket] = None
+            self._out.append(ToEngine(job.device, ipc.Cancel(job.ticket)))
+
+    # --- engines -----------------------------------------------------------------------------------------------------
+
+    def heard(self, device: Device, message: ipc.FromEngine, now: float) -> None:
+        """Take in one message of a device's engine process."""
+        match message:
+            case ipc.Loading(phase, percent, elapsed_s):
+                device.phase, device.percent, device.elapsed_s = phase, percent, elapsed_s
+            case ipc.Ready(services):
+                self.fleet.ready(device, services, now)
+                self._fill_all(device, now)
+            case ipc.Failed(error):
+                self._out.append(Note("error", f"{device.info.id}: {error}"))
+            case ipc.TextChunk():
+                self._on_text(device, message)
+            case ipc.Refused():
+                self._on_refused(device, message, now)
+            case ipc.Step():
+                self._on_step(device, message, now)
+            case _:
+                assert_never(message)
+
+    def exited(self, device: Device, reason: str, phase: m.Phase, now: float) -> None:
+        """Run the jobs of an engine process that is gone elsewhere on this node, or give them back."""
+        services = list(device.lanes)
+        for job in device.forget_process(phase):
+            job.crashes += 1
+            job.move(JobState.WAITING)
+            self._queue(job.service).appendleft(job)
+            if not self._may_run_again(job):
+                text = f"the engine on {device.info.id} ended while it worked on this request ({reason})"
+                self._listener.failed(job, Kind.ENGINE_RESTARTED, text)
+        for service in services:
+            self.fill(service, now)
+
+    def _may_run_again(self, job: Job) -> bool:
+        """Decide about one more run here: not for what must not run twice, or has seen two engines die."""
+        is_repeatable = bool(job.flags & m.IDEMPOTENT) and (job.kind != "stream" or job.total_n == 0)
+        return is_repeatable and job.crashes < _LOCAL_RUNS and bool(self.fleet.lanes(job.service))
+
+    def _on_step(self, device: Device, step: ipc.Step, now: float) -> None:
+        device.last_step_at = now
+        for lane in device.lanes.values():
+            lane.is_blocked = False
+            lane.stats = step.stats.get(lane.info.name, lane.stats)
+        for event in step.events:
+            self._on_event(device, event)
+        for result in step.results:
+            self._on_result(device, result)
+        self._fill_all(device, now)
+
+    def _fill_all(self, device: Device, now: float) -> None:
+        for service in list(device.lanes):
+            self.fill(service, now)
+
+    def _on_event(self, device: Device, event: TokenEvent) -> None:
+        lane, job = _find(device, event.ticket)
+        if lane is not None and event.finish_reason is not None:
+            del lane.running[event.ticket]
+        if lane is None or job is None:
+            return
+        if event.error is not None:
+            self._listener.failed(job, Kind.MODEL_RAISED, event.error)
+            return
+        since = job.total_n
+        reason = job.absorb(event)
+        if job.total_n > since:
+            job.crashes = 0
+            self._listener.progressed(job, since)
+        if reason == "cancelled":
+            self._listener.failed(job, Kind.CANCELLED, "the engine gave the request up")
+        elif reason is not None:
+            self._give_up_ticket(job)
+            self._finish(job, reason, lane)
+
+    def _finish(self, job: Job, reason: FinishReason, lane: Lane) -> None:
+        job.finish(reason, lane.info.model, lane.info.revision)
+        job.move(JobState.DONE)
+        self._listener.completed(job)
+
+    def _on_result(self, device: Device, result: Result) -> None:
+        lane, job = _find(device, result.ticket)
+        if lane is None:
+            return
+        del lane.running[result.ticket]
+        if job is None:
+            return
+        if result.body is None:
+            self._listener.failed(job, Kind.MODEL_RAISED, result.error or "the model gave no result")
+            return
+        body = _encode(result.body)
+        if len(body) > MAX_FRAME_BYTES:
+            text = f"the result has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send fewer inputs at once"
+            self._listener.failed(job, Kind.TOO_LARGE, text)
+            return
+        job.finish_plain(body)
+        job.move(JobState.DONE)
+        self._listener.completed(job)
+
+    def _on_text(self, device: Device, chunk: ipc.TextChunk) -> None:
+        lane, job = _find(device, chunk.ticket)
+        if lane is not None and chunk.done:
+            del lane.running[chunk.ticket]
+        if lane is None or job is None:
+            return
+        if chunk.error is not None:
+            self._listener.failed(job, Kind.MODEL_RAISED, chunk.error)
+            return
+        if chunk.text:
+            job.absorb_text(chunk.text)
+            self._listener.progressed(job, job.total_n - 1)
+        if chunk.done:
+            self._finish(job, "stop", lane)
+
+    def _on_refused(self, device: Device, refused: ipc.Refused, now: float) -> None:
+        lane, job = _find(device, refused.ticket)
+        if lane is None:
+            return
+        del lane.running[refused.ticket]
+        lane.is_blocked = refused.full
+        if job is None:
+            return
+        if not refused.full:
+            self._listener.failed(job, Kind.BAD_REQUEST, refused.error)
+            return
+        job.move(JobState.WAITING)
+        self._queue(job.service).appendleft(job)
+        self.fill(job.service, now)
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def _find(device: Device, ticket: int) -> tuple[Lane | None, Job | None]:
+    """Find the lane of a live ticket, and the job if anybody still wants it."""
+    for lane in device.lanes.values():
+        if ticket in lane.running:
+            return lane, lane.running[ticket]
+    return None, None
