@@ -4,7 +4,9 @@ click parses flags and tells which were given; everything else comes from `sourc
 """
 
 import functools
+import os
 import platform
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +19,7 @@ from click.types import OptionHelpExtra
 
 from ..errors import ZmqrtError
 from .declare import CommonSettings, Setting, settings_of
-from .sources import CONFIG_ENV, FILE_NAME, resolve
+from .sources import CONFIG_ENV, DEBUG_ENV, FILE_NAME, resolve
 
 S = TypeVar("S", bound=CommonSettings)
 P = ParamSpec("P")
@@ -65,6 +67,8 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
                     click.echo(f"warning: {warning}", err=True)
                 return function(resolved.settings, *args, **kwargs)
             except ZmqrtError as error:
+                if os.environ.get(DEBUG_ENV):
+                    traceback.print_exception(error)
                 click.echo(f"error: {error}", err=True)
                 context.exit(error.exit_code)
 

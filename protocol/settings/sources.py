@@ -26,6 +26,8 @@ Roles = Mapping[str, type[CommonSettings]]
 
 FILE_NAME: Final = "zmqrt.toml"
 CONFIG_ENV: Final = "ZMQRT_CONFIG"
+DEBUG_ENV: Final = "ZMQRT_DEBUG"
+"""Not a setting: whether an error that ends a program shows its traceback too."""
 SHARED_TABLE: Final = "all"
 DEFAULT: Final = "default"
 
@@ -189,7 +191,8 @@ def _read_dotenv(path: Path) -> dict[str, str]:
 
 def _refuse_unknown_variables(variables: Iterable[str], where: str, roles: Roles) -> None:
     """Names with our prefix are ours alone; bare names belong to everyone and are not judged."""
-    known = {CONFIG_ENV} | {name for cls in roles.values() for one in settings_of(cls) for name in one.env_names}
+    names = {name for cls in roles.values() for one in settings_of(cls) for name in one.env_names}
+    known = names | {CONFIG_ENV, DEBUG_ENV}
     for name in variables:
         if name.startswith(PREFIX) and name not in known:
             raise ConfigurationError(f"unknown variable {name} in {where}{_nearest(name, known, PREFIX)}")

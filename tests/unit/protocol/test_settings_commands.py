@@ -125,6 +125,15 @@ def test_an_error_of_ours_ends_the_program_with_its_own_code() -> None:
     assert result.stderr == "error: nobody answers at tcp://127.0.0.1:1; start zmqrt-broker\n"
 
 
+def test_a_traceback_is_shown_to_those_who_ask() -> None:
+    """ZMQRT_DEBUG is no setting, and no unknown variable either."""
+    result = run("--bread", "stone", ZMQRT_DEBUG="1")
+
+    assert result.exit_code == 69
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("error: nobody answers at tcp://127.0.0.1:1; start zmqrt-broker\n")
+
+
 def test_a_deprecated_setting_warns_on_standard_error() -> None:
     """The program runs all the same."""
     result = run(OLD_OVEN="1")
