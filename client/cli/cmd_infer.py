@@ -1,0 +1,80 @@
+"""`zmqrt infer`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ...protocol.settings import options
+from ..calls import GenerateOptions
+from ..config import ClientSettings
+from ..results import Result
+from ..sync import Client
+from .generation import Sampling, messages, sampling_options
+from .stdio import is_terminal, read_prompt
+
+
+@click.command(help="Send one prompt and print the answer as it is made.")
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="What the model is told beforehand.")
+@click.option("--raw", is_flag=True, help="Let the model go on with the text as it is, without its chat template.")
+@click.option("--stream/--no-stream", default=None, help="Print while it is made [default: on a terminal].")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+@sampling_options
+@options(ClientSettings)
+def command(
+    settings: ClientSettings,
+    sampling: Sampling,
+    *,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    stream: bool | None,
+    as_json: bool,
+) -> None:
+    """Ask, and print. PROMPT may be - or left out, to read it from a pipe."""
+    if raw and system:
+        raise click.UsageError("--raw sends the text as it is, so there is no place for --system")
+    text = read_prompt(prompt)
+    asked: GenerateOptions = {**sampling.options()}
+    if system:
+        asked["messages"] = messages(text, system)
+    elif raw:
+        asked["raw"] = True
+    with Client.from_settings(settings, name="zmqrt infer") as client:
+        wanted = None if system else text
+        if as_json:
+            click.echo(to_json(client.infer(wanted, **asked)))
+        elif stream if stream is not None else is_terminal():
+            _print_stream(client, wanted, asked)
+        else:
+            click.echo(client.infer(wanted, **asked).text)
+
+
+def _print_stream(client: Client, prompt: str | None, asked: GenerateOptions) -> None:
+    try:
+        with client.stream(prompt, **asked) as stream:
+            for chunk in stream:
+                click.echo(chunk.text, nl=False)
+    finally:
+        click.echo()  # an error, or the shell's prompt, starts on a line of its own
+
+
+def to_json(result: Result) -> str:
+    """Write a result for programs, on one line."""
+    usage = result.usage
+    fields = {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+        "seed": result.seed,
+        "model": result.model,
+        "revision": result.revision,
+        "request_id": result.request_id,
+    }
+    return json.dumps(fields, ensure_ascii=False)

@@ -1,0 +1,58 @@
+"""`zmqrt submit`: one prompt, one whole answer; natively, or over HTTP to a bridge as the historic client did it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ...protocol.settings import options
+from ..config import ClientSettings
+from ..sync import Client
+from .cmd_infer import to_json
+from .generation import Sampling, sampling_options
+from .http_submit import post
+from .stdio import read_prompt
+
+
+@click.command(help="Send one prompt, natively or to a bridge (--url), and print request id and answer.")
+@click.option("--prompt", metavar="TEXT", help="What to ask; - or none reads it from a pipe.")
+@click.option("--url", metavar="URL", help="Bridge to ask over HTTP, such as http://127.0.0.1:8000.")
+@click.option("--api-key", metavar="KEY", envvar="API_KEY", show_envvar=True, help="With --url: key for the bridge.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+@sampling_options
+@options(ClientSettings)
+def command(
+    settings: ClientSettings,
+    sampling: Sampling,
+    *,
+    prompt: str | None,
+    url: str | None,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    """Ask, wait, print: the request's id on standard error, so that the answer alone can be piped on."""
+    text = read_prompt(prompt)
+    if url is None:
+        with Client.from_settings(settings, name="zmqrt submit") as client:
+            handle = client.submit(text, **sampling.options())
+            click.echo(f"request {handle.request_id}", err=True)
+            result = handle.result()
+        click.echo(to_json(result) if as_json else result.text)
+        return
+    answer = post(url, _v1(sampling, text), timeout_s=settings.timeout_s, api_key=api_key)
+    click.echo(f"request {answer.get('request_id', '')}", err=True)
+    click.echo(json.dumps(answer, ensure_ascii=False) if as_json else str(answer.get("text", "")))
+
+
+def _v1(sampling: Sampling, prompt: str) -> dict[str, object]:
+    """Build the body of the locked contract, which has no more fields than these."""
+    said = dict(sampling.options())
+    body: dict[str, object] = {"api_version": "v1", "prompt": prompt}
+    for name in ("max_tokens", "temperature"):
+        if name in said:
+            body[name] = said.pop(name)
+    if said:
+        flags = ", ".join("--" + name.replace("_", "-") for name in said)
+        raise click.UsageError(f"{flags}: POST /infer has no such field; leave out --url to ask natively")
+    return body

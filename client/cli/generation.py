@@ -1,0 +1,78 @@
+"""What the subcommands that generate text share: the flags that shape an answer, and how they become a call."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+
+import click
+
+from ...protocol.tasks import ChatMessage
+from ..calls import GenerateOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an answer is made, as flags said it; None = not said."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+
+    def options(self) -> GenerateOptions:
+        """Return what was said, as the library's verbs take it; they check it."""
+        said = {name: value for name, value in vars(self).items() if value not in (None, (), False)}
+        return cast("GenerateOptions", said)  # the names above are its names
+
+
+_OPTIONS: Final = (
+    click.option("-m", "--model", metavar="NAME", help="Model to ask; see `zmqrt models`."),
+    click.option("-n", "--max-tokens", type=int, metavar="N", help="Most tokens to generate."),
+    click.option("--min-tokens", type=int, metavar="N", help="Fewest tokens to generate."),
+    click.option("-t", "--temperature", type=float, metavar="NUMBER", help="0 = always the likeliest [default: 0.7]."),
+    click.option("--top-p", type=float, metavar="NUMBER", help="Draw from the likeliest tokens of this joint weight."),
+    click.option("--top-k", type=int, metavar="N", help="Draw from this many of the likeliest tokens."),
+    click.option("--min-p", type=float, metavar="NUMBER", help="Leave out what is less likely, beside the likeliest."),
+    click.option("--repetition-penalty", type=float, metavar="NUMBER", help="Above 1 repeats less."),
+    click.option("--presence-penalty", type=float, metavar="NUMBER", help="Above 0 looks for other words."),
+    click.option("--frequency-penalty", type=float, metavar="NUMBER", help="The same, by how often they came."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
+    click.option("--seed", type=int, metavar="N", help="The same seed draws the same answer."),
+    click.option("--ignore-eos", is_flag=True, help="Go on when the model wants to end."),
+)
+
+
+def sampling_options(function: Callable[Concatenate[Sampling, P], R]) -> Callable[P, R]:
+    """Give a click function the flags above; it gets them as its first argument."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        taken: dict[str, Any] = {each.name: kwargs.pop(each.name) for each in dataclasses.fields(Sampling)}
+        return function(Sampling(**taken), *args, **kwargs)
+
+    wrapped: Callable[P, R] = run
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def messages(prompt: str, system: str | None) -> list[ChatMessage]:
+    """Return a conversation of one turn, with what the model is told beforehand."""
+    told = [ChatMessage(role="system", content=system)] if system else []
+    return [*told, ChatMessage(role="user", content=prompt)]

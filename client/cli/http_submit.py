@@ -1,0 +1,99 @@
+"""POST /infer with the standard library alone, and what its answers mean to a command line."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any, Final, cast
+
+from ...protocol.errors import (
+    EXIT_FAILED,
+    EXIT_NOT_AUTHORISED,
+    EXIT_TRY_AGAIN,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    ConfigurationError,
+    ZmqrtError,
+)
+
+_EXIT_OF_STATUS: Final = {
+    400: EXIT_USAGE,
+    401: EXIT_NOT_AUTHORISED,
+    403: EXIT_NOT_AUTHORISED,
+    413: EXIT_USAGE,
+    422: EXIT_USAGE,
+    429: EXIT_TRY_AGAIN,
+    503: EXIT_TRY_AGAIN,
+    504: EXIT_TRY_AGAIN,
+}
+_SPARE_S: Final = 5.0
+"""The bridge's own 504 should arrive before we stop waiting for it."""
+_MAX_ANSWER_BYTES: Final = 64 << 20
+
+
+class HttpError(ZmqrtError):
+    """The bridge did not answer with a result."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def post(url: str, body: dict[str, object], *, timeout_s: float, api_key: str | None = None) -> dict[str, Any]:
+    """Send a request and return the v1 response. Raises HttpError."""
+    target = _target(url)
+    headers = {"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    request = urllib.request.Request(target, json.dumps(body).encode(), headers, method="POST")  # noqa: S310 - checked
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s + _SPARE_S) as answer:  # noqa: S310 - checked
+            return _read(answer.read(_MAX_ANSWER_BYTES), target)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _refused(error.code, error.read(_MAX_ANSWER_BYTES), target) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(error, target) from None
+
+
+def _target(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"{url!r} is not an HTTP address; expected something like http://127.0.0.1:8000")
+    return url if url.rstrip("/").endswith("/infer") else url.rstrip("/") + "/infer"
+
+
+def _read(raw: bytes, target: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise HttpError(f"{target} answered, but not as a zmqrt bridge does; is this the right port?", EXIT_FAILED)
+    return cast("dict[str, Any]", answer)
+
+
+def _refused(status: int, raw: bytes, target: str) -> HttpError:
+    try:
+        said = _detail(raw)
+    except (ValueError, KeyError, IndexError, TypeError):
+        said = "is this the address of a zmqrt bridge?"
+    return HttpError(f"{target} answered {status}: {said}", _EXIT_OF_STATUS.get(status, EXIT_FAILED))
+
+
+def _detail(raw: bytes) -> str:
+    """Return a refusal's sentence, or that about the first field which is wrong."""
+    detail: Any = json.loads(raw)["detail"]
+    if isinstance(detail, str):
+        return detail
+    return f"{'.'.join(detail[0]['loc'][1:])}: {detail[0]['msg']}"
+
+
+def _unreachable(error: Exception, target: str) -> HttpError:
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, TimeoutError):
+        return HttpError(f"{target} did not answer in time", EXIT_TRY_AGAIN)
+    words = "nobody listens there" if isinstance(reason, ConnectionRefusedError) else str(reason)
+    text = f"{target} cannot be reached: {words}; start a bridge with `zmqrt up` or zmqrt-bridge"
+    return HttpError(text, EXIT_UNREACHABLE)

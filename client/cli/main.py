@@ -1,0 +1,105 @@
+"""The `zmqrt` command itself: which subcommands there are, and how it ends. Each is imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, ZmqrtError
+from .stdio import prepare_stdio
+
+COMMANDS: Final = {
+    "up": "Run broker, workers and bridge on this machine until Ctrl-C.",
+    "infer": "Send one prompt and print the answer as it is made.",
+    "chat": "Talk with a model; it remembers the conversation.",
+    "submit": "Send one prompt, natively or to a bridge (--url), and print request id and answer.",
+    "status": "Show nodes and devices: health, load, what they are doing.",
+    "models": "List the models that can be asked; fetch and convert others.",
+    "demo": "Start everything, ask one question in two ways, stop everything.",
+    "keygen": "Make the keys of a fleet that leaves this machine.",
+    "config": "Write a settings file, or show each setting and where it comes from.",
+    "completion": "Print the script that completes commands in your shell.",
+}
+"""Name -> summary. It stands here so that `--help` imports no subcommand; a test compares both."""
+
+
+class _Lazy(click.Group):
+    """A group whose subcommand NAME is `command` in the module `cmd_NAME`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - part of click's signature
+        """Name them, most used first."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - part of click's signature
+        """Import one."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f".cmd_{cmd_name}", __package__).command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - part of click's signature
+        """List them without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not context.resilient_parsing:
+        from ...protocol.settings import version_text
+
+        click.echo(version_text())
+        context.exit()
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with `zmqrt up`, then `zmqrt infer 'Hello'` in another terminal.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show versions."
+)
+def cli() -> None:
+    """Real-time model inference over ZeroMQ."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors are one sentence on standard error; ZMQRT_DEBUG=1 shows more."""
+    prepare_stdio()
+    if os.environ.get("_ZMQRT_COMPLETE", "").startswith("powershell"):
+        from . import powershell
+
+        powershell.register()
+    try:
+        code = cli.main(arguments, prog_name="zmqrt", standalone_mode=False)
+    except click.Abort:  # Ctrl-C
+        click.echo(err=True)
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ZmqrtError as error:
+        return _fail(error, str(error), error.exit_code)
+    except OSError as error:
+        return _fail(error, str(error), EXIT_FAILED)
+    except Exception as error:  # noqa: BLE001 - a traceback helps nobody who only wanted an answer
+        hint = f"unexpected {type(error).__name__}: {error} (ZMQRT_DEBUG=1 shows where; please report it)"
+        return _fail(error, hint, EXIT_FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: BaseException, text: str, exit_code: int) -> int:
+    if os.environ.get("ZMQRT_DEBUG"):
+        traceback.print_exception(error)
+    click.echo(f"error: {text}", err=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
