@@ -1,0 +1,240 @@
+"""The loop of a node: one thread that moves bytes between brokers, engine processes and the core. Decides nothing.
+
+A pass (`_pass`) drains the engines, then the brokers, lets the core decide, carries out what it wants, and looks
+whether something arrived meanwhile: descriptors of ZeroMQ sockets are edge-triggered, and any call may eat the edge.
+Prompts that take long to encode do so on another thread, so that heartbeats stay on time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol, assert_never
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind, RequestError, request_error
+from . import actions as a
+from .broker_link import BrokerLink
+from .core import NodeState, WorkerCore
+from .engines import ipc
+from .prepare import Prepared, PreparedTask, prepare_generation, prepare_task
+from .vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+_LONG_BODY_BYTES: Final = 8 << 10
+"""From here on a prompt may take more than 5 ms to render and encode."""
+_WATCHDOG_S: Final = 0.1
+"""Looks at every socket without being asked: a belt for a wake-up that was missed."""
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class Engines(Protocol):
+    """The engine processes of the node, as the agent sees them."""
+
+    def receive(self) -> Iterator[tuple[str, list[ipc.FromEngine]]]:
+        """Yield what has arrived, by device."""
+        ...
+
+    def exits(self) -> Iterator[tuple[str, str, bool]]:
+        """Yield processes that are gone: device, reason, whether another one is started."""
+        ...
+
+    def has_input(self) -> bool:
+        """Whether something is left to read."""
+        ...
+
+    def send(self, device: str, messages: Sequence[ipc.ToEngine]) -> None:
+        """Send messages in one envelope."""
+        ...
+
+    def restart(self, device: str, reason: str) -> None:
+        """Kill the process of a device; its exit is reported like any other."""
+        ...
+
+
+class Agent:
+    """Carries the core. `run` returns the exit code of the node."""
+
+    def __init__(
+        self,
+        core: WorkerCore,
+        links: Sequence[BrokerLink],
+        *,
+        vocabulary: Callable[[], Vocabulary],
+        on_pass: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.core = core
+        self.links = links
+        self._vocabulary = vocabulary
+        self._on_pass = on_pass
+        self._engines: Engines | None = None
+        self._loop = asyncio.get_running_loop()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-encode")  # one: long prompts keep their order
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_scheduled = False
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+
+    def attach(self, engines: Engines) -> None:
+        """Begin to serve through these engine processes."""
+        self._engines = engines
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at everything soon."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._pass)
+
+    def drain(self, deadline_s: float, reason: str) -> None:
+        """Finish what runs and leave."""
+        self.core.drain(deadline_s, reason, self._loop.time())
+        self.wake()
+
+    def stop(self, code: int) -> None:
+        """Leave now, whatever runs."""
+        if not self._exit.done():
+            self._exit.set_result(code)
+
+    async def run(self) -> int:
+        """Serve until the node is gone."""
+        self.wake()
+        try:
+            return await self._exit
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            for link in self.links:
+                link.close(is_farewell=True)
+            self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    # --- a pass ------------------------------------------------------------------------------------------------------
+
+    def _pass(self) -> None:
+        self._is_scheduled = False
+        if self._exit.done():
+            return
+        try:
+            now = self._loop.time()
+            self._take_in(now)
+            if now >= self.core.next_deadline():
+                self.core.tick(now)
+            self.core.settle(now)
+            self._carry_out(now)
+            self._on_pass()
+        except Exception:
+            log.exception("the agent met a fault of its own and cannot go on")
+            self.stop(1)
+            return
+        if self._has_input():
+            self.wake()
+        self._set_timer()
+
+    def _take_in(self, now: float) -> None:
+        """Results before new work."""
+        if self._engines is not None:
+            for device, said in self._engines.receive():
+                self.core.engine_said(device, said, now)
+            for device, reason, is_restarted in self._engines.exits():
+                self.core.engine_exited(device, reason, is_restarted=is_restarted, now=now)
+        for index, link in enumerate(self.links):
+            for messages in link.receive():
+                self.core.received(index, messages, now)
+            for ending in link.events():
+                if ending is None:
+                    self.core.connected(index, now)
+                else:
+                    self.core.lost(index, ending, now)
+
+    def _has_input(self) -> bool:
+        return any(link.has_input() for link in self.links) or (self._engines is not None and self._engines.has_input())
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._loop.time()
+        self._timer = self._loop.call_at(min(now + _WATCHDOG_S, max(now, self.core.next_deadline())), self.wake)
+
+    # --- what the core wants -----------------------------------------------------------------------------------------
+
+    def _carry_out(self, now: float) -> None:
+        """Do everything, also what comes of doing it (a short prompt is encoded on the spot)."""
+        to_brokers: dict[int, list[m.FromWorker]] = {}
+        to_engines: dict[str, list[ipc.ToEngine]] = {}
+        out, index = self.core.out, 0
+        while index < len(out):
+            action = out[index]
+            index += 1
+            match action:
+                case a.Send(broker, message):
+                    to_brokers.setdefault(broker, []).append(message)
+                case a.ToEngine(device, request):
+                    to_engines.setdefault(device, []).append(request)
+                case a.Prepare():
+                    self._prepare(action, now)
+                case a.Dial(broker):
+                    self.links[broker].open()
+                case a.HangUp(broker):
+                    to_brokers.pop(broker, None)
+                    self.links[broker].close()
+                case a.RestartEngine(device, reason):
+                    self._restart(device, reason)
+                case a.Note(level, text, request_id):
+                    log.log(_LEVELS[level], "%s", text, extra={"request_id": request_id})
+                case a.Exit(code, reason):
+                    log.info("leaving: %s", reason)
+                    self._loop.call_soon(self.stop, code)
+                case _:
+                    assert_never(action)
+        out.clear()
+        self._flush(to_brokers, to_engines, now)
+
+    def _flush(
+        self, to_brokers: dict[int, list[m.FromWorker]], to_engines: dict[str, list[ipc.ToEngine]], now: float
+    ) -> None:
+        if self._engines is not None:
+            for device, requests in to_engines.items():
+                self._engines.send(device, requests)
+        for broker, messages in to_brokers.items():
+            if not self.links[broker].send(messages):
+                self.core.lost(broker, "it takes no messages any more", now)
+                self.wake()
+
+    def _restart(self, device: str, reason: str) -> None:
+        log.error("%s: the engine is killed: %s", device, reason)
+        if self._engines is not None:
+            self._engines.restart(device, reason)
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, action: a.Prepare, now: float) -> None:
+        dispatch = action.dispatch
+        if len(dispatch.body) + len(dispatch.resume) < _LONG_BODY_BYTES:
+            self.core.prepared(action.job, self._encode(action), now)
+            return
+        future = self._loop.run_in_executor(self._encoder, self._encode, action)
+        future.add_done_callback(lambda done: self._on_encoded(action.job, done))
+
+    def _on_encoded(self, job: int, done: asyncio.Future[Prepared | PreparedTask | RequestError]) -> None:
+        if self.core.state is not NodeState.GONE and not done.cancelled():
+            self.core.prepared(job, done.result(), self._loop.time())
+            self.wake()
+
+    def _encode(self, action: a.Prepare) -> Prepared | PreparedTask | RequestError:
+        """Run on any thread. A fault in a template or tokenizer fails the request, never the node."""
+        try:
+            if action.kind == "token":
+                return prepare_generation(action.dispatch, self._vocabulary(), action.bounds)
+            return prepare_task(action.dispatch, action.bounds)
+        except RequestError as error:
+            return error
+        except Exception as error:
+            log.exception("a request could not be encoded", extra={"request_id": action.dispatch.rid.hex()})
+            return request_error(Kind.MODEL_RAISED, f"the request could not be encoded: {type(error).__name__}")

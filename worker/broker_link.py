@@ -1,0 +1,157 @@
+"""One socket to one broker: connects, tells what its monitor sees, moves envelopes. Decides nothing.
+
+A DEALER here never reconnects (protocol/transport.py): after a loss the link is closed and opened again, with a new
+socket, when the core asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, cast
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from ..protocol import codec, transport
+from ..protocol import messages as m
+from ..protocol.errors import ProtocolError
+from ..protocol.keys import PeerKeys
+
+log = logging.getLogger(__name__)
+
+_BUDGET: Final = 64
+"""Envelopes taken in one pass, so that a broker with much to say does not keep engines and other brokers waiting."""
+_RETRY_S: Final = (0.005, 0.05)
+_MAX_UNSENT: Final = 10_000
+"""Envelopes that a broker has not taken. Beyond it the link is broken: what was lost is replayed when it is back."""
+_FAREWELL_MS: Final = 250
+_ENDINGS: Final = {
+    int(zmq.EVENT_DISCONNECTED): "disconnected",
+    int(zmq.EVENT_CLOSED): "nobody listens there",
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "the handshake failed (probably the broker's public key is another one)",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "the handshake failed (keys on one side only, or not a ZeroMQ port)",
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the broker does not know this worker's key",
+}
+
+
+def descriptor(socket: zmq.Socket[bytes]) -> int:
+    """Return the edge-triggered descriptor that an event loop watches."""
+    return cast("int", socket.get(zmq.FD))
+
+
+def has_input(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message can be read now; any call on a socket may have eaten the wake-up for it."""
+    return bool(cast("int", socket.get(zmq.EVENTS)) & int(zmq.POLLIN))
+
+
+class BrokerLink:
+    """The connection to one broker. `wake` is called whenever there may be something to read."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        *,
+        keys: PeerKeys | None,
+        wake: Callable[[], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self._context = context
+        self._keys = keys
+        self._wake = wake
+        self._dealer: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._unsent: deque[codec.Frames] = deque()
+        self._retry_s = _RETRY_S[0]
+        self._retry: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Make a socket and begin to connect."""
+        loop = asyncio.get_running_loop()
+        self._dealer = transport.make_dealer(self._context, keys=self._keys)
+        self._monitor = transport.monitor(self._dealer)
+        loop.add_reader(descriptor(self._monitor), self._wake)
+        loop.add_reader(descriptor(self._dealer), self._wake)
+        transport.connect(self._dealer, self.endpoint)
+        loop.call_soon(self._wake)  # the descriptors are edge-triggered: look once by ourselves
+
+    def close(self, *, is_farewell: bool = False) -> None:
+        """Drop the socket; on a farewell, give what is queued a moment to leave."""
+        if self._dealer is None or self._monitor is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(descriptor(self._dealer))
+        loop.remove_reader(descriptor(self._monitor))
+        self._dealer.disable_monitor()
+        self._monitor.close(0)
+        self._dealer.close(_FAREWELL_MS if is_farewell else 0)
+        self._dealer = self._monitor = None
+        self._unsent.clear()
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def events(self) -> Iterator[str | None]:
+        """Yield what the monitor saw: None for a finished handshake, else why the connection is over."""
+        while self._monitor is not None:
+            try:
+                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = int(parse_monitor_message(frames)["event"])
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                yield None
+            elif event in _ENDINGS:
+                yield _ENDINGS[event]
+
+    def receive(self) -> Iterator[list[m.ToWorker]]:
+        """Yield the messages of each envelope that has arrived, up to the budget of one pass."""
+        for _ in range(_BUDGET):
+            frames = None if self._dealer is None else transport.receive(self._dealer)
+            if frames is None:
+                return
+            yield self._decode(frames)
+
+    def _decode(self, frames: Sequence[bytes | memoryview]) -> list[m.ToWorker]:
+        version = codec.read_version_answer(frames)
+        if version is not None:
+            return [m.Dismiss(426, f"it speaks ZRT/{version[0]} to ZRT/{version[1]}, this worker ZRT/{m.VERSION}")]
+        try:
+            unpacked = codec.TO_WORKER.unpack(frames)
+        except ProtocolError as error:
+            log.warning("broker %s sent what is not ZRT/1: %s", self.endpoint, error)
+            return []
+        for bad in unpacked.bad:
+            level = logging.DEBUG if bad.unknown_command else logging.WARNING  # a newer broker may say more
+            log.log(level, "broker %s sent a bad message: %s", self.endpoint, bad.why)
+        return unpacked.messages
+
+    def has_input(self) -> bool:
+        """Whether something is left to read."""
+        return any(one is not None and has_input(one) for one in (self._dealer, self._monitor))
+
+    def send(self, messages: Sequence[m.FromWorker]) -> bool:
+        """Queue messages, all in one envelope if they fit; False when the broker has not taken any for too long."""
+        self._unsent.extend(codec.pack(messages))
+        self._flush()
+        return len(self._unsent) <= _MAX_UNSENT
+
+    def _flush(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._unsent and self._dealer is not None:
+            try:
+                transport.send(self._dealer, self._unsent[0])
+            except zmq.Again:
+                self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._flush_later)
+                self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
+                return
+            self._unsent.popleft()
+        self._retry_s = _RETRY_S[0]
+
+    def _flush_later(self) -> None:
+        self._flush()
+        self._wake()  # a send may eat the wake-up of what has arrived

@@ -1,0 +1,86 @@
+"""Find a model's files in a process of its own, and tell how far it is.
+
+Converting a GGUF file is half a minute of Python and a gigabyte of memory: neither belongs into the agent, whose
+heartbeats would stutter. The child writes one JSON object a line: progress, then the files or what went wrong. It
+notices the end of its parent by its broken standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ..protocol.errors import ConfigurationError
+from .engines.base import Phase
+from .model_cache import ModelError
+from .models import ModelFiles, resolve
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """One line of the child."""
+
+    phase: Phase | None = None
+    percent: float = 0.0
+    files: ModelFiles | None = None
+    error: str | None = None
+
+
+async def resolve_apart(
+    model: str, on_progress: Callable[[Phase, float], None], *, allow_hub: bool, allow_download: bool
+) -> ModelFiles:
+    """Run `models.resolve` in a child process. Raises ConfigurationError with the words of what went wrong."""
+    flags = json.dumps({"allow_hub": allow_hub, "allow_download": allow_download})
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, model, flags, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    try:
+        async for text in child.stdout:
+            line = _decoder.decode(text)
+            if line.phase is not None:
+                on_progress(line.phase, line.percent)
+            elif line.error is not None:
+                raise ConfigurationError(line.error)
+            elif line.files is not None:
+                return line.files
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()  # it has said its last word, or nobody listens any more
+        await child.wait()
+    raise ConfigurationError(f"looking for the model {model!r} ended without a result (exit code {child.returncode})")
+
+
+def _child(model: str, flags: str) -> None:
+    def tell(line: _Line) -> None:
+        sys.stdout.write(msgspec.json.encode(line, enc_hook=_as_text).decode() + "\n")
+        sys.stdout.flush()
+
+    options = json.loads(flags)
+    try:
+        files = resolve(model, progress=lambda phase, percent: tell(_Line(phase=phase, percent=percent)), **options)
+    except (ModelError, OSError) as error:
+        tell(_Line(error=str(error)))
+    else:
+        tell(_Line(files=files))
+
+
+def _as_text(value: object) -> str:
+    assert isinstance(value, Path)
+    return str(value)
+
+
+def _as_path(kind: type, value: object) -> Path:
+    assert kind is Path
+    return Path(str(value))
+
+
+_decoder = msgspec.json.Decoder(_Line, dec_hook=_as_path)
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
