@@ -147,7 +147,7 @@ def _entries(model: dict[str, Any], seed: int) -> list[Entry]:
 
 def _tokenizer(vocabulary: int) -> dict[str, Any]:
     """One token per byte (id = byte) and the specials; the other ids are syllables, so that all output is text."""
-    vocab = {char: value for value, char in enumerate(_byte_alphabet())}
+    vocab = {char: value for value, char in enumerate(byte_alphabet())}
     vocab |= {syllable: len(vocab) + len(SPECIALS) + n for n, syllable in enumerate(_syllables(vocabulary - 259))}
     return {
         "version": "1.0",
@@ -184,7 +184,7 @@ def _tokenizer(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """Write each byte as one printable character: itself where it is one, else from U+0100 on (GPT-2)."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

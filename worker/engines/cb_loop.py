@@ -124,6 +124,10 @@ class ContinuousBatch:
         """Requests that hold blocks."""
         return len(self._processor.scheduler.active_requests)
 
+    def holds_blocks(self, key: str) -> bool:
+        """Tell whether a request is running, rather than waiting or put back."""
+        return key in self._processor.scheduler.active_requests
+
     @property
     def used_percent(self) -> int:
         """Share of the pool in use."""

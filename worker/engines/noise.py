@@ -102,13 +102,13 @@ class GumbelNoise:
     def __init__(self, vocabulary: int, device: torch.device | str) -> None:
         import torch
 
-        self._torch = torch
         words = token_words(vocabulary).view(np.int32)
         self._words = torch.tensor(words, dtype=torch.int32, device=device)
 
     def hashes(self, states: Sequence[int]) -> torch.Tensor:
         """Hash every token of every row: int32 [rows, vocabulary], the bits of `hash_row`."""
-        torch = self._torch
+        import torch
+
         column = torch.tensor([_signed(state) for state in states], dtype=torch.int32, device=self._words.device)
         value = torch.bitwise_xor(self._words, column.unsqueeze(1))
         value = (
@@ -117,14 +117,14 @@ class GumbelNoise:
         value.bitwise_xor_(_LENGTH_BYTES)
         value.bitwise_xor_(self._shift(value, 16)).mul_(_signed(_MIX1))
         value.bitwise_xor_(self._shift(value, 13)).mul_(_signed(_MIX2))
-        return value.bitwise_xor_(self._shift(value, 16))
+        return torch.bitwise_xor(value, self._shift(value, 16))
 
     def draw(self, states: Sequence[int]) -> torch.Tensor:
         """Draw the noise of rows with these states: float32 [rows, vocabulary]."""
         unsigned = self.hashes(states).long().bitwise_and_(_MASK)
         uniform = unsigned.float().add_(0.5).mul_(_SCALE).clamp_(max=_BELOW_ONE)
-        noise: torch.Tensor = uniform.neg_().log1p_().neg_().log_().neg_()
-        return noise
+        uniform.neg_().log1p_().neg_().log_().neg_()
+        return uniform
 
     @staticmethod
     def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:

