@@ -1,0 +1,99 @@
+"""`zmqrt demo`: start everything on free ports, ask one question natively and over HTTP, compare, stop everything."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import click
+
+from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, ZmqrtError
+from ..sync import Client
+from .http_submit import post
+from .interrupts import Interrupts
+from .session import Session
+from .stack import Plan, has_bridge
+from .up_display import display
+
+_QUESTION: Final = "What is the capital of France?"
+_MAX_TOKENS: Final = 48
+_START_S: Final = 1200.0
+"""A first start downloads and converts a model; on a slow line and an old machine that takes minutes."""
+_ANSWER_S: Final = 300.0
+
+
+@click.command(help="Start everything, ask one question in two ways, stop everything.")
+@click.option("--model", metavar="NAME", default="smollm2-135m", show_default=True, help="Model to ask.")
+@click.option("--mock", is_flag=True, help="Ask a toy model on two mock devices instead: no torch, over in seconds.")
+@click.pass_context
+def command(context: click.Context, /, *, model: str, mock: bool) -> None:
+    """Exit with 0 only if both answers are the same."""
+    if not has_bridge():
+        raise ZmqrtError("the demo asks over HTTP too: pip install 'zmqrt[bridge]'")
+    chosen = ("--engine", "mock") if mock else ("--model", model, "--allow-download")
+    plan = Plan(http_port=0, client_port=0, worker_port=0, worker_arguments=chosen, log_level="warning")
+    context.exit(run(plan))
+
+
+def run(plan: Plan) -> int:
+    """Start, ask, stop; return the exit code."""
+    with Interrupts() as interrupts:
+        with display() as shown, Session(plan, shown, interrupts) as session:
+            begun = time.monotonic()
+            _wait(session, interrupts)
+            took_s = time.monotonic() - begun
+            shown.clear()
+            if interrupts.count:
+                code = EXIT_INTERRUPTED
+            else:
+                with interrupts.raised():
+                    code = _ask(session, took_s)
+            session.leave()
+        click.secho("Everything has stopped.", dim=True)
+        return code
+
+
+def _wait(session: Session, interrupts: Interrupts) -> None:
+    give_up_at = time.monotonic() + _START_S
+    while not session.is_served and not interrupts.count:
+        session.step()
+        session.check()
+        if time.monotonic() > give_up_at:
+            raise ZmqrtError(f"the model was not ready within {_START_S:.0f} s")
+
+
+def _ask(session: Session, took_s: float) -> int:
+    clients, http = session.stack.clients, session.stack.http
+    assert clients is not None
+    assert http is not None
+    click.secho(f"Broker, worker and bridge run; the model was ready after {took_s:.1f} s.\n", dim=True)
+    natively = _ask_natively(clients)
+    over_http = _ask_over_http(http)
+    if natively != over_http:
+        click.secho("The two answers differ.", fg="red")
+        return EXIT_FAILED
+    click.secho("Both answers are the same.", fg="green")
+    return 0
+
+
+def _ask_natively(clients: str) -> str:
+    """Stream the answer to the terminal."""
+    click.secho(f'zmqrt infer --temperature 0 "{_QUESTION}"   (native, over ZeroMQ to {clients})', bold=True)
+    said: list[str] = []
+    with (
+        Client(clients, timeout_s=_ANSWER_S, name="zmqrt demo") as client,
+        client.stream(_QUESTION, temperature=0.0, max_tokens=_MAX_TOKENS) as stream,
+    ):
+        for chunk in stream:
+            said.append(chunk.text)
+            click.echo(chunk.text, nl=False)
+    click.echo("\n")
+    return "".join(said)
+
+
+def _ask_over_http(http: str) -> str:
+    click.secho(f"POST {http}/infer   (over HTTP)", bold=True)
+    body: dict[str, object] = {"prompt": _QUESTION, "max_tokens": _MAX_TOKENS, "temperature": 0.0}
+    text = str(post(http, body, timeout_s=_ANSWER_S)["text"])
+    click.echo(f"{text}\n")
+    return text

@@ -1,0 +1,78 @@
+"""`zmqrt up`: broker, workers and bridge on this machine until Ctrl-C, and a view of what each is doing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ...protocol.errors import EXIT_OK
+from .interrupts import Interrupts
+from .session import Session
+from .stack import Plan, has_bridge
+from .up_display import display
+
+_PORT: Final = click.IntRange(0, 65535)
+
+
+@click.command(help="Run broker, workers and bridge on this machine until Ctrl-C.")
+@click.option("--model", metavar="NAME", help="What the workers run: a known name, a directory, a .gguf file …")
+@click.option("--engine", metavar="NAME", help="Engine of the workers, or module:factory of your own.")
+@click.option("--mock", is_flag=True, help="A toy model on two mock devices: no GPU, no torch, ready in a second.")
+@click.option("--nodes", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to run.")
+@click.option("--port", type=_PORT, default=8000, show_default=True, help="For HTTP; 0: all ports are free ones.")
+@click.option("--client-port", type=_PORT, help="Of the broker, for clients [default: 7555].")
+@click.option("--worker-port", type=_PORT, help="Of the broker, for workers [default: 7556].")
+@click.option("--bridge/--no-bridge", default=True, help="Serve HTTP too.")
+@click.option("--keys", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder made by keygen.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", hidden=True)
+@click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER FLAGS]")
+@click.pass_context
+def command(context: click.Context, /, *, mock: bool, model: str | None, engine: str | None, **given: Any) -> None:  # noqa: ANN401
+    """Everything after -- goes to the workers."""
+    if mock and engine not in (None, "mock"):
+        raise click.UsageError("--mock is --engine mock; leave one of them out")
+    engine = "mock" if mock else engine
+    named = [*(("--engine", engine) if engine else ()), *(("--model", model) if model else ())]
+    plan = make_plan(tuple(named), **given)
+    if given["bridge"] and not plan.has_bridge:
+        click.echo("no HTTP bridge: pip install 'zmqrt[bridge]' brings it", err=True)
+    context.exit(run(plan))
+
+
+def make_plan(
+    named: tuple[str, ...],
+    *,
+    nodes: int,
+    port: int,
+    client_port: int | None,
+    worker_port: int | None,
+    bridge: bool,
+    keys: Path | None,
+    log_level: str,
+    worker_arguments: tuple[str, ...],
+) -> Plan:
+    """Build the plan; a free HTTP port makes the others free too, unless they are named."""
+    usual = (7555, 7556) if port else (0, 0)
+    return Plan(
+        http_port=port,
+        client_port=usual[0] if client_port is None else client_port,
+        worker_port=usual[1] if worker_port is None else worker_port,
+        nodes=nodes,
+        has_bridge=bridge and has_bridge(),
+        worker_arguments=(*named, *worker_arguments),
+        keys=keys,
+        log_level=log_level,
+    )
+
+
+def run(plan: Plan) -> int:
+    """Run a plan until it is interrupted; return the exit code."""
+    with Interrupts() as interrupts, display() as shown, Session(plan, shown, interrupts) as session:
+        while not interrupts.count:
+            session.step()
+        shown.say("finishing what runs; Ctrl-C again stops at once")
+        code = session.leave()
+        shown.say("stopped" if code == EXIT_OK else "stopped at once")
+        return code

@@ -1,0 +1,48 @@
+"""Ctrl-C and its kin as a number to look at: the first asks to finish, the second to stop at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Generator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Interrupts:
+    """Count signals that ask to leave, while in the `with` block; nothing is interrupted by them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._listen()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_listening()
+
+    @contextlib.contextmanager
+    def raised(self) -> Generator[None]:
+        """Let Ctrl-C interrupt what is done meanwhile, as it does in any program."""
+        self._stop_listening()
+        try:
+            yield
+        finally:
+            self._listen()
+
+    def _listen(self) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # a platform has some of them
+            number = getattr(signal, name, None)
+            if number is not None:
+                self._before[number] = signal.signal(number, self._heard)
+
+    def _stop_listening(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _heard(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1

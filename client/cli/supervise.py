@@ -1,0 +1,258 @@
+"""Child processes that are kept running: started, read, restarted with backoff, drained, and never left behind.
+
+It knows how processes live and die, and the one line in which a role says that it is ready; what the roles do is not
+known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+from ...protocol.errors import EXIT_FAILED, ZmqrtError
+from ...protocol.timing import Backoff
+
+_LAST_WORDS: Final = 20
+"""Lines of output kept of each child, to tell why it ended."""
+_LAST_WORDS_S: Final = 1.0
+"""Time to read what a child wrote before it ended: it lies in the pipe already."""
+_FIRST_DELAY_S: Final = 0.5
+_MOST_DELAY_S: Final = 10.0
+
+
+class State(enum.Enum):
+    """Where a child is: STARTING until its ready line, READY, WAITING to be started again, GONE for good."""
+
+    STARTING = "starting"
+    READY = "ready"
+    WAITING = "restarting"
+    GONE = "stopped"
+
+
+class ChildFailedError(ZmqrtError):
+    """A child ended before it was ever ready: starting it again would end the same way."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Child:
+    """One role in a process of its own. All but reading its output happens in the supervisor's thread."""
+
+    def __init__(self, name: str, module: str, arguments: Sequence[str]) -> None:
+        self.name = name
+        self.module = module
+        self.arguments = list(arguments)
+        self.state = State.GONE
+        self.endpoints: dict[str, str] = {}
+        self.restarts = 0
+        self.words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self.retry_at = 0.0
+        self._was_ready = False
+        self._backoff = Backoff(random.Random(), first_s=_FIRST_DELAY_S, most_s=_MOST_DELAY_S)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self, said: Callable[[Child, str], None]) -> None:
+        """Start it; `said` is called with each line of its output, from another thread."""
+        self.state = State.STARTING
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.child", self.module, *self.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # A terminal sends Ctrl-C to its whole group; the children are told by us, in the right order.
+            start_new_session=sys.platform != "win32",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=_read, args=(self, self._process.stdout, said), daemon=True)
+        self._reader.start()
+
+    def hear(self, line: str) -> dict[str, Any] | None:
+        """Take one line of output; return it parsed where it is a record."""
+        record = _record(line)
+        if record is None or record.get("level") in ("error", "critical"):
+            self.words.append(str(record["message"]) if record else line)
+        if record is not None and record.get("event") == "ready":
+            self.state = State.READY
+            self.endpoints = dict(record.get("endpoints", {}))
+            self._was_ready = True
+            self._backoff.reset()
+        return record
+
+    def reap(self) -> int | None:
+        """Return the exit code if it has just ended; all that it said has been read then."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return None
+        self._forget()
+        self.state = State.GONE
+        return code
+
+    def start_later(self, code: int, now: float) -> None:
+        """Decide when one that has ended is started again.
+
+        Raises:
+            ChildFailedError: it was never ready.
+        """
+        if not self._was_ready:
+            raise ChildFailedError(f"{self.name} did not start: {self.why(code)}", code if code > 0 else EXIT_FAILED)
+        self.state = State.WAITING
+        self.restarts += 1
+        self.retry_at = now + self._backoff.next_delay_s()
+
+    def why(self, code: int) -> str:
+        """Say why it ended, in its own last words if there are any."""
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        last = self.last_words()
+        return f"{last} ({cause})" if last else cause
+
+    def last_words(self) -> str:
+        """Return the last error that it told, or the last line that was no record."""
+        return next((line for line in reversed(self.words) if line.strip()), "").removeprefix("error: ")
+
+    def ask_to_leave(self) -> None:
+        """Let it finish what it does and end."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(b"drain\n")
+
+    def has_ended(self) -> bool:
+        """Say whether it is gone for good."""
+        self.reap()
+        return self._process is None
+
+    def kill(self) -> None:
+        """End it now, with everything in its session."""
+        if self._process is None:
+            return
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._forget()
+        self.state = State.GONE
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # what the role itself started and did not end
+                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        if self._reader is not None:
+            self._reader.join(_LAST_WORDS_S)
+        self._process = self._reader = None
+
+
+OnRecord = Callable[[Child, dict[str, Any]], None]
+OnEnd = Callable[[Child, str], None]
+
+
+class Supervisor:
+    """Keep children running. Leaving its `with` block ends every one of them, whatever happened."""
+
+    def __init__(self, on_record: OnRecord, on_end: OnEnd) -> None:
+        self.children: list[Child] = []
+        self._on_record = on_record
+        self._on_end = on_end
+        self._lines: queue.SimpleQueue[tuple[Child, str]] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def add(self, child: Child) -> Child:
+        """Start a child and keep it running from now on."""
+        self.children.append(child)
+        child.start(self._said)
+        return child
+
+    def step(self) -> None:
+        """Read what was said, see who has ended, start again what is due. Call it some times a second.
+
+        Raises:
+            ChildFailedError: a child ended before it was ever ready.
+        """
+        self._hear()
+        now = time.monotonic()
+        for child in self.children:
+            self._look(child, now)
+            if child.state is State.WAITING and now >= child.retry_at:
+                child.start(self._said)
+
+    def drain(self, children: Sequence[Child]) -> None:
+        """Ask children to leave; `have_ended` tells when they have."""
+        for child in children:
+            child.ask_to_leave()
+
+    def have_ended(self, children: Sequence[Child]) -> bool:
+        """Say whether all of them are gone for good."""
+        self._hear()
+        left = [child for child in children if not child.has_ended()]
+        return not left
+
+    def kill(self) -> None:
+        """End all of them now."""
+        for child in self.children:
+            child.kill()
+
+    def _look(self, child: Child, now: float) -> None:
+        code = child.reap()
+        if code is not None:
+            self._hear()  # its last words
+            child.start_later(code, now)
+            self._on_end(child, child.why(code))
+
+    def _hear(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                child, line = self._lines.get_nowait()
+                record = child.hear(line)
+                if record is not None:
+                    self._on_record(child, record)
+
+    def _said(self, child: Child, line: str) -> None:
+        self._lines.put((child, line))
+
+
+def _read(child: Child, stream: IO[bytes], said: Callable[[Child, str], None]) -> None:
+    with stream, contextlib.suppress(OSError, ValueError):
+        for line in stream:
+            said(child, line.decode("utf-8", "replace").rstrip())
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] | None = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
+    return record
