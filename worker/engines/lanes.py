@@ -1,0 +1,223 @@
+"""The services of an engine process as its loop sees them: submit, cancel, advance, whichever protocol is behind.
+
+What a lane has to say goes into the process's one `Outbox`. A fault of one request is told as that request's end; only
+what breaks the engine itself is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..batcher import Batcher
+from .base import (
+    BatchEngine,
+    EngineFatalError,
+    EngineFullError,
+    EngineStats,
+    Item,
+    RequestRefusedError,
+    Result,
+    TokenEngine,
+    TokenEvent,
+)
+from .ipc import FromEngine, Kind, Refused, Step, Submit, SubmitTask
+
+log = logging.getLogger(__name__)
+
+_MAX_WORDS: Final = 500
+
+
+def describe(error: BaseException) -> str:
+    """Put an error into one paragraph: its class and its words. The traceback belongs into the log."""
+    words = " ".join(str(error).split())
+    name = type(error).__name__
+    return (f"{name}: {words}" if words else name)[:_MAX_WORDS]
+
+
+class Outbox:
+    """What the engines have made since the last envelope."""
+
+    def __init__(self) -> None:
+        self.events: list[TokenEvent] = []
+        self.results: list[Result] = []
+        self.messages: list[FromEngine] = []
+
+    def has_step(self) -> bool:
+        """Whether there are events or results, which travel in a Step."""
+        return bool(self.events or self.results)
+
+    def take(self, stats: dict[str, EngineStats] | None) -> list[FromEngine]:
+        """Return everything as messages, and be empty; with `stats`, a Step is among them."""
+        messages, self.messages = self.messages, []
+        if stats is not None:
+            messages.append(Step(self.events, self.results, stats))
+            self.events, self.results = [], []
+        return messages
+
+
+class Lane(Protocol):
+    """One service."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the three protocols."""
+        ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether `advance` has something to do now."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether whatever else runs the engine (a thread of its own) still moves."""
+        ...
+
+    def submit(self, message: Submit | SubmitTask) -> None:
+        """Take a request in, or say why not."""
+        ...
+
+    def cancel(self, ticket: int) -> None:
+        """Stop a request; one that is not live is ignored."""
+        ...
+
+    def advance(self, timeout_s: float) -> None:
+        """Do one step, or wait for it at most so long. Raises what breaks the engine."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Read counters and gauges."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine."""
+        ...
+
+
+class TokenLane:
+    """A TokenEngine: it batches by itself, a poll is a step."""
+
+    kind: Final = "token"
+    is_alive: Final = True
+
+    def __init__(self, engine: TokenEngine, out: Outbox) -> None:
+        self._engine = engine
+        self._out = out
+        self._live: set[int] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request has not had its last event."""
+        return bool(self._live)
+
+    def submit(self, message: Submit | SubmitTask) -> None:
+        """Hand the request to the engine."""
+        if isinstance(message, SubmitTask):
+            self._out.messages.append(Refused(message.ticket, full=False, error="this service takes token requests"))
+            return
+        ticket = message.request.ticket
+        try:
+            self._engine.submit(message.request)
+        except EngineFullError as error:
+            self._out.messages.append(Refused(ticket, full=True, error=str(error)))
+        except RequestRefusedError as error:
+            self._out.messages.append(Refused(ticket, full=False, error=str(error)))
+        except EngineFatalError:
+            raise
+        except Exception as error:
+            log.exception("ticket %d: the engine failed to take the request in", ticket)
+            self._out.events.append(TokenEvent(ticket=ticket, finish_reason="error", error=describe(error)))
+        else:
+            self._live.add(ticket)
+
+    def cancel(self, ticket: int) -> None:
+        """Tell the engine; its next poll has the last event."""
+        self._engine.cancel(ticket)
+
+    def advance(self, timeout_s: float) -> None:
+        """Run or await one step."""
+        for event in self._engine.poll(timeout_s):
+            self._out.events.append(event)
+            if event.finish_reason is not None:
+                self._live.discard(event.ticket)
+
+    def stats(self) -> EngineStats:
+        """Ask the engine."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+
+class BatchLane:
+    """A BatchEngine behind the batcher. A batch runs on the loop's own thread: the device does one thing at a time."""
+
+    kind: Final = "batch"
+    is_alive: Final = True
+
+    def __init__(
+        self, engine: BatchEngine, out: Outbox, batcher: Batcher, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._out = out
+        self._batcher = batcher
+        self._clock = clock
+        self._most_waiting = engine.capacity().slots
+        self._batches = self._largest = self._items = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether items wait."""
+        return len(self._batcher) > 0
+
+    def submit(self, message: Submit | SubmitTask) -> None:
+        """Let the item wait for its batch."""
+        if isinstance(message, Submit):
+            ticket = message.request.ticket
+            self._out.messages.append(Refused(ticket, full=False, error="this service takes whole tasks"))
+        elif len(self._batcher) >= self._most_waiting:
+            self._out.messages.append(Refused(message.ticket, full=True, error=f"{self._most_waiting} items wait"))
+        else:
+            self._batcher.add(Item(ticket=message.ticket, task=message.task, length=message.length), self._clock())
+
+    def cancel(self, ticket: int) -> None:
+        """Take the item out if it waits; one in a batch has its result already."""
+        if self._batcher.cancel(ticket):
+            self._out.results.append(Result(ticket=ticket, error="cancelled"))
+
+    def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits: a batch takes as long as it takes
+        """Run a batch, if it is time for one."""
+        batch = self._batcher.next_batch(self._clock(), idle=True)
+        if batch is None:
+            return
+        self._batches += 1
+        self._largest = max(self._largest, len(batch))
+        try:
+            self._out.results += self._run(batch)
+        except EngineFatalError:
+            raise
+        except Exception as error:
+            log.exception("a batch of %d failed", len(batch))
+            for item in self._batcher.failed(batch):
+                self._out.results.append(Result(ticket=item.ticket, error=describe(error)))
+
+    def _run(self, batch: list[Item]) -> list[Result]:
+        results = self._engine.run(batch)
+        if [one.ticket for one in results] != [one.ticket for one in batch]:
+            raise ValueError(f"the engine gave {len(results)} results for {len(batch)} items, or in another order")
+        self._items += len(batch)
+        return results
+
+    def stats(self) -> EngineStats:
+        """Count batches as steps and items as tokens."""
+        return EngineStats(
+            waiting=len(self._batcher), steps=self._batches, tokens=self._items, largest_batch=self._largest
+        )
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()

@@ -1,0 +1,269 @@
+"""An engine process: one device, one loop on one thread, one envelope to the agent for each pass.
+
+`python -m zmqrt.worker.engines.process --endpoint ipc://… --spec JSON --parent PID`, spawned by the supervisor and by
+nobody else. The loop drains what the agent wants, lets each busy engine do one step, and sends what came of it. A loop
+that stands still sends nothing: its silence is how the agent finds a hung engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, assert_never, cast
+
+import msgspec
+import zmq
+
+from ...protocol import transport
+from ...protocol.logs import configure_logging
+from ..batcher import Batcher
+from . import ipc
+from .base import BatchEngine, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
+from .lanes import BatchLane, Lane, Outbox, TokenLane, describe
+from .loading import Progress, load_engines, revision_of
+from .parentage import end_with_parent
+from .stream_lane import StreamLane
+
+log = logging.getLogger(__name__)
+
+_SIGN_S: Final = 0.2
+"""How often an idle loop shows that it moves; the agent is promised 250 ms."""
+_STEP_WAIT_S: Final = 0.05
+"""How long a step may be awaited before the agent is heard again: a cancel takes effect within this."""
+_ENVELOPES_PER_PASS: Final = 64
+_FAREWELL_MS: Final = 500
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+
+Socket = zmq.Socket[bytes]
+
+
+class EngineLoop:
+    """Runs the lanes until the agent says Stop."""
+
+    def __init__(
+        self,
+        socket: Socket,
+        lanes: Mapping[str, Lane],
+        out: Outbox,
+        *,
+        bell: Socket | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._socket = socket
+        self._lanes = lanes
+        self._out = out
+        self._bell = bell
+        self._clock = clock
+        self._is_stopped = False
+        self._step_at = clock()
+        self._poller = zmq.Poller()
+        for one in (socket, bell):
+            if one is not None:
+                self._poller.register(one, zmq.POLLIN)
+
+    def run(self) -> None:
+        """Go round. Raises what breaks an engine; what the step before it made has been sent."""
+        while not self._is_stopped:
+            self._wait()
+            self._take_in()
+            try:
+                self._advance()
+            finally:
+                self._report()
+
+    def _wait(self) -> None:
+        if self._is_anyone_busy() or self._out.has_step() or self._out.messages:
+            return
+        left_s = self._step_at + _SIGN_S - self._clock()
+        self._poller.poll(max(0, math.ceil(1000 * left_s)))
+        if self._bell is not None:
+            _silence(self._bell)
+
+    def _is_anyone_busy(self) -> bool:
+        return any(lane.is_busy for lane in self._lanes.values())
+
+    def _take_in(self) -> None:
+        for _ in range(_ENVELOPES_PER_PASS):
+            try:
+                data = self._socket.recv(_NOBLOCK)
+            except zmq.Again:
+                return
+            for message in ipc.decode_to_engine(data):
+                self._handle(message)
+
+    def _handle(self, message: ipc.ToEngine) -> None:
+        match message:
+            case ipc.Submit(service, request):
+                self._submit(service, request.ticket, message)
+            case ipc.SubmitTask(service, ticket):
+                self._submit(service, ticket, message)
+            case ipc.Cancel(ticket):
+                for lane in self._lanes.values():  # tickets are unique over all services
+                    lane.cancel(ticket)
+            case ipc.Stop():
+                self._is_stopped = True
+            case _:
+                assert_never(message)
+
+    def _submit(self, service: str, ticket: int, message: ipc.Submit | ipc.SubmitTask) -> None:
+        lane = self._lanes.get(service)
+        if lane is None:
+            error = f"this engine has no service {service!r}"
+            self._out.messages.append(ipc.Refused(ticket, full=False, error=error))
+        else:
+            lane.submit(message)
+
+    def _advance(self) -> None:
+        busy = [lane for lane in self._lanes.values() if lane.is_busy]
+        for lane in busy:
+            lane.advance(_STEP_WAIT_S / len(busy))
+
+    def _report(self) -> None:
+        now = self._clock()
+        is_sign_due = now - self._step_at >= _SIGN_S and all(lane.is_alive for lane in self._lanes.values())
+        stats = None
+        if self._out.has_step() or is_sign_due:
+            stats = {name: lane.stats() for name, lane in self._lanes.items()}
+            self._step_at = now
+        messages = self._out.take(stats)
+        if messages:
+            _send(self._socket, messages)
+
+    def close(self) -> None:
+        """Close every engine; one that fails to does not keep the others."""
+        for lane in self._lanes.values():
+            try:
+                lane.close()
+            except Exception:
+                log.exception("an engine failed to close")
+
+
+def _send(socket: Socket, messages: list[ipc.FromEngine]) -> None:
+    socket.send(ipc.encode(messages), _NOBLOCK)
+
+
+def _silence(bell: Socket) -> None:
+    with contextlib.suppress(zmq.Again):
+        while True:
+            bell.recv(_NOBLOCK)
+
+
+# --- from a spec to lanes --------------------------------------------------------------------------------------------
+
+
+def make_lane(engine: Engine, spec: EngineSpec, out: Outbox, wake: Callable[[], None]) -> Lane:
+    """Put the lane of its protocol around an engine. Raises TypeError if it follows none."""
+    if isinstance(engine, TokenEngine):
+        return TokenLane(engine, out)
+    if isinstance(engine, BatchEngine):
+        batcher = Batcher(
+            max_size=spec.batch_max_size,
+            max_latency_s=spec.batch_max_latency_ms / 1000,
+        )
+        return BatchLane(engine, out, batcher)
+    if isinstance(engine, StreamEngine):
+        return StreamLane(engine, out, wake)
+    raise TypeError(
+        f"{spec.engine} returned a {type(engine).__name__}, which is neither a TokenEngine (submit, cancel, poll, …) "
+        "nor a BatchEngine (run, …) nor a StreamEngine (generate, …); see zmqrt.worker.engines.base"
+    )
+
+
+def describe_service(name: str, lane: Lane, engine: Engine, spec: EngineSpec) -> ipc.EngineService:
+    """Say what the agent may send to a lane."""
+    return ipc.EngineService(
+        name=name,
+        kind=lane.kind,
+        task="embed" if lane.kind == "batch" else "generate",
+        capacity=engine.capacity(),
+        model=spec.model,
+        revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
+    )
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+class EngineMain:
+    """One life: load, serve, leave."""
+
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, spec: EngineSpec) -> None:
+        self._context = context
+        self._spec = spec
+        self._socket = transport.engine_pair(context, endpoint, bind=False)
+        self._ends: list[Socket] = []
+        self._started_at = time.monotonic()
+
+    def run(self) -> int:
+        """Return the exit code; the agent has read why it is not 0."""
+        loop: EngineLoop | None = None
+        try:
+            loop = self._load()
+            loop.run()
+        except Exception as error:
+            log.exception("the engine on %s cannot go on", self._spec.device)
+            _send(self._socket, [ipc.Failed(describe(error))])
+            return 1
+        finally:
+            if loop is not None:
+                loop.close()
+            for end in self._ends:
+                end.close(0)
+            self._socket.close(_FAREWELL_MS)
+        return 0
+
+    def _load(self) -> EngineLoop:
+        progress = Progress(self._tell, time.monotonic)
+        engines = load_engines(self._spec, progress)
+        out = Outbox()
+        bell, wake = self._make_bell()
+        lanes = {name: make_lane(engine, self._spec, out, wake) for name, engine in engines.items()}
+        services = [describe_service(name, lane, engines[name], self._spec) for name, lane in lanes.items()]
+        _send(self._socket, [ipc.Ready(services)])
+        return EngineLoop(self._socket, lanes, out, bell=bell)
+
+    def _tell(self, phase: Phase, percent: float) -> None:
+        _send(self._socket, [ipc.Loading(phase, percent, time.monotonic() - self._started_at)])
+
+    def _make_bell(self) -> tuple[Socket, Callable[[], None]]:
+        """Return a socket for the loop to listen to, and what another thread calls to ring it."""
+        bell, rope = transport.wake_pair(self._context, "engine-bell")
+        self._ends = [bell, rope]
+
+        def ring() -> None:
+            with contextlib.suppress(zmq.Again):  # full: it rings already
+                rope.send(b"", _NOBLOCK)
+
+        return bell, ring
+
+
+def main() -> int:
+    """Run the process."""
+    parser = argparse.ArgumentParser(description="One engine on one device; started by zmqrt-worker.")
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--spec", required=True)
+    parser.add_argument("--parent", required=True, type=int)
+    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-format", default="text")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    end_with_parent(arguments.parent)
+    faulthandler.enable()
+    spec = msgspec.json.decode(arguments.spec, type=EngineSpec)
+    configure_logging(arguments.log_level, arguments.log_format, role=f"engine {spec.device}")
+    context = transport.make_context()
+    try:
+        return EngineMain(context, arguments.endpoint, spec).run()
+    finally:
+        context.term()  # waits for the last words, at most _FAREWELL_MS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

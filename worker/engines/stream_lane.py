@@ -1,0 +1,149 @@
+"""A StreamEngine as the loop of an engine process sees it: coroutines on a thread of their own, text through a queue.
+
+Only the thread of the coroutines touches the engine; only the loop's thread touches the `Outbox`. Between them are
+`call_soon_threadsafe` in one direction and a queue with a wake-up in the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from .base import EngineStats, StreamEngine
+from .ipc import Refused, Submit, SubmitTask, TextChunk
+from .lanes import Outbox, describe
+
+log = logging.getLogger(__name__)
+
+_MAX_QUEUED: Final = 1024
+"""Pieces that the loop has not taken; from here on the generators wait (a loop in a step takes them all at its end)."""
+_PAUSE_S: Final = 0.005
+_BEAT_S: Final = 0.25
+_STILL_S: Final = 2.0
+"""A coroutine that blocks its event loop for so long counts as standing still."""
+_CLOSE_S: Final = 1.0
+
+
+class StreamLane:
+    """A StreamEngine: every request is a task of its own."""
+
+    kind: Final = "stream"
+
+    def __init__(self, engine: StreamEngine, out: Outbox, wake: Callable[[], None]) -> None:
+        self._engine = engine
+        self._out = out
+        self._wake = wake
+        self._slots = engine.capacity().slots
+        self._live: set[int] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._said: queue.SimpleQueue[TextChunk] = queue.SimpleQueue()
+        self._requests = self._pieces = self._most = 0
+        self._beat_at = time.monotonic()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="zmqrt-stream", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether text is there to be taken."""
+        return not self._said.empty()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the event loop has moved lately."""
+        return time.monotonic() - self._beat_at < _STILL_S
+
+    def submit(self, message: Submit | SubmitTask) -> None:
+        """Start a task."""
+        if isinstance(message, Submit):
+            ticket = message.request.ticket
+            self._out.messages.append(Refused(ticket, full=False, error="this service takes whole tasks"))
+            return
+        if len(self._live) >= self._slots:
+            self._out.messages.append(Refused(message.ticket, full=True, error=f"all {self._slots} slots are taken"))
+            return
+        self._live.add(message.ticket)
+        self._requests += 1
+        self._most = max(self._most, len(self._live))
+        self._loop.call_soon_threadsafe(self._start, message.ticket, message.task)
+
+    def cancel(self, ticket: int) -> None:
+        """Cancel its task, which says the last word."""
+        self._loop.call_soon_threadsafe(self._cancel, ticket)
+
+    def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits: the thread wakes the loop
+        """Take the text that is there."""
+        for _ in range(self._said.qsize()):
+            chunk = self._said.get()
+            self._out.messages.append(chunk)
+            self._pieces += not chunk.done
+            if chunk.done:
+                self._live.discard(chunk.ticket)
+
+    def stats(self) -> EngineStats:
+        """Count requests as steps and pieces of text as tokens."""
+        return EngineStats(running=len(self._live), steps=self._requests, tokens=self._pieces, largest_batch=self._most)
+
+    def close(self) -> None:
+        """Cancel all tasks, close the engine and end the thread."""
+        self._loop.call_soon_threadsafe(self._stop)
+        self._thread.join(_CLOSE_S)
+
+    # --- on the thread of the coroutines -----------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._beat()
+        self._loop.run_forever()
+
+    def _beat(self) -> None:
+        self._beat_at = time.monotonic()
+        self._loop.call_later(_BEAT_S, self._beat)
+
+    def _start(self, ticket: int, task: dict[str, Any]) -> None:
+        running = self._loop.create_task(self._stream(ticket, task))
+        self._tasks[ticket] = running
+        # In a callback, since a task that is cancelled before it began never runs a line of its own.
+        running.add_done_callback(lambda done: self._end(ticket, done))
+
+    def _cancel(self, ticket: int) -> None:
+        task = self._tasks.get(ticket)
+        if task is not None:
+            task.cancel()
+
+    def _end(self, ticket: int, done: asyncio.Task[None]) -> None:
+        del self._tasks[ticket]
+        raised = None if done.cancelled() else done.exception()
+        if raised is not None:
+            log.error("ticket %d: the engine failed", ticket, exc_info=raised)
+        error = "cancelled" if done.cancelled() else describe(raised) if raised is not None else None
+        self._say(TextChunk(ticket, "", done=True, error=error))
+
+    async def _stream(self, ticket: int, task: dict[str, Any]) -> None:
+        pieces = self._engine.generate(task)
+        try:
+            async for text in pieces:
+                self._say(TextChunk(ticket, text))
+                while self._said.qsize() > _MAX_QUEUED:  # noqa: ASYNC110 - the other side is a thread, not a task
+                    await asyncio.sleep(_PAUSE_S)
+        finally:
+            if hasattr(pieces, "aclose"):  # an iterator of one's own need not have it; a generator does
+                await cast("Any", pieces).aclose()
+
+    def _say(self, chunk: TextChunk) -> None:
+        self._said.put(chunk)
+        self._wake()
+
+    def _stop(self) -> None:
+        for task in list(self._tasks.values()):
+            task.cancel()
+        self._loop.create_task(self._close()).add_done_callback(lambda _: self._loop.stop())
+
+    async def _close(self) -> None:
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._engine.close()
