@@ -9,7 +9,7 @@ import click
 from ...protocol import keys
 
 
-@click.command(help="Make the keys of a fleet that leaves this machine: for broker, workers and clients.")
+@click.command(help="Make the keys of a fleet of several machines.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
 def command(directory: Path) -> None:
     """Write keys and lists into DIR, and say what to do with them."""

@@ -58,7 +58,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
 def is_gone(pid: int) -> bool:
     """Say whether a process has ended; one that nobody has waited for yet counts."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

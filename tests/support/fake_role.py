@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import FrameType
 
 
 def main(words: list[str]) -> None:
@@ -23,13 +24,18 @@ def main(words: list[str]) -> None:
             case ["deaf"]:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             case ["drains"]:
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+                signal.signal(signal.SIGTERM, leave)
             case ["child"]:
                 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
                 print(f"child {child.pid}", flush=True)
             case _:
                 raise SystemExit(f"what is {word}?")
     time.sleep(600)
+
+
+def leave(_number: int, _frame: FrameType | None) -> None:
+    """End as a role does that has drained."""
+    sys.exit(0)
 
 
 def say(record: dict[str, object]) -> None:

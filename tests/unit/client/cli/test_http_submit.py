@@ -1,0 +1,117 @@
+"""What an answer over HTTP means to a command line."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from zmqrt.client.cli.http_submit import HttpError, post
+from zmqrt.protocol.errors import ConfigurationError
+
+
+class Bridge:
+    """Answers every POST as told, and keeps what came."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.answer = b'{"api_version": "v1", "text": "Hello", "request_id": "r"}'
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        bridge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                bridge.requests.append((self.path, dict(self.headers), json.loads(body)))
+                self.send_response(bridge.status)
+                self.end_headers()
+                self.wfile.write(bridge.answer)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def bridge() -> Iterator[Bridge]:
+    """A bridge that ends with the test."""
+    bridge = Bridge()
+    thread = threading.Thread(target=bridge.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield bridge
+    bridge.server.shutdown()
+    bridge.server.server_close()
+    thread.join()
+
+
+def failure(bridge: Bridge, status: int, answer: object) -> HttpError:
+    """Post, and return how it failed."""
+    bridge.status, bridge.answer = status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    with pytest.raises(HttpError) as caught:
+        post(bridge.url, {"prompt": "Hi"}, timeout_s=5)
+    return caught.value
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/infer"])
+def test_the_address_may_be_that_of_the_bridge_or_of_the_path(bridge: Bridge, tail: str) -> None:
+    """As the historic client took it, and as people paste it."""
+    assert post(bridge.url + tail, {"prompt": "é"}, timeout_s=5)["text"] == "Hello"
+
+    path, headers, body = bridge.requests[0]
+    assert (path, body) == ("/infer", {"prompt": "é"})
+    assert headers["Content-Type"] == "application/json; charset=utf-8"
+    assert "Authorization" not in headers
+
+
+def test_a_key_goes_along(bridge: Bridge) -> None:
+    """As a bearer token."""
+    post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key="k")
+
+    assert bridge.requests[0][1]["Authorization"] == "Bearer k"
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [(400, 2), (401, 77), (413, 2), (429, 75), (500, 1), (503, 75), (504, 75)]
+)
+def test_a_refusal_keeps_its_sentence_and_gets_a_code(bridge: Bridge, status: int, exit_code: int) -> None:
+    """The codes are those of the native way."""
+    error = failure(bridge, status, {"detail": "because", "request_id": "r"})
+
+    assert str(error) == f"{bridge.url}/infer answered {status}: because"
+    assert error.exit_code == exit_code
+
+
+def test_a_wrong_field_is_named(bridge: Bridge) -> None:
+    """422 has a list."""
+    detail = [{"loc": ["body", "max_tokens"], "msg": "expected int >= 1", "type": "out_of_range"}]
+    error = failure(bridge, 422, {"detail": detail})
+
+    assert str(error).endswith("answered 422: max_tokens: expected int >= 1")
+    assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_somebody_else_on_that_port_is_recognised(bridge: Bridge, status: int) -> None:
+    """A web page, say."""
+    assert "zmqrt bridge" in str(failure(bridge, status, b"<html>"))
+
+
+def test_nobody_on_that_port_is_69() -> None:
+    """With what to start."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # ours, so nobody else's, but it does not listen
+        with pytest.raises(HttpError, match="nobody listens there; start a bridge") as caught:
+            post(f"http://127.0.0.1:{taken.getsockname()[1]}", {"prompt": "Hi"}, timeout_s=5)
+
+    assert caught.value.exit_code == 69
+
+
+def test_an_endpoint_of_zeromq_is_no_http_address() -> None:
+    """People mix them up."""
+    with pytest.raises(ConfigurationError, match="not an HTTP address"):
+        post("tcp://127.0.0.1:7555", {}, timeout_s=5)

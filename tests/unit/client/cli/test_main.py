@@ -1,0 +1,99 @@
+"""The command itself: what it lists, and how it ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from zmqrt.client.cli import main as program
+from zmqrt.client.cli.main import COMMANDS, cli, main
+from zmqrt.protocol.errors import ConnectError
+
+
+@pytest.fixture(autouse=True)
+def empty_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings but those that a test makes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_in_the_list_is_that_of_the_command(name: str) -> None:
+    """The list does not import what it lists, so it could fall behind."""
+    found = cli.get_command(click.Context(cli), name)
+
+    assert found is not None
+    assert found.help == COMMANDS[name]
+
+
+def test_help_imports_no_subcommand() -> None:
+    """And nothing slow: neither rich nor an HTTP stack nor torch."""
+    code = (
+        "import sys; from zmqrt.client.cli.main import main; main(['--help']);"
+        "print(sorted(n for n in sys.modules if '.cmd_' in n or n in ('rich', 'starlette', 'torch', 'urllib.request')))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_names_what_matters_in_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours, the protocol's and the library's."""
+    assert main(["--version"]) == 0
+    assert "ZRT/1, libzmq 4." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["infer", "--no-such-flag"], ["infer", "--max-tokens", "x", "hi"]])
+def test_a_wrong_command_line_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With click's own words."""
+    assert main(words) == 2
+    assert "Error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConnectError("nobody listens"), 69, "error: nobody listens\n"),
+        (ConnectError("the key is not listed", not_authorised=True), 77, "error: the key is not listed\n"),
+        (FileNotFoundError(2, "No such file", "x.toml"), 1, "error: [Errno 2] No such file: 'x.toml'\n"),
+        (KeyError("x"), 1, "error: unexpected KeyError: 'x' (ZMQRT_DEBUG=1 shows where; please report it)\n"),
+    ],
+)
+def test_an_error_is_one_sentence_and_a_code(
+    error: Exception, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Never a traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program.cli, "main", fail)
+
+    assert main([]) == code
+    assert capsys.readouterr().err == words
+
+
+def test_a_traceback_is_for_those_who_ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """ZMQRT_DEBUG=1."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(program.cli, "main", fail)
+    monkeypatch.setenv("ZMQRT_DEBUG", "1")
+
+    assert main([]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupted_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell would have it."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise click.Abort
+
+    monkeypatch.setattr(program.cli, "main", interrupt)
+
+    assert main([]) == 130

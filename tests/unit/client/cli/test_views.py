@@ -1,0 +1,150 @@
+"""What people see of a fleet, as text."""
+
+import io
+
+import msgspec
+from rich.console import Console, RenderableType
+
+from zmqrt.client.cli.fleet_view import duration, fleet_view
+from zmqrt.client.cli.supervise import Child, State
+from zmqrt.client.cli.up_view import Ticker, hints, live_view
+from zmqrt.protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
+
+DEVICE = DeviceStatus(
+    id="mock:0",
+    kind="mock",
+    name="Mock GPU",
+    memory_bytes=0,
+    phase="loading",
+    percent=40,
+    elapsed_s=3.2,
+    capacity=8,
+    running=2,
+    waiting=0,
+    kv_percent=0,
+    loop_age_s=0.0,
+    steps=10,
+    tokens=1234,
+    largest_batch=4,
+    restarts=0,
+)
+NODE = NodeStatus(
+    node_id="node-0",
+    worker_uuid="00",
+    health="active",
+    phase="loading",
+    percent=40,
+    elapsed_s=3.2,
+    heartbeat_age_s=0.4,
+    capacity=8,
+    in_flight=2,
+    load=0.25,
+    completed=0,
+    failed=0,
+    services=["tiny"],
+    devices=[DEVICE, msgspec.structs.replace(DEVICE, id="mock:1", phase="ready", percent=100)],
+)
+SNAPSHOT = Snapshot(
+    broker_id="b1",
+    broker_epoch=1,
+    uptime_s=75.0,
+    ready=False,
+    draining=False,
+    clients=1,
+    queued=3,
+    running=2,
+    nodes=[NODE],
+    services=[
+        ServiceStatus(
+            service="tiny",
+            task="generate",
+            model="tiny",
+            revision="r",
+            context=64,
+            nodes=0,
+            capacity=8,
+            queued=3,
+            running=2,
+        )
+    ],
+    counters={},
+)
+
+
+def text(renderable: RenderableType, width: int = 120) -> str:
+    """Render for a pipe."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def child(state: State, **endpoints: str) -> Child:
+    """A child that was never started."""
+    made = Child("broker", "zmqrt.broker", [])
+    made.state, made.endpoints = state, endpoints
+    return made
+
+
+def test_a_fleet_in_one_glance() -> None:
+    """Broker, node, each device with what it does and how far it is."""
+    shown = text(fleet_view(SNAPSHOT))
+
+    assert "broker b1 not ready · up 1 min 15 s · 1 node · 1 client · 2 running · 3 waiting · models: tiny" in shown
+    assert "node-0" in shown
+    assert "active" in shown
+    assert "2/8" in shown
+    assert "mock:0 Mock GPU" in shown
+    assert "40 % 3 s" in shown
+    assert "1234" in shown
+    assert shown.count("node-0") == 1
+
+
+def test_a_narrow_terminal_loses_no_line() -> None:
+    """80 columns, as over ssh from a phone."""
+    assert "40 %" in text(fleet_view(SNAPSHOT), width=80)
+
+
+def test_an_empty_fleet_says_what_to_start() -> None:
+    """Most people see this once."""
+    assert "start one with zmqrt-worker" in text(fleet_view(msgspec.structs.replace(SNAPSHOT, nodes=[])))
+
+
+def test_durations_read_as_people_say_them() -> None:
+    """Seconds, minutes, hours."""
+    assert [duration(seconds) for seconds in (0.4, 59.9, 61, 3700)] == ["0 s", "59 s", "1 min 1 s", "1 h 1 min"]
+
+
+def test_up_shows_processes_fleet_and_what_to_try() -> None:
+    """One under the other."""
+    shown = text(live_view([child(State.READY, clients="tcp://127.0.0.1:7555")], SNAPSHOT, ["Try:", "  zmqrt infer"]))
+
+    assert shown.index("tcp://127.0.0.1:7555") < shown.index("node-0") < shown.index("zmqrt infer")
+
+
+def test_hints_name_the_actual_ports() -> None:
+    """So that they can be pasted; the usual port need not be typed."""
+    usual = "\n".join(hints("tcp://127.0.0.1:7555", "http://127.0.0.1:8000"))
+    free = "\n".join(hints("tcp://127.0.0.1:41001", None))
+
+    assert '  zmqrt infer "What is' in usual
+    assert "curl http://127.0.0.1:8000/infer -d '{" in usual
+    assert "Invoke-RestMethod -Method Post http://127.0.0.1:8000/infer" in usual
+    assert "zmqrt infer --broker tcp://127.0.0.1:41001" in free
+    assert "Client('tcp://127.0.0.1:41001')" in free
+    assert "curl" not in free
+
+
+def test_a_log_gets_a_line_for_each_change_and_no_other() -> None:
+    """Progress at every fifth, not at every percent."""
+    ticker = Ticker()
+    broker = child(State.STARTING)
+    first = list(ticker.lines([broker], None))
+    broker.state, broker.endpoints = State.READY, {"clients": "tcp://x"}
+    second = list(ticker.lines([broker], SNAPSHOT))
+    a_little_further = msgspec.structs.replace(NODE, devices=[msgspec.structs.replace(DEVICE, percent=45)])
+    third = list(ticker.lines([broker], msgspec.structs.replace(SNAPSHOT, nodes=[a_little_further])))
+
+    assert first == ["broker: starting"]
+    assert second == ["broker: ready tcp://x", "node-0 mock:0: loading 40 %", "node-0 mock:1: ready"]
+    assert third == []
