@@ -34,4 +34,4 @@ class RestartPolicy:
         self._ends += 1
         if not self._has_served and self._ends >= self.load_tries:
             return None
-        return now + min(MOST_S, FIRST_S * 2 ** min(self._ends - 1, 30))
+        return now + min(MOST_S, FIRST_S * float(1 << min(self._ends - 1, 30)))

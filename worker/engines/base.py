@@ -185,11 +185,15 @@ Progress = Callable[[Phase, float], None]
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a factory gets: which model on which device, with which bounds. `options` are `--engine-opt k=v`."""
+    """Everything a factory gets: which model on which device, with which bounds. `options` are `--engine-opt k=v`.
+
+    Equal `revision` means equal weights (`models.ModelFiles`); empty for engines that have none.
+    """
 
     engine: str
     model: str
     model_path: str
+    revision: str = ""
     device: str
     dtype: str
     max_model_len: int

@@ -1,0 +1,155 @@
+"""One run of an engine process, from the agent's side: its socket, its descriptors, its end. Decides nothing.
+
+Each run has a socket of its own, so what a dead process still had to say is never taken for the words of the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import zmq
+
+from ..protocol import transport
+from .broker_link import descriptor, has_input
+from .devices import Device
+from .engines import ipc
+from .engines.base import EngineSpec
+
+_MODULE: Final = "zmqrt.worker.engines.process"
+_LOOK_EVERY_S: Final = 0.05
+"""How soon an end is seen on systems that have no descriptor for a process."""
+log = logging.getLogger(__name__)
+
+
+class EngineChild:
+    """A process that has been started. `wake` is called when there may be something to read, and when it has ended."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        path: Path,
+        spec: EngineSpec,
+        device: Device,
+        *,
+        wake: Callable[[], None],
+        log_arguments: Sequence[str] = (),
+    ) -> None:
+        """Start it. Raises OSError if that is not possible."""
+        self._wake = wake
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._pair = transport.engine_pair(context, f"ipc://{path}", bind=True)
+        try:
+            self._process = _spawn(f"ipc://{path}", spec, device, log_arguments)
+        except OSError:
+            self._pair.close(0)
+            raise
+        self._pid_descriptor = _pid_descriptor(self._process.pid)
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.add_reader(descriptor(self._pair), wake)
+        if self._pid_descriptor is not None:
+            self._loop.add_reader(self._pid_descriptor, wake)
+        else:
+            self._look()
+        self._loop.call_soon(wake)  # the socket's descriptor is edge-triggered: look once by ourselves
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """Return how it ended (negative: by that signal), or None while it runs."""
+        return self._process.poll()
+
+    def receive(self) -> list[ipc.FromEngine]:
+        """Take everything that has arrived."""
+        messages: list[ipc.FromEngine] = []
+        while True:
+            try:
+                envelope = self._pair.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return messages
+            messages += ipc.decode_from_engine(envelope)
+
+    def has_input(self) -> bool:
+        """Whether something is left to read."""
+        return has_input(self._pair)
+
+    def send(self, messages: Sequence[ipc.ToEngine]) -> None:
+        """Send one envelope; to a process that is gone it goes nowhere, and its end is reported soon."""
+        with contextlib.suppress(zmq.Again):
+            self._pair.send(ipc.encode(messages), zmq.NOBLOCK)
+        if has_input(self._pair):  # the send may have eaten the wake-up
+            self._wake()
+
+    def kill(self) -> None:
+        """End it by force, even if it is stopped or stuck."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Release everything; kills it if it still runs."""
+        self._loop.remove_reader(descriptor(self._pair))
+        self._pair.close(0)
+        if self._pid_descriptor is not None:
+            self._loop.remove_reader(self._pid_descriptor)
+            os.close(self._pid_descriptor)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._process.poll() is None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._path.unlink(missing_ok=True)
+
+    def _look(self) -> None:
+        if self._process.poll() is not None:
+            self._wake()
+        self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
+
+
+def _spawn(endpoint: str, spec: EngineSpec, device: Device, log_arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    mine = msgspec.structs.replace(spec, device=device.name_inside)
+    arguments = ("--endpoint", endpoint, "--parent", str(os.getpid()), "--spec", msgspec.json.encode(mine).decode())
+    threads = spec.options.get("threads", "1")
+    return subprocess.Popen(
+        [sys.executable, "-m", _MODULE, *arguments, *log_arguments],
+        env={**os.environ, **device.environment(threads=threads)},
+        stdin=subprocess.PIPE,  # its end of file tells the child that we are gone
+        stdout=sys.__stderr__,  # the agent's standard output says one line, and that is not the engine's to write
+        process_group=0,  # Ctrl-C reaches the agent alone, which drains first
+    )
+
+
+def _pid_descriptor(pid: int) -> int | None:
+    """Return a descriptor that is readable once the process has ended; only Linux has one."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def describe_end(code: int, last_words: str) -> str:
+    """Say how a process ended."""
+    if last_words:
+        return last_words
+    if code >= 0:
+        return f"exit code {code}, see its log"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

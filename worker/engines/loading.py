@@ -1,0 +1,69 @@
+"""From the name of an engine to engines that are loaded: find the factory, call it, pass its progress on."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Final, cast
+
+from .base import Engine, EngineSpec, Factory, Phase
+
+GROUP: Final = "zmqrt.engines"
+_PROGRESS_EVERY_S: Final = 0.1
+
+
+def find_factory(name: str) -> Factory:
+    """Return the factory of an installed engine, or of `package.module:factory`. Raises LookupError."""
+    module, colon, attribute = name.partition(":")
+    if colon:
+        found: object = getattr(importlib.import_module(module), attribute, None)
+        if not callable(found):
+            raise LookupError(f"module {module!r} has no function {attribute!r}")
+        return cast("Factory", found)
+    for entry in entry_points(group=GROUP, name=name):
+        return cast("Factory", entry.load())
+    known = ", ".join(sorted({entry.name for entry in entry_points(group=GROUP)}))
+    raise LookupError(f"no engine is named {name!r}; there are {known}, and your own is MODULE:FACTORY")
+
+
+def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> dict[str, Engine]:
+    """Load the engines of a spec, by the suffix of their service. Whatever a factory raises passes through."""
+    progress("starting", 0.0)
+    made = find_factory(spec.engine)(spec, progress)
+    engines = dict(made) if isinstance(made, Mapping) else {"": made}
+    if not engines:
+        raise ValueError(f"the factory {spec.engine!r} returned no engine")
+    return engines
+
+
+def revision_of(spec: EngineSpec) -> str:
+    """Name everything that the tokens depend on: a started stream goes on only where this is equal."""
+    dtype = spec.dtype
+    if dtype in ("", "auto"):
+        dtype = "bfloat16" if spec.device.startswith("cuda") else "float32"
+    return "-".join(part for part in (spec.revision, dtype if spec.revision else "", spec.engine) if part)
+
+
+class Progress:
+    """Passes a factory's progress on: a new phase at once, percentages at most ten times a second.
+
+    Loaders read weights on several threads, so it may be called from any.
+    """
+
+    def __init__(self, tell: Callable[[Phase, float], None], clock: Callable[[], float]) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._phase: Phase | None = None
+        self._told_at = 0.0
+
+    def __call__(self, phase: Phase, percent: float) -> None:
+        """Hear of progress."""
+        with self._lock:
+            now = self._clock()
+            if phase == self._phase and percent < 100.0 and now - self._told_at < _PROGRESS_EVERY_S:
+                return
+            self._phase, self._told_at = phase, now
+            self._tell(phase, min(100.0, max(0.0, percent)))
