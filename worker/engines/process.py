@@ -31,7 +31,7 @@ from .loading import Progress, load_engines, revision_of
 from .parentage import end_with_parent
 from .stream_lane import StreamLane
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("zmqrt.worker.engines.process")  # by name: here __name__ is "__main__"
 
 _SIGN_S: Final = 0.2
 """How often an idle loop shows that it moves; the agent is promised 250 ms."""
@@ -210,6 +210,7 @@ class EngineMain:
         except Exception as error:
             log.exception("the engine on %s cannot go on", self._spec.device)
             _send(self._socket, [ipc.Failed(describe(error))])
+            self._wait_for_stop()
             return 1
         finally:
             if loop is not None:
@@ -228,6 +229,13 @@ class EngineMain:
         services = [describe_service(name, lane, engines[name], self._spec) for name, lane in lanes.items()]
         _send(self._socket, [ipc.Ready(services)])
         return EngineLoop(self._socket, lanes, out, bell=bell)
+
+    def _wait_for_stop(self) -> None:
+        """Let the agent read why, before it sees that the process is gone: the end is quicker than the words."""
+        give_up_at = time.monotonic() + _FAREWELL_MS / 1000
+        while self._socket.poll(max(0, math.ceil(1000 * (give_up_at - time.monotonic())))):
+            if ipc.Stop() in ipc.decode_to_engine(self._socket.recv()):
+                return
 
     def _tell(self, phase: Phase, percent: float) -> None:
         _send(self._socket, [ipc.Loading(phase, percent, time.monotonic() - self._started_at)])
