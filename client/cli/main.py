@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Final
@@ -99,7 +98,3 @@ def _fail(error: BaseException, text: str, exit_code: int) -> int:
         traceback.print_exception(error)
     click.echo(f"error: {text}", err=True)
     return exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
