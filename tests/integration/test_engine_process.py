@@ -1,0 +1,396 @@
+"""Engine processes and their supervisor: loading, work, cancels, every way to die, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import psutil
+import pytest
+
+from support.engine_fleet import EngineFleet, alive, drive, spec
+from support.stack import eventually
+from zmqrt.worker.engines import ipc
+from zmqrt.worker.engines.base import Sampling, TokenRequest
+from zmqrt.worker.engines.hashing import expected_tokens
+
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform == "win32", reason="there is no ipc")]
+TESTS = str(Path(__file__).resolve().parents[1])
+HELLO = list(b"hello")
+
+
+@pytest.fixture(autouse=True)
+def engines_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engine processes import `support.toy_engines`."""
+    monkeypatch.setenv("PYTHONPATH", TESTS)
+
+
+def request(ticket: int, tokens: int = 5, prompt: list[int] = HELLO) -> ipc.Submit:
+    """Ask for greedy tokens."""
+    return ipc.Submit(
+        "",
+        TokenRequest(
+            ticket=ticket,
+            prompt_ids=prompt,
+            max_new_tokens=tokens,
+            ignore_eos=True,
+            sampling=Sampling(temperature=0.0),
+        ),
+    )
+
+
+def right(tokens: int, prompt: list[int] = HELLO) -> list[int]:
+    """Say what the mock must answer."""
+    return expected_tokens(prompt, tokens, ignore_eos=True)
+
+
+def test_it_loads_with_progress_and_then_works() -> None:
+    """Phases and percentages in order, then Ready, then the right tokens, the vector, and the counters."""
+
+    async def play(fleet: EngineFleet) -> None:
+        services = await fleet.ready()
+        loading = fleet.of(ipc.Loading)
+        assert (loading[0].phase, loading[-1].phase, loading[-1].percent) == ("starting", "loading", 100.0)
+        assert [one.percent for one in loading] == sorted(one.percent for one in loading)
+        assert 4 <= len(loading) <= 10  # at most ten a second
+        assert [(one.name, one.kind, one.task) for one in services] == [
+            ("", "token", "generate"),
+            ("embed", "batch", "embed"),
+        ]
+
+        fleet.send(request(1), request(2, 9, [7]), ipc.SubmitTask("embed", 3, {"input": "hi"}, 2))
+        await fleet.until(lambda: fleet.is_over(1) and fleet.is_over(2) and 3 in fleet.results())
+        assert fleet.tokens(1) == right(5)
+        assert fleet.tokens(2) == right(9, [7])
+        assert fleet.results()[3].body is not None
+        stats = fleet.of(ipc.Step)[-1].stats
+        assert (stats[""].tokens, stats["embed"].steps) == (14, 1)
+
+    drive(spec(load_s="0.5"), play)
+
+
+def test_what_cannot_be_done_is_refused_and_harms_nobody() -> None:
+    """An unknown service, the wrong kind of task, a full engine: each said by itself."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(
+            request(1),
+            ipc.Submit("other", request(2).request),
+            ipc.SubmitTask("", 3, {}, 1),
+            ipc.Submit("embed", request(4).request),
+            *(request(ticket) for ticket in range(5, 10)),
+            request(10, prompt=[]),
+        )
+        await fleet.until(lambda: len(fleet.of(ipc.Refused)) >= 5 and fleet.is_over(1))
+        refused = {one.ticket: one for one in fleet.of(ipc.Refused)}
+        assert "no service 'other'" in refused[2].error
+        assert "takes token requests" in refused[3].error
+        assert "takes whole tasks" in refused[4].error
+        assert refused[9].full
+        assert not refused[10].full
+        assert fleet.tokens(1) == right(5)
+
+    drive(spec(slots="2", step_ms="20"), play)
+
+
+def test_a_cancel_ends_one_request_once() -> None:
+    """One last event, also if cancelled twice; its neighbour goes on undisturbed; unknown tickets are nothing."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(request(1, 5000), request(2, 40))
+        await fleet.until(lambda: fleet.tokens(1))
+        fleet.send(ipc.Cancel(1), ipc.Cancel(1), ipc.Cancel(99))
+        await fleet.until(lambda: fleet.is_over(1) and fleet.is_over(2))
+        assert [event.finish_reason for event in fleet.events(1) if event.finish_reason] == ["cancelled"]
+        assert fleet.tokens(2) == right(40)
+        assert fleet.events(99) == []
+
+    drive(spec(step_ms="5"), play)
+
+
+def test_a_poison_item_fails_alone() -> None:
+    """Of one batch with a bad item in it, only that one fails; the counter shows the halves tried again."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        texts = [f"text {ticket}" for ticket in range(8)]
+        texts[5] = "poison"
+        fleet.send(*(ipc.SubmitTask("embed", ticket, {"input": text}, 6) for ticket, text in enumerate(texts)))
+        await fleet.until(lambda: len(fleet.results()) == 8)
+        failed = {ticket: result.error for ticket, result in fleet.results().items() if result.error}
+        assert failed == {5: "ValueError: told to fail by 'poison' in the input"}
+        assert fleet.of(ipc.Step)[-1].stats["embed"].steps == 7
+
+    drive(spec(fail_on_prompt="poison"), play)
+
+
+def test_an_engine_that_loses_items_is_not_believed() -> None:
+    """Fewer results than items is an error of each item, not silence."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(ipc.SubmitTask("", 1, {}, 1), ipc.SubmitTask("", 2, {}, 1))
+        await fleet.until(lambda: len(fleet.results()) == 2)
+        assert all("0 results for 1 items" in (result.error or "") for result in fleet.results().values())
+
+    drive(spec("support.toy_engines:forgetful"), play)
+
+
+# --- the ways to die -------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_process_is_started_again_alone() -> None:
+    """Its end is told at once and by name; the other device keeps its process; the new one works."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready("mock:0")
+        await fleet.ready("mock:1")
+        before = fleet.supervisor.pids
+        os.kill(before["mock:0"], signal.SIGKILL)
+        killed_at = time.monotonic()
+        assert await fleet.exit() == ("mock:0", "killed by SIGKILL", True)
+        assert time.monotonic() - killed_at < 0.4  # the first pause before a restart is longer than that
+        fleet.forget()
+        await fleet.ready()
+        assert fleet.supervisor.pids["mock:1"] == before["mock:1"]
+        assert fleet.supervisor.pids["mock:0"] != before["mock:0"]
+        fleet.send(request(1))
+        await fleet.until(lambda: fleet.is_over(1))
+        assert fleet.tokens(1) == right(5)
+
+    drive(spec(), play, devices=2)
+
+
+def test_a_crash_in_a_step_keeps_what_was_made_before_it() -> None:
+    """The tokens of the other request that were sent are read before the end is told."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(request(1, 5000))
+        await fleet.until(lambda: len(fleet.tokens(1)) >= 3)
+        fleet.send(request(2, prompt=list(b"a crash")))
+        assert (await fleet.exit())[1] == "killed by SIGKILL"
+        made = fleet.tokens(1)
+        assert made == right(len(made))
+
+    drive(spec(step_ms="5", crash_on_prompt="crash"), play)
+
+
+def test_silence_betrays_a_hung_engine() -> None:
+    """An idle engine shows itself at least every 250 ms or so; one that hangs does not, and is killed with a reason."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        since = time.monotonic()
+        await fleet.until(lambda: len(fleet.of(ipc.Step)) >= 8)
+        assert (time.monotonic() - since) / 8 < 0.35
+
+        fleet.send(request(1, prompt=list(b"please hang")))
+        await fleet.until(lambda: time.monotonic() - fleet.heard_at["mock:0"] > 1.5, "silence")
+        fleet.supervisor.restart("mock:0", "its loop stands still")
+        assert await fleet.exit() == ("mock:0", "its loop stands still", True)
+
+    drive(spec(hang_on_prompt="hang"), play)
+
+
+def test_a_stopped_process_can_be_killed_too() -> None:
+    """SIGSTOP is the other way to stand still."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        os.kill(fleet.supervisor.pids["mock:0"], signal.SIGSTOP)
+        fleet.supervisor.restart("mock:0", "no sign of life")
+        assert (await fleet.exit())[1] == "no sign of life"
+
+    drive(spec(), play)
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("support.toy_engines:raising", "OSError: no weights in this directory"),
+        ("support.toy_engines:nothing_known", "neither a TokenEngine"),
+        ("no_such_engine", "no engine is named 'no_such_engine'; there are"),
+        ("support.toy_engines:missing", "has no function 'missing'"),
+    ],
+)
+def test_a_factory_that_fails_says_why_in_one_line(engine: str, words: str) -> None:
+    """The words arrive before the end does, and are its reason."""
+
+    async def play(fleet: EngineFleet) -> None:
+        _, reason, _ = await fleet.exit()
+        assert words in reason
+        assert "\n" not in reason
+        assert [one.error for one in fleet.of(ipc.Failed)] == [reason]
+
+    drive(spec(engine), play)
+
+
+def test_a_device_that_never_loads_is_given_up() -> None:
+    """After the last try nothing is started any more."""
+
+    async def play(fleet: EngineFleet) -> None:
+        tries = [await fleet.exit()]
+        while tries[-1][2]:
+            tries.append(await fleet.exit())
+        assert len(tries) == 3
+        assert fleet.supervisor.pids == {}
+
+    drive(spec("support.toy_engines:raising"), play)
+
+
+def test_a_broken_engine_ends_its_process() -> None:
+    """What its last step made arrives, then the reason, then the end; failing to close does not matter."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(request(1), request(2))
+        assert (await fleet.exit())[1] == "EngineFatalError: the device is gone"
+        assert fleet.is_over(2)
+
+    drive(spec("support.toy_engines:doomed"), play)
+
+
+# --- leaving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["mock", "support.toy_engines:stuck"])
+def test_it_stops_in_time_whatever_it_does(engine: str) -> None:
+    """In the middle of its work, or inside a loader that never returns."""
+    started_at = 0.0
+
+    async def play(fleet: EngineFleet) -> None:
+        nonlocal started_at
+        if engine == "mock":
+            await fleet.ready()
+            fleet.send(request(1, 5000))
+            await fleet.until(lambda: fleet.tokens(1))
+        else:
+            await fleet.until(lambda: [one for one in fleet.of(ipc.Loading) if one.phase == "loading"])
+        started_at = time.monotonic()
+
+    drive(spec(engine), play)
+
+    assert time.monotonic() - started_at < 2.5
+
+
+def test_ctrl_c_is_the_parents_to_decide() -> None:
+    """SIGINT changes nothing."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        os.kill(fleet.supervisor.pids["mock:0"], signal.SIGINT)
+        fleet.send(request(1))
+        await fleet.until(lambda: fleet.is_over(1))
+        assert fleet.exits == []
+
+    drive(spec(), play)
+
+
+def test_an_idle_engine_costs_next_to_nothing() -> None:
+    """It waits on its socket: no spinning."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        process = psutil.Process(fleet.supervisor.pids["mock:0"])
+        before = sum(process.cpu_times()[:2])
+        since = time.monotonic()
+        await fleet.until(lambda: time.monotonic() - since > 2.0)
+        assert sum(process.cpu_times()[:2]) - before < 0.2
+
+    drive(spec(), play)
+
+
+ORPHAN = """
+import asyncio, sys, time
+from support.engine_fleet import drive, spec
+async def play(fleet):
+    await fleet.ready()
+    print(fleet.supervisor.pids["mock:0"], flush=True)
+    await fleet.until(lambda: False)
+drive(spec(hang_on_prompt="hang"), play)
+"""
+
+
+def test_an_engine_does_not_outlive_its_parent() -> None:
+    """The agent is killed; the engine goes within seconds."""
+    parent = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent:
+        pid = int(parent.stdout.readline())
+        assert alive([pid])
+        parent.kill()
+
+    eventually(lambda: not alive([pid]), within_s=5.0, what="the end of the orphan")
+
+
+# --- engines that deal in text ---------------------------------------------------------------------------------------
+
+
+def speak(ticket: int, prompt: str) -> ipc.SubmitTask:
+    """Let the speaker say something."""
+    return ipc.SubmitTask("", ticket, {"prompt": prompt}, len(prompt))
+
+
+def test_text_comes_in_pieces_and_ends_once() -> None:
+    """Pieces in order; an error is the last word of its own request; a third one finds no slot."""
+
+    async def play(fleet: EngineFleet) -> None:
+        (service,) = await fleet.ready()
+        assert service.kind == "stream"
+        fleet.send(speak(1, "one two three"), speak(2, "and raise"), speak(3, "too many"))
+        await fleet.until(lambda: fleet.ends(1) and fleet.ends(2))
+        assert fleet.text(1) == ["one", "two", "three"]
+        assert fleet.ends(1) == [ipc.TextChunk(1, "", done=True)]
+        assert fleet.text(2) == ["and"]
+        assert fleet.ends(2) == [ipc.TextChunk(2, "", done=True, error="ValueError: told to raise")]
+        assert [(one.ticket, one.full) for one in fleet.of(ipc.Refused)] == [(3, True)]
+
+    drive(spec("support.toy_engines:speaker"), play)
+
+
+def test_cancelled_text_stops_and_frees_its_slot() -> None:
+    """Also when it is cancelled before it began."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(speak(1, "forever"), speak(2, "forever"), ipc.Cancel(2))
+        await fleet.until(lambda: len(fleet.text(1)) > 3 and fleet.ends(2))
+        fleet.send(ipc.Cancel(1), ipc.Cancel(1))
+        await fleet.until(lambda: fleet.ends(1))
+        fleet.send(speak(3, "next"), speak(4, "next"))
+        await fleet.until(lambda: fleet.ends(3) and fleet.ends(4))
+        assert [one.error for one in fleet.ends(1) + fleet.ends(2)] == ["cancelled", "cancelled"]
+        assert fleet.text(4) == ["next"]
+
+    drive(spec("support.toy_engines:speaker"), play)
+
+
+def test_a_generator_that_blocks_its_loop_falls_silent() -> None:
+    """The process's own loop would go on showing itself; it must not vouch for the other thread."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(speak(1, "then block"))
+        await fleet.until(lambda: time.monotonic() - fleet.heard_at["mock:0"] > 1.5, "silence")
+
+    drive(spec("support.toy_engines:speaker"), play)
+
+
+def test_a_process_says_its_kind_of_device() -> None:
+    """The variables of its device are set, so that threads of several engines do not fight."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        environment = cast("dict[str, str]", psutil.Process(fleet.supervisor.pids["mock:0"]).environ())
+        assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")
+        assert environment["CUDA_VISIBLE_DEVICES"] == ""
+
+    drive(spec(), play)

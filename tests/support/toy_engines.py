@@ -1,0 +1,129 @@
+"""Engines for tests of the engine process, one factory each: `--engine support.toy_engines:NAME`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from zmqrt.worker.engines.base import (
+    BatchEngine,
+    Capacity,
+    EngineFatalError,
+    EngineSpec,
+    EngineStats,
+    Item,
+    Progress,
+    Result,
+    StreamEngine,
+    TokenEngine,
+    TokenEvent,
+    TokenRequest,
+)
+
+
+class Speaker:
+    """Says the words of the prompt one by one; some words have an effect."""
+
+    def capacity(self) -> Capacity:
+        """Two at once."""
+        return Capacity(slots=2, context=100)
+
+    async def generate(self, task: dict[str, Any]) -> AsyncIterator[str]:
+        """Speak. `raise` raises, `forever` goes on until cancelled, `block` holds up the event loop."""
+        for word in task["prompt"].split():
+            if word == "raise":
+                raise ValueError("told to raise")
+            if word == "block":
+                time.sleep(60)  # noqa: ASYNC251 - that is the point
+            yield word
+            while word == "forever":
+                await asyncio.sleep(0.01)
+                yield word
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+
+class Doomed:
+    """Ends its first request with an error, and can do nothing after that."""
+
+    _broken: str | None = None
+
+    def submit(self, request: TokenRequest) -> None:
+        """Take it in."""
+        self._ticket = request.ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Too late."""
+
+    def poll(self, timeout_s: float) -> list[TokenEvent]:
+        """Break."""
+        if self._broken is not None:
+            raise EngineFatalError(self._broken)
+        self._broken = "the device is gone"
+        return [
+            TokenEvent(ticket=self._ticket, finish_reason="error", error=self._broken),
+            TokenEvent(ticket=self._ticket + 1, token_ids=[1]),
+        ]
+
+    def capacity(self) -> Capacity:
+        """One."""
+        return Capacity(slots=2, context=100)
+
+    def stats(self) -> EngineStats:
+        """None kept."""
+        return EngineStats()
+
+    def close(self) -> None:
+        """Fail at this as well."""
+        raise RuntimeError("cannot even close")
+
+
+class Forgetful:
+    """A batch engine that loses an item."""
+
+    def run(self, items: list[Item]) -> list[Result]:
+        """Answer all but the last."""
+        return [Result(ticket=item.ticket, body={}) for item in items[:-1]]
+
+    def capacity(self) -> Capacity:
+        """Eight."""
+        return Capacity(slots=8, context=100)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def speaker(spec: EngineSpec, progress: Progress) -> StreamEngine:
+    """Make one."""
+    return Speaker()
+
+
+def doomed(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Make one."""
+    return Doomed()
+
+
+def forgetful(spec: EngineSpec, progress: Progress) -> BatchEngine:
+    """Make one."""
+    return Forgetful()
+
+
+def nothing_known(spec: EngineSpec, progress: Progress) -> Any:
+    """Return what is no engine."""
+    return object()
+
+
+def raising(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Fail half way."""
+    progress("loading", 50.0)
+    raise OSError("no weights\nin this directory")
+
+
+def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Never come back."""
+    progress("loading", 10.0)
+    time.sleep(600)
+    raise AssertionError
