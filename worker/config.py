@@ -1,13 +1,16 @@
 """Settings of a worker."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from ..protocol.limits import MAX_SERVICE_CHARS
 from ..protocol.settings import CommonSettings, setting
 from ..protocol.tasks import DEFAULT_MAX_TOKENS
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7556"
 DEFAULT_MODEL: Final = "smollm2-135m"
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +33,10 @@ class WorkerSettings(CommonSettings):
     use_mock_model: bool = setting(
         False, env=("USE_MOCK_MODEL",), help="Two mock devices and a toy model: no GPU, no torch."
     )
-    model: str = setting(
-        DEFAULT_MODEL,
+    model: str | None = setting(
+        None,
         env=("MODEL_PATH", "MODEL_NAME"),
-        help="A known name, a directory, a .gguf file, hf:ORG/NAME, or tiny-random.",
+        help=f"A known name, a directory, a .gguf file, hf:ORG/NAME, or tiny-random; else {DEFAULT_MODEL}.",
     )
     served_model_name: str | None = setting(None, help="What clients call the model; else its own name.")
     allow_hub: bool = setting(False, help="Allow downloads from the Hugging Face hub.")
@@ -79,8 +82,6 @@ class WorkerSettings(CommonSettings):
         for one in self.engine_opt:
             if "=" not in one:
                 raise ValueError(f"engine_opt: {one!r} is not KEY=VALUE")
-        if not all(one.isdigit() for one in self.devices):
-            raise ValueError("devices: expected numbers such as 0,1")
 
     @property
     def engine_name(self) -> str:
@@ -90,9 +91,20 @@ class WorkerSettings(CommonSettings):
         return "mock" if self.use_mock_model else "transformers"
 
     @property
-    def is_mock(self) -> bool:
-        """Whether the toy model is served: it has no files."""
-        return self.engine_name == "mock"
+    def model_to_load(self) -> str | None:
+        """Model whose files are needed. The mock has none; an engine of one's own may do without."""
+        if self.engine_name == "mock":
+            return None
+        return self.model or (DEFAULT_MODEL if self.engine_name == "transformers" else None)
+
+    @property
+    def service(self) -> str:
+        """What clients call the model: the name given, else the last part of its path, else the engine's name."""
+        if self.served_model_name:
+            return self.served_model_name
+        source = self.model_to_load or self.model or self.engine_name.partition(":")[0]
+        name = source.removesuffix(".gguf").rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+        return _NOT_IN_NAMES.sub("-", name.removeprefix("hf:"))[:MAX_SERVICE_CHARS] or "model"
 
     @property
     def engine_options(self) -> dict[str, str]:

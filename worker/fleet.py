@@ -129,7 +129,7 @@ class Fleet:
         """Name a service in public: the served model name, and what the engine adds to it."""
         if not suffix:
             return self._served
-        return self._served + (suffix if suffix[0] in ":-./_" else ":" + suffix)
+        return self._served + (suffix if suffix[0] in ":-./_" else "-" + suffix)
 
     def ready(self, device: Device, services: list[ipc.EngineService], now: float) -> None:
         """Open the lanes of a device that has loaded."""

@@ -1,0 +1,97 @@
+"""What a node shows its operator: bars while it loads (on a terminal) or lines, then one line that says it is ready."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Final
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from .core import WorkerCore
+from .fleet import Device
+
+log = logging.getLogger(__name__)
+
+_LINE_PERCENT: Final = 25
+"""Without a terminal: a line for each phase and each quarter of it."""
+
+
+class Console:
+    """Follows a core, pass by pass."""
+
+    def __init__(self, core: WorkerCore, *, node_id: str, is_json: bool, client_endpoint: str | None = None) -> None:
+        self._core = core
+        self._node_id = node_id
+        self._is_json = is_json
+        self._client_endpoint = client_endpoint
+        self._is_announced = False
+        self._shown: dict[str, tuple[str, int]] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._progress: Progress | None = None
+        terminal = Terminal(stderr=True)
+        if terminal.is_terminal and not is_json:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+            self._progress = Progress(*columns, TimeElapsedColumn(), console=terminal, transient=True)
+
+    def follow(self) -> None:
+        """Show what has changed; cheap when nothing has."""
+        for device in self._core.fleet.devices.values():
+            state = device.phase, int(device.percent)
+            if self._shown.get(device.info.id) != state:
+                self._show(device)
+        if not self._is_announced and self._is_serving():
+            self._is_announced = True
+            self.close()
+            self._announce()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _is_serving(self) -> bool:
+        devices = self._core.fleet.devices.values()
+        return any(one.is_ready for one in devices) and any(one.is_active for one in self._core.sessions)
+
+    def _show(self, device: Device) -> None:
+        name = device.info.id
+        before = self._shown.get(name, ("", -1))
+        self._shown[name] = device.phase, int(device.percent)
+        if self._progress is not None and not self._is_announced:
+            self._show_bar(self._progress, device)
+        elif before[0] != device.phase or before[1] // _LINE_PERCENT != int(device.percent) // _LINE_PERCENT:
+            percent = f" {device.percent:.0f} %" if device.phase != "ready" else ""
+            log.info("%s: %s%s (%.1f s)", name, device.phase, percent, device.elapsed_s)
+
+    def _show_bar(self, progress: Progress, device: Device) -> None:
+        name = device.info.id
+        if name not in self._bars:
+            progress.start()
+            self._bars[name] = progress.add_task(name, total=100)
+        progress.update(self._bars[name], description=f"{name} {device.phase}", completed=device.percent)
+
+    def _announce(self) -> None:
+        fleet = self._core.fleet
+        facts = {
+            "event": "ready",
+            "role": "worker",
+            "node_id": self._node_id,
+            "pid": os.getpid(),
+            "endpoints": self._endpoints(),
+            "services": [one.service for one in fleet.offers()],
+            "devices": list(fleet.devices),
+        }
+        print(json.dumps(facts) if self._is_json else self._sentence(), flush=True)  # noqa: T201 - its only output
+
+    def _endpoints(self) -> dict[str, str]:
+        brokers = {"broker": ",".join(one.endpoint for one in self._core.sessions)}
+        return brokers | ({"clients": self._client_endpoint} if self._client_endpoint is not None else {})
+
+    def _sentence(self) -> str:
+        fleet = self._core.fleet
+        services, devices = ", ".join(one.service for one in fleet.offers()), ", ".join(fleet.devices)
+        text = f"zmqrt-worker {self._node_id} is ready: {services} on {devices}, broker {self._endpoints()['broker']}"
+        return f"{text}; clients connect to {self._client_endpoint}" if self._client_endpoint is not None else text

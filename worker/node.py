@@ -1,0 +1,203 @@
+"""Put a node together from its settings, run it, and take it apart: devices, model, engines, brokers, signals.
+
+The order matters: READY goes out first, everything slow (converting, loading) comes after it and is told by heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import uuid
+from collections.abc import Generator
+from importlib import metadata
+
+import zmq
+
+from ..protocol import transport
+from ..protocol.errors import EXIT_INTERRUPTED, ZmqrtError
+from ..protocol.keys import PeerKeys, load_peer
+from ..protocol.timing import Backoff
+from .agent import Agent
+from .broker_link import BrokerLink
+from .config import WorkerSettings
+from .console import Console
+from .core import NodeConfig, NodeState, WorkerCore
+from .devices import find_devices
+from .engines.base import EngineSpec, Phase
+from .fleet import Fleet
+from .models import ModelFiles
+from .resolving import resolve_apart
+from .supervisor import Supervisor
+from .vocabulary import ByteVocabulary, Vocabulary, load_vocabulary
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: WorkerSettings, *, client_endpoint: str | None = None) -> int:
+    """Run a node until it is told to leave; return its exit code."""
+    for endpoint in settings.broker:
+        transport.check_exposure(endpoint, has_keys=settings.keys is not None, insecure=settings.insecure)
+    keys = load_peer(settings.keys, "worker") if settings.keys is not None else None
+    context = transport.make_context()
+    try:
+        return await _Node(settings, context, keys, client_endpoint).run()
+    finally:
+        context.term()  # waits at most for the farewell of the links
+
+
+class _Node:
+    """The parts of one node and how they start."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        context: zmq.Context[zmq.Socket[bytes]],
+        keys: PeerKeys | None,
+        client_endpoint: str | None,
+    ) -> None:
+        self._settings = settings
+        self._context = context
+        self._vocabulary: Vocabulary = ByteVocabulary()
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._devices = find_devices(settings)
+        node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
+        rng = random.Random()
+        fleet = Fleet(
+            [device.info() for device in self._devices],
+            served=settings.service,
+            batch_max_size=settings.batch_max_size,
+            context=settings.max_model_len,
+            now=self._began_at,
+        )
+        brokers = [(endpoint, Backoff(rng)) for endpoint in settings.broker]
+        self._core = WorkerCore(_config(settings, node_id, rng), fleet, brokers, self._began_at)
+        console = Console(
+            self._core, node_id=node_id, is_json=settings.log_format == "json", client_endpoint=client_endpoint
+        )
+        self._agent = Agent(
+            self._core,
+            [BrokerLink(context, endpoint, keys=keys, wake=self._wake) for endpoint in settings.broker],
+            vocabulary=lambda: self._vocabulary,
+            on_pass=console.follow,
+        )
+        self._console = console
+
+    async def run(self) -> int:
+        """Serve; everything that was started is stopped at the end."""
+        engines = asyncio.create_task(self._run_engines())
+        try:
+            with self._signals():
+                return await self._agent.run()
+        finally:
+            self._console.close()
+            engines.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await engines
+
+    def _wake(self) -> None:
+        self._agent.wake()
+
+    # --- engines -----------------------------------------------------------------------------------------------------
+
+    async def _run_engines(self) -> None:
+        """Find the model, then run the engine processes until the node leaves."""
+        try:
+            files = await self._find_model()
+        except (ZmqrtError, OSError, ValueError) as error:
+            self._give_up(str(error))
+            return
+        except Exception as error:
+            log.exception("the model could not be made ready")
+            self._give_up(f"the model could not be made ready: {error!r}")
+            return
+        supervisor = Supervisor(
+            self._context,
+            self._spec(files),
+            self._devices,
+            wake=self._wake,
+            log_level=self._settings.log_level,
+            log_format=self._settings.log_format,
+        )
+        async with supervisor:
+            self._agent.attach(supervisor)
+            await asyncio.Event().wait()  # until `run` cancels this task
+
+    async def _find_model(self) -> ModelFiles | None:
+        model = self._settings.model_to_load
+        if model is None:
+            return None
+        files = await resolve_apart(
+            model,
+            self._on_progress,
+            allow_hub=self._settings.allow_hub,
+            allow_download=self._settings.allow_download,
+        )
+        self._vocabulary = await asyncio.to_thread(load_vocabulary, files.path)
+        return files
+
+    def _on_progress(self, phase: Phase, percent: float) -> None:
+        """All devices wait for the same files."""
+        for device in self._devices:
+            self._core.loading(device.id, phase, percent, self._loop.time() - self._began_at)
+        self._wake()
+
+    def _give_up(self, reason: str) -> None:
+        """Say that there is nothing to serve: no device can do anything about it."""
+        for device in self._devices:
+            self._core.engine_exited(device.id, reason, is_restarted=False, now=self._loop.time())
+        self._wake()
+
+    def _spec(self, files: ModelFiles | None) -> EngineSpec:
+        settings = self._settings
+        return EngineSpec(
+            engine=settings.engine_name,
+            model=settings.service,
+            model_path=str(files.path) if files else settings.model or "",
+            revision=files.revision if files else "",
+            device="",  # each process is told its own
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            batch_max_size=settings.batch_max_size,
+            batch_max_latency_ms=settings.batch_max_latency_ms,
+            slots=settings.slots,
+            options=settings.engine_options,
+        )
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self) -> Generator[None, None, None]:
+        """SIGTERM and the first Ctrl-C drain; the second signal stops at once."""
+        handled = (signal.SIGTERM, signal.SIGINT)
+        for number in handled:
+            self._loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
+        try:
+            yield
+        finally:
+            for number in handled:
+                self._loop.remove_signal_handler(number)
+
+    def _on_signal(self, name: str) -> None:
+        if self._core.state in (NodeState.DRAINING, NodeState.GONE):
+            log.warning("%s again: leaving without waiting for %d requests", name, len(self._core.jobs))
+            self._agent.stop(EXIT_INTERRUPTED)
+        else:
+            self._agent.drain(self._settings.drain_timeout_s, name)
+
+
+def _config(settings: WorkerSettings, node_id: str, rng: random.Random) -> NodeConfig:
+    return NodeConfig(
+        worker_uuid=uuid.uuid4().bytes,
+        node_id=node_id,
+        capacity=settings.node_max_capacity,
+        default_max_tokens=settings.default_max_tokens,
+        stall_s=settings.stall_timeout_s,
+        ext={"version": metadata.version("zmqrt"), "engine": settings.engine_name, "pid": os.getpid()},
+        jitter=lambda: rng.uniform(0.9, 1.1),
+    )
