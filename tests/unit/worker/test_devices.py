@@ -1,0 +1,123 @@
+"""Which devices a worker takes: found, hidden, chosen, missing."""
+
+import pytest
+
+from zmqrt.protocol.errors import ConfigurationError
+from zmqrt.worker import devices
+from zmqrt.worker.config import WorkerSettings
+from zmqrt.worker.devices import Device, Gpu, find_devices, select, visible
+
+GPUS = [Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gpu("GPU-cc33", "L4", 24 << 30)]
+
+
+@pytest.fixture(autouse=True)
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the driver list three devices."""
+    monkeypatch.setattr(devices, "_list_gpus", lambda: (GPUS, "the driver lists none"))
+
+
+def handles(setting: str | None) -> list[str]:
+    """Return what a value of CUDA_VISIBLE_DEVICES leaves."""
+    return [device.handle for device in visible(GPUS, setting)]
+
+
+def test_the_mock_has_two_devices_that_no_driver_knows() -> None:
+    """Wherever it runs."""
+    found = find_devices(WorkerSettings(use_mock_model=True))
+
+    assert [(one.id, one.kind) for one in found] == [("mock:0", "mock"), ("mock:1", "mock")]
+
+
+def test_auto_takes_cuda_where_there_is_some() -> None:
+    """All of it, with name and memory for the operator."""
+    found = find_devices(WorkerSettings(), {})
+
+    assert [one.id for one in found] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert found[2].info().name == "L4"
+    assert found[2].info().memory_bytes == 24 << 30
+
+
+def test_auto_takes_the_cpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an error: it is slower, not wrong."""
+    monkeypatch.setattr(devices, "_list_gpus", lambda: ([], "no driver"))
+
+    (cpu,) = find_devices(WorkerSettings(), {})
+
+    assert (cpu.id, cpu.kind) == ("cpu", "cpu")
+    assert cpu.memory_bytes > 0
+
+
+def test_cuda_that_is_not_there_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver said, and what to do instead."""
+    monkeypatch.setattr(devices, "_list_gpus", lambda: ([], "NVML: driver not loaded"))
+
+    with pytest.raises(ConfigurationError, match=r"driver not loaded.*--device cpu"):
+        find_devices(WorkerSettings(device="cuda"), {})
+
+
+def test_cuda_that_is_hidden_is_refused_by_the_name_of_the_variable() -> None:
+    """It is here, and somebody hid it."""
+    with pytest.raises(ConfigurationError, match="CUDA_VISIBLE_DEVICES='' hides all 3"):
+        find_devices(WorkerSettings(device="cuda"), {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_devices_are_chosen_by_number_or_id_in_the_order_of_the_request() -> None:
+    """Numbers count what is visible."""
+    found = find_devices(WorkerSettings(devices=("1", "0")), {"CUDA_VISIBLE_DEVICES": "2,0"})
+
+    assert [(one.id, one.handle) for one in found] == [("cuda:1", "GPU-aa11"), ("cuda:0", "GPU-cc33")]
+    assert select(found, ["cuda:0"]) == [found[1]]
+
+
+def test_a_device_that_is_not_here_is_refused_with_those_that_are() -> None:
+    """The message is the list to choose from."""
+    with pytest.raises(ConfigurationError, match=r"no device 7 here; found: cuda:0, cuda:1, cuda:2"):
+        find_devices(WorkerSettings(devices=("0", "7")), {})
+
+
+def test_a_device_named_twice_is_refused() -> None:
+    """Two processes on one device would fight for its memory."""
+    with pytest.raises(ConfigurationError, match="twice"):
+        select([Device(id="cpu", kind="cpu")], ["0", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "left"),
+    [
+        (None, ["GPU-aa11", "GPU-ab22", "GPU-cc33"]),
+        ("", []),
+        ("-1", []),
+        ("2, 0", ["GPU-cc33", "GPU-aa11"]),
+        ("1,9,0", ["GPU-ab22"]),
+        ("1,-1,0", ["GPU-ab22"]),
+        ("GPU-cc33", ["GPU-cc33"]),
+        ("GPU-ab", ["GPU-ab22"]),
+        ("GPU-a", []),
+        ("MIG-1/2/3,0", ["MIG-1/2/3", "GPU-aa11"]),
+    ],
+)
+def test_the_variable_is_read_as_cuda_reads_it(setting: str | None, left: list[str]) -> None:
+    """Order counts, what is wrong or ambiguous ends the list, beginnings of ids are enough."""
+    assert handles(setting) == left
+
+
+def test_a_process_sees_its_own_device_alone() -> None:
+    """By id, since CUDA and the driver count differently; inside it is always the first."""
+    _, second, _ = visible(GPUS, None)
+
+    assert second.environment()["CUDA_VISIBLE_DEVICES"] == "GPU-ab22"
+    assert second.name_inside == "cuda:0"
+
+
+def test_a_process_on_the_cpu_keeps_to_its_threads() -> None:
+    """Threads that spin while they wait would take the cores of the other processes."""
+    cpu = Device(id="cpu", kind="cpu")
+
+    assert cpu.environment(threads="3") == {
+        "CUDA_VISIBLE_DEVICES": "",
+        "KMP_BLOCKTIME": "0",
+        "OMP_NUM_THREADS": "3",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    assert cpu.name_inside == "cpu"
