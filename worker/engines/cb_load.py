@@ -56,7 +56,8 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
             spec.model_path,
             dtype=getattr(torch, dtype),
             device_map={"": spec.device} if is_cuda else None,
-            attn_implementation=spec.options.get("attention", "sdpa"),
+            # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
+            attn_implementation=spec.options.get("attention", "paged|sdpa"),
             local_files_only=True,
         )
     finally:

@@ -157,12 +157,17 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, changes: dict[str, st
         convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
 
 
-def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
-    """The error names the file."""
-    (tmp_path / "model.gguf").write_bytes(b"nothing of the kind, but long enough to look at")
+def test_file_cut_off_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Wherever a download stopped, the error names the file; nothing else escapes."""
+    path = tmp_path / "model.gguf"
+    write_gguf(path)
+    whole = path.read_bytes()
+    cuts = [whole[: len(whole) * share // 100] for share in (0, 1, 5, 20, 60, 99)]
 
-    with pytest.raises(ModelError, match=r"model\.gguf is not a readable GGUF file"):
-        convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
+    for content in [*cuts, b"nothing of the kind, but long enough to look at", b"GGUF" + b"\xff" * 60]:
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"model\.gguf is not a readable GGUF file"):
+            convert_gguf(path, tmp_path, lambda _percent: None)
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:

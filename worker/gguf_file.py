@@ -1,0 +1,159 @@
+"""Read a GGUF file: its metadata at once, its tensors where they lie. Knows nothing of models.
+
+The layout (GGUF 2 and 3, little-endian): magic, version, count of tensors, count of values; the values (key, type,
+value); the tensors' names, shapes, types and offsets; then, aligned, their bytes. The gguf package reads the same, but
+spends two seconds on the 98,000 strings of a vocabulary; here its tables and its dequantisation are used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from .model_cache import ModelError
+
+if TYPE_CHECKING:
+    from .weights import FloatArray
+
+_MAGIC: Final = b"GGUF"
+_VERSIONS: Final = (2, 3)
+_ALIGNMENT: Final = 32
+_STRING: Final = 8
+_ARRAY: Final = 9
+_SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MAX_DIMENSIONS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor; `shape` is in numpy's order, rows first."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: Callable[[], FloatArray]
+    """Dequantises to float32."""
+
+
+class _Stored(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+@dataclass(slots=True)
+class GgufFile:
+    """What a file holds."""
+
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    tensors: list[Tensor] = field(default_factory=list[Tensor])
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - values are of every type
+        """Return a value of the metadata."""
+        return self.metadata.get(key, default)
+
+
+def read_gguf(path: Path, progress: Callable[[float], None]) -> GgufFile:
+    """Read a file's metadata and map its tensors. Raises ModelError."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("reading a .gguf file needs the gguf package: pip install 'zmqrt[models]'")
+    try:
+        with path.open("rb") as opened:
+            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return _read(content, progress)
+    except (ValueError, OSError, OverflowError, struct.error, KeyError) as error:
+        raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
+
+
+def _read(content: mmap.mmap, progress: Callable[[float], None]) -> GgufFile:
+    cursor = _Cursor(content)
+    if cursor.take(4) != _MAGIC:
+        raise ValueError("it does not begin with GGUF")
+    version = cursor.scalar("I")
+    if version not in _VERSIONS:
+        raise ValueError(f"its version is {version}, known are {_VERSIONS}")
+    tensor_count, value_count = cursor.scalar("Q"), cursor.scalar("Q")
+    file = GgufFile()
+    for index in range(value_count):
+        key = cursor.string()
+        file.metadata[key] = cursor.value(cursor.scalar("I"))
+        progress(100.0 * (index + 1) / value_count)
+    stored = [cursor.stored_tensor() for _ in range(tensor_count)]
+    alignment = int(file.get("general.alignment", _ALIGNMENT))
+    begin = -(-cursor.offset // alignment) * alignment
+    file.tensors = [_tensor(content, begin, one) for one in stored]
+    return file
+
+
+def _tensor(content: mmap.mmap, begin: int, stored: _Stored) -> Tensor:
+    import gguf
+    import numpy as np
+
+    quantisation = gguf.GGMLQuantizationType(stored.kind)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
+    rows, row_bytes = stored.shape[:-1], stored.shape[-1] // block * block_bytes
+    size_bytes, offset = math.prod(rows) * row_bytes, begin + stored.offset
+    if offset + size_bytes > len(content):
+        raise ValueError(f"it ends within the tensor {stored.name}")
+
+    def values() -> FloatArray:
+        data = np.frombuffer(content, np.uint8, count=size_bytes, offset=offset)
+        plain = {"F32": "float32", "F16": "float16"}.get(quantisation.name)
+        array = data.view(plain).reshape(stored.shape) if plain else data.reshape(*rows, row_bytes)
+        try:
+            return cast("FloatArray", gguf.quants.dequantize(array, quantisation))
+        except NotImplementedError:
+            raise ModelError(f"the gguf package cannot dequantise {stored.name} ({quantisation.name})") from None
+
+    return Tensor(stored.name, stored.shape, values)
+
+
+class _Cursor:
+    """Reads values one behind the other."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self.offset = 0
+
+    def take(self, size_bytes: int) -> bytes:
+        """Take raw bytes."""
+        taken = self._content[self.offset : self.offset + size_bytes]
+        if len(taken) != size_bytes:
+            raise ValueError(f"it ends after {len(self._content)} bytes, in the middle of its metadata")
+        self.offset += size_bytes
+        return taken
+
+    def scalar(self, letter: str) -> Any:  # noqa: ANN401 - int, float or bool, as the letter says
+        """Take one number, by its letter in `struct`."""
+        (value,) = struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}")))
+        return value
+
+    def string(self) -> str:
+        """Take a length and so many bytes of UTF-8."""
+        return self.take(self.scalar("Q")).decode("utf-8")
+
+    def value(self, kind: int) -> Any:  # noqa: ANN401 - values are of every type
+        """Take one value of the metadata."""
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            return self.scalar(_SCALARS[kind])
+        inner, count = self.scalar("I"), self.scalar("Q")
+        if inner in _SCALARS:
+            layout = f"<{count}{_SCALARS[inner]}"
+            return list(struct.unpack(layout, self.take(struct.calcsize(layout))))
+        return [self.value(inner) for _ in range(count)]
+
+    def stored_tensor(self) -> _Stored:
+        """Take what says where a tensor lies; shapes are stored columns first."""
+        name, dimensions = self.string(), self.scalar("I")
+        if not 1 <= dimensions <= _MAX_DIMENSIONS:
+            raise ValueError(f"the tensor {name} has {dimensions} dimensions")
+        shape = [self.scalar("Q") for _ in range(dimensions)]
+        return _Stored(name, tuple(reversed(shape)), kind=self.scalar("I"), offset=self.scalar("Q"))
