@@ -91,6 +91,11 @@ class WorkerSettings(CommonSettings):
         return "mock" if self.use_mock_model else "transformers"
 
     @property
+    def engine_slots(self) -> int:
+        """Slots to ask the engine for: 0 lets it decide; transformers takes a number, so one batch."""
+        return self.slots or (self.batch_max_size if self.engine_name == "transformers" else 0)
+
+    @property
     def model_to_load(self) -> str | None:
         """Model whose files are needed. The mock has none; an engine of one's own may do without."""
         if self.engine_name == "mock":

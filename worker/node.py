@@ -165,7 +165,7 @@ class _Node:
             max_model_len=settings.max_model_len,
             batch_max_size=settings.batch_max_size,
             batch_max_latency_ms=settings.batch_max_latency_ms,
-            slots=settings.slots,
+            slots=settings.engine_slots,
             options=settings.engine_options,
         )
 

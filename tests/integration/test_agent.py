@@ -144,7 +144,7 @@ def test_ready_comes_before_the_model_and_progress_follows(tmp_path: Path, broke
     before = [one for one in beats if one.phase != "ready"]
     assert {one.dispatch_limit for one in before} == {0}
     assert "loading" in {one.phase for one in before}
-    percents = [device.percent for one in before for device in one.devices[:1] if device.phase == "loading"]
+    percents = [device.percent for one in beats for device in one.devices[:1] if device.phase == "loading"]
     assert len(set(percents)) >= 5
     assert percents == sorted(percents)
     assert beats[-1].dispatch_limit > 0

@@ -74,7 +74,7 @@ class HandBroker:
         if not self._router.poll(int(1000 * seconds)):
             return
         while (got := transport.receive_routed(self._router)) is not None:
-            peer, _, frames = got
+            peer, frames = got[0], got[-1]
             unpacked = codec.FROM_WORKER.unpack(frames)
             assert not unpacked.bad
             self.largest_envelope = max(self.largest_envelope, len(unpacked.messages))
