@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from .base import EngineStats, StreamEngine
-from .ipc import Refused, Submit, SubmitTask, TextChunk
+from .ipc import Kind, Refused, Submit, SubmitTask, TextChunk
 from .lanes import Outbox, describe
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,10 @@ _CLOSE_S: Final = 1.0
 class StreamLane:
     """A StreamEngine: every request is a task of its own."""
 
-    kind: Final = "stream"
+    kind: Kind = "stream"
 
     def __init__(self, engine: StreamEngine, out: Outbox, wake: Callable[[], None]) -> None:
+        self.kind: Kind = "stream"
         self._engine = engine
         self._out = out
         self._wake = wake
