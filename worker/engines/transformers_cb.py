@@ -6,6 +6,7 @@ the tokens before it and (seed, position) alone: not on what else is in the batc
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -225,6 +226,7 @@ def factory(spec: EngineSpec, progress: Progress) -> TransformersEngine:
         loaded.model, pool=plan(spec, loaded), context=loaded.context, eos_ids=sorted(loaded.eos_ids)
     )
     warm_up(engine, progress)
+    gc.freeze()  # half a million objects of torch and transformers live for ever: no pause and no exit walks them again
     return engine
 
 
