@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from .restarts import RestartPolicy
 
 _STOP_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.01
+_MOST_PATH: Final = 80
+"""The path of a Unix socket has at most 107 bytes; 27 are for our folder and the file in it."""
 log = logging.getLogger(__name__)
 
 
@@ -68,9 +71,10 @@ class Supervisor:
     # --- start and stop ----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        # Short, for the path of a Unix socket has at most 107 bytes; private (0700), for whoever can connect is obeyed.
+        # mkdtemp makes it private (0700): whoever can connect is obeyed.
         base = tempfile.gettempdir()
-        self._folder = Path(tempfile.mkdtemp(prefix="zmqrt-", dir=base if len(base) < 60 else "/tmp"))  # noqa: S108
+        is_short = len(os.fsencode(base)) <= _MOST_PATH
+        self._folder = Path(tempfile.mkdtemp(prefix="zmqrt-", dir=base if is_short else "/tmp"))  # noqa: S108
         for post in self._posts.values():
             self._start(post)
         return self

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import cast
 
 import psutil
 import pytest
@@ -143,6 +144,26 @@ def test_an_engine_that_loses_items_is_not_believed() -> None:
     drive(spec("support.toy_engines:forgetful"), play)
 
 
+def test_a_long_batch_does_not_silence_the_process() -> None:
+    """Signs of life go on, other services are served, and what comes meanwhile makes up the next batch."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(ipc.SubmitTask("embed", 1, {"input": "first"}, 5))
+        await fleet.until(lambda: any(step.stats["embed"].running for step in fleet.of(ipc.Step)))
+        fleet.send(*(ipc.SubmitTask("embed", ticket, {"input": "more"}, 4) for ticket in range(2, 7)))
+        fleet.send(ipc.Cancel(6), ipc.Cancel(1))
+        await fleet.until(lambda: 6 in fleet.results())
+        assert fleet.results()[6].error == "cancelled"
+        assert 1 not in fleet.results()
+        await fleet.until(lambda: len(fleet.results()) == 6)
+        stats = fleet.of(ipc.Step)[-1].stats["embed"]
+        assert (stats.steps, stats.largest_batch, stats.tokens) == (2, 4, 5)
+        assert fleet.results()[1].body is not None
+
+    drive(spec(step_ms="1000"), play)
+
+
 # --- the ways to die -------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +187,23 @@ def test_a_killed_process_is_started_again_alone() -> None:
         assert fleet.tokens(1) == right(5)
 
     drive(spec(), play, devices=2)
+
+
+def test_nothing_of_a_dead_process_is_taken_for_words_of_the_next() -> None:
+    """After the end has been told, the next thing heard is the beginning of the new process."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(*(request(ticket, 5000) for ticket in range(1, 9)))
+        await fleet.until(lambda: fleet.tokens(1))
+        os.kill(fleet.supervisor.pids["mock:0"], signal.SIGKILL)
+        await fleet.exit()
+        fleet.forget()
+        await fleet.until(lambda: len(fleet.of(ipc.Step)) >= 2)
+        assert isinstance(fleet.said["mock:0"][0], ipc.Loading)
+        assert [step.events for step in fleet.of(ipc.Step)] == [[], []]
+
+    drive(spec(step_ms="0"), play)
 
 
 def test_a_crash_in_a_step_keeps_what_was_made_before_it() -> None:
@@ -259,6 +297,24 @@ def test_a_broken_engine_ends_its_process() -> None:
 
 
 # --- leaving ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_socket_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their folder is private while it is there, and gone afterwards."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        assert private_sockets() == 1
+
+    def private_sockets() -> int:
+        (folder,) = tmp_path.glob("zmqrt-*")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        return len(list(folder.iterdir()))
+
+    drive(spec(), play)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("engine", ["mock", "support.toy_engines:stuck"])
@@ -389,7 +445,7 @@ def test_a_process_says_its_kind_of_device() -> None:
 
     async def play(fleet: EngineFleet) -> None:
         await fleet.ready()
-        environment = cast("dict[str, str]", psutil.Process(fleet.supervisor.pids["mock:0"]).environ())
+        environment = psutil.Process(fleet.supervisor.pids["mock:0"]).environ()
         assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")
         assert environment["CUDA_VISIBLE_DEVICES"] == ""
 

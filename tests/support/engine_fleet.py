@@ -130,11 +130,14 @@ def drive(of: EngineSpec, play: Callable[[EngineFleet], Awaitable[Any]], devices
         context = transport.make_context()
         woken = asyncio.Event()
         here = [Device(id=f"mock:{number}", kind="mock") for number in range(devices)]
-        async with Supervisor(context, of, here, wake=woken.set) as supervisor:
-            fleet = EngineFleet(supervisor, woken)
-            fleet.look()
-            await play(fleet)
-        context.term()
+        supervisor = Supervisor(context, of, here, wake=woken.set)
+        fleet = EngineFleet(supervisor, woken)
+        try:
+            async with supervisor:
+                fleet.look()
+                await play(fleet)
+        finally:
+            context.term()
         assert not alive(list(fleet.pids))
 
     asyncio.run(run())

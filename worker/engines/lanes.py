@@ -7,17 +7,12 @@ what breaks the engine itself is raised.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from typing import Final, Protocol
 
-from ..batcher import Batcher
 from .base import (
-    BatchEngine,
     EngineFatalError,
     EngineFullError,
     EngineStats,
-    Item,
     RequestRefusedError,
     Result,
     TokenEngine,
@@ -100,8 +95,8 @@ class Lane(Protocol):
 class TokenLane:
     """A TokenEngine: it batches by itself, a poll is a step."""
 
-    kind: Final = "token"
-    is_alive: Final = True
+    kind: Kind = "token"
+    is_alive: bool = True
 
     def __init__(self, engine: TokenEngine, out: Outbox) -> None:
         self._engine = engine
@@ -147,76 +142,6 @@ class TokenLane:
     def stats(self) -> EngineStats:
         """Ask the engine."""
         return self._engine.stats()
-
-    def close(self) -> None:
-        """Close the engine."""
-        self._engine.close()
-
-
-class BatchLane:
-    """A BatchEngine behind the batcher. A batch runs on the loop's own thread: the device does one thing at a time."""
-
-    kind: Final = "batch"
-    is_alive: Final = True
-
-    def __init__(
-        self, engine: BatchEngine, out: Outbox, batcher: Batcher, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._engine = engine
-        self._out = out
-        self._batcher = batcher
-        self._clock = clock
-        self._most_waiting = engine.capacity().slots
-        self._batches = self._largest = self._items = 0
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether items wait."""
-        return len(self._batcher) > 0
-
-    def submit(self, message: Submit | SubmitTask) -> None:
-        """Let the item wait for its batch."""
-        if isinstance(message, Submit):
-            ticket = message.request.ticket
-            self._out.messages.append(Refused(ticket, full=False, error="this service takes whole tasks"))
-        elif len(self._batcher) >= self._most_waiting:
-            self._out.messages.append(Refused(message.ticket, full=True, error=f"{self._most_waiting} items wait"))
-        else:
-            self._batcher.add(Item(ticket=message.ticket, task=message.task, length=message.length), self._clock())
-
-    def cancel(self, ticket: int) -> None:
-        """Take the item out if it waits; one in a batch has its result already."""
-        if self._batcher.cancel(ticket):
-            self._out.results.append(Result(ticket=ticket, error="cancelled"))
-
-    def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits: a batch takes as long as it takes
-        """Run a batch, if it is time for one."""
-        batch = self._batcher.next_batch(self._clock(), idle=True)
-        if batch is None:
-            return
-        self._batches += 1
-        self._largest = max(self._largest, len(batch))
-        try:
-            self._out.results += self._run(batch)
-        except EngineFatalError:
-            raise
-        except Exception as error:
-            log.exception("a batch of %d failed", len(batch))
-            for item in self._batcher.failed(batch):
-                self._out.results.append(Result(ticket=item.ticket, error=describe(error)))
-
-    def _run(self, batch: list[Item]) -> list[Result]:
-        results = self._engine.run(batch)
-        if [one.ticket for one in results] != [one.ticket for one in batch]:
-            raise ValueError(f"the engine gave {len(results)} results for {len(batch)} items, or in another order")
-        self._items += len(batch)
-        return results
-
-    def stats(self) -> EngineStats:
-        """Count batches as steps and items as tokens."""
-        return EngineStats(
-            waiting=len(self._batcher), steps=self._batches, tokens=self._items, largest_batch=self._largest
-        )
 
     def close(self) -> None:
         """Close the engine."""

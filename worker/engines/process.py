@@ -14,6 +14,7 @@ import logging
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, assert_never, cast
@@ -26,7 +27,8 @@ from ...protocol.logs import configure_logging
 from ..batcher import Batcher
 from . import ipc
 from .base import BatchEngine, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
-from .lanes import BatchLane, Lane, Outbox, TokenLane, describe
+from .batch_lane import BatchLane
+from .lanes import Lane, Outbox, TokenLane, describe
 from .loading import Progress, load_engines, revision_of
 from .parentage import end_with_parent
 from .stream_lane import StreamLane
@@ -158,7 +160,7 @@ def _silence(bell: Socket) -> None:
 # --- from a spec to lanes --------------------------------------------------------------------------------------------
 
 
-def make_lane(engine: Engine, spec: EngineSpec, out: Outbox, wake: Callable[[], None]) -> Lane:
+def make_lane(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[], None]) -> Lane:
     """Put the lane of its protocol around an engine. Raises TypeError if it follows none."""
     if isinstance(engine, TokenEngine):
         return TokenLane(engine, out)
@@ -167,7 +169,7 @@ def make_lane(engine: Engine, spec: EngineSpec, out: Outbox, wake: Callable[[], 
             max_size=spec.batch_max_size,
             max_latency_s=spec.batch_max_latency_ms / 1000,
         )
-        return BatchLane(engine, out, batcher)
+        return BatchLane(engine, out, batcher, wake)
     if isinstance(engine, StreamEngine):
         return StreamLane(engine, out, wake)
     raise TypeError(
@@ -245,8 +247,10 @@ class EngineMain:
         bell, rope = transport.wake_pair(self._context, "engine-bell")
         self._ends = [bell, rope]
 
+        lock = threading.Lock()  # several lanes have a thread, and a socket is one thread's at a time
+
         def ring() -> None:
-            with contextlib.suppress(zmq.Again):  # full: it rings already
+            with lock, contextlib.suppress(zmq.ZMQError):  # full: it rings already; closed: nobody listens any more
                 rope.send(b"", _NOBLOCK)
 
         return bell, ring

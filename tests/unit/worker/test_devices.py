@@ -10,6 +10,12 @@ from zmqrt.worker.devices import Device, Gpu, find_devices, select, visible
 GPUS = [Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gpu("GPU-cc33", "L4", 24 << 30)]
 
 
+def no_gpus(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Let the driver list none."""
+    nothing: list[Gpu] = []
+    monkeypatch.setattr(devices, "_list_gpus", lambda: (nothing, why))
+
+
 @pytest.fixture(autouse=True)
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the driver list three devices."""
@@ -39,7 +45,7 @@ def test_auto_takes_cuda_where_there_is_some() -> None:
 
 def test_auto_takes_the_cpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an error: it is slower, not wrong."""
-    monkeypatch.setattr(devices, "_list_gpus", lambda: ([], "no driver"))
+    no_gpus(monkeypatch, "no driver")
 
     (cpu,) = find_devices(WorkerSettings(), {})
 
@@ -49,7 +55,7 @@ def test_auto_takes_the_cpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch)
 
 def test_cuda_that_is_not_there_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the driver said, and what to do instead."""
-    monkeypatch.setattr(devices, "_list_gpus", lambda: ([], "NVML: driver not loaded"))
+    no_gpus(monkeypatch, "NVML: driver not loaded")
 
     with pytest.raises(ConfigurationError, match=r"driver not loaded.*--device cpu"):
         find_devices(WorkerSettings(device="cuda"), {})
