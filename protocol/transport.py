@@ -22,6 +22,9 @@ from .timing import Timing
 # Plain integers: combining IntFlags costs 2 us each time, on every frame.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_SRCFD: Final = int(zmq.SRCFD)
 _COPY_BYTES: Final = 32 << 10
 _LAST_FRAME: Final = 1 + MAX_LARGE_BODIES
 _FRONTEND_DOMAIN: Final = "zmqrt.client"
@@ -129,6 +132,21 @@ def monitor(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     return socket.get_monitor_socket()
 
 
+def monitor_disconnections(router: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """Return a PAIR that tells of disconnections alone."""
+    return router.get_monitor_socket(int(zmq.EVENT_DISCONNECTED))
+
+
+def has_input(socket: zmq.Socket[bytes]) -> bool:
+    """Say whether a message can be read now; any call on a socket may have eaten the wake-up for it."""
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
+
+
+def descriptor(socket: zmq.Socket[bytes]) -> int:
+    """Return the descriptor that an event loop watches: edge-triggered, for reading alone."""
+    return int(socket.getsockopt(zmq.FD))
+
+
 def engine_pair(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, bind: bool) -> zmq.Socket[bytes]:
     """Join a node's agent (binds) and one engine process (connects) over ipc."""
     pair = context.socket(zmq.PAIR)
@@ -207,11 +225,12 @@ def _bind(router: zmq.Socket[bytes], endpoint: str) -> str:
 # --- moving frames ---------------------------------------------------------------------------------------------------
 
 
-def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tuple[bytes, str, list[Frame]] | None:
+def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tuple[bytes, str, int, list[Frame]] | None:
     """Take one envelope off a ROUTER without waiting.
 
     Returns:
-        (routing id, user id that ZAP gave the key, frames), or None if nothing is there.
+        (routing id, user id that ZAP gave the key, file descriptor it came from, frames), or None if nothing is there.
+        The descriptor is a hint: after a disconnection the system gives it to the next peer.
     """
     try:
         head = socket.recv(_NOBLOCK, copy=False)
@@ -223,7 +242,7 @@ def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tup
             user = str(head.get("User-Id"))
         except zmq.ZMQError:
             user = ""  # a peer without one has not passed ZAP; the broker refuses it
-    return head.bytes, user, _rest(socket, head)
+    return head.bytes, user, int(head.get(_SRCFD)), _rest(socket, head)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[Frame] | None:

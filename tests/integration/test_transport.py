@@ -79,7 +79,8 @@ def test_an_envelope_arrives_whole_both_ways(context: Context) -> None:
     received = transport.receive_routed(router)
 
     assert received is not None
-    peer, user, frames = received
+    peer, user, fd, frames = received
+    assert fd > 0
     assert (user, [bytes(f) for f in frames]) == ("", sent)
     assert transport.receive_routed(router) is None
     transport.send_routed(router, peer, sent)
@@ -102,8 +103,8 @@ def test_too_many_frames_do_not_shift_the_next_message(context: Context) -> None
 
     assert first is not None
     assert second is not None
-    assert len(first[2]) == 10
-    assert [bytes(f) for f in second[2]] == [b"next"]
+    assert len(first[3]) == 10
+    assert [bytes(f) for f in second[3]] == [b"next"]
 
 
 def test_a_send_to_nobody_is_seen(context: Context) -> None:

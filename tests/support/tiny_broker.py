@@ -107,7 +107,7 @@ class TinyBroker:
         self._own_context = context is None
         self._context = context or transport.make_context()
         self._router, self.endpoint = transport.bind_frontend(self._context, endpoint, keys=keys)
-        self._say: list[tuple[bytes | None, m.ToClient]] = []
+        self._say: list[m.ToClient] = []
         self._peers: list[bytes] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -132,7 +132,7 @@ class TinyBroker:
 
     def say(self, message: m.ToClient) -> None:
         """Send something to every client, unasked."""
-        self._say.append((None, message))
+        self._say.append(message)
 
     def requests(self) -> list[m.Request]:
         """Return the REQUESTs received so far."""
@@ -153,7 +153,7 @@ class TinyBroker:
             self._router.poll(5)
             out: dict[bytes, list[m.ToClient]] = {}
             while (envelope := transport.receive_routed(self._router)) is not None:
-                peer, _, frames = envelope
+                peer, _, _, frames = envelope
                 if peer not in self._peers:
                     self._peers.append(peer)
                 for message in codec.FROM_CLIENT.unpack(frames).messages:
@@ -161,9 +161,9 @@ class TinyBroker:
                     if not self.is_mute:
                         out.setdefault(peer, []).extend(self._replies(message))
             while self._say:
-                _, message = self._say.pop(0)
+                said = self._say.pop(0)
                 for peer in self._peers:
-                    out.setdefault(peer, []).append(message)
+                    out.setdefault(peer, []).append(said)
             for peer, replies in out.items():
                 self._send(peer, replies)
 

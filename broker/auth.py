@@ -1,0 +1,75 @@
+"""Who may connect: the answer to libzmq's question about every handshake (RFC 27/ZAP), in a thread of its own.
+
+Each socket has an allow-list of its own, told apart by its ZAP domain: a client's key never opens the worker port. Both
+sockets enforce their domain, so without this thread nobody gets in at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from ..protocol import keys, transport
+from ..protocol.keys import Principal
+
+_POLL_MS: Final = 200
+_VERSION: Final = b"1.0"
+log = logging.getLogger(__name__)
+
+
+class Gate:
+    """The allow-lists, and the thread that answers by them. Started before a socket is bound, closed after them."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], directory: Path) -> None:
+        self._lists: dict[bytes, dict[bytes, Principal]] = {
+            b"zmqrt.client": keys.load_allowed(directory, "clients"),
+            b"zmqrt.worker": keys.load_allowed(directory, "workers"),
+        }
+        self._socket = transport.zap_socket(context)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering: from here on nobody new gets in."""
+        self._stop.set()
+        self._thread.join()
+
+    def is_admin(self, user: str) -> bool:
+        """Say whether a client's principal may change things."""
+        return any(one.is_admin for one in self._lists[b"zmqrt.client"].values() if one.name == user)
+
+    def _serve(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if self._socket.poll(_POLL_MS):
+                    self._answer(self._socket.recv_multipart())
+        finally:
+            self._socket.close(0)
+
+    def _answer(self, question: list[bytes]) -> None:
+        """Reply to one request: [routing, empty, version, sequence, domain, address, identity, mechanism, key …]."""
+        if len(question) < 8 or question[2] != _VERSION:
+            log.error("libzmq asked in a form that is not ZAP 1.0")
+            return
+        routing, _, _, sequence, domain, address, _, mechanism = question[:8]
+        principal = self._principal(domain, mechanism, question[8:])
+        if principal is None:
+            words = (address.decode("ascii", "replace"), domain.decode("ascii", "replace"))
+            log.warning("refused %s at %s: its key is not on the list", *words)
+        status, text, user = (b"200", b"OK", principal.name) if principal else (b"400", b"not on the list", "")
+        reply = [routing, b"", _VERSION, sequence, status, text, user.encode(), b""]
+        self._socket.send_multipart(reply)
+
+    def _principal(self, domain: bytes, mechanism: bytes, credentials: list[bytes]) -> Principal | None:
+        if mechanism != b"CURVE" or len(credentials) != 1 or len(credentials[0]) != 32:
+            return None
+        return self._lists.get(domain, {}).get(z85.encode(credentials[0]))
