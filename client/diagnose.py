@@ -14,8 +14,8 @@ from .endpoints import Failure
 
 PROBE_S: Final = 1.0
 _LISTENING: Final = "; start one with `zmqrt up` or `zmqrt-broker`"
-_MECHANISM_MISMATCH: Final = 0x11000022
-"""ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: one side uses CURVE and the other does not."""
+_MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+"""One side uses CURVE and the other does not."""
 
 
 def of_handshake(event: int, value: int, endpoint: str, *, has_keys: bool) -> Failure | None:
