@@ -1,0 +1,56 @@
+"""Why a service cannot be had now, and what to say about it: unknown, not yet there, or gone a moment ago.
+
+A request may wait for a service that was there a moment ago, or (the broker itself being new) may be about to appear:
+nodes come back within seconds of a restart, and a refusal would lose what a client has just sent again.
+"""
+
+from __future__ import annotations
+
+from ..protocol.errors import Kind
+from ..protocol.messages import Heartbeat
+from .house import House
+from .services import Service
+
+_LISTED_CHARS = 300
+_LONGEST_GUESS_S = 60.0
+_FIRST_GUESS_S = 5.0
+
+
+def wait_until(house: House, service: Service | None) -> float:
+    """Return until when a request may wait for a service without a healthy node; not after `now`: refuse it."""
+    eviction_s = house.timing.eviction_s
+    if service is not None and service.told is not None:
+        return service.unhealthy_since + eviction_s
+    if is_anything_known(house):
+        return house.started_at + house.timing.lost_grace_s
+    return house.started_at + eviction_s
+
+
+def why_absent(house: House, name: str) -> tuple[Kind, str, float]:
+    """Return (kind, sentence, when to try again in seconds)."""
+    service = house.services.get(name)
+    if service is not None and service.told is not None:
+        starting = [node for node in service.offers if node.phase not in ("ready", "failed", "draining")]
+        if starting:
+            node = max(starting, key=lambda one: one.beat.percent if one.beat else 0)
+            percent = node.beat.percent if node.beat else 0
+            return Kind.STARTING, f"model {name!r} is not ready: {node.phase}, {percent} %", _time_left_s(node.beat)
+        return Kind.NO_WORKER, f"model {name!r} has no healthy worker; see 'zmqrt status'", 1.0
+    known = sorted(other.name for other in house.services.values() if other.told is not None)
+    if known:
+        listed = ", ".join(known)
+        listed = listed if len(listed) <= _LISTED_CHARS else listed[:_LISTED_CHARS] + " …"
+        return Kind.NOT_FOUND, f"no model {name!r} here; known: {listed}", 0.0
+    return Kind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
+
+
+def is_anything_known(house: House) -> bool:
+    """Say whether any node has registered yet."""
+    return any(service.told is not None for service in house.services.values())
+
+
+def _time_left_s(beat: Heartbeat | None) -> float:
+    """Guess from how far it came in what time."""
+    if beat is None or not beat.percent:
+        return _FIRST_GUESS_S
+    return min(_LONGEST_GUESS_S, max(0.5, beat.elapsed_ms / 1000 * (100 - beat.percent) / beat.percent))

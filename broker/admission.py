@@ -1,0 +1,210 @@
+"""REQUEST and CANCEL: what may come in, what is told to come back later, and what is the twin of something here.
+
+A refusal is never kept: the client may send the same request id again, and it is looked at afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import NamedTuple
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind
+from ..protocol.limits import MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
+from .absence import wait_until, why_absent
+from .bounds import OVERHEAD_BYTES
+from .house import House, error
+from .journal import Journal, split_blob
+from .leases import grant
+from .outcomes import Outcome
+from .requests import Request
+from .services import Service
+from .sessions import Session
+from .twins import Twins
+
+
+class Start(NamedTuple):
+    """Where a request begins: after the units of a journal, made by the weights of a revision."""
+
+    journal: Journal | None
+    revision: str | None
+
+
+_FROM_THE_BEGINNING = Start(None, None)
+
+
+class Admission:
+    """Takes requests in."""
+
+    __slots__ = ("_house", "_twins")
+
+    def __init__(self, house: House, twins: Twins) -> None:
+        self._house = house
+        self._twins = twins
+
+    def request(self, session: Session, ask: m.Request, now: float) -> None:
+        """Take a request, join it to its twin, or refuse it."""
+        self._house.counters.requests += 1
+        user, rid = session.user, ask.rid
+        if rid in user.requests and self._twins.join(session, ask, user.requests[rid], now):
+            return
+        outcome = user.outcomes.get(rid)
+        if outcome is not None and self._twins.replay(session, ask, outcome, now):
+            return
+        start = _FROM_THE_BEGINNING
+        if outcome is not None or ask.resume_n:
+            found = _find_start(ask, outcome)
+            if type(found) is not Start:
+                self._refuse(session, ask, *found)
+                return
+            start = found
+        service = self._admit_to(session, ask, now)
+        if service is not None:
+            if outcome is not None:
+                self._house.outcomes.forget(outcome)
+            self._begin(session, ask, service, start, now)
+
+    # --- may it come in? -------------------------------------------------------------------------------------------
+
+    def _admit_to(self, session: Session, ask: m.Request, now: float) -> Service | None:
+        """Return the service that takes the request, or None after a refusal."""
+        house, bounds = self._house, self._house.bounds
+        counters = house.counters
+        if house.is_draining:
+            counters.rejected_draining += 1
+            self._refuse(session, ask, Kind.DRAINING, "this broker is leaving; use another one", 1.0)
+            return None
+        if len(session.readers) >= bounds.outstanding:
+            counters.rejected_queue_full += 1
+            text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
+            self._refuse(session, ask, Kind.RATE_LIMITED, text, 0.1)
+            return None
+        if ask.flags & m.RESUMABLE and len(ask.ext) >= MAX_EXT_KEYS and "seed" not in ask.ext:
+            counters.rejected_bad += 1
+            self._refuse(session, ask, Kind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys")
+            return None
+        size = OVERHEAD_BYTES + len(ask.body) + len(ask.resume)
+        excess = house.total_held_bytes() + size - bounds.held_bytes
+        if excess > 0:
+            house.outcomes.free(excess)
+            if house.total_held_bytes() + size > bounds.held_bytes:
+                counters.rejected_memory_full += 1
+                text = f"this broker holds {house.total_held_bytes()} bytes, near its bound of {bounds.held_bytes}"
+                self._refuse(session, ask, Kind.MEMORY_FULL, text, 1.0)
+                return None
+        service = house.services.get(ask.service)
+        if service is None or not service.healthy:
+            service = self._absent(session, ask, service, now)
+        if service is None or (service.ring.mask and not service.queue.count):
+            return service
+        return self._admit_to_queue(session, ask, service)
+
+    def _admit_to_queue(self, session: Session, ask: m.Request, service: Service) -> Service | None:
+        bounds, queue = self._house.bounds, service.queue
+        bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
+        is_room = queue.count < bound and queue.size_bytes + len(ask.body) <= bounds.queue_bytes
+        if is_room and not ask.flags & m.NO_QUEUE:
+            return service
+        self._house.counters.rejected_queue_full += 1
+        retry_after_s = service.retry_after_s()
+        text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
+        self._refuse(session, ask, Kind.QUEUE_FULL, text, retry_after_s)
+        return None
+
+    def _absent(self, session: Session, ask: m.Request, service: Service | None, now: float) -> Service | None:
+        """Let a request wait for a service that may come (back) any moment; refuse it otherwise."""
+        house = self._house
+        until = wait_until(house, service)
+        if until <= now:
+            kind, text, retry_after_s = why_absent(house, ask.service)
+            if kind is Kind.NOT_FOUND:
+                house.counters.rejected_not_found += 1
+            else:
+                house.counters.rejected_no_worker += 1
+            self._refuse(session, ask, kind, text, retry_after_s)
+            return None
+        if service is None:
+            service = house.services[ask.service] = Service(ask.service)
+        if not service.slot:
+            house.service_timers.set(service, until)
+        return service
+
+    def _refuse(self, session: Session, ask: m.Request, kind: Kind, text: str, retry_after_s: float = 0.0) -> None:
+        self._twins.drop_ended(session, ask.rid)
+        self._house.tell_client(session, error(ask.rid, kind, text, retry_after_s=retry_after_s))
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self,
+        session: Session,
+        ask: m.Request,
+        service: Service,
+        start: Start,
+        now: float,
+    ) -> None:
+        house, (journal, revision) = self._house, start
+        ttl_s = ask.ttl_ms / 1000
+        size = OVERHEAD_BYTES + len(ask.body) + (journal.size_bytes if journal is not None else 0)
+        request = Request(
+            ask, session.user, service, session, _ext_of(ask), ttl_s, now + ttl_s, now, size, _end_of(ask, now)
+        )
+        if journal is not None:
+            request.journal = journal
+            request.next_n = journal.next_n
+            request.revision = revision
+        house.held_bytes += size
+        session.user.requests[ask.rid] = request
+        house.request_timers.set(request, min(request.deadline, request.ends_at))
+        self._twins.attach(session, request, ask.resume_n, now)
+        if service.ring.mask and not service.queue.count and revision is None:
+            offer = service.ring.best()
+            assert offer is not None
+            grant(house, request, offer, now)
+        else:
+            service.queue.push(request)
+            house.dirty[service] = None
+
+
+def _ext_of(ask: m.Request) -> m.Ext:
+    """Return what travels with the request: a resumable one needs a seed, the same at every broker."""
+    if ask.flags & (m.RESUMABLE | m.SEEDED) != m.RESUMABLE:
+        return ask.ext
+    seed = int.from_bytes(hashlib.sha256(ask.rid).digest()[:8], "big") & MAX_INT
+    return {**ask.ext, "seed": seed}
+
+
+def _end_of(ask: m.Request, now: float) -> float:
+    """Return when a stream must be over, whatever its progress (`total_ms` in ext)."""
+    if not ask.ext or not ask.flags & m.STREAM:
+        return math.inf
+    total_ms = ask.ext.get("total_ms")
+    return now + total_ms / 1000 if type(total_ms) is int and total_ms > 0 else math.inf
+
+
+def _find_start(ask: m.Request, outcome: Outcome | None) -> Start | tuple[Kind, str]:
+    """Find the units to go on from: the client's own, or those of a cancelled stream; or say why there are none."""
+    resume_n = ask.resume_n
+    journal, revision = (outcome.journal, outcome.revision) if outcome is not None else _FROM_THE_BEGINNING
+    if resume_n and not ask.flags & m.RESUMABLE:
+        return Kind.NOT_RESUMABLE, f"the request is not resumable, and {resume_n} units of it were delivered"
+    if resume_n and ask.flags & m.RESUME:
+        if len(ask.resume) > MAX_RESUME_BYTES:
+            return Kind.TOO_LARGE, f"the units to resume from are over {MAX_RESUME_BYTES} bytes"
+        journal, revision = _journal_of(ask), _revision_of(ask)
+    if journal is not None and ask.flags & m.RESUMABLE and journal.chunk_at(resume_n) is not None:
+        return Start(journal, revision)
+    if resume_n:
+        return Kind.BAD_REQUEST, f"this broker does not hold unit {resume_n}; send the units before it (RESUME)"
+    return _FROM_THE_BEGINNING
+
+
+def _revision_of(ask: m.Request) -> str | None:
+    revision = ask.ext.get("revision")
+    return revision if isinstance(revision, str) else None
+
+
+def _journal_of(ask: m.Request) -> Journal | None:
+    split = split_blob(ask.resume)
+    return Journal(split[1], split[0], ask.resume_n) if split is not None and split[0] else None

@@ -1,0 +1,45 @@
+"""Every bound a broker keeps, as one frozen record; the settings fill it, tests make it small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..protocol import limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much of everything a broker holds before it says 429."""
+
+    in_flight: int = 100
+    """Waiting requests per active node of a service."""
+    queue_requests: int = limits.QUEUE_REQUESTS
+    queue_bytes: int = limits.QUEUE_BYTES
+    held_bytes: int = limits.MAX_HELD_BYTES
+    outcome_bytes: int = 64 << 20
+    """Outcomes kept for clients that ask again: the oldest go first."""
+    outstanding: int = limits.MAX_OUTSTANDING
+    window_bytes: int = limits.WINDOW_BYTES
+    unsent_bytes: int = limits.STREAM_BUFFER_BYTES
+    """Unsent bytes of one stream, beyond which its reader is too slow."""
+    prefix_bytes: int = limits.MAX_RESUME_BYTES
+    attempts: int = limits.MAX_ATTEMPTS
+    crashes: int = limits.MAX_CRASHES
+    sessions: int = limits.MAX_SESSIONS
+    readers: int = 8
+    """Twins of one request: more are a mistake, not a retry."""
+    brokers: tuple[str, ...] = ()
+    """Endpoints of the other brokers, told to every peer."""
+
+
+OVERHEAD_BYTES = 1024
+"""What a request or outcome costs beside its bodies: records, table entries, timers (measured 900 to 1,100)."""
+CONTROL_RATE = 10.0
+"""PING, HELLO, HEARTBEAT … per second and peer: the protocol needs one every 2.5 s."""
+CONTROL_BURST = 20.0
+QUERY_RATE = 50.0
+"""QUERY per second and client: a dashboard asks once a second, a bridge for each /readyz."""
+FORGET_SERVICE_S = 600.0
+"""A service that nobody offers is 'unknown' only after this long: until then a client may wait for it to return."""
+IDLE_PROBE_S = 60.0
+"""A silent session is sent something this often, so that libzmq tells if nobody is there."""

@@ -1,0 +1,316 @@
+"""The broker's decisions, with no socket, clock, thread, chance or log inside: events in, messages out.
+
+broker.handle(side, peer, messages, now, user)     an envelope came
+broker.bad_input(side, peer, bad, now)             one came that could not be read, or a part of it
+broker.peer_gone(side, peer, now)                  a connection is gone
+broker.send_failed(side, peer, messages, why, now) these could not be sent
+broker.tick(now)                                   time has passed; due at next_deadline()
+broker.drain(now)                                  take nothing more, finish what is here
+broker.out                                         what to send now: (side, peer, message); take it after each call
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from ..protocol import messages as m
+from ..protocol.codec import BadMessage
+from ..protocol.errors import Kind, ProtocolError, clip
+from ..protocol.snapshot import Snapshot
+from ..protocol.timing import Timing
+from .absence import wait_until
+from .admin import Admin
+from .admission import Admission
+from .bounds import Bounds
+from .counters import Counters
+from .delivery import Delivery
+from .desk import Desk
+from .dispatch import Dispatcher
+from .endings import Endings
+from .fleet import Fleet
+from .house import House, Ids, Out, Side, error
+from .intake import Intake
+from .invariants import check
+from .liveness import Liveness
+from .registry import Registry
+from .requests import RequestState
+from .results import Results
+from .services import Service
+from .sessions import bucket
+from .status import Board, snapshot
+from .twins import Twins
+from .workers import NodeState
+
+__all__ = ["Bounds", "Broker", "Out", "SendFailure", "Side"]
+
+
+class SendFailure(enum.Enum):
+    """Why messages could not be sent."""
+
+    UNREACHABLE = "the peer is gone"
+    FULL = "the peer takes nothing, and too much waits for it"
+
+
+class Broker:
+    """One broker."""
+
+    def __init__(
+        self,
+        timing: Timing,
+        bounds: Bounds,
+        ids: Ids,
+        *,
+        broker_id: str,
+        broker_epoch: int,
+        now: float,
+        is_admin: Callable[[str], bool] = lambda user: not user,
+    ) -> None:
+        house = House(timing, bounds, ids, broker_id=broker_id, broker_epoch=broker_epoch, now=now)
+        delivery = Delivery(house)
+        endings = Endings(house, delivery)
+        dispatcher = Dispatcher(house, endings)
+        liveness = Liveness(house, dispatcher)
+        registry = Registry(house, dispatcher, liveness)
+        results = Results(house, delivery, endings, dispatcher)
+        fleet = Fleet(house, registry, liveness, results)
+        desk = Desk(house, delivery, endings)
+        admission = Admission(house, Twins(house, delivery, endings))
+        self._house = house
+        self._delivery = delivery
+        self._endings = endings
+        self._dispatcher = dispatcher
+        self._liveness = liveness
+        self._registry = registry
+        self._fleet = fleet
+        self._desk = desk
+        self._intake = Intake(
+            house,
+            desk=desk,
+            admission=admission,
+            endings=endings,
+            board=Board(house),
+            admin=Admin(house, fleet, is_admin),
+        )
+        self._version_answers = bucket(10.0, 20.0, now)
+        self.out: list[Out] = house.out
+        self.version_answers: list[tuple[Side, bytes]] = []
+        """Peers of another major version; the shell answers them in the form that every version can read."""
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    def handle(self, side: Side, peer: bytes, messages: Sequence[m.Message], now: float, user: str = "") -> None:
+        """Act on the messages of one envelope. `user` is the principal of the key it came under."""
+        house = self._house
+        if side is Side.WORKERS:
+            if house.worker_strikes.is_muted(peer, now):
+                return
+            node = house.nodes.get(peer)
+            if node is not None and node.user != user:
+                self._liveness.leave(node, now)  # the routing id has a new owner
+            is_calm = self._fleet.handle(peer, cast("Sequence[m.FromWorker]", messages), now, user)
+        else:
+            if house.strikes.is_muted(peer, now):
+                return
+            session = house.sessions.get(peer)
+            if session is not None and session.user.name != user:
+                self._desk.bye(session, now, "its connection has a new owner")
+            is_calm = self._intake.handle(peer, cast("Sequence[m.FromClient]", messages), now, user)
+        if not is_calm:
+            self._strike(side, peer, now, "too many messages a second")
+        if house.dirty:
+            self._dispatcher.pump(now)
+
+    def bad_input(self, side: Side, peer: bytes, bad: Sequence[BadMessage] | ProtocolError, now: float) -> None:
+        """Complain about what could not be read, and count one strike for the envelope."""
+        if self.is_muted(side, peer, now):
+            return
+        if isinstance(bad, ProtocolError):
+            if bad.peer_major is not None:
+                if self._version_answers.take(now):
+                    self.version_answers.append((side, peer))
+            elif not bad.is_foreign:
+                self._complain(side, peer, None, str(bad))
+        else:
+            for one in bad:
+                self._complain(side, peer, one.rid, one.why)
+        self._strike(side, peer, now, "too much that cannot be read")
+        self._dispatcher.pump(now)
+
+    def peer_gone(self, side: Side, peer: bytes, now: float) -> None:
+        """Note that a connection is gone; its routing id will not return."""
+        house = self._house
+        if side is Side.WORKERS:
+            house.worker_strikes.forget(peer)
+            node = house.nodes.get(peer)
+            if node is not None:
+                self._liveness.disconnected(node, now)
+        else:
+            house.strikes.forget(peer)
+            session = house.sessions.get(peer)
+            if session is not None:
+                self._desk.lost(session, now)
+        self._dispatcher.pump(now)
+
+    def send_failed(self, side: Side, peer: bytes, messages: Sequence[m.Message], why: SendFailure, now: float) -> None:
+        """Take back what could not be sent: a request that never left goes to another node at once."""
+        house = self._house
+        if why is SendFailure.FULL:
+            house.counters.egress_overflows += 1
+        node = house.nodes.get(peer) if side is Side.WORKERS else None
+        if node is not None:
+            for message in reversed(messages):
+                request = node.running.get(message.lease) if isinstance(message, m.Dispatch) else None
+                if request is not None:
+                    self._dispatcher.unsent(request)
+            if why is SendFailure.FULL:
+                self._liveness.leave(node, now)
+        session = house.sessions.get(peer) if side is Side.CLIENTS else None
+        if session is not None and why is SendFailure.FULL:
+            self._desk.bye(session, now, "its client reads nothing")
+        if why is SendFailure.UNREACHABLE:
+            self.peer_gone(side, peer, now)
+        self._dispatcher.pump(now)
+
+    def tick(self, now: float) -> None:
+        """Act on everything that is due."""
+        house = self._house
+        for request in house.request_timers.due(now):
+            if request.state is not RequestState.ENDED:
+                self._dispatcher.expire(request, now)
+        for node in house.node_timers.due(now):
+            if node.state is not NodeState.REMOVED:
+                self._liveness.check(node, now)
+        for service in house.service_timers.due(now):
+            self._check_service(service, now)
+        for session in house.session_timers.due(now):
+            self._desk.check(session, now)
+        self._delivery.accept_waiting(now)
+        house.outcomes.expire(now)
+        house.strikes.expire(now)
+        house.worker_strikes.expire(now)
+        if house.drain_until is not None and now >= house.drain_until:
+            house.drain_until = math.inf
+            self._give_up(now)
+        self._dispatcher.pump(now)
+
+    def next_deadline(self) -> float:
+        """Return when `tick` is due; infinity if nothing is."""
+        house = self._house
+        return min(
+            house.request_timers.next(),
+            house.node_timers.next(),
+            house.service_timers.next(),
+            house.session_timers.next(),
+            house.unheard[0].since + house.timing.ack_delay_s if house.unheard else math.inf,
+            house.outcomes.next_expiry(),
+            house.drain_until if house.drain_until is not None else math.inf,
+        )
+
+    # --- leaving ---------------------------------------------------------------------------------------------------
+
+    def drain(self, now: float) -> None:
+        """Take no new requests, send clients elsewhere, and finish what is here within the drain time."""
+        house = self._house
+        if house.is_draining:
+            return
+        house.drain_until = now + house.timing.drain_s
+        goaway = m.Goaway("this broker is leaving", int(house.timing.drain_s * 1000), list(house.bounds.brokers))
+        for session in house.sessions.values():
+            house.tell_client(session, goaway)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new work is refused."""
+        return self._house.is_draining
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every request has ended and every reader has been sent its end."""
+        house = self._house
+        is_idle = not any(user.requests for user in house.users.values())
+        return is_idle and not any(session.lagging for session in house.sessions.values())
+
+    def close(self) -> None:
+        """Say goodbye to the workers; the last thing before the sockets close."""
+        for node in self._house.nodes.values():
+            self._house.tell_worker(node, m.Dismiss(503, "this broker is leaving"))
+
+    def _give_up(self, now: float) -> None:
+        text = "this broker has left before the request was done; go on with another one"
+        for user in self._house.users.values():
+            for request in list(user.requests.values()):
+                self._endings.fail(request, Kind.DRAINING, text, now)
+
+    # --- looking in ------------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> Counters:
+        """What was counted; the shell adds its own."""
+        return self._house.counters
+
+    def is_muted(self, side: Side, peer: bytes, now: float) -> bool:
+        """Say whether a peer is ignored for now, so that nothing of it need be decoded."""
+        strikes = self._house.worker_strikes if side is Side.WORKERS else self._house.strikes
+        return strikes.is_muted(peer, now)
+
+    def is_known(self, side: Side, peer: bytes) -> bool:
+        """Say whether a peer has a session."""
+        return peer in (self._house.nodes if side is Side.WORKERS else self._house.sessions)
+
+    def probe(self, side: Side, peer: bytes) -> None:
+        """Send a peer something harmless: if it is gone, the send says so."""
+        if not self.is_known(side, peer):
+            return
+        if side is Side.CLIENTS:
+            self.out.append((side, peer, m.Pong(0, 0, 0)))
+        else:
+            node = self._house.nodes[peer]
+            self.out.append((side, peer, m.BrokerHeartbeat(node.epoch, node.beats_sent)))
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Describe everything, as QUERY does."""
+        return snapshot(self._house, now)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if the tables contradict each other; for tests."""
+        check(self._house)
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _check_service(self, service: Service, now: float) -> None:
+        if not service.healthy:
+            until = wait_until(self._house, service)
+            if until > now:
+                self._house.service_timers.set(service, until)
+                return
+            self._dispatcher.end_grace(service, now)
+        self._registry.forget_service(service, now)
+
+    def _complain(self, side: Side, peer: bytes, rid: bytes | None, why: str) -> None:
+        if side is Side.CLIENTS:
+            session = self._house.sessions.get(peer)
+            if session is not None and rid in session.readers:
+                rid = None  # that request lives, and an ERROR under its id would be its end
+            self.out.append((side, peer, error(rid, Kind.BAD_REQUEST, why)))
+
+    def _strike(self, side: Side, peer: bytes, now: float, why: str) -> None:
+        house = self._house
+        house.counters.strikes += 1
+        strikes = house.worker_strikes if side is Side.WORKERS else house.strikes
+        if not strikes.add(peer, now):
+            return
+        house.counters.muted += 1
+        text = clip(f"{why}: this session is closed, and ignored for a minute")
+        if side is Side.WORKERS:
+            self.out.append((side, peer, m.Dismiss(400, text)))
+            node = house.nodes.get(peer)
+            if node is not None:
+                self._liveness.leave(node, now)
+        else:
+            self.out.append((side, peer, error(None, Kind.FORBIDDEN, text)))
+            session = house.sessions.get(peer)
+            if session is not None:
+                self._desk.bye(session, now, why)

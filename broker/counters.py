@@ -1,0 +1,45 @@
+"""What a broker counts since it started; names as they appear in status and metrics."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Counters(msgspec.Struct):
+    """Plain numbers, each raised by the one place that decides the thing."""
+
+    requests: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    rejected_queue_full: int = 0
+    rejected_memory_full: int = 0
+    rejected_no_worker: int = 0
+    rejected_not_found: int = 0
+    rejected_draining: int = 0
+    rejected_bad: int = 0
+    dispatches: int = 0
+    redispatches: int = 0
+    resumes: int = 0
+    refused_by_node: int = 0
+    stream_gaps: int = 0
+    late_reply: int = 0
+    partials: int = 0
+    twins: int = 0
+    replays: int = 0
+    superseded: int = 0
+    slow_readers: int = 0
+    poisoned: int = 0
+    strikes: int = 0
+    muted: int = 0
+    nodes_registered: int = 0
+    nodes_suspected: int = 0
+    nodes_lost: int = 0
+    nodes_evicted: int = 0
+    leases_rebound: int = 0
+    sessions_opened: int = 0
+    sessions_lost: int = 0
+    egress_retries: int = 0
+    egress_overflows: int = 0
+    internal_errors: int = 0

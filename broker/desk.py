@@ -1,0 +1,128 @@
+"""Sessions of clients: opened by HELLO, kept by any sign of life, closed by BYE, by silence or by bad input.
+
+A session whose connection is lost stays a few seconds with its requests, so that its client can come back for them.
+"""
+
+from __future__ import annotations
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind
+from .bounds import CONTROL_BURST, CONTROL_RATE, IDLE_PROBE_S, QUERY_RATE
+from .delivery import Delivery
+from .endings import Endings
+from .house import House, Side, error
+from .sessions import Session, User, bucket
+
+
+class Desk:
+    """Opens, watches and closes sessions."""
+
+    __slots__ = ("_delivery", "_endings", "_house")
+
+    def __init__(self, house: House, delivery: Delivery, endings: Endings) -> None:
+        self._house = house
+        self._delivery = delivery
+        self._endings = endings
+
+    def hello(self, peer: bytes, user: str, hello: m.Hello, now: float) -> Session | None:
+        """Open a session, or say why not. A second HELLO is answered like the first."""
+        house = self._house
+        session = house.sessions.get(peer)
+        if not hello.min_version <= m.VERSION <= hello.max_version:
+            text = f"this broker speaks ZRT/{m.VERSION}, not {hello.min_version} to {hello.max_version}"
+            self._turn_away(peer, Kind.VERSION, text)
+            return None
+        if session is None:
+            if len(house.sessions) >= house.bounds.sessions:
+                self._turn_away(peer, Kind.RATE_LIMITED, f"{house.bounds.sessions} sessions are open already")
+                return None
+            session = self._open(peer, user, hello, now)
+        self._welcome(session)
+        return session
+
+    def _open(self, peer: bytes, user: str, hello: m.Hello, now: float) -> Session:
+        house = self._house
+        window_bytes = min(hello.window_bytes or house.bounds.window_bytes, house.bounds.window_bytes)
+        session = Session(
+            peer,
+            house.users.setdefault(user, User(user)),
+            hello.client_uuid,
+            hello.name,
+            house.ids().to_bytes(8, "big"),
+            window_bytes,
+            now,
+            bucket(CONTROL_RATE, CONTROL_BURST, now),
+            bucket(QUERY_RATE, 2 * QUERY_RATE, now),
+        )
+        house.sessions[peer] = session
+        house.counters.sessions_opened += 1
+        house.session_timers.set(session, now + house.timing.client_gone_s)
+        return session
+
+    def _welcome(self, session: Session) -> None:
+        house = self._house
+        house.tell_client(session, m.Welcome(house.broker_id, house.broker_epoch, session.session_id, house.params))
+
+    def _turn_away(self, peer: bytes, kind: Kind, text: str) -> None:
+        self._house.out.append((Side.CLIENTS, peer, error(None, kind, text, retry_after_s=1.0)))
+
+    def ping(self, session: Session, ping: m.Ping) -> None:
+        """Answer with the load in one glance."""
+        house = self._house
+        queued = sum(service.queue.count for service in house.services.values())
+        healthy = sum(node.is_usable for node in house.nodes.values())
+        house.tell_client(session, m.Pong(ping.nonce, queued, healthy))
+
+    def window(self, session: Session, window: m.Window, now: float) -> None:
+        """Learn how much was consumed, and send what waited for it. More than was sent is not believed."""
+        consumed = min(window.bytes_consumed, session.sent_bytes)
+        if consumed > session.consumed_bytes:
+            session.consumed_bytes = consumed
+            if session.lagging:
+                self._delivery.flush(session, now)
+
+    def bye(self, session: Session, now: float, why: str = "its client left") -> None:
+        """Close a session; what it waits for is cancelled."""
+        house = self._house
+        session.is_open = False
+        if house.sessions.get(session.peer) is session:
+            del house.sessions[session.peer]
+        house.session_timers.clear(session)
+        for reader in list(session.readers.values()):
+            self._endings.abandon(reader, why, now)
+
+    def lost(self, session: Session, now: float) -> None:
+        """Note that a connection is gone: its client may come back for its requests within the grace."""
+        house = self._house
+        house.counters.sessions_lost += 1
+        del house.sessions[session.peer]
+        session.is_open = False
+        session.lost_at = now
+        session.shut_at = None
+        house.session_timers.set(session, now + house.timing.reattach_grace_s)
+
+    def check(self, session: Session, now: float) -> None:
+        """Look at a session whose timer is due: grace, window, silence."""
+        house, timing = self._house, self._house.timing
+        if not session.is_open:
+            self.bye(session, now, "its client did not come back")
+            return
+        if session.shut_at is not None and now - session.shut_at >= timing.eviction_s:
+            self._give_up_lagging(session, now)
+        silence_s = now - session.heard_at
+        if silence_s >= timing.client_gone_s and session.readers:
+            self.lost(session, now)
+            return
+        if silence_s >= IDLE_PROBE_S:
+            house.tell_client(session, m.Pong(0, 0, 0))  # unasked for: libzmq says if nobody is there
+        when = session.heard_at + timing.client_gone_s
+        when = when if when > now else now + timing.client_gone_s
+        if session.shut_at is not None:
+            when = min(when, session.shut_at + timing.eviction_s)
+        house.session_timers.set(session, when)
+
+    def _give_up_lagging(self, session: Session, now: float) -> None:
+        text = f"nothing was read for {self._house.timing.eviction_s:.1f} s, with {session.window_bytes} bytes unread"
+        for reader in list(session.lagging):
+            self._house.counters.slow_readers += 1
+            self._endings.dismiss_reader(reader, Kind.SLOW_READER, text, now)

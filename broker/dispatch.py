@@ -1,0 +1,156 @@
+"""From the queue to a node, and back when the node is lost: what waits, what goes again, and what must not.
+
+A request may go again if running it twice is harmless (IDEMPOTENT), if nobody has seen units that another node could
+not continue, and if it has attempts, time and luck left. Otherwise it ends here, and the error says what was delivered.
+"""
+
+from __future__ import annotations
+
+from ..protocol.errors import Kind
+from .absence import why_absent
+from .endings import Endings
+from .house import House
+from .leases import grant, release
+from .requests import TRANSITIONS, Request, RequestEvent, RequestState
+from .services import Service
+
+
+class Dispatcher:
+    """Moves requests between queues and nodes."""
+
+    __slots__ = ("_endings", "_house")
+
+    def __init__(self, house: House, endings: Endings) -> None:
+        self._house = house
+        self._endings = endings
+
+    # --- to a node -------------------------------------------------------------------------------------------------
+
+    def pump(self, now: float) -> None:
+        """Dispatch what can be dispatched, for every service where something may have changed."""
+        dirty = self._house.dirty
+        while dirty:
+            service, _ = dirty.popitem()
+            self._pump(service, now)
+
+    def _pump(self, service: Service, now: float) -> None:
+        queue, ring = service.queue, service.ring
+        while ring.mask:
+            request = queue.pop()
+            if request is None:
+                return
+            offer = ring.best() if request.last_node is None else None
+            if request.revision is not None or offer is None:
+                offer = ring.best_for(request.last_node, request.revision)
+            if offer is None:
+                self._strand(request, now)
+            else:
+                grant(self._house, request, offer, now)
+
+    def _strand(self, request: Request, now: float) -> None:
+        """Set aside a started stream whose weights are at no free node; if they are nowhere, it waits only so long."""
+        is_nowhere = request.revision not in request.service.revisions
+        if is_nowhere and not request.is_stream:
+            self._begin_anew(request)
+            request.service.queue.push_front(request)
+            return
+        request.service.queue.strand(request)
+        if is_nowhere:
+            self._house.request_timers.set(request, min(request.deadline, now + self._house.timing.eviction_s))
+
+    # --- back from a node ------------------------------------------------------------------------------------------
+
+    def unsent(self, request: Request) -> None:
+        """Take back a request that never left this process, or that the node had no slot for: no attempt counted."""
+        request.last_node = release(request)
+        request.attempts -= 1
+        self._requeue(request)
+
+    def lose(self, request: Request, now: float, why: str, *, has_crashed: bool = False) -> None:
+        """End an attempt without a result: another one begins, or the request ends."""
+        request.last_node = release(request)
+        request.crashes += has_crashed
+        refusal = self._why_not_again(request, now)
+        if refusal is not None:
+            kind, text = refusal
+            self._house.counters.failed += 1
+            self._endings.fail(request, kind, f"{why}; {text}", now)
+            return
+        self._house.counters.redispatches += 1
+        self._requeue(request)
+
+    def _why_not_again(self, request: Request, now: float) -> tuple[Kind, str] | None:
+        bounds = self._house.bounds
+        if not request.is_idempotent:
+            return Kind.OUTCOME_UNKNOWN, "it is not idempotent, so it is not run a second time"
+        if request.is_stream and request.next_n:
+            if not request.is_resumable:
+                return Kind.NOT_RESUMABLE, f"{request.next_n} units were delivered, and it cannot be resumed"
+            if request.journal is None or not request.journal.is_whole:
+                return Kind.WORKER_LOST, "the units delivered are too many to be kept here; resume with your own copy"
+        if request.crashes >= bounds.crashes:
+            self._house.counters.poisoned += 1
+            return Kind.POISON, f"{request.crashes} nodes in a row died with it"
+        if request.attempts >= bounds.attempts:
+            return Kind.WORKER_LOST, f"all {bounds.attempts} attempts are used up"
+        if now >= min(request.deadline, request.ends_at):
+            return Kind.DEADLINE, "and its time is up"
+        return None
+
+    def _requeue(self, request: Request) -> None:
+        request.state = TRANSITIONS[request.state][RequestEvent.LEASE_LOST]
+        if not request.is_stream and (request.journal is None or not request.is_resumable):
+            self._begin_anew(request)
+        request.service.queue.push_front(request)
+        self._house.dirty[request.service] = None
+
+    def _begin_anew(self, request: Request) -> None:
+        """Forget the units of a unary request: its client has seen none of them."""
+        if request.journal is not None:
+            request.held_bytes -= request.journal.size_bytes
+            self._house.held_bytes -= request.journal.size_bytes
+            request.journal = None
+        request.next_n = 0
+        request.revision = None
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def expire(self, request: Request, now: float) -> None:
+        """Act on the deadline of a request; that of a stream may have moved on since it was set."""
+        deadline = min(request.deadline, request.ends_at)
+        if now < deadline:
+            if self._is_hopeless(request):
+                text = f"no node has the weights (revision {request.revision}) that began this stream"
+                self._house.counters.failed += 1
+                self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
+            else:
+                self._house.request_timers.set(request, deadline)
+            return
+        self._house.counters.expired += 1
+        self._endings.fail(request, *_deadline_error(request, now), now)
+
+    def _is_hopeless(self, request: Request) -> bool:
+        is_waiting = request.state is RequestState.QUEUED
+        return is_waiting and request.revision is not None and request.revision not in request.service.revisions
+
+    def end_grace(self, service: Service, now: float) -> None:
+        """Refuse what waits for a service that no healthy node has offered for the eviction time.
+
+        What a node already had waits on, until its time is up: it was promised an answer.
+        """
+        if service.healthy:
+            return
+        for request in service.queue.waiting():
+            if request.last_node is None:
+                self._house.counters.rejected_no_worker += 1
+                kind, text, retry_after_s = why_absent(self._house, service.name)
+                self._endings.fail(request, kind, text, now, retry_after_s=retry_after_s)
+
+
+def _deadline_error(request: Request, now: float) -> tuple[Kind, str]:
+    waited_s = now - request.admitted_at
+    if request.state is RequestState.QUEUED:
+        return Kind.DEADLINE, f"no node was free within its time ({waited_s:.1f} s); send less, or allow more"
+    if request.is_stream and request.next_n and now < request.ends_at:
+        return Kind.STALLED, f"the stream made no progress for {request.ttl_s:.1f} s after {request.next_n} units"
+    return Kind.DEADLINE, f"no answer within its time ({waited_s:.1f} s)"

@@ -1,0 +1,101 @@
+"""What workers send: registration, heartbeats, credit, results; each message to whoever decides about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from ..protocol import messages as m
+from .house import House, Side
+from .leases import settle_and_wake
+from .liveness import Liveness
+from .registry import Registry
+from .results import Results
+from .workers import Node, NodeState
+
+
+class Fleet:
+    """The broker's face to workers."""
+
+    __slots__ = ("_house", "_liveness", "_registry", "_results")
+
+    def __init__(self, house: House, registry: Registry, liveness: Liveness, results: Results) -> None:
+        self._house = house
+        self._registry = registry
+        self._liveness = liveness
+        self._results = results
+
+    def handle(self, peer: bytes, messages: Sequence[m.FromWorker], now: float, user: str) -> bool:
+        """Act on one envelope. False: it floods, which is a strike."""
+        node = self._house.nodes.get(peer)
+        is_calm = True
+        for message in messages:
+            if type(message) is m.Ready:
+                node = self._registry.register(peer, user, message, now)
+                if node is None:
+                    return is_calm
+            elif node is None or node.state is NodeState.EVICTED:
+                self._send_away(peer, node, message, now)
+                return is_calm
+            else:
+                is_calm = self._act(node, message, now) and is_calm
+                if node.state is NodeState.REMOVED:
+                    return is_calm
+        if node is not None:
+            self._liveness.heard(node, now)
+            settle_and_wake(self._house, node)
+        return is_calm
+
+    def _act(self, node: Node, message: m.FromWorker, now: float) -> bool:
+        match message:
+            case m.WorkerPartial():
+                self._results.partial(node, message, now)
+            case m.WorkerFinal():
+                self._credit(node, message)
+                self._results.final(node, message, now)
+            case m.WorkerError():
+                self._results.error(node, message, now)
+            case m.Credit():
+                self._credit(node, message)
+            case m.Heartbeat():
+                if not node.control.take(now):
+                    return False
+                self._registry.beat(node, message, now)
+            case m.Draining() | m.Leave():
+                self._go(node, message, now)
+            case m.Ready():
+                raise AssertionError(message)  # taken care of by the caller
+            case _:
+                assert_never(message)
+        return True
+
+    def _credit(self, node: Node, message: m.WorkerFinal | m.Credit) -> None:
+        if message.epoch == node.epoch:
+            node.allow(message.dispatch_limit)
+
+    def _go(self, node: Node, message: m.Draining | m.Leave, now: float) -> None:
+        if message.epoch != node.epoch:
+            return
+        if type(message) is m.Leave:
+            self._liveness.leave(node, now)
+        else:
+            self._liveness.drain(node, now)
+
+    def _send_away(self, peer: bytes, node: Node | None, message: m.FromWorker, now: float) -> None:
+        """Answer whoever is not (or no longer) registered: it is to come anew, unless it is leaving."""
+        if type(message) is m.Leave:
+            if node is not None:
+                self._liveness.leave(node, now)
+            return
+        if type(message) in (m.WorkerPartial, m.WorkerFinal, m.WorkerError):
+            self._house.counters.late_reply += 1
+        text = "register first (READY)" if node is None else "evicted after a long silence; register anew"
+        self._house.out.append((Side.WORKERS, peer, m.Dismiss(401, text)))
+
+    def drain(self, node: Node, now: float) -> bool:
+        """Ask a node to finish and leave; False if it is not one that could."""
+        if not self._liveness.drain(node, now):
+            return False
+        self._house.tell_worker(node, m.Drain(int(self._house.timing.drain_s * 1000)))
+        settle_and_wake(self._house, node)
+        return True

@@ -1,0 +1,150 @@
+"""Everything a broker holds, in one place, and what it has to say. Deciding is the business of its users.
+
+core.py      the door: gives each message to one of the three below, and asks them when time has passed
+intake.py    what clients send
+fleet.py     what workers send, and who of them is well
+dispatch.py  from the queue to a node, back after a loss, and to the end
+delivery.py  from the node to every reader, as fast as each takes it
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from ..protocol import messages as m
+from ..protocol.errors import TABLE, Kind, clip
+from ..protocol.limits import MAX_FRAME_BYTES
+from ..protocol.timing import Timing
+from .bounds import Bounds
+from .counters import Counters
+from .outcomes import Outcomes
+from .requests import Reader, Request
+from .services import Service
+from .sessions import Session, User
+from .strikes import Strikes
+from .wheel import Wheel
+from .workers import Node
+
+
+class Side(enum.Enum):
+    """One of the two sockets. A peer's role comes from the socket, never from what it says."""
+
+    CLIENTS = "clients"
+    WORKERS = "workers"
+
+
+Out = tuple[Side, bytes, m.ToClient | m.ToWorker]
+Ids = Callable[[], int]
+"""Gives a fresh integer of at most 63 bits each time."""
+
+
+class House:
+    """The tables. One owner writes each: see the modules named above."""
+
+    __slots__ = (
+        "bounds",
+        "broker_epoch",
+        "broker_id",
+        "counters",
+        "dirty",
+        "drain_until",
+        "held_bytes",
+        "ids",
+        "node_timers",
+        "nodes",
+        "nodes_by_uuid",
+        "out",
+        "outcomes",
+        "params",
+        "request_timers",
+        "service_timers",
+        "services",
+        "session_timers",
+        "sessions",
+        "started_at",
+        "strikes",
+        "timing",
+        "unheard",
+        "users",
+        "worker_strikes",
+    )
+
+    def __init__(
+        self, timing: Timing, bounds: Bounds, ids: Ids, *, broker_id: str, broker_epoch: int, now: float
+    ) -> None:
+        self.timing = timing
+        self.bounds = bounds
+        self.ids = ids
+        self.broker_id = broker_id
+        self.broker_epoch = broker_epoch
+        self.started_at = now
+        self.params = _params(timing, bounds)
+        self.out: list[Out] = []
+        self.counters = Counters()
+        self.users: dict[str, User] = {}
+        self.sessions: dict[bytes, Session] = {}
+        self.nodes: dict[bytes, Node] = {}
+        self.nodes_by_uuid: dict[bytes, Node] = {}
+        self.services: dict[str, Service] = {}
+        self.outcomes = Outcomes(timing.dedupe_s, bounds.outcome_bytes)
+        self.strikes = Strikes()
+        self.worker_strikes = Strikes()
+        self.request_timers: Wheel[Request] = Wheel()
+        self.session_timers: Wheel[Session] = Wheel()
+        self.node_timers: Wheel[Node] = Wheel()
+        self.service_timers: Wheel[Service] = Wheel()
+        self.unheard: deque[Reader] = deque()
+        """Readers in the order they came; ACCEPTED is due to those that have heard nothing."""
+        self.dirty: dict[Service, None] = {}
+        """Services for which something may be dispatched now."""
+        self.held_bytes = 0
+        """Bodies, journals and overhead of live requests; outcomes count for themselves."""
+        self.drain_until: float | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new work is refused."""
+        return self.drain_until is not None
+
+    def total_held_bytes(self) -> int:
+        """Return what MAX_HELD_BYTES bounds."""
+        return self.held_bytes + self.outcomes.size_bytes
+
+    def tell_client(self, session: Session, message: m.ToClient) -> None:
+        """Say something to a client that is still there."""
+        if session.is_open:
+            self.out.append((Side.CLIENTS, session.peer, message))
+
+    def tell_worker(self, node: Node, message: m.ToWorker) -> None:
+        """Say something to a node."""
+        self.out.append((Side.WORKERS, node.peer, message))
+
+
+def error(rid: bytes | None, kind: Kind, text: str, *, retry_after_s: float = 0.0, resume_n: int = 0) -> m.Error:
+    """Build the ERROR message of a kind."""
+    row = TABLE[kind]
+    return m.Error(
+        rid, row.code, kind.value, row.resend, min(int(retry_after_s * 1000), 2**32 - 1), clip(text), resume_n
+    )
+
+
+def _params(timing: Timing, bounds: Bounds) -> m.Params:
+    return m.Params(
+        heartbeat_ms=int(timing.heartbeat_s * 1000),
+        eviction_ms=int(timing.eviction_s * 1000),
+        request_timeout_ms=int(timing.request_timeout_s * 1000),
+        ack_ms=int(timing.client_ack_s * 1000),
+        max_frame_bytes=MAX_FRAME_BYTES,
+        max_outstanding=bounds.outstanding,
+        window_bytes=bounds.window_bytes,
+        brokers=list(bounds.brokers),
+    )
+
+
+def counters_as_dict(counters: Counters) -> dict[str, int]:
+    """Return the counters by name."""
+    return dict(msgspec.structs.asdict(counters))

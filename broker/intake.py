@@ -1,0 +1,95 @@
+"""What clients send: each message to whoever decides about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind
+from .admin import Admin
+from .admission import Admission
+from .desk import Desk
+from .endings import Endings
+from .house import House, Side, error
+from .sessions import Session
+from .status import Board
+
+
+class Intake:
+    """The broker's face to clients."""
+
+    __slots__ = ("_admin", "_admission", "_board", "_desk", "_endings", "_house")
+
+    def __init__(
+        self, house: House, *, desk: Desk, admission: Admission, endings: Endings, board: Board, admin: Admin
+    ) -> None:
+        self._house = house
+        self._desk = desk
+        self._admission = admission
+        self._endings = endings
+        self._board = board
+        self._admin = admin
+
+    def handle(self, peer: bytes, messages: Sequence[m.FromClient], now: float, user: str) -> bool:
+        """Act on one envelope. False: it floods, which is a strike."""
+        session = self._house.sessions.get(peer)
+        if session is not None:
+            session.heard_at = now
+        is_calm, is_told = True, False
+        for message in messages:
+            if type(message) is m.Hello:
+                session = self._desk.hello(peer, user, message, now)
+                is_calm = is_calm and (session is None or session.control.take(now))
+            elif session is None:
+                if type(message) is m.Request or not is_told:  # one complaint is enough, but each request must hear
+                    self._no_session(peer, message)
+                is_told = True
+            elif type(message) is m.Request:
+                self._admission.request(session, message, now)
+            else:
+                is_calm = self._control(session, message, now) and is_calm
+                if not session.is_open:
+                    session = None
+        return is_calm
+
+    def _control(self, session: Session, message: m.FromClient, now: float) -> bool:
+        match message:
+            case m.Window():
+                self._desk.window(session, message, now)
+            case m.Cancel():
+                self._cancel(session, message, now)
+            case m.Bye():
+                self._desk.bye(session, now)
+            case m.Ping() | m.Query() | m.Admin():
+                return self._ask(session, message, now)
+            case m.Hello() | m.Request():
+                raise AssertionError(message)  # taken care of by the caller
+            case _:
+                assert_never(message)
+        return True
+
+    def _ask(self, session: Session, message: m.Ping | m.Query | m.Admin, now: float) -> bool:
+        """Answer a question; so many a second, because an answer may cost more than the question."""
+        bucket = session.queries if type(message) is m.Query else session.control
+        if not bucket.take(now):
+            return False
+        match message:
+            case m.Ping():
+                self._desk.ping(session, message)
+            case m.Query():
+                self._house.tell_client(session, self._board.answer(message, now))
+            case m.Admin():
+                self._house.tell_client(session, self._admin.answer(session.user.name, message, now))
+        return True
+
+    def _cancel(self, session: Session, cancel: m.Cancel, now: float) -> None:
+        """Give one reader up. Unknown or ended: nothing to do, its terminal message is on its way."""
+        reader = session.readers.get(cancel.rid)
+        if reader is not None:
+            self._endings.dismiss_reader(reader, Kind.CANCELLED, cancel.reason or "cancelled by its client", now)
+
+    def _no_session(self, peer: bytes, message: m.FromClient) -> None:
+        rid = message.rid if type(message) is m.Request else None
+        text = "there is no session on this connection; send HELLO first"
+        self._house.out.append((Side.CLIENTS, peer, error(rid, Kind.NO_SESSION, text)))

@@ -1,0 +1,93 @@
+"""Leases: given with a DISPATCH, taken back, and fenced so that nothing late does harm.
+
+Plain functions over the tables; who gets a lease, and what follows when one is lost, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from ..protocol import messages as m
+from .house import House, Side
+from .placement import settle, settle_after_dispatch
+from .requests import TRANSITIONS, Request, RequestEvent
+from .workers import Node, Offer
+
+_MOST_FENCED = 4096
+"""Cancelled leases remembered per node; beyond it a late result may be answered by a second CANCEL."""
+
+
+def grant(house: House, request: Request, offer: Offer, now: float) -> None:
+    """Give a request to a node under a fresh lease."""
+    node = offer.node
+    lease = house.ids()
+    request.state = TRANSITIONS[request.state][RequestEvent.DISPATCHED]
+    request.offer = offer
+    request.lease = lease
+    request.dispatched_at = now
+    request.attempts += 1
+    node.running[lease] = request
+    node.dispatched += 1
+    offer.running += 1
+    request.service.running += 1
+    house.counters.dispatches += 1
+    house.out.append((Side.WORKERS, node.peer, _dispatch(house, request, lease, now)))
+    settle_after_dispatch(node)
+
+
+def release(request: Request) -> Node:
+    """Take the lease of a request back; the caller settles the node. Return the node that had it."""
+    offer = request.offer
+    assert offer is not None
+    node = offer.node
+    del node.running[request.lease]
+    offer.running -= 1
+    request.service.running -= 1
+    request.offer = None
+    request.lease = 0
+    return node
+
+
+def fence(house: House, node: Node, lease: int, reason: str) -> None:
+    """Tell a node, once, that a lease is void."""
+    if lease in node.fenced:
+        return
+    node.fenced[lease] = None
+    if len(node.fenced) > _MOST_FENCED:
+        del node.fenced[next(iter(node.fenced))]
+    house.tell_worker(node, m.WorkerCancel(lease, reason))
+
+
+def settle_and_wake(house: House, node: Node) -> None:
+    """Put a node where its load says, and note the services that may now dispatch to it."""
+    settle(node)
+    for offer in node.offers.values():
+        if offer.index >= 0:
+            queue = offer.service.queue
+            if queue.stranded:
+                queue.rescue(offer.told.revision)
+            if queue.count:
+                house.dirty[offer.service] = None
+
+
+def _dispatch(house: House, request: Request, lease: int, now: float) -> m.Dispatch:
+    ask = request.ask
+    flags = ask.flags & ~m.RESUME
+    resume_n = request.next_n
+    blob = b""
+    if resume_n and request.journal is not None:
+        blob = request.journal.blob()
+        flags |= m.RESUME
+        house.counters.resumes += 1
+    ttl_ms = max(1, int((min(request.deadline, request.ends_at) - now) * 1000))
+    return m.Dispatch(
+        lease,
+        ask.service,
+        ttl_ms,
+        flags,
+        request.attempts,
+        resume_n,
+        ask.rid,
+        request.user.name,
+        ask.body,
+        blob,
+        request.ext,
+    )

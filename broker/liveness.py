@@ -1,0 +1,171 @@
+"""Who is well: the timers of each node, and what follows when it falls silent, goes away or comes back.
+
+Losing a connection and falling silent are different: the first is seen within milliseconds and the process is probably
+dead, the second may be a frozen process that wakes up again. So a lost node has a short grace and then counts as a
+crash; a silent one is given up after the eviction time and does not.
+"""
+
+from __future__ import annotations
+
+from ..protocol import messages as m
+from .dispatch import Dispatcher
+from .house import House
+from .placement import settle
+from .workers import TRANSITIONS, Node, NodeEvent, NodeState
+
+_PRESENT = (NodeState.ACTIVE, NodeState.SUSPECT, NodeState.DRAINING)
+
+
+class Liveness:
+    """Moves nodes through their states."""
+
+    __slots__ = ("_dispatcher", "_house")
+
+    def __init__(self, house: House, dispatcher: Dispatcher) -> None:
+        self._house = house
+        self._dispatcher = dispatcher
+
+    # --- what nodes do ---------------------------------------------------------------------------------------------
+
+    def heard(self, node: Node, now: float) -> None:
+        """Note a sign of life."""
+        node.heard_at = now
+        if node.is_stalled:
+            self._suspect(node, now)
+        elif node.state is NodeState.SUSPECT:
+            node.move(NodeEvent.HEARD)
+        self._recount(node, now)
+
+    def drain(self, node: Node, now: float) -> bool:
+        """Give a node nothing more; False if it was not taking anything."""
+        if (node.state, NodeEvent.DRAIN) not in TRANSITIONS:
+            return False
+        node.move(NodeEvent.DRAIN)
+        self._recount(node, now)
+        settle(node)
+        return True
+
+    def leave(self, node: Node, now: float) -> None:
+        """Let a node go on its own word, or because of what it sends; its leases go elsewhere at once."""
+        if node.state is not NodeState.LOST:
+            node.move(NodeEvent.LEFT)
+            self._remove(node, now, f"node {node.node_id} has left", has_crashed=False)
+
+    def disconnected(self, node: Node, now: float) -> None:
+        """Note that the connection of a node is gone; it has a short time to come back."""
+        if node.state is NodeState.LOST:
+            return
+        node.move(NodeEvent.DISCONNECTED)
+        self._house.nodes.pop(node.peer, None)
+        if node.state is NodeState.REMOVED:
+            self._remove(node, now, f"node {node.node_id} is gone", has_crashed=False)
+            return
+        self._house.counters.nodes_lost += 1
+        node.lost_at = now
+        self._recount(node, now)
+        settle(node)
+        self._house.node_timers.set(node, now + self._house.timing.lost_grace_s)
+
+    # --- what time does --------------------------------------------------------------------------------------------
+
+    def watch(self, node: Node) -> None:
+        """Set the timer of a node to whatever is due next."""
+        timing = self._house.timing
+        if node.state is NodeState.LOST:
+            when = node.lost_at + timing.lost_grace_s
+        elif node.state is NodeState.EVICTED:
+            when = node.heard_at + timing.remove_s
+        else:
+            silence_s = timing.suspect_s if node.state is NodeState.ACTIVE else timing.eviction_s
+            when = min(node.next_beat, node.heard_at + silence_s)
+        self._house.node_timers.set(node, when)
+
+    def check(self, node: Node, now: float) -> None:
+        """Act on the timer of a node."""
+        timing = self._house.timing
+        silence_s = now - node.heard_at
+        if node.state is NodeState.LOST:
+            node.move(NodeEvent.GRACE_OVER)
+            self._remove(node, now, f"node {node.node_id} was lost", has_crashed=True)
+        elif node.state is NodeState.EVICTED:
+            node.move(NodeEvent.FORGOTTEN)
+            self._remove(node, now, "", has_crashed=False)
+        elif silence_s >= timing.eviction_s:
+            self._evict(node, now)
+        else:
+            if silence_s >= timing.suspect_s:
+                self._suspect(node, now)
+            if now >= node.next_beat:
+                node.next_beat = now + node.beat_every
+                self._beat(node)
+        if node.state is not NodeState.REMOVED:
+            self.watch(node)
+
+    def _beat(self, node: Node) -> None:
+        node.beats_sent += 1
+        queued = sum(offer.service.queue.count for offer in node.offers.values())
+        self._house.tell_worker(node, m.BrokerHeartbeat(node.epoch, node.beats_sent, queued))
+
+    def _suspect(self, node: Node, now: float) -> None:
+        """Give a node no new work for now, and ask it at once."""
+        if node.state is not NodeState.ACTIVE:
+            return
+        node.move(NodeEvent.QUIET)
+        self._house.counters.nodes_suspected += 1
+        self._recount(node, now)
+        settle(node)
+        self._beat(node)
+
+    def _evict(self, node: Node, now: float) -> None:
+        node.move(NodeEvent.SILENT)
+        self._house.counters.nodes_evicted += 1
+        self._recount(node, now)
+        silence_s = self._house.timing.eviction_s
+        self._lose_all(node, now, f"node {node.node_id} was silent for {silence_s:.1f} s", has_crashed=False)
+
+    # --- consequences ----------------------------------------------------------------------------------------------
+
+    def _remove(self, node: Node, now: float, why: str, *, has_crashed: bool) -> None:
+        house = self._house
+        self._recount(node, now)
+        self._lose_all(node, now, why, has_crashed=has_crashed)
+        house.nodes.pop(node.peer, None)
+        if house.nodes_by_uuid.get(node.ready.worker_uuid) is node:
+            del house.nodes_by_uuid[node.ready.worker_uuid]
+        house.node_timers.clear(node)
+        for offer in node.offers.values():
+            offer.service.offers.pop(node, None)
+            if not offer.service.slot:
+                house.service_timers.set(offer.service, now + house.timing.eviction_s)
+
+    def _lose_all(self, node: Node, now: float, why: str, *, has_crashed: bool) -> None:
+        """End the attempts on a node; backwards, because each goes to the very front of its queue."""
+        for request in reversed(list(node.running.values())):
+            self._dispatcher.lose(request, now, why, has_crashed=has_crashed)
+        settle(node)
+
+    def _recount(self, node: Node, now: float) -> None:
+        """Count a node among the healthy of its services, or no more."""
+        is_usable = node.state is NodeState.ACTIVE and node.phase == "ready"
+        if is_usable and not node.is_usable:
+            self.count_in(node, now)
+        elif node.is_usable and not is_usable:
+            self.count_out(node, now)
+
+    def count_in(self, node: Node, now: float) -> None:
+        """Count a usable node in."""
+        node.is_usable = node.state is NodeState.ACTIVE and node.phase == "ready"
+        if node.is_usable:
+            for offer in node.offers.values():
+                offer.service.count_healthy(offer.told.revision, 1, now)
+
+    def count_out(self, node: Node, now: float) -> None:
+        """Count a node out; a service that has lost its last healthy node waits for another, for a while."""
+        if not node.is_usable:
+            return
+        node.is_usable = False
+        for offer in node.offers.values():
+            service = offer.service
+            service.count_healthy(offer.told.revision, -1, now)
+            if not service.healthy:
+                self._house.service_timers.set(service, now + self._house.timing.eviction_s)

@@ -1,0 +1,96 @@
+"""Answers kept for the dedupe window, so that a client that asks again gets the same one and nothing runs twice.
+
+Kept: results, final errors, and the units of a cancelled stream, from which its client may go on. Not kept: errors that
+invite another try; that try must run. The oldest go first when time or room is up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ..protocol import messages as m
+
+if TYPE_CHECKING:
+    from .journal import Journal
+    from .sessions import User
+
+_WHOLE_BODY_BYTES: Final = 256
+"""A body this small is its own fingerprint: keeping it is cheaper than a digest."""
+
+
+class Outcome(msgspec.Struct, eq=False):
+    """How a request ended. `message` is None for a cancelled stream: there is only its journal to go on from."""
+
+    user: User
+    rid: bytes
+    service: str
+    fingerprint: bytes
+    message: m.Final | m.Error | None
+    journal: Journal | None
+    revision: str | None
+    ended_at: float
+    held_bytes: int
+
+
+def fingerprint(body: bytes) -> bytes:
+    """Return what tells a body from any other, and is small."""
+    return body if len(body) <= _WHOLE_BODY_BYTES else hashlib.sha256(body).digest()
+
+
+class Outcomes:
+    """The outcomes of all users, oldest first."""
+
+    __slots__ = ("_keep_s", "_line", "_most_bytes", "size_bytes")
+
+    def __init__(self, keep_s: float, most_bytes: int) -> None:
+        self._keep_s = keep_s
+        self._most_bytes = most_bytes
+        self._line: deque[Outcome] = deque()
+        self.size_bytes = 0
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return iter(self._line)
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep an outcome; older ones make room."""
+        outcome.user.outcomes[outcome.rid] = outcome
+        self._line.append(outcome)
+        self.size_bytes += outcome.held_bytes
+        while self.size_bytes > self._most_bytes:
+            self._drop_oldest()
+
+    def forget(self, outcome: Outcome) -> None:
+        """Make its request id free again; the record itself goes when its time comes."""
+        del outcome.user.outcomes[outcome.rid]
+        outcome.message = outcome.journal = None
+        self.size_bytes -= outcome.held_bytes
+        outcome.held_bytes = 0
+
+    def expire(self, now: float) -> None:
+        """Drop what is too old."""
+        while self._line and self._line[0].ended_at + self._keep_s <= now:
+            self._drop_oldest()
+
+    def free(self, wanted_bytes: int) -> None:
+        """Drop the oldest until so many bytes are free, or nothing is left."""
+        goal = self.size_bytes - wanted_bytes
+        while self._line and self.size_bytes > goal:
+            self._drop_oldest()
+
+    def next_expiry(self) -> float:
+        """Return when the oldest is too old; infinity without any."""
+        return self._line[0].ended_at + self._keep_s if self._line else float("inf")
+
+    def _drop_oldest(self) -> None:
+        outcome = self._line.popleft()
+        self.size_bytes -= outcome.held_bytes
+        if outcome.user.outcomes.get(outcome.rid) is outcome:
+            del outcome.user.outcomes[outcome.rid]

@@ -1,0 +1,99 @@
+"""Which node gets the next request: the least loaded one, found in constant time.
+
+Load is the broker's own exact count over the node's capacity, in 64 steps; among equals the one with more free KV
+memory (four steps), then the one that waited longest. Every offer of a service stands in one of 256 ordered sets, and
+one integer has a bit for each set that is not empty, so the best set is its lowest bit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .workers import Node, Offer
+
+LOAD_STEPS: Final = 64
+KV_STEPS: Final = 4
+_BITS: Final = tuple(1 << index for index in range(LOAD_STEPS * KV_STEPS))
+
+
+class Ring:
+    """The offers of one service that can take a request now."""
+
+    __slots__ = ("_sets", "mask")
+
+    def __init__(self) -> None:
+        self.mask = 0
+        self._sets: list[OrderedDict[Offer, None]] = [OrderedDict() for _ in _BITS]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sets))
+
+    def __contains__(self, offer: Offer) -> bool:
+        return offer.index >= 0 and offer in self._sets[offer.index]
+
+    def put(self, offer: Offer, index: int) -> None:
+        """Move an offer to the end of a set; -1 takes it out."""
+        old = offer.index
+        if old >= 0:
+            held = self._sets[old]
+            del held[offer]
+            if not held:
+                self.mask ^= _BITS[old]
+        offer.index = index
+        if index >= 0:
+            self._sets[index][offer] = None
+            self.mask |= _BITS[index]
+
+    def best(self) -> Offer | None:
+        """Return the least loaded offer."""
+        mask = self.mask
+        if not mask:
+            return None
+        return next(iter(self._sets[(mask & -mask).bit_length() - 1]))
+
+    def best_for(self, avoid: Node | None, revision: str | None) -> Offer | None:
+        """Return the least loaded offer of an equal revision, on another node than `avoid` where there is one.
+
+        Only for requests that come back: it walks, where `best` looks once.
+        """
+        fallback: Offer | None = None
+        mask = self.mask
+        while mask:
+            low = mask & -mask
+            mask ^= low
+            for offer in self._sets[low.bit_length() - 1]:
+                if revision is not None and offer.told.revision != revision:
+                    continue
+                if offer.node is not avoid:
+                    return offer
+                fallback = fallback or offer
+        return fallback
+
+
+def level(node: Node) -> int:
+    """Return the set in which a node's offers belong."""
+    load = len(node.running) * LOAD_STEPS // (node.capacity or 1)
+    return min(load, LOAD_STEPS - 1) * KV_STEPS + min(node.kv_level * KV_STEPS // 101, KV_STEPS - 1)
+
+
+def can_take(node: Node) -> bool:
+    """Say whether a node may be given one more request."""
+    return node.is_usable and node.dispatched < node.limit and len(node.running) < node.ready.capacity
+
+
+def settle(node: Node) -> None:
+    """Put all offers of a node where its load says; call it after anything about the node has changed."""
+    index = level(node) if can_take(node) else -1
+    for offer in node.offers.values():
+        wanted = index if offer.running < offer.told.max_inflight else -1
+        if wanted != offer.index:
+            offer.service.ring.put(offer, wanted)
+
+
+def settle_after_dispatch(node: Node) -> None:
+    """Do the same, and put its offers behind the others of their set: the next equal request goes elsewhere."""
+    index = level(node) if can_take(node) else -1
+    for offer in node.offers.values():
+        offer.service.ring.put(offer, index if offer.running < offer.told.max_inflight else -1)

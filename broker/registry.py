@@ -1,0 +1,167 @@
+"""READY and HEARTBEAT: which nodes there are, what they offer, and how they are doing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..protocol import messages as m
+from .bounds import CONTROL_BURST, CONTROL_RATE, FORGET_SERVICE_S
+from .dispatch import Dispatcher
+from .house import House, Side
+from .liveness import Liveness
+from .placement import settle
+from .services import Service
+from .sessions import bucket
+from .workers import Node, NodeEvent, NodeState, Offer
+
+
+class Registry:
+    """Takes nodes in, and keeps their offers."""
+
+    __slots__ = ("_dispatcher", "_epoch", "_house", "_liveness")
+
+    def __init__(self, house: House, dispatcher: Dispatcher, liveness: Liveness) -> None:
+        self._house = house
+        self._dispatcher = dispatcher
+        self._liveness = liveness
+        self._epoch = 0
+
+    def register(self, peer: bytes, user: str, ready: m.Ready, now: float) -> Node | None:
+        """Take a node in under a fresh epoch, or say why not."""
+        house = self._house
+        if not ready.min_version <= m.VERSION <= ready.max_version:
+            self._turn_away(peer, 426, f"this broker speaks ZRT/{m.VERSION}")
+            return None
+        same_session = house.nodes.get(peer)
+        if same_session is not None and same_session.state is not NodeState.EVICTED:
+            self._liveness.leave(same_session, now)
+            self._turn_away(peer, 409, "READY came twice on this session")
+            return None
+        node = house.nodes_by_uuid.get(ready.worker_uuid)
+        if node is not None and node.user != user:
+            self._turn_away(peer, 403, "this worker_uuid belongs to another principal")
+            return None
+        if node is None and len(house.nodes_by_uuid) >= house.bounds.sessions:
+            self._turn_away(peer, 503, f"{house.bounds.sessions} nodes are registered already")
+            return None
+        rebound: list[m.Rebound] = []
+        if node is None:
+            node = self._new(peer, user, ready, now)
+        else:
+            rebound = self._return(node, peer, ready, now)
+        house.counters.nodes_registered += 1
+        self.offer(node, ready.services, now)
+        house.tell_worker(node, m.WorkerWelcome(house.broker_id, house.broker_epoch, node.epoch, house.params, rebound))
+        self._liveness.watch(node)
+        return node
+
+    def _turn_away(self, peer: bytes, code: int, text: str) -> None:
+        self._house.out.append((Side.WORKERS, peer, m.Dismiss(code, text)))
+
+    def _new(self, peer: bytes, user: str, ready: m.Ready, now: float) -> Node:
+        every_s = _spread(ready.worker_uuid) * self._house.timing.heartbeat_send_s
+        node = Node(
+            peer,
+            user,
+            ready,
+            self._next_epoch(),
+            now,
+            now + every_s,
+            every_s,
+            bucket(CONTROL_RATE, CONTROL_BURST, now),
+            capacity=ready.capacity,
+        )
+        self._house.nodes[peer] = node
+        self._house.nodes_by_uuid[ready.worker_uuid] = node
+        return node
+
+    def _return(self, node: Node, peer: bytes, ready: m.Ready, now: float) -> list[m.Rebound]:
+        """Take a node back: it keeps the leases that it still holds and that are still its own."""
+        house = self._house
+        if node.peer != peer and node.state not in (NodeState.LOST, NodeState.EVICTED):
+            house.tell_worker(node, m.Dismiss(409, "this node has registered on another connection"))
+        house.nodes.pop(node.peer, None)
+        house.nodes[peer] = node
+        node.move(NodeEvent.RETURNED)
+        node.peer, node.ready, node.epoch = peer, ready, self._next_epoch()
+        node.heard_at = now
+        node.next_beat = now + node.beat_every
+        node.dispatched = node.limit = node.told_limit = 0
+        node.capacity, node.phase, node.beat = ready.capacity, "starting", None
+        node.is_stalled = False
+        node.fenced.clear()
+        return self._rebind(node, ready.held, now)
+
+    def _rebind(self, node: Node, held: Sequence[m.Held], now: float) -> list[m.Rebound]:
+        claimed = {one.lease: one for one in held}
+        rebound: list[m.Rebound] = []
+        for lease, request in reversed(list(node.running.items())):
+            claim = claimed.get(lease)
+            if claim is not None and claim.rid == request.ask.rid and claim.n >= request.next_n:
+                rebound.append(m.Rebound(lease, request.next_n))
+                self._house.counters.leases_rebound += 1
+            else:
+                self._dispatcher.lose(request, now, f"node {node.node_id} came back without it")
+        rebound.reverse()
+        return rebound
+
+    def _next_epoch(self) -> int:
+        self._epoch += 1
+        return self._epoch
+
+    def beat(self, node: Node, beat: m.Heartbeat, now: float) -> None:
+        """Take a heartbeat: phase, load, credit, and what the node offers if that has changed."""
+        if beat.epoch != node.epoch:
+            return
+        node.hear_load(beat)
+        node.is_stalled = beat.loop_age_ms > self._house.timing.heartbeat_s * 1000
+        node.allow(beat.dispatch_limit)
+        if beat.services is not None:
+            self.offer(node, beat.services, now)
+        if beat.phase == "draining":
+            self._liveness.drain(node, now)
+
+    def offer(self, node: Node, told: Sequence[m.ServiceOffer], now: float) -> None:
+        """Replace what a node offers."""
+        self._liveness.count_out(node, now)
+        names = {one.service for one in told}
+        for name in [name for name in node.offers if name not in names]:
+            self._withdraw(node.offers.pop(name), now)
+        for one in told:
+            self._take_offer(node, one)
+        self._liveness.count_in(node, now)
+        settle(node)
+
+    def _take_offer(self, node: Node, told: m.ServiceOffer) -> None:
+        house = self._house
+        service = house.services.get(told.service)
+        if service is None:
+            service = house.services[told.service] = Service(told.service)
+        service.told = told
+        offer = node.offers.get(told.service)
+        if offer is None:
+            offer = node.offers[told.service] = service.offers[node] = Offer(node, service, told)
+        offer.told = told
+
+    def _withdraw(self, offer: Offer, now: float) -> None:
+        offer.service.ring.put(offer, -1)
+        offer.service.offers.pop(offer.node, None)
+        self._house.service_timers.set(offer.service, now + self._house.timing.eviction_s)
+
+    def forget_service(self, service: Service, now: float) -> None:
+        """Forget a service that nobody offers, once nothing waits for it and long enough has passed."""
+        if service.offers:
+            return
+        until = -math.inf if service.told is None else service.unhealthy_since + FORGET_SERVICE_S
+        if service.queue.count or service.running:
+            until = max(until, now + self._house.timing.eviction_s)
+        if now < until:
+            self._house.service_timers.set(service, until)
+        else:
+            self._house.services.pop(service.name, None)
+
+
+def _spread(worker_uuid: bytes) -> float:
+    """Return 0.9 to 1.1, different for each node: ten percent of jitter without asking for chance."""
+    return 0.9 + 0.2 * worker_uuid[-1] / 255

@@ -1,0 +1,145 @@
+"""A request inside the broker: its record, its states, and who reads its answer.
+
+    QUEUED     waits for a node; it may have been there before, then it stands at the front
+    LEASED     handed to a node under a lease; nothing of this attempt has come back
+    STREAMING  units of it have been delivered (or, for a unary request, put into its journal)
+    ENDED      its one terminal message is made; it is in no table any more
+
+A lease is the right of one node to answer one request. Each dispatch makes a fresh one, and taking it away is all that
+is needed to make a late answer harmless.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ..protocol import messages as m
+
+if TYPE_CHECKING:
+    from .journal import Journal
+    from .services import Service
+    from .sessions import Session, User
+    from .workers import Node, Offer
+
+
+class RequestState(enum.IntEnum):
+    """Where a request is; integers because the table is looked up for each message."""
+
+    QUEUED = 0
+    LEASED = 1
+    STREAMING = 2
+    ENDED = 3
+
+
+class RequestEvent(enum.IntEnum):
+    """What can happen to it."""
+
+    DISPATCHED = 0
+    UNITS = 1
+    LEASE_LOST = 2
+    ENDED = 3
+
+
+TRANSITIONS: Final[dict[RequestState, dict[RequestEvent, RequestState]]] = {
+    RequestState.QUEUED: {
+        RequestEvent.DISPATCHED: RequestState.LEASED,
+        RequestEvent.ENDED: RequestState.ENDED,
+    },
+    RequestState.LEASED: {
+        RequestEvent.UNITS: RequestState.STREAMING,
+        RequestEvent.LEASE_LOST: RequestState.QUEUED,
+        RequestEvent.ENDED: RequestState.ENDED,
+    },
+    RequestState.STREAMING: {
+        RequestEvent.UNITS: RequestState.STREAMING,
+        RequestEvent.LEASE_LOST: RequestState.QUEUED,
+        RequestEvent.ENDED: RequestState.ENDED,
+    },
+    RequestState.ENDED: {},
+}
+"""An event that has no entry cannot happen: the KeyError is a bug of ours, never of a peer."""
+
+
+class Request(msgspec.Struct, eq=False):
+    """One accepted request, from admission to its end.
+
+    Attributes:
+        ask: What the client sent; its body is kept until the end.
+        origin: Whose turn it takes in the queue.
+        ttl_s: Unary: total time; stream: time without progress.
+        deadline: When that is over; moves on with each unit of a stream.
+        ends_at: The end of a stream's total time, if it has one.
+        held_bytes: What it adds to the broker's total: bodies, journal, overhead.
+        attempts: Dispatches since the last new unit.
+        crashes: Nodes that died with it since the last new unit.
+        next_n: Units delivered so far.
+        revision: Of the weights that made those units; it may go on only there.
+    """
+
+    ask: m.Request
+    user: User
+    service: Service
+    origin: Session
+    ext: m.Ext
+    ttl_s: float
+    deadline: float
+    admitted_at: float
+    held_bytes: int
+    ends_at: float = math.inf
+    state: RequestState = RequestState.QUEUED
+    readers: list[Reader] = msgspec.field(default_factory=list)
+    offer: Offer | None = None
+    lease: int = 0
+    dispatched_at: float = 0.0
+    attempts: int = 0
+    crashes: int = 0
+    next_n: int = 0
+    journal: Journal | None = None
+    revision: str | None = None
+    last_node: Node | None = None
+    slot: int = 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its reader sees units as they come."""
+        return bool(self.ask.flags & m.STREAM)
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether it may run again after a node was lost with it."""
+        return bool(self.ask.flags & m.IDEMPOTENT)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether another node can go on from the units delivered."""
+        return bool(self.ask.flags & m.RESUMABLE)
+
+
+class Reader(msgspec.Struct, eq=False):
+    """One session that waits for the answer of a request, and how far it has read.
+
+    Attributes:
+        request: None once it has ended, or if the answer is replayed from the cache.
+        journal: Where a reader that lags finds its chunks.
+        cursor: Number of the next chunk to send; only while it lags.
+        ending: The terminal message, once it is made and could not be sent at once.
+        is_heard: Whether anything was sent to it (any message implies ACCEPTED).
+        knows_revision: Whether it was told which weights answer (so that it can say so to another broker).
+        held_bytes: What it keeps alive beyond the end of its request.
+    """
+
+    session: Session
+    rid: bytes
+    since: float
+    request: Request | None
+    journal: Journal | None = None
+    cursor: int = 0
+    is_lagging: bool = False
+    ending: m.Final | m.Error | None = None
+    is_heard: bool = False
+    knows_revision: bool = False
+    held_bytes: int = 0

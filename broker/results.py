@@ -1,0 +1,127 @@
+"""What nodes answer: units, results, errors. Each is welcome only under a lease that still lives."""
+
+from __future__ import annotations
+
+from ..protocol import messages as m
+from ..protocol.errors import TABLE, Kind, kind_of
+from .delivery import Delivery
+from .dispatch import Dispatcher
+from .endings import Endings
+from .house import House, error
+from .journal import Journal
+from .leases import fence, release
+from .requests import TRANSITIONS, Request, RequestEvent, RequestState
+from .workers import Node
+
+
+class Results:
+    """Takes results from nodes to the requests they are for."""
+
+    __slots__ = ("_delivery", "_dispatcher", "_endings", "_house")
+
+    def __init__(self, house: House, delivery: Delivery, endings: Endings, dispatcher: Dispatcher) -> None:
+        self._house = house
+        self._delivery = delivery
+        self._endings = endings
+        self._dispatcher = dispatcher
+
+    def partial(self, node: Node, message: m.WorkerPartial, now: float) -> None:
+        """Take units of a stream, or of a unary request that may have to go on elsewhere."""
+        request = node.running.get(message.lease)
+        if request is None or message.epoch != node.epoch:
+            self._late(node, message.lease)
+            return
+        if message.seq != request.next_n:
+            self._gap(node, request, message.seq, now)
+            return
+        if not message.n:
+            return  # nothing was made: no progress either
+        chunk = self._record(request, message, now)
+        self._house.counters.partials += 1
+        if request.is_stream:
+            for reader in self._delivery.units(request, message, chunk, now):
+                self._house.counters.slow_readers += 1
+                text = "the stream is read too slowly: more is unread than may be kept"
+                self._endings.dismiss_reader(reader, Kind.SLOW_READER, text, now)
+
+    def final(self, node: Node, message: m.WorkerFinal, now: float) -> None:
+        """Take the end of a request."""
+        request = node.running.get(message.lease)
+        if request is None or message.epoch != node.epoch:
+            self._late(node, message.lease)
+            return
+        if message.total_n != request.next_n and request.is_stream:
+            self._gap(node, request, message.total_n, now)
+            return
+        release(request)
+        node.completed += 1
+        self._house.counters.completed += 1
+        request.service.note_duration(now - request.dispatched_at)
+        self._endings.end(request, m.Final(request.ask.rid, message.total_n, message.meta, message.body), now)
+
+    def error(self, node: Node, message: m.WorkerError, now: float) -> None:
+        """Take the failure of an attempt: it goes elsewhere, or it is the end."""
+        request = node.running.get(message.lease)
+        if request is None or message.epoch != node.epoch:
+            self._late(node, message.lease)
+            return
+        kind = kind_of(message.code, message.reason)
+        if kind is Kind.NO_SLOT and request.state is RequestState.LEASED:
+            self._house.counters.refused_by_node += 1
+            node.refuse()
+            self._dispatcher.unsent(request)
+            return
+        node.failed += 1
+        row = TABLE[kind]
+        if row.redispatch:
+            self._dispatcher.lose(request, now, message.text, has_crashed=kind is Kind.ENGINE_RESTARTED)
+            return
+        release(request)
+        self._house.counters.failed += 1
+        resume_n = request.next_n if request.is_stream else 0
+        self._endings.end(request, error(request.ask.rid, kind, message.text, resume_n=resume_n), now)
+
+    def _record(self, request: Request, message: m.WorkerPartial, now: float) -> int:
+        """Note the progress, keep the units; return the number of the chunk."""
+        request.state = TRANSITIONS[request.state][RequestEvent.UNITS]
+        request.next_n = message.seq + message.n
+        request.attempts = request.crashes = 0
+        if request.is_stream:
+            request.deadline = now + request.ttl_s
+        if request.revision is None and request.offer is not None:
+            request.revision = request.offer.told.revision
+        if not request.is_stream and not request.is_resumable:
+            return 0
+        journal = request.journal
+        if journal is None:
+            if message.seq:
+                return 0  # a unary one whose journal grew too large: it would begin anew
+            journal = request.journal = Journal()
+        before = journal.size_bytes
+        chunk = journal.end
+        journal.append(message.seq, message.n, message.body)
+        if journal.size_bytes > self._house.bounds.prefix_bytes:
+            self._shorten(request, journal)
+        request.held_bytes += journal.size_bytes - before
+        self._house.held_bytes += journal.size_bytes - before
+        return chunk
+
+    def _shorten(self, request: Request, journal: Journal) -> None:
+        """Give up the part of a long prefix that every reader has been sent; what is unsent stays."""
+        unsent = [reader.cursor for reader in request.readers if reader.is_lagging]
+        if request.is_stream:
+            journal.trim(min(unsent, default=journal.end - 1))  # the last one is about to be sent
+        else:
+            journal.trim(journal.end)
+            request.journal = None
+
+    def _gap(self, node: Node, request: Request, got: int, now: float) -> None:
+        """Something of a stream was lost or repeated on the way: this attempt cannot be trusted any more."""
+        self._house.counters.stream_gaps += 1
+        lease = request.lease
+        self._dispatcher.lose(request, now, f"unit {request.next_n} was due, {got} came from node {node.node_id}")
+        fence(self._house, node, lease, "gap")
+
+    def _late(self, node: Node, lease: int) -> None:
+        self._house.counters.late_reply += 1
+        fence(self._house, node, lease, "stale")

@@ -1,0 +1,61 @@
+"""One service over the whole fleet: its queue, the nodes that can take a request now, and how fast it goes."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from ..protocol.messages import ServiceOffer
+from .placement import Ring
+from .queues import ServiceQueue
+from .workers import Node, Offer
+
+_MOST_RETRY_S = 60.0
+_LEAST_RETRY_S = 0.05
+_SMOOTHING = 0.1
+
+
+class Service(msgspec.Struct, eq=False):
+    """A service by its name.
+
+    Attributes:
+        told: What the last node to register said of it; None until one has.
+        healthy: Nodes that are well and offer it, full or not.
+        unhealthy_since: When the last healthy one went.
+        revisions: Healthy nodes by revision.
+        mean_s: Time from dispatch to end, smoothed; 0 until one has ended.
+    """
+
+    name: str
+    queue: ServiceQueue = msgspec.field(default_factory=ServiceQueue)
+    ring: Ring = msgspec.field(default_factory=Ring)
+    offers: dict[Node, Offer] = msgspec.field(default_factory=dict)
+    told: ServiceOffer | None = None
+    healthy: int = 0
+    unhealthy_since: float = -math.inf
+    revisions: dict[str, int] = msgspec.field(default_factory=dict)
+    running: int = 0
+    mean_s: float = 0.0
+    slot: int = 0
+
+    def note_duration(self, duration_s: float) -> None:
+        """Learn from a request that has ended."""
+        self.mean_s += (duration_s - self.mean_s) * (_SMOOTHING if self.mean_s else 1.0)
+
+    def retry_after_s(self) -> float:
+        """Estimate when what waits now will have been started (Little's law: they run `running` at a time)."""
+        if not self.mean_s:
+            return 1.0
+        return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, (self.queue.count + 1) * self.mean_s / max(1, self.running)))
+
+    def count_healthy(self, revision: str, change: int, now: float) -> None:
+        """Count a node in (1) or out (-1)."""
+        self.healthy += change
+        left = self.revisions.get(revision, 0) + change
+        if left:
+            self.revisions[revision] = left
+        else:
+            del self.revisions[revision]
+        if not self.healthy:
+            self.unhealthy_since = now

@@ -1,0 +1,82 @@
+"""Clients as the broker sees them: users, the sessions they open, and how much each session may still be sent.
+
+A session is one connection. A user is the principal its key maps to; ids that clients choose are looked up under the
+user and never alone, so that equal ids of two users cannot meet.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from .outcomes import Outcome
+    from .requests import Reader, Request
+
+
+class Bucket(msgspec.Struct):
+    """A token bucket: `rate` a second, `burst` at once."""
+
+    rate: float
+    burst: float
+    tokens: float
+    filled_at: float
+
+    def take(self, now: float) -> bool:
+        """Use one token; False if there is none."""
+        self.tokens = min(self.burst, self.tokens + (now - self.filled_at) * self.rate)
+        self.filled_at = now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+def bucket(rate: float, burst: float, now: float) -> Bucket:
+    """Make a full one."""
+    return Bucket(rate, burst, burst, now)
+
+
+class User(msgspec.Struct, eq=False):
+    """One principal and all that it has here, whatever connection it came by."""
+
+    name: str
+    requests: dict[bytes, Request] = msgspec.field(default_factory=dict)
+    outcomes: dict[bytes, Outcome] = msgspec.field(default_factory=dict)
+    sessions: int = 0
+
+
+class Session(msgspec.Struct, eq=False):
+    """One connection of a client.
+
+    Attributes:
+        is_open: Whether anything can be sent to it; a lost one stays a while so that its client can come back.
+        window_bytes: How much may be sent and not yet consumed.
+        lagging: Readers that wait for the window, in turn.
+        shut_at: Since when the window has kept them waiting.
+    """
+
+    peer: bytes
+    user: User
+    client_uuid: bytes
+    name: str
+    session_id: bytes
+    window_bytes: int
+    heard_at: float
+    control: Bucket
+    queries: Bucket
+    readers: dict[bytes, Reader] = msgspec.field(default_factory=dict)
+    is_open: bool = True
+    sent_bytes: int = 0
+    consumed_bytes: int = 0
+    lagging: OrderedDict[Reader, None] = msgspec.field(default_factory=OrderedDict)
+    shut_at: float | None = None
+    lost_at: float = 0.0
+    slot: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether something may be sent now; one message may overshoot the window."""
+        return self.is_open and self.sent_bytes - self.consumed_bytes < self.window_bytes

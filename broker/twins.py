@@ -1,0 +1,126 @@
+"""The same request id once more: the same client after a reconnect, or another one with the same idempotency key.
+
+While the request lives, a twin becomes one more reader and is brought up from the unit it has. Afterwards it gets the
+outcome. A client that brings its own units (RESUME) is believed: it starts the request anew from there.
+"""
+
+from __future__ import annotations
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind
+from .delivery import Delivery
+from .endings import Endings
+from .house import House, error
+from .outcomes import Outcome, fingerprint
+from .requests import Reader, Request
+from .sessions import Session
+
+
+class Twins:
+    """Joins readers to requests and outcomes."""
+
+    __slots__ = ("_delivery", "_endings", "_house")
+
+    def __init__(self, house: House, delivery: Delivery, endings: Endings) -> None:
+        self._house = house
+        self._delivery = delivery
+        self._endings = endings
+
+    def attach(self, session: Session, request: Request, from_unit: int, now: float) -> None:
+        """Make a session a reader of a request, and send it what it lacks of the units already here."""
+        rid = request.ask.rid
+        if rid in session.readers:
+            self.drop_ended(session, rid)
+        reader = Reader(session, rid, now, request)
+        session.readers[rid] = reader
+        request.readers.append(reader)
+        self._house.unheard.append(reader)
+        journal = request.journal
+        if journal is not None and request.is_stream and from_unit < journal.next_n:
+            chunk = journal.chunk_at(from_unit)
+            self._delivery.replay(reader, journal, chunk or 0, None, now)
+
+    def drop_ended(self, session: Session, rid: bytes) -> None:
+        """Drop a reader whose request has ended, and that was still being sent the rest: its client asks anew."""
+        older = session.readers.get(rid)
+        if older is not None:
+            self._delivery.drop(older)
+
+    def join(self, session: Session, ask: m.Request, request: Request, now: float) -> bool:
+        """Attach to a live request, or refuse; False if the newcomer takes its place."""
+        if not _is_same(ask, request.ask):
+            return self._conflict(session, ask, now)
+        if ask.flags & m.RESUME and ask.resume_n:
+            self._supersede(session, request, now)
+            return False
+        if not self._has_unit(request, ask.resume_n):
+            text = f"unit {ask.resume_n} of this request is not here: it is at unit {request.next_n}"
+            return self._refuse(session, ask, Kind.BAD_REQUEST, text, now)
+        older = _reader_to_replace(session, request)
+        if older is None and len(request.readers) >= self._house.bounds.readers:
+            text = f"{len(request.readers)} clients read this already"
+            return self._refuse(session, ask, Kind.RATE_LIMITED, text, now)
+        if older is not None:
+            self._forget(older, request)
+        self._house.counters.twins += 1
+        self.attach(session, request, ask.resume_n, now)
+        return True
+
+    def replay(self, session: Session, ask: m.Request, outcome: Outcome, now: float) -> bool:
+        """Answer from the outcome, or refuse; False if the request has to run (on)."""
+        if ask.service != outcome.service or fingerprint(ask.body) != outcome.fingerprint:
+            return self._conflict(session, ask, now)
+        if outcome.message is None or (ask.flags & m.RESUME and ask.resume_n):
+            return False
+        journal = outcome.journal
+        chunk = journal.chunk_at(ask.resume_n) if journal is not None else 0
+        if chunk is None:
+            text = f"unit {ask.resume_n} of this request is not here"
+            return self._refuse(session, ask, Kind.BAD_REQUEST, text, now)
+        self._house.counters.replays += 1
+        self.drop_ended(session, ask.rid)
+        reader = Reader(session, ask.rid, now, None)
+        session.readers[ask.rid] = reader
+        self._delivery.replay(reader, journal, chunk, outcome.message, now)
+        return True
+
+    def _supersede(self, session: Session, request: Request, now: float) -> None:
+        """End the live copy: other readers of it may ask again, and will then join the new one."""
+        self._house.counters.superseded += 1
+        older = _reader_to_replace(session, request)
+        if older is not None:
+            self._forget(older, request)
+        self._endings.fail(request, Kind.BROKER_LOST, "its client went on with it from its own copy", now)
+
+    def _forget(self, reader: Reader, request: Request) -> None:
+        request.readers.remove(reader)
+        self._delivery.drop(reader)
+
+    def _has_unit(self, request: Request, unit: int) -> bool:
+        if not request.is_stream or unit == request.next_n:
+            return True
+        return request.journal is not None and request.journal.chunk_at(unit) is not None
+
+    def _conflict(self, session: Session, ask: m.Request, now: float) -> bool:
+        text = "this request id was used before, with another body or model"
+        return self._refuse(session, ask, Kind.CONFLICT, text, now)
+
+    def _refuse(self, session: Session, ask: m.Request, kind: Kind, text: str, now: float) -> bool:
+        """Say no. To a session that reads the request already, this is the end of it: an ERROR is terminal."""
+        older = session.readers.get(ask.rid)
+        if older is not None:
+            self._endings.abandon(older, text, now)
+        self._house.tell_client(session, error(ask.rid, kind, text))
+        return True
+
+
+def _is_same(ask: m.Request, other: m.Request) -> bool:
+    return ask.body == other.body and ask.service == other.service and not (ask.flags ^ other.flags) & m.STREAM
+
+
+def _reader_to_replace(session: Session, request: Request) -> Reader | None:
+    """Find the reader that this session or an earlier one of the same client has: the last one wins."""
+    for reader in request.readers:
+        if reader.session is session or reader.session.client_uuid == session.client_uuid:
+            return reader
+    return None

@@ -1,0 +1,158 @@
+"""Nodes as the broker sees them: their states, their credit, and what they offer.
+
+    ACTIVE    heard of lately; takes work if its credit allows
+    SUSPECT   silent for a heartbeat and a bit, or its engine loop stands still: no new work, what runs goes on
+    DRAINING  asked to be left alone; finishes what runs
+    LOST      its connection is gone; it may come back and claim its leases for about a second
+    EVICTED   silent too long: its leases are others' now, and whatever it says is answered DISCONNECT
+    REMOVED   forgotten
+
+Credit is a number that only grows within an epoch: how many requests the node may have been given since it registered.
+So a message that carries it may be repeated, and a lost one does no harm.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ..protocol import messages as m
+from .sessions import Bucket
+
+if TYPE_CHECKING:
+    from .requests import Request
+    from .services import Service
+
+
+class NodeState(enum.Enum):
+    """What a node is good for now."""
+
+    ACTIVE = "active"
+    SUSPECT = "suspect"
+    DRAINING = "draining"
+    LOST = "lost"
+    EVICTED = "evicted"
+    REMOVED = "removed"
+
+
+class NodeEvent(enum.Enum):
+    """What can happen to it."""
+
+    QUIET = "silent for a heartbeat, or its loop stands still"
+    HEARD = "any message, with its loop turning"
+    SILENT = "silent for the eviction time"
+    FORGOTTEN = "silent for twice the eviction time"
+    DISCONNECTED = "its connection is gone"
+    GRACE_OVER = "it did not come back in time"
+    RETURNED = "READY of the same worker_uuid"
+    DRAIN = "DRAINING, or told to drain"
+    LEFT = "DISCONNECT, or closed for bad input"
+
+
+_S, _E = NodeState, NodeEvent
+TRANSITIONS: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
+    (_S.ACTIVE, _E.QUIET): _S.SUSPECT,
+    (_S.ACTIVE, _E.SILENT): _S.EVICTED,
+    (_S.ACTIVE, _E.DISCONNECTED): _S.LOST,
+    (_S.ACTIVE, _E.RETURNED): _S.ACTIVE,
+    (_S.ACTIVE, _E.DRAIN): _S.DRAINING,
+    (_S.ACTIVE, _E.LEFT): _S.REMOVED,
+    (_S.SUSPECT, _E.HEARD): _S.ACTIVE,
+    (_S.SUSPECT, _E.SILENT): _S.EVICTED,
+    (_S.SUSPECT, _E.DISCONNECTED): _S.LOST,
+    (_S.SUSPECT, _E.RETURNED): _S.ACTIVE,
+    (_S.SUSPECT, _E.DRAIN): _S.DRAINING,
+    (_S.SUSPECT, _E.LEFT): _S.REMOVED,
+    (_S.DRAINING, _E.SILENT): _S.EVICTED,
+    (_S.DRAINING, _E.DISCONNECTED): _S.LOST,
+    (_S.DRAINING, _E.RETURNED): _S.ACTIVE,
+    (_S.DRAINING, _E.LEFT): _S.REMOVED,
+    (_S.LOST, _E.RETURNED): _S.ACTIVE,
+    (_S.LOST, _E.GRACE_OVER): _S.REMOVED,
+    (_S.EVICTED, _E.RETURNED): _S.ACTIVE,
+    (_S.EVICTED, _E.FORGOTTEN): _S.REMOVED,
+    (_S.EVICTED, _E.DISCONNECTED): _S.REMOVED,
+    (_S.EVICTED, _E.LEFT): _S.REMOVED,
+}
+"""The diagram in the documentation is drawn from this table. Any other pair cannot happen."""
+
+
+class Offer(msgspec.Struct, eq=False):
+    """One service of one node. `index` is its place among the offers of the service; -1 = takes nothing now."""
+
+    node: Node
+    service: Service
+    told: m.ServiceOffer
+    running: int = 0
+    index: int = -1
+
+
+class Node(msgspec.Struct, eq=False):
+    """One worker node.
+
+    Attributes:
+        capacity: Requests it takes at once, as far as its engines are up.
+        dispatched: Requests given since the epoch began.
+        limit: How far `dispatched` may go.
+        told_limit: The highest limit it ever told; a refusal (429) waits for a higher one.
+        running: Its leases.
+        fenced: Leases taken from it and cancelled there, so that each is cancelled once.
+        is_usable: Whether it counts as healthy for its services: active, and its models are up.
+    """
+
+    peer: bytes
+    user: str
+    ready: m.Ready
+    epoch: int
+    heard_at: float
+    next_beat: float
+    beat_every: float
+    control: Bucket
+    state: NodeState = NodeState.ACTIVE
+    phase: m.Phase = "starting"
+    beat: m.Heartbeat | None = None
+    beats_sent: int = 0
+    capacity: int = 0
+    dispatched: int = 0
+    limit: int = 0
+    told_limit: int = 0
+    kv_level: int = 0
+    is_stalled: bool = False
+    is_usable: bool = False
+    offers: dict[str, Offer] = msgspec.field(default_factory=dict)
+    running: dict[int, Request] = msgspec.field(default_factory=dict)
+    fenced: dict[int, None] = msgspec.field(default_factory=dict)
+    completed: int = 0
+    failed: int = 0
+    lost_at: float = 0.0
+    slot: int = 0
+
+    @property
+    def node_id(self) -> str:
+        """The name its operator gave it."""
+        return self.ready.node_id
+
+    def move(self, event: NodeEvent) -> None:
+        """Change state as the table says."""
+        self.state = TRANSITIONS[self.state, event]
+
+    def allow(self, dispatch_limit: int) -> None:
+        """Take credit: never less than before, never more than the node said it holds."""
+        if dispatch_limit > self.told_limit:
+            self.told_limit = dispatch_limit
+            self.limit = min(dispatch_limit, self.dispatched + self.ready.capacity)
+
+    def refuse(self) -> None:
+        """Note that it had no slot for what it was given: nothing more until it tells a higher limit."""
+        self.limit = min(self.limit, self.dispatched)
+
+    def hear_load(self, beat: m.Heartbeat) -> None:
+        """Take what a heartbeat tells about the node as a whole."""
+        self.beat = beat
+        self.phase = beat.phase
+        engines = sum(device.capacity for device in beat.devices)
+        self.capacity = min(self.ready.capacity, engines) if engines else self.ready.capacity
+        if beat.devices:
+            self.kv_level = sum(device.kv_percent for device in beat.devices) // len(beat.devices)
