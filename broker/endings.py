@@ -87,6 +87,15 @@ class Endings:
             size += len(message.body)
         self._house.outcomes.add(
             Outcome(
-                request.user, ask.rid, ask.service, fingerprint(ask.body), kept, journal, request.revision, now, size
+                user=request.user,
+                rid=ask.rid,
+                service=ask.service,
+                fingerprint=fingerprint(ask.body),
+                is_stream=request.is_stream,
+                message=kept,
+                journal=journal,
+                revision=request.revision,
+                ended_at=now,
+                held_bytes=size,
             )
         )

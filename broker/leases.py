@@ -9,7 +9,7 @@ from ..protocol import messages as m
 from .house import House, Side
 from .placement import settle, settle_after_dispatch
 from .requests import TRANSITIONS, Request, RequestEvent
-from .workers import Node, Offer
+from .workers import Node, NodeState, Offer
 
 _MOST_FENCED = 4096
 """Cancelled leases remembered per node; beyond it a late result may be answered by a second CANCEL."""
@@ -47,8 +47,8 @@ def release(request: Request) -> Node:
 
 
 def fence(house: House, node: Node, lease: int, reason: str) -> None:
-    """Tell a node, once, that a lease is void."""
-    if lease in node.fenced:
+    """Tell a node, once, that a lease is void. One whose connection is gone learns it when it comes back."""
+    if lease in node.fenced or node.state in (NodeState.LOST, NodeState.REMOVED):
         return
     node.fenced[lease] = None
     if len(node.fenced) > _MOST_FENCED:

@@ -30,6 +30,7 @@ class Outcome(msgspec.Struct, eq=False):
     rid: bytes
     service: str
     fingerprint: bytes
+    is_stream: bool
     message: m.Final | m.Error | None
     journal: Journal | None
     revision: str | None

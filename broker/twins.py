@@ -68,12 +68,13 @@ class Twins:
 
     def replay(self, session: Session, ask: m.Request, outcome: Outcome, now: float) -> bool:
         """Answer from the outcome, or refuse; False if the request has to run (on)."""
-        if ask.service != outcome.service or fingerprint(ask.body) != outcome.fingerprint:
+        if not _is_same_as_ended(ask, outcome):
             return self._conflict(session, ask, now)
         if outcome.message is None or (ask.flags & m.RESUME and ask.resume_n):
             return False
         journal = outcome.journal
-        chunk = journal.chunk_at(ask.resume_n) if journal is not None else 0
+        is_from_start = not ask.resume_n or not outcome.is_stream
+        chunk = journal.chunk_at(ask.resume_n) if journal is not None else 0 if is_from_start else None
         if chunk is None:
             text = f"unit {ask.resume_n} of this request is not here"
             return self._refuse(session, ask, Kind.BAD_REQUEST, text, now)
@@ -116,6 +117,12 @@ class Twins:
 
 def _is_same(ask: m.Request, other: m.Request) -> bool:
     return ask.body == other.body and ask.service == other.service and not (ask.flags ^ other.flags) & m.STREAM
+
+
+def _is_same_as_ended(ask: m.Request, outcome: Outcome) -> bool:
+    is_stream = bool(ask.flags & m.STREAM)
+    is_alike = ask.service == outcome.service and is_stream == outcome.is_stream
+    return is_alike and fingerprint(ask.body) == outcome.fingerprint
 
 
 def _reader_to_replace(session: Session, request: Request) -> Reader | None:

@@ -220,7 +220,7 @@ def _check_envelope(frames: Sequence[bytes | memoryview]) -> memoryview:
     if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(f"the header has {len(header)} bytes, over the limit of {MAX_HEADER_BYTES}")
     if bytes(header[:2]) != MAGIC:
-        raise ProtocolError("not ZRT: the first frame does not begin with ZR")
+        raise ProtocolError("not ZRT: the first frame does not begin with ZR", is_foreign=True)
     if bytes(header[:4]) != PREFIX:
         major = header[2] if len(header) > 2 else None
         raise ProtocolError(f"this side speaks ZRT/{m.VERSION}, the envelope is ZRT/{major}", peer_major=major)

@@ -148,11 +148,15 @@ class ZmqrtError(Exception):
 
 
 class ProtocolError(ZmqrtError):
-    """An envelope that is not ZRT/1. `peer_major` is set when only the major version is wrong (answer it with 426)."""
+    """An envelope that is not ZRT/1. `peer_major` is set when only the major version is wrong (answer it with 426).
 
-    def __init__(self, text: str, *, peer_major: int | None = None) -> None:
+    `is_foreign` means that it does not even begin like ZRT: whoever sent it would not understand an answer.
+    """
+
+    def __init__(self, text: str, *, peer_major: int | None = None, is_foreign: bool = False) -> None:
         super().__init__(text)
         self.peer_major = peer_major
+        self.is_foreign = is_foreign
 
 
 class ConfigurationError(ZmqrtError):
