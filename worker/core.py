@@ -12,28 +12,25 @@ GONE      everything is said.
 from __future__ import annotations
 
 import enum
-import itertools
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import TABLE, Kind, RequestError, clip
+from ..protocol.errors import Kind, RequestError, clip
 from ..protocol.timing import Backoff
-from .actions import Action, Dial, Exit, HangUp, Level, Note, Prepare, RestartEngine, Send
+from .actions import Action, Dial, Exit, HangUp, Level, Note, RestartEngine, Send
+from .desk import Desk, NodeConfig
 from .engines import ipc
 from .fleet import Fleet
-from .jobs import Job, JobState, Outcome
-from .prepare import Bounds, Prepared, PreparedTask
-from .scheduler import Scheduler
+from .prepare import Prepared, PreparedTask
 from .sessions import GREETING_S, Session, SessionState
 
 _SWEEP_S: Final = 0.25
 """How exactly deadlines of jobs are kept; the broker keeps its own, so this is a safety net."""
-_DEADLINE_GRACE_S: Final = 1.0
-"""The broker's deadline comes first: its answer names the reason better."""
-_REFUSED_BY_BROKER: Final = (401, 403, 426)
+_BEAT_GAP_S: Final = 0.2
+"""News of many devices that load is told in few heartbeats: a broker takes ten a second, more are a strike."""
+_REFUSED_BY_BROKER: Final = (403, 426)
+"""Dismissals that somebody has to look into; 401 only means: register anew."""
 
 
 class NodeState(enum.Enum):
@@ -53,39 +50,17 @@ TRANSITIONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeConfig:
-    """What a node is told at its start."""
-
-    worker_uuid: bytes
-    node_id: str
-    capacity: int
-    """NODE_MAX_CAPACITY: requests at once, whatever the engines could hold."""
-    default_max_tokens: int
-    stall_s: float
-    """An engine whose loop stands still so long is killed."""
-    held_s: float = 2.0
-    """Leases outlive their connection by the broker's grace (1 s) and a second more."""
-    ext: m.Ext
-    jitter: Callable[[], float] = lambda: 1.0
-    """Factor of each heartbeat interval, so that a fleet's beats spread."""
-
-
 class WorkerCore:
-    """The decisions of one node. It owns the sessions and the jobs; the scheduler runs them on the fleet."""
+    """The decisions of one node. It owns the sessions and its own state; requests are the desk's."""
 
     def __init__(self, config: NodeConfig, fleet: Fleet, brokers: Sequence[tuple[str, Backoff]], now: float) -> None:
         self.out: list[Action] = []
         self.state = NodeState.JOINING
         self.sessions = [Session(index, endpoint, backoff) for index, (endpoint, backoff) in enumerate(brokers)]
-        self.jobs: dict[tuple[str, bytes], Job] = {}
         self.fleet = fleet
-        self.scheduler = Scheduler(fleet, self, self.out)
+        self.desk = Desk(config, fleet, self.sessions, self.out)
         self._config = config
         self._started_at = now
-        self._numbers = itertools.count(1)
-        self._preparing: dict[int, Job] = {}
-        self._finished: deque[tuple[float, Session, Job]] = deque()
         self._sweep_at = now
         self._drain_until = float("inf")
 
@@ -121,9 +96,9 @@ class WorkerCore:
     def _on_message(self, session: Session, message: m.ToWorker, now: float) -> None:
         match message:
             case m.Dispatch():
-                self._dispatch(session, message, now)
+                self.desk.dispatch(session, message, now)
             case m.WorkerCancel(lease):
-                self._cancel(session, lease)
+                self.desk.cancel(session, lease)
             case m.BrokerHeartbeat():
                 pass  # any message counts as life; that is all it says
             case m.WorkerWelcome():
@@ -155,11 +130,11 @@ class WorkerCore:
         current = {one.lease: one.next_n for one in message.rebound}
         for lease, job in list(session.leases.items()):
             if lease in current:
-                self._replay(session, job, current.pop(lease))
+                self.desk.replay(session, job, current.pop(lease))
             else:
-                self._drop(session, job)
+                self.desk.drop(session, job)
         for lease in current:  # given up in the very moment in which the broker took it back
-            self._refuse(session, lease, Kind.ENGINE_RESTARTED, "the lease was given up before it was rebound")
+            self.desk.refuse(session, lease, Kind.ENGINE_RESTARTED, "the lease was given up before it was rebound")
         if self.state is NodeState.DRAINING:
             self._send(session, m.Draining(session.epoch))
 
@@ -168,163 +143,11 @@ class WorkerCore:
         self._note(level, f"broker {session.endpoint} dismissed this node: {code} {text}")
         self.lost(session.broker, f"dismissed: {text}", now)
 
-    # --- requests ----------------------------------------------------------------------------------------------------
-
-    def _dispatch(self, session: Session, dispatch: m.Dispatch, now: float) -> None:
-        session.received += 1
-        older = self.jobs.get((dispatch.user, dispatch.rid))
-        if older is not None:
-            self._supersede(older, session)
-        info = self.fleet.info(dispatch.service)
-        if info is None or self.state is NodeState.DRAINING or not self._has_room(dispatch.service):
-            kind, text = self._refusal(dispatch.service)
-            self._refuse(session, dispatch.lease, kind, text)
-            if kind is Kind.NO_SLOT:
-                session.refused.add(dispatch.service)
-            return
-        job = Job(next(self._numbers), session.broker, dispatch, info.kind, now)
-        job.deadline += _DEADLINE_GRACE_S
-        self.jobs[job.key] = session.leases[job.lease] = self._preparing[job.number] = job
-        bounds = Bounds(
-            service=job.service,
-            task=info.task,
-            context=self.fleet.context(job.service),
-            default_max_tokens=self._config.default_max_tokens,
-        )
-        self.out.append(Prepare(job.number, dispatch, bounds, info.kind))
-
-    def _refusal(self, service: str) -> tuple[Kind, str]:
-        if self.state is NodeState.DRAINING:
-            return Kind.DRAINING, f"node {self._config.node_id} is draining"
-        if self.fleet.info(service) is None and not self.fleet.knows(service):
-            return Kind.NOT_FOUND, f"node {self._config.node_id} does not serve {service!r}"
-        return Kind.NO_SLOT, f"node {self._config.node_id} has no free slot for {service!r}"
-
-    def _has_room(self, service: str) -> bool:
-        if len(self.jobs) >= self._capacity():
-            return False
-        return sum(job.service == service for job in self.jobs.values()) < self.fleet.room(service)
-
-    def _supersede(self, job: Job, session: Session) -> None:
-        """Let a newer dispatch of the same request replace a job. Its own broker knows; another one is told."""
-        old = self.sessions[job.broker]
-        self._drop(old, job)
-        if old is not session and old.is_active:
-            self._refuse(old, job.lease, Kind.CANCELLED, "the request came back through another broker")
-
-    def _cancel(self, session: Session, lease: int) -> None:
-        job = session.leases.get(lease)
-        if job is not None:
-            self._drop(session, job)
+    # --- a pass ------------------------------------------------------------------------------------------------------
 
     def prepared(self, number: int, result: Prepared | PreparedTask | RequestError, now: float) -> None:
-        """Take the result of a `Prepare`; its job may be gone by now."""
-        job = self._preparing.pop(number, None)
-        if job is None:
-            return
-        if isinstance(result, RequestError):
-            self.failed(job, result.kind, result.text)
-            return
-        if isinstance(result, PreparedTask):
-            job.plain = result
-        else:
-            job.set_prepared(result)
-            if result.finish_reason is not None:
-                self._finish_at_once(job)
-                return
-        self.scheduler.submit(job, now)
-
-    def _finish_at_once(self, job: Job) -> None:
-        """Nothing is left to generate: the node before was lost between its last unit and FINAL."""
-        info, prepared = self.fleet.info(job.service), job.prepared
-        assert prepared is not None
-        assert prepared.finish_reason is not None
-        job.finish(prepared.finish_reason, info.model if info else "", info.revision if info else "")
-        job.move(JobState.DONE)
-        self.completed(job)
-
-    # --- results (the scheduler calls these) -------------------------------------------------------------------------
-
-    def progressed(self, job: Job, since: int) -> None:
-        """Send the new units, if anybody wants them before the end."""
-        session = self.sessions[job.broker]
-        if job.is_stream:
-            job.deadline = float("inf")  # set anew by the next sweep: cheaper than the clock on every token
-        if session.is_active and job.has_partials:
-            self._send_partial(session, job, since)
-
-    def completed(self, job: Job) -> None:
-        """Send the result."""
-        self.jobs.pop(job.key, None)
-        self._keep(job)
-
-    def failed(self, job: Job, kind: Kind, text: str) -> None:
-        """Send what went wrong."""
-        self.scheduler.abort(job)
-        self.jobs.pop(job.key, None)
-        self._preparing.pop(job.number, None)
-        row = TABLE[kind]
-        ext: m.Ext = {"crashes": job.crashes} if job.crashes else {}
-        error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
-        job.outcome = Outcome(job.total_n, error=error)
-        self._note("info" if row.code < 500 else "warning", f"{row.code} {text}", job.request_id)
-        self._keep(job)
-
-    def _keep(self, job: Job) -> None:
-        """Send the outcome, and keep it for a moment: if the connection breaks now, the lease can still be claimed."""
-        session = self.sessions[job.broker]
-        if session.is_active:
-            self._send_outcome(session, job)
-        self._finished.append((self._sweep_at + self._config.held_s, session, job))
-
-    def _replay(self, session: Session, job: Job, next_n: int) -> None:
-        if next_n > job.total_n:
-            self._drop(session, job)
-            self._refuse(session, job.lease, Kind.ENGINE_RESTARTED, f"unit {next_n} is beyond the {job.total_n} made")
-            return
-        if job.has_partials:
-            self._send_partial(session, job, next_n)
-        if job.outcome is not None:
-            self._send_outcome(session, job)
-
-    def _send_partial(self, session: Session, job: Job, since: int) -> None:
-        body = job.chunk_since(since)
-        if body is not None:
-            self._send(session, m.WorkerPartial(session.epoch, job.lease, since, job.total_n - since, body))
-
-    def _send_outcome(self, session: Session, job: Job) -> None:
-        outcome = job.outcome
-        assert outcome is not None
-        limit = self._grant(session)
-        if outcome.error is not None:
-            self._send(session, _with_epoch(outcome.error, session.epoch, limit))
-        else:
-            final = m.WorkerFinal(session.epoch, job.lease, outcome.total_n, limit, outcome.meta, outcome.body)
-            self._send(session, final)
-
-    def _refuse(self, session: Session, lease: int, kind: Kind, text: str) -> None:
-        row = TABLE[kind]
-        limit = self._grant(session)
-        self._send(
-            session, m.WorkerError(session.epoch, lease, row.code, kind.value, row.redispatch, limit, clip(text))
-        )
-
-    def _drop(self, session: Session, job: Job) -> None:
-        """Forget a job without a word."""
-        self.scheduler.abort(job)
-        if self.jobs.get(job.key) is job:
-            del self.jobs[job.key]
-        self._preparing.pop(job.number, None)
-        session.leases.pop(job.lease, None)
-
-    # --- credit ------------------------------------------------------------------------------------------------------
-
-    def _capacity(self) -> int:
-        return 0 if self.state is NodeState.DRAINING else min(self._config.capacity, self.fleet.capacity())
-
-    def _grant(self, session: Session) -> int:
-        session.grant(self._capacity() - len(self.jobs), self._has_room)
-        return session.dispatch_limit
+        """Take the result of a `Prepare`."""
+        self.desk.prepared(number, result, now)
 
     def settle(self, now: float) -> None:
         """End a pass: tell news of the devices, and credit that no other message carried."""
@@ -334,13 +157,15 @@ class WorkerCore:
             if not session.is_active:
                 continue
             if is_news or not session.is_announced:
+                session.heartbeat_at = min(session.heartbeat_at, session.beaten_at + _BEAT_GAP_S)
+            if now >= session.heartbeat_at:
                 self._beat(session, now)
-            elif session.grant(self._capacity() - len(self.jobs), self._has_room):
+            elif self.desk.raise_limit(session):
                 self._send(session, m.Credit(session.epoch, session.dispatch_limit))
         if is_news:
             for device in self.fleet.devices.values():
                 device.told = (device.phase, device.percent)
-        if self.state is NodeState.DRAINING and not self.jobs:
+        if self.state is NodeState.DRAINING and not self.desk.jobs:
             self._leave(0, "drained")
 
     def _follow_fleet(self) -> None:
@@ -362,7 +187,7 @@ class WorkerCore:
         one = self.fleet.devices[device]
         was_ready = one.is_ready
         for message in messages:
-            self.scheduler.heard(one, message, now)
+            self.desk.scheduler.heard(one, message, now)
         if one.is_ready != was_ready:
             self._announce()
 
@@ -371,10 +196,12 @@ class WorkerCore:
         one = self.fleet.devices[device]
         one.restarts += is_restarted
         self._note("error", f"{device}: the engine process ended: {reason}")
-        self.scheduler.exited(one, reason, "restarting" if is_restarted else "failed", now)
+        self.desk.scheduler.exited(one, reason, "restarting" if is_restarted else "failed", now)
         self._announce()
         if all(each.phase == "failed" for each in self.fleet.devices.values()):
-            self.settle(now)
+            for session in self.sessions:
+                if session.is_active:
+                    self._beat(session, now)  # its last words: who watches the fleet reads what failed
             self._leave(1, f"no device can serve: {reason}")
 
     def _announce(self) -> None:
@@ -393,8 +220,7 @@ class WorkerCore:
             self._sweep_at = now + _SWEEP_S
             self._sweep(now)
         if now >= self._drain_until and self.state is NodeState.DRAINING:
-            for job in list(self.jobs.values()):
-                self.failed(job, Kind.DRAINING, f"node {self._config.node_id} is leaving; go on elsewhere")
+            self.desk.hand_back()
 
     def next_deadline(self) -> float:
         """When `tick` should be called at the latest."""
@@ -412,10 +238,11 @@ class WorkerCore:
             self._beat(session, now)
         if not session.is_active and session.leases and now >= session.held_until:
             for job in list(session.leases.values()):
-                self._drop(session, job)
+                self.desk.drop(session, job)
 
     def _beat(self, session: Session, now: float) -> None:
         """Send a heartbeat; the next one follows half an interval later, whatever else is sent meanwhile."""
+        session.beaten_at = now
         session.heartbeat_at = now + session.heartbeat_s * self._config.jitter()
         session.heartbeat_count += 1
         foremost = self.fleet.foremost()
@@ -423,7 +250,7 @@ class WorkerCore:
             epoch=session.epoch,
             count=session.heartbeat_count,
             loop_age_ms=int(1000 * self.fleet.loop_age_s(now)),
-            dispatch_limit=self._grant(session),
+            dispatch_limit=self.desk.grant(session),
             phase="draining" if self.state is NodeState.DRAINING else foremost.phase,
             percent=min(100, int(foremost.percent)),
             elapsed_ms=int(1000 * (now - self._started_at)),
@@ -435,16 +262,7 @@ class WorkerCore:
 
     def _sweep(self, now: float) -> None:
         """Look at what needs no exact time: outcomes kept long enough, jobs out of time, engines that stand still."""
-        while self._finished and self._finished[0][0] <= now:
-            _, session, job = self._finished.popleft()
-            if session.leases.get(job.lease) is job:
-                del session.leases[job.lease]
-        for job in list(self.jobs.values()):
-            if job.deadline == float("inf"):
-                job.deadline = now + job.ttl_s + _DEADLINE_GRACE_S
-            elif now >= job.deadline:
-                kind = Kind.STALLED if job.is_stream else Kind.DEADLINE
-                self.failed(job, kind, f"no {'progress' if job.is_stream else 'result'} within {job.ttl_s:.1f} s")
+        self.desk.sweep(now)
         for device in self.fleet.devices.values():
             if device.loop_age_s(now) > self._config.stall_s:
                 reason = f"its loop stands still for {device.loop_age_s(now):.1f} s"
@@ -459,7 +277,8 @@ class WorkerCore:
         if self.state in (NodeState.DRAINING, NodeState.GONE):
             return
         self._move(NodeState.DRAINING)
-        self._note("info", f"draining, {len(self.jobs)} requests to finish within {deadline_s:.0f} s: {reason}")
+        self.desk.is_closed = True
+        self._note("info", f"draining, {len(self.desk.jobs)} requests to finish within {deadline_s:.0f} s: {reason}")
         for session in self.sessions:
             if session.is_active:
                 self._send(session, m.Draining(session.epoch, clip(reason)))
@@ -491,8 +310,3 @@ _SILENCE: Final = {
     SessionState.GREETING: "no WELCOME in time",
     SessionState.ACTIVE: "silent for too long",
 }
-
-
-def _with_epoch(error: m.WorkerError, epoch: int, limit: int) -> m.WorkerError:
-    """Errors are built before it is known over which epoch they travel."""
-    return m.WorkerError(epoch, error.lease, error.code, error.reason, error.retryable, limit, error.text, error.ext)

@@ -26,7 +26,8 @@ from .agent import Agent
 from .broker_link import BrokerLink
 from .config import WorkerSettings
 from .console import Console
-from .core import NodeConfig, NodeState, WorkerCore
+from .core import NodeState, WorkerCore
+from .desk import NodeConfig
 from .devices import find_devices
 from .engines.base import EngineSpec, Phase
 from .fleet import Fleet
@@ -185,7 +186,7 @@ class _Node:
 
     def _on_signal(self, name: str) -> None:
         if self._core.state in (NodeState.DRAINING, NodeState.GONE):
-            log.warning("%s again: leaving without waiting for %d requests", name, len(self._core.jobs))
+            log.warning("%s again: leaving without waiting for %d requests", name, len(self._core.desk.jobs))
             self._agent.stop(EXIT_INTERRUPTED)
         else:
             self._agent.drain(self._settings.drain_timeout_s, name)

@@ -48,6 +48,7 @@ class Session:
 
     __slots__ = (
         "backoff",
+        "beaten_at",
         "broker",
         "deadline",
         "dispatch_limit",
@@ -82,6 +83,7 @@ class Session:
         self.heartbeat_s = 0.0
         self.eviction_s = 0.0
         self.heartbeat_at = 0.0
+        self.beaten_at = float("-inf")
         self.heartbeat_count = 0
         self.held_until = 0.0
         """While not ACTIVE: until when its leases are kept."""
@@ -112,7 +114,7 @@ class Session:
         self.eviction_s = max(message.params.eviction_ms, 20) / 1000
         self.backoff.reset()
         self.move(SessionState.ACTIVE, now + self.eviction_s)
-        self.heartbeat_at = now
+        self.heartbeat_at, self.beaten_at = now, float("-inf")
 
     def heard(self, now: float) -> None:
         """Any message counts as life."""

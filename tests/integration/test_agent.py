@@ -132,7 +132,7 @@ def loaded(broker: HandBroker, devices: int = 2) -> bool:
 
 def test_ready_comes_before_the_model_and_progress_follows(tmp_path: Path, broker: HandBroker) -> None:
     """Phase and percent of each device by heartbeat, credit only when there is something to run on."""
-    with node(tmp_path, [broker], "--engine-opt", "load_s=0.6") as process:
+    with node(tmp_path, [broker], "--engine-opt", "load_s=1.5") as process:
         broker.until(lambda: loaded(broker))
         line = process.ready_line()
 
@@ -145,7 +145,7 @@ def test_ready_comes_before_the_model_and_progress_follows(tmp_path: Path, broke
     assert {one.dispatch_limit for one in before} == {0}
     assert "loading" in {one.phase for one in before}
     percents = [device.percent for one in beats for device in one.devices[:1] if device.phase == "loading"]
-    assert len(set(percents)) >= 5
+    assert len(set(percents)) >= 4
     assert percents == sorted(percents)
     assert beats[-1].dispatch_limit > 0
     offers = [one for beat in beats for one in beat.services or [] if one.max_inflight]
@@ -209,6 +209,7 @@ def test_a_killed_engine_restarts_alone_and_no_unit_is_lost(tmp_path: Path, brok
         broker.until(lambda: all(len(broker.ids(lease)) > 10 for lease in leases))
         victim, survivor = process.engine_pids()
         os.kill(victim, signal.SIGKILL)
+        broker.until(lambda: "restarting" in broker.phases())
         broker.until(lambda: all(broker.outcome(lease) for lease in leases))
         broker.until(lambda: loaded(broker))
         pids = process.engine_pids()
@@ -234,6 +235,7 @@ def test_when_the_only_engine_is_killed_its_requests_come_back(tmp_path: Path, b
         begin = time.monotonic()
         broker.until(lambda: broker.outcome(lease))
         took = time.monotonic() - begin
+        broker.until(lambda: broker.phases() == ["restarting"])
         broker.until(lambda: loaded(broker, 1) and broker.credit() > 33)
         again = broker.dispatch(generate("again", max_tokens=5))
         broker.until(lambda: broker.outcome(again))

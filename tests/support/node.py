@@ -14,7 +14,8 @@ from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import Chunk, GenerateResult
 from zmqrt.protocol.timing import Backoff
 from zmqrt.worker import actions as a
-from zmqrt.worker.core import NodeConfig, WorkerCore
+from zmqrt.worker.core import WorkerCore
+from zmqrt.worker.desk import NodeConfig
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Capacity, EngineStats, Result, TokenEvent
 from zmqrt.worker.fleet import Fleet
@@ -123,7 +124,8 @@ class Node:
         return self.receive(welcome, broker=broker)
 
     def load(self, device: int = 0, slots: int = 2, *, kind: ipc.Kind = "token", context: int = 64) -> list[a.Action]:
-        """Let an engine become ready."""
+        """Let an engine become ready; a moment later, for heartbeats out of turn keep a distance."""
+        self.now += 0.25
         service = ipc.EngineService(
             name="",
             kind=kind,
@@ -137,6 +139,12 @@ class Node:
     def engine(self, *messages: ipc.FromEngine, device: int = 0) -> list[a.Action]:
         """Hear from an engine process."""
         self.core.engine_said(self.devices[device], messages, self.now)
+        return self.done()
+
+    def kill(self, device: int = 0, *, is_restarted: bool = True, reason: str = "killed") -> list[a.Action]:
+        """Hear that an engine process has ended; a moment later, as above."""
+        self.now += 0.25
+        self.core.engine_exited(self.devices[device], reason, is_restarted=is_restarted, now=self.now)
         return self.done()
 
     def step(self, *events: TokenEvent, device: int = 0, results: Sequence[Result] = ()) -> list[a.Action]:
@@ -180,12 +188,12 @@ class Node:
 
     def ticket(self, number: int = 1, user: str = "u") -> int:
         """Return the ticket under which a request runs."""
-        return self.core.jobs[user, rid(number)].ticket
+        return self.core.desk.jobs[user, rid(number)].ticket
 
     def check(self) -> None:
         """Check what must hold after every event."""
         core = self.core
-        live = {id(job) for job in core.jobs.values()}
+        live = {id(job) for job in core.desk.jobs.values()}
         for session in core.sessions:
             assert session.dispatch_limit >= session.received or not session.is_active or session.refused
         for device in core.fleet.devices.values():
@@ -193,7 +201,7 @@ class Node:
                 assert len(lane.running) <= lane.info.capacity.slots
                 for ticket, job in lane.running.items():
                     assert job is None or (id(job) in live and job.ticket == ticket and job.device == device.info.id)
-        for job in core.jobs.values():
+        for job in core.desk.jobs.values():
             assert job.state.value != "done"
             assert core.sessions[job.broker].leases.get(job.lease) is job
 

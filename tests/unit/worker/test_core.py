@@ -69,7 +69,7 @@ def test_a_stream_runs_from_dispatch_to_final() -> None:
         revision="r1",
         tail="EN",
     )
-    assert node.core.jobs == {}
+    assert node.core.desk.jobs == {}
     node.check()
 
 
@@ -154,7 +154,7 @@ def test_what_an_engine_must_not_see_is_refused(payload: bytes, code: int, reaso
     assert (error.lease, error.code, error.reason, error.retryable) == (1, code, reason, False)
     assert words in error.text
     assert submitted(made) == []
-    assert node.core.jobs == {}
+    assert node.core.desk.jobs == {}
 
 
 @pytest.mark.parametrize(("asked", "prompt", "allowed"), [(None, 3, 16), (5, 3, 5), (1000, 3, 61), (1000, 63, 1)])
@@ -210,7 +210,7 @@ def test_a_resume_that_finds_its_end_reached_finishes_at_once(
     assert result(made).finish_reason == reason
     assert result(made).tail == tail
     assert sent(made, m.WorkerFinal)[0].total_n == len(prefix)
-    assert node.core.jobs == {}
+    assert node.core.desk.jobs == {}
 
 
 def test_a_unary_resume_has_the_whole_text_in_the_end() -> None:
@@ -274,8 +274,8 @@ def test_one_batch_more_than_the_slots_waits_on_the_node() -> None:
 
     node.step(TokenEvent(ticket=node.ticket(1), finish_reason="length"))
 
-    assert node.core.jobs["u", rid(2)].state.value == "running"
-    assert node.core.jobs["u", rid(3)].state.value == "waiting"
+    assert node.core.desk.jobs["u", rid(2)].state.value == "running"
+    assert node.core.desk.jobs["u", rid(3)].state.value == "waiting"
 
 
 def test_an_engine_that_says_full_is_asked_again_after_its_next_sign() -> None:
@@ -310,7 +310,7 @@ def test_a_model_that_raises_is_a_500_for_that_request_alone() -> None:
 
     (error,) = sent(made, m.WorkerError)
     assert (error.lease, error.code, error.reason, error.retryable) == (1, 500, "model_raised", False)
-    assert list(node.core.jobs) == [("u", rid(2))]
+    assert list(node.core.desk.jobs) == [("u", rid(2))]
 
 
 def test_cancel_stops_the_engine_and_answers_nothing() -> None:
@@ -393,8 +393,7 @@ def test_requests_of_a_dead_engine_run_on_the_other_device_from_where_they_were(
     node.dispatch(1)
     node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("ab")))
 
-    node.core.engine_exited("mock:0", "killed by signal 9", is_restarted=True, now=node.now)
-    made = node.done()
+    made = node.kill(0)
     more = node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("c")), device=1)
 
     (submit,) = submitted(made, "mock:1")
@@ -415,8 +414,7 @@ def test_without_another_device_requests_go_back_to_the_broker() -> None:
     node = serving()
     node.dispatch(1)
 
-    node.core.engine_exited("mock:0", "killed", is_restarted=True, now=node.now)
-    made = node.done()
+    made = node.kill(0)
     meanwhile = node.dispatch(2)
     back = node.load(0)
 
@@ -431,10 +429,10 @@ def test_a_request_that_sees_two_engines_die_goes_back_to_the_broker() -> None:
     """It may be the cause; a third engine is the broker's to risk."""
     node = serving(devices=3)
     node.dispatch(1)
-    first = node.core.jobs["u", rid(1)].device
+    first = node.core.desk.jobs["u", rid(1)].device
 
     node.core.engine_exited(first, "killed", is_restarted=True, now=node.now)
-    second = node.core.jobs["u", rid(1)].device
+    second = node.core.desk.jobs["u", rid(1)].device
     node.core.engine_exited(second, "killed", is_restarted=True, now=node.now)
 
     (error,) = sent(node.done(), m.WorkerError)
@@ -446,8 +444,7 @@ def test_a_request_that_must_not_run_twice_is_never_run_again_here() -> None:
     node = serving(devices=2)
     node.dispatch(1, flags=m.STREAM)
 
-    node.core.engine_exited("mock:0", "killed", is_restarted=True, now=node.now)
-    made = node.done()
+    made = node.kill(0)
 
     assert submitted(made) == []
     assert sent(made, m.WorkerError)[0].code == 503
@@ -459,10 +456,10 @@ def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
     node.dispatch(1)
     node.dispatch(2)
 
-    node.core.engine_exited("mock:0", "killed", is_restarted=True, now=node.now)
+    made = node.kill(0)
 
-    assert [(one.lease, one.code) for one in sent(node.done(), m.WorkerError)] == [(1, 503), (2, 503)]
-    assert node.core.jobs == {}
+    assert [(one.lease, one.code) for one in sent(made, m.WorkerError)] == [(1, 503), (2, 503)]
+    assert node.core.desk.jobs == {}
 
 
 def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
@@ -472,7 +469,7 @@ def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
     node.load(kind="batch", slots=8)
 
     started = node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
-    job = node.core.jobs["u", rid(1)]
+    job = node.core.desk.jobs["u", rid(1)]
     made = node.step(results=[Result(ticket=job.ticket, body={"vectors": "…"})])
 
     (submit,) = submitted(started)

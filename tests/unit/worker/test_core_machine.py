@@ -202,7 +202,10 @@ class NodeMachine(RuleBasedStateMachine):
         broker.leases[lease] = Lease(number, delivered)
         prefix = [Chunk(ids=answer(number, 0, delivered), text=[""] * delivered)] if delivered else []
         payload = tasks.encode(tasks.Generate(token_ids=[number], max_tokens=MAX_TOKENS))
-        self.obey(self.node.dispatch(number, broker=index, lease=lease, flags=STREAM, payload=payload, prefix=prefix))
+        made = self.node.dispatch(
+            number, broker=index, lease=lease, flags=STREAM, payload=payload, prefix=prefix, ttl_ms=3_600_000
+        )
+        self.obey(made)
 
     @rule(index=st.integers(0, BROKERS - 1), data=st.data())
     def cancel(self, index: int, data: st.DataObject) -> None:
@@ -253,8 +256,7 @@ class NodeMachine(RuleBasedStateMachine):
         """An engine process dies."""
         if self.engines[index].is_up:
             self.engines[index] = Engine()
-            self.node.core.engine_exited(f"mock:{index}", "killed", is_restarted=True, now=self.node.now)
-            self.obey(self.node.done())
+            self.obey(self.node.kill(index))
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.2]))
     def wait(self, seconds: float) -> None:
@@ -270,7 +272,7 @@ class NodeMachine(RuleBasedStateMachine):
     def state_is_sound(self) -> None:
         """Jobs, leases, tickets and slots agree."""
         self.node.check()
-        jobs = self.node.core.jobs.values()
+        jobs = self.node.core.desk.jobs.values()
         assert len(jobs) <= DEVICES * (SLOTS + BATCH)
         for index, broker in enumerate(self.brokers):
             held = self.node.core.sessions[index].leases
@@ -292,7 +294,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.wait(1.2)
 
         assert all(not broker.leases for broker in self.brokers if broker.is_up)
-        assert self.node.core.jobs == {}
+        assert self.node.core.desk.jobs == {}
         assert all(not engine.running and not engine.cancelled for engine in self.engines)
         for broker in self.brokers:
             if broker.is_up and broker.may_send:
