@@ -94,7 +94,7 @@ class RequestRefusedError(Exception):
 
 
 class EngineFatalError(Exception):
-    """The engine is broken for good: every live ticket has had its terminal event, and the process must end."""
+    """The engine is broken for good: its process must end, and what it ran goes on elsewhere."""
 
 
 @runtime_checkable
@@ -112,7 +112,7 @@ class TokenEngine(Protocol):
     def poll(self, timeout_s: float) -> list[TokenEvent]:
         """Run or await at most one step, waiting at most `timeout_s` seconds; return the events of it.
 
-        Raises EngineFatalError once a step has broken the engine (the events of that step were errors for all).
+        Raises EngineFatalError if a step has broken the engine: its process ends, and its requests go on elsewhere.
         """
         ...
 

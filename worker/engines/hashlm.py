@@ -249,7 +249,7 @@ class HashLM:
         row.made += 1
         self._tokens += 1
         reason: FinishReason | None = None
-        if row.made >= request.min_new_tokens and (token == EOS or token in request.stop_ids):
+        if row.made > request.min_new_tokens and (token == EOS or token in request.stop_ids):
             reason = "stop"
         elif row.made >= request.max_new_tokens or row.length >= self.context:
             reason = "length"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,6 @@ from .sampling_torch import BatchSampler
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
 
 MAX_LOGPROBS: Final = 20
 
@@ -132,9 +130,11 @@ class TransformersEngine:
         self._has_ended_some = False
         try:
             tokens = self._batch.step(is_anyone_live=bool(self._live))
-        except Exception as error:  # noqa: BLE001 - whatever a model raises ends the engine, and each request hears of it
-            self._break(error)
-            return
+        except Exception as error:
+            # Whose fault it was cannot be told, and what is left of the batch cannot be trusted. The process ends, and
+            # its requests go on elsewhere; one that breaks engine after engine is found out by that.
+            self._broken = f"{type(error).__name__}: {error}"
+            raise EngineFatalError(self._broken) from error
         if tokens is None:
             return
         self._steps += 1
@@ -176,17 +176,6 @@ class TransformersEngine:
         likeliest = logprobs.topk(min(live.draw.sampling.logprobs or 0, logprobs.shape[0])).indices
         ids = {token_id, *(int(one) for one in likeliest)}
         return {one: float(logprobs[one]) for one in ids}
-
-    def _break(self, error: Exception) -> None:
-        """Tell every request that the model raised. What is left of a batch after that cannot be trusted."""
-        log.error("a step of the model failed; %d requests end", len(self._live), exc_info=error)
-        self._broken = f"{type(error).__name__}: {error}"
-        self._events += [
-            TokenEvent(ticket=ticket, finish_reason="error", error=self._broken) for ticket in self._by_ticket
-        ]
-        self._live.clear()
-        self._by_ticket.clear()
-        self._has_ended_some = False
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
