@@ -5,42 +5,18 @@ It decides nothing about brokers; `core` does, and asks here. No socket, no cloc
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, ZmqrtError
-from .connection import INFINITY
 from .reading import Event
 from .requests import Request, Sink, State
+from .timers import Timers
 
-K = TypeVar("K")
 GRACE_S: Final = 0.5
 """The broker's own 504 says more than ours, so it gets this long to arrive."""
-
-
-class Timers(Generic[K]):
-    """Keys by the time they are due. Nothing is taken back: whoever is woken looks whether it still matters."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, K]] = []
-        self._count = 0
-
-    def add(self, when: float, key: K) -> None:
-        """Wake the key then."""
-        self._count += 1  # breaks ties, so that keys are never compared
-        heapq.heappush(self._heap, (when, self._count, key))
-
-    def first(self) -> float:
-        """When the next one is due."""
-        return self._heap[0][0] if self._heap else INFINITY
-
-    def due(self, now: float) -> Iterator[K]:
-        """Take out those whose time has come."""
-        while self._heap and self._heap[0][0] <= now:
-            yield heapq.heappop(self._heap)[2]
 
 
 class Book:

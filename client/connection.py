@@ -10,17 +10,14 @@ requests go on elsewhere. A PING may be under way in UP and LEAVING alike, so it
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..protocol import messages as m
 from ..protocol.timing import Timing
 from .endpoints import Failure
 from .requests import Identity, Request, State
+from .timers import INFINITY
 
-if TYPE_CHECKING:
-    from .core import Ask
-
-INFINITY: Final = float("inf")
 WELCOME_S: Final = 2.0
 """From connect to WELCOME: enough for any network, and leaves time within 5 s to find out what is wrong."""
 _MEANWHILE_S: Final = 1.0
@@ -51,8 +48,9 @@ class Link:
         "_quiet_since",
         "_told_at",
         "_window",
-        "asks",
+        "asked",
         "endpoint",
+        "greeting",
         "greetings",
         "id",
         "identity",
@@ -65,7 +63,7 @@ class Link:
         "timing",
         "unacked",
         "up_since",
-    )  # fmt: skip
+    )
 
     def __init__(self, link_id: int, endpoint: str, now: float) -> None:
         self.id = link_id
@@ -75,10 +73,11 @@ class Link:
         self.up_since = now
         self.outbox: list[m.FromClient] = []
         self.identity: Identity = ("", 0)
+        self.greeting: m.Welcome | None = None
         self.timing = Timing()
         self.room = 0
         self.requests: dict[bytes, Request] = {}
-        self.asks: dict[int, Ask] = {}
+        self.asked: set[int] = set()
         self.unacked: dict[bytes, float] = {}  # in the order they were sent, so the first is the oldest
         self.leave_by = INFINITY
         self.greetings = 0
@@ -93,16 +92,19 @@ class Link:
 
     # --- session
 
-    def greet(self, client_uuid: bytes, name: str, window_bytes: int, ext: m.Ext) -> None:
+    def greet(self, hello: m.Hello, now: float) -> None:
         """Open the session; also used when the broker says that it has forgotten it."""
+        self.state = LinkState.HELLO_SENT
+        self.opened_at = now
         self.greetings += 1
-        self.outbox.append(m.Hello(client_uuid, m.VERSION, m.VERSION, name, window_bytes, ext))
+        self.outbox.append(hello)
 
     def welcome(self, welcome: m.Welcome, max_outstanding: int, now: float) -> None:
         """Take over what the broker told."""
         params = welcome.params
         self.state = LinkState.UP
         self.up_since = now
+        self.greeting = welcome
         self.identity = (welcome.broker_id, welcome.broker_epoch)
         self.room = max(1, min(params.max_outstanding, max_outstanding))
         self.timing = Timing(
@@ -113,13 +115,13 @@ class Link:
         self._window = params.window_bytes
         self._bytes_in = self._bytes_told = 0
 
-    def reset(self, now: float) -> None:
-        """Begin again in the same connection, with nothing outstanding."""
-        self.state = LinkState.HELLO_SENT
-        self.opened_at = now
-        for table in (self.requests, self.unacked, self.asks, self._ghosts):
+    def strand(self) -> list[Request]:
+        """Let everything go that is outstanding, and return it in the order it was sent."""
+        stranded = list(self.requests.values())
+        for table in (self.requests, self.unacked, self.asked, self._ghosts):
             table.clear()
         self._ack_ping = None
+        return stranded
 
     @property
     def is_open(self) -> bool:
@@ -156,19 +158,20 @@ class Link:
         request.was_sent = True
         request.sent_at = now
 
-    def ask(self, ask: Ask, message: m.Query | m.Admin, now: float) -> None:
+    def ask(self, qid: int, message: m.Query | m.Admin, now: float) -> None:
         """Send a question."""
         self._expect_answer(now)
-        self.asks[ask.qid] = ask
+        self.asked.add(qid)
         self.outbox.append(message)
 
     def _expect_answer(self, now: float) -> None:
-        if not self.requests and not self.asks:
+        if not self.requests and not self.asked:
             self._quiet_since = now  # silence counts from when an answer is due
 
     def acknowledge(self, request: Request, *, streaming: bool = False) -> None:
-        """The broker has it: any answer proves that."""
+        """Note that the broker has it; any answer proves that."""
         self.unacked.pop(request.call.rid, None)
+        request.known_to = self.identity
         if streaming:
             request.is_resyncing = False
             if request.state is not State.STREAMING:
@@ -190,7 +193,7 @@ class Link:
         self._ghosts[request.call.rid] = now
 
     def confirm(self, rid: bytes) -> None:
-        """The broker is done with a request that was given up."""
+        """Note that the broker is done with a request, maybe one that was given up."""
         self._ghosts.pop(rid, None)
 
     # --- liveness
@@ -226,7 +229,7 @@ class Link:
         if not self.is_open:
             return INFINITY if self.state is LinkState.DEAD else self.opened_at + WELCOME_S
         due = self.leave_by
-        if self.requests or self.asks:
+        if self.requests or self.asked:
             due = min(due, self._ping_due(), self._quiet_since + self.timing.eviction_s, self._ack_due())
         return due
 
@@ -234,7 +237,7 @@ class Link:
         """Send what is due; return why the session is over, if it is."""
         if not self.is_open:
             return self._check_greeting(now)
-        if not self.requests and not self.asks:
+        if not self.requests and not self.asked:
             return None
         if now >= self._quiet_since + self.timing.eviction_s:
             return Failure(f"{self.endpoint}: silent for {now - self._quiet_since:.1f} s with answers due")
@@ -252,7 +255,7 @@ class Link:
         if self.state is LinkState.OPENING:
             return Failure(f"{self.endpoint}: no ZeroMQ handshake within {WELCOME_S:.0f} s")
         return Failure(
-            f"{self.endpoint}: something there speaks ZeroMQ but does not answer as a broker does to its clients; is it "
+            f"{self.endpoint}: something there speaks ZeroMQ but does not answer as a broker answers clients; is it "
             "the broker's port for workers (7556 by default; clients use 7555), or another program?"
         )
 

@@ -14,6 +14,13 @@ from .endpoints import Failure
 
 PROBE_S: Final = 1.0
 _LISTENING: Final = "; start one with `zmqrt up` or `zmqrt-broker`"
+_KEY_WANTED: Final = "the broker there demands a key; pass `--keys DIR` (made by `zmqrt keygen DIR`)"
+_NO_KEY_WANTED: Final = (
+    "the broker there uses no keys, but this client does; leave `--keys` out, or give the broker its own"
+)
+_GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+_GREETING_S: Final = 0.3
+"""ZeroMQ greets within a round trip; an HTTP server never speaks first."""
 _MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 """One side uses CURVE and the other does not."""
 
@@ -21,10 +28,7 @@ _MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 def of_handshake(event: int, value: int, endpoint: str, *, has_keys: bool) -> Failure | None:
     """Read a monitor event; None when it tells no cause."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MECHANISM_MISMATCH:
-        if has_keys:
-            text = "the broker there uses no keys, but this client does; leave `--keys` out, or give the broker its own"
-        else:
-            text = "the broker there demands a key; pass `--keys DIR` (made by `zmqrt keygen DIR`)"
+        text = _NO_KEY_WANTED if has_keys else _KEY_WANTED
         return Failure(f"{endpoint}: {text}", is_final=True, not_authorised=True)
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         text = (
@@ -58,15 +62,17 @@ def of_stranger(endpoint: str) -> Failure:
     return Failure(f"{endpoint}: something there speaks ZeroMQ but not ZRT; is it another program?", is_final=True)
 
 
-def probe(endpoint: str, timeout_s: float = PROBE_S) -> Failure:
-    """Look who answers at an endpoint with which no ZeroMQ handshake came about. Blocks for about `timeout_s`."""
+def probe(endpoint: str, timeout_s: float = PROBE_S, *, has_keys: bool = False) -> Failure:
+    """Look who answers at an endpoint with which no ZeroMQ handshake came about. Blocks for some `timeout_s`."""
     scheme, _, address = endpoint.partition("://")
     if scheme != "tcp":
         return Failure(f"nobody listens at {endpoint}{_LISTENING}")
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as plain:
-            return _of_answer(_first_line(plain, timeout_s), endpoint)
+            if not _greets_first(plain):
+                return _of_answer(_first_line(plain, timeout_s), endpoint)
+            return _of_mechanism(_mechanism(plain, timeout_s), endpoint, has_keys=has_keys)
     except socket.gaierror as error:
         return Failure(f"{endpoint}: the name {host} cannot be resolved ({error.strerror})")
     except ConnectionRefusedError:
@@ -75,6 +81,37 @@ def probe(endpoint: str, timeout_s: float = PROBE_S) -> Failure:
         return Failure(f"{endpoint}: no answer at all; is the host up, and does a firewall let port {port} through?")
     except OSError as error:
         return Failure(f"{endpoint}: cannot connect ({error.strerror or error})")
+
+
+def _greets_first(plain: socket.socket) -> bool:
+    """Say whether ZeroMQ is there: it sends its signature unasked, where others wait to be spoken to."""
+    plain.settimeout(_GREETING_S)
+    try:
+        return plain.recv(1, socket.MSG_PEEK) == b"\xff"
+    except TimeoutError:
+        return False
+
+
+def _mechanism(plain: socket.socket, timeout_s: float) -> bytes:
+    """Exchange greetings (RFC 23/ZMTP) and return the security mechanism of the other side; empty if it is silent."""
+    plain.settimeout(timeout_s)
+    greeting = b""
+    try:
+        plain.sendall(_GREETING)
+        while len(greeting) < len(_GREETING) and (piece := plain.recv(len(_GREETING) - len(greeting))):
+            greeting += piece
+    except OSError:
+        return b""
+    return greeting[12:32].rstrip(b"\0")
+
+
+def _of_mechanism(mechanism: bytes, endpoint: str, *, has_keys: bool) -> Failure:
+    # The monitor's event tells of a mismatch only if the other side's greeting was read before it hung up.
+    if mechanism == b"CURVE" and not has_keys:
+        return Failure(f"{endpoint}: {_KEY_WANTED}", is_final=True, not_authorised=True)
+    if mechanism == b"NULL" and has_keys:
+        return Failure(f"{endpoint}: {_NO_KEY_WANTED}", is_final=True, not_authorised=True)
+    return Failure(f"{endpoint}: a ZeroMQ program listens there but did not finish the handshake; is it overloaded?")
 
 
 def _first_line(plain: socket.socket, timeout_s: float) -> bytes:
@@ -91,10 +128,6 @@ def _of_answer(line: bytes, endpoint: str) -> Failure:
     if line.startswith(b"HTTP/"):
         text = f'{endpoint} is an HTTP server (it answered "{shown}"), not a broker; is it the bridge? Clients use 7555'
         return Failure(text, is_final=True)
-    if line.startswith(b"\xff"):
-        return Failure(
-            f"{endpoint}: a ZeroMQ program listens there but did not finish the handshake; is it overloaded?"
-        )
     if line.isascii() and line:
         return Failure(f'{endpoint} is not a broker: it answered "{shown}"', is_final=True)
     return Failure(f"{endpoint}: something accepts the connection but says nothing; it is no broker, or it is frozen")

@@ -61,11 +61,11 @@ class Endpoints:
         self._failures[endpoint] = failure
 
     def welcomed(self, endpoint: str) -> None:
-        """A session is open: earlier causes no longer hold."""
+        """Forget earlier causes: a session is open."""
         self._failures.pop(endpoint, None)
 
     def lost(self, lasted_s: float) -> float:
-        """A session ended; return how long to wait before the next attempt."""
+        """Note that a session ended; return how long to wait before the next attempt."""
         if lasted_s >= _STEADY_S:
             self._backoff.reset()
         return self._backoff.next_delay_s()

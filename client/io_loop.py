@@ -14,10 +14,12 @@ import zmq
 from ..protocol import messages as m
 from ..protocol.keys import PeerKeys
 from . import diagnose
-from .connection import INFINITY, Link
-from .core import ClientCore, Close, Diagnose, Open
+from .connection import Link
+from .core import ClientCore
 from .doorbell import Doorbell
 from .session_socket import SessionSocket
+from .sessions import Action, Close, Diagnose, Open
+from .timers import INFINITY
 
 _LONGEST_POLL_MS: Final = 60_000
 _POLLIN: Final = int(zmq.POLLIN)
@@ -69,7 +71,7 @@ class IoLoop:
         """Say goodbye, tell everybody who waits, and close all sockets. The context ends when the goodbyes are out."""
         now = time.monotonic()
         self._doorbell.close(now)
-        self._core.close(now)
+        self._core.close()
         self._carry_out(now)
         self._wake.close(0)
         self._context.term()
@@ -104,15 +106,14 @@ class IoLoop:
             for sink, event in events:
                 if not sink.put(event) and type(event) is m.Partial:
                     core.overflowed(event.rid, now)
-        while core.actions:
-            actions, core.actions = core.actions, []
+        while actions := core.take_actions():
             for action in actions:
                 self._act(action, now)
         for session in self._sessions.values():
             if session.link.outbox or session.is_blocked:
                 self._flush(session, now)
 
-    def _act(self, action: Open | Close | Diagnose, now: float) -> None:
+    def _act(self, action: Action, now: float) -> None:
         match action:
             case Open(link):
                 session = SessionSocket(self._context, link, self._keys)
@@ -144,7 +145,7 @@ class IoLoop:
         threading.Thread(target=self._probe, args=(endpoint,), name="zmqrt-probe", daemon=True).start()
 
     def _probe(self, endpoint: str) -> None:
-        failure = diagnose.probe(endpoint)
+        failure = diagnose.probe(endpoint, has_keys=self._keys is not None)
 
         def report(now: float) -> None:
             self._probing.discard(endpoint)

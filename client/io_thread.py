@@ -17,9 +17,10 @@ from ..protocol import keys as key_files
 from ..protocol import messages as m
 from ..protocol import transport
 from ..protocol.errors import Kind, RequestError, request_error
+from .asks import Ask
 from .calls import Call
 from .config import ClientConfig
-from .core import Ask, ClientCore
+from .core import ClientCore
 from .doorbell import Doorbell
 from .io_loop import IoLoop
 from .requests import Request, Sink
@@ -47,7 +48,7 @@ class IoThread:
     @property
     def endpoint(self) -> str | None:
         """The broker in use."""
-        link = self._core.current
+        link = self._core.sessions.current
         return link.endpoint if link is not None else None
 
     def submit(self, call: Call, sink: Sink) -> None:

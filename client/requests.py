@@ -6,8 +6,8 @@
        └── RESTING ◄───────────────────┘   refused for now: again when the broker said
 
 WAITING: in this library, with its time running, because there is no session, no room or no model name yet.
-SENT: handed to a socket, which proves nothing. ACKED: the broker has it. STREAMING: units arrive. From any state that is
-not terminal a request may end. No socket, no clock; seconds come in as `now`.
+SENT: handed to a socket, which proves nothing. ACKED: the broker has it. STREAMING: units arrive. From any state but a
+terminal one a request may end. No socket, no clock; seconds come in as `now`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Request:
     Attributes:
         expect: Units received so far; the next PARTIAL must begin there.
         home: The broker that was last given it.
+        known_to: The broker that has shown to have it, with all units received so far.
         was_sent: It may have been run (a refusal before the start takes that back).
         resyncs: Gaps in a row with no new unit between them.
     """
@@ -85,6 +86,7 @@ class Request:
         "is_resyncing",
         "journal",
         "journal_bytes",
+        "known_to",
         "link",
         "refusals",
         "resyncs",
@@ -96,7 +98,7 @@ class Request:
         "wake_at",
         "was_resent",
         "was_sent",
-    )  # fmt: skip
+    )
 
     def __init__(self, call: Call, sink: Sink, now: float) -> None:
         self.call = call
@@ -107,6 +109,7 @@ class Request:
         self.deadline = now + call.timeout_s
         self.link: Link | None = None
         self.home: Identity | None = None
+        self.known_to: Identity | None = None
         self.was_sent = False
         self.sent_at = 0.0
         self.was_resent = False
@@ -130,10 +133,10 @@ class Request:
         self.state = state
 
     def message(self, now: float, home: Identity) -> m.Request:
-        """Build the REQUEST for a broker. One that never saw it gets the units received so far along with it."""
+        """Build the REQUEST for a broker. One that may not know it gets the units received so far along with it."""
         flags = self.call.flags
         resume = b""
-        if self.expect and self.home != home:
+        if self.expect and self.known_to != home:
             flags |= m.RESUME
             resume = _blob.encode(self.journal)
         left_s = self.call.timeout_s if self.is_stream else self.deadline - now
@@ -164,7 +167,7 @@ class Request:
 
     def refused(self) -> bool:
         """Note that the broker let it go; say whether it may be sent again."""
-        self.home = None
+        self.home = self.known_to = None
         if not self.expect:
             self.was_sent = False  # it never ran
             return True

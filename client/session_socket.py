@@ -1,4 +1,4 @@
-"""The sockets of one session: a DEALER and its monitor. It moves bytes and reports; what they mean is the core's business."""
+"""The sockets of one session: a DEALER and its monitor. They move bytes and report; the core knows what it means."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SessionSocket:
                 self._over(core, now)
 
     def _over(self, core: ClientCore, now: float) -> None:
-        """The connection is gone; what the broker said before that still counts."""
+        """Report that the connection is gone; what the broker said before that still counts."""
         if self.link.state is LinkState.OPENING:
             core.link_failed(self.link, None, now)
             return

@@ -1,0 +1,89 @@
+"""Questions to the broker that wait for their answer. A lost session does not end them: the next one is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..protocol import messages as m
+from ..protocol.errors import Kind, request_error
+from .connection import Link
+from .reading import Event
+from .requests import Sink
+from .timers import Timers
+
+
+class Ask:
+    """A question; without a message only a session is wanted. The core's own are answered at once, not by the shell."""
+
+    __slots__ = ("asked_at", "deadline", "is_own", "message", "qid", "sink")
+
+    def __init__(
+        self,
+        message: Callable[[int], m.Query | m.Admin] | None,
+        sink: Sink,
+        now: float,
+        timeout_s: float,
+        *,
+        is_own: bool = False,
+    ) -> None:
+        self.qid = 0
+        self.message = message
+        self.sink = sink
+        self.is_own = is_own
+        self.asked_at = now
+        self.deadline = now + timeout_s
+
+
+class Asks:
+    """Those under way, by the number that their answer will carry."""
+
+    def __init__(self, events: list[tuple[Sink, Event]]) -> None:
+        self.pending: dict[int, Ask] = {}
+        self._events = events
+        self._timers: Timers[Ask] = Timers()
+        self._last_qid = 0
+
+    def add(self, ask: Ask, link: Link | None, now: float) -> None:
+        """Take a question, and put it at once if there is a session."""
+        self._last_qid += 1
+        ask.qid = self._last_qid
+        self.pending[ask.qid] = ask
+        self._timers.add(ask.deadline, ask)
+        if link is not None:
+            self._put(ask, link, now)
+
+    def welcome(self, link: Link, now: float) -> None:
+        """Put all that wait, now that a session is open."""
+        for ask in list(self.pending.values()):
+            self._put(ask, link, now)
+
+    def _put(self, ask: Ask, link: Link, now: float) -> None:
+        if ask.message is not None:
+            link.ask(ask.qid, ask.message(ask.qid), now)
+        elif link.greeting is not None:
+            self.end(ask, link.greeting)
+
+    def answer(self, link: Link, status: m.Status) -> None:
+        """Hand an answer to whoever asked."""
+        link.asked.discard(status.qid)
+        ask = self.pending.get(status.qid)
+        if ask is not None:
+            self.end(ask, status)
+
+    def end(self, ask: Ask, event: Event) -> None:
+        """Let a question go, with its answer or with an error."""
+        del self.pending[ask.qid]
+        if ask.is_own:
+            ask.sink.put(event)
+        else:
+            self._events.append((ask.sink, event))
+
+    def tick(self, now: float) -> None:
+        """End those whose time is up."""
+        for ask in self._timers.due(now):
+            if ask.qid in self.pending:
+                self.end(ask, request_error(Kind.DEADLINE, "the broker did not answer the question in time"))
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do."""
+        return self._timers.first()

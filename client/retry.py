@@ -1,0 +1,27 @@
+"""When to ask again after "not now": as long as the caller wants that, there is time, and it can do no harm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .requests import Request
+
+if TYPE_CHECKING:
+    import random
+
+REFUSED: Final = frozenset({429, 503})
+_FIRST_SPREAD_S: Final = 0.05
+_MOST_SPREAD_S: Final = 1.0
+
+
+def pause_s(request: Request, retry_after_s: float, rng: random.Random) -> float:
+    """Wait as told, and a little more by chance, or all who were refused together would come back together."""
+    spread_s = min(_MOST_SPREAD_S, _FIRST_SPREAD_S * 2.0 ** min(request.refusals, 10))
+    return retry_after_s * rng.uniform(1.0, 1.25) + rng.uniform(0.0, spread_s)
+
+
+def may_retry(request: Request, wake_at: float, *, is_free: bool = False) -> bool:
+    """Say whether to ask again at `wake_at`; a free try (the broker is leaving, another is there) is not counted."""
+    retries = request.call.retries
+    is_wanted = is_free or retries is None or request.refusals < retries
+    return is_wanted and wake_at < request.deadline

@@ -1,0 +1,436 @@
+"""Requests: streams without gap or repeat, one end each, deadlines, retries, acknowledgement, liveness, windows."""
+
+from __future__ import annotations
+
+import pytest
+from support.client_core import A, B, PARAMS, Talk, error, final, partial
+from zmqrt.client.connection import LinkState
+from zmqrt.client.requests import MOVES, Request, State
+from zmqrt.protocol import messages as m
+from zmqrt.protocol.errors import (
+    BusyError,
+    CancelledError,
+    DeadlineError,
+    EngineError,
+    Kind,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+    WorkerLostError,
+)
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_units_are_delivered_in_order_and_each_once() -> None:
+    """Repeats are dropped, overlaps trimmed."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.hear(link, partial(ear.rid, 0, 2), partial(ear.rid, 0, 2), partial(ear.rid, 1, 3), partial(ear.rid, 4))
+    talk.hear(link, final(ear.rid, 5))
+
+    assert ear.ids == [0, 1, 2, 3, 4]
+    assert isinstance(ear.ends[0], m.Final)
+
+
+def test_a_gap_is_asked_for_again_and_what_lies_behind_it_is_ignored() -> None:
+    """One question for a gap, however much comes behind it."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.said(link)
+    talk.hear(link, partial(ear.rid, 0), partial(ear.rid, 2), partial(ear.rid, 3), final(ear.rid, 4))
+    (again,) = talk.sent(link, m.Request)
+    talk.hear(link, *(partial(ear.rid, n) for n in range(1, 4)), final(ear.rid, 4))
+
+    assert (again.resume_n, again.resume) == (1, b"")
+    assert ear.ids == [0, 1, 2, 3]
+    assert len(ear.ends) == 1
+
+
+def test_a_lost_last_chunk_is_missed_at_the_end() -> None:
+    """FINAL tells how many units there were."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.said(link)
+    talk.hear(link, partial(ear.rid, 0), final(ear.rid, 2))
+
+    assert ear.ends == []
+    assert [one.resume_n for one in talk.sent(link, m.Request)] == [1]
+
+
+def test_a_broker_that_cannot_replay_ends_the_stream_with_what_was_delivered() -> None:
+    """Three gaps in a row without a new unit are enough."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.hear(link, partial(ear.rid, 0))
+    for _ in range(4):
+        talk.hear(link, partial(ear.rid, 0), partial(ear.rid, 5))
+
+    assert isinstance(ear.error, WorkerLostError)
+    assert ear.error.kind is Kind.NOT_RESUMABLE
+    assert ear.error.resume_n == 1
+
+
+def test_a_stream_that_ends_before_what_was_delivered_is_an_error() -> None:
+    """Such a broker talks about another stream."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.hear(link, partial(ear.rid, 0, 3), final(ear.rid, 2))
+
+    assert isinstance(ear.error, EngineError)
+
+
+def test_the_first_end_is_the_only_one() -> None:
+    """What comes behind it is dropped."""
+    talk = Talk()
+    ear = talk.submit()
+    link = talk.up()
+    talk.hear(link, final(ear.rid, 1), final(ear.rid, 1), error(ear.rid, 500, "model_raised"), partial(ear.rid, 0))
+
+    assert len(ear.events) == 1
+
+
+def test_what_an_earlier_session_says_late_is_not_heard() -> None:
+    """Only the session that a request is in now counts."""
+    talk = Talk(A, B)
+    ear = talk.submit(stream=True)
+    old = talk.up()
+    talk.hear(old, partial(ear.rid, 0), m.Goaway("drain", 1000))
+    talk.after(0.2)
+    new = talk.up()
+    talk.after(1.0)
+    talk.hear(old, partial(ear.rid, 1), final(ear.rid, 2))
+    talk.hear(new, partial(ear.rid, 1, 2), final(ear.rid, 3))
+
+    assert ear.ids == [0, 1, 2]
+    assert len(ear.ends) == 1
+
+
+def test_a_stream_too_long_to_resume_ends_when_its_broker_is_lost() -> None:
+    """Above 1 MiB no broker would take the prefix back."""
+    talk = Talk(A, B)
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    seq = 0
+    while seq < 400_000:
+        talk.hear(link, partial(ear.rid, seq, 20_000))
+        seq += 20_000
+    talk.lose(link)
+    talk.after(0.1)
+    talk.up()
+    talk.settle()
+
+    assert isinstance(ear.error, WorkerLostError)
+    assert ear.error.resume_n == 400_000
+
+
+def test_a_slow_reader_loses_its_stream_alone() -> None:
+    """The broker is told, the others go on."""
+    talk = Talk()
+    slow, other = talk.submit(stream=True), talk.submit(stream=True)
+    link = talk.up()
+    slow.is_full = True
+    talk.hear(link, partial(slow.rid, 0), partial(other.rid, 0))
+    talk.hear(link, partial(slow.rid, 1), partial(other.rid, 1), final(other.rid, 2))
+
+    assert isinstance(slow.error, CancelledError)
+    assert slow.error.kind is Kind.SLOW_READER
+    assert [one.rid for one in talk.sent(link, m.Cancel)] == [slow.rid]
+    assert other.ids == [0, 1]
+
+
+def test_an_unreadable_chunk_ends_its_stream() -> None:
+    """Trimming has to read it."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.hear(link, partial(ear.rid, 0, 2), m.Partial(ear.rid, 1, 4, b"\xc1"))
+
+    assert isinstance(ear.error, EngineError)
+
+
+def test_the_window_is_told_every_quarter() -> None:
+    """Counted on receipt, whoever it was for."""
+    talk = Talk()
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 256, 4000))
+    talk.said(link)
+    chunk = m.Partial(b"x" * 16, 0, 1, b"." * 600)
+    talk.hear(link, chunk)
+    assert talk.sent(link, m.Window) == []
+
+    talk.hear(link, chunk)
+    talk.hear(link, m.Final(b"x" * 16, 1, {}, b"." * 1000))
+    assert talk.sent(link, m.Window) == [m.Window(1200), m.Window(2200)]
+
+
+# --- cancelling, deadlines -------------------------------------------------------------------------------------------
+
+
+def test_cancelling_tells_the_broker_and_the_reader() -> None:
+    """Whatever state it is in."""
+    talk = Talk()
+    waiting = talk.submit()
+    talk.cancel(waiting)
+    link = talk.up()
+    sent = talk.submit()
+    talk.cancel(sent)
+    talk.cancel(sent)
+
+    assert isinstance(waiting.error, CancelledError)
+    assert isinstance(sent.error, CancelledError)
+    assert [one.rid for one in talk.sent(link, m.Cancel)] == [sent.rid]
+
+
+def test_waiting_here_counts_as_time() -> None:
+    """The broker is told what is left; what never got a turn ends here."""
+    talk = Talk()
+    first, second = talk.submit(timeout_s=60), talk.submit(timeout_s=10)
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
+    talk.hear(link, m.Accepted(first.rid))
+    for _ in range(10):
+        talk.after(1.0)
+        talk.hear(link, m.Pong(0, 0, 1))
+
+    assert isinstance(second.error, DeadlineError)
+    assert first.events == []
+
+
+def test_the_brokers_own_word_about_a_deadline_is_waited_for() -> None:
+    """It says more than this side can."""
+    talk = Talk()
+    ear = talk.submit(timeout_s=2)
+    link = talk.up()
+    (request,) = talk.sent(link, m.Request)
+    assert request.ttl_ms == 2000
+
+    talk.after(2.3)
+    talk.hear(link, error(ear.rid, 504, "deadline_exceeded"))
+    assert "because of deadline" in str(ear.error)
+
+
+def test_a_silent_deadline_cancels_at_the_broker() -> None:
+    """Nobody works on for nothing."""
+    talk = Talk()
+    ear = talk.submit(timeout_s=2)
+    link = talk.up()
+    talk.after(2.6)
+
+    assert isinstance(ear.error, DeadlineError)
+    assert [one.rid for one in talk.sent(link, m.Cancel)] == [ear.rid]
+
+
+def test_each_new_unit_gives_a_stream_new_time() -> None:
+    """A stream may last as long as it goes on."""
+    talk = Talk()
+    ear = talk.submit(stream=True, timeout_s=3)
+    link = talk.up()
+    for seq in range(5):
+        talk.hear(link, partial(ear.rid, seq))
+        talk.after(2.0)
+    assert ear.ends == []
+
+    talk.after(2.0)
+    assert isinstance(ear.error, DeadlineError)
+    assert ear.error.kind is Kind.STALLED
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_broker_is_asked_again_when_it_said() -> None:
+    """And the same request, not a new one."""
+    talk = Talk()
+    ear = talk.submit()
+    link = talk.up()
+    talk.said(link)
+    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=1000))
+    talk.after(0.99)
+    assert talk.sent(link, m.Request) == []
+
+    talk.after(0.5)
+    assert [one.rid for one in talk.sent(link, m.Request)] == [ear.rid]
+    talk.hear(link, final(ear.rid, 1))
+    assert isinstance(ear.ends[0], m.Final)
+
+
+def test_without_retries_a_refusal_is_told_at_once() -> None:
+    """With the broker's advice."""
+    talk = Talk()
+    ear = talk.submit(retries=0)
+    link = talk.up()
+    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=1500))
+
+    assert isinstance(ear.error, BusyError)
+    assert ear.error.retry_after_s == 1.5
+    assert ear.call is not None
+    assert ear.call.request_id in str(ear.error)
+
+
+def test_retries_are_counted() -> None:
+    """Two means three attempts."""
+    talk = Talk()
+    ear = talk.submit(retries=2)
+    link = talk.up()
+    sent = len(talk.sent(link, m.Request))
+    while not ear.events:
+        talk.hear(link, error(ear.rid, 503, "no_worker"))
+        talk.after(1.0)
+        sent += len(talk.sent(link, m.Request))
+
+    assert sent == 3
+    assert isinstance(ear.error, UnavailableError)
+
+
+def test_a_refusal_that_leaves_no_time_is_told_at_once() -> None:
+    """Waiting for it would only waste the caller's time."""
+    talk = Talk()
+    ear = talk.submit(timeout_s=1)
+    link = talk.up()
+    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=2000))
+
+    assert isinstance(ear.error, BusyError)
+
+
+def test_a_refused_stream_goes_on_with_what_it_has() -> None:
+    """The broker let it go, so the next attempt brings the units along."""
+    talk = Talk()
+    ear = talk.submit(stream=True)
+    link = talk.up()
+    talk.said(link)
+    talk.hear(link, partial(ear.rid, 0, 2), error(ear.rid, 503, "engine_restarted"))
+    talk.after(1.0)
+    (again,) = talk.sent(link, m.Request)
+
+    assert (again.resume_n, bool(again.flags & m.RESUME)) == (2, True)
+
+
+def test_other_errors_are_not_retried() -> None:
+    """The model raised: it would raise again."""
+    talk = Talk()
+    ears = [talk.submit(), talk.submit()]
+    link = talk.up()
+    talk.hear(link, error(ears[0].rid, 500, "model_raised"), error(ears[1].rid, 404, "model_not_found"))
+
+    assert isinstance(ears[0].error, EngineError)
+    assert isinstance(ears[1].error, NotFoundError)
+
+
+# --- acknowledgement and liveness ------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_not_accepted_is_asked_after_once_and_sent_again_once() -> None:
+    """PONG without ACCEPTED: links are FIFO, so the broker never saw it."""
+    talk = Talk()
+    ear = talk.submit()
+    link = talk.up()
+    talk.said(link)
+    talk.after(2.4)
+    assert talk.sent(link, m.Ping) == []
+
+    talk.after(0.2)
+    (ping,) = talk.sent(link, m.Ping)
+    talk.hear(link, m.Pong(ping.nonce, 0, 1))
+    assert [one.rid for one in talk.sent(link, m.Request)] == [ear.rid]
+
+    talk.after(2.6)
+    for ping in talk.sent(link, m.Ping):
+        talk.hear(link, m.Pong(ping.nonce, 0, 1))
+    assert talk.sent(link, m.Request) == []
+
+
+def test_a_broker_that_answers_no_ping_is_left_for_the_next() -> None:
+    """5 s after the request."""
+    talk = Talk(A, B)
+    ear = talk.submit()
+    talk.up()
+    talk.after(5.2)
+
+    assert [one.rid for one in talk.sent(talk.up(), m.Request)] == [ear.rid]
+
+
+def test_a_slow_stream_is_kept_alive_by_pings() -> None:
+    """Every half interval of this side's silence, for as long as something is outstanding; never when idle."""
+    talk = Talk()
+    ear = talk.submit(stream=True, timeout_s=100)
+    link = talk.up()
+    talk.said(link)
+    talk.hear(link, m.Accepted(ear.rid))
+    pings = 0
+    for _ in range(60):
+        talk.after(1.0)
+        for ping in talk.sent(link, m.Ping):
+            pings += 1
+            talk.hear(link, m.Pong(ping.nonce, 0, 1))
+    assert 20 <= pings <= 24
+    assert link.state is LinkState.UP
+
+    talk.hear(link, partial(ear.rid, 0), final(ear.rid, 1))
+    talk.after(60)
+    assert talk.said(link) == []
+
+
+def test_a_broker_silent_for_the_eviction_time_is_left() -> None:
+    """Only while something is outstanding."""
+    talk = Talk(A, B)
+    link = talk.up()
+    talk.after(100)
+    assert link.state is LinkState.UP
+
+    ear = talk.submit(stream=True)
+    talk.hear(link, m.Accepted(ear.rid))
+    talk.after(9.9)
+    assert link.state is LinkState.UP
+    talk.after(0.5)
+    assert [one.rid for one in talk.sent(talk.up(), m.Request)] == [ear.rid]
+
+
+def test_a_cancelled_request_that_is_never_confirmed_frees_its_place_in_time() -> None:
+    """A lost confirmation must not cost a place for ever."""
+    talk = Talk()
+    first, second = talk.submit(), talk.submit()
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
+    talk.cancel(first)
+    talk.said(link)
+    talk.after(4.0)
+    talk.hear(link)
+    assert talk.sent(link, m.Request) == []
+
+    talk.after(1.5)
+    talk.hear(link)
+    assert [one.rid for one in talk.sent(link, m.Request)] == [second.rid]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", State)
+@pytest.mark.parametrize("goal", State)
+def test_only_the_moves_of_the_table_are_possible(start: State, goal: State) -> None:
+    """An illegal one is a fault of the library, and shows."""
+    talk = Talk()
+    ear = talk.submit()
+    assert ear.call is not None
+    request = Request(ear.call, ear, 0.0)
+    request.state = start
+    if goal in MOVES[start]:
+        request.move(goal)
+        assert request.state is goal
+    else:
+        with pytest.raises(RuntimeError):
+            request.move(goal)
+
+
+def test_too_many_waiting_requests_are_refused_here() -> None:
+    """The line has an end."""
+    talk = Talk()
+    talk.core.book._max_waiting = 3
+    ears = [talk.submit() for _ in range(4)]
+
+    assert isinstance(ears[3].error, RequestError)
+    assert ears[3].error.kind is Kind.QUEUE_FULL
+    assert PARAMS.max_outstanding == 256
