@@ -38,7 +38,6 @@ class BatchLane:
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.kind: Kind = "batch"
         self._engine = engine
         self._out = out
         self._batcher = batcher

@@ -35,7 +35,6 @@ class StreamLane:
     kind: Kind = "stream"
 
     def __init__(self, engine: StreamEngine, out: Outbox, wake: Callable[[], None]) -> None:
-        self.kind: Kind = "stream"
         self._engine = engine
         self._out = out
         self._wake = wake
