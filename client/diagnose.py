@@ -18,16 +18,18 @@ _KEY_WANTED: Final = "the broker there demands a key; pass `--keys DIR` (made by
 _NO_KEY_WANTED: Final = (
     "the broker there uses no keys, but this client does; leave `--keys` out, or give the broker its own"
 )
-_GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+_GREETING_BEGINS: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00"
+"""Signature and version 3.0: enough for the other side to tell everything about itself."""
+_MECHANISM: Final = slice(12, 32)
 _GREETING_S: Final = 0.3
 """ZeroMQ greets within a round trip; an HTTP server never speaks first."""
-_MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 """One side uses CURVE and the other does not."""
 
 
 def of_handshake(event: int, value: int, endpoint: str, *, has_keys: bool) -> Failure | None:
     """Read a monitor event; None when it tells no cause."""
-    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MECHANISM_MISMATCH:
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MISMATCH:
         text = _NO_KEY_WANTED if has_keys else _KEY_WANTED
         return Failure(f"{endpoint}: {text}", is_final=True, not_authorised=True)
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -93,16 +95,19 @@ def _greets_first(plain: socket.socket) -> bool:
 
 
 def _mechanism(plain: socket.socket, timeout_s: float) -> bytes:
-    """Exchange greetings (RFC 23/ZMTP) and return the security mechanism of the other side; empty if it is silent."""
+    """Read the security mechanism of the other side out of its greeting (RFC 23/ZMTP); empty if it is silent.
+
+    Ours is never finished: at a mismatch libzmq hangs up, and its own greeting may be lost on the way.
+    """
     plain.settimeout(timeout_s)
     greeting = b""
     try:
-        plain.sendall(_GREETING)
-        while len(greeting) < len(_GREETING) and (piece := plain.recv(len(_GREETING) - len(greeting))):
+        plain.sendall(_GREETING_BEGINS)
+        while len(greeting) < _MECHANISM.stop and (piece := plain.recv(_MECHANISM.stop - len(greeting))):
             greeting += piece
     except OSError:
         return b""
-    return greeting[12:32].rstrip(b"\0")
+    return greeting[_MECHANISM].rstrip(b"\0")
 
 
 def _of_mechanism(mechanism: bytes, endpoint: str, *, has_keys: bool) -> Failure:
@@ -111,7 +116,7 @@ def _of_mechanism(mechanism: bytes, endpoint: str, *, has_keys: bool) -> Failure
         return Failure(f"{endpoint}: {_KEY_WANTED}", is_final=True, not_authorised=True)
     if mechanism == b"NULL" and has_keys:
         return Failure(f"{endpoint}: {_NO_KEY_WANTED}", is_final=True, not_authorised=True)
-    return Failure(f"{endpoint}: a ZeroMQ program listens there but did not finish the handshake; is it overloaded?")
+    return Failure(f"{endpoint}: a ZeroMQ program listens there but not as a broker, or it is overloaded")
 
 
 def _first_line(plain: socket.socket, timeout_s: float) -> bytes:

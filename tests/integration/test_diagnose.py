@@ -1,0 +1,87 @@
+"""What a look at an endpoint says, when no handshake came about: real sockets."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from zmqrt.client.diagnose import probe
+from zmqrt.protocol import transport
+from zmqrt.protocol.keys import KeyPair
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """A context of its own."""
+    with transport.make_context() as context:
+        yield context
+
+
+def bind(context: zmq.Context[zmq.Socket[bytes]], *, keyed: bool) -> tuple[zmq.Socket[bytes], str]:
+    """Bind what a broker binds for clients."""
+    return transport.bind_frontend(context, "tcp://127.0.0.1:0", keys=KeyPair(*zmq.curve_keypair()) if keyed else None)
+
+
+def test_a_broker_with_keys_is_recognised_every_time(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """The monitor's event for it is a race between its greeting and its hanging up; the look is none."""
+    router, endpoint = bind(context, keyed=True)
+    with router:
+        seen = {probe(endpoint) for _ in range(50)}
+
+    (failure,) = seen
+    assert failure.not_authorised
+    assert failure.is_final
+    assert "demands a key; pass `--keys DIR`" in failure.text
+
+
+def test_a_broker_without_keys_is_recognised_by_a_client_that_has_some(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """It would send in the clear what it expects encrypted."""
+    router, endpoint = bind(context, keyed=False)
+    with router:
+        failure = probe(endpoint, has_keys=True)
+
+    assert failure.not_authorised
+    assert "uses no keys, but this client does" in failure.text
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_where_keys_are_not_the_cause_nothing_is_said_of_them(
+    context: zmq.Context[zmq.Socket[bytes]], *, keyed: bool
+) -> None:
+    """Both sides agree; so it was too slow."""
+    router, endpoint = bind(context, keyed=keyed)
+    with router:
+        failure = probe(endpoint, has_keys=keyed)
+
+    assert not failure.not_authorised
+    assert "overloaded" in failure.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", "is an HTTP server"),
+        (b"-ERR unknown command\r\n", 'it answered "-ERR unknown command"'),
+        (b"", "accepts the connection but says nothing"),
+    ],
+)
+def test_other_servers_are_told_apart(answer: bytes, words: str) -> None:
+    """By what they answer to a line of HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer_once, args=(server, answer))
+        thread.start()
+        failure = probe(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+    assert words in failure.text
+
+
+def _answer_once(server: socket.socket, answer: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(100)
+        connection.sendall(answer)
