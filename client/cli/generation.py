@@ -37,7 +37,11 @@ class Sampling:
 
     def options(self) -> GenerateOptions:
         """Return what was said, as the library's verbs take it; they check it."""
-        said = {name: value for name, value in vars(self).items() if value not in (None, (), False)}
+        # By identity: a temperature of 0 equals False, and is said all the same.
+        unsaid = (None, False)
+        said = {name: value for name, value in vars(self).items() if not any(value is one for one in unsaid)}
+        if not self.stop:
+            del said["stop"]
         return cast("GenerateOptions", said)  # the names above are its names
 
 

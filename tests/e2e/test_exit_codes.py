@@ -1,0 +1,158 @@
+"""How commands end: the code for scripts, the sentence for people. Never a traceback."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from support.cli import Running, zmqrt
+from support.stack import Stack, running
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that is ours and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def web_port() -> Iterator[int]:
+    """A port where a web server listens."""
+    server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Stack]:
+    """A broker and a mock node."""
+    with running() as stack:
+        yield stack
+
+
+def check(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
+    """Compare code and sentence; the sentence is all there is."""
+    assert result.returncode == code, result.stderr
+    assert re.search(words, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["infer", "hi"], ["submit", "--prompt", "hi"], ["status"], ["models"], ["chat"]])
+def test_nobody_there_is_69_within_five_seconds(command: list[str], silent_port: int) -> None:
+    """And the sentence says what to start."""
+    begun = time.monotonic()
+    result = zmqrt(*command, "--broker", f"tcp://127.0.0.1:{silent_port}")
+
+    assert time.monotonic() - begun < 5
+    check(result, 69, rf"nobody listens at tcp://127\.0\.0\.1:{silent_port}.*zmqrt up")
+
+
+def test_a_web_server_in_place_of_a_broker_is_69_within_five_seconds(web_port: int) -> None:
+    """It is recognised."""
+    begun = time.monotonic()
+    result = zmqrt("infer", "--broker", f"tcp://127.0.0.1:{web_port}", "hi")
+
+    assert time.monotonic() - begun < 5
+    check(result, 69, "HTTP")
+
+
+def test_an_answer_is_0_and_alone_on_standard_output(fleet: Stack) -> None:
+    """So that it can be piped on; the prompt may come from a pipe too."""
+    by_argument = zmqrt("infer", "--broker", fleet.clients, "--temperature", "0", "-n", "5", "héllo")
+    by_pipe = zmqrt("infer", "--broker", fleet.clients, "--temperature", "0", "-n", "5", "-", given="héllo\n")
+
+    assert (by_argument.returncode, by_argument.stderr) == (0, "")
+    assert by_argument.stdout == by_pipe.stdout
+    assert by_argument.stdout.strip()
+
+
+def test_streamed_or_whole_it_is_the_same_text(fleet: Stack) -> None:
+    """With a seed."""
+    words = ("infer", "--broker", fleet.clients, "--seed", "3", "-n", "12", "hi")
+
+    assert zmqrt(*words, "--stream").stdout == zmqrt(*words, "--no-stream").stdout
+
+
+def test_chat_answers_each_line(fleet: Stack) -> None:
+    """From a pipe too; orders are obeyed and not sent."""
+    result = zmqrt(
+        "chat", "--broker", fleet.clients, "-n", "4", "-t", "0", given="hi\n/reset\nhi\n/nonsense\n/exit\nno\n"
+    )
+    answers = result.stdout.splitlines()
+
+    assert result.returncode == 0
+    assert len(answers) == 2
+    assert answers[0] == answers[1]
+    assert "forgotten" in result.stderr
+    assert "there is no /nonsense" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--temperature", "3"], "temperature"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--top-p", "0"], "top_p"),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_2(fleet: Stack, words: list[str], sentence: str) -> None:
+    """The field, or the model, is named."""
+    check(zmqrt("infer", "--broker", fleet.clients, *words, "hi"), 2, sentence)
+
+
+def test_out_of_time_is_75(fleet: Stack) -> None:
+    """Trying again may help."""
+    words = ("--timeout", "300ms", "--max-tokens", "3000", "--ignore-eos", "--no-stream")
+    with running(worker=("--engine-opt", "step_ms=200")) as slow:
+        check(zmqrt("infer", "--broker", slow.clients, *words, "hi"), 75, "time")
+
+
+def test_leaving_the_machine_without_keys_is_78() -> None:
+    """For a client, a broker and a bridge."""
+    check(zmqrt("infer", "--broker", "tcp://192.0.2.1:7555", "hi"), 78, "no keys are set")
+    for role, words in (("broker", ["--clients", "tcp://0.0.0.0:0"]), ("bridge_http", ["--host", "0.0.0.0"])):
+        command = [sys.executable, "-m", f"zmqrt.{role}", *words]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        check(result, 78, "reachable from other machines")
+
+
+def test_no_key_where_keys_are_asked_for_is_77(tmp_path: Path) -> None:
+    """Likewise a key of another fleet."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert zmqrt("keygen", str(ours)).returncode == zmqrt("keygen", str(theirs)).returncode == 0
+    with Stack() as stack:
+        stack.broker("--keys", str(ours))
+
+        assert zmqrt("status", "--broker", stack.clients, "--keys", str(ours)).returncode == 0
+        check(zmqrt("infer", "--broker", stack.clients, "hi"), 77, "key")
+        check(zmqrt("infer", "--broker", stack.clients, "--keys", str(theirs), "hi"), 77, "key")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_interrupted_is_130(fleet: Stack) -> None:
+    """And the request is given up: its slot is free again."""
+    words = ("--stream", "--max-tokens", "100000", "--ignore-eos", "--timeout", "1h")
+    with Running("infer", "--broker", fleet.clients, *words, "hi") as asking:
+        asking.until(bool)
+        os.kill(asking.popen.pid, signal.SIGINT)
+
+        assert asking.wait() == 130
+        assert "Traceback" not in "\n".join(asking.lines)
