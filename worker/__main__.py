@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import sys
 from collections.abc import Coroutine
@@ -12,7 +11,7 @@ from ..protocol.logs import configure_logging
 from ..protocol.settings import command
 from .config import WorkerSettings
 from .node import serve
-from .standalone import own_broker
+from .standalone import serve_alone
 
 
 @command(
@@ -22,15 +21,7 @@ def main(settings: WorkerSettings) -> None:
     """Run a node; the exit code says how it ended."""
     configure_logging(settings.log_level, settings.log_format, role="worker")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # prompts are encoded one by one, on our own thread
-    sys.exit(_run(_serve(settings)))
-
-
-async def _serve(settings: WorkerSettings) -> int:
-    if not settings.standalone:
-        return await serve(settings)
-    async with own_broker(settings) as endpoints:
-        settings = dataclasses.replace(settings, broker=(endpoints["workers"],))
-        return await serve(settings, client_endpoint=endpoints["clients"])
+    sys.exit(_run(serve_alone(settings) if settings.standalone else serve(settings)))
 
 
 def _run(node: Coroutine[None, None, int]) -> int:

@@ -62,7 +62,7 @@ class WorkerSettings(CommonSettings):
     )
 
     stall_timeout_s: float = setting(
-        30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=1.0, help="An engine that stands still so long is restarted."
+        30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=0.1, help="An engine that stands still so long is restarted."
     )
     drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs when told to leave.")
 

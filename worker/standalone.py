@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from ..protocol.errors import ZmqrtError
 from .config import WorkerSettings
+from .node import serve
 
 _START_S: Final = 20.0
 _STOP_S: Final = 5.0
@@ -25,9 +27,28 @@ class BrokerFailedError(ZmqrtError):
     """The broker did not start; it has said why on standard error."""
 
 
+async def serve_alone(settings: WorkerSettings) -> int:
+    """Run a node with a broker of its own; without the broker there is no point in going on."""
+    async with _own_broker(settings) as (child, endpoints):
+        settings = dataclasses.replace(settings, broker=(endpoints["workers"],))
+        node = asyncio.create_task(serve(settings, client_endpoint=endpoints["clients"]))
+        end = asyncio.create_task(child.wait())
+        try:
+            await asyncio.wait({node, end}, return_when=asyncio.FIRST_COMPLETED)
+            if not node.done():
+                raise BrokerFailedError(f"the broker of --standalone has ended (exit code {end.result()})")
+            return node.result()
+        finally:
+            for task in (node, end):
+                task.cancel()
+            await asyncio.gather(node, end, return_exceptions=True)
+
+
 @contextlib.asynccontextmanager
-async def own_broker(settings: WorkerSettings) -> AsyncGenerator[dict[str, str], None]:
-    """Run a broker; yield its endpoints by name (`clients`, `workers`)."""
+async def _own_broker(
+    settings: WorkerSettings,
+) -> AsyncGenerator[tuple[asyncio.subprocess.Process, dict[str, str]], None]:
+    """Run a broker; yield it with its endpoints by name (`clients`, `workers`)."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -38,7 +59,7 @@ async def own_broker(settings: WorkerSettings) -> AsyncGenerator[dict[str, str],
         start_new_session=True,  # Ctrl-C is for the worker, which drains first and stops the broker then
     )
     try:
-        yield await _endpoints(child)
+        yield child, await _endpoints(child)
     finally:
         await _stop(child)
 
@@ -69,7 +90,8 @@ async def _endpoints(child: asyncio.subprocess.Process) -> dict[str, str]:
 
 async def _stop(child: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
-        child.send_signal(signal.SIGTERM)
+        if child.returncode is None:
+            child.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(_STOP_S):
                 await child.wait()

@@ -274,7 +274,9 @@ class NodeMachine(RuleBasedStateMachine):
         self.node.check()
         jobs = self.node.core.desk.jobs.values()
         assert len(jobs) <= DEVICES * (SLOTS + BATCH)
+        room = sum(engine.is_up for engine in self.engines) * (SLOTS + BATCH)
         for index, broker in enumerate(self.brokers):
+            assert broker.may_send or not broker.is_up or len(jobs) >= room, "refused, and never told of the free slot"
             held = self.node.core.sessions[index].leases
             live = {lease for lease, job in held.items() if job.state.value != "done"}
             if broker.is_up:

@@ -1,0 +1,85 @@
+"""What a worker's settings mean."""
+
+from pathlib import Path
+
+import pytest
+
+from zmqrt.protocol.errors import ConfigurationError
+from zmqrt.protocol.settings import Surroundings, resolve
+from zmqrt.protocol.settings.sources import Resolved
+from zmqrt.worker.config import WorkerSettings
+
+
+def settings(folder: Path, environ: dict[str, str] | None = None, **flags: object) -> Resolved[WorkerSettings]:
+    """Return the settings that flags and environment make."""
+    around = Surroundings(
+        environ=environ or {}, directory=folder, user_directory=folder, roles={"worker": WorkerSettings}
+    )
+    return resolve(WorkerSettings, flags, surroundings=around)
+
+
+def test_historic_names_still_configure_a_node(tmp_path: Path) -> None:
+    """What used to be an HTTP gateway is a list of broker endpoints now."""
+    environ = {
+        "GATEWAY_URL": "tcp://127.0.0.1:1,tcp://127.0.0.1:2",
+        "NODE_ID": "gpu-7",
+        "NODE_MAX_CAPACITY": "12",
+        "BATCH_MAX_SIZE": "4",
+        "BATCH_MAX_LATENCY_MS": "20",
+        "USE_MOCK_MODEL": "true",
+        "REQUEST_TIMEOUT_SEC": "9",
+    }
+
+    found = settings(tmp_path, environ).settings
+
+    assert found.broker == ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
+    assert (found.node_id, found.node_max_capacity, found.batch_max_size) == ("gpu-7", 12, 4)
+    assert (found.batch_max_latency_ms, found.stall_timeout_s) == (20, 9.0)
+    assert found.engine_name == "mock"
+
+
+def test_max_concurrent_requests_warns_and_changes_nothing(tmp_path: Path) -> None:
+    """It says what took its place."""
+    found = settings(tmp_path, {"MAX_CONCURRENT_REQUESTS": "3"})
+
+    assert "--node-max-capacity" in found.warnings[0]
+    assert found.settings.node_max_capacity == 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "service", "model"),
+    [
+        ({}, "smollm2-135m", "smollm2-135m"),
+        ({"engine": "mock"}, "mock", None),
+        ({"use_mock_model": "true"}, "mock", None),
+        ({"use_mock_model": "true", "model": "toy"}, "toy", None),
+        ({"model": "/models/Llama 3/"}, "Llama-3", "/models/Llama 3/"),
+        ({"model": "hf:org/name"}, "name", "hf:org/name"),
+        ({"model": "C:\\models\\tiny.gguf"}, "tiny", "C:\\models\\tiny.gguf"),
+        ({"model": "a/b", "served_model_name": "chat"}, "chat", "a/b"),
+        ({"engine": "mine.models:make"}, "mine.models", None),
+        ({"engine": "mine.models:make", "model": "x/y"}, "y", "x/y"),
+    ],
+)
+def test_the_service_is_named_after_the_model(
+    tmp_path: Path, flags: dict[str, str], service: str, model: str | None
+) -> None:
+    """The name given, else the last part of the path; always a name that the wire allows."""
+    found = settings(tmp_path, None, **flags).settings
+
+    assert (found.service, found.model_to_load) == (service, model)
+
+
+def test_engine_options_are_pairs(tmp_path: Path) -> None:
+    """The value may hold further equal signs."""
+    found = settings(tmp_path, None, engine_opt="step_ms=5, note=a=b").settings
+
+    assert found.engine_options == {"step_ms": "5", "note": "a=b"}
+    with pytest.raises(ConfigurationError, match="'fast' is not KEY=VALUE"):
+        settings(tmp_path, None, engine_opt="fast")
+
+
+def test_a_worker_without_a_broker_is_refused(tmp_path: Path) -> None:
+    """It would wait for ever."""
+    with pytest.raises(ConfigurationError, match="at least one endpoint"):
+        settings(tmp_path, None, broker="")
