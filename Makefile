@@ -68,7 +68,9 @@ clean: ## remove what tools and builds left behind; the environment stays
 
 # One stamp per thing installed, made again when the file that decides about it changes.
 # (setuptools warns about folders beside an editable install; ours are meant to be there.)
-PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# On a terminal pip shows what it fetches; torch alone takes minutes. A log needs none of it.
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "zmqrt needs Python 3.11 or newer; try PYTHON=python3.12"'

@@ -16,6 +16,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Final
 
+from ..protocol.settings.sources import CACHE_ENV
+
 LOCK_WAIT_S: Final = 1800.0
 """Long enough for the largest download on a slow line; a holder that died has let go long before."""
 _LOCK_POLL_S: Final = 0.1
@@ -27,7 +29,7 @@ class ModelError(Exception):
 
 def cache_dir() -> Path:
     """Return where models are kept: ZMQRT_CACHE, else `zmqrt` in the user's cache folder."""
-    own = os.environ.get("ZMQRT_CACHE")
+    own = os.environ.get(CACHE_ENV)
     if own:
         return Path(own).expanduser()
     if sys.platform == "win32":

@@ -28,6 +28,8 @@ FILE_NAME: Final = "zmqrt.toml"
 CONFIG_ENV: Final = "ZMQRT_CONFIG"
 DEBUG_ENV: Final = "ZMQRT_DEBUG"
 """Not a setting: whether an error that ends a program shows its traceback too."""
+CACHE_ENV: Final = "ZMQRT_CACHE"
+"""Not a setting of one role: where converted models are kept (worker/model_cache.py)."""
 SHARED_TABLE: Final = "all"
 DEFAULT: Final = "default"
 
@@ -192,7 +194,7 @@ def _read_dotenv(path: Path) -> dict[str, str]:
 def _refuse_unknown_variables(variables: Iterable[str], where: str, roles: Roles) -> None:
     """Names with our prefix are ours alone; bare names belong to everyone and are not judged."""
     names = {name for cls in roles.values() for one in settings_of(cls) for name in one.env_names}
-    known = names | {CONFIG_ENV, DEBUG_ENV}
+    known = names | {CONFIG_ENV, DEBUG_ENV, CACHE_ENV}
     for name in variables:
         if name.startswith(PREFIX) and name not in known:
             raise ConfigurationError(f"unknown variable {name} in {where}{_nearest(name, known, PREFIX)}")

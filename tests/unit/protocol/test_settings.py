@@ -251,6 +251,11 @@ def test_what_is_wrong_in_the_environment_is_named(house: House, variable: str, 
     assert house.refusal(**{variable: value}) == message
 
 
+def test_variables_that_are_no_settings_are_not_judged(house: House) -> None:
+    """The folder of models and the switch for tracebacks belong to no role."""
+    assert house.load(ZMQRT_CACHE="x", ZMQRT_DEBUG="1") == house.load()
+
+
 def test_an_unknown_key_in_dotenv_is_named_and_foreign_ones_are_not_judged(house: House) -> None:
     """Names with our prefix are ours; a .env may hold other programs' names."""
     house.dotenv("POSTGRES_USER=me\nZMQRT_PORTS=1\n")
