@@ -1,8 +1,9 @@
 """What a look at an endpoint says, when no handshake came about: real sockets."""
 
+import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import zmq
@@ -23,14 +24,15 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 def bind(context: zmq.Context[zmq.Socket[bytes]], *, keyed: bool) -> tuple[zmq.Socket[bytes], str]:
     """Bind what a broker binds for clients."""
-    return transport.bind_frontend(context, "tcp://127.0.0.1:0", keys=KeyPair(*zmq.curve_keypair()) if keyed else None)
+    keys = KeyPair(*zmq.curve_keypair()) if keyed else None
+    return transport.bind_frontend(context, "tcp://127.0.0.1:0", keys=keys)
 
 
 def test_a_broker_with_keys_is_recognised_every_time(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     """The monitor's event for it is a race between its greeting and its hanging up; the look is none."""
     router, endpoint = bind(context, keyed=True)
     with router:
-        seen = {probe(endpoint) for _ in range(50)}
+        seen = {probe(endpoint, has_keys=False, broke_off=True) for _ in range(50)}
 
     (failure,) = seen
     assert failure.not_authorised
@@ -39,10 +41,10 @@ def test_a_broker_with_keys_is_recognised_every_time(context: zmq.Context[zmq.So
 
 
 def test_a_broker_without_keys_is_recognised_by_a_client_that_has_some(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """It would send in the clear what it expects encrypted."""
+    """It would send in the clear what is expected encrypted."""
     router, endpoint = bind(context, keyed=False)
     with router:
-        failure = probe(endpoint, has_keys=True)
+        failure = probe(endpoint, has_keys=True, broke_off=True)
 
     assert failure.not_authorised
     assert "uses no keys, but this client does" in failure.text
@@ -52,10 +54,10 @@ def test_a_broker_without_keys_is_recognised_by_a_client_that_has_some(context: 
 def test_where_keys_are_not_the_cause_nothing_is_said_of_them(
     context: zmq.Context[zmq.Socket[bytes]], *, keyed: bool
 ) -> None:
-    """Both sides agree; so it was too slow."""
+    """Both sides agree, and the handshake never ended; so it was too slow."""
     router, endpoint = bind(context, keyed=keyed)
     with router:
-        failure = probe(endpoint, has_keys=keyed)
+        failure = probe(endpoint, has_keys=keyed, broke_off=False)
 
     assert not failure.not_authorised
     assert "overloaded" in failure.text
@@ -71,17 +73,27 @@ def test_where_keys_are_not_the_cause_nothing_is_said_of_them(
 )
 def test_other_servers_are_told_apart(answer: bytes, words: str) -> None:
     """By what they answer to a line of HTTP."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=_answer_once, args=(server, answer))
-        thread.start()
-        failure = probe(f"tcp://127.0.0.1:{server.getsockname()[1]}")
-        thread.join()
+    with serving(answer) as port:
+        failure = probe(f"tcp://127.0.0.1:{port}", has_keys=False, broke_off=False)
 
     assert words in failure.text
 
 
-def _answer_once(server: socket.socket, answer: bytes) -> None:
-    connection, _ = server.accept()
-    with connection:
-        connection.recv(100)
-        connection.sendall(answer)
+@contextlib.contextmanager
+def serving(answer: bytes) -> Generator[int]:
+    """Answer each line with the same bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer, args=(server, answer))
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)  # ends accept
+        thread.join()
+
+
+def _answer(server: socket.socket, answer: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                if connection.recv(100):
+                    connection.sendall(answer)
