@@ -47,18 +47,25 @@ class Admission:
         """Take a request, join it to its twin, or refuse it."""
         self._house.counters.requests += 1
         user, rid = session.user, ask.rid
+        if ask.resume_n or rid in user.requests or rid in user.outcomes:
+            self._again(session, ask, now)
+            return
+        service = self._admit_to(session, ask, now)
+        if service is not None:
+            self._begin(session, ask, service, _FROM_THE_BEGINNING, now)
+
+    def _again(self, session: Session, ask: m.Request, now: float) -> None:
+        """Take a request that is known here, or that was begun elsewhere."""
+        user, rid = session.user, ask.rid
         if rid in user.requests and self._twins.join(session, ask, user.requests[rid], now):
             return
         outcome = user.outcomes.get(rid)
         if outcome is not None and self._twins.replay(session, ask, outcome, now):
             return
-        start = _FROM_THE_BEGINNING
-        if outcome is not None or ask.resume_n:
-            found = _find_start(ask, outcome)
-            if type(found) is not Start:
-                self._refuse(session, ask, *found)
-                return
-            start = found
+        start = _find_start(ask, outcome)
+        if type(start) is not Start:
+            self._refuse(session, ask, *start)
+            return
         service = self._admit_to(session, ask, now)
         if service is not None:
             if outcome is not None:
@@ -69,36 +76,39 @@ class Admission:
 
     def _admit_to(self, session: Session, ask: m.Request, now: float) -> Service | None:
         """Return the service that takes the request, or None after a refusal."""
-        house, bounds = self._house, self._house.bounds
-        counters = house.counters
-        if house.is_draining:
-            counters.rejected_draining += 1
+        house = self._house
+        bounds = house.bounds
+        if house.drain_until is not None:
+            house.counters.rejected_draining += 1
             self._refuse(session, ask, Kind.DRAINING, "this broker is leaving; use another one", 1.0)
             return None
         if len(session.readers) >= bounds.outstanding:
-            counters.rejected_queue_full += 1
+            house.counters.rejected_queue_full += 1
             text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
             self._refuse(session, ask, Kind.RATE_LIMITED, text, 0.1)
             return None
-        if ask.flags & m.RESUMABLE and len(ask.ext) >= MAX_EXT_KEYS and "seed" not in ask.ext:
-            counters.rejected_bad += 1
+        if len(ask.ext) >= MAX_EXT_KEYS and ask.flags & m.RESUMABLE and "seed" not in ask.ext:
+            house.counters.rejected_bad += 1
             self._refuse(session, ask, Kind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys")
             return None
         size = OVERHEAD_BYTES + len(ask.body) + len(ask.resume)
-        excess = house.total_held_bytes() + size - bounds.held_bytes
-        if excess > 0:
-            house.outcomes.free(excess)
-            if house.total_held_bytes() + size > bounds.held_bytes:
-                counters.rejected_memory_full += 1
-                text = f"this broker holds {house.total_held_bytes()} bytes, near its bound of {bounds.held_bytes}"
-                self._refuse(session, ask, Kind.MEMORY_FULL, text, 1.0)
-                return None
+        if house.held_bytes + house.outcomes.size_bytes + size > bounds.held_bytes and not self._make_room(size):
+            house.counters.rejected_memory_full += 1
+            text = f"this broker holds {house.held_bytes} bytes, near its bound of {bounds.held_bytes}"
+            self._refuse(session, ask, Kind.MEMORY_FULL, text, 1.0)
+            return None
         service = house.services.get(ask.service)
         if service is None or not service.healthy:
             service = self._absent(session, ask, service, now)
         if service is None or (service.ring.mask and not service.queue.count):
             return service
         return self._admit_to_queue(session, ask, service)
+
+    def _make_room(self, size: int) -> bool:
+        """Drop outcomes in favour of new work; False if that is not enough."""
+        house = self._house
+        house.outcomes.free(house.total_held_bytes() + size - house.bounds.held_bytes)
+        return house.total_held_bytes() + size <= house.bounds.held_bytes
 
     def _admit_to_queue(self, session: Session, ask: m.Request, service: Service) -> Service | None:
         bounds, queue = self._house.bounds, service.queue
@@ -147,20 +157,18 @@ class Admission:
         house, (journal, revision) = self._house, start
         ttl_s = ask.ttl_ms / 1000
         size = OVERHEAD_BYTES + len(ask.body) + (journal.size_bytes if journal is not None else 0)
-        request = Request(
-            ask, session.user, service, session, _ext_of(ask), ttl_s, now + ttl_s, now, size, _end_of(ask, now)
-        )
+        request = Request(ask, session.user, service, session, _ext_of(ask), ttl_s, now + ttl_s, now, size, [])
+        if ask.ext:
+            request.ends_at = _end_of(ask, now)
         if journal is not None:
-            request.journal = journal
-            request.next_n = journal.next_n
-            request.revision = revision
+            request.journal, request.next_n, request.revision = journal, journal.next_n, revision
         house.held_bytes += size
         session.user.requests[ask.rid] = request
-        house.request_timers.set(request, min(request.deadline, request.ends_at))
+        deadline = request.deadline
+        house.request_timers.set(request, min(request.ends_at, deadline))
         self._twins.attach(session, request, ask.resume_n, now)
-        if service.ring.mask and not service.queue.count and revision is None:
-            offer = service.ring.best()
-            assert offer is not None
+        offer = service.ring.best() if revision is None and not service.queue.count else None
+        if offer is not None:
             grant(house, request, offer, now)
         else:
             service.queue.push(request)
@@ -177,7 +185,7 @@ def _ext_of(ask: m.Request) -> m.Ext:
 
 def _end_of(ask: m.Request, now: float) -> float:
     """Return when a stream must be over, whatever its progress (`total_ms` in ext)."""
-    if not ask.ext or not ask.flags & m.STREAM:
+    if not ask.flags & m.STREAM:
         return math.inf
     total_ms = ask.ext.get("total_ms")
     return now + total_ms / 1000 if type(total_ms) is int and total_ms > 0 else math.inf

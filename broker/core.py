@@ -31,7 +31,7 @@ from .desk import Desk
 from .dispatch import Dispatcher
 from .endings import Endings
 from .fleet import Fleet
-from .house import House, Ids, Out, Side, error
+from .house import CLIENTS, WORKERS, House, Ids, Out, Side, error
 from .intake import Intake
 from .invariants import check
 from .liveness import Liveness
@@ -104,7 +104,7 @@ class Broker:
     def handle(self, side: Side, peer: bytes, messages: Sequence[m.Message], now: float, user: str = "") -> None:
         """Act on the messages of one envelope. `user` is the principal of the key it came under."""
         house = self._house
-        if side is Side.WORKERS:
+        if side is WORKERS:
             if house.worker_strikes.is_muted(peer, now):
                 return
             node = house.nodes.get(peer)
@@ -142,7 +142,7 @@ class Broker:
     def peer_gone(self, side: Side, peer: bytes, now: float) -> None:
         """Note that a connection is gone; its routing id will not return."""
         house = self._house
-        if side is Side.WORKERS:
+        if side is WORKERS:
             house.worker_strikes.forget(peer)
             node = house.nodes.get(peer)
             if node is not None:
@@ -159,7 +159,7 @@ class Broker:
         house = self._house
         if why is SendFailure.FULL:
             house.counters.egress_overflows += 1
-        node = house.nodes.get(peer) if side is Side.WORKERS else None
+        node = house.nodes.get(peer) if side is WORKERS else None
         if node is not None:
             for message in reversed(messages):
                 request = node.running.get(message.lease) if isinstance(message, m.Dispatch) else None
@@ -167,7 +167,7 @@ class Broker:
                     self._dispatcher.unsent(request)
             if why is SendFailure.FULL:
                 self._liveness.leave(node, now)
-        session = house.sessions.get(peer) if side is Side.CLIENTS else None
+        session = house.sessions.get(peer) if side is CLIENTS else None
         if session is not None and why is SendFailure.FULL:
             self._desk.bye(session, now, "its client reads nothing")
         if why is SendFailure.UNREACHABLE:
@@ -253,18 +253,18 @@ class Broker:
 
     def is_muted(self, side: Side, peer: bytes, now: float) -> bool:
         """Say whether a peer is ignored for now, so that nothing of it need be decoded."""
-        strikes = self._house.worker_strikes if side is Side.WORKERS else self._house.strikes
+        strikes = self._house.worker_strikes if side is WORKERS else self._house.strikes
         return strikes.is_muted(peer, now)
 
     def is_known(self, side: Side, peer: bytes) -> bool:
         """Say whether a peer has a session."""
-        return peer in (self._house.nodes if side is Side.WORKERS else self._house.sessions)
+        return peer in (self._house.nodes if side is WORKERS else self._house.sessions)
 
     def probe(self, side: Side, peer: bytes) -> None:
         """Send a peer something harmless: if it is gone, the send says so."""
         if not self.is_known(side, peer):
             return
-        if side is Side.CLIENTS:
+        if side is CLIENTS:
             self.out.append((side, peer, m.Pong(0, 0, 0)))
         else:
             node = self._house.nodes[peer]
@@ -290,7 +290,7 @@ class Broker:
         self._registry.forget_service(service, now)
 
     def _complain(self, side: Side, peer: bytes, rid: bytes | None, why: str) -> None:
-        if side is Side.CLIENTS:
+        if side is CLIENTS:
             session = self._house.sessions.get(peer)
             if session is not None and rid in session.readers:
                 rid = None  # that request lives, and an ERROR under its id would be its end
@@ -299,12 +299,12 @@ class Broker:
     def _strike(self, side: Side, peer: bytes, now: float, why: str) -> None:
         house = self._house
         house.counters.strikes += 1
-        strikes = house.worker_strikes if side is Side.WORKERS else house.strikes
+        strikes = house.worker_strikes if side is WORKERS else house.strikes
         if not strikes.add(peer, now):
             return
         house.counters.muted += 1
         text = clip(f"{why}: this session is closed, and ignored for a minute")
-        if side is Side.WORKERS:
+        if side is WORKERS:
             self.out.append((side, peer, m.Dismiss(400, text)))
             node = house.nodes.get(peer)
             if node is not None:

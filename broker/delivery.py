@@ -8,7 +8,7 @@ costs a bounded piece of memory and nobody else's time; one that stays slow is g
 from __future__ import annotations
 
 from ..protocol import messages as m
-from .house import House, Side
+from .house import CLIENTS, House
 from .journal import Journal
 from .requests import Reader, Request
 from .sessions import Session
@@ -32,7 +32,7 @@ class Delivery:
             if reader.is_lagging:
                 if self._is_too_slow(reader):
                     slow.append(reader)
-            elif reader.session.has_room:
+            elif reader.session.sent_bytes < reader.session.send_until:
                 self._send_units(reader, partial, request.revision)
             else:
                 self._lag(reader, request.journal, chunk, now)
@@ -44,8 +44,12 @@ class Delivery:
         reader.request = None
         if not session.is_open:
             self.drop(reader)  # should it come back, the outcome is kept
-        elif not reader.is_lagging and (type(message) is m.Error or session.has_room):
-            self._send_end(reader, message)
+        elif not reader.is_lagging and (session.sent_bytes < session.send_until or type(message) is m.Error):
+            del session.readers[reader.rid]
+            reader.is_heard = True
+            if type(message) is m.Final:
+                session.sent_bytes += len(message.body)
+            self._house.out.append((CLIENTS, session.peer, message))
         else:
             if not reader.is_lagging:
                 self._lag(reader, None, 0, now)
@@ -74,7 +78,7 @@ class Delivery:
     def flush(self, session: Session, now: float) -> None:
         """Send what waits, one chunk of each lagging reader in turn, as far as the window is open."""
         lagging = session.lagging
-        while lagging and session.has_room:
+        while lagging and session.sent_bytes < session.send_until:
             reader, _ = lagging.popitem(last=False)
             if not self._send_next(reader):
                 lagging[reader] = None
@@ -148,12 +152,12 @@ class Delivery:
         if not reader.knows_revision and revision:
             reader.knows_revision = True
             partial = m.Partial(partial.rid, partial.seq, partial.n, partial.body, {"revision": revision})
-        self._house.out.append((Side.CLIENTS, session.peer, partial))
+        self._house.out.append((CLIENTS, session.peer, partial))
 
     def _send_end(self, reader: Reader, message: m.Final | m.Error) -> None:
         session = reader.session
         if type(message) is m.Final:
             session.sent_bytes += len(message.body)
         reader.is_heard = True
-        self._house.out.append((Side.CLIENTS, session.peer, message))
+        self._house.out.append((CLIENTS, session.peer, message))
         self.drop(reader)

@@ -53,6 +53,7 @@ class Desk:
             now,
             bucket(CONTROL_RATE, CONTROL_BURST, now),
             bucket(QUERY_RATE, 2 * QUERY_RATE, now),
+            send_until=window_bytes,
         )
         house.sessions[peer] = session
         house.counters.sessions_opened += 1
@@ -74,17 +75,14 @@ class Desk:
         house.tell_client(session, m.Pong(ping.nonce, queued, healthy))
 
     def window(self, session: Session, window: m.Window, now: float) -> None:
-        """Learn how much was consumed, and send what waited for it. More than was sent is not believed."""
-        consumed = min(window.bytes_consumed, session.sent_bytes)
-        if consumed > session.consumed_bytes:
-            session.consumed_bytes = consumed
-            if session.lagging:
-                self._delivery.flush(session, now)
+        """Learn how much was consumed, and send what waited for it."""
+        if session.consume(window.bytes_consumed) and session.lagging:
+            self._delivery.flush(session, now)
 
     def bye(self, session: Session, now: float, why: str = "its client left") -> None:
         """Close a session; what it waits for is cancelled."""
         house = self._house
-        session.is_open = False
+        session.shut()
         if house.sessions.get(session.peer) is session:
             del house.sessions[session.peer]
         house.session_timers.clear(session)
@@ -96,9 +94,8 @@ class Desk:
         house = self._house
         house.counters.sessions_lost += 1
         del house.sessions[session.peer]
-        session.is_open = False
+        session.shut()
         session.lost_at = now
-        session.shut_at = None
         house.session_timers.set(session, now + house.timing.reattach_grace_s)
 
     def check(self, session: Session, now: float) -> None:

@@ -9,7 +9,9 @@ from .delivery import Delivery
 from .house import House, error
 from .leases import fence, release, settle_and_wake
 from .outcomes import Outcome, fingerprint
-from .requests import TRANSITIONS, Reader, Request, RequestEvent, RequestState
+from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request
+
+_CANCELLED = 499
 
 
 class Endings:
@@ -23,15 +25,19 @@ class Endings:
 
     def end(self, request: Request, message: m.Final | m.Error, now: float) -> None:
         """End a request that holds no lease (any more)."""
-        house = self._house
-        was_queued = request.state is RequestState.QUEUED
-        request.state = TRANSITIONS[request.state][RequestEvent.ENDED]
+        house, rid = self._house, request.ask.rid
+        was_queued = request.state is QUEUED
+        request.state = TRANSITIONS[request.state][OVER]
         if was_queued:
             request.service.queue.discard(request)
         house.request_timers.clear(request)
-        del request.user.requests[request.ask.rid]
+        del request.user.requests[rid]
         house.held_bytes -= request.held_bytes
-        self._keep(request, message, now)
+        if type(message) is m.Final:
+            self._keep(request, message, len(message.body), now)
+        elif type(message) is m.Error and _is_worth_keeping(request, message):
+            # Of a cancelled one there is no answer to give again, only what there is to go on from.
+            self._keep(request, None if message.code == _CANCELLED else message, 0, now)
         for reader in request.readers:
             self._delivery.end(reader, message, now)
         request.readers.clear()
@@ -71,31 +77,20 @@ class Endings:
             self._house.counters.cancelled += 1
             self.fail(request, Kind.CANCELLED, text, now, reason=text[:64])
 
-    def _keep(self, request: Request, message: m.Final | m.Error, now: float) -> None:
-        journal = request.journal if request.is_stream else None
-        kept: m.Final | m.Error | None = message
-        if type(message) is m.Error:
-            if message.retryable:
-                return  # another try must run
-            if message.code == 499:
-                if journal is None or not request.is_resumable or not journal.is_whole:
-                    return
-                kept = None  # only what there is to go on from
+    def _keep(self, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float) -> None:
         ask = request.ask
-        size = OVERHEAD_BYTES + (journal.size_bytes if journal is not None else 0)
-        if type(message) is m.Final:
-            size += len(message.body)
+        is_stream = bool(ask.flags & m.STREAM)
+        journal = request.journal if is_stream else None
+        size = OVERHEAD_BYTES + body_bytes + (journal.size_bytes if journal is not None else 0)
+        digest = fingerprint(ask.body)
+        revision = request.revision
         self._house.outcomes.add(
-            Outcome(
-                user=request.user,
-                rid=ask.rid,
-                service=ask.service,
-                fingerprint=fingerprint(ask.body),
-                is_stream=request.is_stream,
-                message=kept,
-                journal=journal,
-                revision=request.revision,
-                ended_at=now,
-                held_bytes=size,
-            )
+            Outcome(request.user, ask.rid, ask.service, digest, is_stream, message, journal, revision, now, size)
         )
+
+
+def _is_worth_keeping(request: Request, message: m.Error) -> bool:
+    """Say whether an error is final: one that invites another try is not, since that try must run."""
+    if message.code != _CANCELLED:
+        return not message.retryable
+    return request.is_stream and request.is_resumable and request.journal is not None and request.journal.is_whole

@@ -13,6 +13,8 @@ from .registry import Registry
 from .results import Results
 from .workers import Node, NodeState
 
+_EVICTED, _REMOVED = NodeState.EVICTED, NodeState.REMOVED
+
 
 class Fleet:
     """The broker's face to workers."""
@@ -34,12 +36,16 @@ class Fleet:
                 node = self._registry.register(peer, user, message, now)
                 if node is None:
                     return is_calm
-            elif node is None or node.state is NodeState.EVICTED:
+            elif node is None or node.state is _EVICTED:
                 self._send_away(peer, node, message, now)
                 return is_calm
+            elif type(message) is m.WorkerFinal:  # the two that nearly all are come first
+                self._results.final(node, message, now)
+            elif type(message) is m.WorkerPartial:
+                self._results.partial(node, message, now)
             else:
                 is_calm = self._act(node, message, now) and is_calm
-                if node.state is NodeState.REMOVED:
+                if node.state is _REMOVED:
                     return is_calm
         if node is not None:
             self._liveness.heard(node, now)
@@ -48,30 +54,22 @@ class Fleet:
 
     def _act(self, node: Node, message: m.FromWorker, now: float) -> bool:
         match message:
-            case m.WorkerPartial():
-                self._results.partial(node, message, now)
-            case m.WorkerFinal():
-                self._credit(node, message)
-                self._results.final(node, message, now)
             case m.WorkerError():
                 self._results.error(node, message, now)
             case m.Credit():
-                self._credit(node, message)
+                if message.epoch == node.epoch:
+                    node.allow(message.dispatch_limit)
             case m.Heartbeat():
                 if not node.control.take(now):
                     return False
                 self._registry.beat(node, message, now)
             case m.Draining() | m.Leave():
                 self._go(node, message, now)
-            case m.Ready():
+            case m.Ready() | m.WorkerFinal() | m.WorkerPartial():
                 raise AssertionError(message)  # taken care of by the caller
             case _:
                 assert_never(message)
         return True
-
-    def _credit(self, node: Node, message: m.WorkerFinal | m.Credit) -> None:
-        if message.epoch == node.epoch:
-            node.allow(message.dispatch_limit)
 
     def _go(self, node: Node, message: m.Draining | m.Leave, now: float) -> None:
         if message.epoch != node.epoch:

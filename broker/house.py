@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -36,6 +37,11 @@ class Side(enum.Enum):
     CLIENTS = "clients"
     WORKERS = "workers"
 
+
+CLIENTS: Final = Side.CLIENTS
+WORKERS: Final = Side.WORKERS
+# An enum's member costs 80 ns to look up in Python 3.11, ten times as much as a name of the module: where each message
+# passes, the names are used.
 
 Out = tuple[Side, bytes, m.ToClient | m.ToWorker]
 Ids = Callable[[], int]
@@ -117,11 +123,11 @@ class House:
     def tell_client(self, session: Session, message: m.ToClient) -> None:
         """Say something to a client that is still there."""
         if session.is_open:
-            self.out.append((Side.CLIENTS, session.peer, message))
+            self.out.append((CLIENTS, session.peer, message))
 
     def tell_worker(self, node: Node, message: m.ToWorker) -> None:
         """Say something to a node."""
-        self.out.append((Side.WORKERS, node.peer, message))
+        self.out.append((WORKERS, node.peer, message))
 
 
 def error(rid: bytes | None, kind: Kind, text: str, *, retry_after_s: float = 0.0, resume_n: int = 0) -> m.Error:

@@ -58,7 +58,7 @@ def _check_offers(node: Node) -> None:
     for offer in node.offers.values():
         assert offer.running == sum(request.offer is offer for request in node.running.values())
         can_take = node.is_usable and node.dispatched < node.limit and len(node.running) < node.ready.capacity
-        assert (offer in offer.service.ring) == (can_take and offer.running < offer.told.max_inflight)
+        assert (offer in offer.service.ring) == (can_take and offer.running < offer.max_inflight)
         assert offer.service.offers[node] is offer
 
 
@@ -86,6 +86,7 @@ def _check_sessions(house: House, requests: list[Request]) -> None:
         assert reader.request is not None
     for session in house.sessions.values():
         assert session.is_open
+        assert session.send_until == session.consumed_bytes + session.window_bytes
         assert session in house.session_timers
         assert len(session.readers) <= house.bounds.outstanding
         assert (session.shut_at is not None) == bool(session.lagging)

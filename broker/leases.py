@@ -6,11 +6,12 @@ Plain functions over the tables; who gets a lease, and what follows when one is 
 from __future__ import annotations
 
 from ..protocol import messages as m
-from .house import House, Side
+from .house import WORKERS, House
 from .placement import settle, settle_after_dispatch
-from .requests import TRANSITIONS, Request, RequestEvent
+from .requests import DISPATCHED, TRANSITIONS, Request
 from .workers import Node, NodeState, Offer
 
+_NOT_RESUME = ~m.RESUME
 _MOST_FENCED = 4096
 """Cancelled leases remembered per node; beyond it a late result may be answered by a second CANCEL."""
 
@@ -19,7 +20,7 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     """Give a request to a node under a fresh lease."""
     node = offer.node
     lease = house.ids()
-    request.state = TRANSITIONS[request.state][RequestEvent.DISPATCHED]
+    request.state = TRANSITIONS[request.state][DISPATCHED]
     request.offer = offer
     request.lease = lease
     request.dispatched_at = now
@@ -29,7 +30,7 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     offer.running += 1
     request.service.running += 1
     house.counters.dispatches += 1
-    house.out.append((Side.WORKERS, node.peer, _dispatch(house, request, lease, now)))
+    house.out.append((WORKERS, node.peer, _dispatch(house, request, lease, now)))
     settle_after_dispatch(node)
 
 
@@ -70,24 +71,15 @@ def settle_and_wake(house: House, node: Node) -> None:
 
 def _dispatch(house: House, request: Request, lease: int, now: float) -> m.Dispatch:
     ask = request.ask
-    flags = ask.flags & ~m.RESUME
-    resume_n = request.next_n
-    blob = b""
+    flags, resume_n, blob = ask.flags & _NOT_RESUME, request.next_n, b""
     if resume_n and request.journal is not None:
         blob = request.journal.blob()
         flags |= m.RESUME
         house.counters.resumes += 1
-    ttl_ms = max(1, int((min(request.deadline, request.ends_at) - now) * 1000))
+    until = min(request.ends_at, request.deadline)
+    ttl_ms = int((until - now) * 1000)
+    ttl_ms = ttl_ms if ttl_ms > 0 else 1  # its timer is a few milliseconds late at most
+    user = request.user.name
     return m.Dispatch(
-        lease,
-        ask.service,
-        ttl_ms,
-        flags,
-        request.attempts,
-        resume_n,
-        ask.rid,
-        request.user.name,
-        ask.body,
-        blob,
-        request.ext,
+        lease, ask.service, ttl_ms, flags, request.attempts, resume_n, ask.rid, user, ask.body, blob, request.ext
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from .workers import KV_STEPS
+
 if TYPE_CHECKING:
     from .workers import Node, Offer
 
 LOAD_STEPS: Final = 64
-KV_STEPS: Final = 4
 _BITS: Final = tuple(1 << index for index in range(LOAD_STEPS * KV_STEPS))
 
 
@@ -36,6 +37,10 @@ class Ring:
     def put(self, offer: Offer, index: int) -> None:
         """Move an offer to the end of a set; -1 takes it out."""
         old = offer.index
+        if old == index:
+            if old >= 0:
+                self._sets[old].move_to_end(offer)
+            return
         if old >= 0:
             held = self._sets[old]
             del held[offer]
@@ -73,27 +78,25 @@ class Ring:
 
 
 def level(node: Node) -> int:
-    """Return the set in which a node's offers belong."""
-    load = len(node.running) * LOAD_STEPS // (node.capacity or 1)
-    return min(load, LOAD_STEPS - 1) * KV_STEPS + min(node.kv_level * KV_STEPS // 101, KV_STEPS - 1)
-
-
-def can_take(node: Node) -> bool:
-    """Say whether a node may be given one more request."""
-    return node.is_usable and node.dispatched < node.limit and len(node.running) < node.ready.capacity
+    """Return the set in which a node's offers belong; -1 if it may not be given one more request."""
+    running = len(node.running)
+    if not node.is_usable or node.dispatched >= node.limit or running >= node.ready.capacity:
+        return -1
+    load = running * LOAD_STEPS // node.capacity
+    return (load if load < LOAD_STEPS else LOAD_STEPS - 1) * KV_STEPS + node.kv_step
 
 
 def settle(node: Node) -> None:
     """Put all offers of a node where its load says; call it after anything about the node has changed."""
-    index = level(node) if can_take(node) else -1
+    index = level(node)
     for offer in node.offers.values():
-        wanted = index if offer.running < offer.told.max_inflight else -1
+        wanted = index if offer.running < offer.max_inflight else -1
         if wanted != offer.index:
             offer.service.ring.put(offer, wanted)
 
 
 def settle_after_dispatch(node: Node) -> None:
     """Do the same, and put its offers behind the others of their set: the next equal request goes elsewhere."""
-    index = level(node) if can_take(node) else -1
+    index = level(node)
     for offer in node.offers.values():
-        offer.service.ring.put(offer, index if offer.running < offer.told.max_inflight else -1)
+        offer.service.ring.put(offer, index if offer.running < offer.max_inflight else -1)

@@ -13,7 +13,7 @@ from bisect import insort
 from collections import deque
 from typing import Final
 
-from .requests import Request, RequestState
+from .requests import QUEUED, Request
 from .sessions import Session
 
 _SWEEP_FROM: Final = 64
@@ -136,7 +136,7 @@ class ServiceQueue:
         self.size_bytes += len(request.ask.body)
 
     def _take(self, request: Request) -> bool:
-        if request.state is not RequestState.QUEUED:
+        if request.state is not QUEUED:
             self._dead -= 1
             return False
         self.count -= 1
@@ -155,4 +155,4 @@ class ServiceQueue:
 
 
 def _alive(line: deque[Request]) -> list[Request]:
-    return [request for request in line if request.state is RequestState.QUEUED]
+    return [request for request in line if request.state is QUEUED]

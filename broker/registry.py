@@ -70,7 +70,7 @@ class Registry:
             now + every_s,
             every_s,
             bucket(CONTROL_RATE, CONTROL_BURST, now),
-            capacity=ready.capacity,
+            capacity=max(1, ready.capacity),
         )
         self._house.nodes[peer] = node
         self._house.nodes_by_uuid[ready.worker_uuid] = node
@@ -88,7 +88,7 @@ class Registry:
         node.heard_at = now
         node.next_beat = now + node.beat_every
         node.dispatched = node.limit = node.told_limit = 0
-        node.capacity, node.phase, node.beat = ready.capacity, "starting", None
+        node.capacity, node.phase, node.beat = max(1, ready.capacity), "starting", None
         node.is_stalled = False
         node.fenced.clear()
         return self._rebind(node, ready.held, now)
@@ -141,8 +141,8 @@ class Registry:
         service.told = told
         offer = node.offers.get(told.service)
         if offer is None:
-            offer = node.offers[told.service] = service.offers[node] = Offer(node, service, told)
-        offer.told = told
+            offer = node.offers[told.service] = service.offers[node] = Offer(node, service, told, told.max_inflight)
+        offer.told, offer.max_inflight = told, told.max_inflight
 
     def _withdraw(self, offer: Offer, now: float) -> None:
         offer.service.ring.put(offer, -1)

@@ -44,6 +44,12 @@ class RequestEvent(enum.IntEnum):
     ENDED = 3
 
 
+QUEUED: Final = RequestState.QUEUED
+DISPATCHED: Final = RequestEvent.DISPATCHED
+UNITS: Final = RequestEvent.UNITS
+OVER: Final = RequestEvent.ENDED
+"""Names of their own for the members that each message needs: looking one up in its class costs 80 ns."""
+
 TRANSITIONS: Final[dict[RequestState, dict[RequestEvent, RequestState]]] = {
     RequestState.QUEUED: {
         RequestEvent.DISPATCHED: RequestState.LEASED,
@@ -89,9 +95,9 @@ class Request(msgspec.Struct, eq=False):
     deadline: float
     admitted_at: float
     held_bytes: int
+    readers: list[Reader]
     ends_at: float = math.inf
-    state: RequestState = RequestState.QUEUED
-    readers: list[Reader] = msgspec.field(default_factory=list)
+    state: RequestState = QUEUED
     offer: Offer | None = None
     lease: int = 0
     dispatched_at: float = 0.0

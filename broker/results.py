@@ -10,7 +10,7 @@ from .endings import Endings
 from .house import House, error
 from .journal import Journal
 from .leases import fence, release
-from .requests import TRANSITIONS, Request, RequestEvent, RequestState
+from .requests import TRANSITIONS, UNITS, Request, RequestState
 from .workers import Node
 
 
@@ -46,11 +46,13 @@ class Results:
 
     def final(self, node: Node, message: m.WorkerFinal, now: float) -> None:
         """Take the end of a request."""
+        if message.epoch == node.epoch and message.dispatch_limit > node.told_limit:
+            node.allow(message.dispatch_limit)
         request = node.running.get(message.lease)
         if request is None or message.epoch != node.epoch:
             self._late(node, message.lease)
             return
-        if message.total_n != request.next_n and request.is_stream:
+        if message.total_n != request.next_n and request.ask.flags & m.STREAM:
             self._gap(node, request, message.total_n, now)
             return
         release(request)
@@ -83,7 +85,7 @@ class Results:
 
     def _record(self, request: Request, message: m.WorkerPartial, now: float) -> int:
         """Note the progress, keep the units; return the number of the chunk."""
-        request.state = TRANSITIONS[request.state][RequestEvent.UNITS]
+        request.state = TRANSITIONS[request.state][UNITS]
         request.next_n = message.seq + message.n
         request.attempts = request.crashes = 0
         if request.is_stream:

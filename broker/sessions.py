@@ -54,6 +54,7 @@ class Session(msgspec.Struct, eq=False):
     Attributes:
         is_open: Whether anything can be sent to it; a lost one stays a while so that its client can come back.
         window_bytes: How much may be sent and not yet consumed.
+        send_until: How far `sent_bytes` may go before the window is shut; one message may overshoot it.
         lagging: Readers that wait for the window, in turn.
         shut_at: Since when the window has kept them waiting.
     """
@@ -69,6 +70,7 @@ class Session(msgspec.Struct, eq=False):
     queries: Bucket
     readers: dict[bytes, Reader] = msgspec.field(default_factory=dict)
     is_open: bool = True
+    send_until: int = 0
     sent_bytes: int = 0
     consumed_bytes: int = 0
     lagging: OrderedDict[Reader, None] = msgspec.field(default_factory=OrderedDict)
@@ -76,7 +78,17 @@ class Session(msgspec.Struct, eq=False):
     lost_at: float = 0.0
     slot: int = 0
 
-    @property
-    def has_room(self) -> bool:
-        """Whether something may be sent now; one message may overshoot the window."""
-        return self.is_open and self.sent_bytes - self.consumed_bytes < self.window_bytes
+    def consume(self, bytes_consumed: int) -> bool:
+        """Learn how much was read; more than was sent is not believed. False if that is no news."""
+        consumed = min(bytes_consumed, self.sent_bytes)
+        if consumed <= self.consumed_bytes:
+            return False
+        self.consumed_bytes = consumed
+        self.send_until = consumed + self.window_bytes
+        return True
+
+    def shut(self) -> None:
+        """Note that nothing can be sent any more."""
+        self.is_open = False
+        self.send_until = -1
+        self.shut_at = None

@@ -121,7 +121,7 @@ def _service(service: Service, nodes: Iterable[Node]) -> s.ServiceStatus:
         revision=told.revision,
         context=told.context,
         nodes=len(able),
-        capacity=sum(min(node.capacity, node.offers[service.name].told.max_inflight) for node in able),
+        capacity=sum(min(node.capacity, node.offers[service.name].max_inflight) for node in able),
         queued=service.queue.count,
         running=service.running,
     )

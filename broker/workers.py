@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .services import Service
 
 
+KV_STEPS: Final = 4
+
+
 class NodeState(enum.Enum):
     """What a node is good for now."""
 
@@ -85,6 +88,7 @@ class Offer(msgspec.Struct, eq=False):
     node: Node
     service: Service
     told: m.ServiceOffer
+    max_inflight: int
     running: int = 0
     index: int = -1
 
@@ -93,10 +97,11 @@ class Node(msgspec.Struct, eq=False):
     """One worker node.
 
     Attributes:
-        capacity: Requests it takes at once, as far as its engines are up.
+        capacity: Requests it takes at once, as far as its engines are up; at least 1, because load is a share of it.
         dispatched: Requests given since the epoch began.
         limit: How far `dispatched` may go.
         told_limit: The highest limit it ever told; a refusal (429) waits for a higher one.
+        kv_step: How full its KV memory is, in quarters.
         running: Its leases.
         fenced: Leases taken from it and cancelled there, so that each is cancelled once.
         is_usable: Whether it counts as healthy for its services: active, and its models are up.
@@ -114,11 +119,11 @@ class Node(msgspec.Struct, eq=False):
     phase: m.Phase = "starting"
     beat: m.Heartbeat | None = None
     beats_sent: int = 0
-    capacity: int = 0
+    capacity: int = 1
     dispatched: int = 0
     limit: int = 0
     told_limit: int = 0
-    kv_level: int = 0
+    kv_step: int = 0
     is_stalled: bool = False
     is_usable: bool = False
     offers: dict[str, Offer] = msgspec.field(default_factory=dict)
@@ -142,7 +147,8 @@ class Node(msgspec.Struct, eq=False):
         """Take credit: never less than before, never more than the node said it holds."""
         if dispatch_limit > self.told_limit:
             self.told_limit = dispatch_limit
-            self.limit = min(dispatch_limit, self.dispatched + self.ready.capacity)
+            most = self.dispatched + self.ready.capacity
+            self.limit = min(most, dispatch_limit)
 
     def refuse(self) -> None:
         """Note that it had no slot for what it was given: nothing more until it tells a higher limit."""
@@ -153,6 +159,7 @@ class Node(msgspec.Struct, eq=False):
         self.beat = beat
         self.phase = beat.phase
         engines = sum(device.capacity for device in beat.devices)
-        self.capacity = min(self.ready.capacity, engines) if engines else self.ready.capacity
+        self.capacity = max(1, min(self.ready.capacity, engines) if engines else self.ready.capacity)
         if beat.devices:
-            self.kv_level = sum(device.kv_percent for device in beat.devices) // len(beat.devices)
+            kv_percent = sum(device.kv_percent for device in beat.devices) // len(beat.devices)
+            self.kv_step = min(kv_percent * KV_STEPS // 100, KV_STEPS - 1)
