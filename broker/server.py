@@ -15,7 +15,6 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -60,6 +59,7 @@ class Server:
         self._again: asyncio.Handle | None = None
         self.endpoints: dict[str, str] = {}
         try:
+            self._gate = self._open_gate(settings)
             self._bind(settings)
         except BaseException:
             self._close()
@@ -79,12 +79,16 @@ class Server:
         )
         self._done = asyncio.Event()
 
+    def _open_gate(self, settings: BrokerSettings) -> Gate | None:
+        """Begin to answer who may connect, before there is anything to connect to."""
+        if settings.keys is None:
+            return None
+        gate = Gate(self._context, settings.keys)
+        gate.start()
+        return gate
+
     def _bind(self, settings: BrokerSettings) -> None:
-        pair = None
-        if settings.keys is not None:
-            pair = load_server(Path(settings.keys))
-            self._gate = Gate(self._context, Path(settings.keys))
-            self._gate.start()
+        pair = load_server(settings.keys) if settings.keys is not None else None
         try:
             frontend, clients = transport.bind_frontend(self._context, settings.clients, keys=pair)
             self._sockets[Side.CLIENTS] = frontend

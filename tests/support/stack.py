@@ -27,7 +27,7 @@ START_S = 60.0
 """Longest start of a process: generous, since a busy machine is no failure."""
 
 
-def eventually(look: Callable[[], T], *, within_s: float = 30.0, what: str = "the condition") -> T:
+def eventually(look: Callable[[], T | None], *, within_s: float = 30.0, what: str = "the condition") -> T:
     """Ask until the answer is true (an AssertionError counts as no) and return it; fail when time is up."""
     give_up_at = time.monotonic() + within_s
     while True:
@@ -60,7 +60,7 @@ class Process:
     @property
     def endpoints(self) -> dict[str, str]:
         """What its ready line said."""
-        return self.ready["endpoints"]
+        return {str(name): str(endpoint) for name, endpoint in self.ready["endpoints"].items()}
 
     def signal(self, number: int) -> None:
         """Send a signal to this process alone."""
