@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from support.hand_broker import RUN, HandBroker
+from support.node_process import node
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.tasks import Chunk
@@ -25,72 +23,11 @@ from zmqrt.worker.vocabulary import ByteVocabulary
 pytestmark = pytest.mark.integration
 
 
-class NodeProcess:
-    """One `python -m zmqrt.worker`. Its log goes to a file, which a failing test prints."""
-
-    def __init__(self, folder: Path, brokers: list[str], *arguments: str) -> None:
-        self._log = (folder / "node.log").open("w+", encoding="utf-8")
-        command = [sys.executable, "-m", "zmqrt.worker", "--engine", "mock", "--broker", ",".join(brokers)]
-        self.process = subprocess.Popen(
-            [*command, "--log-format", "json", "--node-id", "n1", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            stdin=subprocess.DEVNULL,
-            cwd=folder,
-            text=True,
-        )
-
-    def engine_pids(self) -> list[int]:
-        """Return the processes of its engines."""
-        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
-
-    def wait(self, timeout: float = 10.0) -> int:
-        """Return the exit code; fails instead of hanging."""
-        return self.process.wait(timeout)
-
-    def ready_line(self) -> dict[str, object]:
-        """Return the one line on standard output."""
-        assert self.process.stdout is not None
-        line: dict[str, object] = json.loads(self.process.stdout.readline())
-        return line
-
-    def close(self) -> str:
-        """End it, whatever it does; return its log. No engine may be left behind."""
-        children: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children(recursive=True)
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(5)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        _, alive = psutil.wait_procs(children, timeout=5)
-        assert not alive, f"engine processes outlived their agent: {alive}"
-        self._log.seek(0)
-        text = self._log.read()
-        self._log.close()
-        return text
-
-
 @pytest.fixture
 def broker() -> Iterator[HandBroker]:
     """Play one broker."""
     with HandBroker() as one:
         yield one
-
-
-@contextlib.contextmanager
-def node(folder: Path, brokers: list[HandBroker], *arguments: str) -> Generator[NodeProcess, None, None]:
-    """Run a node for a test."""
-    process = NodeProcess(folder, [one.endpoint for one in brokers], *arguments)
-    try:
-        yield process
-    except BaseException:
-        print(process.close())
-        raise
-    else:
-        log = process.close()
-        assert "Traceback" not in log, log
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +317,7 @@ def test_embeddings_come_from_the_second_service(shared: HandBroker) -> None:
 
 def test_a_model_that_does_not_exist_ends_the_node_with_its_name(tmp_path: Path, broker: HandBroker) -> None:
     """Exit 1 and a sentence; the broker hears of it."""
-    with node(tmp_path, [broker], "--engine", "transformers", "--device", "cpu", "--model", "no-such-model") as process:
+    with node(tmp_path, [broker], "--device", "cpu", "--model", "no-such-model", engine="transformers") as process:
         broker.until(lambda: broker.all(m.Leave))
         code = process.wait()
 
