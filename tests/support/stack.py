@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -182,7 +182,9 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(*, nodes: int = 1, worker: tuple[str, ...] = (), broker: tuple[str, ...] = ()) -> Iterator[Stack]:
+def running(
+    *, nodes: int = 1, worker: tuple[str, ...] = (), broker: tuple[str, ...] = ()
+) -> Generator[Stack, None, None]:
     """Start a broker and some mock nodes, wait until they serve, end them all afterwards."""
     with Stack() as stack:
         stack.broker(*broker)
