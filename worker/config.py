@@ -10,6 +10,7 @@ from ..protocol.tasks import DEFAULT_MAX_TOKENS
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7556"
 DEFAULT_MODEL: Final = "smollm2-135m"
+_MOCK_SLOTS: Final = 32
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
 
 
@@ -92,8 +93,12 @@ class WorkerSettings(CommonSettings):
 
     @property
     def engine_slots(self) -> int:
-        """Slots to ask the engine for: 0 lets it decide; transformers takes a number, so one batch."""
-        return self.slots or (self.batch_max_size if self.engine_name == "transformers" else 0)
+        """Slots to ask the engine for; 0 lets it decide. The mock's two devices hold what the node may take."""
+        if self.slots:
+            return self.slots
+        if self.engine_name == "mock":
+            return max(_MOCK_SLOTS, -(-self.node_max_capacity // 2))
+        return self.batch_max_size if self.engine_name == "transformers" else 0
 
     @property
     def model_to_load(self) -> str | None:

@@ -81,7 +81,10 @@ class WorkerCore:
             return
         if session.is_active:
             session.held_until = now + self._config.held_s
-            self._note("warning", f"lost broker {session.endpoint}: {cause}")
+            self._note("warning", f"lost broker {session.endpoint}: {cause}; trying again")
+        elif cause != session.trouble:
+            session.trouble = cause
+            self._note("warning", f"no session with broker {session.endpoint}: {cause}; trying again and again")
         self.out.append(HangUp(broker))
         session.move(SessionState.DOWN, now + session.backoff.next_delay_s())
 

@@ -64,6 +64,7 @@ class Session:
         "received",
         "refused",
         "state",
+        "trouble",
     )
 
     def __init__(self, broker: int, endpoint: str, backoff: Backoff) -> None:
@@ -89,6 +90,8 @@ class Session:
         """While not ACTIVE: until when its leases are kept."""
         self.is_announced = False
         """Whether the broker knows the services as they are now."""
+        self.trouble = ""
+        """Why there is no session, as last told to the operator: once, and not at every try."""
         self.leases: dict[int, Job] = {}
         """Jobs of this broker, finished ones for a moment as well."""
 
@@ -113,6 +116,7 @@ class Session:
         self.heartbeat_s = max(message.params.heartbeat_ms, 20) / 2000
         self.eviction_s = max(message.params.eviction_ms, 20) / 1000
         self.backoff.reset()
+        self.trouble = ""
         self.move(SessionState.ACTIVE, now + self.eviction_s)
         self.heartbeat_at, self.beaten_at = now, float("-inf")
 

@@ -302,6 +302,20 @@ def test_nothing_is_believed_before_welcome() -> None:
     assert node.core.desk.jobs == {}
 
 
+def test_a_broker_that_cannot_be_reached_is_told_of_once() -> None:
+    """The operator reads why, and reads it again only when the reason changes or a session was lost."""
+    node = Node()
+    for cause in ("nobody listens there", "nobody listens there", "the broker does not know this worker's key"):
+        while node.core.sessions[0].state is SessionState.DOWN:
+            node.wait(0.05)
+        node.core.lost(0, cause, node.now)
+    node.done()
+
+    told = [one.text for one in node.log if isinstance(one, a.Note) and one.level == "warning"]
+    assert [text for text in told if "nobody listens" in text] == [told[0]]
+    assert "this worker's key" in told[-1]
+
+
 @pytest.mark.parametrize("step", ["handshake", "welcome"])
 def test_a_broker_that_does_not_answer_is_tried_again(step: str) -> None:
     """Neither a hanging handshake nor a missing WELCOME holds the node up."""
