@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import Final
+import sys
+from typing import Final, TextIO, cast
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -51,6 +52,7 @@ class Console:
         """Take the bars away."""
         if self._progress is not None:
             self._progress.stop()
+            _log_to_standard_error()
 
     def _is_serving(self) -> bool:
         devices = self._core.fleet.devices.values()
@@ -70,6 +72,7 @@ class Console:
         name = device.info.id
         if name not in self._bars:
             progress.start()
+            _log_to_standard_error()
             self._bars[name] = progress.add_task(name, total=100)
         progress.update(self._bars[name], description=f"{name} {device.phase}", completed=device.percent)
 
@@ -95,3 +98,10 @@ class Console:
         services, devices = ", ".join(one.service for one in fleet.offers()), ", ".join(fleet.devices)
         text = f"zmqrt-worker {self._node_id} is ready: {services} on {devices}, broker {self._endpoints()['broker']}"
         return f"{text}; clients connect to {self._client_endpoint}" if self._client_endpoint is not None else text
+
+
+def _log_to_standard_error() -> None:
+    """Let log handlers write where standard error leads now: while bars are shown, that is above them."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            cast("logging.StreamHandler[TextIO]", handler).setStream(sys.stderr)
