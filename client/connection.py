@@ -49,6 +49,7 @@ class Link:
         "_told_at",
         "_window",
         "asked",
+        "broke_off",
         "endpoint",
         "greeting",
         "greetings",
@@ -81,6 +82,7 @@ class Link:
         self.unacked: dict[bytes, float] = {}  # in the order they were sent, so the first is the oldest
         self.leave_by = INFINITY
         self.greetings = 0
+        self.broke_off = False  # whether the ZMTP handshake was begun and broken off
         self._ghosts: dict[bytes, float] = {}
         self._quiet_since = now
         self._told_at = now

@@ -18,11 +18,13 @@ _KEY_WANTED: Final = "the broker there demands a key; pass `--keys DIR` (made by
 _NO_KEY_WANTED: Final = (
     "the broker there uses no keys, but this client does; leave `--keys` out, or give the broker its own"
 )
-_GREETING_BEGINS: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00"
-"""Signature and version 3.0: enough for the other side to tell everything about itself."""
-_MECHANISM: Final = slice(12, 32)
 _GREETING_S: Final = 0.3
 """ZeroMQ greets within a round trip; an HTTP server never speaks first."""
+_SIGNATURE: Final = b"\xff"
+_GREETING_BEGINS: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00"
+"""ZMTP (RFC 23): signature and version 3.0, enough for the other side to tell everything about itself. Ours is never
+finished: at a mismatch libzmq hangs up, and its own greeting may be lost on the way."""
+_MECHANISM: Final = slice(12, 32)
 _MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 """One side uses CURVE and the other does not."""
 
@@ -30,20 +32,19 @@ _MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 def of_handshake(event: int, value: int, endpoint: str, *, has_keys: bool) -> Failure | None:
     """Read a monitor event; None when it tells no cause."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MISMATCH:
-        text = _NO_KEY_WANTED if has_keys else _KEY_WANTED
-        return Failure(f"{endpoint}: {text}", is_final=True, not_authorised=True)
+        return _of_mismatch(endpoint, has_keys=has_keys)
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         text = (
             f"{endpoint}: the broker does not allow this client's key (answer {value}): it is missing in "
             "`authorized_clients`, or this is the broker's port for workers"
         )
         return Failure(text, is_final=True, not_authorised=True)
-    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and has_keys:
-        text = f"{endpoint}: the encrypted handshake failed; the broker's public key here is probably not its own"
-        return Failure(text, is_final=True, not_authorised=True)
-    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-        return Failure(f"{endpoint}: what answers there does not speak ZeroMQ as a broker does (error {value:#x})")
-    return None
+    return None  # the other side just closed the connection: the first words it says to a stranger tell why
+
+
+def _of_mismatch(endpoint: str, *, has_keys: bool) -> Failure:
+    text = _NO_KEY_WANTED if has_keys else _KEY_WANTED
+    return Failure(f"{endpoint}: {text}", is_final=True, not_authorised=True)
 
 
 def of_version(lowest: int, highest: int, own: int, endpoint: str) -> Failure:
@@ -64,17 +65,20 @@ def of_stranger(endpoint: str) -> Failure:
     return Failure(f"{endpoint}: something there speaks ZeroMQ but not ZRT; is it another program?", is_final=True)
 
 
-def probe(endpoint: str, timeout_s: float = PROBE_S, *, has_keys: bool = False) -> Failure:
-    """Look who answers at an endpoint with which no ZeroMQ handshake came about. Blocks for some `timeout_s`."""
+def probe(endpoint: str, *, has_keys: bool = False, broke_off: bool = False, timeout_s: float = PROBE_S) -> Failure:
+    """Look who answers at an endpoint with which no ZeroMQ handshake came about. Blocks for about `timeout_s`.
+
+    Args:
+        has_keys: Whether this client uses keys.
+        broke_off: The handshake was begun and broken off; else it never ended.
+    """
     scheme, _, address = endpoint.partition("://")
     if scheme != "tcp":
         return Failure(f"nobody listens at {endpoint}{_LISTENING}")
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as plain:
-            if not _greets_first(plain):
-                return _of_answer(_first_line(plain, timeout_s), endpoint)
-            return _of_mechanism(_mechanism(plain, timeout_s), endpoint, has_keys=has_keys)
+            return _look(plain, endpoint, timeout_s, has_keys=has_keys, broke_off=broke_off)
     except socket.gaierror as error:
         return Failure(f"{endpoint}: the name {host} cannot be resolved ({error.strerror})")
     except ConnectionRefusedError:
@@ -85,54 +89,50 @@ def probe(endpoint: str, timeout_s: float = PROBE_S, *, has_keys: bool = False) 
         return Failure(f"{endpoint}: cannot connect ({error.strerror or error})")
 
 
-def _greets_first(plain: socket.socket) -> bool:
-    """Say whether ZeroMQ is there: it sends its signature unasked, where others wait to be spoken to."""
-    plain.settimeout(_GREETING_S)
+def _look(plain: socket.socket, endpoint: str, timeout_s: float, *, has_keys: bool, broke_off: bool) -> Failure:
+    """Wait for a greeting; ask in HTTP if there is none. Never first: libzmq would hang up before it greets."""
+    said = _hear(plain, _GREETING_S)
+    if said.startswith(_SIGNATURE):
+        greeting = said + _say(plain, _GREETING_BEGINS, timeout_s, enough=_MECHANISM.stop - len(said))
+        return _of_zeromq(greeting[_MECHANISM].rstrip(b"\0"), endpoint, has_keys=has_keys, broke_off=broke_off)
+    return _of_answer(said or _say(plain, b"GET / HTTP/1.0\r\n\r\n", timeout_s), endpoint)
+
+
+def _say(plain: socket.socket, words: bytes, timeout_s: float, *, enough: int = 1) -> bytes:
     try:
-        return plain.recv(1, socket.MSG_PEEK) == b"\xff"
-    except TimeoutError:
-        return False
-
-
-def _mechanism(plain: socket.socket, timeout_s: float) -> bytes:
-    """Read the security mechanism of the other side out of its greeting (RFC 23/ZMTP); empty if it is silent.
-
-    Ours is never finished: at a mismatch libzmq hangs up, and its own greeting may be lost on the way.
-    """
-    plain.settimeout(timeout_s)
-    greeting = b""
-    try:
-        plain.sendall(_GREETING_BEGINS)
-        while len(greeting) < _MECHANISM.stop and (piece := plain.recv(_MECHANISM.stop - len(greeting))):
-            greeting += piece
+        plain.sendall(words)
     except OSError:
         return b""
-    return greeting[_MECHANISM].rstrip(b"\0")
+    return _hear(plain, timeout_s, enough=enough)
 
 
-def _of_mechanism(mechanism: bytes, endpoint: str, *, has_keys: bool) -> Failure:
-    # The monitor's event tells of a mismatch only if the other side's greeting was read before it hung up.
-    if mechanism == b"CURVE" and not has_keys:
-        return Failure(f"{endpoint}: {_KEY_WANTED}", is_final=True, not_authorised=True)
-    if mechanism == b"NULL" and has_keys:
-        return Failure(f"{endpoint}: {_NO_KEY_WANTED}", is_final=True, not_authorised=True)
-    return Failure(f"{endpoint}: a ZeroMQ program listens there but not as a broker, or it is overloaded")
-
-
-def _first_line(plain: socket.socket, timeout_s: float) -> bytes:
+def _hear(plain: socket.socket, timeout_s: float, *, enough: int = 1) -> bytes:
+    """Return what comes: `enough` bytes, or all until the other side is silent or hangs up."""
+    said = b""
     plain.settimeout(timeout_s)
     try:
-        plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        return plain.recv(200).splitlines()[0]
-    except (OSError, IndexError):
-        return b""
+        while len(said) < enough and (more := plain.recv(256)):
+            said += more
+    except OSError:
+        pass
+    return said
 
 
-def _of_answer(line: bytes, endpoint: str) -> Failure:
+def _of_zeromq(mechanism: bytes, endpoint: str, *, has_keys: bool, broke_off: bool) -> Failure:
+    if mechanism in (b"NULL", b"CURVE") and (mechanism == b"CURVE") != has_keys:
+        return _of_mismatch(endpoint, has_keys=has_keys)
+    if has_keys and broke_off:
+        text = f"{endpoint}: the encrypted handshake failed; the broker's public key here is probably not its own"
+        return Failure(text, is_final=True, not_authorised=True)
+    return Failure(f"{endpoint}: a ZeroMQ program listens there, but not as a broker, or it is overloaded")
+
+
+def _of_answer(said: bytes, endpoint: str) -> Failure:
+    line = next(iter(said.splitlines()), b"")
     shown = line.decode("ascii", "replace")[:80]
     if line.startswith(b"HTTP/"):
         text = f'{endpoint} is an HTTP server (it answered "{shown}"), not a broker; is it the bridge? Clients use 7555'
         return Failure(text, is_final=True)
-    if line.isascii() and line:
+    if line:
         return Failure(f'{endpoint} is not a broker: it answered "{shown}"', is_final=True)
     return Failure(f"{endpoint}: something accepts the connection but says nothing; it is no broker, or it is frozen")

@@ -128,8 +128,8 @@ class IoLoop:
                     self._poller.unregister(socket)
                     del table[socket]
                 session.close(now)
-            case Diagnose(endpoint):
-                self._diagnose(endpoint)
+            case Diagnose():
+                self._diagnose(action)
 
     def _flush(self, session: SessionSocket, now: float) -> None:
         was_blocked = session.is_blocked
@@ -137,18 +137,17 @@ class IoLoop:
         if session.is_blocked != was_blocked:
             self._poller.modify(session.dealer, _POLLIN | _POLLOUT if session.is_blocked else _POLLIN)
 
-    def _diagnose(self, endpoint: str) -> None:
+    def _diagnose(self, order: Diagnose) -> None:
         """Look at the endpoint from a thread of its own: names and connections may take their time."""
-        if endpoint in self._probing:
-            return
-        self._probing.add(endpoint)
-        threading.Thread(target=self._probe, args=(endpoint,), name="zmqrt-probe", daemon=True).start()
+        if order.endpoint not in self._probing:
+            self._probing.add(order.endpoint)
+            threading.Thread(target=self._probe, args=(order,), name="zmqrt-probe", daemon=True).start()
 
-    def _probe(self, endpoint: str) -> None:
-        failure = diagnose.probe(endpoint, has_keys=self._keys is not None)
+    def _probe(self, order: Diagnose) -> None:
+        failure = diagnose.probe(order.endpoint, has_keys=self._keys is not None, broke_off=order.broke_off)
 
         def report(now: float) -> None:
-            self._probing.discard(endpoint)
-            self._core.explained(endpoint, failure, now)
+            self._probing.discard(order.endpoint)
+            self._core.explained(order.endpoint, failure, now)
 
         self._doorbell.post(report)

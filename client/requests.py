@@ -47,7 +47,7 @@ class State(enum.Enum):
 _ENDS: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 _LIVE: Final = frozenset({State.ACKED, State.STREAMING, State.WAITING, State.RESTING}) | _ENDS
 MOVES: Final[dict[State, frozenset[State]]] = {
-    State.WAITING: frozenset({State.SENT}) | _ENDS,
+    State.WAITING: frozenset({State.SENT, State.RESTING}) | _ENDS,  # resting: there is no model for it yet
     State.SENT: _LIVE,
     State.ACKED: _LIVE | {State.SENT},  # after a gap it is sent anew in the same session
     State.STREAMING: _LIVE | {State.SENT},

@@ -74,6 +74,7 @@ class SessionSocket:
             if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 core.link_ready(self.link, now)
             elif kind & _FAILED:
+                self.link.broke_off = True
                 failure = diagnose.of_handshake(kind, event["value"], self.link.endpoint, has_keys=self._has_keys)
                 core.link_failed(self.link, failure, now)
             elif kind & _OVER:

@@ -46,6 +46,7 @@ class Diagnose:
     """Find out what answers at the endpoint, and report by `explained`."""
 
     endpoint: str
+    broke_off: bool
 
 
 Action = Open | Close | Diagnose
@@ -121,7 +122,7 @@ class Sessions:
             self._opening = None
             self._open_at = now + self._endpoints.failed(link.endpoint, failure)
             if failure is None:
-                self.actions.append(Diagnose(link.endpoint))
+                self.actions.append(Diagnose(link.endpoint, link.broke_off))
         elif link is self.current:
             self._go_down(link, now)
             if failure is not None:

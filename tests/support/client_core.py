@@ -6,10 +6,12 @@ import random
 from dataclasses import dataclass, field
 from typing import TypeVar, Unpack
 
+import msgspec
+
 from zmqrt.client import calls, questions
 from zmqrt.client.asks import Ask
 from zmqrt.client.calls import Call, GenerateOptions
-from zmqrt.client.config import ClientConfig
+from zmqrt.client.config import MAX_WAITING, ClientConfig
 from zmqrt.client.connection import Link
 from zmqrt.client.core import ClientCore
 from zmqrt.client.endpoints import Failure
@@ -24,6 +26,7 @@ A = "tcp://a:1"
 B = "tcp://b:1"
 PARAMS = m.Params(5000, 10_000, 30_000, 100, 16 << 20, 256, 8 << 20)
 REFUSED = Failure("nobody listens at tcp://a:1")
+GONE = Failure("the connection is gone")
 WRONG_KEY = Failure("tcp://a:1: the key is wrong", is_final=True, not_authorised=True)
 
 M = TypeVar("M", bound=m.FromClient)
@@ -88,8 +91,6 @@ def error(rid: bytes | None, code: int, reason: str, *, retry_after_ms: int = 0)
 
 def units_of(blob: bytes) -> list[int]:
     """Read a RESUME blob: the ids of the units that it holds."""
-    import msgspec
-
     bodies = msgspec.msgpack.decode(blob, type=list[bytes])
     return [unit for body in bodies for unit in tasks.decode(body, tasks.Chunk).ids]
 
@@ -97,8 +98,8 @@ def units_of(blob: bytes) -> list[int]:
 class Talk:
     """A core, its clock, and shorthand for what a broker and a socket would tell it."""
 
-    def __init__(self, *endpoints: str, timeout_s: float = 30.0, default_model: str | None = None) -> None:
-        self.config = ClientConfig(endpoints=endpoints or (A,), timeout_s=timeout_s, default_model=default_model)
+    def __init__(self, *endpoints: str, timeout_s: float = 30.0, max_waiting: int = MAX_WAITING) -> None:
+        self.config = ClientConfig(endpoints=endpoints or (A,), timeout_s=timeout_s, max_waiting=max_waiting)
         self.core = ClientCore(self.config, b"u" * 16, random.Random(1))
         self.now = 100.0
         self.defaults = calls.Defaults(timeout_s=timeout_s)
@@ -132,15 +133,13 @@ class Talk:
     def after(self, seconds: float) -> None:
         """Let time pass, stopping at every deadline on the way."""
         end = self.now + seconds
-        for _ in range(100_000):
-            due = self.core.next_deadline()
-            if due > end:
-                break
+        rounds = 0
+        while (due := self.core.next_deadline()) <= end:
+            rounds += 1
+            assert rounds < 100_000, f"the core never rests: due {due}, now {self.now}"
             self.now = max(self.now, due)
             self.core.tick(self.now)
             self.settle()
-        else:
-            raise AssertionError(f"the core never rests: due {due}, now {self.now}")
         self.now = end
 
     def settle(self) -> None:
@@ -173,7 +172,7 @@ class Talk:
         self.hear(link, m.Welcome(name or link.endpoint, epoch, b"session!", params))
         return link
 
-    def lose(self, link: Link, failure: Failure | None = Failure("gone")) -> None:
+    def lose(self, link: Link, failure: Failure | None = GONE) -> None:
         """Cut a connection."""
         self.core.link_failed(link, failure, self.now)
         self.settle()

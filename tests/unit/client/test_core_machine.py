@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.client_core import A, B, REFUSED, Ear, Talk, error, final, partial, units_of
+
+from support.client_core import REFUSED, A, B, Ear, Talk, error, final, partial, units_of
 from zmqrt.client.connection import Link, LinkState
 from zmqrt.client.requests import State
 from zmqrt.client.sessions import Open
@@ -45,7 +46,7 @@ class Machine(RuleBasedStateMachine):
     # --- the application
 
     @rule(stream=st.booleans(), idempotent=st.sampled_from([True, True, True, False]))
-    def submit(self, stream: bool, idempotent: bool) -> None:
+    def submit(self, *, stream: bool, idempotent: bool) -> None:
         """Ask for something."""
         if len(self.ears) < 8:
             self.ears.append(self.talk.submit(stream=stream, idempotent=idempotent, timeout_s=60))
@@ -117,7 +118,7 @@ class Machine(RuleBasedStateMachine):
             self.talk.lose(link)
 
     @rule(which=st.sampled_from([A, B]), comes_back=st.booleans())
-    def kill(self, which: str, comes_back: bool) -> None:
+    def kill(self, which: str, *, comes_back: bool) -> None:
         """Kill a broker; a new one forgets everything."""
         self.brokers[which] = Broker(self.brokers[which].epoch + 1, comes_back)
         for link, _ in self.live_wires():
@@ -131,7 +132,7 @@ class Machine(RuleBasedStateMachine):
             wire.append(m.Goaway("drain", 500))
 
     @rule(link_forgets=st.booleans())
-    def forget_session(self, link_forgets: bool) -> None:
+    def forget_session(self, *, link_forgets: bool) -> None:
         """Let the broker take the client for gone."""
         for _, wire in self.live_wires():
             if link_forgets:
@@ -248,6 +249,9 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestTheCore = Machine.TestCase

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.client_core import A, B, PARAMS, Talk, error, final, partial
+
+from support.client_core import A, B, Talk, error, final, partial
 from zmqrt.client.connection import LinkState
 from zmqrt.client.requests import MOVES, Request, State
 from zmqrt.protocol import messages as m
@@ -427,10 +428,8 @@ def test_only_the_moves_of_the_table_are_possible(start: State, goal: State) -> 
 
 def test_too_many_waiting_requests_are_refused_here() -> None:
     """The line has an end."""
-    talk = Talk()
-    talk.core.book._max_waiting = 3
+    talk = Talk(max_waiting=3)
     ears = [talk.submit() for _ in range(4)]
 
     assert isinstance(ears[3].error, RequestError)
     assert ears[3].error.kind is Kind.QUEUE_FULL
-    assert PARAMS.max_outstanding == 256

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.client_core import A, B, REFUSED, WRONG_KEY, Ear, Talk, error, final, partial, units_of
+
+from support.client_core import REFUSED, WRONG_KEY, A, B, Ear, Talk, error, final, partial, units_of
 from zmqrt.client.connection import LinkState
 from zmqrt.client.endpoints import Failure
 from zmqrt.client.requests import Request
@@ -131,7 +132,7 @@ def test_all_brokers_are_named_when_none_can_be_used() -> None:
 
 
 @pytest.mark.parametrize("greeted", [False, True])
-def test_a_broker_that_does_not_answer_in_two_seconds_is_left_for_the_next(greeted: bool) -> None:
+def test_a_broker_that_does_not_answer_in_two_seconds_is_left_for_the_next(*, greeted: bool) -> None:
     """Neither the handshake nor WELCOME may take longer."""
     talk = Talk(A, B)
     talk.submit()
