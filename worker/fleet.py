@@ -69,8 +69,8 @@ class Device:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests may run here."""
-        return self.phase == "ready"
+        """Whether requests may run here. The phase alone would not do: a factory may call itself ready too soon."""
+        return self.phase == "ready" and bool(self.lanes)
 
     def loop_age_s(self, now: float) -> float:
         """How long the engine's loop has not shown itself; an engine that is loading has none."""

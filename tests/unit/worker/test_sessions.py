@@ -74,6 +74,21 @@ def test_progress_is_told_when_it_is_news() -> None:
     assert beat.phase == "warming"
 
 
+def test_a_factory_that_calls_itself_ready_is_not_believed() -> None:
+    """The services are told when the engine says which it has; before, there are none to tell of."""
+    node = Node()
+    node.register()
+    node.wait(0.25)
+    too_soon = node.engine(ipc.Loading("ready", 100, 0.1))
+    node.wait(0.25)
+    loaded = [*node.load(slots=2), *node.wait(0.25)]
+
+    assert not any(one.max_inflight for beat in sent(too_soon, m.Heartbeat) for one in beat.services or [])
+    assert [beat.services for beat in sent(loaded, m.Heartbeat)] == [
+        [m.ServiceOffer(SERVICE, 2, "generate", "toy", "r1", 64)]
+    ]
+
+
 def test_hasty_progress_is_told_in_few_heartbeats() -> None:
     """A broker counts a flood as a strike; the last word is told all the same."""
     node = Node(devices=8)
