@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind
-from ..protocol.limits import MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
+from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
 from .absence import wait_until, why_absent
 from .bounds import OVERHEAD_BYTES
 from .house import House, error
@@ -32,25 +32,40 @@ class Start(NamedTuple):
 
 
 _FROM_THE_BEGINNING = Start(None, None)
+_SEED_FLAGS = m.RESUMABLE | m.SEEDED
 
 
 class Admission:
     """Takes requests in."""
 
-    __slots__ = ("_house", "_twins")
+    __slots__ = ("_ample_bytes", "_house", "_most_outstanding", "_twins")
 
     def __init__(self, house: House, twins: Twins) -> None:
         self._house = house
         self._twins = twins
+        self._most_outstanding = house.bounds.outstanding
+        self._ample_bytes = house.bounds.held_bytes - MAX_ENVELOPE_BYTES - OVERHEAD_BYTES
+        """While less than this is held, there is room for any request."""
 
     def request(self, session: Session, ask: m.Request, now: float) -> None:
         """Take a request, join it to its twin, or refuse it."""
-        self._house.counters.requests += 1
-        user, rid = session.user, ask.rid
+        house, user, rid = self._house, session.user, ask.rid
+        house.counters.requests += 1
         if ask.resume_n or rid in user.requests or rid in user.outcomes:
             self._again(session, ask, now)
             return
-        service = self._admit_to(session, ask, now)
+        service: Service | None = house.services.get(ask.service)
+        is_easy = (
+            service is not None
+            and service.ring.mask
+            and not service.queue.count
+            and not ask.ext
+            and house.drain_until is None
+            and len(session.readers) < self._most_outstanding
+            and house.held_bytes + house.outcomes.size_bytes < self._ample_bytes
+        )
+        if not is_easy:  # look closely
+            service = self._admit_to(session, ask, now)
         if service is not None:
             self._begin(session, ask, service, _FROM_THE_BEGINNING, now)
 
@@ -154,31 +169,40 @@ class Admission:
         start: Start,
         now: float,
     ) -> None:
-        house, (journal, revision) = self._house, start
-        ttl_s = ask.ttl_ms / 1000
-        size = OVERHEAD_BYTES + len(ask.body) + (journal.size_bytes if journal is not None else 0)
-        request = Request(ask, session.user, service, session, _ext_of(ask), ttl_s, now + ttl_s, now, size, [])
+        house, ttl_s = self._house, ask.ttl_ms / 1000
+        ext = ask.ext if ask.flags & _SEED_FLAGS != m.RESUMABLE else _with_seed(ask)
+        size = OVERHEAD_BYTES + len(ask.body)
+        deadline = now + ttl_s
+        request = Request(ask, session.user, service, session, ext, ttl_s, deadline, now, size, [])
         if ask.ext:
             request.ends_at = _end_of(ask, now)
-        if journal is not None:
-            request.journal, request.next_n, request.revision = journal, journal.next_n, revision
+            deadline = min(deadline, request.ends_at)
+        if start is not _FROM_THE_BEGINNING:
+            size += _go_on(request, start)
         house.held_bytes += size
         session.user.requests[ask.rid] = request
-        deadline = request.deadline
-        house.request_timers.set(request, min(request.ends_at, deadline))
+        house.request_timers.set(request, deadline)
         self._twins.attach(session, request, ask.resume_n, now)
-        offer = service.ring.best() if revision is None and not service.queue.count else None
-        if offer is not None:
-            grant(house, request, offer, now)
+        ring = service.ring
+        if ring.mask and not service.queue.count and request.revision is None:
+            grant(house, request, ring.best(), now)
         else:
             service.queue.push(request)
             house.dirty[service] = None
 
 
-def _ext_of(ask: m.Request) -> m.Ext:
-    """Return what travels with the request: a resumable one needs a seed, the same at every broker."""
-    if ask.flags & (m.RESUMABLE | m.SEEDED) != m.RESUMABLE:
-        return ask.ext
+def _go_on(request: Request, start: Start) -> int:
+    """Begin after the units that are there; return their size."""
+    request.journal, request.revision = start
+    if request.journal is None:
+        return 0
+    request.next_n = request.journal.next_n
+    request.held_bytes += request.journal.size_bytes
+    return request.journal.size_bytes
+
+
+def _with_seed(ask: m.Request) -> m.Ext:
+    """Return ext with a seed, the same at every broker: a resumable request needs one."""
     seed = int.from_bytes(hashlib.sha256(ask.rid).digest()[:8], "big") & MAX_INT
     return {**ask.ext, "seed": seed}
 

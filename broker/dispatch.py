@@ -13,6 +13,7 @@ from .house import House
 from .leases import grant, release
 from .requests import TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
+from .workers import Offer
 
 
 class Dispatcher:
@@ -39,8 +40,10 @@ class Dispatcher:
             request = queue.pop()
             if request is None:
                 return
-            offer = ring.best() if request.last_node is None else None
-            if request.revision is not None or offer is None:
+            offer: Offer | None
+            if request.last_node is None and request.revision is None:
+                offer = ring.best()
+            else:
                 offer = ring.best_for(request.last_node, request.revision)
             if offer is None:
                 self._strand(request, now)

@@ -37,6 +37,8 @@ class Side(enum.Enum):
     CLIENTS = "clients"
     WORKERS = "workers"
 
+    __hash__ = object.__hash__  # that of Enum runs in Python, at each look-up
+
 
 CLIENTS: Final = Side.CLIENTS
 WORKERS: Final = Side.WORKERS

@@ -51,11 +51,9 @@ class Ring:
             self._sets[index][offer] = None
             self.mask |= _BITS[index]
 
-    def best(self) -> Offer | None:
-        """Return the least loaded offer."""
+    def best(self) -> Offer:
+        """Return the least loaded offer; only while `mask` is not 0."""
         mask = self.mask
-        if not mask:
-            return None
         return next(iter(self._sets[(mask & -mask).bit_length() - 1]))
 
     def best_for(self, avoid: Node | None, revision: str | None) -> Offer | None:

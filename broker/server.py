@@ -9,37 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import itertools
 import logging
+import math
 import secrets
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from ..protocol import codec, transport
 from ..protocol import messages as m
-from ..protocol.codec import Codec
 from ..protocol.errors import ProtocolError, ZmqrtError
 from ..protocol.keys import load_server
-from ..protocol.limits import MAX_INT
 from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, Side
-from .egress import Egress, Peer
+from .egress import Failed
+from .garbage import GarbageCollection
+from .ports import Port
 
 _MAX_MESSAGES: Final = 2048
-"""Messages of one side in one pass …"""
+"""Messages of one side in one round …"""
 _MAX_PASS_S: Final = 0.002
 """… or this long: what comes in the meantime waits no longer than a few of these."""
 _WATCHDOG_S: Final = 0.1
 """A look at the sockets by the clock, in case a wake-up was lost all the same."""
 _FAREWELL_S: Final = 2.0
-_GC_THRESHOLDS: Final = (50_000, 20, 50)
-"""In-flight requests are many small objects that live for seconds: the default would walk over them all the time."""
+_LINGER_MS: Final = 250
 log = logging.getLogger(__name__)
 
 
@@ -53,10 +52,7 @@ class Server:
             transport.check_exposure(endpoint, has_keys=has_keys, insecure=settings.insecure)
         self._context = transport.make_context(io_threads=settings.io_threads)
         self._gate: Gate | None = None
-        self._sockets: dict[Side, zmq.Socket[bytes]] = {}
-        self._monitors: dict[Side, zmq.Socket[bytes]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._again: asyncio.Handle | None = None
+        self._ports: list[Port] = []
         self.endpoints: dict[str, str] = {}
         try:
             self._gate = self._open_gate(settings)
@@ -64,20 +60,24 @@ class Server:
         except BaseException:
             self._close()
             raise
-        self._codecs: dict[Side, Codec[Any]] = {Side.WORKERS: codec.FROM_WORKER, Side.CLIENTS: codec.FROM_CLIENT}
-        self._egress = Egress(self._sockets)
-        self._peers_of: dict[Side, dict[int, set[bytes]]] = {side: {} for side in Side}
-        self._fd_of: dict[Side, dict[bytes, int]] = {side: {} for side in Side}
+        # A counter from a random start: fresh in this process, and not those of the process before it.
+        ids = itertools.count(secrets.randbits(62))
         self._core = Broker(
             settings.timing,
             settings.bounds,
-            lambda: secrets.randbits(63),
+            ids.__next__,
             broker_id=settings.name,
-            broker_epoch=secrets.randbits(62) & MAX_INT,
+            broker_epoch=secrets.randbits(62),
             now=time.monotonic(),
             is_admin=self._gate.is_admin if self._gate is not None else lambda _: True,
         )
+        self._garbage = GarbageCollection()
         self._done = asyncio.Event()
+        self._due = -math.inf
+        self._wake_at = math.inf
+        self._wake: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._again: asyncio.Handle | None = None
 
     def _open_gate(self, settings: BrokerSettings) -> Gate | None:
         """Begin to answer who may connect, before there is anything to connect to."""
@@ -89,19 +89,19 @@ class Server:
 
     def _bind(self, settings: BrokerSettings) -> None:
         pair = load_server(settings.keys) if settings.keys is not None else None
+        with_user = pair is not None
         try:
-            frontend, clients = transport.bind_frontend(self._context, settings.clients, keys=pair)
-            self._sockets[Side.CLIENTS] = frontend
             backend, workers = transport.bind_backend(
                 self._context, settings.workers, timing=settings.timing, keys=pair
             )
-            self._sockets[Side.WORKERS] = backend
+            self._ports.append(Port(Side.WORKERS, backend, codec.FROM_WORKER, with_user=with_user))
+            frontend, clients = transport.bind_frontend(self._context, settings.clients, keys=pair)
+            self._ports.append(Port(Side.CLIENTS, frontend, codec.FROM_CLIENT, with_user=with_user))
         except OSError as error:
             if isinstance(error, zmq.ZMQError):
                 raise
             raise ZmqrtError(f"{error.strerror}; choose another with --clients or --workers") from None
         self.endpoints = {"clients": clients, "workers": workers}
-        self._monitors = {side: transport.monitor_disconnections(one) for side, one in self._sockets.items()}
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -111,17 +111,19 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, self._asked_to_leave)
-        watched = [*self._sockets.values(), *self._monitors.values()]
-        for one in watched:
-            loop.add_reader(transport.descriptor(one), self._pass)
-        _tame_garbage_collector()
+        watched: list[int] = []
+        for port in self._ports:
+            for descriptor, react in zip(port.descriptors(), (self._pass, self._look_after_broken), strict=True):
+                loop.add_reader(descriptor, react)
+                watched.append(descriptor)
+        self._garbage.begin()
         ready()
-        self._pass()
+        self._watch()
         try:
             await self._done.wait()
         finally:
-            for one in watched:
-                loop.remove_reader(transport.descriptor(one))
+            for descriptor in watched:
+                loop.remove_reader(descriptor)
             await self._say_goodbye()
             self._close()
 
@@ -136,81 +138,107 @@ class Server:
 
     async def _say_goodbye(self) -> None:
         """Tell the workers, and give what is on its way a moment to leave."""
-        now = time.monotonic()
-        self._core.close()
-        self._flush(now)
-        give_up_at = now + _FAREWELL_S
-        while self._egress.next_retry() < give_up_at and time.monotonic() < give_up_at:
-            await asyncio.sleep(max(0.0, self._egress.next_retry() - time.monotonic()))
-            self._egress.retry(time.monotonic())
-
-    def _close(self) -> None:
-        for handle in (self._timer, self._again):
+        for handle in (self._wake, self._watchdog, self._again):
             if handle is not None:
                 handle.cancel()
-        for side, monitor in self._monitors.items():
-            self._sockets[side].disable_monitor()
-            monitor.close(0)
-        for one in self._sockets.values():
-            one.close(250)
+        self._core.close()
+        self._flush(time.monotonic())
+        give_up_at = time.monotonic() + _FAREWELL_S
+        while (retry_at := min(port.egress.next_retry for port in self._ports)) < give_up_at:
+            await asyncio.sleep(max(0.0, retry_at - time.monotonic()))
+            for port in self._ports:
+                port.egress.retry(time.monotonic())
+
+    def _close(self) -> None:
+        for port in self._ports:
+            port.close(_LINGER_MS)
         if self._gate is not None:
             self._gate.close()
         self._context.term()
 
-    # --- one pass ----------------------------------------------------------------------------------------------------
+    # --- when to look ------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look by the clock, too: broken connections, sockets, deadlines."""
+        self._watchdog = asyncio.get_running_loop().call_later(_WATCHDOG_S, self._watch)
+        self._look_after_broken()
+        self._garbage.tick(time.monotonic())
+
+    def _pass_again(self) -> None:
+        self._again = None
+        self._pass()
+
+    def _wake_up(self) -> None:
+        self._wake_at = math.inf
+        self._pass()
 
     def _pass(self) -> None:
+        """Do what there is to do, and see to it that the next pass comes."""
         if self._done.is_set():
             return
-        now = time.monotonic()
-        is_left = self._drain(Side.WORKERS, now)
-        is_left |= self._drain(Side.CLIENTS, now)
-        self._read_monitors()
-        now = time.monotonic()
-        if self._core.next_deadline() <= now:
-            self._core.tick(now)
-        self._flush(now)
-        if self._core.is_draining and self._core.is_drained and self._egress.next_retry() == float("inf"):
-            self._done.set()
-            return
-        self._arrange(is_left, now)
-
-    def _arrange(self, is_left: bool, now: float) -> None:  # noqa: FBT001
-        """See to it that the next pass comes: now if something is left to read, else when something is due."""
+        is_left = False
+        try:
+            is_left = self._work()
+        except Exception:
+            # A bug of ours: the watchdog brings the next pass, so that it cannot spin.
+            self._core.counters.internal_errors += 1
+            log.exception("a pass failed")
         loop = asyncio.get_running_loop()
-        for handle in (self._timer, self._again):
-            if handle is not None:
-                handle.cancel()
-        if is_left or any(transport.has_input(one) for one in (*self._sockets.values(), *self._monitors.values())):
-            self._again = loop.call_soon(self._pass)
-            return
-        due = min(self._core.next_deadline(), self._egress.next_retry(), now + _WATCHDOG_S)
-        self._timer = loop.call_later(max(0.0, due - now), self._pass)
+        if is_left:
+            self._again = self._again or loop.call_soon(self._pass_again)
+        elif self._due < self._wake_at:
+            if self._wake is not None:
+                self._wake.cancel()
+            self._wake_at = self._due
+            self._wake = loop.call_later(max(0.0, self._due - time.monotonic()), self._wake_up)
+        if self._core.is_draining and self._core.is_drained and self._due_to_send() == math.inf:
+            self._done.set()
 
-    def _drain(self, side: Side, now: float) -> bool:
-        """Read one side up to the budget; True if it was used up."""
-        socket, left = self._sockets[side], _MAX_MESSAGES
-        stop_at = now + _MAX_PASS_S
-        with_user = self._gate is not None
-        while left > 0:
-            received = transport.receive_routed(socket, with_user=with_user)
-            if received is None:
+    # --- one pass ----------------------------------------------------------------------------------------------------
+
+    def _work(self) -> bool:
+        """Read, decide and send until nothing is left or the time of a pass is up; True if something is left."""
+        core, ports = self._core, self._ports
+        stop_at = time.monotonic() + _MAX_PASS_S
+        while True:
+            begin = now = time.monotonic()
+            for port in ports:
+                if port.has_input():
+                    now = self._read(port, now)
+            if now >= self._due:
+                core.tick(now)
+                self._retry(now)
+            elif now == begin and not core.out:
+                return False  # half of all wake-ups are about libzmq's own affairs
+            self._flush(now)
+            self._due = min(core.next_deadline(), self._due_to_send())
+            if not (ports[0].has_input() or ports[1].has_input()):
                 return False
-            peer, user, fd, frames = received
-            now = time.monotonic()
-            left -= self._take(side, peer, user, frames, now)
-            self._note_descriptor(side, peer, fd)
-            if now >= stop_at:
+            if time.monotonic() >= stop_at:
                 return True
-        return True
 
-    def _take(self, side: Side, peer: bytes, user: str, frames: list[transport.Frame], now: float) -> int:
+    def _read(self, port: Port, now: float) -> float:
+        """Read one side up to the budget; return the time it is then."""
+        left, stop_at = _MAX_MESSAGES, now + _MAX_PASS_S
+        while True:
+            received = port.receive()
+            if received is None:
+                return now
+            peer, user, fd, frames = received
+            left -= self._take(port, peer, user, frames, now)
+            if not port.is_noted(peer, fd) and self._core.is_known(port.side, peer):
+                port.note(peer, fd)
+            now = time.monotonic()
+            if left <= 0 or now >= stop_at or not port.has_input():
+                return now
+
+    def _take(self, port: Port, peer: bytes, user: str, frames: list[transport.Frame], now: float) -> int:
         """Give one envelope to the core; return what it counts for in the budget."""
-        core = self._core
+        core, side = self._core, port.side
         if not frames or not len(frames[0]) or core.is_muted(side, peer, now):
             return 1
         try:
-            unpacked = self._codecs[side].unpack(frames)
+            unpacked = port.codec.unpack(frames)
         except ProtocolError as error:
             core.bad_input(side, peer, error, now)
             return 1
@@ -222,56 +250,59 @@ class Server:
             log.exception("a message of %s from %s could not be handled", peer.hex(), side.value)
         if unpacked.bad:
             core.bad_input(side, peer, unpacked.bad, now)
-        return len(unpacked.messages) + len(unpacked.bad)
+        return 1 + len(unpacked.messages)
 
     def _flush(self, now: float) -> None:
         """Send what the core has to say: one envelope per peer and pass. What cannot be sent is given back to it."""
         core = self._core
-        for peer, failure, unsent in self._egress.retry(now):
-            core.send_failed(*peer, unsent, failure, now)
-        core.counters.egress_retries = self._egress.retries
-        while core.out or core.version_answers:
-            for side, address in core.version_answers:
-                with contextlib.suppress(zmq.ZMQError):  # a courtesy to a stranger
-                    transport.send_routed(self._sockets[side], address, codec.pack_version_answer())
-            core.version_answers.clear()
-            for peer, messages in _by_peer(core):
-                why = self._egress.send(peer, messages, now)
-                if why is not None:
-                    core.send_failed(*peer, [*self._egress.forget(peer), *messages], why, now)
+        while core.out:
+            workers: dict[bytes, list[m.Message]] = {}
+            clients: dict[bytes, list[m.Message]] = {}
+            taken = core.out[:]
+            core.out.clear()
+            for side, peer, message in taken:
+                boxes = workers if side is _WORKERS else clients
+                box = boxes.get(peer)
+                if box is None:
+                    boxes[peer] = [message]
+                else:
+                    box.append(message)
+            for port, boxes in zip(self._ports, (workers, clients), strict=True):
+                for peer, messages in boxes.items():
+                    failed = port.egress.send(peer, messages, now)
+                    if failed is not None:
+                        self._give_back(port, failed, now)
+        if core.version_answers:
+            self._answer_versions()
 
-    # --- who is still there ------------------------------------------------------------------------------------------
+    def _answer_versions(self) -> None:
+        for side, peer in self._core.version_answers:
+            self._ports[side is not _WORKERS].egress.send_raw(peer, codec.pack_version_answer())
+        self._core.version_answers.clear()
 
-    def _note_descriptor(self, side: Side, peer: bytes, fd: int) -> None:
-        if self._fd_of[side].get(peer) == fd or not self._core.is_known(side, peer):
-            return
-        self._fd_of[side][peer] = fd
-        self._peers_of[side].setdefault(fd, set()).add(peer)
+    def _retry(self, now: float) -> None:
+        for port in self._ports:
+            for failed in port.egress.retry(now):
+                self._give_back(port, failed, now)
+        self._core.counters.egress_retries = sum(port.egress.retries for port in self._ports)
 
-    def _read_monitors(self) -> None:
-        """Ask the sessions of a descriptor that was closed whether they are still there; a send will tell."""
-        for side, monitor in self._monitors.items():
-            while transport.has_input(monitor):
-                fd = int(parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["value"])
-                for peer in self._peers_of[side].pop(fd, ()):
-                    self._fd_of[side].pop(peer, None)
-                    self._core.probe(side, peer)
+    def _due_to_send(self) -> float:
+        workers, clients = self._ports
+        return min(workers.egress.next_retry, clients.egress.next_retry)
 
+    def _give_back(self, port: Port, failed: Failed, now: float) -> None:
+        peer, why, messages = failed
+        port.forget(peer)
+        self._core.send_failed(port.side, peer, messages, why, now)
 
-def _by_peer(core: Broker) -> list[tuple[Peer, list[m.Message]]]:
-    """Take the core's messages, put together by peer, in order."""
-    taken = core.out[:]
-    core.out.clear()
-    if len(taken) == 1:
-        side, peer, message = taken[0]
-        return [((side, peer), [message])]
-    grouped: dict[Peer, list[m.Message]] = {}
-    for side, peer, message in taken:
-        grouped.setdefault((side, peer), []).append(message)
-    return list(grouped.items())
+    def _look_after_broken(self) -> None:
+        """Ask whoever may be gone, after reading what they have left behind; a send will tell."""
+        self._pass()
+        for port in self._ports:
+            for peer in port.broken():
+                self._core.probe(port.side, peer)
+        if self._core.out:
+            self._pass()
 
 
-def _tame_garbage_collector() -> None:
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+_WORKERS: Final = Side.WORKERS

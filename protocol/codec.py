@@ -64,11 +64,23 @@ def pack(messages: Sequence[m.Message]) -> list[Frames]:
     Raises:
         ProtocolError: one body is larger than a frame may be; check before you accept it.
     """
-    if len(messages) <= MAX_MESSAGES:
-        header = _encoder.encode(messages)
-        if len(header) < INLINE_BODY_BYTES:  # then no body can be large: no need to look at each
-            return [[PREFIX + header]]
+    if len(messages) > MAX_MESSAGES:
+        starts = range(0, len(messages), MAX_MESSAGES)
+        return [frames for start in starts for frames in pack(messages[start : start + MAX_MESSAGES])]
+    header = _encoder.encode(messages)
+    if len(header) < INLINE_BODY_BYTES:  # then no body can be large: no need to look at each
+        return [[PREFIX + header]]
+    if len(header) <= MAX_HEADER_BYTES and not any(map(_has_large_body, messages)):
+        return [[PREFIX + header]]
     return _pack_in_parts(messages)
+
+
+def _has_large_body(message: m.Message) -> bool:
+    """Look at one message; loops over `_BODY_FIELDS` would cost five times as much."""
+    return (
+        len(getattr(message, "body", b"")) >= INLINE_BODY_BYTES
+        or len(getattr(message, "resume", b"")) >= INLINE_BODY_BYTES
+    )
 
 
 def _pack_in_parts(messages: Sequence[m.Message]) -> list[Frames]:
