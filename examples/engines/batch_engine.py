@@ -33,5 +33,5 @@ def embed(item: Item) -> dict[str, object]:
 
 
 def factory(spec: EngineSpec, progress: Progress) -> Lengths:
-    """Called once for each device."""
+    """Build one for each device."""
     return Lengths()

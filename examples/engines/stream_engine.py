@@ -28,5 +28,5 @@ class Parrot:
 
 
 def factory(spec: EngineSpec, progress: Progress) -> Parrot:
-    """Called once for each device."""
+    """Build one for each device."""
     return Parrot()

@@ -55,5 +55,5 @@ class Backwards:
 
 
 def factory(spec: EngineSpec, progress: Progress) -> Backwards:
-    """Called once for each device; a model would be loaded here, and tell how far it is."""
+    """Build one for each device; a model would be loaded here, and `progress("loading", 40.0)` tells how far it is."""
     return Backwards()
