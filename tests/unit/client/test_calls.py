@@ -1,0 +1,160 @@
+"""From a verb's arguments to a call: what is filled in, what is refused, and what a rid looks like."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqrt.client import calls
+from zmqrt.client.config import ClientConfig, make_config
+from zmqrt.protocol import messages as m
+from zmqrt.protocol import tasks
+from zmqrt.protocol.errors import BadRequestError, ConfigurationError
+from zmqrt.protocol.tasks import ChatMessage
+
+DEFAULTS = calls.Defaults(timeout_s=30.0)
+
+
+def generate(prompt: str | None = "hi", *, stream: bool = False, **options: Any) -> calls.Call:
+    """Build a generation."""
+    return calls.generate(DEFAULTS, prompt, stream=stream, options=options)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_every_field_of_the_schema_is_an_option() -> None:
+    """A field added to the task is missing in the verbs until it is added here too."""
+    fields = {*tasks.Generate.__struct_fields__} - {"prompt"}
+
+    assert fields == {*calls.GenerateOptions.__annotations__} - {*calls.CallOptions.__annotations__}
+
+
+def test_options_become_the_task_and_the_header() -> None:
+    """Each in its place."""
+    call = generate(
+        stream=True,
+        model="toy",
+        max_tokens=9,
+        stop="END",
+        logit_bias={5: -1.0},
+        priority=3,
+        timeout_s=2.5,
+        request_id="job-7",
+        traceparent="00-ab-cd-01",
+    )
+
+    assert tasks.decode_task(call.body) == tasks.Generate(prompt="hi", max_tokens=9, stop=["END"], logit_bias={5: -1.0})
+    assert (call.service, call.task, call.priority, call.timeout_s, call.cost) == ("toy", "generate", 3, 2.5, 9)
+    assert call.flags == m.STREAM | m.IDEMPOTENT | m.RESUMABLE
+    assert call.request_id == "job-7"
+    assert call.ext == {"request_id": "job-7", "traceparent": "00-ab-cd-01"}
+
+
+def test_messages_may_be_maps_or_structs() -> None:
+    """Both are one thing on the wire."""
+    turns = [{"role": "system", "content": "be brief"}, ChatMessage(role="user", content="hi")]
+    task = tasks.decode_task(generate(None, messages=turns).body)
+
+    assert isinstance(task, tasks.Generate)
+    assert task.messages == [ChatMessage(role="system", content="be brief"), ChatMessage(role="user", content="hi")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"min_tokens": 5, "max_tokens": 2}, "min_tokens"),
+        ({"messages": [{"role": "robot", "content": "x"}], "prompt": None}, "role"),
+        ({"token_ids": [1]}, "exactly one of"),
+        ({"prompt": None}, "exactly one of"),
+        ({"timeout_s": float("nan")}, "timeout_s"),
+        ({"timeout_s": 1e6}, "timeout_s"),
+        ({"priority": -101}, "priority"),
+        ({"request_id": "ä"}, "request_id"),
+        ({"temprature": 1.0}, "temprature"),
+    ],
+)
+def test_what_is_wrong_is_named(options: dict[str, Any], words: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(BadRequestError, match=words):
+        generate(options.pop("prompt", "hi"), **options)
+
+
+def test_an_embedding_is_idempotent_but_not_resumable() -> None:
+    """It has no prefix that could be brought along."""
+    call = calls.embed(DEFAULTS, ["a", [1, 2]], dimensions=8, truncate=True, options={"model": "vec"})
+
+    assert call.flags == m.IDEMPOTENT
+    assert tasks.decode_task(call.body) == tasks.Embed(input=["a", [1, 2]], dimensions=8, truncate=True)
+
+
+def test_a_rid_is_a_uuid_7() -> None:
+    """Sortable by time, and never the same twice."""
+    rids = [calls.new_rid() for _ in range(1000)]
+    one = uuid.UUID(bytes=rids[0])
+
+    assert len(set(rids)) == 1000
+    assert (one.version, one.variant) == (7, uuid.RFC_4122)
+    assert abs(int.from_bytes(rids[0][:6], "big") / 1000 - time.time()) < 60
+    assert calls.rid_of(one.hex) == calls.rid_of(str(one)) == rids[0]
+    assert calls.rid_of("not one") is None
+
+
+@given(st.dictionaries(st.text(max_size=10), st.none() | st.integers() | st.text(max_size=5) | st.floats(), max_size=4))
+def test_any_options_give_a_call_or_a_typed_error(options: dict[str, Any]) -> None:
+    """Never another exception, never a body that cannot be read."""
+    options.pop("stream", None)
+    options.pop("prompt", None)
+    try:
+        call = generate(**options)
+    except BadRequestError:
+        return
+    assert isinstance(tasks.decode_task(call.body), tasks.Generate)
+
+
+@pytest.mark.parametrize(
+    ("brokers", "endpoints"),
+    [
+        ("tcp://a:1", ("tcp://a:1",)),
+        ("tcp://a:1, tcp://b:2", ("tcp://a:1", "tcp://b:2")),
+        (["tcp://a:1", "ipc:///tmp/x"], ("tcp://a:1", "ipc:///tmp/x")),
+    ],
+)
+def test_brokers_are_one_or_several(brokers: str | list[str], endpoints: tuple[str, ...]) -> None:
+    """In one string or in a list."""
+    config = make_config(
+        brokers,
+        keys=None,
+        insecure=False,
+        connect_timeout_s=5,
+        timeout_s=30,
+        default_model=None,
+        name="t",
+        max_outstanding=256,
+    )
+
+    assert config.endpoints == endpoints
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"endpoints": ()}, "1 to 16 brokers"),
+        ({"endpoints": ("tcp://a",)}, "is not an endpoint"),
+        ({"connect_timeout_s": 0}, "connect_timeout_s"),
+        ({"timeout_s": float("nan")}, "timeout_s"),
+        ({"max_outstanding": 5000}, "max_outstanding"),
+    ],
+)
+def test_a_client_that_could_never_work_is_refused(wrong: dict[str, Any], words: str) -> None:
+    """When it is made, not when it is used."""
+    options: dict[str, Any] = {"endpoints": ("tcp://a:1",), **wrong}
+    with pytest.raises(ConfigurationError, match=words):
+        ClientConfig(**options)

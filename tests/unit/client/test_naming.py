@@ -1,0 +1,134 @@
+"""Which model is asked when none is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.client_core import A, B, Talk, error, final
+from support.tiny_broker import service
+from zmqrt.client.catalogue import Catalogue
+from zmqrt.protocol import messages as m
+from zmqrt.protocol import snapshot
+from zmqrt.protocol.errors import BadRequestError, Kind, NotFoundError, RequestError, UnavailableError, ZmqrtError
+from zmqrt.protocol.snapshot import ServiceStatus
+
+
+def answer(query: m.Query, *services: ServiceStatus) -> m.Status:
+    """Answer a question about services, as a whole snapshot."""
+    whole = snapshot.Snapshot(
+        broker_id="a",
+        broker_epoch=1,
+        uptime_s=0,
+        ready=True,
+        draining=False,
+        clients=1,
+        queued=0,
+        running=0,
+        nodes=[],
+        services=list(services),
+        counters={},
+    )
+    return m.Status(query.qid, snapshot.SCHEMA, snapshot.SCHEMA_VERSION, snapshot.encode(whole))
+
+
+def test_the_only_model_for_the_task_is_taken() -> None:
+    """One question for all that wait, and none for those that follow soon."""
+    talk = Talk()
+    ears = [talk.submit(model=None) for _ in range(3)]
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("toy"), service("vec", "embed")))
+    later = talk.submit(model=None)
+
+    sent = talk.said(link)
+    assert [one.service for one in sent if isinstance(one, m.Request)] == ["toy"] * 4
+    assert [one.rid for one in sent if isinstance(one, m.Request)] == [ear.rid for ear in [*ears, later]]
+    assert not any(isinstance(one, m.Query) for one in sent)
+
+
+def test_a_list_that_proved_old_is_asked_for_again() -> None:
+    """A 404 empties it, and so does another broker."""
+    talk = Talk(A, B)
+    first = talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("toy")))
+    talk.hear(link, error(first.rid, 404, "model_not_found"))
+    talk.submit(model=None)
+    assert len(talk.sent(link, m.Query)) == 1
+
+    talk.lose(link)
+    talk.after(0.1)
+    assert len(talk.sent(talk.up(), m.Query)) == 1
+
+
+def test_several_models_are_listed() -> None:
+    """And the request is not sent anywhere."""
+    talk = Talk()
+    ear = talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("b"), service("a")))
+
+    assert isinstance(ear.error, BadRequestError)
+    assert "a, b" in str(ear.error)
+    assert talk.sent(link, m.Request) == []
+
+
+def test_no_model_yet_is_asked_for_until_there_is_one() -> None:
+    """A worker may be about to join."""
+    talk = Talk()
+    patient, hasty = talk.submit(model=None), talk.submit(model=None, retries=0)
+    link = talk.up()
+    sent: list[m.Request] = []
+    for seconds in range(20):
+        for said in talk.said(link):
+            if isinstance(said, m.Query):
+                talk.hear(link, answer(said, *([service("toy")] if seconds > 5 else [])))
+            elif isinstance(said, m.Request):
+                sent.append(said)
+        talk.after(1.0)
+
+    assert [one.service for one in sent] == ["toy"]
+    assert isinstance(hasty.error, UnavailableError)
+    talk.hear(link, final(patient.rid, 1))
+    assert isinstance(patient.ends[0], m.Final)
+
+
+def test_an_unreadable_answer_ends_those_that_wait_for_it() -> None:
+    """Two versions that do not fit are an error, not a wait."""
+    talk = Talk()
+    ear = talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, m.Status(query.qid, snapshot.SCHEMA, 1, b"\x80"))
+
+    assert isinstance(ear.error, ZmqrtError)
+
+
+def test_the_default_is_preferred_where_it_can_do_the_task() -> None:
+    """For another task it means nothing."""
+    catalogue = Catalogue("small")
+    catalogue.learn([service("big"), service("small"), service("vec", "embed")], 0.0)
+
+    assert catalogue.choose("generate") == "small"
+    assert catalogue.choose("embed") == "vec"
+
+
+@pytest.mark.parametrize(
+    ("services", "kind", "words"),
+    [
+        ([], Kind.NO_WORKER, "no model yet"),
+        ([service("toy")], Kind.NOT_FOUND, "no model here can embed; there are: toy"),
+        ([service("v1", "embed"), service("v2", "embed")], Kind.BAD_REQUEST, "several models can embed: v1, v2"),
+    ],
+)
+def test_what_cannot_be_chosen_is_explained(services: list[ServiceStatus], kind: Kind, words: str) -> None:
+    """With what there is."""
+    catalogue = Catalogue()
+    catalogue.learn(services, 0.0)
+    with pytest.raises(RequestError, match=words) as caught:
+        catalogue.choose("embed")
+
+    assert caught.value.kind is kind
+    assert isinstance(caught.value, NotFoundError) == (kind is Kind.NOT_FOUND)
