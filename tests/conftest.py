@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from zmqrt.protocol.settings import known_roles, settings_of
 
@@ -20,3 +21,8 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 patch.delenv(name)
         patch.setenv("XDG_CONFIG_HOME", str(folder))
         yield folder
+
+
+# No deadline: how long an example takes depends on who else uses the machine. A failure prints how to repeat it.
+settings.register_profile("zmqrt", deadline=None, print_blob=True)
+settings.load_profile("zmqrt")
