@@ -87,11 +87,11 @@ def test_no_model_yet_is_asked_for_until_there_is_one() -> None:
                 talk.hear(link, answer(said, *([service("toy")] if seconds > 5 else [])))
             elif isinstance(said, m.Request):
                 sent.append(said)
+                talk.hear(link, final(said.rid, 1))
         talk.after(1.0)
 
     assert [one.service for one in sent] == ["toy"]
     assert isinstance(hasty.error, UnavailableError)
-    talk.hear(link, final(patient.rid, 1))
     assert isinstance(patient.ends[0], m.Final)
 
 
