@@ -1,6 +1,6 @@
 """`--standalone`: a worker that brings its own broker, so that one command serves clients.
 
-The broker is a process like any other (`python -m zmqrt.broker`): the roles meet on the wire, also here.
+The broker is a process like any other (`python -m zmqrt.broker`, on a leash): the roles meet on the wire, also here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -52,9 +53,11 @@ async def _own_broker(
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
+        "zmqrt.worker.leashed",
+        str(os.getpid()),
         "zmqrt.broker",
         *_arguments(settings),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,  # its end of file tells the broker that we are gone, killed or not
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the worker, which drains first and stops the broker then
     )

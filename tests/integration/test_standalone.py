@@ -75,6 +75,17 @@ def test_without_its_broker_it_ends(tmp_path: Path) -> None:
     assert "the broker of --standalone has ended" in words
 
 
+def test_killed_it_takes_its_broker_along(tmp_path: Path) -> None:
+    """Nobody else would ever stop that broker, and the next worker would find its port taken."""
+    with standalone(tmp_path, 0) as process:
+        ready_line(process)
+        broker = broker_of(process)
+        process.kill()
+        process.wait(5)
+
+        assert not psutil.wait_procs([broker], timeout=5)[1]
+
+
 def test_a_busy_port_is_named(tmp_path: Path) -> None:
     """Exit 1 and the address that is taken."""
     with socket.socket() as other:
