@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus, Snapshot
 
-_BAR_CELLS: Final = 12
+_BAR_CELLS: Final = 8
+"""So that a row fits 80 columns."""
 _STYLES: Final = {"active": "green", "suspect": "yellow", "draining": "yellow", "lost": "red", "evicted": "red"}
 _SETTLED: Final = ("ready", "draining", "failed")
 
@@ -41,25 +41,29 @@ def headline(snapshot: Snapshot) -> Text:
 def nodes_table(nodes: list[NodeStatus]) -> Table:
     """Show one row for each device, the node's own columns on its first."""
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "health", "load", "device", "doing", "tokens", "batch", "restarts"):
-        table.add_column(column, justify="right" if column in ("tokens", "batch", "restarts") else "left")
+    for column in ("node", "health", "load", "device", "doing", "tokens", "batch"):
+        table.add_column(column, justify="right" if column in ("tokens", "batch") else "left", no_wrap=True)
     for node in sorted(nodes, key=lambda one: one.node_id):
-        own: list[RenderableType] = [Text(node.node_id, style="bold"), _health(node), _load(node)]
+        own = [Text(node.node_id, style="bold"), _health(node), _load(node)]
         for device in node.devices:
             table.add_row(*own, *_device(device))
-            own = ["", "", ""]
+            own = [Text(), Text(), Text()]
         if not node.devices:
             table.add_row(*own, "", phase(node.phase, node.percent, node.elapsed_s))
     return table
 
 
-def phase(name: str, percent: int, elapsed_s: float) -> RenderableType:
+def phase(name: str, percent: int, elapsed_s: float) -> Text:
     """Show what a node or device is doing; while it gets ready, how far it is and for how long."""
     if name in _SETTLED:
         return Text(name, style="red" if name == "failed" else "")
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(Text(name), ProgressBar(100, percent, _BAR_CELLS), Text(f"{percent} % {duration(elapsed_s)}"))
-    return grid
+    return Text.assemble((name, "yellow"), " ", bar(percent / 100), f" {percent} % {duration(elapsed_s)}")
+
+
+def bar(share: float) -> Text:
+    """Draw how much of something is there; readable without colours too."""
+    full = round(_BAR_CELLS * min(1.0, max(0.0, share)))
+    return Text.assemble(("█" * full, "green"), ("░" * (_BAR_CELLS - full), "dim"))
 
 
 def duration(seconds: float) -> str:
@@ -73,26 +77,20 @@ def duration(seconds: float) -> str:
 
 
 def _health(node: NodeStatus) -> Text:
-    style = _STYLES.get(node.health, "")
-    age = f" {node.heartbeat_age_s:.0f} s" if node.heartbeat_age_s >= 1 else ""
-    return Text(f"{node.health}{age}", style=style)
+    age = f" {node.heartbeat_age_s:.0f} s" if node.health != "active" else ""
+    return Text(f"{node.health}{age}", style=_STYLES.get(node.health, ""))
 
 
-def _load(node: NodeStatus) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    bar = ProgressBar(max(1, node.capacity), node.in_flight, _BAR_CELLS)
-    grid.add_row(bar, Text(f"{node.in_flight}/{node.capacity}"))
-    return grid
+def _load(node: NodeStatus) -> Text:
+    share = node.in_flight / node.capacity if node.capacity else 0.0
+    return Text.assemble(bar(share), f" {node.in_flight}/{node.capacity}")
 
 
-def _device(device: DeviceStatus) -> tuple[RenderableType, ...]:
-    return (
-        Text(f"{device.id} {device.name}".strip()),
-        phase(device.phase, device.percent, device.elapsed_s),
-        str(device.tokens),
-        str(device.largest_batch),
-        str(device.restarts),
-    )
+def _device(device: DeviceStatus) -> tuple[Text, Text, str, str]:
+    doing = phase(device.phase, device.percent, device.elapsed_s)
+    if device.restarts:
+        doing.append(f", {_count(device.restarts, 'restart')}", style="red")
+    return Text(device.id), doing, str(device.tokens), str(device.largest_batch)
 
 
 def _count(number: int, noun: str) -> str:

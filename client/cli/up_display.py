@@ -62,14 +62,18 @@ class LiveDisplay:
 
     def __init__(self, live: Live) -> None:
         self._live = live
+        self._has_hinted = False
 
     def show(self, children: Sequence[Child], snapshot: Snapshot | None, hints: Sequence[str]) -> None:
-        """Draw the view anew."""
-        self._live.update(live_view(children, snapshot, hints), refresh=True)
+        """Draw the view anew; the hints are printed once, whole lines, so that they can be copied."""
+        if hints and not self._has_hinted:
+            self._has_hinted = True
+            self.say("\n".join([*hints, ""]))
+        self._live.update(live_view(children, snapshot), refresh=True)
 
     def say(self, words: str) -> None:
         """Print a line above the view."""
-        self._live.console.print(Text(words))
+        self._live.console.print(Text(words), soft_wrap=True)
 
     def clear(self) -> None:
         """Take the view away."""
@@ -83,7 +87,7 @@ def display() -> Generator[Display]:
     if not is_terminal():
         yield LogDisplay()
         return
-    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(console=Console(), auto_refresh=False, transient=True, vertical_overflow="visible") as live:
         yield LiveDisplay(live)
 
 

@@ -22,12 +22,11 @@ _STEP_PERCENT: Final = 20
 """A log gets a line of progress at every fifth, where a terminal has a bar."""
 
 
-def live_view(children: Sequence[Child], snapshot: Snapshot | None, hints: Sequence[str]) -> RenderableType:
-    """Show processes, fleet, and what to try."""
-    parts: list[RenderableType] = [processes(children), Text()]
+def live_view(children: Sequence[Child], snapshot: Snapshot | None) -> RenderableType:
+    """Show processes and fleet."""
+    parts: list[RenderableType] = [processes(children)]
     if snapshot is not None:
-        parts += [fleet_view(snapshot), Text()]
-    parts += [Text(hint, style="cyan" if hint.startswith("  ") else "", overflow="fold") for hint in hints]
+        parts += [Text(), fleet_view(snapshot)]
     return Group(*parts)
 
 
