@@ -1,172 +1,274 @@
-"""How many requests a second go through the broker, beside libzmq's own `zmq.proxy` in the same run.
+"""Requests per second, latency and CPU of the broker, beside libzmq's own `zmq.proxy` in the same run.
 
-    python bench/bench_roundtrip.py [--seconds 2] [--rounds 5] [--in-flight 512] [--output FILE.json]
-
-One process is the broker (or the proxy), another is the load: a client and a worker at the level of the codec, in one
-thread. Rounds alternate, so that a busy machine disturbs both alike; medians are compared. CPU is that of the broker
-process as the kernel counts it: all its threads, and its main thread alone (the rest is libzmq's I/O).
+docs/benchmarks.md says how to read the figures. The load is in zrt_peers.py and plain_peers.py:
+a process for each peer.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO
 
+import click
 import msgspec
+import psutil
 import zmq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rounds import Order, Outcome
 
-sys.path.insert(0, str(Path(__file__).parent))
-from load import BrokerLoad, ProxyLoad, Tally
-
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-_PROXY = """
-import json, zmq
-context = zmq.Context(2)
-front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-for one in (front, back):
-    one.sndhwm = one.rcvhwm = 0
-    one.bind("tcp://127.0.0.1:*")
-ends = {"clients": front.last_endpoint.decode(), "workers": back.last_endpoint.decode()}
-print(json.dumps({"event": "ready", "endpoints": ends}), flush=True)
-zmq.proxy(front, back)
-"""
+HERE = Path(__file__).parent
+_WARM_UP_S = 0.3
+_BROKER = [
+    *("-m", "zmqrt.broker", "--log-format", "json", "--log-level", "warning"),
+    *("--clients", "tcp://127.0.0.1:0", "--workers", "tcp://127.0.0.1:0"),
+    *("--max-outstanding", "100000", "--max-queued-requests", "100000", "--max-in-flight-requests", "100000"),
+]
 
 
-class Middle:
-    """A process between client and worker, and what it has used of the processor."""
+class Ready(msgspec.Struct):
+    """The line with which a broker or proxy says where it is."""
 
-    def __init__(self, name: str, command: list[str]) -> None:
-        self.name = name
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        ready = json.loads(self.process.stdout.readline())
-        self.endpoints: dict[str, str] = ready["endpoints"]
-
-    def cpu_s(self) -> tuple[float, float]:
-        """Return the CPU seconds of (all threads, the main thread)."""
-        pid = self.process.pid
-        return _cpu_s(Path(f"/proc/{pid}/stat")), _cpu_s(Path(f"/proc/{pid}/task/{pid}/stat"))
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+    endpoints: dict[str, str]
 
 
-def _cpu_s(path: Path) -> float:
-    fields = path.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+class Sample(msgspec.Struct, frozen=True):
+    """One side of one pair. CPU is that of the process in the middle; what is not its main thread's is libzmq's I/O."""
+
+    requests_per_s: float
+    p50_us: float
+    p99_us: float
+    cpu_us: float
+    main_thread_us: float
+    refused: int
 
 
-def one_round(middle: Middle, load: BrokerLoad | ProxyLoad, in_flight: int, seconds: float) -> dict[str, float]:
-    """Run one round and return its figures."""
-    load.run(in_flight, 0.2)
-    total, main = middle.cpu_s()
-    begin = time.perf_counter()
-    tally: Tally = load.run(in_flight, seconds)
-    elapsed = time.perf_counter() - begin
-    total_after, main_after = middle.cpu_s()
-    done = max(1, tally.answered)
-    return {
-        "requests_per_s": tally.answered / elapsed,
-        "p50_us": tally.percentile(0.5),
-        "p99_us": tally.percentile(0.99),
-        "cpu_us_per_request": (total_after - total) / done * 1e6,
-        "main_thread_us_per_request": (main_after - main) / done * 1e6,
-        "refused": float(tally.refused),
-    }
+class Depth(msgspec.Struct, frozen=True):
+    """Everything measured at one depth, pair by pair."""
+
+    in_flight: int
+    broker: list[Sample]
+    proxy: list[Sample]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Return requests/s of the broker over those of the proxy, pair by pair."""
+        return [
+            ours.requests_per_s / theirs.requests_per_s for ours, theirs in zip(self.broker, self.proxy, strict=True)
+        ]
 
 
-def median_of(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median of each figure, and the spread of the rate."""
-    medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    rates = [one["requests_per_s"] for one in rounds]
-    return {**medians, "slowest_round": min(rates), "fastest_round": max(rates)}
+class Report(msgspec.Struct, frozen=True):
+    """What goes into the file: where it was measured, and every sample."""
+
+    command: str
+    versions: dict[str, str]
+    machine: str
+    cores: int
+    load_average: tuple[float, float, float]
+    seconds: float
+    median_ratios: dict[str, float]
+    depths: list[Depth]
 
 
-def compare(in_flight: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Alternate rounds of both, each in a process that lives for all of them."""
-    broker = Middle(
-        "broker",
-        [
-            *(sys.executable, "-m", "zmqrt.broker", "--log-format", "json", "--log-level", "warning"),
-            *("--clients", "tcp://127.0.0.1:0", "--workers", "tcp://127.0.0.1:0"),
-            *("--max-outstanding", "100000", "--max-queued-requests", "100000", "--max-in-flight-requests", "100000"),
-        ],
-    )
-    proxy = Middle("zmq.proxy", [sys.executable, "-c", _PROXY])
-    loads = {
-        "broker": (broker, BrokerLoad(**broker.endpoints)),
-        "zmq.proxy": (proxy, ProxyLoad(**proxy.endpoints)),
-    }
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in loads}
-    try:
-        for _ in range(rounds):
-            for name, (middle, load) in loads.items():
-                figures[name].append(one_round(middle, load, in_flight, seconds))
-    finally:
-        for middle, load in loads.values():
-            load.close()
-            middle.stop()
-    medians = {name: median_of(rounds) for name, rounds in figures.items()}
-    ratios = [b["requests_per_s"] / p["requests_per_s"] for b, p in zip(*figures.values(), strict=True)]
-    return {"in_flight": in_flight, **medians, "ratio": statistics.median(ratios), "ratios": ratios, "rounds": figures}
+class Route:
+    """Three processes: a client, what stands in the middle, a worker."""
 
+    def __init__(self, stack: contextlib.ExitStack, middle: list[str], peers: str) -> None:
+        self._middle, out = _start(stack, *middle)
+        endpoints = msgspec.json.decode(out.readline(), type=Ready).endpoints
+        self._start_peer(stack, peers, "worker", endpoints["workers"])
+        self._client, self._said = self._start_peer(stack, peers, "client", endpoints["clients"])
 
-def show(result: dict[str, Any]) -> None:
-    """Print one comparison as a table."""
-    print(f"\n{result['in_flight']} in flight")
-    print(f"{'':12}{'requests/s':>12}{'p50 us':>10}{'p99 us':>10}{'CPU us/request':>16}{'main thread':>13}")
-    for name in ("broker", "zmq.proxy"):
-        one = result[name]
-        print(
-            f"{name:12}{one['requests_per_s']:12,.0f}{one['p50_us']:10,.0f}{one['p99_us']:10,.0f}"
-            f"{one['cpu_us_per_request']:16.1f}{one['main_thread_us_per_request']:13.1f}"
+    def _start_peer(
+        self, stack: contextlib.ExitStack, peers: str, role: str, endpoint: str
+    ) -> tuple[subprocess.Popen[str], IO[str]]:
+        process, out = _start(stack, str(HERE / peers), role, endpoint)
+        if out.readline().strip() != "ready":
+            raise click.ClickException(f"the {role} of {peers} did not start; what it wrote stands above")
+        return process, out
+
+    def measure(self, depth: int, seconds: float) -> Sample:
+        """Run a short round to warm up and one that counts."""
+        self._run(Order(depth, _WARM_UP_S))
+        all_before, main_before = self._cpu_s()
+        outcome = self._run(Order(depth, seconds))
+        all_after, main_after = self._cpu_s()
+        per_request_us = 1e6 / max(1, outcome.answered)
+        return Sample(
+            requests_per_s=outcome.answered / outcome.elapsed_s,
+            p50_us=outcome.p50_us,
+            p99_us=outcome.p99_us,
+            cpu_us=(all_after - all_before) * per_request_us,
+            main_thread_us=(main_after - main_before) * per_request_us,
+            refused=outcome.refused,
         )
-    spread = f"{min(result['ratios']):.2f} to {max(result['ratios']):.2f}"
-    print(f"broker / zmq.proxy: {result['ratio']:.2f} (median of paired rounds, {spread})")
+
+    def _run(self, order: Order) -> Outcome:
+        assert self._client.stdin is not None
+        self._client.stdin.write(msgspec.json.encode(order).decode() + "\n")
+        self._client.stdin.flush()
+        line = self._said.readline()
+        if not line:
+            raise click.ClickException("the client ended in the middle of a round; what it wrote stands above")
+        return msgspec.json.decode(line, type=Outcome)
+
+    def _cpu_s(self) -> tuple[float, float]:
+        """Return the CPU seconds so far of (all threads, the main thread)."""
+        process = psutil.Process(self._middle.pid)
+        times = process.cpu_times()
+        main = next((one for one in process.threads() if one.id == self._middle.pid), None)
+        return times.user + times.system, main.user_time + main.system_time if main else 0.0
 
 
-def main() -> None:
-    """Compare at several depths, print tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 64, 512])
-    parser.add_argument("--output", type=Path, default=None, help="write all figures as JSON")
-    arguments = parser.parse_args()
-    results = [compare(one, arguments.rounds, arguments.seconds) for one in arguments.in_flight]
+def _start(stack: contextlib.ExitStack, *arguments: str) -> tuple[subprocess.Popen[str], IO[str]]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    stack.callback(_stop, process)
+    assert process.stdout is not None
+    return process, process.stdout
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def compare(depths: list[int], pairs: int, seconds: float) -> list[Depth]:
+    """Measure broker, proxy, broker, proxy … at each depth, so that a busy machine disturbs both alike."""
+    with contextlib.ExitStack() as stack:
+        broker = Route(stack, _BROKER, "zrt_peers.py")
+        proxy = Route(stack, [str(HERE / "plain_peers.py"), "proxy"], "plain_peers.py")
+        step = stack.enter_context(_progress(len(depths) * pairs * 2))
+        results: list[Depth] = []
+        for depth in depths:
+            result = Depth(depth, [], [])
+            for number in range(pairs):
+                for name, path, samples in (("broker", broker, result.broker), ("zmq.proxy", proxy, result.proxy)):
+                    with step(f"{depth} in flight, pair {number + 1} of {pairs}: {name}"):
+                        samples.append(path.measure(depth, seconds))
+            results.append(result)
+        return results
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Generator[_Step]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Step(bar, total)
+
+
+class _Step:
+    """Shows what is being measured, and counts it when it is done."""
+
+    def __init__(self, bar: Progress, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=total)
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Generator[None]:
+        self._bar.update(self._task, description=what)
+        yield
+        self._bar.advance(self._task)
+
+
+def make_table(results: list[Depth]) -> Table:
+    """Put the medians of all depths into one table; lowest and highest under the rate and its ratio."""
+    table = Table(title="100-byte bodies; medians of all pairs, (lowest to highest)")
+    for name in ("in flight", "", "requests/s", "p50 us", "p99 us", "CPU us/req", "main thread"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for result in results:
-        show(result)
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"setting": setting(), "results": results}, indent=1) + "\n")
-        print(f"\nwritten to {arguments.output}")
+        for name, samples in (("broker", result.broker), ("zmq.proxy", result.proxy)):
+            table.add_row(
+                str(result.in_flight),
+                name,
+                _spread([one.requests_per_s for one in samples], "{:,.0f}"),
+                f"{statistics.median(one.p50_us for one in samples):,.0f}",
+                f"{statistics.median(one.p99_us for one in samples):,.0f}",
+                f"{statistics.median(one.cpu_us for one in samples):.1f}",
+                f"{statistics.median(one.main_thread_us for one in samples):.1f}",
+            )
+        ratio = f"[bold]{_spread(result.ratios, '{:.2f}')}[/bold]"
+        table.add_row("", "broker / proxy", ratio, *_median_ratios(result), end_section=True)
+    return table
 
 
-def setting() -> dict[str, Any]:
+def _spread(values: list[float], form: str) -> str:
+    low, middle, high = (form.format(f(values)) for f in (min, statistics.median, max))
+    return f"{middle}\n({low} to {high})"
+
+
+def _median_ratios(result: Depth) -> list[str]:
+    pairs = list(zip(result.broker, result.proxy, strict=True))
+    return [
+        f"{statistics.median(getattr(ours, name) / max(getattr(theirs, name), 0.01) for ours, theirs in pairs):.2f}"
+        for name in ("p50_us", "p99_us", "cpu_us", "main_thread_us")
+    ]
+
+
+def make_report(results: list[Depth], seconds: float) -> Report:
     """Say what was measured, and where."""
-    return {
-        "command": " ".join(sys.argv),
-        "python": platform.python_version(),
-        "pyzmq": zmq.__version__,
-        "libzmq": zmq.zmq_version(),
-        "msgspec": msgspec.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "body_bytes": 100,
-    }
+    versions = {name: version(name) for name in ("zmqrt", "pyzmq", "msgspec")}
+    return Report(
+        command=" ".join(["python", *sys.argv]),
+        versions={**versions, "python": platform.python_version(), "libzmq": zmq.zmq_version()},
+        machine=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count() or 0,
+        load_average=os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
+        seconds=seconds,
+        median_ratios={str(one.in_flight): round(statistics.median(one.ratios), 3) for one in results},
+        depths=results,
+    )
+
+
+@click.command(
+    epilog="Examples: 'bench_roundtrip.py --seconds 0.5' for a quick look, '--pairs 11 --save' for figures to publish."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="Length of one measurement.")
+@click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="Measurements of each, in turn.")
+@click.option("--depth", "depths", multiple=True, default=(1, 32, 512), show_default=True, help="Requests in flight.")
+@click.option("--save", is_flag=True, help="Write to bench/results/, which git keeps, not to bench/out/.")
+def main(seconds: float, pairs: int, depths: tuple[int, ...], save: bool) -> None:  # noqa: FBT001 - so click calls it
+    """Measure how fast requests go through the broker, beside libzmq's own proxy.
+
+    A client keeps some requests in flight, a worker answers each at once, and the broker stands between them, every one
+    in a process of its own. The same is done with zmq.proxy (C, no queues, no routing, no leases) in the middle, in
+    turn: broker, proxy, broker, proxy. Trust the ratios within a pair; requests/s depend on the machine and on what
+    else it does.
+
+    In flight 1 shows latency, 512 what one broker can carry. CPU is that of the process in the middle: all its threads,
+    and its main thread, which for the broker is the Python.
+    """
+    results = compare(list(depths), pairs, seconds)
+    Console(width=max(100, Console().width)).print(make_table(results))
+    refused = sum(one.refused for result in results for one in (*result.broker, *result.proxy))
+    if refused:
+        click.echo(f"{refused} requests were refused: these figures are worth nothing", err=True)
+    folder = HERE / ("results" if save else "out")
+    folder.mkdir(exist_ok=True)
+    path = folder / time.strftime("roundtrip-%Y%m%d-%H%M%S.json")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(make_report(results, seconds)), indent=1) + b"\n")
+    click.echo(f"written to {os.path.relpath(path)}")
+    sys.exit(1 if refused else 0)
 
 
 if __name__ == "__main__":

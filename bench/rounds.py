@@ -1,0 +1,68 @@
+"""One round of load: what the bench asks of a client process, what that tells back, and the lines between them.
+
+A client process lives for the whole run. It reads one `Order` a line on its standard input and writes one `Outcome` a
+line; it ends when its input does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Keep `depth` requests in flight for so long."""
+
+    depth: int
+    seconds: float
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of it. The time runs until the last answer: nothing is left over."""
+
+    answered: int
+    refused: int
+    elapsed_s: float
+    p50_us: float
+    p99_us: float
+
+
+class Tally:
+    """What the client of a round counts while it runs."""
+
+    def __init__(self, order: Order) -> None:
+        self._began_at = time.perf_counter()
+        self.end_at = self._began_at + order.seconds
+        self.latencies_s: list[float] = []
+        self.refused = 0
+
+    def outcome(self) -> Outcome:
+        """Sum up."""
+        elapsed_s = time.perf_counter() - self._began_at
+        latencies_s = sorted(self.latencies_s)
+        return Outcome(
+            answered=len(latencies_s),
+            refused=self.refused,
+            elapsed_s=elapsed_s,
+            p50_us=_at(latencies_s, 0.50) * 1e6,
+            p99_us=_at(latencies_s, 0.99) * 1e6,
+        )
+
+
+def _at(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def serve(run: Callable[[Order], Outcome]) -> None:
+    """Run rounds as they are ordered, until nobody orders any more."""
+    say("ready")
+    for line in sys.stdin:
+        say(msgspec.json.encode(run(msgspec.json.decode(line, type=Order))).decode())
+
+
+def say(line: str) -> None:
+    """Write one line to the bench."""
+    print(line, flush=True)
