@@ -439,6 +439,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestBroker = Model.TestCase
-TestBroker.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestBroker.settings = settings(max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck))

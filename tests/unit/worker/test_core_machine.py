@@ -303,7 +303,7 @@ class NodeMachine(RuleBasedStateMachine):
                 assert broker.limit > broker.given
 
 
-NodeMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+NodeMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=60)
 test_a_node_loses_and_doubles_nothing = NodeMachine.TestCase
 
 
