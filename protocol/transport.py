@@ -27,6 +27,7 @@ _POLLIN: Final = int(zmq.POLLIN)
 _SRCFD: Final = int(zmq.SRCFD)
 _COPY_BYTES: Final = 32 << 10
 _LAST_FRAME: Final = 1 + MAX_LARGE_BODIES
+_MAX_PORT: Final = 65_535
 _FRONTEND_DOMAIN: Final = "zmqrt.client"
 _BACKEND_DOMAIN: Final = "zmqrt.worker"
 
@@ -60,12 +61,26 @@ def is_loopback(endpoint: str) -> bool:
         return False  # a name, an interface or "*": may be anywhere
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Refuse what libzmq would take for something else: of a port above 65535 it uses the lower half of the bits.
+
+    Raises:
+        ConfigurationError: neither tcp://HOST:PORT nor another transport with an address.
+    """
+    scheme, _, rest = endpoint.partition("://")
+    host, _, port = rest.rpartition(":")
+    is_port = port == "*" or (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _MAX_PORT)
+    if not rest or (scheme == "tcp" and not (host and is_port)):
+        raise ConfigurationError(f"{endpoint!r} is not an endpoint; expected something like tcp://127.0.0.1:7555")
+
+
 def check_exposure(endpoint: str, *, has_keys: bool, insecure: bool) -> None:
     """Refuse to leave loopback in the clear: under NULL security any TCP peer can exhaust or abort a broker.
 
     Raises:
-        ConfigurationError: no keys, not loopback, and not overridden.
+        ConfigurationError: no endpoint at all; or no keys, not loopback, and not overridden.
     """
+    check_endpoint(endpoint)
     if has_keys or insecure or is_loopback(endpoint):
         return
     raise ConfigurationError(

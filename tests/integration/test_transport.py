@@ -60,6 +60,16 @@ def test_off_loopback_needs_keys(endpoint: str, loopback: bool) -> None:  # noqa
             transport.check_exposure(endpoint, has_keys=False, insecure=False)
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    ["7555", "tcp://", "tcp://127.0.0.1", "tcp://:7555", "tcp://127.0.0.1:", "tcp://127.0.0.1:99999", "ipc://"],
+)
+def test_what_is_no_endpoint_is_called_so(endpoint: str) -> None:
+    """Not an exposed one; and libzmq would bind port 99999 & 65535 without a word."""
+    with pytest.raises(ConfigurationError, match="is not an endpoint"):
+        transport.check_exposure(endpoint, has_keys=True, insecure=True)
+
+
 def pair(context: Context) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Join a router and a dealer on a free port."""
     router, endpoint = transport.bind_backend(context, "tcp://127.0.0.1:0", timing=Timing())
