@@ -60,16 +60,18 @@ def _digest(key: str) -> bytes:
 
 
 def check_origin(headers: Mapping[str, str], allowed: frozenset[str]) -> None:
-    """Refuse a page that made a foreign name point here (DNS rebinding): a browser sends that name along.
+    """Refuse a page from elsewhere, also one that made its name point here (DNS rebinding): a browser tells both.
 
     Raises:
-        ForbiddenHostError: Host or Origin is neither an address, nor localhost, nor allowed.
+        ForbiddenHostError: Host is neither an address, nor localhost, nor allowed; or Origin is neither the host that
+            was asked, nor this machine, nor allowed.
     """
     host = headers.get("host", "")
-    if host and not _is_ours(_name_of(f"//{host}"), allowed):  # no browser leaves it out
+    asked = _name_of(f"//{host}")
+    if host and not _is_ours(asked, allowed):  # no browser leaves it out
         raise ForbiddenHostError(f"this bridge has no API keys, so it does not answer to the name {host[:100]!r}")
     origin = headers.get("origin")
-    if origin is not None and not _is_ours(_name_of(origin), allowed):
+    if origin is not None and not _may_ask(_name_of(origin), asked, allowed):
         raise ForbiddenHostError(f"this bridge has no API keys, so pages from {origin[:100]!r} may not use it")
 
 
@@ -88,6 +90,18 @@ def _is_ours(name: str, allowed: frozenset[str]) -> bool:
     except ValueError:
         return False
     return True  # an address cannot be made to point elsewhere
+
+
+def _may_ask(origin: str, asked: str, allowed: frozenset[str]) -> bool:
+    """Say whether a page may ask. Unlike a host, an address as origin is somebody else's page."""
+    if not origin:
+        return False  # "null": a file, or a frame that hides where it is from
+    if origin in ("localhost", asked) or origin in allowed:
+        return True
+    try:
+        return ipaddress.ip_address(origin).is_loopback
+    except ValueError:
+        return False
 
 
 class Guard:

@@ -51,14 +51,36 @@ def test_a_host_that_cannot_be_made_to_point_here_is_answered(host: str) -> None
 
 
 @pytest.mark.parametrize(
-    "headers", [{"host": "evil.example:8000"}, {"origin": "https://evil.example"}, {"origin": "null"}]
+    "headers",
+    [
+        {"host": "evil.example:8000"},
+        {"origin": "https://evil.example"},
+        {"origin": "http://203.0.113.7"},
+        {"origin": "http://192.0.2.7:8000", "host": "192.0.2.8:8000"},
+        {"origin": "null"},
+        {"origin": "null", "host": ""},
+    ],
 )
 def test_a_page_from_elsewhere_is_refused_while_there_are_no_keys(headers: dict[str, str]) -> None:
-    """DNS rebinding: the browser of somebody on this machine sends the foreign name along."""
+    """DNS rebinding, or a plain form: the browser of somebody on this machine tells where the page is from."""
     reply = infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, **headers)
 
     assert reply.status == 403
     assert reply.json["reason"] == "forbidden_host"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "http://[::1]:3000"},
+        {"origin": "http://192.0.2.7:3000", "host": "192.0.2.7:8000"},
+    ],
+)
+def test_a_page_of_this_machine_may_ask(headers: dict[str, str]) -> None:
+    """One under development, or one that stands where the bridge stands."""
+    assert infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, **headers).status == 200
 
 
 def test_a_name_may_be_allowed() -> None:
