@@ -48,7 +48,7 @@ def run(plan: Plan) -> int:
             else:
                 with interrupts.raised():
                     code = _ask(session, took_s)
-            session.leave()
+            session.leave(interrupts.count)
         click.secho("Everything has stopped.", dim=True)
         return code
 

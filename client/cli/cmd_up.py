@@ -72,7 +72,8 @@ def run(plan: Plan) -> int:
     with Interrupts() as interrupts, display() as shown, Session(plan, shown, interrupts) as session:
         while not interrupts.count:
             session.step()
+        asked = interrupts.count  # before anybody is told that one more would do something
         shown.say("finishing what runs; Ctrl-C again stops at once")
-        code = session.leave()
+        code = session.leave(asked)
         shown.say("stopped" if code == EXIT_OK else "stopped at once")
         return code

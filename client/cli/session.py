@@ -78,12 +78,11 @@ class Session:
                 child = next(each for each in self.stack.workers if each.name == node.node_id)
                 raise ZmqrtError(f"{node.node_id} cannot serve: {child.last_words() or 'it gives no reason'}")
 
-    def leave(self) -> int:
-        """Let everything finish, unless it is interrupted once more; return the exit code."""
-        asked_before = self._interrupts.count
+    def leave(self, asked: int) -> int:
+        """Let everything finish, unless there are more interrupts than the `asked` ones; return the exit code."""
 
         def go_on() -> bool:
             time.sleep(STEP_S)
-            return self._interrupts.count == asked_before
+            return self._interrupts.count <= asked
 
         return EXIT_OK if self.stack.drain(go_on) else EXIT_INTERRUPTED
