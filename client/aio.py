@@ -12,6 +12,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Generic, Self, TypeVar, Unpack, overload
 
@@ -132,7 +133,7 @@ class AsyncHandle(Generic[R]):
             TimeoutError: not ready within `timeout` seconds; the request goes on.
             RequestError: it ended without a result.
         """
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout) if timeout is not None else nullcontext():
             while not self._reading.is_done:
                 self._reading.feed(await self._inbox.take())
         return self._reading.outcome()

@@ -5,15 +5,19 @@ Everything a caller can get wrong is refused here, with the field named, before 
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import secrets
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypedDict, Unpack
+from typing import Annotated, Any, Final, TypedDict, Unpack
 
 import msgspec
+from msgspec import Meta
 
 from ..protocol import messages as m
 from ..protocol import tasks
@@ -23,8 +27,10 @@ from ..protocol.tasks import ChatMessage
 
 Text = str | Sequence[str | Sequence[int]]
 _SERVICE: Final = re.compile(r"[A-Za-z0-9._:/-]+")
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_MAX_TIMEOUT_S: Final = MAX_TTL_MS / 1000
+# Seeded by the system once: ids must be unique, not secret, and the system's own generator costs 26 us a request.
+_chance: Final = random.Random(secrets.randbits(256))
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=lambda: _chance.seed(secrets.randbits(256)))
 
 
 class CallOptions(TypedDict, total=False):
@@ -71,6 +77,9 @@ class GenerateOptions(CallOptions, total=False):
     logprobs: int | None
 
 
+_COMMON: Final = frozenset(CallOptions.__annotations__)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One request, ready to be sent. An empty `service` is chosen when the broker has told what it has."""
@@ -96,22 +105,35 @@ class Defaults:
     model: str | None = None
 
 
+class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """CallOptions as they must be; an error names the field."""
+
+    model: str | None = None
+    timeout_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_MS / 1000)] | None = None
+    priority: m.Priority = 0
+    idempotent: bool = True
+    request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")] | None = None
+    traceparent: m.ExtText | None = None
+    retries: Annotated[int, Meta(ge=0)] | None = None
+
+
 def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: GenerateOptions) -> Call:
     """Build a generation. Raises BadRequestError or TooLargeError with the field named."""
-    fields: dict[str, Any] = {**options}
-    common = CallOptions(**{name: fields.pop(name) for name in CallOptions.__annotations__ if name in fields})  # type: ignore[typeddict-item]
+    fields: dict[str, Any] = {"task": "generate", "prompt": prompt}
+    common: dict[str, Any] = {}
+    for name, value in options.items():
+        (common if name in _COMMON else fields)[name] = value
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     if fields.get("messages") is not None:
         fields["messages"] = [_plain_message(one) for one in fields["messages"]]
-    task = tasks.check({"task": "generate", "prompt": prompt, **fields}, tasks.Generate)
-    return make_call(defaults, task, stream=stream, **common)
+    return _make(defaults, tasks.check(fields, tasks.Generate), None, common, stream=stream)
 
 
 def embed(defaults: Defaults, given: Text, *, dimensions: int | None, truncate: bool, options: CallOptions) -> Call:
     """Build an embedding. Raises BadRequestError or TooLargeError with the field named."""
     values = {"task": "embed", "input": given, "dimensions": dimensions, "truncate": truncate}
-    return make_call(defaults, tasks.check(values, tasks.Embed), stream=False, **options)
+    return _make(defaults, tasks.check(values, tasks.Embed), None, {**options}, stream=False)
 
 
 def make_call(
@@ -123,21 +145,29 @@ def make_call(
     **options: Unpack[CallOptions],
 ) -> Call:
     """Build a call from a task that is already checked against its schema."""
+    return _make(defaults, task, rid, {**options}, stream=stream)
+
+
+def _make(defaults: Defaults, task: tasks.Task, rid: bytes | None, common: dict[str, Any], *, stream: bool) -> Call:
+    options = tasks.check(common, _Checked)
     rid = rid or new_rid()
-    request_id = _checked_request_id(options.get("request_id")) or rid.hex()
+    is_generation = isinstance(task, tasks.Generate)
+    # The default is meant for text; which model embeds is then found by its task.
+    service = options.model or (defaults.model if is_generation else None) or ""
+    request_id = options.request_id or rid.hex()
     try:
         return Call(
             rid=rid,
             request_id=request_id,
-            service=_checked_service(options.get("model") or defaults.model or ""),
-            task="generate" if isinstance(task, tasks.Generate) else "embed",
+            service=_checked_service(service),
+            task="generate" if is_generation else "embed",
             body=_packed(task),
-            flags=_flags(task, stream=stream, idempotent=options.get("idempotent", True)),
-            timeout_s=_checked_timeout(options.get("timeout_s"), defaults.timeout_s),
-            priority=_checked_priority(options.get("priority", 0)),
-            retries=options.get("retries"),
+            flags=_flags(task, stream=stream, idempotent=options.idempotent),
+            timeout_s=options.timeout_s or defaults.timeout_s,
+            priority=options.priority,
+            retries=options.retries,
             cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
-            ext=_ext(request_id if request_id != rid.hex() else None, options.get("traceparent")),
+            ext=_ext(options),
         )
     except RequestError as error:
         raise request_error(error.kind, error.text, request_id=request_id) from None
@@ -146,7 +176,7 @@ def make_call(
 def new_rid() -> bytes:
     """Make a UUIDv7 (RFC 9562): ids sort by the time they were made."""
     milliseconds = time.time_ns() // 1_000_000
-    number = (milliseconds << 80) | secrets.randbits(80)
+    number = (milliseconds << 80) | _chance.getrandbits(80)
     number = number & ~(0xF << 76) | 7 << 76
     number = number & ~(0x3 << 62) | 2 << 62
     return number.to_bytes(16, "big")
@@ -190,26 +220,6 @@ def _checked_service(name: str) -> str:
     return name
 
 
-def _checked_timeout(given: float | None, default: float) -> float:
-    timeout_s = default if given is None else given
-    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
-        raise request_error(Kind.BAD_REQUEST, f"timeout_s is {timeout_s}; it must be above 0 and at most one day")
-    return timeout_s
-
-
-def _checked_priority(priority: int) -> int:
-    if not -100 <= priority <= 100:
-        raise request_error(Kind.BAD_REQUEST, f"priority is {priority}; it must lie between -100 and 100")
-    return priority
-
-
-def _checked_request_id(request_id: str | None) -> str | None:
-    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-        text = f"request_id is {request_id[:140]!r}; it must be 1 to 128 of A-Z a-z 0-9 . _ -"
-        raise request_error(Kind.BAD_REQUEST, text)
-    return request_id
-
-
-def _ext(request_id: str | None, traceparent: str | None) -> dict[str, str | int | bool | None]:
-    given = {"request_id": request_id, "traceparent": traceparent}
-    return {name: value[:256] for name, value in given.items() if value is not None}
+def _ext(options: _Checked) -> dict[str, str | int | bool | None]:
+    given = {"request_id": options.request_id, "traceparent": options.traceparent}
+    return {name: value for name, value in given.items() if value is not None}
