@@ -168,10 +168,14 @@ def engine_pair(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, bind:
     pair.linger = 0
     pair.sndhwm = 0  # bounded by the slots of the engine; a drop here would lose tokens
     pair.rcvhwm = 0
-    if bind:
-        pair.bind(endpoint)
-    else:
-        pair.connect(endpoint)
+    try:
+        if bind:
+            pair.bind(endpoint)
+        else:
+            pair.connect(endpoint)
+    except zmq.ZMQError:
+        pair.close(0)  # left open, the end of its context would be waited for forever
+        raise
     return pair
 
 

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -28,6 +30,8 @@ from .engines.base import EngineSpec
 _MODULE: Final = "zmqrt.worker.engines.process"
 _LOOK_EVERY_S: Final = 0.05
 """How soon an end is seen on systems that have no descriptor for a process."""
+_MOST_PATH: Final = 80
+"""The path of a Unix socket has at most 107 bytes; 27 are for our folder and the file in it."""
 log = logging.getLogger(__name__)
 
 
@@ -37,23 +41,23 @@ class EngineChild:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        path: Path,
         spec: EngineSpec,
         device: Device,
         *,
         wake: Callable[[], None],
         log_arguments: Sequence[str] = (),
     ) -> None:
-        """Start it. Raises OSError if that is not possible."""
+        """Start it. Raises OSError or ZMQError if that is not possible."""
         self._wake = wake
-        self._path = path
         self._loop = asyncio.get_running_loop()
-        self._pair = transport.engine_pair(context, f"ipc://{path}", bind=True)
-        try:
-            self._process = _spawn(f"ipc://{path}", spec, device, log_arguments)
-        except OSError:
-            self._pair.close(0)
-            raise
+        with contextlib.ExitStack() as undo:
+            self._folder: Path | None = _private_folder()
+            undo.callback(self._hide)
+            endpoint = f"ipc://{self._folder}/pair"
+            self._pair = transport.engine_pair(context, endpoint, bind=True)
+            undo.callback(self._pair.close, 0)
+            self._process = _spawn(endpoint, spec, device, log_arguments)
+            undo.pop_all()
         self._pid_descriptor = _pid_descriptor(self._process.pid)
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(descriptor(self._pair), wake)
@@ -80,6 +84,7 @@ class EngineChild:
                 envelope = self._pair.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return messages
+            self._hide()
             messages += ipc.decode_from_engine(envelope)
 
     def has_input(self) -> bool:
@@ -112,12 +117,25 @@ class EngineChild:
                 self._process.wait(2)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._path.unlink(missing_ok=True)
+        self._hide()
+
+    def _hide(self) -> None:
+        """Take the socket's name away: nobody else shall connect, and a node that is killed leaves no files."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def _look(self) -> None:
         if self._process.poll() is not None:
             self._wake()
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
+
+
+def _private_folder() -> Path:
+    """Make a folder for one socket; mkdtemp makes it private (0700), for whoever can connect is obeyed."""
+    base = tempfile.gettempdir()
+    is_short = len(os.fsencode(base)) <= _MOST_PATH
+    return Path(tempfile.mkdtemp(prefix="zmqrt-", dir=base if is_short else "/tmp"))  # noqa: S108
 
 
 def _spawn(endpoint: str, spec: EngineSpec, device: Device, log_arguments: Sequence[str]) -> subprocess.Popen[bytes]:

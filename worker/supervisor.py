@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Self
 
 import zmq
@@ -25,8 +21,6 @@ from .restarts import RestartPolicy
 
 _STOP_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.01
-_MOST_PATH: Final = 80
-"""The path of a Unix socket has at most 107 bytes; 27 are for our folder and the file in it."""
 log = logging.getLogger(__name__)
 
 
@@ -65,16 +59,10 @@ class Supervisor:
         self._posts = {device.id: _Post(device) for device in devices}
         self._wake = wake
         self._log_arguments = ("--log-level", log_level, "--log-format", log_format)
-        self._runs = 0
-        self._folder: Path | None = None
 
     # --- start and stop ----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        # mkdtemp makes it private (0700): whoever can connect is obeyed.
-        base = tempfile.gettempdir()
-        is_short = len(os.fsencode(base)) <= _MOST_PATH
-        self._folder = Path(tempfile.mkdtemp(prefix="zmqrt-", dir=base if is_short else "/tmp"))  # noqa: S108
         for post in self._posts.values():
             self._start(post)
         return self
@@ -95,9 +83,6 @@ class Supervisor:
         finally:
             for child in children:
                 child.close()
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder = None
 
     def _leave(self) -> list[EngineChild]:
         children: list[EngineChild] = []
@@ -114,15 +99,12 @@ class Supervisor:
         return children
 
     def _start(self, post: _Post) -> None:
-        assert self._folder is not None
-        self._runs += 1
         post.timer, post.is_ready, post.last_words, post.end = None, False, "", None
-        path = self._folder / str(self._runs)
         try:
             post.child = EngineChild(
-                self._context, path, self._spec, post.device, wake=self._wake, log_arguments=self._log_arguments
+                self._context, self._spec, post.device, wake=self._wake, log_arguments=self._log_arguments
             )
-        except OSError as error:
+        except (OSError, zmq.ZMQError) as error:
             post.end = f"the engine process could not be started: {error}"
             self._wake()
 

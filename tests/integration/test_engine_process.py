@@ -300,21 +300,48 @@ def test_a_broken_engine_ends_its_process() -> None:
 
 
 def test_no_socket_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their folder is private while it is there, and gone afterwards."""
+    """Their folder is private, and gone as soon as both ends are joined: a node that is killed leaves none."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def play(fleet: EngineFleet) -> None:
+        assert private_sockets() == [1]
         await fleet.ready()
-        assert private_sockets() == 1
+        assert private_sockets() == []
+        fleet.send(request(1))
+        await fleet.until(lambda: fleet.is_over(1))
 
-    def private_sockets() -> int:
-        (folder,) = tmp_path.glob("zmqrt-*")
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        return len(list(folder.iterdir()))
+    def private_sockets() -> list[int]:
+        folders = list(tmp_path.iterdir())
+        assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
+        return [len(list(folder.iterdir())) for folder in folders]
 
     drive(spec(), play)
 
-    assert list(tmp_path.iterdir()) == []
+
+def test_without_room_for_a_socket_a_process_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a cleaner of /tmp: it is told like any other end, and passes like any other."""
+    room = tmp_path / "room"
+    monkeypatch.setattr(tempfile, "tempdir", str(room))
+
+    async def play(fleet: EngineFleet) -> None:
+        _, why, is_restarted = await fleet.exit()
+        assert "could not be started" in why
+        assert str(room) in why
+        assert is_restarted
+        room.mkdir()
+        await fleet.ready()
+
+    drive(spec(), play)
+
+
+def test_a_socket_that_cannot_be_bound_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket is closed again: otherwise the node would never end."""
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "gone"))
+
+    async def play(fleet: EngineFleet) -> None:
+        assert "could not be started" in (await fleet.exit())[1]
+
+    drive(spec(), play)
 
 
 @pytest.mark.parametrize("engine", ["mock", "support.toy_engines:stuck"])
