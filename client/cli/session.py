@@ -60,7 +60,7 @@ class Session:
         clients = self.stack.clients
         if self._poller is None and clients is not None:
             self._poller = self._exits.enter_context(Poller(clients, self._plan.keys))
-        tried = hints(clients, self.stack.http) if clients is not None and self.is_served else []
+        tried = hints(clients, self.stack.http, self._plan.keys) if clients is not None and self.is_served else []
         self._shown.show(self._supervisor.children, self.snapshot, tried)
         time.sleep(STEP_S)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -40,10 +41,11 @@ def processes(children: Iterable[Child]) -> Table:
     return table
 
 
-def hints(clients: str, http: str | None) -> list[str]:
+def hints(clients: str, http: str | None, keys: Path | None = None) -> list[str]:
     """Return the lines that a person may paste into another terminal."""
-    broker = "" if clients == DEFAULT_BROKER else f" --broker {clients}"
-    given = "" if clients == DEFAULT_BROKER else f"'{clients}'"
+    is_usual = clients == DEFAULT_BROKER
+    broker = ("" if is_usual else f" --broker {clients}") + (f" --keys {keys}" if keys else "")
+    given = ", ".join([*([] if is_usual else [f"'{clients}'"]), *([f"keys='{keys}'"] if keys else [])])
     lines = [
         "Try, in another terminal:",
         f'  zmqrt infer{broker} "{_QUESTION}"',

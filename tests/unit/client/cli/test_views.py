@@ -1,6 +1,7 @@
 """What people see of a fleet, as text."""
 
 import io
+from pathlib import Path
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -131,6 +132,7 @@ def test_hints_name_the_actual_ports() -> None:
     """So that they can be pasted; the usual port need not be typed."""
     usual = "\n".join(hints("tcp://127.0.0.1:7555", "http://127.0.0.1:8000"))
     free = "\n".join(hints("tcp://127.0.0.1:41001", None))
+    keyed = "\n".join(hints("tcp://127.0.0.1:7555", None, Path("fleet-keys")))
 
     assert '  zmqrt infer "What is' in usual
     assert "curl http://127.0.0.1:8000/infer -d '{" in usual
@@ -138,6 +140,8 @@ def test_hints_name_the_actual_ports() -> None:
     assert "zmqrt infer --broker tcp://127.0.0.1:41001" in free
     assert "Client('tcp://127.0.0.1:41001')" in free
     assert "curl" not in free
+    assert "zmqrt infer --keys fleet-keys" in keyed
+    assert "Client(keys='fleet-keys')" in keyed
 
 
 def test_a_log_gets_a_line_for_each_change_and_no_other() -> None:
