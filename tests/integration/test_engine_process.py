@@ -336,7 +336,11 @@ def test_without_room_for_a_socket_a_process_is_tried_again(tmp_path: Path, monk
 
 def test_a_socket_that_cannot_be_bound_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket is closed again: otherwise the node would never end."""
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "gone"))
+
+    def gone(**_: object) -> str:
+        return str(tmp_path / "gone")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", gone)
 
     async def play(fleet: EngineFleet) -> None:
         assert "could not be started" in (await fleet.exit())[1]
