@@ -111,7 +111,8 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     """Put the framework's own refusals (404, 405) into our shape."""
     assert isinstance(error, HTTPException)
     reason = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    body = {"detail": error.detail, "reason": reason, "request_id": request.state.request_id}
+    detail = f"{error.detail}: there are POST /infer and GET /health, /readyz, /livez"
+    body = {"detail": detail, "reason": reason, "request_id": request.state.request_id}
     return _json(error.status_code, encode(body), dict(error.headers or {}))
 
 

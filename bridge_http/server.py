@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import signal
 import socket
 import sys
@@ -43,6 +44,8 @@ def serve(settings: BridgeSettings) -> None:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),  # open streams would be waited for forever
     )
+    if settings.log_level == "info":
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # that it starts and stops, our own lines say
     with listen(settings) as listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         server = _Server(config, ready_line(settings, listener))
         runner.run(_run(server, listener, client))
