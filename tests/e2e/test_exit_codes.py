@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.cli import Running, zmqrt
-from support.stack import Stack, running
+from support.stack import Stack, eventually, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -150,9 +150,10 @@ def test_no_key_where_keys_are_asked_for_is_77(tmp_path: Path) -> None:
 def test_interrupted_is_130(fleet: Stack) -> None:
     """And the request is given up: its slot is free again."""
     words = ("--stream", "--max-tokens", "100000", "--ignore-eos", "--timeout", "1h")
-    with Running("infer", "--broker", fleet.clients, *words, "hi") as asking:
-        asking.until(bool)
+    with fleet.client() as client, Running("infer", "--broker", fleet.clients, *words, "hi") as asking:
+        eventually(lambda: client.status().running == 1, what="a running request")
         os.kill(asking.popen.pid, signal.SIGINT)
 
         assert asking.wait() == 130
         assert "Traceback" not in "\n".join(asking.lines)
+        assert eventually(lambda: client.status().running == 0, what="a free slot")
