@@ -78,7 +78,7 @@ class Admission:
         if outcome is not None and self._twins.replay(session, ask, outcome, now):
             return
         start = _find_start(ask, outcome)
-        if type(start) is not Start:
+        if not isinstance(start, Start):
             self._refuse(session, ask, *start)
             return
         service = self._admit_to(session, ask, now)

@@ -78,7 +78,8 @@ class Broker:
         fleet = Fleet(house, registry, liveness, results)
         desk = Desk(house, delivery, endings)
         admission = Admission(house, Twins(house, delivery, endings))
-        self._house = house
+        self.house = house
+        """The tables; for looking in, only their owners write."""
         self._delivery = delivery
         self._endings = endings
         self._dispatcher = dispatcher
@@ -103,7 +104,7 @@ class Broker:
 
     def handle(self, side: Side, peer: bytes, messages: Sequence[m.Message], now: float, user: str = "") -> None:
         """Act on the messages of one envelope. `user` is the principal of the key it came under."""
-        house = self._house
+        house = self.house
         if side is WORKERS:
             if house.worker_strikes.is_muted(peer, now):
                 return
@@ -141,7 +142,7 @@ class Broker:
 
     def peer_gone(self, side: Side, peer: bytes, now: float) -> None:
         """Note that a connection is gone; its routing id will not return."""
-        house = self._house
+        house = self.house
         if side is WORKERS:
             house.worker_strikes.forget(peer)
             node = house.nodes.get(peer)
@@ -156,7 +157,7 @@ class Broker:
 
     def send_failed(self, side: Side, peer: bytes, messages: Sequence[m.Message], why: SendFailure, now: float) -> None:
         """Take back what could not be sent: a request that never left goes to another node at once."""
-        house = self._house
+        house = self.house
         if why is SendFailure.FULL:
             house.counters.egress_overflows += 1
         node = house.nodes.get(peer) if side is WORKERS else None
@@ -176,7 +177,7 @@ class Broker:
 
     def tick(self, now: float) -> None:
         """Act on everything that is due."""
-        house = self._house
+        house = self.house
         for request in house.request_timers.due(now):
             if request.state is not RequestState.ENDED:
                 self._dispatcher.expire(request, now)
@@ -198,7 +199,7 @@ class Broker:
 
     def next_deadline(self) -> float:
         """Return when `tick` is due; infinity if nothing is."""
-        house = self._house
+        house = self.house
         return min(
             house.request_timers.next(),
             house.node_timers.next(),
@@ -213,7 +214,7 @@ class Broker:
 
     def drain(self, now: float) -> None:
         """Take no new requests, send clients elsewhere, and finish what is here within the drain time."""
-        house = self._house
+        house = self.house
         if house.is_draining:
             return
         house.drain_until = now + house.timing.drain_s
@@ -224,23 +225,23 @@ class Broker:
     @property
     def is_draining(self) -> bool:
         """Whether new work is refused."""
-        return self._house.is_draining
+        return self.house.is_draining
 
     @property
     def is_drained(self) -> bool:
         """Whether every request has ended and every reader has been sent its end."""
-        house = self._house
+        house = self.house
         is_idle = not any(user.requests for user in house.users.values())
         return is_idle and not any(session.lagging for session in house.sessions.values())
 
     def close(self) -> None:
         """Say goodbye to the workers; the last thing before the sockets close."""
-        for node in self._house.nodes.values():
-            self._house.tell_worker(node, m.Dismiss(503, "this broker is leaving"))
+        for node in self.house.nodes.values():
+            self.house.tell_worker(node, m.Dismiss(503, "this broker is leaving"))
 
     def _give_up(self, now: float) -> None:
         text = "this broker has left before the request was done; go on with another one"
-        for user in self._house.users.values():
+        for user in self.house.users.values():
             for request in list(user.requests.values()):
                 self._endings.fail(request, Kind.DRAINING, text, now)
 
@@ -249,16 +250,16 @@ class Broker:
     @property
     def counters(self) -> Counters:
         """What was counted; the shell adds its own."""
-        return self._house.counters
+        return self.house.counters
 
     def is_muted(self, side: Side, peer: bytes, now: float) -> bool:
         """Say whether a peer is ignored for now, so that nothing of it need be decoded."""
-        strikes = self._house.worker_strikes if side is WORKERS else self._house.strikes
+        strikes = self.house.worker_strikes if side is WORKERS else self.house.strikes
         return strikes.is_muted(peer, now)
 
     def is_known(self, side: Side, peer: bytes) -> bool:
         """Say whether a peer has a session."""
-        return peer in (self._house.nodes if side is WORKERS else self._house.sessions)
+        return peer in (self.house.nodes if side is WORKERS else self.house.sessions)
 
     def probe(self, side: Side, peer: bytes) -> None:
         """Send a peer something harmless: if it is gone, the send says so."""
@@ -267,37 +268,37 @@ class Broker:
         if side is CLIENTS:
             self.out.append((side, peer, m.Pong(0, 0, 0)))
         else:
-            node = self._house.nodes[peer]
+            node = self.house.nodes[peer]
             self.out.append((side, peer, m.BrokerHeartbeat(node.epoch, node.beats_sent)))
 
     def snapshot(self, now: float) -> Snapshot:
         """Describe everything, as QUERY does."""
-        return snapshot(self._house, now)
+        return snapshot(self.house, now)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the tables contradict each other; for tests."""
-        check(self._house)
+        check(self.house)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def _check_service(self, service: Service, now: float) -> None:
         if not service.healthy:
-            until = wait_until(self._house, service)
+            until = wait_until(self.house, service)
             if until > now:
-                self._house.service_timers.set(service, until)
+                self.house.service_timers.set(service, until)
                 return
             self._dispatcher.end_grace(service, now)
         self._registry.forget_service(service, now)
 
     def _complain(self, side: Side, peer: bytes, rid: bytes | None, why: str) -> None:
         if side is CLIENTS:
-            session = self._house.sessions.get(peer)
+            session = self.house.sessions.get(peer)
             if session is not None and rid in session.readers:
                 rid = None  # that request lives, and an ERROR under its id would be its end
             self.out.append((side, peer, error(rid, Kind.BAD_REQUEST, why)))
 
     def _strike(self, side: Side, peer: bytes, now: float, why: str) -> None:
-        house = self._house
+        house = self.house
         house.counters.strikes += 1
         strikes = house.worker_strikes if side is WORKERS else house.strikes
         if not strikes.add(peer, now):

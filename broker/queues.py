@@ -23,40 +23,40 @@ _SWEEP_FROM: Final = 64
 class _Level:
     """One priority: a line for each client, served in turn."""
 
-    __slots__ = ("_lines", "_turns")
+    __slots__ = ("_turns", "lines")
 
     def __init__(self) -> None:
-        self._lines: dict[Session, deque[Request]] = {}
+        self.lines: dict[Session, deque[Request]] = {}
         self._turns: deque[Session] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
     def push(self, request: Request) -> None:
-        line = self._lines.get(request.origin)
+        line = self.lines.get(request.origin)
         if line is None:
-            line = self._lines[request.origin] = deque()
+            line = self.lines[request.origin] = deque()
             self._turns.append(request.origin)
         line.append(request)
 
     def pop(self) -> Request:
         origin = self._turns[0]
-        line = self._lines[origin]
+        line = self.lines[origin]
         request = line.popleft()
         if line:
             self._turns.rotate(-1)
         else:
             self._turns.popleft()
-            del self._lines[origin]
+            del self.lines[origin]
         return request
 
     def sweep(self) -> None:
         for origin in list(self._turns):
-            alive = deque(_alive(self._lines[origin]))
-            self._lines[origin] = alive
+            alive = deque(_alive(self.lines[origin]))
+            self.lines[origin] = alive
             if not alive:
-                del self._lines[origin]
-        self._turns = deque(origin for origin in self._turns if origin in self._lines)
+                del self.lines[origin]
+        self._turns = deque(origin for origin in self._turns if origin in self.lines)
 
 
 class ServiceQueue:
@@ -128,8 +128,13 @@ class ServiceQueue:
 
     def waiting(self) -> list[Request]:
         """List what waits, for a look from outside."""
-        lines = [line for level in self._levels.values() for line in level._lines.values()]  # noqa: SLF001 - same file
+        lines = [line for level in self._levels.values() for line in level.lines.values()]
         return [r for line in (self._front, *self.stranded.values(), *lines) for r in _alive(line)]
+
+    @property
+    def entries(self) -> int:
+        """Return how many entries there are, the dead ones included."""
+        return self.count + self._dead
 
     def _count_in(self, request: Request) -> None:
         self.count += 1

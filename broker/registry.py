@@ -38,6 +38,8 @@ class Registry:
             self._liveness.leave(same_session, now)
             self._turn_away(peer, 409, "READY came twice on this session")
             return None
+        if same_session is not None and same_session.ready.worker_uuid != ready.worker_uuid:
+            self._liveness.leave(same_session, now)  # evicted, and back under another name
         node = house.nodes_by_uuid.get(ready.worker_uuid)
         if node is not None and node.user != user:
             self._turn_away(peer, 403, "this worker_uuid belongs to another principal")

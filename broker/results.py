@@ -63,11 +63,13 @@ class Results:
 
     def error(self, node: Node, message: m.WorkerError, now: float) -> None:
         """Take the failure of an attempt: it goes elsewhere, or it is the end."""
+        kind = kind_of(message.code, message.reason)
+        if message.epoch == node.epoch and kind is not Kind.NO_SLOT:
+            node.allow(message.dispatch_limit)
         request = node.running.get(message.lease)
         if request is None or message.epoch != node.epoch:
             self._late(node, message.lease)
             return
-        kind = kind_of(message.code, message.reason)
         if kind is Kind.NO_SLOT and request.state is RequestState.LEASED:
             self._house.counters.refused_by_node += 1
             node.refuse()

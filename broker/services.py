@@ -30,11 +30,11 @@ class Service(msgspec.Struct, eq=False):
     name: str
     queue: ServiceQueue = msgspec.field(default_factory=ServiceQueue)
     ring: Ring = msgspec.field(default_factory=Ring)
-    offers: dict[Node, Offer] = msgspec.field(default_factory=dict)
+    offers: dict[Node, Offer] = {}
     told: ServiceOffer | None = None
     healthy: int = 0
     unhealthy_since: float = -math.inf
-    revisions: dict[str, int] = msgspec.field(default_factory=dict)
+    revisions: dict[str, int] = {}
     running: int = 0
     mean_s: float = 0.0
     slot: int = 0

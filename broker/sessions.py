@@ -7,7 +7,7 @@ user and never alone, so that equal ids of two users cannot meet.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -43,8 +43,8 @@ class User(msgspec.Struct, eq=False):
     """One principal and all that it has here, whatever connection it came by."""
 
     name: str
-    requests: dict[bytes, Request] = msgspec.field(default_factory=dict)
-    outcomes: dict[bytes, Outcome] = msgspec.field(default_factory=dict)
+    requests: dict[bytes, Request] = {}
+    outcomes: dict[bytes, Outcome] = {}
     sessions: int = 0
 
 
@@ -68,12 +68,12 @@ class Session(msgspec.Struct, eq=False):
     heard_at: float
     control: Bucket
     queries: Bucket
-    readers: dict[bytes, Reader] = msgspec.field(default_factory=dict)
+    readers: dict[bytes, Reader] = {}
     is_open: bool = True
     send_until: int = 0
     sent_bytes: int = 0
     consumed_bytes: int = 0
-    lagging: OrderedDict[Reader, None] = msgspec.field(default_factory=OrderedDict)
+    lagging: OrderedDict[Reader, None] = msgspec.field(default_factory=OrderedDict[Any, None])
     shut_at: float | None = None
     lost_at: float = 0.0
     slot: int = 0

@@ -126,9 +126,9 @@ class Node(msgspec.Struct, eq=False):
     kv_step: int = 0
     is_stalled: bool = False
     is_usable: bool = False
-    offers: dict[str, Offer] = msgspec.field(default_factory=dict)
-    running: dict[int, Request] = msgspec.field(default_factory=dict)
-    fenced: dict[int, None] = msgspec.field(default_factory=dict)
+    offers: dict[str, Offer] = {}
+    running: dict[int, Request] = {}
+    fenced: dict[int, None] = {}
     completed: int = 0
     failed: int = 0
     lost_at: float = 0.0

@@ -27,7 +27,7 @@ class Stage:
     def __init__(
         self, timing: Timing | None = None, is_admin: Callable[[str], bool] | None = None, **bounds: Any
     ) -> None:
-        self.now = 1000.0
+        self.now: float = 1000.0
         self.timing = timing or Timing()
         self.said: dict[tuple[Side, bytes], list[Any]] = {}
         self._numbers = itertools.count(1)
@@ -97,7 +97,9 @@ class Stage:
         made = Worker(self, name or f"w{next(self._numbers)}", user, capacity)
         made.register(**ready)
         made.beat(limit=capacity if credit is None else credit)
-        made.hear()
+        said = self.said.pop((made.side, made.peer), [])
+        if jobs := [one for one in said if isinstance(one, m.Dispatch)]:
+            self.said[made.side, made.peer] = jobs  # what waited for it
         return made
 
 
@@ -167,7 +169,8 @@ class Worker(Peer):
     def register(self, **ready: Any) -> m.WorkerWelcome | None:
         """Send READY; return the WELCOME."""
         self.offers = ready.pop("services", self.offers)
-        self.send(m.Ready(self.uuid, self.name, self.capacity, self.offers, [], **ready))
+        devices = ready.pop("devices", [])
+        self.send(m.Ready(self.uuid, self.name, self.capacity, self.offers, devices, **ready))
         for message in self.stage.said.get((self.side, self.peer), []):
             if isinstance(message, m.WorkerWelcome):
                 self.epoch = message.epoch

@@ -1,0 +1,293 @@
+"""What may come in, and what those hear who may not."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from support.stage import SERVICE, STREAM, UNARY, Client, Stage, ask, offer, rid_of
+from zmqrt.protocol import messages as m
+from zmqrt.protocol.limits import MAX_INT
+
+
+def refusal_of(client: Client) -> m.Error:
+    """Return the one error that a client was told."""
+    (error,) = client.hear_only(m.Error)
+    return error
+
+
+def test_an_unknown_model_is_404_and_the_known_ones_are_listed() -> None:
+    """The sentence helps whoever misspelt it."""
+    stage = Stage()
+    client, _ = stage.client(), stage.worker(services=[offer("mock"), offer("smollm2")])
+    stage.pass_time(2.0)
+
+    client.request(1, service="smolm2")
+
+    error = refusal_of(client)
+    assert (error.code, error.reason, error.retryable) == (404, "model_not_found", False)
+    assert "known: mock, smollm2" in error.text
+
+
+def test_a_new_broker_waits_a_moment_before_it_calls_a_model_unknown() -> None:
+    """After a restart nodes come back within a second; a request sent again must not be lost to that."""
+    stage = Stage()
+    client, _ = stage.client(), stage.worker()
+
+    client.request(1, service="other")
+    other = stage.worker(services=[offer("other")])
+
+    assert [d.rid for d in other.work()] == [rid_of(1)]
+
+
+def test_a_new_broker_without_any_node_waits_for_the_first() -> None:
+    """Up to the eviction time; then it says what to start."""
+    stage = Stage()
+    client = stage.client()
+
+    client.request(1)
+    stage.pass_time(9.8)
+    assert client.hear_only(m.Error) == []
+    stage.pass_time(0.4)
+
+    error = refusal_of(client)
+    assert (error.code, error.reason, error.retryable) == (503, "no_worker", True)
+    assert "zmqrt-worker" in error.text
+
+
+def test_without_a_healthy_node_it_is_503_at_once() -> None:
+    """Once the broker has been there for a while, waiting would be pointless."""
+    stage = Stage()
+    client = stage.client()
+    stage.pass_time(11.0)
+
+    client.request(1)
+
+    assert refusal_of(client).code == 503
+
+
+def test_a_model_that_is_still_loading_says_how_far_it_is() -> None:
+    """503 with an estimate from its progress: 30 % in 3 s leaves 7 s."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    worker.beat(phase="loading", percent=30, elapsed_ms=3000)
+    stage.pass_time(11.0)
+    worker.come_back(b"w-new")
+    worker.beat(phase="loading", percent=30, elapsed_ms=3000)
+
+    client.request(1)
+
+    error = refusal_of(client)
+    assert (error.code, error.reason, error.retry_after_ms) == (503, "starting", 7000)
+    assert "loading, 30 %" in error.text
+
+
+def test_a_service_whose_node_was_just_there_is_waited_for() -> None:
+    """Within the eviction time the request waits, and goes to the node that comes."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    worker.send(m.Leave(worker.epoch))
+
+    client.request(1)
+    assert client.hear_only(m.Error) == []
+    other = stage.worker()
+
+    assert len(other.work()) == 1
+
+
+def test_what_waits_for_a_service_that_stays_away_is_told_so() -> None:
+    """The grace ends one eviction time after the last node went."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    worker.send(m.Leave(worker.epoch))
+    client.request(1)
+
+    stage.pass_time(10.1)
+
+    assert (refusal_of(client).code, stage.counters.rejected_no_worker) == (503, 1)
+
+
+@pytest.mark.parametrize(("nodes", "bound"), [(1, 3), (2, 6)])
+def test_the_queue_grows_with_the_nodes(nodes: int, bound: int) -> None:
+    """So many per active node; the next is told when to come back."""
+    stage = Stage(in_flight=3, outstanding=100)
+    client = stage.client()
+    for _ in range(nodes):
+        stage.worker(credit=0)
+
+    client.send(*(ask(n) for n in range(bound + 1)))
+
+    error = refusal_of(client)
+    assert (error.rid, error.code, error.reason) == (rid_of(bound), 429, "queue_full")
+    assert stage.broker.snapshot(stage.now).queued == bound
+
+
+def test_the_queue_is_bounded_in_bytes() -> None:
+    """A few large bodies fill it as well."""
+    stage = Stage(queue_bytes=1000)
+    client, _ = stage.client(), stage.worker(credit=0)
+
+    client.send(ask(1, body=b"x" * 600), ask(2, body=b"x" * 600))
+
+    assert refusal_of(client).rid == rid_of(2)
+
+
+def test_retry_after_follows_the_queue_and_the_speed_of_the_service() -> None:
+    """Two run at a time and take one second each: four that wait, and the one refused, need 2.5 s."""
+    stage = Stage(in_flight=4)
+    client, worker = stage.client(), stage.worker(capacity=2)
+    client.send(ask(1), ask(2))
+    jobs = worker.work()
+    stage.pass_time(1.0)
+    for job in jobs:
+        worker.final(job.lease)
+
+    client.send(*(ask(n) for n in range(10, 17)))
+
+    assert [e.retry_after_ms for e in client.hear_only(m.Error)] == [2500]
+
+
+def test_no_queue_is_answered_now_or_never() -> None:
+    """NO_QUEUE goes through while a slot is free, and is refused otherwise."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=1)
+
+    client.send(ask(1, flags=UNARY | m.NO_QUEUE), ask(2, flags=UNARY | m.NO_QUEUE))
+
+    assert [d.rid for d in worker.work()] == [rid_of(1)]
+    error = refusal_of(client)
+    assert (error.rid, error.code) == (rid_of(2), 429)
+
+
+def test_one_connection_may_have_so_many_unanswered() -> None:
+    """The bound is per connection, and a slot opens with each answer."""
+    stage = Stage(outstanding=2)
+    client, worker = stage.client(), stage.worker()
+    client.send(ask(1), ask(2), ask(3))
+    assert refusal_of(client).reason == "rate_limited"
+
+    worker.final(worker.work()[0].lease)
+    client.hear()
+    client.request(3)
+
+    assert client.hear_only(m.Error) == []
+
+
+def test_memory_is_bounded_and_outcomes_make_room_first() -> None:
+    """Old outcomes go before new work is refused."""
+    stage = Stage(held_bytes=30_000)
+    client, worker = stage.client(), stage.worker(capacity=100)
+    client.request(1)
+    worker.final(worker.work()[0].lease, body=b"x" * 15_000)
+    client.hear()
+
+    client.request(2, body=b"y" * 20_000)
+    assert client.hear_only(m.Error) == []
+    client.request(3, body=b"z" * 20_000)
+
+    error = refusal_of(client)
+    assert (error.rid, error.reason, error.retryable) == (rid_of(3), "memory_full", True)
+
+
+def test_a_resumable_request_gets_the_seed_that_every_broker_would_give() -> None:
+    """SHA-256 of the request id, unless the body names one."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+
+    client.send(ask(1, flags=STREAM), ask(2, flags=STREAM | m.SEEDED), ask(3), ask(4, flags=STREAM, ext={"a": 1}))
+
+    seeds = [dispatch.ext for dispatch in worker.work()]
+    first, fourth = (int.from_bytes(hashlib.sha256(rid_of(n)).digest()[:8], "big") & MAX_INT for n in (1, 4))
+    assert seeds == [{"seed": first}, {}, {}, {"a": 1, "seed": fourth}]
+
+
+def test_ext_without_room_for_the_seed_is_refused() -> None:
+    """A node could not read seventeen keys."""
+    stage = Stage()
+    client, _ = stage.client(), stage.worker()
+
+    client.request(1, flags=STREAM, ext={f"k{n}": n for n in range(16)})
+
+    assert refusal_of(client).code == 400
+
+
+def test_a_refused_request_may_be_sent_again() -> None:
+    """A refusal is not an outcome."""
+    stage = Stage()
+    client = stage.client()
+    stage.pass_time(11.0)
+    client.request(1)
+    assert refusal_of(client).code == 503
+
+    worker = stage.worker()
+    client.request(1)
+
+    assert len(worker.work()) == 1
+
+
+def test_a_draining_broker_takes_nothing_new() -> None:
+    """It says goodbye to everybody, refuses what comes, and finishes what it has."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1)
+    (job,) = worker.work()
+
+    stage.broker.drain(stage.now)
+    stage.collect()
+    client.request(2)
+
+    goaway, error = client.hear()
+    assert isinstance(goaway, m.Goaway)
+    assert (error.rid, error.reason, error.retryable) == (rid_of(2), "draining", True)
+    assert not stage.broker.is_drained
+    worker.final(job.lease)
+    assert len(client.hear_only(m.Final)) == 1
+    assert stage.broker.is_drained
+
+
+def test_what_a_draining_broker_cannot_finish_goes_on_elsewhere() -> None:
+    """At the deadline its requests end with 503 and the unit to go on from."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1, flags=STREAM, ttl_s=300.0)
+    (job,) = worker.work()
+    worker.partial(job.lease, 0, 3)
+    client.hear()
+
+    stage.broker.drain(stage.now)
+    for _ in range(31):
+        worker.beat()
+        client.send(m.Ping(0))
+        stage.pass_time(1.0)
+
+    (error,) = client.hear_only(m.Error)
+    assert (error.code, error.retryable, error.resume_n) == (503, True, 3)
+    assert stage.broker.is_drained
+
+
+def test_two_users_with_the_same_request_id_never_meet() -> None:
+    """A request id is looked up under its user."""
+    stage = Stage()
+    alice, bob = stage.client("a", user="alice"), stage.client("b", user="bob")
+    worker = stage.worker()
+
+    alice.request(1, body=b"mine")
+    bob.request(1, body=b"other")
+
+    jobs = worker.work()
+    assert [(job.user, job.body) for job in jobs] == [("alice", b"mine"), ("bob", b"other")]
+    worker.final(jobs[1].lease, body=b"for bob")
+    assert [f.body for f in bob.hear_only(m.Final)] == [b"for bob"]
+    assert alice.hear_only(m.Final) == []
+
+
+def test_the_service_name_travels_with_the_request() -> None:
+    """A node that offers several knows which one is meant."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(services=[offer("a"), offer("b")])
+
+    client.send(ask(1, service="b"), ask(2, service="a"))
+
+    assert [d.service for d in worker.work()] == ["b", "a"]
+    assert SERVICE not in ("a", "b")

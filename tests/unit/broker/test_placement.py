@@ -1,0 +1,84 @@
+"""The ring of offers: always the least loaded one, whatever the order of changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqrt.broker.placement import LOAD_STEPS, Ring, level, settle
+from zmqrt.broker.services import Service
+from zmqrt.broker.sessions import bucket
+from zmqrt.broker.workers import KV_STEPS, Node, Offer
+from zmqrt.protocol import messages as m
+
+
+def make_node(service: Service, capacity: int = 10) -> Node:
+    """Make a node that is ready, with one offer."""
+    told = m.ServiceOffer(service.name, 1000, "generate")
+    ready = m.Ready(b"u" * 16, "n", capacity, [told], [])
+    node = Node(b"p", "", ready, 1, 0.0, 0.0, 1.0, bucket(1.0, 1.0, 0.0), capacity=capacity, limit=10**6)
+    node.is_usable = True
+    node.offers[service.name] = Offer(node, service, told, 1000)
+    return node
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, LOAD_STEPS * KV_STEPS - 1)), max_size=60))
+def test_the_best_is_always_in_the_lowest_set(moves: list[tuple[int, int]]) -> None:
+    """Compared with a plain minimum over all."""
+    service = Service("s")
+    offers = [make_node(service).offers["s"] for _ in range(6)]
+    ring = service.ring
+
+    for which, index in moves:
+        ring.put(offers[which], index)
+        inside = [offer for offer in offers if offer.index >= 0]
+        assert len(ring) == len(inside)
+        assert bool(ring.mask) == bool(inside)
+        if inside:
+            assert ring.best().index == min(offer.index for offer in inside)
+
+
+@given(st.integers(1, 200), st.integers(0, 250), st.integers(0, KV_STEPS - 1))
+def test_the_level_follows_load_first_and_memory_second(capacity: int, running: int, kv_step: int) -> None:
+    """A full node has none."""
+    node = make_node(Service("s"), capacity)
+    node.kv_step = kv_step
+    leases: Any = dict.fromkeys(range(running))  # only their number counts
+    node.running = leases
+
+    if running >= capacity:
+        assert level(node) == -1
+    else:
+        assert level(node) == running * LOAD_STEPS // capacity * KV_STEPS + kv_step
+
+
+def test_a_node_that_may_take_nothing_is_taken_out() -> None:
+    """Not usable, out of credit: not in the ring."""
+    service = Service("s")
+    node = make_node(service)
+    settle(node)
+    assert len(service.ring) == 1
+
+    node.limit = node.dispatched
+    settle(node)
+    assert len(service.ring) == 0
+    node.limit, node.is_usable = 10, False
+    settle(node)
+
+    assert len(service.ring) == 0
+
+
+def test_what_comes_back_avoids_its_last_node_and_keeps_its_revision() -> None:
+    """It takes the last one if there is no other, and none if the weights differ."""
+    service = Service("s")
+    first, second = make_node(service), make_node(service)
+    ring: Ring = service.ring
+    for node, revision in ((first, "r1"), (second, "r2")):
+        node.offers["s"].told = m.ServiceOffer("s", 10, "generate", revision=revision)
+        settle(node)
+
+    assert ring.best_for(first, None) is second.offers["s"]
+    assert ring.best_for(first, "r1") is first.offers["s"]
+    assert ring.best_for(None, "r3") is None
