@@ -119,8 +119,11 @@ class Job:
 
     @property
     def has_partials(self) -> bool:
-        """Whether PARTIALs are sent: for streams, and for what the broker journals so that it can resume."""
-        return bool(self.flags & (m.STREAM | m.RESUMABLE))
+        """Whether PARTIALs are sent: for streams, and for what the broker journals so that it can resume.
+
+        Only tokens can be gone on with. A whole answer of an engine that deals in text begins anew instead.
+        """
+        return self.is_stream or (self.kind == "token" and bool(self.flags & m.RESUMABLE))
 
     @property
     def total_n(self) -> int:

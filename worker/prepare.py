@@ -103,7 +103,14 @@ def prepare_generation(dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bound
 
 
 def prepare_task(dispatch: Dispatch, bounds: Bounds) -> PreparedTask:
-    """Check a task for an engine that takes whole tasks. Raises RequestError (400)."""
+    """Check a task for an engine that takes whole tasks.
+
+    Raises:
+        RequestError: (400) with the field and the numbers; (502) a part of it was delivered, and there is no going on.
+    """
+    if dispatch.resume_n:
+        text = f"{dispatch.resume_n} units were delivered, and {bounds.service} cannot go on from there"
+        raise request_error(Kind.NOT_RESUMABLE, text)
     values = tasks.unpack_map(dispatch.body)
     task = tasks.decode_task(dispatch.body)
     _check_task(task, bounds)

@@ -495,6 +495,33 @@ def test_an_engine_that_deals_in_text_streams_chunks() -> None:
     assert sent(made, m.WorkerFinal)[0].total_n == 2
 
 
+def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
+    """Its engine knows no middle: said at once, instead of by units that do not fit, once for each attempt."""
+    node = Node()
+    node.register()
+    node.load(kind="stream")
+
+    made = node.dispatch(1, prefix=[Chunk(ids=[1, 2], text=["one ", "two"])])
+
+    (error,) = sent(made, m.WorkerError)
+    assert (error.code, error.reason) == (502, "not_resumable")
+    assert node.core.desk.jobs == {}
+
+
+def test_a_unary_answer_in_text_is_not_journaled() -> None:
+    """After the loss of its node it begins anew: its client has seen nothing."""
+    node = Node()
+    node.register()
+    node.load(kind="stream")
+    node.dispatch(1, flags=RUN)
+    ticket = node.ticket()
+
+    made = node.engine(ipc.TextChunk(ticket, "one "), ipc.TextChunk(ticket, "", done=True))
+
+    assert sent(made, m.WorkerPartial) == []
+    assert result(made).text == "one "
+
+
 def test_unknown_services_are_not_found() -> None:
     """The broker would not send it; a worker answers all the same."""
     node = serving()
