@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -56,6 +57,26 @@ def of_struct(struct: type[Any]) -> st.SearchStrategy[Any]:
     info = msgspec.inspect.type_info(struct)
     assert isinstance(info, msgspec.inspect.StructType)
     return st.builds(struct, **{field.name: of_type(field.type) for field in info.fields})
+
+
+def plausible(struct: type[Any], likely: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Build instances that lead deep into a receiver: fields by name from `likely`, all others as small as can be."""
+    info = msgspec.inspect.type_info(struct)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return st.builds(
+        struct,
+        **{
+            field.name: likely[field.name] if field.name in likely else st.just(_smallest_of(field.type))
+            for field in info.fields
+            if field.required or field.name in likely
+        },
+    )
+
+
+def weighted(*shares: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Choose among strategies by weight; `one_of` takes a repeated one for the same and flattens what is nested."""
+    strategies = [strategy for weight, strategy in shares for _ in range(weight)]
+    return st.sampled_from(range(len(strategies))).flatmap(strategies.__getitem__)
 
 
 messages: st.SearchStrategy[Any] = st.one_of([of_struct(struct) for struct in ALL_MESSAGES])
