@@ -100,7 +100,10 @@ class AsyncInbox:
 class AsyncHandle(Generic[R]):
     """A request that is under way, to be read by one task at a time."""
 
-    def __init__(self, io: IoThread, bell: LoopBell, call: calls.Call, reading: Reading[R]) -> None:
+    def __init__(
+        self, client: AsyncClient, io: IoThread, bell: LoopBell, call: calls.Call, reading: Reading[R]
+    ) -> None:
+        self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
         self._call = call
         self._reading = reading
@@ -240,6 +243,7 @@ class AsyncClient:
 
     def _use(self, config: ClientConfig) -> None:
         self._defaults = calls.Defaults(timeout_s=config.timeout_s, model=config.default_model)
+        self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
         self._io = IoThread(config)
         self._finalizer = weakref.finalize(self, self._io.stop)
         self._bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = weakref.WeakKeyDictionary()
@@ -275,7 +279,7 @@ class AsyncClient:
 
     async def connect(self) -> None:
         """Wait until a broker answers. Raises ConnectError naming what is in the way."""
-        await self._ask(questions.connection())
+        await self._ask(questions.connection(), timeout_s=self._connect_s)
 
     async def close(self) -> None:
         """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
@@ -306,7 +310,7 @@ class AsyncClient:
     ) -> AsyncHandle[Result]:
         """Start a generation and return at once."""
         call = calls.generate(self._defaults, prompt, stream=stream, options=options)
-        return AsyncHandle(self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
+        return AsyncHandle(self, self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
 
     async def embed(
         self,
@@ -318,7 +322,7 @@ class AsyncClient:
     ) -> list[array[float]]:
         """Turn texts into vectors (`array('f')`), one for each input; a single text gives a list of one."""
         call = calls.embed(self._defaults, input, dimensions=dimensions, truncate=truncate, options=options)
-        handle = AsyncHandle(self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
+        handle = AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
         return (await self._finish(handle)).vectors
 
     @overload
@@ -337,8 +341,8 @@ class AsyncClient:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
         call = calls.make_call(self._defaults, task, stream=stream, rid=rid, **options)
         if isinstance(task, tasks.Generate):
-            return AsyncHandle(self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
-        return AsyncHandle(self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
+            return AsyncHandle(self, self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
+        return AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
 
     async def status(self) -> Snapshot:
         """Ask the broker how it and its nodes are."""
@@ -355,9 +359,9 @@ class AsyncClient:
             bell = self._bells[loop] = LoopBell(loop)
         return bell
 
-    async def _ask(self, question: Question[R]) -> R:
+    async def _ask(self, question: Question[R], *, timeout_s: float | None = None) -> R:
         inbox = AsyncInbox(self._bell())
-        self._io.ask(question.message, inbox, timeout_s=self._defaults.timeout_s)
+        self._io.ask(question.message, inbox, timeout_s=timeout_s or self._defaults.timeout_s)
         event = await inbox.take()
         if isinstance(event, ZmqrtError):
             raise event

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, clip, request_error
+from ..protocol.errors import Kind, ZmqrtError, clip, request_error
 from .asks import Ask, Asks
 from .book import Book
 from .connection import Link, LinkState
@@ -179,15 +179,18 @@ class ClientCore:
 
     def _expire(self, request: Request, now: float) -> None:
         seconds = f"{request.call.timeout_s:g} s"
+        error: ZmqrtError
         if request.link is not None:
             what = f"no new token for {seconds}" if request.expect else f"no answer within {seconds}"
             kind = Kind.STALLED if request.expect else Kind.DEADLINE
             error = request.error(kind, f"{what} from {request.service} through {request.link.endpoint}")
             request.link.cancel(request, "its time is up", now)
-        elif self.sessions.current is None:
+        elif self.sessions.current is not None:
+            error = request.error(Kind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time")
+        elif request.was_sent:
             error = request.error(Kind.BROKER_LOST, f"no broker could be reached again within {seconds}")
         else:
-            error = request.error(Kind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time")
+            error = self.sessions.unreachable(now - request.submitted_at)
         self.book.fail(request, error)
 
     def _judge(self, now: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..protocol.errors import ConnectError
+from ..protocol.limits import MAX_BROKERS
 from ..protocol.timing import Backoff
 
 if TYPE_CHECKING:
@@ -37,17 +38,28 @@ class Endpoints:
 
     def __init__(self, endpoints: Sequence[str], rng: random.Random) -> None:
         self._names = tuple(endpoints)
-        self._next = 0
+        self._last = -1
         self._backoff = Backoff(rng)
         self._failures: dict[str, Failure] = {}
         self._leaving_until: dict[str, float] = {}
 
+    @property
+    def count(self) -> int:
+        """How many there are to choose from."""
+        return len(self._names)
+
+    def learn(self, endpoints: Sequence[str]) -> None:
+        """Add the brokers that another one names; those that were configured stay in front."""
+        new = [name for name in endpoints if "://" in name and name not in self._names]
+        self._names = (*self._names, *new)[:MAX_BROKERS]
+
     def choose(self, now: float) -> str:
-        """Return the endpoint to try, and go on to the one after it. One that said it is leaving comes last."""
-        order = [self._names[(self._next + i) % len(self._names)] for i in range(len(self._names))]
+        """Return the endpoint to try: the one after the last, but those that said they are leaving come last."""
+        count = len(self._names)
+        order = [self._names[(self._last + 1 + i) % count] for i in range(count)]
         staying = [name for name in order if self._leaving_until.get(name, 0.0) <= now]
         chosen = (staying or order)[0]
-        self._next = (self._names.index(chosen) + 1) % len(self._names)
+        self._last = self._names.index(chosen)
         return chosen
 
     def failed(self, endpoint: str, failure: Failure | None) -> float:

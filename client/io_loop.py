@@ -5,8 +5,10 @@ It decides nothing. No event loop and no `add_reader`: a plain poller works on e
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, cast
 
 import zmq
@@ -24,6 +26,7 @@ from .timers import INFINITY
 _LONGEST_POLL_MS: Final = 60_000
 _POLLIN: Final = int(zmq.POLLIN)
 _POLLOUT: Final = int(zmq.POLLOUT)
+log = logging.getLogger(__name__)
 
 
 class IoLoop:
@@ -36,10 +39,13 @@ class IoLoop:
         keys: PeerKeys | None,
         wake: zmq.Socket[bytes],
         doorbell: Doorbell,
+        *,
+        insecure: bool,
     ) -> None:
         self._core = core
         self._context = context
         self._keys = keys
+        self._insecure = insecure
         self._wake = wake
         self._doorbell = doorbell
         self._poller = zmq.Poller()
@@ -68,13 +74,23 @@ class IoLoop:
             self._carry_out(now)
 
     def finish(self) -> None:
-        """Say goodbye, tell everybody who waits, and close all sockets. The context ends when the goodbyes are out."""
+        """Say goodbye, tell everybody who waits, and close all sockets. The context ends when the goodbyes are out.
+
+        Each step is taken even if another fails: after a fault in the core nobody may be left waiting.
+        """
         now = time.monotonic()
-        self._doorbell.close(now)
-        self._core.close()
-        self._carry_out(now)
-        self._wake.close(0)
-        self._context.term()
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: self._doorbell.close(now),
+            self._core.close,
+            lambda: self._carry_out(now),
+            lambda: self._wake.close(0),
+            self._context.term,
+        )
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                log.exception("the client could not end in good order")
 
     def _poll(self, due: float) -> list[tuple[zmq.Socket[bytes], int]]:
         timeout_ms = _LONGEST_POLL_MS
@@ -116,13 +132,15 @@ class IoLoop:
     def _act(self, action: Action, now: float) -> None:
         match action:
             case Open(link):
-                session = SessionSocket(self._context, link, self._keys)
+                log.debug("connecting to %s", link.endpoint)
+                session = SessionSocket(self._context, link, self._keys, insecure=self._insecure)
                 self._sessions[link] = session
                 self._of_dealer[session.dealer] = self._of_monitor[session.monitor] = session
                 self._poller.register(session.dealer, _POLLIN)
                 self._poller.register(session.monitor, _POLLIN)
                 session.connect(self._core, now)
-            case Close(link):
+            case Close(link, why):
+                log.info("%s", why)
                 session = self._sessions.pop(link)
                 for socket, table in ((session.dealer, self._of_dealer), (session.monitor, self._of_monitor)):
                     self._poller.unregister(socket)

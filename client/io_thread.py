@@ -107,7 +107,7 @@ class IoThread:
             context = transport.make_context()
             wake, bell = transport.wake_pair(context, "wake")
             self._doorbell = Doorbell(bell)
-            self._loop = IoLoop(self._core, context, keys, wake, self._doorbell)
+            self._loop = IoLoop(self._core, context, keys, wake, self._doorbell, insecure=self._config.insecure)
             self._thread = threading.Thread(target=self._run, args=(self._loop,), name="zmqrt-client", daemon=True)
             _live.add(self)
             self._thread.start()

@@ -28,19 +28,25 @@ _OVER: Final = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 class SessionSocket:
     """One connection to one broker."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], link: Link, keys: PeerKeys | None) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], link: Link, keys: PeerKeys | None, *, insecure: bool
+    ) -> None:
         self.link = link
         self.dealer = transport.make_dealer(context, keys=keys)
         self.monitor = transport.monitor(self.dealer)
         self.is_blocked = False
         """Whether envelopes wait for room in the socket."""
         self._has_keys = keys is not None
+        self._insecure = insecure
         self._unsent: list[codec.Frames] = []
 
     def connect(self, core: ClientCore, now: float) -> None:
         """Begin to connect."""
+        endpoint = self.link.endpoint
         try:
-            transport.connect(self.dealer, self.link.endpoint)
+            # Checked at the start already, but not for the brokers that another one named since.
+            transport.check_exposure(endpoint, has_keys=self._has_keys, insecure=self._insecure)
+            transport.connect(self.dealer, endpoint)
         except ConfigurationError as error:
             core.link_failed(self.link, Failure(str(error), is_final=True), now)
 

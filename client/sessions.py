@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, ZmqrtError, request_error
-from ..protocol.limits import MAX_OUTSTANDING, WINDOW_BYTES
+from ..protocol.limits import MAX_NAME_CHARS, WINDOW_BYTES
 from .book import Book
 from .connection import Link, LinkState
 from .endpoints import Endpoints, Failure
@@ -39,6 +39,7 @@ class Close:
     """Send what is left in the link's outbox and close its socket."""
 
     link: Link
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,7 @@ class Sessions:
             self._hello(link, now)
 
     def _hello(self, link: Link, now: float) -> None:
-        wish = self._config.max_outstanding
-        ext: m.Ext = {"max_outstanding": wish} if wish != MAX_OUTSTANDING else {}
-        link.greet(m.Hello(self._uuid, m.VERSION, m.VERSION, self._config.name[:128], WINDOW_BYTES, ext), now)
+        link.greet(m.Hello(self._uuid, m.VERSION, m.VERSION, self._config.name[:MAX_NAME_CHARS], WINDOW_BYTES), now)
 
     def welcome(self, link: Link, welcome: m.Welcome, now: float) -> bool:
         """Use a session that is open; False if it was not waited for."""
@@ -99,6 +98,7 @@ class Sessions:
         self._opening = None
         self._open_at = INFINITY
         self._endpoints.welcomed(link.endpoint)
+        self._endpoints.learn(welcome.params.brokers)
         self.current = link
         return True
 
@@ -116,7 +116,7 @@ class Sessions:
         if link.state is LinkState.DEAD:
             return
         lost = link.strand()
-        self._shut(link)
+        self._shut(link, failure.text if failure is not None else f"{link.endpoint}: no connection")
         self._book.put_back(lost)
         if link is self._opening:
             self._opening = None
@@ -160,7 +160,7 @@ class Sessions:
         for link in list(self.links.values()):
             if link.is_open:
                 link.outbox.append(m.Bye())
-            self._shut(link)
+            self._shut(link, f"{link.endpoint}: closed here")
         self._open_at = INFINITY
         self.current = None
 
@@ -168,17 +168,17 @@ class Sessions:
         """Say goodbye to a broker that is leaving, once it owes us nothing."""
         if link.state is LinkState.LEAVING and not link.requests and not link.asked:
             link.outbox.append(m.Bye())
-            self._shut(link)
+            self._shut(link, f"{link.endpoint}: the broker is leaving, and nothing is left to do there")
 
     def _go_down(self, link: Link, now: float) -> None:
         self.current = None
         self.down_since = now
         self._open_at = now + self._endpoints.lost(now - link.up_since)
 
-    def _shut(self, link: Link) -> None:
+    def _shut(self, link: Link, why: str) -> None:
         link.state = LinkState.DEAD
         self.links.pop(link.id, None)
-        self.actions.append(Close(link))
+        self.actions.append(Close(link, why))
 
     # --- time
 
@@ -233,4 +233,4 @@ class Sessions:
     @property
     def has_others(self) -> bool:
         """Whether there is more than one broker to choose from."""
-        return len(self._config.endpoints) > 1
+        return self._endpoints.count > 1

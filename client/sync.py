@@ -70,7 +70,8 @@ class Inbox:
 class Handle(Generic[R]):
     """A request that is under way. To be read by one thread at a time; `cancel` may be called by any."""
 
-    def __init__(self, io: IoThread, call: calls.Call, reading: Reading[R]) -> None:
+    def __init__(self, client: Client, io: IoThread, call: calls.Call, reading: Reading[R]) -> None:
+        self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
         self._call = call
         self._reading = reading
@@ -214,6 +215,7 @@ class Client:
 
     def _use(self, config: ClientConfig) -> None:
         self._defaults = calls.Defaults(timeout_s=config.timeout_s, model=config.default_model)
+        self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
         self._io = IoThread(config)
         self._finalizer = weakref.finalize(self, self._io.stop)
 
@@ -245,7 +247,7 @@ class Client:
 
     def connect(self) -> None:
         """Wait until a broker answers. Raises ConnectError naming what is in the way."""
-        self._ask(questions.connection())
+        self._ask(questions.connection(), timeout_s=self._connect_s)
 
     def close(self) -> None:
         """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
@@ -276,7 +278,7 @@ class Client:
     ) -> Handle[Result]:
         """Start a generation and return at once."""
         call = calls.generate(self._defaults, prompt, stream=stream, options=options)
-        return Handle(self._io, call, read_generation(call.request_id, stream=stream))
+        return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
 
     def embed(
         self,
@@ -288,7 +290,7 @@ class Client:
     ) -> list[array[float]]:
         """Turn texts into vectors (`array('f')`), one for each input; a single text gives a list of one."""
         call = calls.embed(self._defaults, input, dimensions=dimensions, truncate=truncate, options=options)
-        handle = Handle(self._io, call, read_unary(call.request_id, read_embeddings))
+        handle = Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
         return self._finish(handle).vectors
 
     @overload
@@ -307,8 +309,8 @@ class Client:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
         call = calls.make_call(self._defaults, task, stream=stream, rid=rid, **options)
         if isinstance(task, tasks.Generate):
-            return Handle(self._io, call, read_generation(call.request_id, stream=stream))
-        return Handle(self._io, call, read_unary(call.request_id, read_embeddings))
+            return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
+        return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
 
     def status(self) -> Snapshot:
         """Ask the broker how it and its nodes are."""
@@ -318,9 +320,9 @@ class Client:
         """Ask the broker which models it can reach."""
         return self._ask(questions.services())
 
-    def _ask(self, question: Question[R]) -> R:
+    def _ask(self, question: Question[R], *, timeout_s: float | None = None) -> R:
         inbox = Inbox()
-        self._io.ask(question.message, inbox, timeout_s=self._defaults.timeout_s)
+        self._io.ask(question.message, inbox, timeout_s=timeout_s or self._defaults.timeout_s)
         event = inbox.take(self._io)
         if isinstance(event, ZmqrtError):
             raise event

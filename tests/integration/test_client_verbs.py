@@ -368,6 +368,22 @@ def test_closing_ends_everything_that_waits() -> None:
             client.infer("hi", model="toy")
 
 
+def test_a_client_lives_as_long_as_its_answers_are_waited_for() -> None:
+    """Even when only the handle is held."""
+
+    async def main() -> None:
+        handle = AsyncClient(broker.endpoint).submit("d e", stream=True, model="toy")
+        gc.collect()
+        assert [chunk.text async for chunk in handle] == ["d", " e"]
+
+    with TinyBroker() as broker:
+        handle = Client(broker.endpoint).submit("a", model="toy")
+        gc.collect()
+        assert handle.result(5).text == "a"
+        assert [chunk.text for chunk in Client(broker.endpoint).stream("b c", model="toy")] == ["b", " c"]
+        asyncio.run(main())
+
+
 def test_a_forgotten_client_ends_its_thread() -> None:
     """No thread outlives the last reference."""
     with TinyBroker() as broker:

@@ -313,6 +313,30 @@ def test_a_refused_session_names_the_reason() -> None:
     assert "your key is on no list" in str(ear.error)
 
 
+def test_the_brokers_that_another_one_names_are_used_when_it_is_lost() -> None:
+    """After those that were configured; so one address is enough to survive."""
+    talk = Talk()
+    ear = talk.submit()
+    params = m.Params(5000, 10_000, 30_000, 100, 1 << 24, 256, 1 << 23, [A, "tcp://c:1", "no endpoint"])
+    talk.lose(talk.up(params=params))
+    talk.after(0.1)
+    other = talk.up()
+
+    assert other.endpoint == "tcp://c:1"
+    assert [one.rid for one in talk.sent(other, m.Request)] == [ear.rid]
+
+
+def test_a_deadline_before_any_session_says_why_there_is_none() -> None:
+    """A short timeout must not hide the cause."""
+    talk = Talk()
+    ear = talk.submit(timeout_s=0.5)
+    talk.lose(talk.opened(), REFUSED)
+    talk.after(0.6)
+
+    assert isinstance(ear.error, ConnectError)
+    assert str(ear.error) == REFUSED.text
+
+
 def test_closing_cancels_everything_and_says_goodbye() -> None:
     """Nobody is left waiting."""
     talk = Talk()
