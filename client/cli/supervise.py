@@ -31,6 +31,8 @@ _LAST_WORDS_S: Final = 1.0
 """Time to read what a child wrote before it ended: it lies in the pipe already."""
 _FIRST_DELAY_S: Final = 0.5
 _MOST_DELAY_S: Final = 10.0
+_SOUND_S: Final = 20.0
+"""One that has lived so long is started again at once; one that dies young, later and later."""
 
 
 class State(enum.Enum):
@@ -63,6 +65,7 @@ class Child:
         self.words: deque[str] = deque(maxlen=_LAST_WORDS)
         self.retry_at = 0.0
         self._was_ready = False
+        self._started_at = 0.0
         self._backoff = Backoff(random.Random(), first_s=_FIRST_DELAY_S, most_s=_MOST_DELAY_S)
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -75,6 +78,7 @@ class Child:
     def start(self, said: Callable[[Child, str], None]) -> None:
         """Start it; `said` is called with each line of its output, from another thread."""
         self.state = State.STARTING
+        self._started_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.child", self.module, *self.arguments],
             stdin=subprocess.PIPE,
@@ -99,7 +103,6 @@ class Child:
             self.state = State.READY
             self.endpoints = dict(record.get("endpoints", {}))
             self._was_ready = True
-            self._backoff.reset()
         return record
 
     def reap(self) -> int | None:
@@ -118,6 +121,8 @@ class Child:
         """
         if not self._was_ready:
             raise ChildFailedError(f"{self.name} did not start: {self.why(code)}", code if code > 0 else EXIT_FAILED)
+        if now - self._started_at >= _SOUND_S:
+            self._backoff.reset()
         self.state = State.WAITING
         self.restarts += 1
         self.retry_at = now + self._backoff.next_delay_s()
