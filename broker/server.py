@@ -37,8 +37,6 @@ _MAX_PASS_S: Final = 0.002
 """… or this long: what comes in the meantime waits no longer than a few of these."""
 _WATCHDOG_S: Final = 0.1
 """A look at the sockets by the clock, in case a wake-up was lost all the same."""
-_TIMER_S: Final = 0.001
-"""Timers fire this much late: uvloop counts whole milliseconds, and one that is early only comes back at once."""
 _FAREWELL_S: Final = 2.0
 _LINGER_MS: Final = 250
 log = logging.getLogger(__name__)
@@ -192,7 +190,7 @@ class Server:
             if self._wake is not None:
                 self._wake.cancel()
             self._wake_at = self._due
-            self._wake = loop.call_later(max(0.0, self._due - time.monotonic()) + _TIMER_S, self._wake_up)
+            self._wake = loop.call_later(max(0.0, self._due - time.monotonic()), self._wake_up)
         if self._core.is_draining and self._core.is_drained and self._due_to_send() == math.inf:
             self._done.set()
 
