@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import os
 import signal
@@ -234,13 +233,8 @@ def retries(client: ToyClient) -> int:
 
 def test_the_work_of_a_vanished_client_is_cancelled(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that breaks is found out by a send; after the grace its leases are taken back, others run on."""
-    timing = BrokerSettings.timing.fget
-    assert timing is not None
-
-    def short_grace(settings: BrokerSettings) -> Timing:
-        return dataclasses.replace(timing(settings), reattach_grace_s=0.1)
-
-    monkeypatch.setattr(BrokerSettings, "timing", property(short_grace))
+    quick = Timing(heartbeat_s=600.0, eviction_s=1200.0, reattach_grace_s=0.1)
+    monkeypatch.setattr(BrokerSettings, "timing", property(lambda _: quick))
 
     def play(endpoints: dict[str, str]) -> None:
         node = ToyNode(context, endpoints["workers"])
