@@ -96,6 +96,8 @@ class Desk:
         del house.sessions[session.peer]
         session.shut()
         session.lost_at = now
+        for reader in [one for one in session.readers.values() if one.request is None]:
+            self._delivery.drop(reader)  # what has ended is replayed from its outcome
         house.session_timers.set(session, now + house.timing.reattach_grace_s)
 
     def check(self, session: Session, now: float) -> None:

@@ -174,3 +174,19 @@ def test_a_long_stream_keeps_no_more_than_the_bound() -> None:
         assert stage.broker.house.held_bytes < 2500
 
     assert len(client.hear_only(m.Partial)) == 200
+
+
+def test_a_lost_connection_frees_the_ended_answers_that_it_had_not_read() -> None:
+    """They count against the memory of the broker, and the outcome is kept for a client that comes back."""
+    stage = Stage(window_bytes=100)
+    client, worker = stage.client(client_uuid=b"u" * 16), stage.worker()
+    client.send(ask(1), ask(2))
+    for job in worker.work():
+        worker.final(job.lease, body=b"x" * 100)
+
+    stage.gone(client)
+    again = stage.client("new", client_uuid=b"u" * 16)
+    again.request(2)
+
+    assert stage.broker.house.held_bytes == 0
+    assert [f.rid for f in again.hear_only(m.Final)] == [rid_of(2)]
