@@ -34,10 +34,13 @@ class Book:
         self._rests: Timers[Request] = Timers()
 
     def admit(self, request: Request) -> bool:
-        """Take a new request in, or refuse it at once with an event."""
+        """Take a new request in; False if it was refused, or joined the same one that is under way."""
         rid = request.call.rid
-        if rid in self.live:
-            text = "this client has a request of that id under way; wait for it, or use another id"
+        twin = self.live.get(rid)
+        if twin is not None:
+            if twin.is_twin(request):
+                return self._join(twin, request.readers[0])
+            text = "this client has another request of that id under way; wait for it, or use another id"
             return self._refuse(request, Kind.CONFLICT, text)
         if len(self.line) + len(self.unnamed) >= self._max_waiting:
             text = f"{self._max_waiting} requests wait in this client already; send fewer at a time"
@@ -48,8 +51,26 @@ class Book:
 
     def _refuse(self, request: Request, kind: Kind, text: str) -> bool:
         request.move(State.FAILED)
-        self.events.append((request.sink, request.error(kind, text)))
+        self._tell(request, request.error(kind, text))
         return False
+
+    def _join(self, twin: Request, reader: Sink) -> bool:
+        """Let one more read what is under way, from its beginning."""
+        self.events.extend((reader, partial) for partial in twin.journal or ())
+        twin.readers.append(reader)
+        return False
+
+    def part(self, request: Request, reader: Sink | None, kind: Kind, text: str) -> bool:
+        """Let one of several readers go; False when there is no other, so that the request itself has to end."""
+        if reader is None:
+            return False
+        if reader not in request.readers:
+            return True  # it was refused, or has left already
+        if len(request.readers) == 1:
+            return False
+        request.readers.remove(reader)
+        self.events.append((reader, request.error(kind, text)))
+        return True
 
     def enqueue(self, request: Request) -> None:
         """Put a request at the end of the line, or aside until its model is known."""
@@ -98,8 +119,8 @@ class Book:
         return min(self._deadlines.first(), self._rests.first())
 
     def deliver(self, request: Request, partial: m.Partial) -> None:
-        """Hand units to the reader."""
-        self.events.append((request.sink, partial))
+        """Hand units to whoever reads."""
+        self._tell(request, partial)
 
     def finish(self, request: Request, final: m.Final) -> None:
         """End with a result."""
@@ -121,4 +142,8 @@ class Book:
         del self.live[rid]
         self.line.pop(rid, None)
         self.unnamed.pop(rid, None)
-        self.events.append((request.sink, event))
+        self._tell(request, event)
+
+    def _tell(self, request: Request, event: Event) -> None:
+        for reader in request.readers:
+            self.events.append((reader, event))

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, TypedDict, Unpack
+from typing import Annotated, Any, Final, TypedDict, Unpack, cast
 
 import msgspec
 from msgspec import Meta
@@ -125,8 +125,9 @@ def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: G
         (common if name in _COMMON else fields)[name] = value
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
-    if fields.get("messages") is not None:
-        fields["messages"] = [_plain_message(one) for one in fields["messages"]]
+    messages = fields.get("messages")
+    if isinstance(messages, (list, tuple)):
+        fields["messages"] = [_plain(one) for one in cast("Sequence[object]", messages)]
     return _make(defaults, tasks.check(fields, tasks.Generate), None, common, stream=stream)
 
 
@@ -190,8 +191,11 @@ def rid_of(text: str) -> bytes | None:
         return None
 
 
-def _plain_message(message: Mapping[str, str] | ChatMessage) -> object:
-    return msgspec.structs.asdict(message) if isinstance(message, ChatMessage) else dict(message)
+def _plain(message: object) -> object:
+    """Turn one message into a map; what is no message is left for the schema to name."""
+    if isinstance(message, ChatMessage):
+        return msgspec.structs.asdict(message)
+    return dict(cast("Mapping[str, str]", message)) if isinstance(message, Mapping) else message
 
 
 def _packed(task: tasks.Task) -> bytes:

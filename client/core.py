@@ -53,25 +53,33 @@ class ClientCore:
     def submit(self, request: Request, now: float) -> None:
         """Take a request; its events will follow."""
         if self._is_closed:
-            self.book.events.append((request.sink, request.error(Kind.CANCELLED, _CLOSED)))
+            self.book.events.append((request.readers[0], request.error(Kind.CANCELLED, _CLOSED)))
         elif self.book.admit(request):
             self.book.enqueue(request)
             self.sessions.hurry(now)
             self._pump(now)
 
-    def cancel(self, rid: bytes, now: float, *, kind: Kind = Kind.CANCELLED, text: str = "cancelled here") -> None:
-        """Give a request up; nothing happens if it has ended."""
+    def cancel(
+        self,
+        rid: bytes,
+        now: float,
+        *,
+        reader: Sink | None = None,
+        kind: Kind = Kind.CANCELLED,
+        text: str = "cancelled here",
+    ) -> None:
+        """Give a request up, or only one of its readers; nothing happens if it has ended."""
         request = self.book.live.get(rid)
-        if request is None:
+        if request is None or self.book.part(request, reader, kind, text):
             return
         if request.link is not None:
             request.link.cancel(request, clip(text), now)
         self.book.cancel(request, kind, text)
         self._pump(now)
 
-    def overflowed(self, rid: bytes, now: float) -> None:
+    def overflowed(self, rid: bytes, now: float, reader: Sink | None = None) -> None:
         """Give a stream up whose reader is too far behind; the others do not wait for it."""
-        self.cancel(rid, now, kind=Kind.SLOW_READER, text=_SLOW)
+        self.cancel(rid, now, reader=reader, kind=Kind.SLOW_READER, text=_SLOW)
 
     def ask(self, ask: Ask, now: float) -> None:
         """Put a question; its answer will follow."""

@@ -121,7 +121,7 @@ class IoLoop:
         while events := core.take_events():
             for sink, event in events:
                 if not sink.put(event) and type(event) is m.Partial:
-                    core.overflowed(event.rid, now)
+                    core.overflowed(event.rid, now, sink)
         while actions := core.take_actions():
             for action in actions:
                 self._act(action, now)

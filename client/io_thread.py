@@ -56,11 +56,11 @@ class IoThread:
         core = self._core
         self._post(lambda now: core.submit(Request(call, sink, now), now))
 
-    def cancel(self, rid: bytes) -> None:
+    def cancel(self, rid: bytes, sink: Sink) -> None:
         """Give a request up; nothing happens once it has ended or the client is closed."""
         core, doorbell = self._core, self._doorbell
         if doorbell is not None and self._over is None:
-            doorbell.post(lambda now: core.cancel(rid, now))
+            doorbell.post(lambda now: core.cancel(rid, now, reader=sink))
 
     def ask(self, message: Callable[[int], m.Query | m.Admin] | None, sink: Sink, *, timeout_s: float) -> None:
         """Ask the broker something; the answer goes to the sink."""

@@ -56,6 +56,8 @@ MOVES: Final[dict[State, frozenset[State]]] = {
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
+MAX_READERS: Final = 8
+"""As many as a broker lets wait for one request."""
 _blob: Final = msgspec.msgpack.Encoder()
 
 
@@ -73,6 +75,8 @@ class Request:
     Attributes:
         expect: Units received so far; the next PARTIAL must begin there.
         home: The broker that was last given it.
+        readers: Where its events go; more than one when the same request was made again meanwhile.
+        journal: The units received so far; None when they cannot be given to another broker or reader.
         known_to: The broker that has shown to have it, with all units received so far.
         was_sent: It may have been run (a refusal before the start takes that back).
         resyncs: Gaps in a row with no new unit between them.
@@ -88,11 +92,11 @@ class Request:
         "journal_bytes",
         "known_to",
         "link",
+        "readers",
         "refusals",
         "resyncs",
         "sent_at",
         "service",
-        "sink",
         "state",
         "submitted_at",
         "wake_at",
@@ -102,7 +106,7 @@ class Request:
 
     def __init__(self, call: Call, sink: Sink, now: float) -> None:
         self.call = call
-        self.sink = sink
+        self.readers = [sink]
         self.state = State.WAITING
         self.service = call.service
         self.submitted_at = now
@@ -114,7 +118,7 @@ class Request:
         self.sent_at = 0.0
         self.was_resent = False
         self.expect = 0
-        self.journal: list[bytes] | None = [] if call.flags & m.RESUMABLE else None
+        self.journal: list[m.Partial] | None = [] if call.flags & m.RESUMABLE else None
         self.journal_bytes = 0
         self.refusals = 0
         self.wake_at = 0.0
@@ -138,7 +142,7 @@ class Request:
         resume = b""
         if self.expect and self.known_to != home:
             flags |= m.RESUME
-            resume = _blob.encode(self.journal)
+            resume = _blob.encode([partial.body for partial in self.journal or ()])
         left_s = self.call.timeout_s if self.is_stream else self.deadline - now
         return m.Request(
             self.call.rid,
@@ -165,6 +169,12 @@ class Request:
             return self.error(Kind.NOT_RESUMABLE, text)
         return None
 
+    def is_twin(self, other: Request) -> bool:
+        """Say whether another request of the same id asks for the very same."""
+        mine, its = self.call, other.call
+        same = (mine.body, mine.flags, mine.service) == (its.body, its.flags, its.service)
+        return same and (self.journal is not None or not self.expect) and len(self.readers) < MAX_READERS
+
     def refused(self) -> bool:
         """Note that the broker let it go; say whether it may be sent again."""
         self.home = self.known_to = None
@@ -185,14 +195,14 @@ class Request:
         self.expect = partial.seq + partial.n
         self.deadline = now + self.call.timeout_s
         self.resyncs = 0
-        self._keep(partial.body)
+        self._keep(partial)
         return partial
 
-    def _keep(self, body: bytes) -> None:
+    def _keep(self, partial: m.Partial) -> None:
         if self.journal is None:
             return
-        self.journal_bytes += len(body)
-        self.journal.append(body)
+        self.journal_bytes += len(partial.body)
+        self.journal.append(partial)
         if self.journal_bytes > MAX_RESUME_BYTES:
             self.journal = None  # no broker would take it back
 

@@ -95,7 +95,7 @@ class Handle(Generic[R]):
     def cancel(self) -> None:
         """Give the request up; its node stops. Reading on raises CancelledError."""
         if not self._reading.is_done:
-            self._io.cancel(self._call.rid)
+            self._io.cancel(self._call.rid, self._inbox)
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.

@@ -147,7 +147,7 @@ class Talk:
         while events := self.core.take_events():
             for sink, event in events:
                 if not sink.put(event) and isinstance(event, m.Partial):
-                    self.core.overflowed(event.rid, self.now)
+                    self.core.overflowed(event.rid, self.now, sink)
 
     # --- sockets
 

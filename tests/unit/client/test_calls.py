@@ -14,7 +14,7 @@ from zmqrt.client import calls
 from zmqrt.client.config import ClientConfig, make_config
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import BadRequestError, ConfigurationError
+from zmqrt.protocol.errors import BadRequestError, ConfigurationError, NotFoundError
 from zmqrt.protocol.tasks import ChatMessage
 
 DEFAULTS = calls.Defaults(timeout_s=30.0)
@@ -107,14 +107,21 @@ def test_a_rid_is_a_uuid_7() -> None:
     assert calls.rid_of("not one") is None
 
 
-@given(st.dictionaries(st.text(max_size=10), st.none() | st.integers() | st.text(max_size=5) | st.floats(), max_size=4))
+NAMES = st.sampled_from([*calls.GenerateOptions.__annotations__, *calls.CallOptions.__annotations__]) | st.text(
+    max_size=5
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(SCALARS, SCALARS, max_size=2)
+
+
+@given(st.dictionaries(NAMES, VALUES | st.lists(VALUES, max_size=2), max_size=4))
 def test_any_options_give_a_call_or_a_typed_error(options: dict[str, Any]) -> None:
     """Never another exception, never a body that cannot be read."""
     options.pop("stream", None)
     options.pop("prompt", None)
     try:
         call = generate(**options)
-    except BadRequestError:
+    except (BadRequestError, NotFoundError):
         return
     assert isinstance(tasks.decode_task(call.body), tasks.Generate)
 

@@ -7,14 +7,12 @@ import pytest
 from support.client_core import REFUSED, WRONG_KEY, A, B, Ear, Talk, error, final, partial, units_of
 from zmqrt.client.connection import LinkState
 from zmqrt.client.endpoints import Failure
-from zmqrt.client.requests import Request
 from zmqrt.client.sessions import Open
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
     CancelledError,
     ConnectError,
     Kind,
-    RequestError,
     UnavailableError,
     WorkerLostError,
 )
@@ -349,17 +347,3 @@ def test_closing_cancels_everything_and_says_goodbye() -> None:
     assert all(isinstance(ear.error, CancelledError) for ear in [*ears, late])
     assert isinstance(talk.said(link)[-1], m.Bye)
     assert talk.closed() == [A]
-
-
-def test_an_id_that_is_under_way_is_refused_here() -> None:
-    """One record per id."""
-    talk = Talk()
-    ear = talk.submit()
-    assert ear.call is not None
-    twin = Ear(ear.call)
-    talk.core.submit(Request(ear.call, twin, talk.now), talk.now)
-    talk.settle()
-
-    assert isinstance(twin.error, RequestError)
-    assert twin.error.kind is Kind.CONFLICT
-    assert ear.events == []
