@@ -6,6 +6,8 @@ nodes come back within seconds of a restart, and a refusal would lose what a cli
 
 from __future__ import annotations
 
+import math
+
 from ..protocol.errors import Kind
 from ..protocol.messages import Heartbeat
 from .house import House
@@ -18,11 +20,12 @@ _FIRST_GUESS_S = 5.0
 
 def wait_until(house: House, service: Service | None) -> float:
     """Return until when a request may wait for a service without a healthy node; not after `now`: refuse it."""
-    eviction_s = house.timing.eviction_s
+    eviction_s, moment_s = house.timing.eviction_s, house.timing.lost_grace_s
     if service is not None and service.told is not None:
-        return service.unhealthy_since + eviction_s
+        newest = max((node.heard_at for node in service.offers if node.beat is None), default=-math.inf)
+        return max(service.unhealthy_since + eviction_s, newest + moment_s)  # one that has not yet said how it is
     if is_anything_known(house):
-        return house.started_at + house.timing.lost_grace_s
+        return house.started_at + moment_s
     return house.started_at + eviction_s
 
 

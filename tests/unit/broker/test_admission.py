@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from support.stage import SERVICE, STREAM, UNARY, Client, Stage, ask, offer, rid_of
+from support.stage import SERVICE, STREAM, UNARY, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_INT
 
@@ -81,6 +81,28 @@ def test_a_model_that_is_still_loading_says_how_far_it_is() -> None:
     error = refusal_of(client)
     assert (error.code, error.reason, error.retry_after_ms) == (503, "starting", 7000)
     assert "loading, 30 %" in error.text
+
+
+def test_a_node_that_has_just_registered_is_given_a_moment_to_say_how_it_is() -> None:
+    """Its first heartbeat follows READY at once; a request between the two waits."""
+    stage = Stage()
+    client = stage.client()
+    stage.pass_time(11.0)
+    worker = Worker(stage, "w", "", 4)
+    worker.register()
+
+    client.request(1)
+    client.request(2)
+    stage.pass_time(0.5)
+    assert client.hear_only(m.Error) == []
+    worker.beat(limit=1)
+    assert [d.rid for d in worker.work()] == [rid_of(1)]
+    silent = Worker(stage, "s", "", 4)
+    silent.register(services=[offer("other")])
+    client.request(3, service="other")
+    stage.pass_time(1.1)
+
+    assert [(e.rid, e.code) for e in client.hear_only(m.Error)] == [(rid_of(3), 503)]
 
 
 def test_a_service_whose_node_was_just_there_is_waited_for() -> None:
