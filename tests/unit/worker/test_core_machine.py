@@ -159,9 +159,9 @@ class NodeMachine(RuleBasedStateMachine):
         if broker.is_up:
             return
         session = self.node.core.sessions[index]
-        self.node.wait(0.001)
+        self.obey(self.node.wait(0.001))
         while session.state is SessionState.DOWN:
-            self.obey(self.node.wait(max(0.01, session.deadline - self.node.now)))
+            self.wait(max(0.01, min(1.0, session.deadline - self.node.now)))  # the other broker goes on beating
         self.node.core.connected(index, self.node.now)
         (ready,) = sent(self.node.done(), m.Ready, index)
         rebound = [
