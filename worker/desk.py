@@ -50,7 +50,7 @@ class Desk:
     """All requests of the node. `is_closed` once it drains."""
 
     def __init__(self, config: NodeConfig, fleet: Fleet, sessions: Sequence[Session], out: list[Action]) -> None:
-        self.jobs: dict[tuple[str, bytes], Job] = {}
+        self.jobs: dict[tuple[int, str, bytes], Job] = {}
         self.scheduler = Scheduler(fleet, self, out)
         self.is_closed = False
         self._config = config
@@ -68,9 +68,7 @@ class Desk:
     def dispatch(self, session: Session, dispatch: m.Dispatch, now: float) -> None:
         """Take a request in, or refuse it."""
         session.received += 1
-        older = self.jobs.get((dispatch.user, dispatch.rid))
-        if older is not None:
-            self._supersede(older, session)
+        self._supersede(session, dispatch)
         info = self._fleet.info(dispatch.service)
         if info is None or self.is_closed or not self._has_room(dispatch.service):
             self._refuse_dispatch(session, dispatch)
@@ -96,12 +94,19 @@ class Desk:
             self.refuse(session, dispatch.lease, Kind.NO_SLOT, f"node {node_id} has no free slot for {service!r}")
             session.refused.add(service)
 
-    def _supersede(self, job: Job, session: Session) -> None:
-        """Let a newer dispatch of the same request replace a job. Its own broker knows; another one is told."""
-        old = self._sessions[job.broker]
-        self.drop(old, job)
-        if old is not session and old.is_active:
-            self.refuse(old, job.lease, Kind.CANCELLED, "the request came back through another broker")
+    def _supersede(self, session: Session, dispatch: m.Dispatch) -> None:
+        """Drop what a dispatch replaces: an older lease of its own broker, and of brokers that are lost.
+
+        One of a broker that is well goes on beside it. A broker that stood still for a while gives out requests that
+        their client has long taken to another one; a node cannot tell which of the two is wanted, the brokers can.
+        """
+        for other in self._sessions:
+            older = self.jobs.get((other.broker, dispatch.user, dispatch.rid))
+            if older is not None and (other is session or not other.is_active):
+                self.drop(other, older)
+        same = session.leases.get(dispatch.lease)
+        if same is not None:
+            self.drop(session, same)
 
     def cancel(self, session: Session, lease: int) -> None:
         """Stop a lease; nothing is answered."""

@@ -103,9 +103,9 @@ class Job:
         self.outcome: Outcome | None = None
 
     @property
-    def key(self) -> tuple[str, bytes]:
-        """Whose request it is: ids are chosen by clients, so alone they name nothing."""
-        return self.user, self.rid
+    def key(self) -> tuple[int, str, bytes]:
+        """Whose request it is, through which broker: ids are chosen by clients, so alone they name nothing."""
+        return self.broker, self.user, self.rid
 
     @property
     def request_id(self) -> str:

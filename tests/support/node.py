@@ -187,8 +187,9 @@ class Node:
         return self.receive(message, broker=broker)
 
     def ticket(self, number: int = 1, user: str = "u") -> int:
-        """Return the ticket under which a request runs."""
-        return self.core.desk.jobs[user, rid(number)].ticket
+        """Return the ticket under which a request runs, through whichever broker."""
+        (job,) = [one for one in self.core.desk.jobs.values() if (one.user, one.rid) == (user, rid(number))]
+        return job.ticket
 
     def check(self) -> None:
         """Check what must hold after every event."""

@@ -274,8 +274,8 @@ def test_one_batch_more_than_the_slots_waits_on_the_node() -> None:
 
     node.step(TokenEvent(ticket=node.ticket(1), finish_reason="length"))
 
-    assert node.core.desk.jobs["u", rid(2)].state.value == "running"
-    assert node.core.desk.jobs["u", rid(3)].state.value == "waiting"
+    assert node.core.desk.jobs[0, "u", rid(2)].state.value == "running"
+    assert node.core.desk.jobs[0, "u", rid(3)].state.value == "waiting"
 
 
 def test_an_engine_that_says_full_is_asked_again_after_its_next_sign() -> None:
@@ -310,7 +310,7 @@ def test_a_model_that_raises_is_a_500_for_that_request_alone() -> None:
 
     (error,) = sent(made, m.WorkerError)
     assert (error.lease, error.code, error.reason, error.retryable) == (1, 500, "model_raised", False)
-    assert list(node.core.desk.jobs) == [("u", rid(2))]
+    assert list(node.core.desk.jobs) == [(0, "u", rid(2))]
 
 
 def test_cancel_stops_the_engine_and_answers_nothing() -> None:
@@ -358,16 +358,29 @@ def test_a_newer_dispatch_of_a_request_replaces_the_older_one() -> None:
     assert sent(again, m.WorkerError) == []
 
 
-def test_a_request_that_comes_back_through_another_broker_leaves_the_first() -> None:
-    """The first one is told, so that its lease does not hang."""
+def test_a_request_that_comes_through_two_brokers_runs_for_both() -> None:
+    """One of them stood still and does not know yet that its client has left it: it must not take from the other."""
     node = serving(brokers=2)
     node.register(1)
-    node.dispatch(1, broker=0)
+    node.dispatch(1, broker=0, lease=10)
 
-    made = node.dispatch(1, broker=1)
+    made = node.dispatch(1, broker=1, lease=20)
 
-    (error,) = sent(made, m.WorkerError, broker=0)
-    assert (error.lease, error.code) == (1, 499)
+    assert sent(made, m.WorkerError) == []
+    assert sorted(job.lease for job in node.core.desk.jobs.values()) == [10, 20]
+
+
+def test_a_request_that_comes_back_after_its_broker_was_lost_takes_the_slot_of_the_first() -> None:
+    """Nobody can want the first one any more."""
+    node = serving(brokers=2, slots=1, batch=0)
+    node.register(1)
+    node.dispatch(1, broker=0, lease=10)
+    node.core.lost(0, "killed", node.now)
+
+    made = node.dispatch(1, broker=1, lease=20)
+
+    assert sent(made, m.WorkerError) == []
+    assert [job.lease for job in node.core.desk.jobs.values()] == [20]
 
 
 def test_equal_request_ids_of_two_users_do_not_disturb_one_another() -> None:
@@ -429,10 +442,10 @@ def test_a_request_that_sees_two_engines_die_goes_back_to_the_broker() -> None:
     """It may be the cause; a third engine is the broker's to risk."""
     node = serving(devices=3)
     node.dispatch(1)
-    first = node.core.desk.jobs["u", rid(1)].device
+    first = node.core.desk.jobs[0, "u", rid(1)].device
 
     node.core.engine_exited(first, "killed", is_restarted=True, now=node.now)
-    second = node.core.desk.jobs["u", rid(1)].device
+    second = node.core.desk.jobs[0, "u", rid(1)].device
     node.core.engine_exited(second, "killed", is_restarted=True, now=node.now)
 
     (error,) = sent(node.done(), m.WorkerError)
@@ -469,7 +482,7 @@ def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
     node.load(kind="batch", slots=8)
 
     started = node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
-    job = node.core.desk.jobs["u", rid(1)]
+    job = node.core.desk.jobs[0, "u", rid(1)]
     made = node.step(results=[Result(ticket=job.ticket, body={"vectors": "…"})])
 
     (submit,) = submitted(started)
