@@ -22,8 +22,6 @@ WELCOME_S: Final = 2.0
 """From connect to WELCOME: enough for any network, and leaves time within 5 s to find out what is wrong."""
 _MEANWHILE_S: Final = 1.0
 """A request younger than this when the PING left may still get its ACCEPTED, which brokers delay."""
-_GHOST_S: Final = 5.0
-"""A cancelled request holds its place until the broker confirms, or this long."""
 
 
 class LinkState(enum.Enum):
@@ -43,7 +41,6 @@ class Link:
         "_ack_ping",
         "_bytes_in",
         "_bytes_told",
-        "_ghosts",
         "_nonce",
         "_quiet_since",
         "_told_at",
@@ -83,7 +80,6 @@ class Link:
         self.leave_by = INFINITY
         self.greetings = 0
         self.broke_off = False  # whether the ZMTP handshake was begun and broken off
-        self._ghosts: dict[bytes, float] = {}
         self._quiet_since = now
         self._told_at = now
         self._nonce = 0
@@ -120,7 +116,7 @@ class Link:
     def strand(self) -> list[Request]:
         """Let everything go that is outstanding, and return it in the order it was sent."""
         stranded = list(self.requests.values())
-        for table in (self.requests, self.unacked, self.asked, self._ghosts):
+        for table in (self.requests, self.unacked, self.asked):
             table.clear()
         self._ack_ping = None
         return stranded
@@ -131,17 +127,9 @@ class Link:
         return self.state in (LinkState.UP, LinkState.LEAVING)
 
     @property
-    def outstanding(self) -> int:
-        """Requests that the broker counts as ours."""
-        return len(self.requests) + len(self._ghosts)
-
-    def has_room(self, now: float) -> bool:
-        """Say whether one more request may be sent; never more than WELCOME allows."""
-        if self.outstanding < self.room:
-            return True
-        for rid in [rid for rid, since in self._ghosts.items() if now - since > _GHOST_S]:
-            del self._ghosts[rid]
-        return self.outstanding < self.room
+    def has_room(self) -> bool:
+        """Whether one more request may be sent. A cancelled one counts no more: links are FIFO."""
+        return len(self.requests) < self.room
 
     # --- requests
 
@@ -154,7 +142,6 @@ class Link:
         self.requests[request.call.rid] = request
         self.unacked.pop(request.call.rid, None)
         self.unacked[request.call.rid] = now
-        self._ghosts.pop(request.call.rid, None)
         request.link = self
         request.home = self.identity
         request.was_sent = True
@@ -188,15 +175,10 @@ class Link:
         self.unacked.pop(rid, None)
         request.link = None
 
-    def cancel(self, request: Request, reason: str, now: float) -> None:
-        """Give a request up; it counts as outstanding until the broker confirms."""
+    def cancel(self, request: Request, reason: str) -> None:
+        """Give a request up."""
         self.drop(request)
         self.outbox.append(m.Cancel(request.call.rid, reason))
-        self._ghosts[request.call.rid] = now
-
-    def confirm(self, rid: bytes) -> None:
-        """Note that the broker is done with a request, maybe one that was given up."""
-        self._ghosts.pop(rid, None)
 
     # --- liveness
 

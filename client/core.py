@@ -73,7 +73,7 @@ class ClientCore:
         if request is None or self.book.part(request, reader, kind, text):
             return
         if request.link is not None:
-            request.link.cancel(request, clip(text), now)
+            request.link.cancel(request, clip(text))
         self.book.cancel(request, kind, text)
         self._pump(now)
 
@@ -192,7 +192,7 @@ class ClientCore:
             what = f"no new token for {seconds}" if request.expect else f"no answer within {seconds}"
             kind = Kind.STALLED if request.expect else Kind.DEADLINE
             error = request.error(kind, f"{what} from {request.service} through {request.link.endpoint}")
-            request.link.cancel(request, "its time is up", now)
+            request.link.cancel(request, "its time is up")
         elif self.sessions.current is not None:
             error = request.error(Kind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time")
         elif request.was_sent:
@@ -224,7 +224,7 @@ class ClientCore:
         if link is None:
             return
         line = self.book.line
-        while line and link.has_room(now):
+        while line and link.has_room:
             _, request = line.popitem(last=False)
             obstacle = request.obstacle(link.identity, now, link.timing.dedupe_s)
             if obstacle is None:

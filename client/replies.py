@@ -53,7 +53,7 @@ class Replies:
         try:
             fresh = request.take(partial, now)
         except RequestError as error:
-            link.cancel(request, "unreadable", now)
+            link.cancel(request, "unreadable")
             self._book.fail(request, request.error(Kind.MODEL_RAISED, f"a chunk cannot be read: {error.text}"))
             return
         if fresh is not None:
@@ -62,7 +62,6 @@ class Replies:
     def final(self, link: Link, final: m.Final, now: float) -> None:
         """End a request with its result, if nothing of it is missing."""
         link.count(len(final.body))
-        link.confirm(final.rid)
         request = link.requests.get(final.rid)
         if request is None:
             return
@@ -80,7 +79,7 @@ class Replies:
             return
         request.resyncs += 1
         if request.resyncs > _MAX_RESYNCS:
-            link.cancel(request, "gap", now)
+            link.cancel(request, "gap")
             text = f"units from {request.expect} on are missing, and the broker cannot send them again"
             self._book.fail(request, request.error(Kind.NOT_RESUMABLE, text))
             return
@@ -103,7 +102,6 @@ class Replies:
         elif error.rid is None:
             self._complaint(link, error, now)
         else:
-            link.confirm(error.rid)
             request = link.requests.get(error.rid)
             if request is not None:
                 self._end(link, request, kind, error, now)

@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
     def the_broker_is_never_given_too_much(self) -> None:
         """WELCOME said how much."""
         for link in self.talk.core.sessions.links.values():
-            assert link.outstanding <= ROOM
+            assert len(link.requests) <= ROOM
 
     def teardown(self) -> None:
         """Once faults stop, everything ends."""

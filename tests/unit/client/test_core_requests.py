@@ -390,22 +390,6 @@ def test_a_broker_silent_for_the_eviction_time_is_left() -> None:
     assert [one.rid for one in talk.sent(talk.up(), m.Request)] == [ear.rid]
 
 
-def test_a_cancelled_request_that_is_never_confirmed_frees_its_place_in_time() -> None:
-    """A lost confirmation must not cost a place for ever."""
-    talk = Talk()
-    first, second = talk.submit(), talk.submit()
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
-    talk.cancel(first)
-    talk.said(link)
-    talk.after(4.0)
-    talk.hear(link)
-    assert talk.sent(link, m.Request) == []
-
-    talk.after(1.5)
-    talk.hear(link)
-    assert [one.rid for one in talk.sent(link, m.Request)] == [second.rid]
-
-
 # --- the table -------------------------------------------------------------------------------------------------------
 
 

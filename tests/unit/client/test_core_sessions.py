@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.client_core import REFUSED, WRONG_KEY, A, B, Ear, Talk, error, final, partial, units_of
+from support.client_core import REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, units_of
 from zmqrt.client.connection import LinkState
 from zmqrt.client.endpoints import Failure
 from zmqrt.client.sessions import Open
@@ -56,18 +56,6 @@ def test_no_more_requests_are_sent_than_the_broker_allows() -> None:
 
     assert [one.rid for one in first] == [ears[0].rid, ears[1].rid]
     assert [one.rid for one in second] == [ears[2].rid]
-
-
-def test_a_cancelled_request_keeps_its_place_until_the_broker_confirms() -> None:
-    """Else the broker would count one more than it allows."""
-    talk = Talk()
-    ears = [talk.submit() for _ in range(2)]
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
-    talk.cancel(ears[0])
-    assert talk.sent(link, m.Request)[1:] == []
-
-    talk.hear(link, error(ears[0].rid, 499, "cancelled"))
-    assert [one.rid for one in talk.sent(link, m.Request)] == [ears[1].rid]
 
 
 def test_nobody_listening_is_told_after_half_the_connect_timeout() -> None:
