@@ -123,7 +123,8 @@ def test_a_node_that_loads_is_not_ready_yet() -> None:
     with Stack() as stack:
         stack.broker()
         bridge = stack.bridge()
-        stack.worker("--engine-opt", "load_s=3")
+        words = ("--broker", stack.workers, "--engine", "mock", "--engine-opt", "load_s=5")
+        stack.processes.append(start("worker", *words, wait=False))
 
         loading = eventually(lambda: starting(bridge), what="the phase of a node that loads")
         assert loading["phase"] in ("starting", "loading")

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import HTTPServer, SimpleHTTPRequestHandler
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def silent_port() -> Iterator[int]:
 @pytest.fixture
 def web_port() -> Iterator[int]:
     """A port where a web server listens."""
-    server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server.server_port
