@@ -60,7 +60,7 @@ class Inbox:
             except queue.Empty:
                 io.check_alive()
                 if give_up_at is not None and time.monotonic() >= give_up_at:
-                    raise TimeoutError(f"no answer within {timeout_s} s; the request goes on") from None
+                    raise TimeoutError from None
                 continue
             if type(event) is m.Partial:
                 self._bytes_out += len(event.body)
@@ -107,7 +107,10 @@ class Handle(Generic[R]):
         give_up_at = None if timeout is None else time.monotonic() + timeout
         while not self._reading.is_done:
             left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
-            self._reading.feed(self._inbox.take(self._io, left_s))
+            try:
+                self._reading.feed(self._inbox.take(self._io, left_s))
+            except TimeoutError:
+                raise TimeoutError(f"no result within {timeout} s; the request goes on") from None
         return self._reading.outcome()
 
     def __iter__(self) -> Iterator[Chunk]:
