@@ -205,7 +205,7 @@ class Broker:
             house.node_timers.next(),
             house.service_timers.next(),
             house.session_timers.next(),
-            house.unheard[0].since + house.timing.ack_delay_s if house.unheard else math.inf,
+            self._delivery.next_accept(),
             house.outcomes.next_expiry(),
             house.drain_until if house.drain_until is not None else math.inf,
         )

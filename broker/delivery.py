@@ -7,6 +7,8 @@ costs a bounded piece of memory and nobody else's time; one that stays slow is g
 
 from __future__ import annotations
 
+import math
+
 from ..protocol import messages as m
 from .house import CLIENTS, House
 from .journal import Journal
@@ -57,12 +59,21 @@ class Delivery:
 
     def accept_waiting(self, now: float) -> None:
         """Send ACCEPTED to readers that have heard nothing for the delay; any other message would have implied it."""
-        unheard, delay = self._house.unheard, self._house.timing.ack_delay_s
-        while unheard and unheard[0].since + delay <= now:
+        unheard = self._house.unheard
+        while self.next_accept() <= now:
             reader = unheard.popleft()
+            reader.is_heard = True
+            self._house.tell_client(reader.session, m.Accepted(reader.rid))
+
+    def next_accept(self) -> float:
+        """Return when the next ACCEPTED is due; those that have heard something need none, and no timer either."""
+        unheard = self._house.unheard
+        while unheard:
+            reader = unheard[0]
             if not reader.is_heard and reader.session.readers.get(reader.rid) is reader:
-                reader.is_heard = True
-                self._house.tell_client(reader.session, m.Accepted(reader.rid))
+                return reader.since + self._house.timing.ack_delay_s
+            unheard.popleft()
+        return math.inf
 
     # --- readers that lag ------------------------------------------------------------------------------------------
 

@@ -190,7 +190,9 @@ class Server:
             if self._wake is not None:
                 self._wake.cancel()
             self._wake_at = self._due
-            self._wake = loop.call_later(max(0.0, self._due - time.monotonic()), self._wake_up)
+            # In whole milliseconds, up: uvloop rounds to the nearest, and an early timer only comes back at once.
+            delay_ms = math.ceil(1000 * max(0.0, self._due - time.monotonic()))
+            self._wake = loop.call_later(delay_ms / 1000, self._wake_up)
         if self._core.is_draining and self._core.is_drained and self._due_to_send() == math.inf:
             self._done.set()
 
