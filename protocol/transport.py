@@ -249,7 +249,7 @@ def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tup
 
     Returns:
         (routing id, user id that ZAP gave the key, file descriptor it came from, frames), or None if nothing is there.
-        The descriptor is a hint: after a disconnection the system gives it to the next peer.
+        The descriptor is a hint: after a disconnection the system gives it to the next peer. -1 = not known.
     """
     try:
         head = socket.recv(_NOBLOCK, copy=False)
@@ -261,7 +261,11 @@ def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tup
             user = str(head.get("User-Id"))
         except zmq.ZMQError:
             user = ""  # a peer without one has not passed ZAP; the broker refuses it
-    return head.bytes, user, int(head.get(_SRCFD)), _rest(socket, head)
+    try:
+        fd = int(head.get(_SRCFD))
+    except zmq.ZMQError:
+        fd = -1  # a peer of ZMTP 1 or 2: libzmq keeps nothing about such a connection
+    return head.bytes, user, fd, _rest(socket, head)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[Frame] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -115,6 +116,20 @@ def test_too_many_frames_do_not_shift_the_next_message(context: Context) -> None
     assert second is not None
     assert len(first[3]) == 10
     assert [bytes(f) for f in second[3]] == [b"next"]
+
+
+def test_a_peer_of_an_old_zmtp_does_not_shift_the_next_message(context: Context) -> None:
+    """Of such a connection libzmq does not tell the descriptor: that must not end the reading in mid-envelope."""
+    router, endpoint = transport.bind_frontend(context, "tcp://127.0.0.1:0")
+    host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(b"\x01\x00" + b"\x06\x00hello" + b"\x06\x00again")  # ZMTP 1: no name, and two messages
+        for expected in (b"hello", b"again"):
+            assert router.poll(5000)
+            received = transport.receive_routed(router)
+            assert received is not None
+            _, _, fd, frames = received
+            assert (fd, [bytes(frame) for frame in frames]) == (-1, [expected])
 
 
 def test_a_send_to_nobody_is_seen(context: Context) -> None:
