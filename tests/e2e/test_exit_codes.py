@@ -69,7 +69,7 @@ def test_nobody_there_is_69_within_five_seconds(command: list[str], silent_port:
     """And the sentence says what to start."""
     result, took_s = timed(*command, "--broker", f"tcp://127.0.0.1:{silent_port}")
 
-    assert took_s < 4.5
+    assert took_s < 5
     check(result, 69, rf"nobody listens at tcp://127\.0\.0\.1:{silent_port}.*zmqrt up")
 
 
@@ -77,7 +77,7 @@ def test_a_web_server_in_place_of_a_broker_is_69_within_five_seconds(web_port: i
     """It is recognised."""
     result, took_s = timed("infer", "--broker", f"tcp://127.0.0.1:{web_port}", "hi")
 
-    assert took_s < 4.5
+    assert took_s < 5
     check(result, 69, "HTTP")
 
 
