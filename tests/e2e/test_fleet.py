@@ -100,6 +100,7 @@ def in_flight_shares(stack: Stack, *, samples: int) -> Counter[str]:
                 if snapshot.queued:  # saturated: every slot is taken and some wait
                     sums.update({node.node_id: node.in_flight for node in snapshot.nodes})
                     taken += 1
+                await asyncio.sleep(0.03)  # a pace: a client that asks more than fifty times a second is a flood
             stop.set()
             await asyncio.gather(*tasks)
         return sums
@@ -110,10 +111,11 @@ def in_flight_shares(stack: Stack, *, samples: int) -> Counter[str]:
 def test_at_saturation_load_follows_capacity() -> None:
     """A node with twice the capacity has twice the requests in flight, within ten percent."""
     with running(nodes=0) as stack:
-        stack.worker("--node-max-capacity", "40", "--slots", "40", node_id="large")
-        stack.worker("--node-max-capacity", "20", "--slots", "20", node_id="small")
+        slow_steps = ("--engine-opt", "step_ms=20")  # so that the engines, not this machine, are what is saturated
+        stack.worker("--node-max-capacity", "40", "--slots", "40", *slow_steps, node_id="large")
+        stack.worker("--node-max-capacity", "20", "--slots", "20", *slow_steps, node_id="small")
         stack.wait_for_nodes(2)
-        shares = in_flight_shares(stack, samples=100)
+        shares = in_flight_shares(stack, samples=50)
 
     assert 1.8 < shares["large"] / shares["small"] < 2.2
 
@@ -127,13 +129,13 @@ def test_a_slow_node_gets_less() -> None:
 
             async def one() -> None:
                 async with gate:
-                    await client.infer("load", max_tokens=20, model="mock", ignore_eos=True)
+                    await client.infer("load", max_tokens=8, model="mock", ignore_eos=True)
 
             await asyncio.gather(*(one() for _ in range(count)))
 
     with running(nodes=0) as stack:
-        stack.worker("--engine-opt", "step_ms=5", node_id="fast")
-        stack.worker("--engine-opt", "step_ms=20", node_id="slow")
+        stack.worker("--engine-opt", "step_ms=25", node_id="fast")
+        stack.worker("--engine-opt", "step_ms=100", node_id="slow")
         stack.wait_for_nodes(2)
         asyncio.run(send(600, at_once=60))
         done = {node.node_id: node.completed for node in stack.status().nodes}

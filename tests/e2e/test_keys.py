@@ -33,7 +33,7 @@ def keyed(fleet_keys: Path) -> Iterator[Stack]:
         stack.worker("--keys", str(fleet_keys), node_id="keyed")
         with Client(stack.clients, keys=fleet_keys, timeout_s=60) as client:
             while not client.models() or not client.models()[0].nodes:
-                time.sleep(0.02)
+                time.sleep(0.05)
         yield stack
 
 

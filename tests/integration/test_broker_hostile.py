@@ -171,9 +171,8 @@ def one_mutation(rng: random.Random) -> list[bytes]:
             return [bytes(header), *([b"frame"] * rng.randrange(1, 20))]
         case _:
             fields: list[Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(REQUEST))
-            fields[rng.randrange(len(fields))] = rng.choice(
-                [None, -1, 2**63, "\x00", b"", [], {"a": []}, 1.5, float("nan")]
-            )
+            wrong: list[Any] = [None, -1, 2**63, "\x00", b"", [], {"a": []}, 1.5, float("nan")]
+            fields[rng.randrange(len(fields))] = rng.choice(wrong)
             return [codec.PREFIX + msgspec.msgpack.encode([fields])]
     return [bytes(header)]
 

@@ -40,7 +40,7 @@ def eventually(look: Callable[[], T | None], *, within_s: float = 30.0, what: st
             return answer
         if time.monotonic() > give_up_at:
             raise AssertionError(f"{what} did not come true within {within_s} s") from error
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @dataclass
