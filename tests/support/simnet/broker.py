@@ -73,6 +73,9 @@ class BrokerProcess(Process):
             self.core.probe(side, peer)
         self._flush()
         self.core.check_invariants()
+        counters = self.house.counters
+        assert not counters.stream_gaps, "links keep the order and leases are fenced: units cannot be missing or double"
+        assert not counters.strikes, "everybody here behaves well"
         self._count_stalls()
         if self.core.is_draining and self.core.is_drained:
             self.core.close()

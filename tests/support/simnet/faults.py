@@ -29,8 +29,6 @@ COUNTED: Final = {
     "twins": "twins",
     "superseded": "superseded",
     "poisoned": "poisoned",
-    "stream_gaps": "stream gaps",
-    "strikes": "strikes",
 }
 """Counters of the broker, and what the totals call them."""
 
