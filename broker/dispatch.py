@@ -6,6 +6,8 @@ not continue, and if it has attempts, time and luck left. Otherwise it ends here
 
 from __future__ import annotations
 
+import math
+
 from ..protocol.errors import Kind
 from .absence import why_absent
 from .endings import Endings
@@ -59,7 +61,8 @@ class Dispatcher:
             return
         request.service.queue.strand(request)
         if is_nowhere:
-            self._house.request_timers.set(request, min(request.deadline, now + self._house.timing.eviction_s))
+            request.hopeless_at = now + self._house.timing.eviction_s
+            self._house.request_timers.set(request, min(request.deadline, request.hopeless_at))
 
     # --- back from a node ------------------------------------------------------------------------------------------
 
@@ -102,6 +105,7 @@ class Dispatcher:
 
     def _requeue(self, request: Request) -> None:
         request.state = TRANSITIONS[request.state][RequestEvent.LEASE_LOST]
+        request.hopeless_at = math.inf
         if not request.is_stream and (request.journal is None or not request.is_resumable):
             self._begin_anew(request)
         request.service.queue.push_front(request)
@@ -122,12 +126,13 @@ class Dispatcher:
         """Act on the deadline of a request; that of a stream may have moved on since it was set."""
         deadline = min(request.deadline, request.ends_at)
         if now < deadline:
-            if self._is_hopeless(request):
+            if now >= request.hopeless_at and self._is_hopeless(request):
                 text = f"no node has the weights (revision {request.revision}) that began this stream"
                 self._house.counters.failed += 1
                 self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
             else:
-                self._house.request_timers.set(request, deadline)
+                when = min(deadline, request.hopeless_at) if now < request.hopeless_at else deadline
+                self._house.request_timers.set(request, when)
             return
         self._house.counters.expired += 1
         self._endings.fail(request, *_deadline_error(request, now), now)

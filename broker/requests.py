@@ -84,6 +84,7 @@ class Request(msgspec.Struct, eq=False):
         crashes: Nodes that died with it since the last new unit.
         next_n: Units delivered so far.
         revision: Of the weights that made those units; it may go on only there.
+        hopeless_at: Until then it waits for a node with those weights, if there is none at all.
     """
 
     ask: m.Request
@@ -106,6 +107,7 @@ class Request(msgspec.Struct, eq=False):
     next_n: int = 0
     journal: Journal | None = None
     revision: str | None = None
+    hopeless_at: float = math.inf
     last_node: Node | None = None
     slot: int = 0
 

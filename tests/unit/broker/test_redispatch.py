@@ -219,6 +219,20 @@ def test_a_started_stream_whose_weights_are_gone_ends() -> None:
     assert (error.code, error.reason, error.resume_n) == (502, "not_resumable", 2)
 
 
+def test_a_started_stream_waits_for_its_weights_whenever_its_first_deadline_was() -> None:
+    """That one has moved on with the units; when it passes, the node may have been gone for a moment only."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1, flags=STREAM, ttl_s=5.0)
+    stage.pass_time(3.0)
+    worker.partial(worker.work()[0].lease, 0, 2)
+    lose(stage, worker)
+    stage.pass_time(1.0)
+
+    assert client.hear_only(m.Error) == []
+    assert [job.resume_n for job in stage.worker().work()] == [2]
+
+
 def test_a_unary_request_begins_anew_with_other_weights() -> None:
     """Its client has seen nothing, so nothing has to match."""
     stage = Stage()
