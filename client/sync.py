@@ -6,65 +6,28 @@ Waiting happens on a queue of each request, filled by the one I/O thread; there 
 from __future__ import annotations
 
 import os
-import queue
-import sys
 import time
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar, Unpack, overload
+from typing import Generic, Self, TypeVar, Unpack, overload
 
 from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.errors import ZmqrtError
-from ..protocol.limits import MAX_OUTSTANDING, STREAM_BUFFER_BYTES
+from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from . import calls, questions
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
+from .inbox import Inbox
 from .io_thread import IoThread
 from .questions import Question
-from .reading import Event, Reading, read_generation, read_unary
+from .reading import Reading, read_generation, read_unary
 from .results import Chunk, Embeddings, Result, read_embeddings
 
 R = TypeVar("R")
-_SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
-"""Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
-
-
-class Inbox:
-    """Events of one request on their way from the I/O thread to the thread that reads."""
-
-    def __init__(self) -> None:
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        # Two counters with one writer each: their difference needs no lock.
-        self._bytes_in = 0
-        self._bytes_out = 0
-
-    def put(self, event: Event) -> bool:
-        """Add an event; False when more bytes lie unread than a stream may hold. Called by the I/O thread."""
-        self._events.put(event)
-        if type(event) is m.Partial:
-            self._bytes_in += len(event.body)
-            return self._bytes_in - self._bytes_out <= STREAM_BUFFER_BYTES
-        return True
-
-    def take(self, io: IoThread, timeout_s: float | None = None) -> Event:
-        """Wait for the next event. Raises TimeoutError."""
-        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            wait_s = _SLICE_S if give_up_at is None else min(_SLICE_S, give_up_at - time.monotonic())
-            try:
-                event = self._events.get(timeout=max(0.0, wait_s))
-            except queue.Empty:
-                io.check_alive()
-                if give_up_at is not None and time.monotonic() >= give_up_at:
-                    raise TimeoutError from None
-                continue
-            if type(event) is m.Partial:
-                self._bytes_out += len(event.body)
-            return event
 
 
 class Handle(Generic[R]):
@@ -223,7 +186,9 @@ class Client:
         self._finalizer = weakref.finalize(self, self._io.stop)
 
     @classmethod
-    def from_settings(cls, settings: ClientSettings, *, name: str = "python") -> Self:
+    def from_settings(
+        cls, settings: ClientSettings, *, name: str = "python", max_outstanding: int = MAX_OUTSTANDING
+    ) -> Self:
         """Make a client from settings (flags, environment, file)."""
         return cls(
             settings.broker,
@@ -233,6 +198,7 @@ class Client:
             timeout_s=settings.timeout_s,
             default_model=settings.default_model,
             name=name,
+            max_outstanding=max_outstanding,
         )
 
     def __enter__(self) -> Self:
