@@ -167,8 +167,9 @@ class Scheduler:
             del lane.running[event.ticket]
         if lane is None or job is None:
             return
-        if event.error is not None:
-            self._listener.failed(job, Kind.MODEL_RAISED, event.error)
+        if event.error is not None or job.prepared is None:
+            text = event.error or "the engine answered with tokens where none were asked for"
+            self._listener.failed(job, Kind.MODEL_RAISED, text)
             return
         since = job.total_n
         reason = job.absorb(event)

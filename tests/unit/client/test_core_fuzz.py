@@ -141,7 +141,7 @@ class Talks:
         return msgspec.structs.replace(message, rid=self.ears[-1 - rid[0] % len(self.ears)].rid)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(STEP, min_size=10, max_size=40))
 def test_nothing_that_a_broker_says_breaks_a_client(steps: list[tuple[Any, ...]]) -> None:
     """No exception, words that a broker can read, and one end for each request and question."""
