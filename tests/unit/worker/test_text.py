@@ -151,10 +151,10 @@ def test_a_long_text_costs_as_much_per_token_as_a_short_one() -> None:
 
     def seconds(count: int) -> float:
         stream = TextStream(VOCABULARY.detokenizer(), ["never to be found", "nor this"])
-        begin = time.perf_counter()
+        begin = time.process_time()
         for token_id in ids[:count]:
             stream.step(token_id)
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     seconds(1000)
     short, long = min(seconds(10_000) for _ in range(3)), min(seconds(40_000) for _ in range(3))
