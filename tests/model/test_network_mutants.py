@@ -20,6 +20,7 @@ from zmqrt.worker.engines.base import TokenRequest
 from zmqrt.worker.jobs import Job
 from zmqrt.worker.prepare import Prepared
 
+pytestmark = pytest.mark.timeout(600)  # as in test_network
 SEEDS = 300
 Plant = Callable[[pytest.MonkeyPatch], None]
 

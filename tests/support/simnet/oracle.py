@@ -35,6 +35,7 @@ NEVER = frozenset(
         Kind.MODEL_RAISED,
         Kind.NO_SLOT,
         Kind.NO_SESSION,
+        Kind.NOT_RESUMABLE,
         Kind.MEMORY_FULL,
     }
 )
