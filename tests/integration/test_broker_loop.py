@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -59,7 +60,31 @@ def context() -> Iterator[Context]:
     made.destroy(linger=0)
 
 
-def during(play: Callable[[dict[str, str]], None], *, beat_s: float = 600.0) -> None:
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A broker that runs on a loop of another thread."""
+
+    endpoints: dict[str, str]
+    loop: asyncio.AbstractEventLoop
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Generator[None]:
+        """Keep the broker from doing anything for a while; its sockets fill."""
+        stands, may_go_on = threading.Event(), threading.Event()
+
+        def stand() -> None:
+            stands.set()
+            may_go_on.wait(WAIT_MS / 1000)
+
+        self.loop.call_soon_threadsafe(stand)
+        assert stands.wait(WAIT_MS / 1000)
+        try:
+            yield
+        finally:
+            may_go_on.set()
+
+
+def during(play: Callable[[Running], None], *, beat_s: float = 600.0) -> None:
     """Run a broker on this thread's loop while `play` talks to it from another one."""
     settings = BrokerSettings(
         clients="tcp://127.0.0.1:0",
@@ -77,7 +102,7 @@ def during(play: Callable[[dict[str, str]], None], *, beat_s: float = 600.0) -> 
         serving = asyncio.create_task(broker.run(ready.set))
         await ready.wait()
         try:
-            await asyncio.to_thread(play, broker.endpoints)
+            await asyncio.to_thread(play, Running(broker.endpoints, asyncio.get_running_loop()))
         finally:
             for _ in range(2):  # the second time it stops at once
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -174,8 +199,11 @@ def beside(work: Callable[[], None]) -> Generator[None, None, None]:
 def test_a_burst_is_answered_whole(context: Context, beat_s: float) -> None:
     """4,001 messages at once, which came to a stand when a wake-up was eaten by a send or by half a read."""
 
-    def play(endpoints: dict[str, str]) -> None:
-        node, client = ToyNode(context, endpoints["workers"]), ToyClient(context, endpoints["clients"], "a")
+    def play(broker: Running) -> None:
+        node, client = (
+            ToyNode(context, broker.endpoints["workers"]),
+            ToyClient(context, broker.endpoints["clients"], "a"),
+        )
 
         def work() -> None:
             left = 4001
@@ -202,10 +230,10 @@ def test_who_does_not_read_waits_alone(context: Context, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(transport, "_bind", bind_narrow)
 
-    def play(endpoints: dict[str, str]) -> None:
-        node = ToyNode(context, endpoints["workers"])
-        slow = ToyClient(context, endpoints["clients"], "slow", is_slow=True)
-        quick = ToyClient(context, endpoints["clients"], "quick")
+    def play(broker: Running) -> None:
+        node = ToyNode(context, broker.endpoints["workers"])
+        slow = ToyClient(context, broker.endpoints["clients"], "slow", is_slow=True)
+        quick = ToyClient(context, broker.endpoints["clients"], "quick")
         slow.ask(*range(500))
         work = node.take(500)
         for number in range(50):
@@ -236,9 +264,9 @@ def test_the_work_of_a_vanished_client_is_cancelled(context: Context, monkeypatc
     quick = Timing(heartbeat_s=600.0, eviction_s=1200.0, reattach_grace_s=0.1)
     monkeypatch.setattr(BrokerSettings, "timing", property(lambda _: quick))
 
-    def play(endpoints: dict[str, str]) -> None:
-        node = ToyNode(context, endpoints["workers"])
-        gone, here = (ToyClient(context, endpoints["clients"], name) for name in ("gone", "here"))
+    def play(broker: Running) -> None:
+        node = ToyNode(context, broker.endpoints["workers"])
+        gone, here = (ToyClient(context, broker.endpoints["clients"], name) for name in ("gone", "here"))
         gone.ask(*range(20))
         lost = node.take(20)
         here.ask(0)
@@ -257,11 +285,12 @@ def test_the_work_of_a_vanished_client_is_cancelled(context: Context, monkeypatc
 def test_a_flood_lets_others_through(context: Context) -> None:
     """One client's 20,000 envelopes are there first; another's request is dispatched long before the last of them."""
 
-    def play(endpoints: dict[str, str]) -> None:
-        node = ToyNode(context, endpoints["workers"])
-        flood, quiet = (ToyClient(context, endpoints["clients"], name) for name in ("flood", "quiet"))
-        flood.ask(*range(20_000))
-        quiet.ask(0)
+    def play(broker: Running) -> None:
+        node = ToyNode(context, broker.endpoints["workers"])
+        flood, quiet = (ToyClient(context, broker.endpoints["clients"], name) for name in ("flood", "quiet"))
+        with broker.standing_still():
+            flood.ask(*range(20_000))
+            quiet.ask(0)
 
         order = [one.rid for one in node.take(20_001)]
 
