@@ -218,9 +218,8 @@ class Broker:
         if house.is_draining:
             return
         house.drain_until = now + house.timing.drain_s
-        goaway = m.Goaway("this broker is leaving", int(house.timing.drain_s * 1000), list(house.bounds.brokers))
         for session in house.sessions.values():
-            house.tell_client(session, goaway)
+            self._desk.send_away(session, now)
 
     @property
     def is_draining(self) -> bool:

@@ -38,6 +38,8 @@ class Desk:
                 return None
             session = self._open(peer, user, hello, now)
         self._welcome(session)
+        if house.is_draining:
+            self.send_away(session, now)
         return session
 
     def _open(self, peer: bytes, user: str, hello: m.Hello, now: float) -> Session:
@@ -66,6 +68,13 @@ class Desk:
 
     def _turn_away(self, peer: bytes, kind: Kind, text: str) -> None:
         self._house.out.append((Side.CLIENTS, peer, error(None, kind, text, retry_after_s=1.0)))
+
+    def send_away(self, session: Session, now: float) -> None:
+        """Tell a client that this broker is leaving, and how long what runs here has."""
+        house = self._house
+        left_s = (house.drain_until or now) - now
+        left_ms = int(1000 * min(max(left_s, 0.0), house.timing.drain_s))
+        house.tell_client(session, m.Goaway("this broker is leaving", left_ms, list(house.bounds.brokers)))
 
     def ping(self, session: Session, ping: m.Ping) -> None:
         """Answer with the load in one glance."""

@@ -268,6 +268,25 @@ def test_a_draining_broker_takes_nothing_new() -> None:
     assert stage.broker.is_drained
 
 
+def test_who_comes_while_the_broker_drains_is_sent_away_at_once() -> None:
+    """With the time that is left; it may still attach to what runs here."""
+    stage = Stage()
+    client, worker = stage.client(client_uuid=b"u" * 16), stage.worker()
+    client.request(1, ttl_s=60.0)
+    (job,) = worker.work()
+    stage.broker.drain(stage.now)
+    stage.pass_time(1.0)
+    late = stage.client(greets=False)
+
+    late.send(m.Hello(b"u" * 16, 1, 1), ask(1, ttl_s=60.0))
+    worker.final(job.lease)
+
+    welcome, goaway, final = late.hear()
+    assert isinstance(welcome, m.Welcome)
+    assert (type(goaway), goaway.deadline_ms) == (m.Goaway, 29_000)
+    assert final.rid == rid_of(1)
+
+
 def test_what_a_draining_broker_cannot_finish_goes_on_elsewhere() -> None:
     """At the deadline its requests end with 503 and the unit to go on from."""
     stage = Stage()
