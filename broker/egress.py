@@ -29,7 +29,11 @@ Failed = tuple[bytes, SendFailure, list[m.Message]]
 
 @dataclass
 class _Pending:
-    """What waits for one peer. The messages of a split envelope stand with its last part."""
+    """What waits for one peer.
+
+    The messages of a split envelope stand with its first part. Once that is sent, nobody can say which of them have
+    left, and a request that may have left must not count as unsent: it could run twice.
+    """
 
     retry_at: float
     retry_s: float = FIRST_RETRY_S
@@ -37,9 +41,8 @@ class _Pending:
     envelopes: deque[_Envelope] = field(default_factory=deque[_Envelope])
 
     def add(self, envelopes: Sequence[codec.Frames], messages: Sequence[m.Message]) -> None:
-        last = len(envelopes) - 1
         for index, frames in enumerate(envelopes):
-            self.envelopes.append((frames, messages if index == last else ()))
+            self.envelopes.append((frames, messages if index == 0 else ()))
             self.size_bytes += sum(map(len, frames))
 
 
@@ -57,19 +60,20 @@ class Egress:
         """Send messages in as few envelopes as they need, behind what already waits for that peer.
 
         Returns:
-            None, or why that peer is given up, with everything that was still on its way to it.
+            None, or why that peer is given up, with everything that has certainly not left.
         """
         envelopes = codec.pack(messages)
         waiting = self._pending.get(peer) if self._pending else None
         if waiting is None:
             for index, frames in enumerate(envelopes):
                 failure = self._try(peer, frames)
+                unsent = messages if index == 0 else ()
                 if failure is SendFailure.UNREACHABLE:
-                    return peer, failure, list(messages)
+                    return peer, failure, list(unsent)
                 if failure is not None:
                     waiting = self._pending[peer] = _Pending(now + FIRST_RETRY_S)
                     self.next_retry = min(self.next_retry, waiting.retry_at)
-                    envelopes = envelopes[index:]
+                    envelopes, messages = envelopes[index:], unsent
                     break
             else:
                 return None
