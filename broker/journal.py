@@ -40,13 +40,16 @@ class Journal:
         """Number of the chunk that comes next."""
         return self._first + len(self._seqs)
 
-    def append(self, seq: int, n: int, body: bytes) -> None:
-        """Add units `seq` .. `seq + n - 1`."""
+    def append(self, seq: int, n: int, body: bytes) -> int:
+        """Add units `seq` .. `seq + n - 1`; return how many bytes that takes."""
+        elements = self._elements
+        before = len(elements)
         self._seqs.append(seq)
-        self._starts.append(self._trimmed + len(self._elements))
-        self._elements += _bin_head(len(body))
-        self._elements += body
+        self._starts.append(self._trimmed + before)
+        elements += _bin_head(len(body))
+        elements += body
         self.next_n = seq + n
+        return len(elements) - before
 
     def blob(self) -> bytes:
         """Return everything as one MessagePack array of bins; only while whole."""

@@ -90,24 +90,26 @@ class Results:
         request.state = TRANSITIONS[request.state][UNITS]
         request.next_n = message.seq + message.n
         request.attempts = request.crashes = 0
-        if request.is_stream:
+        flags = request.ask.flags
+        if flags & m.STREAM:
             request.deadline = now + request.ttl_s
         if request.revision is None and request.offer is not None:
             request.revision = request.offer.told.revision
-        if not request.is_stream and not request.is_resumable:
+        if not flags & (m.STREAM | m.RESUMABLE):
             return 0
         journal = request.journal
         if journal is None:
             if message.seq:
                 return 0  # a unary one whose journal grew too large: it would begin anew
             journal = request.journal = Journal()
-        before = journal.size_bytes
         chunk = journal.end
-        journal.append(message.seq, message.n, message.body)
-        if journal.size_bytes > self._house.bounds.prefix_bytes:
+        grown = journal.append(message.seq, message.n, message.body)
+        size = journal.size_bytes
+        if size > self._house.bounds.prefix_bytes:
             self._shorten(request, journal)
-        request.held_bytes += journal.size_bytes - before
-        self._house.held_bytes += journal.size_bytes - before
+            grown -= size - journal.size_bytes
+        request.held_bytes += grown
+        self._house.held_bytes += grown
         return chunk
 
     def _shorten(self, request: Request, journal: Journal) -> None:
