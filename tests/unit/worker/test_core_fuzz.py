@@ -59,15 +59,16 @@ TICKETS = st.integers(0, 12)
 REASON = st.sampled_from([None, None, "stop", "length", "cancelled", "error"])
 ERROR = st.sampled_from([None, None, None, "it broke", "x" * 600])
 TASKS: dict[ipc.Kind, m.TaskName] = {"token": "generate", "batch": "embed", "stream": "generate"}
+
+
+def offered(kind: ipc.Kind, name: str, slots: int, revision: str) -> ipc.EngineService:
+    """Build a service as an engine process tells it."""
+    capacity = Capacity(slots=slots, context=64)
+    return ipc.EngineService(name=name, kind=kind, task=TASKS[kind], capacity=capacity, model="toy", revision=revision)
+
+
 OFFERED = st.builds(
-    lambda kind, name, slots, revision: ipc.EngineService(
-        name=name,
-        kind=kind,
-        task=TASKS[kind],
-        capacity=Capacity(slots=slots, context=64),
-        model="toy",
-        revision=revision,
-    ),
+    offered,
     st.sampled_from(list(TASKS)),
     st.sampled_from(["", "embed"]),
     st.integers(0, 3),
