@@ -177,16 +177,17 @@ class Crowd:
         self.spoke.add((side, peer))
         self.broker.handle(side, peer, [self.aim(peer, one) for one in messages], self.now, self.users.get(peer, ""))
 
-    def serve(self, which: int, message: Any, chance: int) -> None:
+    def serve(self, which: int, message: m.WorkerPartial | m.WorkerFinal | m.WorkerError, chance: int) -> None:
         """Answer under one of the last leases, nine times of ten from where that stream stands."""
         for lease, peer in list(self.leases.items())[-1 - which :][:1]:
             at = self.progress.get(lease, 0)
+            known: dict[str, Any] = {"epoch": self.epochs[peer], "lease": lease}
             if isinstance(message, m.WorkerPartial) and chance:
-                message = msgspec.structs.replace(message, seq=at)
+                known["seq"] = at
                 self.progress[lease] = at + message.n
             elif isinstance(message, m.WorkerFinal) and chance:
-                message = msgspec.structs.replace(message, total_n=at)
-            message = msgspec.structs.replace(message, epoch=self.epochs[peer], lease=lease)
+                known["total_n"] = at
+            message = msgspec.structs.replace(message, **known)
             if (Side.WORKERS, peer) in self.spoke:
                 self.broker.handle(Side.WORKERS, peer, [message], self.now, self.users.get(peer, ""))
 
