@@ -38,7 +38,7 @@ CONTROL_RATE = 10.0
 """PING, HELLO, HEARTBEAT … per second and peer: the protocol needs one every 2.5 s."""
 CONTROL_BURST = 20.0
 QUERY_RATE = 50.0
-"""QUERY per second and client: a dashboard asks once a second, a bridge for each /readyz."""
+"""QUERY per second and client: a dashboard asks once a second, a bridge for each /readyz. Beyond it: "later"."""
 FORGET_SERVICE_S = 600.0
 """A service that nobody offers is 'unknown' only after this long: until then a client may wait for it to return."""
 IDLE_PROBE_S = 60.0

@@ -55,6 +55,7 @@ class Desk:
             now,
             bucket(CONTROL_RATE, CONTROL_BURST, now),
             bucket(QUERY_RATE, 2 * QUERY_RATE, now),
+            bucket(QUERY_RATE, 2 * QUERY_RATE, now),
             send_until=window_bytes,
         )
         house.sessions[peer] = session

@@ -61,7 +61,9 @@ class Intake:
                 self._cancel(session, message, now)
             case m.Bye():
                 self._desk.bye(session, now)
-            case m.Ping() | m.Query() | m.Admin():
+            case m.Query():
+                return self._query(session, message, now)
+            case m.Ping() | m.Admin():
                 return self._ask(session, message, now)
             case m.Hello() | m.Request():
                 raise AssertionError(message)  # taken care of by the caller
@@ -69,19 +71,24 @@ class Intake:
                 assert_never(message)
         return True
 
-    def _ask(self, session: Session, message: m.Ping | m.Query | m.Admin, now: float) -> bool:
-        """Answer a question; so many a second, because an answer may cost more than the question."""
-        bucket = session.queries if type(message) is m.Query else session.control
-        if not bucket.take(now):
+    def _ask(self, session: Session, message: m.Ping | m.Admin, now: float) -> bool:
+        """Answer something small; so many a second, because an answer may cost more than the question."""
+        if not session.control.take(now):
             return False
         match message:
             case m.Ping():
                 self._desk.ping(session, message)
-            case m.Query():
-                self._house.tell_client(session, self._board.answer(message, now))
             case m.Admin():
                 self._house.tell_client(session, self._admin.answer(session.user.name, message, now))
         return True
+
+    def _query(self, session: Session, query: m.Query, now: float) -> bool:
+        """Answer, or say when to ask again; only who does not keep to that floods."""
+        if session.queries.take(now):
+            self._house.tell_client(session, self._board.answer(query, now))
+            return True
+        self._house.tell_client(session, self._board.put_off(query))
+        return session.put_offs.take(now)
 
     def _cancel(self, session: Session, cancel: m.Cancel, now: float) -> None:
         """Give one reader up. Unknown or ended: nothing to do, its terminal message is on its way."""

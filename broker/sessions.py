@@ -68,6 +68,7 @@ class Session(msgspec.Struct, eq=False):
     heard_at: float
     control: Bucket
     queries: Bucket
+    put_offs: Bucket
     readers: dict[bytes, Reader] = {}
     is_open: bool = True
     send_until: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ..protocol import messages as m
 from ..protocol import snapshot as s
+from .bounds import QUERY_RATE
 from .house import House, counters_as_dict
 from .services import Service
 from .workers import Node, NodeState
@@ -39,6 +40,10 @@ class Board:
             body = s.encode(snapshot(self._house, now, with_nodes=query.what == "status"))
             self._answers[query.what] = (now, body)
         return m.Status(query.qid, s.SCHEMA, s.SCHEMA_VERSION, body)
+
+    def put_off(self, query: m.Query) -> m.Status:
+        """Answer who asks too often: when to ask again. Whoever does not wait floods."""
+        return m.Status(query.qid, s.LATER, s.SCHEMA_VERSION, b"", {"retry_after_ms": int(10_000 / QUERY_RATE)})
 
 
 def snapshot(house: House, now: float, *, with_nodes: bool = True) -> s.Snapshot:

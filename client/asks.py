@@ -1,15 +1,23 @@
-"""Questions to the broker that wait for their answer. A lost session does not end them: the next one is asked."""
+"""Questions to the broker that wait for their answer. A lost session does not end them: the next one is asked.
+
+A broker that is asked too often says when to ask again; so a loop around `status()` runs at the broker's pace.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..protocol import messages as m
+from ..protocol import snapshot
 from ..protocol.errors import Kind, request_error
 from .connection import Link
 from .reading import Event
 from .requests import Sink
 from .timers import Timers
+
+_LATER_S: Final = 0.05
+"""If a broker does not say when to ask again."""
 
 
 class Ask:
@@ -41,6 +49,7 @@ class Asks:
         self.pending: dict[int, Ask] = {}
         self._events = events
         self._timers: Timers[Ask] = Timers()
+        self._again: Timers[Ask] = Timers()
         self._last_qid = 0
 
     def add(self, ask: Ask, link: Link | None, now: float) -> None:
@@ -63,11 +72,16 @@ class Asks:
         elif link.greeting is not None:
             self.end(ask, link.greeting)
 
-    def answer(self, link: Link, status: m.Status) -> None:
-        """Hand an answer to whoever asked."""
+    def answer(self, link: Link, status: m.Status, now: float) -> None:
+        """Hand an answer to whoever asked, or put the question again later if the broker wants that."""
         link.asked.discard(status.qid)
         ask = self.pending.get(status.qid)
-        if ask is not None:
+        if ask is None:
+            return
+        if status.schema == snapshot.LATER:
+            told_ms = status.ext.get("retry_after_ms")
+            self._again.add(now + (told_ms / 1000 if isinstance(told_ms, int) else _LATER_S), ask)
+        else:
             self.end(ask, status)
 
     def end(self, ask: Ask, event: Event) -> None:
@@ -78,12 +92,15 @@ class Asks:
         else:
             self._events.append((ask.sink, event))
 
-    def tick(self, now: float) -> None:
-        """End those whose time is up."""
+    def tick(self, link: Link | None, now: float) -> None:
+        """Put again what was put off, and end those whose time is up."""
+        for ask in self._again.due(now):
+            if link is not None and ask.qid in self.pending and ask.qid not in link.asked:
+                self._put(ask, link, now)
         for ask in self._timers.due(now):
             if ask.qid in self.pending:
                 self.end(ask, request_error(Kind.DEADLINE, "the broker did not answer the question in time"))
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
-        return self._timers.first()
+        return min(self._timers.first(), self._again.first())

@@ -157,7 +157,7 @@ class ClientCore:
             case m.Pong():
                 self._replies.pong(link, message, now)
             case m.Status():
-                self._asks.answer(link, message)
+                self._asks.answer(link, message, now)
             case m.Welcome():
                 if self.sessions.welcome(link, message, now):
                     self._asks.welcome(link, now)
@@ -181,7 +181,7 @@ class ClientCore:
         self.book.wake(now)
         for request in self.book.expired(now):
             self._expire(request, now)
-        self._asks.tick(now)
+        self._asks.tick(self.sessions.current, now)
         self._judge(now)
         self._pump(now)
 

@@ -14,6 +14,8 @@ from .messages import TaskName
 
 SCHEMA: Final = "snapshot"
 SCHEMA_VERSION: Final = 1
+LATER: Final = "later"
+"""Schema of a STATUS without a body: its client asks too often, and asks again in `retry_after_ms` (in ext)."""
 
 Health = Literal["active", "suspect", "evicted", "lost", "draining"]
 

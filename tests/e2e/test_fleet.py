@@ -100,7 +100,6 @@ def in_flight_shares(stack: Stack, *, samples: int) -> Counter[str]:
                 if snapshot.queued:  # saturated: every slot is taken and some wait
                     sums.update({node.node_id: node.in_flight for node in snapshot.nodes})
                     taken += 1
-                await asyncio.sleep(0.03)  # a pace: a client that asks more than fifty times a second is a flood
             stop.set()
             await asyncio.gather(*tasks)
         return sums

@@ -86,3 +86,18 @@ def test_many_who_ask_at_once_cost_one_snapshot() -> None:
 
     assert first.body == second.body
     assert s.decode(third.body).uptime_s > s.decode(first.body).uptime_s
+
+
+def test_who_asks_too_often_is_told_when_to_ask_again() -> None:
+    """And muted only if it does not keep to that."""
+    stage = Stage()
+    client = stage.client()
+
+    client.send(*(m.Query(number, "services") for number in range(150)))
+    answers = client.hear_only(m.Status)
+
+    assert [one.schema for one in answers] == ["snapshot"] * 100 + [s.LATER] * 50
+    assert answers[-1].ext == {"retry_after_ms": 200}
+    assert stage.broker.counters.strikes == 0
+    client.send(*(m.Query(number, "services") for number in range(100)))
+    assert stage.broker.counters.strikes == 1

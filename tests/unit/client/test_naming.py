@@ -95,6 +95,23 @@ def test_no_model_yet_is_asked_for_until_there_is_one() -> None:
     assert isinstance(patient.ends[0], m.Final)
 
 
+def test_a_question_that_is_put_off_is_asked_again_when_the_broker_said() -> None:
+    """Whoever waits for the answer notices nothing but the time."""
+    talk = Talk()
+    ear = talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, m.Status(query.qid, snapshot.LATER, 1, b"", {"retry_after_ms": 200}))
+    talk.after(0.1)
+    assert talk.sent(link, m.Query) == []
+    talk.after(0.15)
+
+    (again,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(again, service("toy")))
+    assert [one.service for one in talk.sent(link, m.Request)] == ["toy"]
+    assert ear.ends == []
+
+
 def test_an_unreadable_answer_ends_those_that_wait_for_it() -> None:
     """Two versions that do not fit are an error, not a wait."""
     talk = Talk()
