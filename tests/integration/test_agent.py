@@ -17,7 +17,7 @@ from support.node_process import node
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.tasks import Chunk
-from zmqrt.worker.engines.hashing import EOS, expected_tokens
+from zmqrt.protocol.toy_model import EOS, expected_tokens
 from zmqrt.worker.vocabulary import ByteVocabulary
 
 pytestmark = pytest.mark.integration

@@ -16,9 +16,9 @@ import pytest
 
 from support.engine_fleet import EngineFleet, alive, drive, spec
 from support.stack import eventually
+from zmqrt.protocol.toy_model import expected_tokens
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Sampling, TokenRequest
-from zmqrt.worker.engines.hashing import expected_tokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform == "win32", reason="there is no ipc")]
 TESTS = str(Path(__file__).resolve().parents[1])

@@ -2,7 +2,7 @@
 
 `HashLM` keeps a store per slot, token and hash chain by position, and draws each next token from what it reads back
 through its slot table. A slot reused too early, a stale row, a resume without its prefix: each gives a wrong token at
-once, and `hashing.expected_tokens` knows the right one. `HashEmbed` is its twin for batches.
+once, and `toy_model.expected_tokens` knows the right one. `HashEmbed` is its twin for batches.
 
 Options (`--engine-opt`): step_ms, step_ms_per_row, prefill_ms_per_token, load_s, slots, eos (hash | never), dim, and
 for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text that sets the fault off).
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ...protocol.toy_model import EOS, extend, next_token, noise_of
 from .base import (
     Capacity,
     Engine,
@@ -35,7 +36,6 @@ from .base import (
     TokenEvent,
     TokenRequest,
 )
-from .hashing import EOS, extend, next_token, noise_of
 
 DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192

@@ -14,8 +14,8 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import Kind, RequestError, ZmqrtError
 from zmqrt.protocol.tasks import FinishReason
+from zmqrt.protocol.toy_model import EOS, expected_tokens
 from zmqrt.worker.engines.base import TokenRequest
-from zmqrt.worker.engines.hashing import EOS, expected_tokens
 from zmqrt.worker.text import TextStream
 from zmqrt.worker.vocabulary import ByteVocabulary
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zmqrt.protocol.toy_model import EOS, expected_tokens
 from zmqrt.worker.engines import hashlm
 from zmqrt.worker.engines.base import (
     EngineFullError,
@@ -20,7 +21,6 @@ from zmqrt.worker.engines.base import (
     TokenEvent,
     TokenRequest,
 )
-from zmqrt.worker.engines.hashing import EOS, expected_tokens
 from zmqrt.worker.engines.hashlm import Faults, HashEmbed, HashLM, Pace, Row
 
 AT_ONCE = Pace(step_ms=0)

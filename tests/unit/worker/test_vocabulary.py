@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from zmqrt.protocol import toy_model
 from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import ChatMessage
-from zmqrt.worker.engines import hashing
 from zmqrt.worker.vocabulary import ByteVocabulary, load_vocabulary
 
 HELLO = [ChatMessage(role="user", content="hi")]
@@ -93,6 +93,6 @@ def test_ids_beyond_the_vocabulary_are_known_as_such(tmp_path: Path) -> None:
 
 def test_the_mock_counts_its_tokens_as_the_toy_model_does() -> None:
     """Both sides of the process boundary must mean the same by an id."""
-    assert hashing.EOS == ByteVocabulary.EOS
-    assert hashing.VOCABULARY == ByteVocabulary.SIZE
+    assert toy_model.EOS == ByteVocabulary.EOS
+    assert toy_model.VOCABULARY == ByteVocabulary.SIZE
     assert ByteVocabulary().encode("é", is_raw=True) == [256, 0xC3, 0xA9]
