@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+REVISION: Final = "hash-1"
+"""Changes when the arithmetic does: a stream may go on only on an equal revision."""
 EOS: Final = 257
 VOCABULARY: Final = 262
 _MASK: Final = 2**64 - 1

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "status": "Show nodes and devices: health, load, what they are doing.",
     "models": "List the models that can be asked; fetch and convert others.",
     "demo": "Start everything, ask one question in two ways, stop everything.",
+    "chaos": "Break a fleet under load, and judge every answer.",
     "keygen": "Make the keys of a fleet of several machines.",
     "config": "Write a settings file, or show each setting and where it comes from.",
     "completion": "Print the script that completes commands in your shell.",

@@ -15,10 +15,11 @@ _EVERY_S: Final = 0.5
 
 
 class Poller:
-    """Ask every half second while in the `with` block; `snapshot` is None while nobody answers."""
+    """Ask again and again while in the `with` block; `snapshot` is None while nobody answers."""
 
-    def __init__(self, endpoint: str, keys: Path | None) -> None:
+    def __init__(self, endpoint: str, keys: Path | None, *, every_s: float = _EVERY_S) -> None:
         self.snapshot: Snapshot | None = None
+        self._every_s = every_s
         self._client = Client(endpoint, keys=keys, timeout_s=2.0, name="zmqrt up")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
@@ -32,7 +33,7 @@ class Poller:
     ) -> None:
         self._stop.set()
         self._client.close()
-        self._thread.join(_EVERY_S)
+        self._thread.join(self._every_s)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -40,4 +41,4 @@ class Poller:
                 self.snapshot = self._client.status()
             except ZmqrtError:
                 self.snapshot = None
-            self._stop.wait(_EVERY_S)
+            self._stop.wait(self._every_s)

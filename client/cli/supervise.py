@@ -55,18 +55,22 @@ class ChildFailedError(ZmqrtError):
 class Child:
     """One role in a process of its own. All but reading its output happens in the supervisor's thread."""
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, module: str, arguments: Sequence[str], *, most_delay_s: float = _MOST_DELAY_S
+    ) -> None:
         self.name = name
         self.module = module
         self.arguments = list(arguments)
         self.state = State.GONE
         self.endpoints: dict[str, str] = {}
         self.restarts = 0
+        self.exit_code: int | None = None
+        """Of the last process that ended."""
         self.words: deque[str] = deque(maxlen=_LAST_WORDS)
         self.retry_at = 0.0
         self._was_ready = False
         self._started_at = 0.0
-        self._backoff = Backoff(random.Random(), first_s=_FIRST_DELAY_S, most_s=_MOST_DELAY_S)
+        self._backoff = Backoff(random.Random(), first_s=_FIRST_DELAY_S, most_s=most_delay_s)
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
 
@@ -111,6 +115,7 @@ class Child:
             return None
         self._forget()
         self.state = State.GONE
+        self.exit_code = code
         return code
 
     def start_later(self, code: int, now: float) -> None:

@@ -19,9 +19,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from ...protocol.toy_model import EOS, extend, next_token, noise_of
+from ...protocol.toy_model import EOS, REVISION, extend, next_token, noise_of
 from .base import (
     Capacity,
     Engine,
@@ -132,6 +132,7 @@ class HashLM:
     faults: Faults = field(default_factory=Faults)
     may_end: bool = True
     clock: Callable[[], float] = time.monotonic
+    revision: ClassVar[str] = REVISION
 
     def __post_init__(self) -> None:
         """Lay out the slots."""
@@ -263,6 +264,8 @@ class HashLM:
 class HashEmbed:
     """Unit vectors drawn from a hash of the text: equal texts have equal vectors, whatever stands beside them."""
 
+    revision: ClassVar[str] = REVISION
+
     def __init__(self, *, model: str, dim: int, batch: int, step_s: float, fail_on: str = "") -> None:
         self._model = model
         self._dim = dim
@@ -299,10 +302,6 @@ class HashEmbed:
             "model": self._model,
             "revision": REVISION,
         }
-
-
-REVISION: Final = "hash-1"
-"""Changes when the arithmetic does: a stream may go on only on an equal revision."""
 
 
 def _unit_vector(data: bytes, dim: int) -> bytes:

@@ -1,0 +1,173 @@
+"""The judge and the report: each way in which an answer can be bad is seen, counted and fails the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from zmqrt.client.chaos.fleet import Struck
+from zmqrt.client.chaos.judge import Judge, Watch
+from zmqrt.client.chaos.plan import Fault, FaultKind
+from zmqrt.client.chaos.report import COUNTED, Demands, Report
+
+RIGHT = [10, 11, 12, 13]
+TEXT = "abcd"
+
+
+def ask(judge: Judge) -> Watch:
+    """Ask for the four right tokens."""
+    return judge.ask(RIGHT, TEXT, is_stream=True, now_s=0.0)
+
+
+def report(judge: Judge, **changes: Any) -> Report:
+    """Build a report around a judge."""
+    fields: dict[str, Any] = {
+        "seed": 1,
+        "duration_s": 60.0,
+        "load": "some",
+        "timers": "short",
+        "judge": judge,
+        "struck": [],
+        "missed": [],
+        "died": [],
+        "counts": dict.fromkeys(COUNTED, 5),
+        "demands": Demands(resumes=5, fenced=1),
+    }
+    return Report(**{**fields, **changes})
+
+
+def play_right(judge: Judge) -> None:
+    """Give the right answer in two chunks."""
+    watch = ask(judge)
+    judge.units(watch, 0, RIGHT[:3], 1.0)
+    judge.units(watch, 3, RIGHT[3:], 1.1)
+    judge.end(watch, RIGHT, TEXT)
+
+
+def play_wrong_token(judge: Judge) -> None:
+    """Give one that is not right."""
+    watch = ask(judge)
+    judge.units(watch, 0, [10, 99], 1.0)
+    judge.end(watch, RIGHT, TEXT)
+
+
+def play_gap(judge: Judge) -> None:
+    """Leave one out."""
+    watch = ask(judge)
+    judge.units(watch, 0, [10], 1.0)
+    judge.units(watch, 2, [12, 13], 1.0)
+    judge.end(watch, RIGHT, TEXT)
+
+
+def play_short(judge: Judge) -> None:
+    """End too early."""
+    watch = ask(judge)
+    judge.units(watch, 0, RIGHT[:2], 1.0)
+    judge.end(watch, RIGHT[:2], TEXT)
+
+
+def play_wrong_text(judge: Judge) -> None:
+    """Give the right tokens with another text."""
+    judge.end(ask(judge), RIGHT, "abc")
+
+
+def play_twice(judge: Judge) -> None:
+    """Give a token a second time."""
+    watch = ask(judge)
+    judge.units(watch, 0, RIGHT[:2], 1.0)
+    judge.units(watch, 1, RIGHT[1:], 1.0)
+    judge.end(watch, RIGHT, TEXT)
+
+
+def play_error(judge: Judge) -> None:
+    """End without an answer."""
+    judge.fail(ask(judge), "worker_lost", "it is gone")
+
+
+def play_no_end(judge: Judge) -> None:
+    """Never end."""
+    ask(judge)
+    judge.give_up(9.0)
+
+
+def test_a_right_answer_is_right() -> None:
+    """Nothing to complain about."""
+    judge = Judge()
+
+    play_right(judge)
+
+    assert (judge.requests, judge.answered, judge.tokens, judge.open) == (1, 1, 4, {})
+    assert report(judge).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("play", "lost", "doubled", "wrong"),
+    [
+        (play_wrong_token, 0, 0, 1),
+        (play_gap, 0, 0, 1),
+        (play_short, 0, 0, 1),
+        (play_wrong_text, 0, 0, 1),
+        (play_twice, 0, 1, 0),
+        (play_error, 1, 0, 0),
+        (play_no_end, 1, 0, 0),
+    ],
+)
+def test_what_is_bad_is_counted_and_fails_the_run(
+    play: Callable[[Judge], None], lost: int, doubled: int, wrong: int
+) -> None:
+    """Each once, with a sentence that says what it was."""
+    judge = Judge()
+
+    play(judge)
+
+    assert (judge.lost, judge.doubled, judge.wrong) == (lost, doubled, wrong)
+    assert len(report(judge).problems()) == 1
+    assert judge.complaints
+    assert judge.complaints[0].startswith("request 1: ")
+
+
+def test_a_run_that_proved_nothing_fails() -> None:
+    """Too few resumes or fenced results, faults without a victim, a process that died by itself, no request at all."""
+    judge = Judge()
+    play_right(judge)
+    few: dict[str, int] = dict.fromkeys(COUNTED, 0)
+
+    assert len(report(judge, counts=few).problems()) == 2
+    assert len(report(judge, missed=[Fault(1.0, FaultKind.WORKER_KILL)]).problems()) == 1
+    assert report(judge, died=["node-1 ended by itself: signal 11"]).problems() == ["node-1 ended by itself: signal 11"]
+    assert report(Judge()).problems() == ["nothing was asked"]
+
+
+def test_the_longest_gap_is_that_of_streams_that_stood_still_then() -> None:
+    """Tokens on their way still come in after the blow; later and earlier gaps are others'."""
+    judge = Judge()
+    watch = ask(judge)
+    for index, now_s in enumerate((1.0, 1.1, 3.1, 8.0)):
+        judge.units(watch, index, [RIGHT[index]], now_s)
+
+    assert judge.longest_gap_s(1.0) == pytest.approx(2.0)
+    assert judge.longest_gap_s(0.2) == 0.0
+    assert judge.longest_gap_s(4.0) == judge.longest_gap_s() == pytest.approx(4.9)
+
+
+def test_a_report_is_a_table_for_people_and_a_record_for_programs() -> None:
+    """Both tell the verdict and each victim."""
+    judge = Judge()
+    play_error(judge)
+    shown = report(judge, struck=[Struck(1.0, Fault(1.0, FaultKind.WORKER_FREEZE, 2.4), "node-3", 41)])
+    output = StringIO()
+
+    Console(file=output, width=100).print(shown.render())
+    record = json.loads(json.dumps(shown.to_dict()))
+
+    for words in ("node-3", "41", "2.4 s", "FAILED: 1 requests lost (1 worker_lost)", "timers in force"):
+        assert words in output.getvalue()
+    assert record["faults"] == [
+        {"at_s": 1.0, "kind": "worker-freeze", "victim": "node-3", "open": 41, "lasts_s": 2.4, "longest_gap_s": 0.0}
+    ]
+    assert record["lost"] == 1
