@@ -57,7 +57,7 @@ bench: $(STAMP)-bench ## requests per second and latency, beside libzmq's own pr
 	$(BIN)/python bench/bench_roundtrip.py
 
 docs: $(STAMP)-dev ## write the pages that are made from the code
-	$(BIN)/python -c 'from zmqrt.protocol import settings as s; print(s.markdown_table(s.known_roles()), end="")' > docs/settings.md
+	$(BIN)/python docs/pages.py
 
 build: $(STAMP)-dev ## the wheel, in dist/
 	$(BIN)/python -m build --wheel

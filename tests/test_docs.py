@@ -1,20 +1,32 @@
 """The documentation says what the code says."""
 
+import importlib.util
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from zmqrt.protocol.settings import known_roles, markdown_table
-
 ROOT = Path(__file__).resolve().parent.parent
-ROLES = {"bridge", "broker", "client", "worker"}
+TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
-def test_the_page_of_settings_is_current() -> None:
-    """`make docs` was run after the last change of a setting."""
-    if set(known_roles()) != ROLES:
-        pytest.skip("not every role has its settings yet")
+def load_pages() -> ModuleType:
+    """Import the script that writes the generated pages."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pages"] = module
+    spec.loader.exec_module(module)
+    return module
 
-    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
-    assert written == markdown_table(known_roles()), "run `make docs`"
+@pytest.mark.parametrize("name", ["settings.md", "states.md"])
+def test_a_generated_page_is_current(name: str) -> None:
+    """`make docs` was run after the last change of what it shows."""
+    pages = load_pages().PAGES
+
+    assert set(pages) == {"settings.md", "states.md"}
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == pages[name](), "run `make docs`"

@@ -1,0 +1,78 @@
+"""Write the pages that are made from the code: `make docs` runs it, tests/test_docs.py compares."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from zmqrt.broker import requests as broker_requests
+from zmqrt.broker import workers as broker_workers
+from zmqrt.client import requests as client_requests
+from zmqrt.protocol import settings
+from zmqrt.worker import core as worker_core
+from zmqrt.worker import sessions as worker_sessions
+
+HERE = Path(__file__).resolve().parent
+S = TypeVar("S", bound=enum.Enum)
+_FENCE = "```"
+_INTRO = """# State machines
+
+Drawn by `make docs` from the tables that the code itself obeys; what each state means stands at the head of its module.
+A move that is not in a table cannot happen.
+"""
+
+
+def states_page() -> str:
+    """Draw every table."""
+    nodes = ((a, b, event.value) for (a, event), b in broker_workers.TRANSITIONS.items())
+    requests = (
+        (a, b, event.name.lower().replace("_", " "))
+        for a, events in broker_requests.TRANSITIONS.items()
+        for event, b in events.items()
+    )
+    parts = [
+        _INTRO,
+        _section("A node, as a broker sees it", "broker/workers.py", nodes, broker_workers.NodeState.ACTIVE),
+        _section("A request at a broker", "broker/requests.py", requests, broker_requests.RequestState.QUEUED),
+        _section("A request at a client", "client/requests.py", _plain(client_requests.MOVES)),
+        _section("A node, by itself", "worker/core.py", _plain(worker_core.TRANSITIONS)),
+        _section("A broker, as a node sees it", "worker/sessions.py", _plain(worker_sessions.TRANSITIONS)),
+    ]
+    return "\n".join(parts)
+
+
+def _plain(table: Mapping[S, Collection[S]]) -> Iterable[tuple[S, S, str]]:
+    return ((a, b, "") for a, targets in table.items() for b in sorted(targets, key=list(type(a)).index))
+
+
+def _section(title: str, module: str, moves: Iterable[tuple[S, S, str]], first: S | None = None) -> str:
+    """Draw one table as a diagram; events between the same two states share an arrow."""
+    arrows: dict[tuple[S, S], list[str]] = {}
+    for a, b, event in moves:
+        arrows.setdefault((a, b), []).append(event)
+    first = first or next(iter(arrows))[0]
+    lines = [f"    [*] --> {first.name}"]
+    for (a, b), events in arrows.items():
+        label = "<br/>".join(event for event in events if event)
+        lines.append(f"    {a.name} --> {b.name}" + (f": {label}" if label else ""))
+    diagram = "\n".join([f"{_FENCE}mermaid", "stateDiagram-v2", *lines, _FENCE])
+    return f"## {title}\n\n`{module}`\n\n{diagram}\n"
+
+
+PAGES = {
+    "settings.md": lambda: settings.markdown_table(settings.known_roles()),
+    "states.md": states_page,
+}
+"""File -> what stands in it."""
+
+
+def main() -> None:
+    """Write them all."""
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
