@@ -19,7 +19,8 @@ from zmqrt.worker.engines.hashing import expected_tokens
 
 pytestmark = pytest.mark.integration
 MOST_GROWTH = 48 << 20
-OFFERED = 600 << 20
+OFFERED = 1536 << 20
+"""Several times what a fast sender gets rid of before it is cut off."""
 HELLO = raw_zmtp.frame(codec.pack([m.Hello(b"u" * 16, 1, 1)])[0][0])
 GREETING = raw_zmtp.greeting()
 PORTS = ("clients", "workers")
