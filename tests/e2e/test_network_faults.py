@@ -211,7 +211,7 @@ def test_a_node_behind_a_partition_is_replaced_fenced_and_taken_back() -> None:
 
         eventually(lambda: fleet.counter("late_reply") > late, what="late results")
         eventually(lambda: fleet.health() == {"node-0": "active", "node-1": "active"}, what="both nodes")
-        assert_complete(start_streams(client))
+        assert_complete(start_streams(client, 2, 10), 10)
     assert seen["nodes_evicted"] >= 1
     assert seen["resumes"] >= 1
 
@@ -234,4 +234,4 @@ def test_a_client_behind_a_partition_goes_on_at_the_next_broker() -> None:
             assert_complete(handles)
             assert client.endpoint == fronts[1].endpoint
             fronts[0].thaw()
-            assert_complete(start_streams(client))
+            assert_complete(start_streams(client, 2, 10), 10)
