@@ -42,4 +42,5 @@ class Counters(msgspec.Struct):
     sessions_lost: int = 0
     egress_retries: int = 0
     egress_overflows: int = 0
+    endless_envelopes: int = 0
     internal_errors: int = 0

@@ -15,8 +15,10 @@ from ..protocol import transport
 from ..protocol.codec import Codec
 from .core import Side
 from .egress import Egress
+from .unfinished import Unfinished
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 
 
 class Port:
@@ -28,12 +30,13 @@ class Port:
         self.egress = Egress(socket)
         self._socket = socket
         self._with_user = with_user
-        self._monitor = transport.monitor_disconnections(socket)
+        self._monitor = transport.monitor_connections(socket)
         self._fd_of: dict[bytes, int] = {}
         self._peers_of: dict[int, set[bytes]] = {}
+        self._unfinished = Unfinished()
 
     def descriptors(self) -> tuple[int, int]:
-        """Return what an event loop watches: (for envelopes, for broken connections)."""
+        """Return what an event loop watches: (for envelopes, for connections that come and go)."""
         return transport.descriptor(self._socket), transport.descriptor(self._monitor)
 
     def has_input(self) -> bool:
@@ -42,7 +45,10 @@ class Port:
 
     def receive(self) -> tuple[bytes, str, int, list[transport.Frame]] | None:
         """Take one envelope: (peer, user, descriptor, frames)."""
-        return transport.receive_routed(self._socket, with_user=self._with_user)
+        received = transport.receive_routed(self._socket, with_user=self._with_user)
+        if received is not None:
+            self._unfinished.heard.add(received[2])
+        return received
 
     def is_noted(self, peer: bytes, fd: int) -> bool:
         """Say whether this session is known to come over this descriptor."""
@@ -66,11 +72,20 @@ class Port:
         """Return the sessions that may be gone: their descriptor was closed since the last time."""
         peers: list[bytes] = []
         while transport.has_input(self._monitor):
-            fd = int(parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))["value"])
+            event = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))
+            fd = int(event["value"])
+            if event["event"] == _ACCEPTED:
+                self._unfinished.opened(fd)
+                continue
+            self._unfinished.closed(fd)
             for peer in self._peers_of.pop(fd, ()):
                 del self._fd_of[peer]
                 peers.append(peer)
         return peers
+
+    def cut_endless(self) -> int:
+        """Cut off who sends an envelope without end; return how many."""
+        return self._unfinished.look()
 
     def close(self, linger_ms: int) -> None:
         """Close both; what was sent has so long to leave."""

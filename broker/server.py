@@ -162,6 +162,7 @@ class Server:
         """Look by the clock, too: broken connections, sockets, deadlines."""
         self._watchdog = asyncio.get_running_loop().call_later(_WATCHDOG_S, self._watch)
         self._look_after_broken()
+        self._cut_endless()
         self._garbage.tick(time.monotonic())
 
     def _pass_again(self) -> None:
@@ -305,6 +306,13 @@ class Server:
                 self._core.probe(port.side, peer)
         if self._core.out:
             self._pass()
+
+    def _cut_endless(self) -> None:
+        for port in self._ports:
+            cut = port.cut_endless()
+            if cut:
+                self._core.counters.endless_envelopes += cut
+                log.warning("%d connections of %s were cut: their envelopes had no end", cut, port.side.value)
 
 
 _WORKERS: Final = Side.WORKERS

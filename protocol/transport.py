@@ -147,9 +147,9 @@ def monitor(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     return socket.get_monitor_socket()
 
 
-def monitor_disconnections(router: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Return a PAIR that tells of disconnections alone."""
-    return router.get_monitor_socket(int(zmq.EVENT_DISCONNECTED))
+def monitor_connections(router: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """Return a PAIR that tells of connections that are accepted and of those that are gone, by descriptor."""
+    return router.get_monitor_socket(int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
 
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
