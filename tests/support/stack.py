@@ -188,6 +188,13 @@ class Stack:
         self.processes.append(process)
         return process
 
+    def script(self, code: str, *arguments: str) -> Process:
+        """Start a Python program that a test made up."""
+        popen = subprocess.Popen([sys.executable, "-c", code, *arguments], stdin=subprocess.DEVNULL, text=True)
+        process = Process("script", popen)
+        self.processes.append(process)
+        return process
+
     def client(self, **options: Any) -> Client:
         """Make a client of this stack's broker."""
         return Client(self.clients, **options)

@@ -20,6 +20,7 @@ class Expected:
     temperature: float = 0.7
     stop: str = ""
     is_stream: bool = True
+    is_idempotent: bool = True
 
     @property
     def prompt(self) -> str:
@@ -39,7 +40,7 @@ class Expected:
     @property
     def ids(self) -> list[int]:
         """The tokens, with those of the stop string."""
-        return list(self._bytes if self._stop_at < 0 else self._bytes[: self._stop_at + len(self.stop)])
+        return list(self._bytes if self._stop_at < 0 else self._bytes[: self._stop_at + len(self.stop.encode())])
 
     @property
     def text(self) -> str:
@@ -56,6 +57,8 @@ class Expected:
             temperature=self.temperature,
             ignore_eos=True,
         )
+        if not self.is_idempotent:
+            options["idempotent"] = False
         if self.stop:
             options["stop"] = self.stop
         return options
