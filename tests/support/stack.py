@@ -204,9 +204,9 @@ class Stack:
         with self.client(name="status") as client:
             return client.status()
 
-    def wait_for_nodes(self, count: int) -> Snapshot:
-        """Wait until so many nodes are active and have loaded."""
-        with self.client(name="status") as client:
+    def wait_for_nodes(self, count: int, endpoint: str | None = None) -> Snapshot:
+        """Wait until so many nodes are active and have loaded; of several brokers, at that endpoint."""
+        with Client(endpoint or self.clients, name="status") as client:
 
             def loaded() -> Snapshot | None:
                 snapshot = client.status()
