@@ -16,66 +16,65 @@ from zmqrt.client import Client, NotFoundError
 from zmqrt.protocol.keys import generate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
-PACE = ("--engine-opt", "step_ms=20")
+PACE = ("--engine-opt", "step_ms=20", "--devices", "mock:0")
 
 
-@pytest.fixture
-def pair() -> Iterator[Stack]:
-    """Two brokers, and two nodes that serve both."""
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Stack]:
+    """Two brokers, and three nodes that serve both; two tests drain one node each."""
     with Stack() as stack:
         stack.broker("--broker-id", "first")
         stack.second_broker("--broker-id", "second")
-        for number in range(2):
+        for number in range(3):
             stack.worker(*PACE, node_id=f"node-{number}")
-        stack.wait_for_nodes(2)
+        stack.wait_for_nodes(3)
         yield stack
 
 
-def test_a_node_finishes_what_it_runs_and_leaves(pair: Stack) -> None:
+def test_a_name_that_nobody_has_is_2_with_the_names_there_are(fleet: Stack) -> None:
+    """In the library it is NotFoundError."""
+    result = zmqrt("drain", "node-7", "--broker", fleet.clients)
+
+    assert result.returncode == 2
+    assert "no node is called 'node-7'; there are: node-0, node-1, node-2" in result.stderr
+    with fleet.client() as client, pytest.raises(NotFoundError, match="node-0, node-1, node-2"):
+        client.drain("node-7")
+
+
+def test_a_node_finishes_what_it_runs_and_leaves(fleet: Stack) -> None:
     """Asked through both brokers: exit 0 of the command and of the node, all streams as ever, new work elsewhere."""
     expected = [Expected(seed=n, tokens=60) for n in range(20)]
-    with pair.client() as client:
+    with fleet.client() as client:
         handles = ask_streams(client, expected)
         assert all(handle.next_chunk() is not None for handle in handles)
-        eventually(lambda: all(node.in_flight for node in client.status().nodes), what="two busy nodes")
-        drained = zmqrt("drain", "node-0", "--broker", pair.clients, "--json")
+        eventually(lambda: all(node.in_flight for node in client.status().nodes), what="busy nodes")
+        drained = zmqrt("drain", "node-0", "--broker", fleet.clients, "--json")
 
         assert drained.returncode == 0, drained.stderr
         told = json.loads(drained.stdout)
         assert told["is_gone"]
         assert any(broker["is_done"] for broker in told["brokers"])
-        assert pair.node("node-0").wait() == 0
+        assert fleet.node("node-0").wait() == 0
         assert [ids_of(handle) for handle in handles] == [one.ids for one in expected]
-        assert [node.node_id for node in client.status().nodes] == ["node-1"]
+        assert {node.node_id for node in client.status().nodes} == {"node-1", "node-2"}
         assert client.infer("after", max_tokens=1, model="mock").usage.completion_tokens == 1
         assert client.status().counters["redispatches"] == 0
 
 
-def test_without_waiting_the_command_is_back_while_the_node_still_works(pair: Stack) -> None:
+def test_without_waiting_the_command_is_back_while_the_node_still_works(fleet: Stack) -> None:
     """It has asked, and no more."""
-    with pair.client() as client:
+    with fleet.client() as client:
         handle = client.submit("long", stream=True, max_tokens=100, ignore_eos=True, model="mock")
         assert handle.next_chunk() is not None
         busy = eventually(
             lambda: next((n.node_id for n in client.status().nodes if n.in_flight), ""), what="a busy node"
         )
-        asked = zmqrt("drain", busy, "--broker", pair.clients.split(",")[0], "--no-wait")
+        asked = zmqrt("drain", busy, "--broker", fleet.clients.split(",")[0], "--no-wait")
 
         assert (asked.returncode, asked.stderr) == (0, "")
         assert "draining" in asked.stdout
         assert len(handle.result().token_ids) == 100
-        assert pair.node(busy).wait() == 0
-
-
-def test_a_name_that_nobody_has_is_2_with_the_names_there_are() -> None:
-    """In the library it is NotFoundError."""
-    with running(nodes=2) as stack, stack.client() as client:
-        result = zmqrt("drain", "node-7", "--broker", stack.clients)
-
-        assert result.returncode == 2
-        assert "no node is called 'node-7'; there are: node-0, node-1" in result.stderr
-        with pytest.raises(NotFoundError, match="node-0, node-1"):
-            client.drain("node-7")
+        assert fleet.node(busy).wait() == 0
 
 
 def test_whoever_is_no_admin_gets_77(tmp_path: Path) -> None:
@@ -96,6 +95,7 @@ def test_whoever_is_no_admin_gets_77(tmp_path: Path) -> None:
             assert [node.health for node in client.status().nodes] == ["active"]
 
 
+@pytest.mark.slow
 def test_a_node_that_froze_is_waited_for_until_it_is_forgotten() -> None:
     """It cannot answer, so its work goes elsewhere and the broker gives it up; then the command ends too."""
     with running(nodes=2, broker=("--heartbeat-interval", "0.5", "--node-eviction-timeout", "1")) as stack:
