@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Self
 
 import psutil
@@ -73,7 +73,7 @@ class Memory:
 
 
 @contextlib.contextmanager
-def neighbours(stack: Stack) -> Iterator[None]:
+def neighbours(stack: Stack) -> Generator[None]:
     """Small streams of another client, one after the other, that all come whole meanwhile."""
     is_over = threading.Event()
     wrong: list[str] = []

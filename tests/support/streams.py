@@ -65,15 +65,22 @@ class Expected:
 
 
 def mixed(count: int, tokens: int) -> list[Expected]:
-    """Return as many of every sort: greedy, sampled, with a stop string that comes late, unary."""
-    sorts = (
-        lambda seed: Expected(seed, tokens, temperature=0.0),
-        lambda seed: Expected(seed, tokens),
-        lambda seed: Expected(seed, tokens, stop="zz"),
-        lambda seed: _ending_late(seed, tokens),
-        lambda seed: Expected(seed, tokens, is_stream=False),
-    )
-    return [sorts[seed % len(sorts)](seed) for seed in range(count)]
+    """Return as many of every sort: greedy, sampled, with a stop string that comes early or late, unary."""
+    return [_sort(seed, tokens) for seed in range(count)]
+
+
+def _sort(seed: int, tokens: int) -> Expected:
+    match seed % 5:
+        case 0:
+            return Expected(seed, tokens, temperature=0.0)
+        case 1:
+            return Expected(seed, tokens, stop="ee")
+        case 2:
+            return _ending_late(seed, tokens)
+        case 3:
+            return Expected(seed, tokens, is_stream=False)
+        case _:
+            return Expected(seed, tokens)
 
 
 def _ending_late(seed: int, tokens: int) -> Expected:
