@@ -86,12 +86,12 @@ def there_and_back(stack: Stack, *, clients: int, streams: int, tokens: int) -> 
 
 def test_a_hundred_streams_outlive_either_broker(fleet: Stack) -> None:
     """Killed while it carries them; then the other one, which had taken them over."""
-    there_and_back(fleet, clients=4, streams=100, tokens=150)
+    there_and_back(fleet, clients=4, streams=100, tokens=100)
 
 
 def test_streams_outlive_the_absence_of_every_broker(fleet: Stack) -> None:
     """Both are gone for two seconds; the clients hold what they have, and go on from there."""
-    with Crowd(fleet, 2, 40, 150) as crowd:
+    with Crowd(fleet, 2, 40, 100) as crowd:
         crowd.start()
         victims = [broker_at(fleet, endpoint) for endpoint in fleet.clients.split(",")]
         for victim in victims:

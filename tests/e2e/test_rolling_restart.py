@@ -43,7 +43,7 @@ def wait_until_whole(stack: Stack) -> None:
 
 def test_a_bridge_that_leaves_finishes_its_open_streams() -> None:
     """SIGTERM while events come: the last one is `done`, and the bridge ends with 0."""
-    with running(worker=("--engine-opt", "step_ms=50,eos=never")) as stack, stack.client() as client:
+    with running(worker=("--engine-opt", "step_ms=30", "--devices", "mock:0")) as stack, stack.client() as client:
         whole = client.infer("hi", max_tokens=30, temperature=0, model="mock").text
         bridge = stack.bridge()
         connection = http.client.HTTPConnection(bridge.endpoints["http"].removeprefix("http://"), timeout=60)

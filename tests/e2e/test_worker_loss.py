@@ -112,6 +112,7 @@ def _restarts(client: Client) -> int:
     return sum(device.restarts for node in client.status().nodes for device in node.devices)
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_client_is_given_up() -> None:
     """After the time it had to come back: the broker counts it, and the node's slots are free."""
     ask = "c.submit('x', stream={}, max_tokens=100000, ignore_eos=True, model='mock', timeout_s=600)"

@@ -37,7 +37,7 @@ class Load:
         self._is_over.set()
         self._thread.join()
 
-    def wait_for_more(self, count: int = 20) -> None:
+    def wait_for_more(self, count: int = 12) -> None:
         """Wait until so many more answers have come, or something is wrong."""
         least = self.answered + count
         eventually(lambda: self.answered >= least or bool(self.errors), what="answers")
