@@ -10,36 +10,22 @@ import contextlib
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Generator
 from importlib.metadata import version
-from pathlib import Path
-from typing import IO
 
 import click
 import msgspec
 import psutil
 import zmq
+from processes import BROKER, HERE, Ready, start, start_peer, tell
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rounds import Order, Outcome
 
-HERE = Path(__file__).parent
 _WARM_UP_S = 0.3
-_BROKER = [
-    *("-m", "zmqrt.broker", "--log-format", "json", "--log-level", "warning"),
-    *("--clients", "tcp://127.0.0.1:0", "--workers", "tcp://127.0.0.1:0"),
-    *("--max-outstanding", "100000", "--max-queued-requests", "100000", "--max-in-flight-requests", "100000"),
-]
-
-
-class Ready(msgspec.Struct):
-    """The line with which a broker or proxy says where it is."""
-
-    endpoints: dict[str, str]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -85,18 +71,10 @@ class Route:
     """Three processes: a client, what stands in the middle, a worker."""
 
     def __init__(self, stack: contextlib.ExitStack, middle: list[str], peers: str) -> None:
-        self._middle, out = _start(stack, *middle)
+        self._middle, out = start(stack, *middle)
         endpoints = msgspec.json.decode(out.readline(), type=Ready).endpoints
-        self._start_peer(stack, peers, "worker", endpoints["workers"])
-        self._client, self._said = self._start_peer(stack, peers, "client", endpoints["clients"])
-
-    def _start_peer(
-        self, stack: contextlib.ExitStack, peers: str, role: str, endpoint: str
-    ) -> tuple[subprocess.Popen[str], IO[str]]:
-        process, out = _start(stack, str(HERE / peers), role, endpoint)
-        if out.readline().strip() != "ready":
-            raise click.ClickException(f"the {role} of {peers} did not start; what it wrote stands above")
-        return process, out
+        start_peer(stack, peers, "worker", endpoints["workers"])
+        self._client, self._said = start_peer(stack, peers, "client", endpoints["clients"])
 
     def measure(self, depth: int, seconds: float) -> Sample:
         """Run a short round to warm up and one that counts."""
@@ -115,9 +93,7 @@ class Route:
         )
 
     def _run(self, order: Order) -> Outcome:
-        assert self._client.stdin is not None
-        self._client.stdin.write(msgspec.json.encode(order).decode() + "\n")
-        self._client.stdin.flush()
+        tell(self._client, msgspec.json.encode(order).decode())
         line = self._said.readline()
         if not line:
             raise click.ClickException("the client ended in the middle of a round; what it wrote stands above")
@@ -131,32 +107,10 @@ class Route:
         return times.user + times.system, main.user_time + main.system_time if main else 0.0
 
 
-def _start(stack: contextlib.ExitStack, *arguments: str) -> tuple[subprocess.Popen[str], IO[str]]:
-    process = subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    stack.callback(_stop, process)
-    assert process.stdout is not None
-    return process, process.stdout
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-
 def compare(depths: list[int], pairs: int, seconds: float) -> list[Depth]:
     """Measure broker, proxy, broker, proxy … at each depth, so that a busy machine disturbs both alike."""
     with contextlib.ExitStack() as stack:
-        broker = Route(stack, _BROKER, "zrt_peers.py")
+        broker = Route(stack, BROKER, "zrt_peers.py")
         proxy = Route(stack, [str(HERE / "plain_peers.py"), "proxy"], "plain_peers.py")
         step = stack.enter_context(_progress(len(depths) * pairs * 2))
         results: list[Depth] = []

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
+from ..protocol import admin
 from ..protocol import messages as m
+from ..protocol.admin import AdminOutcome
+from ..protocol.errors import Kind
 from .fleet import Fleet
 from .house import House
+from .workers import NodeState
 
-SCHEMA = "admin"
-VERSION = 1
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of the STATUS that answers ADMIN."""
-
-    is_done: bool
-    text: str
+_LISTED = 20
+"""Nodes named to somebody who named none of them: a screen, not a fleet."""
 
 
 class Admin:
@@ -34,16 +29,34 @@ class Admin:
     def answer(self, user: str, message: m.Admin, now: float) -> m.Status:
         """Do what is asked, and say what was done."""
         if not self._is_admin(user):
-            outcome = Outcome(is_done=False, text=f"{user!r} is not an admin; see authorized_clients")
+            outcome = _refusal(Kind.FORBIDDEN, f"{user!r} is not an admin; see authorized_clients")
         elif message.verb == "drain":
             outcome = self._drain(message.args.get("node"), now)
         else:
-            outcome = Outcome(is_done=False, text=f"unknown verb {message.verb!r}; known: drain")
-        return m.Status(message.qid, SCHEMA, VERSION, msgspec.msgpack.encode(outcome))
+            outcome = _refusal(Kind.BAD_REQUEST, f"unknown verb {message.verb!r}; known: drain")
+        return m.Status(message.qid, admin.SCHEMA, admin.SCHEMA_VERSION, admin.encode(outcome))
 
-    def _drain(self, node_id: object, now: float) -> Outcome:
-        nodes = [node for node in self._house.nodes.values() if node.node_id == node_id]
-        drained = sum(self._fleet.drain(node, now) for node in nodes)
-        if not drained:
-            return Outcome(is_done=False, text=f"no running node is called {node_id!r}")
-        return Outcome(is_done=True, text=f"{drained} node(s) called {node_id!r} are draining")
+    def _drain(self, node_id: object, now: float) -> AdminOutcome:
+        nodes = [node for node in self._house.nodes_by_uuid.values() if node.node_id == node_id]
+        if not nodes:
+            return _refusal(Kind.NOT_FOUND, f"no node is called {node_id!r}; {self._who_is_here()}")
+        asked = sum(self._fleet.drain(node, now) for node in nodes)
+        deadline_s = self._house.timing.drain_s
+        if asked:
+            return AdminOutcome(
+                is_done=True, text=f"{asked} node(s) called {node_id!r} are draining", deadline_s=deadline_s
+            )
+        if any(node.state is NodeState.DRAINING for node in nodes):
+            return AdminOutcome(is_done=True, text=f"node {node_id!r} is draining already", deadline_s=deadline_s)
+        states = ", ".join(sorted({node.state.value for node in nodes}))
+        text = f"node {node_id!r} cannot be asked, it is {states}; its work goes elsewhere, and it is forgotten soon"
+        return _refusal(Kind.NO_WORKER, text)
+
+    def _who_is_here(self) -> str:
+        names = sorted({node.node_id for node in self._house.nodes_by_uuid.values()})
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return f"there are: {', '.join(names[:_LISTED])}{more}" if names else "no node has joined"
+
+
+def _refusal(kind: Kind, text: str) -> AdminOutcome:
+    return AdminOutcome(is_done=False, text=text, reason=kind.value)

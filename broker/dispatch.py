@@ -72,10 +72,10 @@ class Dispatcher:
         request.attempts -= 1
         self._requeue(request)
 
-    def lose(self, request: Request, now: float, why: str, *, has_crashed: bool = False) -> None:
-        """End an attempt without a result: another one begins, or the request ends."""
+    def lose(self, request: Request, now: float, why: str, *, crashes: int = 0) -> None:
+        """End an attempt without a result: another one begins, or the request ends. `crashes`: what died of it."""
         request.last_node = release(request)
-        request.crashes += has_crashed
+        request.crashes += crashes
         refusal = self._why_not_again(request, now)
         if refusal is not None:
             kind, text = refusal
@@ -96,7 +96,7 @@ class Dispatcher:
                 return Kind.WORKER_LOST, "the units delivered are too many to be kept here; resume with your own copy"
         if request.crashes >= bounds.crashes:
             self._house.counters.poisoned += 1
-            return Kind.POISON, f"{request.crashes} nodes in a row died with it"
+            return Kind.POISON, f"{request.crashes} engines or nodes in a row died of it"
         if request.attempts >= bounds.attempts:
             return Kind.WORKER_LOST, f"all {bounds.attempts} attempts are used up"
         if now >= min(request.deadline, request.ends_at):

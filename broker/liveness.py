@@ -11,6 +11,7 @@ from ..protocol import messages as m
 from .dispatch import Dispatcher
 from .house import House
 from .placement import settle
+from .requests import RequestState
 from .workers import TRANSITIONS, Node, NodeEvent, NodeState
 
 _PRESENT = (NodeState.ACTIVE, NodeState.SUSPECT, NodeState.DRAINING)
@@ -141,7 +142,9 @@ class Liveness:
     def _lose_all(self, node: Node, now: float, why: str, *, has_crashed: bool) -> None:
         """End the attempts on a node; backwards, because each goes to the very front of its queue."""
         for request in reversed(list(node.running.values())):
-            self._dispatcher.lose(request, now, why, has_crashed=has_crashed)
+            # Whoever has made units in this attempt ran well until then: it is no more suspect than its neighbours.
+            is_suspect = has_crashed and request.state is RequestState.LEASED
+            self._dispatcher.lose(request, now, why, crashes=int(is_suspect))
         settle(node)
 
     def _recount(self, node: Node, now: float) -> None:

@@ -81,7 +81,7 @@ class Request(msgspec.Struct, eq=False):
         ends_at: The end of a stream's total time, if it has one.
         held_bytes: What it adds to the broker's total: bodies, journal, overhead.
         attempts: Dispatches since the last new unit.
-        crashes: Nodes that died with it since the last new unit.
+        crashes: Engines and nodes that died before they had made a unit of it, since the last new unit.
         next_n: Units delivered so far.
         revision: Of the weights that made those units; it may go on only there.
         hopeless_at: Until then it waits for a node with those weights, if there is none at all.

@@ -78,12 +78,19 @@ class Results:
         node.failed += 1
         row = TABLE[kind]
         if row.redispatch:
-            self._dispatcher.lose(request, now, message.text, has_crashed=kind is Kind.ENGINE_RESTARTED)
+            self._dispatcher.lose(request, now, message.text, crashes=self._crashes(kind, message.ext))
             return
         release(request)
         self._house.counters.failed += 1
         resume_n = request.next_n if request.is_stream else 0
         self._endings.end(request, error(request.ask.rid, kind, message.text, resume_n=resume_n), now)
+
+    def _crashes(self, kind: Kind, ext: m.Ext) -> int:
+        """Return how many engines of a node died of a request; one that does not say so lost one."""
+        told = ext.get("crashes", 1)
+        if kind is not Kind.ENGINE_RESTARTED or not isinstance(told, int):
+            return 0
+        return max(0, min(told, self._house.bounds.crashes))
 
     def _record(self, request: Request, message: m.WorkerPartial, now: float) -> int:
         """Note the progress, keep the units; return the number of the chunk."""

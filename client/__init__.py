@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ..protocol import errors
+    from ..protocol.admin import AdminOutcome
     from ..protocol.errors import (
         BadRequestError,
         BusyError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .sync import Client, Handle, Stream
 
 __all__ = [
+    "AdminOutcome",
     "AsyncClient",
     "AsyncHandle",
     "AsyncStream",
@@ -82,6 +84,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "AdminOutcome": "..protocol.admin",
     "AsyncClient": "aio",
     "AsyncHandle": "aio",
     "AsyncStream": "aio",

@@ -17,6 +17,7 @@ from typing import Generic, Self, TypeVar, Unpack, overload
 
 from ..protocol import messages as m
 from ..protocol import tasks
+from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
@@ -286,6 +287,18 @@ class AsyncClient:
     async def models(self) -> list[ServiceStatus]:
         """Ask the broker which models it can reach."""
         return await self._ask(questions.services())
+
+    async def drain(self, node_id: str) -> AdminOutcome:
+        """Have a node take nothing more, finish or hand over what runs, and leave; returns once it has been asked.
+
+        The broker in use asks it, and the node leaves all its brokers. `status()` shows it until it is gone.
+
+        Raises:
+            UnauthorizedError: this client's key is not marked admin.
+            NotFoundError: the broker knows no such node; the text lists those it knows.
+            UnavailableError: the node is lost or evicted, so it cannot be asked.
+        """
+        return await self._ask(questions.admin("drain", node=node_id))
 
     def _bell(self) -> LoopBell:
         loop = asyncio.get_running_loop()

@@ -8,8 +8,10 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from ..protocol import admin as administration
 from ..protocol import messages as m
 from ..protocol import snapshot as snapshots
+from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ProtocolError
 from ..protocol.snapshot import ServiceStatus, Snapshot
 
@@ -41,9 +43,9 @@ def services() -> Question[list[ServiceStatus]]:
     return Question(lambda qid: m.Query(qid, "services"), _read_services)
 
 
-def admin(verb: str, **args: str | int | bool | None) -> Question[m.Status]:
+def admin(verb: str, **args: str | int | bool | None) -> Question[AdminOutcome]:
     """Ask for a change; for admins alone."""
-    return Question(lambda qid: m.Admin(qid, verb, args), _read_status)
+    return Question(lambda qid: m.Admin(qid, verb, args), _read_outcome)
 
 
 def _read_welcome(answer: Answer) -> m.Welcome:
@@ -54,6 +56,18 @@ def _read_welcome(answer: Answer) -> m.Welcome:
 def _read_status(answer: Answer) -> m.Status:
     assert isinstance(answer, m.Status)
     return answer
+
+
+def _read_outcome(answer: Answer) -> AdminOutcome:
+    """Read what was done. Raises RequestError where it was not."""
+    try:
+        outcome = administration.decode(_read_status(answer).body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the broker's answer cannot be read; do both sides have one version? ({error})") from None
+    refusal = outcome.error()
+    if refusal is not None:
+        raise refusal
+    return outcome
 
 
 def _read_snapshot(answer: Answer) -> Snapshot:

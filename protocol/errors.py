@@ -226,7 +226,7 @@ class UnauthorizedError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """404: no such service."""
+    """404: no such service, or no such node."""
 
 
 class ConflictError(RequestError):

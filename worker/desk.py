@@ -160,7 +160,7 @@ class Desk:
         self.scheduler.abort(job)
         self._remove(job)
         row = TABLE[kind]
-        ext: m.Ext = {"crashes": job.crashes} if job.crashes else {}
+        ext: m.Ext = {"crashes": job.crashes} if kind is Kind.ENGINE_RESTARTED else {}
         error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
         job.outcome = Outcome(job.total_n, error=error)
         self._out.append(Note("info" if row.code < 500 else "warning", f"{row.code} {text}", job.request_id))
@@ -181,7 +181,8 @@ class Desk:
     def refuse(self, session: Session, lease: int, kind: Kind, text: str) -> None:
         """End a lease that has no job."""
         row, limit = TABLE[kind], self.grant(session)
-        error = m.WorkerError(session.epoch, lease, row.code, kind.value, row.redispatch, limit, clip(text))
+        ext: m.Ext = {"crashes": 0} if kind is Kind.ENGINE_RESTARTED else {}  # it did not run, so nothing died of it
+        error = m.WorkerError(session.epoch, lease, row.code, kind.value, row.redispatch, limit, clip(text), ext)
         self._send(session, error)
 
     def drop(self, session: Session, job: Job) -> None:

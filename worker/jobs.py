@@ -55,6 +55,7 @@ class Job:
     """A request under a lease. The core owns it; here are the rules of its log and its results."""
 
     __slots__ = (
+        "attempt",
         "broker",
         "crashes",
         "deadline",
@@ -70,6 +71,7 @@ class Job:
         "plain",
         "prepared",
         "rid",
+        "run_from",
         "service",
         "state",
         "tail",
@@ -82,6 +84,7 @@ class Job:
         self.number = number
         self.broker = broker
         self.lease = dispatch.lease
+        self.attempt = dispatch.attempt
         self.user = dispatch.user
         self.rid = dispatch.rid
         self.service = dispatch.service
@@ -99,7 +102,9 @@ class Job:
         self.logprobs: list[TokenLogprobs] | None = None
         self.tail = ""
         self.crashes = 0
-        """Engines that died while they ran this job, since its last new unit."""
+        """Engines that died with this job before they had made a unit of it, since its last new unit."""
+        self.run_from = 0
+        """Units that were there when its engine got it."""
         self.outcome: Outcome | None = None
 
     @property

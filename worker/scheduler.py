@@ -90,7 +90,7 @@ class Scheduler:
 
     def _run(self, job: Job, device: Device, lane: Lane) -> None:
         job.move(JobState.RUNNING)
-        job.device, job.ticket = device.info.id, next(self._tickets)
+        job.device, job.ticket, job.run_from = device.info.id, next(self._tickets), job.total_n
         lane.running[job.ticket] = job
         message: ipc.ToEngine
         if job.prepared is not None:
@@ -132,7 +132,7 @@ class Scheduler:
         """Run the jobs of an engine process that is gone elsewhere on this node, or give them back."""
         services = list(device.lanes)
         for job in device.forget_process(phase):
-            job.crashes += 1
+            job.crashes += job.total_n == job.run_from  # what ran well for a while did not kill it
             job.move(JobState.WAITING)
             self._queue(job.service).appendleft(job)
             if not self._may_run_again(job):
@@ -142,9 +142,13 @@ class Scheduler:
             self.fill(service, now)
 
     def _may_run_again(self, job: Job) -> bool:
-        """Decide about one more run here: not for what must not run twice, or has seen two engines die."""
+        """Decide about one more run here: not for what must not run twice, or may be what engines die of.
+
+        What was lost elsewhere before is the broker's to judge: only it knows how many engines that cost.
+        """
         is_repeatable = bool(job.flags & m.IDEMPOTENT) and (job.kind != "stream" or job.total_n == 0)
-        return is_repeatable and job.crashes < _LOCAL_RUNS and bool(self.fleet.lanes(job.service))
+        may_crash = _LOCAL_RUNS if job.attempt == 1 else 1
+        return is_repeatable and job.crashes < may_crash and bool(self.fleet.lanes(job.service))
 
     def _on_step(self, device: Device, step: ipc.Step, now: float) -> None:
         device.last_step_at = now

@@ -168,6 +168,7 @@ class Node:
         service: str = SERVICE,
         ttl_ms: int = 6000,
         prefix: Sequence[Chunk] = (),
+        attempt: int = 1,
     ) -> list[a.Action]:
         """Hear a dispatch; the lease is the request's number unless given."""
         resume = b"" if not prefix else msgspec.msgpack.encode([tasks.encode(chunk) for chunk in prefix])
@@ -176,7 +177,7 @@ class Node:
             service=service,
             ttl_ms=ttl_ms,
             flags=flags,
-            attempt=1,
+            attempt=attempt,
             resume_n=sum(len(chunk.ids) for chunk in prefix),
             rid=rid(number),
             user=user,

@@ -19,6 +19,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
+import psutil
+
 from zmqrt.client import Client
 from zmqrt.protocol.snapshot import Snapshot
 
@@ -49,6 +51,8 @@ class Process:
 
     role: str
     popen: subprocess.Popen[str]
+    arguments: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict[str, str])
     ready: dict[str, Any] = field(default_factory=dict[str, Any])
     lines: list[str] = field(default_factory=list[str])
 
@@ -65,6 +69,16 @@ class Process:
     def signal(self, number: int) -> None:
         """Send a signal to this process alone."""
         os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it without a word, and wait until it is gone."""
+        self.popen.kill()
+        self.popen.wait(10)
+
+    def family(self) -> list[psutil.Process]:
+        """Return the process and the engine processes of a node, the agent first."""
+        own = psutil.Process(self.pid)
+        return [own, *own.children(recursive=True)]
 
     def wait(self, timeout_s: float = 30.0) -> int:
         """Wait for its end and return the exit code."""
@@ -98,7 +112,7 @@ def start(role: str, *arguments: str, env: dict[str, str] | None = None, wait: b
         errors="replace",
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
     )
-    process = Process(role, popen)
+    process = Process(role, popen, arguments, env or {})
     said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(process, said), daemon=True).start()
     if wait:
@@ -140,16 +154,44 @@ class Stack:
         self.workers = self.workers or process.endpoints["workers"]
         return process
 
-    def worker(self, *arguments: str, engine: str = "mock", node_id: str = "") -> Process:
-        """Start a node that serves the mock (or another engine) through this stack's broker."""
+    def second_broker(self, *arguments: str) -> Process:
+        """Start one more; who is started or made from now on knows all brokers."""
+        process = self.broker(*arguments)
+        self.clients += f",{process.endpoints['clients']}"
+        self.workers += f",{process.endpoints['workers']}"
+        return process
+
+    def worker(
+        self, *arguments: str, engine: str = "mock", node_id: str = "", env: dict[str, str] | None = None
+    ) -> Process:
+        """Start a node that serves the mock (or another engine) through this stack's brokers."""
         named = ("--node-id", node_id) if node_id else ()
-        process = start("worker", "--broker", self.workers, "--engine", engine, *named, *arguments)
+        process = start("worker", "--broker", self.workers, "--engine", engine, *named, *arguments, env=env)
         self.processes.append(process)
         return process
+
+    def again(self, ended: Process) -> Process:
+        """Start a process that has ended once more, at the same endpoints."""
+        bound = {f"--{name}": where for name, where in ended.endpoints.items()} if ended.role == "broker" else {}
+        more = [word for pair in bound.items() for word in pair]
+        process = start(ended.role, *ended.arguments, *more, env=ended.env)  # of two flags the last one counts
+        self.processes.append(process)
+        return process
+
+    def node(self, node_id: str) -> Process:
+        """Return the newest process of that node."""
+        return next(one for one in reversed(self.processes) if node_id in one.arguments)
 
     def bridge(self, *arguments: str) -> Process:
         """Start an HTTP bridge to this stack's broker."""
         process = start("bridge_http", "--broker", self.clients, "--port", "0", *arguments)
+        self.processes.append(process)
+        return process
+
+    def script(self, code: str, *arguments: str) -> Process:
+        """Start a Python program that a test made up."""
+        popen = subprocess.Popen([sys.executable, "-c", code, *arguments], stdin=subprocess.DEVNULL, text=True)
+        process = Process("script", popen)
         self.processes.append(process)
         return process
 
@@ -162,9 +204,9 @@ class Stack:
         with self.client(name="status") as client:
             return client.status()
 
-    def wait_for_nodes(self, count: int) -> Snapshot:
-        """Wait until so many nodes are active and have loaded."""
-        with self.client(name="status") as client:
+    def wait_for_nodes(self, count: int, endpoint: str | None = None) -> Snapshot:
+        """Wait until so many nodes are active and have loaded; of several brokers, at that endpoint."""
+        with Client(endpoint or self.clients, name="status") as client:
 
             def loaded() -> Snapshot | None:
                 snapshot = client.status()

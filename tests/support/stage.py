@@ -201,7 +201,9 @@ class Worker(Peer):
         self.limit += credit
         self.send(m.WorkerFinal(self.epoch, lease, total_n, self.limit, {}, body))
 
-    def error(self, lease: int, code: int, reason: str, text: str = "", *, credit: int = 0) -> None:
+    def error(
+        self, lease: int, code: int, reason: str, text: str = "", *, credit: int = 0, ext: m.Ext | None = None
+    ) -> None:
         """Send a failure."""
         self.limit += credit
-        self.send(m.WorkerError(self.epoch, lease, code, reason, False, self.limit, text))
+        self.send(m.WorkerError(self.epoch, lease, code, reason, False, self.limit, text, ext or {}))

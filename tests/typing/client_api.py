@@ -6,6 +6,7 @@ from array import array
 from typing import assert_type
 
 from zmqrt.client import (
+    AdminOutcome,
     AsyncClient,
     AsyncHandle,
     AsyncStream,
@@ -32,6 +33,7 @@ def threads(client: Client) -> None:
     assert_type(client.embed(["hi", [1, 2]], dimensions=3, priority=1), list[array[float]])
     assert_type(client.status(), Snapshot)
     assert_type(client.models(), list[ServiceStatus])
+    assert_type(client.drain("node-1"), AdminOutcome)
     with client.stream("hi", temperature=None) as stream:
         assert_type(stream, Stream)
         for chunk in stream:
@@ -48,6 +50,7 @@ async def tasks(client: AsyncClient) -> None:
     assert_type(await client.embed("hi"), list[array[float]])
     assert_type(await client.status(), Snapshot)
     assert_type(await client.models(), list[ServiceStatus])
+    assert_type(await client.drain("node-1"), AdminOutcome)
     async with client.stream("hi") as stream:
         assert_type(stream, AsyncStream)
         async for chunk in stream:

@@ -230,22 +230,6 @@ def test_a_draining_node_finishes_what_it_has_and_gets_nothing_more() -> None:
     assert [f.rid for f in client.hear_only(m.Final)] == [rid_of(1)]
 
 
-def test_an_admin_may_drain_a_node_by_name() -> None:
-    """The node is told, and the answer says so; others may not."""
-    stage = Stage(is_admin=lambda user: user == "root")
-    root, mallory, worker = stage.client(user="root"), stage.client(user="mallory"), stage.worker("node-1")
-
-    mallory.send(m.Admin(1, "drain", {"node": "node-1"}))
-    refused = mallory.hear_only(m.Status)
-    assert worker.hear() == []
-    root.send(m.Admin(2, "drain", {"node": "node-1"}))
-
-    assert b"not an admin" in refused[0].body
-    assert b"draining" in root.hear_only(m.Status)[0].body
-    assert worker.hear_only(m.Drain) == [m.Drain(30_000)]
-    assert health(stage) == ["draining"]
-
-
 @pytest.mark.parametrize("flags", [UNARY, STREAM])
 def test_a_connection_with_a_new_owner_is_not_the_node(flags: int) -> None:
     """The principal is pinned: the old node has left, the new one is a stranger."""

@@ -169,6 +169,47 @@ def test_a_request_that_kills_three_engines_in_a_row_is_poison() -> None:
     assert stage.counters.poisoned == 1
 
 
+@pytest.mark.parametrize("told", [3, 2**60])
+def test_a_node_may_tell_how_many_engines_died_of_a_request(told: int) -> None:
+    """It has several, and tries another one by itself."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=1)
+    client.request(1)
+
+    worker.error(worker.work()[0].lease, 503, "engine_restarted", credit=1, ext={"crashes": told})
+
+    assert [error.reason for error in client.hear_only(m.Error)] == ["poison"]
+
+
+@pytest.mark.parametrize("told", [0, -1, "many", None])
+def test_what_did_not_run_when_an_engine_died_is_no_suspect(told: int | str | None) -> None:
+    """Nor is anything made of a number that is none."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=1)
+    client.request(1)
+
+    for _ in range(4):
+        worker.error(worker.work()[0].lease, 503, "engine_restarted", credit=1, ext={"crashes": told})
+
+    assert [d.attempt for d in worker.work()] == [5]
+    assert client.hear_only(m.Error) == []
+
+
+def test_a_stream_that_ran_well_on_lost_nodes_is_no_suspect() -> None:
+    """Its neighbour, which had made nothing yet, is: after three nodes it is given up alone."""
+    stage = Stage()
+    client = stage.client()
+    client.send(ask(1, flags=STREAM, ttl_s=60.0), ask(2, ttl_s=60.0))
+
+    for seq in range(3):
+        worker = stage.worker()
+        lease = next(job.lease for job in worker.work() if job.rid == rid_of(1))
+        worker.partial(lease, seq)
+        lose(stage, worker)
+
+    assert [(error.rid, error.reason) for error in client.hear_only(m.Error)] == [(rid_of(2), "poison")]
+
+
 def test_nodes_that_fell_silent_did_not_crash() -> None:
     """Three evictions do not make a poison of an innocent request."""
     stage = Stage()

@@ -452,6 +452,30 @@ def test_a_request_that_sees_two_engines_die_goes_back_to_the_broker() -> None:
     assert (error.code, error.ext) == (503, {"crashes": 2})
 
 
+def test_a_request_that_ran_well_on_a_dying_engine_is_no_suspect() -> None:
+    """It made units there, so it is not what the engine died of; the one beside it made none."""
+    node = serving()
+    node.dispatch(1)
+    node.dispatch(2)
+    node.step(TokenEvent(ticket=node.ticket(1), token_ids=ids_of("a")))
+
+    made = node.kill(0)
+
+    assert {one.lease: one.ext for one in sent(made, m.WorkerError)} == {1: {"crashes": 0}, 2: {"crashes": 1}}
+
+
+def test_a_request_that_was_lost_before_risks_one_engine_here() -> None:
+    """What else died of it the broker knows alone."""
+    node = serving(devices=2)
+    node.dispatch(1, attempt=2)
+    device = node.core.desk.jobs[0, "u", rid(1)].device
+
+    node.core.engine_exited(device, "killed", is_restarted=True, now=node.now)
+
+    (error,) = sent(node.done(), m.WorkerError)
+    assert (error.code, error.ext) == (503, {"crashes": 1})
+
+
 def test_a_request_that_must_not_run_twice_is_never_run_again_here() -> None:
     """IDEMPOTENT off: the client decides."""
     node = serving(devices=2)

@@ -1,0 +1,136 @@
+"""`zmqrt drain NODE`: have a node finish what it runs and leave, and show what still runs until it is gone.
+
+Every broker given is asked, each through a client of its own: brokers share nothing, so each knows for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import click
+from rich.console import Console
+
+from ...protocol.admin import AdminOutcome
+from ...protocol.errors import Kind, NotFoundError, UnauthorizedError, ZmqrtError, request_error
+from ...protocol.settings import options
+from ...protocol.snapshot import NodeStatus
+from ..config import ClientSettings
+from ..sync import Client
+from .fleet_view import duration
+from .stdio import is_terminal
+
+_EVERY_S: Final = 0.25
+_SLACK_S: Final = 30.0
+"""Beyond the deadline: a node that froze meanwhile is evicted and forgotten by then."""
+
+
+@dataclass
+class Desk:
+    """One broker: what it said, and which processes of that name it knew. A node that starts anew is another one."""
+
+    endpoint: str
+    client: Client
+    node_id: str
+    uuids: set[str] = field(default_factory=set[str])
+    outcome: AdminOutcome | None = None
+    error: ZmqrtError | None = None
+
+    def ask(self) -> None:
+        """Ask for the drain."""
+        try:
+            self.uuids = {node.worker_uuid for node in self.client.status().nodes if node.node_id == self.node_id}
+            self.outcome = self.client.drain(self.node_id)
+        except ZmqrtError as error:
+            self.error = error
+
+    def left(self) -> list[NodeStatus]:
+        """Return what is still there; ask anew if the order was lost with a connection."""
+        if self.outcome is None:
+            return []
+        there = [node for node in self.client.status().nodes if node.worker_uuid in self.uuids]
+        if any(node.health == "active" for node in there):
+            with contextlib.suppress(NotFoundError):
+                self.client.drain(self.node_id)
+        return there
+
+
+@click.command(help="Have a node finish what it runs and leave, and wait for it.")
+@click.argument("node")
+@click.option("--wait/--no-wait", default=True, help="Wait until the node is gone; or only ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as one line of JSON.")
+@options(ClientSettings)
+def command(settings: ClientSettings, node: str, wait: bool, as_json: bool) -> None:
+    """Ask every broker, then watch."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        desks = [Desk(one, _client(stack, settings, one), node) for one in settings.broker]
+        for desk in desks:
+            desk.ask()
+        done = _decide(desks)
+        if wait:
+            _watch(desks, node, started + max(one.deadline_s for one in done) + _SLACK_S, is_quiet=as_json)
+    seconds = round(time.monotonic() - started, 3)
+    if as_json:
+        brokers = [
+            {"endpoint": desk.endpoint, "is_done": desk.outcome is not None, "text": _words(desk)} for desk in desks
+        ]
+        click.echo(json.dumps({"node": node, "is_gone": wait, "seconds": seconds, "brokers": brokers}))
+    else:
+        click.echo(f"node {node} has left after {duration(seconds)}" if wait else done[0].text)
+
+
+def _client(stack: contextlib.ExitStack, settings: ClientSettings, endpoint: str) -> Client:
+    client = Client(
+        endpoint,
+        keys=settings.keys,
+        insecure=settings.insecure,
+        connect_timeout_s=settings.connect_timeout_s,
+        timeout_s=settings.timeout_s,
+        name="zmqrt drain",
+    )
+    stack.callback(client.close)
+    return client
+
+
+def _decide(desks: Sequence[Desk]) -> list[AdminOutcome]:
+    """Return what was done, with a warning for each broker that could not; raise where none could."""
+    done = [desk.outcome for desk in desks if desk.outcome is not None]
+    errors = [desk.error for desk in desks if desk.error is not None]
+    if not done:
+        # The refusal of a broker that answered says more than the silence of another.
+        raise min(errors, key=lambda one: (not isinstance(one, UnauthorizedError), not isinstance(one, NotFoundError)))
+    for desk in desks:
+        if desk.error is not None and not isinstance(desk.error, NotFoundError):
+            click.echo(f"warning: {desk.endpoint}: {desk.error}", err=True)
+    return done
+
+
+def _watch(desks: Sequence[Desk], node: str, give_up_at: float, *, is_quiet: bool) -> None:
+    with _progress(is_quiet=is_quiet) as tell:
+        while there := [one for desk in desks for one in desk.left()]:
+            running = sum(one.in_flight for one in there)
+            left_s = give_up_at - _SLACK_S - time.monotonic()
+            if left_s < -_SLACK_S:
+                text = f"node {node} is still there ({there[0].health}, {running} running); see 'zmqrt status'"
+                raise request_error(Kind.DEADLINE, text)
+            tell(f"node {node} is {there[0].health}: {running} still running, {duration(max(0.0, left_s))} left")
+            time.sleep(_EVERY_S)
+
+
+@contextlib.contextmanager
+def _progress(*, is_quiet: bool) -> Generator[Callable[[str], None]]:
+    """Show a line that changes on a terminal; nowhere else, where the end is what matters."""
+    if is_quiet or not is_terminal():
+        yield lambda _: None
+        return
+    with Console().status("asking") as status:
+        yield status.update
+
+
+def _words(desk: Desk) -> str:
+    return desk.outcome.text if desk.outcome is not None else str(desk.error)

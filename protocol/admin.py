@@ -1,0 +1,49 @@
+"""What a broker says to ADMIN: the body of STATUS in the schema "admin". Both ends must agree on it, and no more."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from .errors import Kind, RequestError, request_error
+
+SCHEMA: Final = "admin"
+SCHEMA_VERSION: Final = 1
+
+
+class AdminOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether it was done, in words, and why not.
+
+    Attributes:
+        reason: A value of `Kind` when it was not done: "forbidden", "bad_request", "model_not_found" (no such node).
+        deadline_s: When it is over at the latest; 0 = it is over now.
+    """
+
+    is_done: bool
+    text: str
+    reason: str = ""
+    deadline_s: float = 0.0
+
+    def error(self) -> RequestError | None:
+        """Return what to raise where it was not done."""
+        if self.is_done:
+            return None
+        try:
+            kind = Kind(self.reason)
+        except ValueError:
+            kind = Kind.BAD_REQUEST
+        return request_error(kind, self.text)
+
+
+_decoder: Final = msgspec.msgpack.Decoder(AdminOutcome)
+
+
+def encode(outcome: AdminOutcome) -> bytes:
+    """Pack the body of a STATUS."""
+    return msgspec.msgpack.encode(outcome)
+
+
+def decode(body: bytes) -> AdminOutcome:
+    """Unpack it. Raises msgspec.DecodeError."""
+    return _decoder.decode(body)

@@ -1,0 +1,132 @@
+"""Nodes and engines that are killed while they work: nobody's answer shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support.process_engines import ENV
+from support.stack import Stack, eventually, running
+from support.streams import Expected, ask_streams, mixed, open_all, read_on
+from zmqrt.client import Client, WorkerLostError
+from zmqrt.protocol.errors import Kind
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+PACE = ("--engine-opt", "step_ms=10")
+
+
+def kill_agent(stack: Stack) -> psutil.Process:
+    """Kill node-0, not its engines: they are to notice."""
+    agent, *engines = stack.node("node-0").family()
+    agent.kill()
+    return engines[0]
+
+
+def kill_engine(stack: Stack) -> psutil.Process:
+    """Kill one engine process of node-0."""
+    engine = stack.node("node-0").family()[1]
+    engine.kill()
+    return engine
+
+
+@pytest.mark.parametrize("kill", [kill_agent, kill_engine])
+def test_streams_outlive_what_runs_them(kill: Callable[[Stack], psutil.Process]) -> None:
+    """Greedy, sampled, ended by stop strings, whole: equal ids and text, no gap, no repeat, one end."""
+    expected = mixed(50, 120)
+    with running(nodes=2, worker=PACE) as stack, stack.client() as client:
+        handles = ask_streams(client, expected)
+        begun = open_all(handles, expected)
+        victim = kill(stack)
+        for handle, first, one in zip(handles, begun, expected, strict=True):
+            read_on(handle, first, one)
+        after = client.status()
+
+        eventually(lambda: not victim.is_running(), what="the end of the engine")
+        assert after.counters["failed"] == 0
+        assert after.counters["completed"] == len(expected)
+        assert after.counters["internal_errors"] == 0
+
+
+@pytest.mark.parametrize("kill", [kill_agent, kill_engine])
+def test_what_must_not_run_twice_does_not(tmp_path: Path, kill: Callable[[Stack], psutil.Process]) -> None:
+    """Answered once, or 502 outcome_unknown: and the engines' own notes name each prompt once."""
+    notes = tmp_path / "notes"
+    expected = [Expected(seed, 100, is_stream=seed % 2 == 0, is_idempotent=False) for seed in range(40)]
+    with Stack() as stack:
+        stack.broker()
+        for number in range(2):
+            stack.worker(
+                *PACE,
+                *("--engine-opt", f"notes={notes}", "--served-model-name", "mock"),
+                engine="support.process_engines:noted",
+                node_id=f"node-{number}",
+                env=ENV,
+            )
+        stack.wait_for_nodes(2)
+        with stack.client() as client:
+            handles = ask_streams(client, expected)
+            begun = open_all(handles, expected)
+            eventually(lambda: len(notes.read_text(encoding="ascii").splitlines()) == len(expected), what="all at work")
+            kill(stack)
+            ends: Counter[str] = Counter()
+            for handle, first, one in zip(handles, begun, expected, strict=True):
+                try:
+                    read_on(handle, first, one)
+                except WorkerLostError as error:
+                    assert error.kind is Kind.OUTCOME_UNKNOWN
+                    ends["unknown"] += 1
+                else:
+                    ends["answered"] += 1
+
+    assert ends["answered"] > 0
+    assert ends["unknown"] > 0
+    assert ends.total() == len(expected)
+    assert Counter(notes.read_text(encoding="ascii").splitlines()) == {one.prompt: 1 for one in expected}
+
+
+def test_a_prompt_that_kills_engines_is_given_up_alone() -> None:
+    """Three engines die of it, then it is poison; everything else is answered."""
+    expected = mixed(20, 300)
+    with (
+        running(nodes=2, worker=(*PACE, "--engine-opt", "crash_on_prompt=deadly")) as stack,
+        stack.client(timeout_s=60) as client,
+    ):
+        handles = ask_streams(client, expected)
+        begun = open_all(handles, expected)
+        with pytest.raises(WorkerLostError) as caught:
+            client.infer("deadly", model="mock", raw=True)
+        for handle, first, one in zip(handles, begun, expected, strict=True):
+            read_on(handle, first, one)
+        restarts = eventually(lambda: _restarts(client) if _restarts(client) >= 3 else None, what="three restarts")
+
+        assert caught.value.kind is Kind.POISON
+        assert restarts == 3, "each engine that it killed, and no more"
+        assert client.status().counters["poisoned"] == 1
+
+
+def _restarts(client: Client) -> int:
+    return sum(device.restarts for node in client.status().nodes for device in node.devices)
+
+
+@pytest.mark.slow
+def test_the_work_of_a_killed_client_is_given_up() -> None:
+    """After the time it had to come back: the broker counts it, and the node's slots are free."""
+    ask = "c.submit('x', stream={}, max_tokens=100000, ignore_eos=True, model='mock', timeout_s=600)"
+    code = "import sys; from zmqrt.client import Client; c = Client(sys.argv[1])"
+    asks = f"a = {ask.format(True)}; b = {ask.format(False)}; a.result()"
+    with running(worker=("--engine-opt", "step_ms=50", "--max-model-len", "200000")) as stack, stack.client() as client:
+        child = stack.script(f"{code}; {asks}", stack.clients)
+        eventually(lambda: client.status().running == 2, what="running requests")
+        child.kill()
+
+        def is_idle() -> bool:
+            snapshot = client.status()
+            devices = [device for node in snapshot.nodes for device in node.devices]
+            return not snapshot.running and not any(device.running for device in devices)
+
+        eventually(is_idle, what="an idle fleet")
+        assert client.status().counters["cancelled"] == 2
