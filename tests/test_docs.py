@@ -30,3 +30,21 @@ def test_a_generated_page_is_current(name: str) -> None:
 
     assert set(pages) == {"settings.md", "states.md"}
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == pages[name](), "run `make docs`"
+
+
+def test_every_failure_names_a_test_that_exists() -> None:
+    """A promise without a test that causes the failure is a wish."""
+    text = (ROOT / "docs" / "failure_modes.md").read_text(encoding="utf-8")
+    named = TEST.findall(text)
+
+    assert len(named) > 30
+    for path, name in named:
+        assert f"def {name or 'test_'}" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+
+
+def test_every_row_names_one() -> None:
+    """Or says that it is the row above."""
+    text = (ROOT / "docs" / "failure_modes.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| what happens")]
+
+    assert [row for row in rows if not TEST.search(row) and "as above" not in row] == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from zmqrt.client import Client, GenerateOptions, Handle, Result
-from zmqrt.worker.engines.hashing import expected_tokens
+from zmqrt.protocol.toy_model import expected_tokens
 from zmqrt.worker.vocabulary import ByteVocabulary
 
 
