@@ -114,6 +114,20 @@ def test_status_and_models_are_asked_of_the_broker() -> None:
         assert [one.service for one in client.models()] == ["toy"]
 
 
+def test_a_node_is_drained_by_name() -> None:
+    """Both faces return the broker's words, or raise what it refused with."""
+
+    async def ask(endpoint: str) -> str:
+        async with AsyncClient(endpoint) as client:
+            return (await client.drain("tiny-node")).text
+
+    with TinyBroker() as broker, Client(broker.endpoint) as client:
+        assert client.drain("tiny-node").deadline_s == 30.0
+        assert asyncio.run(ask(broker.endpoint)) == "tiny-node is draining"
+        with pytest.raises(NotFoundError, match="there are: tiny-node"):
+            client.drain("another")
+
+
 def test_several_models_and_no_name_is_an_error_that_lists_them() -> None:
     """Unless a default is set; then that one is asked."""
     with TinyBroker(services=[service("big"), service("small")]) as broker:

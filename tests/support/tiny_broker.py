@@ -13,7 +13,7 @@ from typing import Self
 
 import zmq
 
-from zmqrt.protocol import codec, snapshot, tasks, transport
+from zmqrt.protocol import admin, codec, snapshot, tasks, transport
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.keys import KeyPair
 from zmqrt.protocol.snapshot import ServiceStatus
@@ -186,7 +186,14 @@ class TinyBroker:
                 return [m.Error(message.rid, 499, "cancelled", False, 0, "cancelled by its client")]
             case m.Query():
                 return [m.Status(message.qid, snapshot.SCHEMA, snapshot.SCHEMA_VERSION, self._snapshot())]
-            case m.Bye() | m.Window() | m.Admin():
+            case m.Admin():
+                known = message.args.get("node") == "tiny-node"
+                text = "tiny-node is draining" if known else "there are: tiny-node"
+                outcome = admin.AdminOutcome(
+                    is_done=known, text=text, reason="" if known else "model_not_found", deadline_s=30.0
+                )
+                return [m.Status(message.qid, admin.SCHEMA, admin.SCHEMA_VERSION, admin.encode(outcome))]
+            case m.Bye() | m.Window():
                 return []
 
     def _snapshot(self) -> bytes:
