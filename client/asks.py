@@ -43,7 +43,7 @@ class Ask:
 
 
 class Asks:
-    """Those under way, by the number that their answer will carry."""
+    """Those under way. Equal questions to the broker share one query on the wire, and its answer."""
 
     def __init__(self, events: list[tuple[Sink, Event]]) -> None:
         self.pending: dict[int, Ask] = {}
@@ -51,6 +51,10 @@ class Asks:
         self._timers: Timers[Ask] = Timers()
         self._again: Timers[Ask] = Timers()
         self._last_qid = 0
+        self._sharing: dict[int, list[Ask]] = {}
+        """By the number of a query on the wire: who waits for its answer."""
+        self._on_wire: dict[tuple[object, ...], int] = {}
+        """What such a query asks, and its number."""
 
     def add(self, ask: Ask, link: Link | None, now: float) -> None:
         """Take a question, and put it at once if there is a session."""
@@ -62,27 +66,39 @@ class Asks:
             self._put(ask, link, now)
 
     def welcome(self, link: Link, now: float) -> None:
-        """Put all that wait, now that a session is open."""
+        """Put all that wait, now that a session is open: what was asked in an earlier one is not answered any more."""
+        self._sharing.clear()
+        self._on_wire.clear()
         for ask in list(self.pending.values()):
             self._put(ask, link, now)
 
     def _put(self, ask: Ask, link: Link, now: float) -> None:
-        if ask.message is not None:
-            link.ask(ask.qid, ask.message(ask.qid), now)
-        elif link.greeting is not None:
-            self.end(ask, link.greeting)
+        if ask.message is None:
+            if link.greeting is not None:
+                self.end(ask, link.greeting)
+            return
+        message = ask.message(ask.qid)
+        if isinstance(message, m.Query):
+            what = (message.what, *sorted(message.args.items()), message.since)
+            qid = self._on_wire.setdefault(what, ask.qid)
+            if qid != ask.qid:
+                self._sharing[qid].append(ask)
+                return
+        self._sharing[ask.qid] = [ask]
+        link.ask(ask.qid, message, now)
 
     def answer(self, link: Link, status: m.Status, now: float) -> None:
         """Hand an answer to whoever asked, or put the question again later if the broker wants that."""
         link.asked.discard(status.qid)
-        ask = self.pending.get(status.qid)
-        if ask is None:
-            return
-        if status.schema == snapshot.LATER:
-            told_ms = status.ext.get("retry_after_ms")
-            self._again.add(now + (told_ms / 1000 if isinstance(told_ms, int) else _LATER_S), ask)
-        else:
-            self.end(ask, status)
+        self._is_off_wire(status.qid)
+        for ask in self._sharing.pop(status.qid, ()):
+            if ask.qid not in self.pending:
+                continue
+            if status.schema == snapshot.LATER:
+                told_ms = status.ext.get("retry_after_ms")
+                self._again.add(now + (told_ms / 1000 if isinstance(told_ms, int) else _LATER_S), ask)
+            else:
+                self.end(ask, status)
 
     def end(self, ask: Ask, event: Event) -> None:
         """Let a question go, with its answer or with an error."""
@@ -95,11 +111,19 @@ class Asks:
     def tick(self, link: Link | None, now: float) -> None:
         """Put again what was put off, and end those whose time is up."""
         for ask in self._again.due(now):
-            if link is not None and ask.qid in self.pending and ask.qid not in link.asked:
+            if link is not None and ask.qid in self.pending and not self._waits(ask):
                 self._put(ask, link, now)
         for ask in self._timers.due(now):
             if ask.qid in self.pending:
+                self._is_off_wire(ask.qid)  # whoever asks next asks anew
                 self.end(ask, request_error(Kind.DEADLINE, "the broker did not answer the question in time"))
+
+    def _is_off_wire(self, qid: int) -> None:
+        self._on_wire = {what: one for what, one in self._on_wire.items() if one != qid}
+
+    def _waits(self, ask: Ask) -> bool:
+        """Whether it was put already, in a session that was opened meanwhile."""
+        return any(ask in sharing for sharing in self._sharing.values())
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -35,8 +36,10 @@ _POLL_S: Final = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class FleetPlan:
-    """What to start."""
+    """What to start; `keys` and `insecure` are for a fleet that runs already."""
 
+    keys: Path | None = None
+    insecure: bool = False
     brokers: int
     nodes: int
     heartbeat_s: float
@@ -94,6 +97,7 @@ class ChaosFleet:
         self._pollers: list[Poller] = []
         self._counters: dict[int, dict[str, int]] = {}
         self._before: dict[int, dict[str, int]] = {}
+        """By poller: what the broker that it found first had counted by then."""
         self._undo: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
@@ -104,15 +108,16 @@ class ChaosFleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.settle()
-        self._exits.close()
+        with self._exits:
+            self.settle()
 
     # --- start -------------------------------------------------------------------------------------------------------
 
     def start(self, go_on: Callable[[], bool]) -> bool:
         """Start everything and wait until all of it serves; False if `go_on` said to stop. Raises ZmqrtError."""
         for number in range(self._plan.brokers):
-            child = Child(f"broker-{number}", "zmqrt.broker", self._broker(f"broker-{number}", 0, 0))
+            name = f"broker-{number}"
+            child = Child(name, "zmqrt.broker", self._broker(name, 0, 0), most_delay_s=_RESTART_S)
             self.brokers.append(Member(self._supervisor.add(child), Target.BROKER))
         if not self._wait(lambda: all(member.child.endpoints for member in self.brokers), go_on):
             return False
@@ -128,7 +133,9 @@ class ChaosFleet:
 
     def watch(self, endpoints: Sequence[str]) -> None:
         """Only look at a fleet that runs already; what its brokers have counted before is none of ours."""
-        self._pollers = [self._exits.enter_context(Poller(endpoint, None, every_s=_POLL_S)) for endpoint in endpoints]
+        for endpoint in endpoints:
+            poller = Poller(endpoint, self._plan.keys, insecure=self._plan.insecure, every_s=_POLL_S)
+            self._pollers.append(self._exits.enter_context(poller))
 
     @property
     def endpoints(self) -> list[str]:
@@ -180,6 +187,20 @@ class ChaosFleet:
         seen = [{node.node_id for node in _serving(snapshot)} for snapshot in self._snapshots()]
         return len(seen) == len(self.brokers) and all(names <= each for each in seen)
 
+    def missing(self) -> list[str]:
+        """Say of each process that is not back at work what is the matter with it."""
+        names = {member.name for member in self.workers}
+        found: list[str] = []
+        for member in (*self.brokers, *self.workers):
+            if member.is_leaving:
+                found.append(f"{member.name} was asked to leave and is still there")
+            elif member.child.state is not State.READY:
+                found.append(f"{member.name} did not come back: {member.child.state.value}")
+            elif member.target is Target.BROKER:
+                seen = {node.node_id for node in _serving(member.snapshot)} if member.snapshot else set[str]()
+                found += [f"{name} is not back at {member.name}" for name in sorted(names - seen)]
+        return found
+
     def step(self, now: float) -> None:
         """Supervise, undo what has lasted long enough, take down what the brokers count. Raises ChildFailedError."""
         self._supervisor.step()
@@ -189,7 +210,7 @@ class ChaosFleet:
             self._counters[snapshot.broker_epoch] = snapshot.counters
         for poller in self._pollers:
             if poller.snapshot is not None:
-                self._before.setdefault(poller.snapshot.broker_epoch, poller.snapshot.counters)
+                self._before.setdefault(id(poller), poller.snapshot.counters)
                 self._counters[poller.snapshot.broker_epoch] = poller.snapshot.counters
 
     def count(self, name: str) -> int:
@@ -276,6 +297,8 @@ class ChaosFleet:
             self.died.append(f"{child.name} ended by itself: {why}")
         elif member.is_leaving and child.exit_code:
             self.died.append(f"{child.name} was asked to leave and did not end well: {why}")
+        if member.poller is not None:
+            member.poller.snapshot = None  # of the process that is gone
         member.is_disturbed = member.is_leaving = False
 
 

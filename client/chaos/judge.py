@@ -5,6 +5,7 @@ Knows no socket and no clock: tokens come in with the time they came at. What is
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,22 +13,7 @@ from typing import Final
 
 _ON_THEIR_WAY_S: Final = 0.5
 """Tokens that had left a victim before it was struck come in for a moment."""
-LONG_GAP_S: Final = 0.25
-"""Shorter pauses between two tokens are the pace of a step, and not worth remembering."""
 _MOST_COMPLAINTS: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A stream that had begun, and stood still from `since_s` to `until_s`."""
-
-    since_s: float
-    until_s: float
-
-    @property
-    def length_s(self) -> float:
-        """How long."""
-        return self.until_s - self.since_s
 
 
 @dataclass(slots=True)
@@ -50,7 +36,11 @@ class Judge:
 
     def __init__(self) -> None:
         self.open: dict[int, Watch] = {}
-        self.gaps: list[Gap] = []
+        self.longest_gap_s = 0.0
+        """Between two tokens of a stream that had begun."""
+        self.gaps_s: list[float] = []
+        """For each fault the longest pause that began with it, before the next one."""
+        self._struck_s: list[float] = []
         self.requests = self.answered = self.lost = self.doubled = self.wrong = 0
         self.streams = self.tokens = 0
         self.errors: Counter[str] = Counter()
@@ -66,8 +56,8 @@ class Judge:
 
     def units(self, watch: Watch, index: int, ids: Sequence[int], now_s: float) -> None:
         """Take the tokens of a chunk, which says that so many came before it."""
-        if watch.last_s is not None and now_s - watch.last_s > LONG_GAP_S:
-            self.gaps.append(Gap(watch.last_s, now_s))
+        if watch.last_s is not None:
+            self._pause(watch.last_s, now_s)
         watch.last_s = now_s
         self.tokens += len(ids)
         have = len(watch.ids)
@@ -103,12 +93,18 @@ class Judge:
         for watch in list(self.open.values()):
             self.fail(watch, "no end", f"{len(watch.ids)} tokens came; open for {now_s - watch.asked_s:.1f} s")
 
-    def longest_gap_s(self, at_s: float | None = None) -> float:
-        """Return the longest pause of a stream; with a time, of those that began to stand still then."""
-        gaps = self.gaps
-        if at_s is not None:
-            gaps = [gap for gap in gaps if gap.since_s - _ON_THEIR_WAY_S <= at_s <= gap.until_s]
-        return max((gap.length_s for gap in gaps), default=0.0)
+    def strike(self, at_s: float) -> None:
+        """Note that something was broken now."""
+        self._struck_s.append(at_s)
+        self.gaps_s.append(0.0)
+
+    def _pause(self, since_s: float, until_s: float) -> None:
+        """Put a pause down to the latest fault before it began; one that ended before any fault is nobody's."""
+        length_s = until_s - since_s
+        self.longest_gap_s = max(self.longest_gap_s, length_s)
+        number = bisect.bisect_right(self._struck_s, since_s + _ON_THEIR_WAY_S) - 1
+        if number >= 0 and until_s >= self._struck_s[number]:
+            self.gaps_s[number] = max(self.gaps_s[number], length_s)
 
     def _spoil(self, watch: Watch, what: str) -> None:
         watch.is_wrong = True

@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from ...protocol.errors import RequestError, ZmqrtError
+from ...protocol.limits import MAX_OUTSTANDING_BRIDGE
 from ..aio import AsyncClient
 from .judge import Judge
 from .questions import Source
@@ -31,6 +33,8 @@ class LoadPlan:
     clients: int
     timeout_s: float
     seed: int
+    keys: Path | None = None
+    insecure: bool = False
 
 
 class Load:
@@ -89,7 +93,14 @@ class Load:
                 # Every other client begins with the other broker, so that each of them has work to lose.
                 first = number % len(self._endpoints)
                 order = self._endpoints[first:] + self._endpoints[:first]
-                client = AsyncClient(order, timeout_s=plan.timeout_s, name=f"chaos-{number}")
+                client = AsyncClient(
+                    order,
+                    keys=plan.keys,
+                    insecure=plan.insecure,
+                    timeout_s=plan.timeout_s,
+                    max_outstanding=MAX_OUTSTANDING_BRIDGE,
+                    name=f"chaos-{number}",
+                )
                 clients.append(await stack.enter_async_context(client))
             slots = [
                 asyncio.create_task(self._keep_asking(clients[number % len(clients)], number))

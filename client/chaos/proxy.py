@@ -150,8 +150,9 @@ class FaultProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close everything."""
-        self._loop.call_soon_threadsafe(self._main.cancel)
-        self._thread.join(_ANSWER_S)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._main.cancel)
+            self._thread.join(_ANSWER_S)
 
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError), self._listener:
@@ -173,8 +174,10 @@ class FaultProxy:
     # --- what passes -------------------------------------------------------------------------------------------------
 
     async def _serve(self, client: socket.socket) -> None:
+        """Carry one connection; whatever happens to it, the others go on."""
         family, *_, address = self._where
-        with client, socket.socket(family) as target:
+        # No descriptor left for the second socket, or the first is gone already: this connection alone ends.
+        with contextlib.suppress(OSError), client, socket.socket(family) as target:
             connection = _Connection(client, target)
             if self._is_refusing:
                 connection.abort()

@@ -6,6 +6,7 @@ it is what an undisturbed fleet answered before anything was broken.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _PROMPTS: Final = (
     "List the planets and say something about each.",
     "Tell me about the history of bicycles.",
 )
+_LOOK_S: Final = 0.1
 _MAX_SEED: Final = 2**63 - 1
 
 
@@ -82,9 +84,18 @@ class LearntQuestions:
 
 
 def learn(
-    client: Client, model: str, *, max_tokens: int, rng: random.Random, tell: Callable[[str], None]
-) -> LearntQuestions:
-    """Ask each prompt twice, greedy and drawn, one after the other. Raises RequestError."""
+    client: Client,
+    model: str,
+    *,
+    max_tokens: int,
+    rng: random.Random,
+    tell: Callable[[str], None],
+    go_on: Callable[[], bool],
+) -> LearntQuestions | None:
+    """Ask each prompt twice, greedy and drawn, one after the other; None if `go_on` said to stop. Raises RequestError.
+
+    `go_on` is called some times a second.
+    """
     plans = [(prompt, temperature) for prompt in _PROMPTS for temperature in (0.0, 0.8)]
     learnt: list[Question] = []
     for number, (prompt, temperature) in enumerate(plans, 1):
@@ -96,6 +107,13 @@ def learn(
             "ignore_eos": True,
             "model": model,
         }
-        result = client.infer(prompt, **options)
+        handle = client.submit(prompt, **options)
+        while not handle.done():
+            if not go_on():
+                handle.cancel()
+                return None
+            with contextlib.suppress(TimeoutError):
+                handle.result(_LOOK_S)
+        result = handle.result()
         learnt.append(Question(prompt, options, result.token_ids, result.text))
     return LearntQuestions(learnt)

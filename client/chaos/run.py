@@ -22,6 +22,8 @@ from .report import COUNTED, Demands, Report
 
 _STEP_S: Final = 0.05
 _LEARN_S: Final = 120.0
+_RECOVERY_S: Final = 30.0
+"""For whoever was killed, restarted or cut off last to be back: a real model takes its time to load."""
 _OVERTIME_S: Final = 60.0
 """Faults that find nobody to strike are tried again so long beyond the duration."""
 
@@ -57,8 +59,16 @@ class Watcher(Protocol):
         ...
 
 
-def run(plan: ChaosPlan, watcher: Watcher, go_on: Callable[[], bool]) -> Report | None:
-    """Run to the end; None if `go_on` said to stop before anything was asked. Raises ZmqrtError."""
+def run(plan: ChaosPlan, watcher: Watcher, interrupts: Callable[[], int]) -> Report | None:
+    """Run to the end; None if it was interrupted before anything was asked. Raises ZmqrtError.
+
+    `interrupts` counts how often somebody asked to stop: after the first nothing more is broken or asked, and what is
+    open may finish; after the second it is dropped.
+    """
+
+    def go_on() -> bool:
+        return not interrupts()
+
     rng = random.Random(plan.seed)
     with ChaosFleet(plan.fleet, rng) as fleet:
         if not plan.brokers:
@@ -68,17 +78,27 @@ def run(plan: ChaosPlan, watcher: Watcher, go_on: Callable[[], bool]) -> Report 
         else:
             fleet.watch(plan.brokers)
         endpoints = list(plan.brokers) or fleet.endpoints
-        source = _source(endpoints, plan, rng, watcher)
-        return _Run(plan, fleet, endpoints, source, watcher=watcher, rng=rng).play(go_on)
+
+        def keep() -> bool:
+            fleet.step(time.monotonic())
+            return go_on()
+
+        source = _source(endpoints, plan, rng, watcher, keep)
+        if source is None:
+            return None
+        return _Run(plan, fleet, endpoints, source, watcher=watcher, rng=rng).play(interrupts)
 
 
-def _source(endpoints: Sequence[str], plan: ChaosPlan, rng: random.Random, watcher: Watcher) -> Source:
+def _source(
+    endpoints: Sequence[str], plan: ChaosPlan, rng: random.Random, watcher: Watcher, go_on: Callable[[], bool]
+) -> Source | None:
     """Choose how to know the right answers: by arithmetic, or from an undisturbed run."""
-    with Client(endpoints, name="chaos", timeout_s=_LEARN_S) as client:
+    load = plan.load
+    with Client(endpoints, keys=load.keys, insecure=load.insecure, name="chaos", timeout_s=_LEARN_S) as client:
         service = _choose(client.models(), plan.model)
         if service.revision.startswith(toy_model.REVISION):
             return ToyQuestions(service.service)
-        return learn(client, service.service, max_tokens=plan.max_tokens, rng=rng, tell=watcher.phase)
+        return learn(client, service.service, max_tokens=plan.max_tokens, rng=rng, tell=watcher.phase, go_on=go_on)
 
 
 def _choose(services: Sequence[ServiceStatus], name: str | None) -> ServiceStatus:
@@ -113,23 +133,33 @@ class _Run:
         self._struck: list[Struck] = []
         self._begun = 0.0
 
-    def play(self, go_on: Callable[[], bool]) -> Report:
+    def play(self, interrupts: Callable[[], int]) -> Report:
         """Load, break, recover, judge."""
         self._begun = time.monotonic()
         with self._load:
             self._load.start(self._begun)
             self._watcher.phase("under load")
-            while go_on() and (self._at_s < self._plan.duration_s or self._is_late()):
+            while not interrupts() and (self._at_s < self._plan.duration_s or self._is_late()):
                 self._break()
                 self._step()
-            self._watcher.phase("letting everything finish")
+            was_interrupted = bool(interrupts())
+            self._watcher.phase("letting everything finish; Ctrl-C drops it")
             self._load.stop()
             self._fleet.settle()
             give_up_at_s = self._at_s + 2 * self._plan.load.timeout_s
-            while not self._load.has_ended and self._at_s < give_up_at_s and go_on():
+            while not self._load.has_ended and self._at_s < give_up_at_s and interrupts() < 2:
                 self._step()
+            missing = self._recover(interrupts)
+        _ = self._load.has_ended  # raises what went wrong in it
+        return self._report(missing, was_interrupted=was_interrupted)
+
+    def _recover(self, interrupts: Callable[[], int]) -> list[str]:
+        """Wait until everybody is back at work; return who is not."""
+        give_up_at_s = self._at_s + _RECOVERY_S + 2 * self._plan.fleet.eviction_s
+        while self._fleet.missing() and self._at_s < give_up_at_s and interrupts() < 2:
+            self._step()
         self._fleet.step(time.monotonic())
-        return self._report()
+        return self._fleet.missing()
 
     @property
     def _at_s(self) -> float:
@@ -146,6 +176,7 @@ class _Run:
                 if struck is not None:
                     faults.popleft()
                     self._struck.append(struck)
+                    self._judge.strike(struck.at_s)
                     self._watcher.struck(struck)
 
     def _step(self) -> None:
@@ -154,9 +185,9 @@ class _Run:
         _ = self._load.has_ended  # raises what went wrong in it
         time.sleep(_STEP_S)
 
-    def _report(self) -> Report:
+    def _report(self, missing: list[str], *, was_interrupted: bool) -> Report:
         plan = self._plan
-        missed: list[Fault] = [fault for faults in self._due.values() for fault in faults]
+        left: list[Fault] = [fault for faults in self._due.values() for fault in faults]
         timers = (
             "the fleet's own"
             if plan.brokers
@@ -170,8 +201,9 @@ class _Run:
             timers=timers,
             judge=self._judge,
             struck=self._struck,
-            missed=missed,
-            died=self._fleet.died,
+            missed=[] if was_interrupted else left,
+            broken=[*self._fleet.died, *missing],
+            was_interrupted=was_interrupted,
             counts={name: self._fleet.count(name) for name in COUNTED},
             demands=plan.demands,
         )

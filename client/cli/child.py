@@ -8,6 +8,8 @@ like this on every platform, which death signals and process groups do not.
 from __future__ import annotations
 
 import _thread
+import contextlib
+import ctypes
 import os
 import runpy
 import signal
@@ -18,12 +20,14 @@ from typing import Final
 
 from ...protocol.errors import EXIT_FAILED
 
+_PR_SET_PDEATHSIG: Final = 1
 GRACE_S: Final = 5.0
 """Nobody waits for answers any more: time to say goodbye to peers and to free a GPU, no more."""
 
 
 def main() -> None:
     """Take the leash off standard input, then become the role."""
+    _wake_when_parent_dies()
     module, *arguments = sys.argv[1:]
     leash = os.dup(0)  # not inherited by what the role itself starts
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -32,6 +36,16 @@ def main() -> None:
     threading.Thread(target=_watch, args=(leash,), name="leash", daemon=True).start()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _wake_when_parent_dies() -> None:
+    """Let a process that was stopped (SIGSTOP) go on when its parent dies: a stopped one would not see its leash end.
+
+    Linux alone has this (prctl(2), PR_SET_PDEATHSIG).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another libc
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _watch(leash: int) -> None:

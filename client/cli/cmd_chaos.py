@@ -7,6 +7,7 @@ import json
 import secrets
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Final
 
 import click
@@ -33,7 +34,10 @@ def _read_fault(_context: click.Context, _parameter: click.Parameter, given: tup
     for one in given:
         name, separator, number = one.partition("=")
         try:
-            counts[FaultKind(name)] = int(number) if separator else 1
+            kind, count = FaultKind(name), int(number) if separator else 1
+            if count < 0:
+                raise ValueError(one)
+            counts[kind] = counts.get(kind, 0) + count
         except ValueError:
             known = ", ".join(kind.value for kind in FaultKind)
             raise click.BadParameter(f"{one!r} is not KIND=COUNT with one of: {known}") from None
@@ -72,12 +76,16 @@ def _read_fault(_context: click.Context, _parameter: click.Parameter, given: tup
     "--node-eviction-timeout", "eviction_s", type=click.FloatRange(0.2), default=2, show_default=True, help="Seconds."
 )
 @click.option(
-    "--min-resumes", type=click.IntRange(0), help="Fewer resumes prove nothing [default: as many as streams]."
+    "--min-resumes",
+    type=click.IntRange(0),
+    help="Fewer resumes prove nothing [default: as many as streams; with --fault, one for each that cuts them off].",
 )
 @click.option(
     "--min-fenced", type=click.IntRange(0), help="The same of fenced results [default: 1 if anything is frozen]."
 )
 @click.option("--broker", "given", metavar="ENDPOINT[,ENDPOINT]", help="Load a running fleet; you break it.")
+@click.option("--keys", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of the fleet of --broker.")
+@click.option("--insecure", is_flag=True, help="With --broker: send without keys beyond this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER FLAGS]")
 @click.pass_context
@@ -101,6 +109,8 @@ def command(
     min_resumes: int | None,
     min_fenced: int | None,
     given: str | None,
+    keys: Path | None,
+    insecure: bool,
     as_json: bool,
     worker_arguments: tuple[str, ...],
 ) -> None:
@@ -111,6 +121,12 @@ def command(
         raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
     if not streams + unary:
         raise click.UsageError("nothing to ask: --streams and --unary are both 0")
+    if given and (faults or worker_arguments):
+        raise click.UsageError("--broker is for a fleet that runs already: you break it; leave out --fault and --")
+    if (keys or insecure) and not given:
+        raise click.UsageError(
+            "--keys and --insecure are for the fleet of --broker; the one started here is on loopback"
+        )
     seed = secrets.randbelow(10**6) if seed is None else seed
     counts = {} if given else faults or usual_counts(duration_s)
     toy = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", f"step_ms={step_ms}")
@@ -119,8 +135,12 @@ def command(
     plan = ChaosPlan(
         seed=seed,
         duration_s=duration_s,
-        load=LoadPlan(streams=streams, unary=unary, clients=clients, timeout_s=_TIMEOUT_S, seed=seed),
+        load=LoadPlan(
+            streams=streams, unary=unary, clients=clients, timeout_s=_TIMEOUT_S, seed=seed, keys=keys, insecure=insecure
+        ),
         fleet=FleetPlan(
+            keys=keys,
+            insecure=insecure,
             brokers=brokers,
             nodes=nodes,
             heartbeat_s=heartbeat_s,
@@ -130,7 +150,7 @@ def command(
         ),
         faults=counts,
         demands=Demands(
-            resumes=(streams if counts else 0) if min_resumes is None else min_resumes,
+            resumes=streams if min_resumes is None and counts and not faults else min_resumes,
             fenced=int(lasts) if min_fenced is None else min_fenced,
         ),
         max_tokens=max_tokens,
@@ -144,8 +164,7 @@ def _run(plan: ChaosPlan, *, as_json: bool) -> int:
     errors = Console(stderr=True)
     errors.print(f"seed {plan.seed}", style="dim")
     with Interrupts() as interrupts, _shown(errors, plan.duration_s) as shown:
-        report = run(plan, shown, lambda: not interrupts.count)
-        was_interrupted = bool(interrupts.count)
+        report = run(plan, shown, lambda: interrupts.count)
     if report is None:
         return EXIT_INTERRUPTED
     if as_json:
@@ -153,7 +172,7 @@ def _run(plan: ChaosPlan, *, as_json: bool) -> int:
     else:
         output = Console()
         Console(width=None if output.is_terminal else _PIPE_WIDTH).print(report.render())
-    if was_interrupted:
+    if report.was_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.problems() else EXIT_OK
 

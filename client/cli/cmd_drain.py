@@ -25,6 +25,8 @@ from .fleet_view import duration
 from .stdio import is_terminal
 
 _EVERY_S: Final = 0.25
+_REJOIN_S: Final = 10.0
+"""Nodes are back at a broker that was restarted within their longest backoff and a handshake."""
 _SLACK_S: Final = 30.0
 """Beyond the deadline: a node that froze meanwhile is evicted and forgotten by then."""
 
@@ -37,26 +39,43 @@ class Desk:
     client: Client
     node_id: str
     uuids: set[str] = field(default_factory=set[str])
+    there: list[NodeStatus] = field(default_factory=list[NodeStatus])
+    broker_epoch: int = 0
+    trusted_at: float = 0.0
     outcome: AdminOutcome | None = None
     error: ZmqrtError | None = None
 
     def ask(self) -> None:
         """Ask for the drain."""
         try:
-            self.uuids = {node.worker_uuid for node in self.client.status().nodes if node.node_id == self.node_id}
+            snapshot = self.client.status()
+            self.broker_epoch = snapshot.broker_epoch
+            self.there = [node for node in snapshot.nodes if node.node_id == self.node_id]
+            self.uuids = {node.worker_uuid for node in self.there}
             self.outcome = self.client.drain(self.node_id)
         except ZmqrtError as error:
             self.error = error
 
-    def left(self) -> list[NodeStatus]:
-        """Return what is still there; ask anew if the order was lost with a connection."""
+    def left(self, now: float) -> list[NodeStatus]:
+        """Return what is still there; ask anew if the order was lost with a connection.
+
+        A broker that cannot be asked, or that has only just started and may not know its nodes yet, says what it said
+        last: whether that is true any more, the deadline decides.
+        """
         if self.outcome is None:
             return []
-        there = [node for node in self.client.status().nodes if node.worker_uuid in self.uuids]
-        if any(node.health == "active" for node in there):
-            with contextlib.suppress(NotFoundError):
+        try:
+            snapshot = self.client.status()
+            if snapshot.broker_epoch != self.broker_epoch:
+                self.broker_epoch, self.trusted_at = snapshot.broker_epoch, now + _REJOIN_S
+            there = [node for node in snapshot.nodes if node.worker_uuid in self.uuids]
+            if any(node.health == "active" for node in there):
                 self.client.drain(self.node_id)
-        return there
+        except ZmqrtError:
+            return self.there
+        if there or now >= self.trusted_at:
+            self.there = there
+        return self.there
 
 
 @click.command(help="Have a node finish what it runs and leave, and wait for it.")
@@ -112,7 +131,7 @@ def _decide(desks: Sequence[Desk]) -> list[AdminOutcome]:
 
 def _watch(desks: Sequence[Desk], node: str, give_up_at: float, *, is_quiet: bool) -> None:
     with _progress(is_quiet=is_quiet) as tell:
-        while there := [one for desk in desks for one in desk.left()]:
+        while there := [one for desk in desks for one in desk.left(time.monotonic())]:
             running = sum(one.in_flight for one in there)
             left_s = give_up_at - _SLACK_S - time.monotonic()
             if left_s < -_SLACK_S:

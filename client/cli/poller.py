@@ -17,10 +17,10 @@ _EVERY_S: Final = 0.5
 class Poller:
     """Ask again and again while in the `with` block; `snapshot` is None while nobody answers."""
 
-    def __init__(self, endpoint: str, keys: Path | None, *, every_s: float = _EVERY_S) -> None:
+    def __init__(self, endpoint: str, keys: Path | None, *, insecure: bool = False, every_s: float = _EVERY_S) -> None:
         self.snapshot: Snapshot | None = None
         self._every_s = every_s
-        self._client = Client(endpoint, keys=keys, timeout_s=2.0, name="zmqrt up")
+        self._client = Client(endpoint, keys=keys, insecure=insecure, timeout_s=2.0, name="zmqrt up")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 

@@ -82,6 +82,7 @@ class Child:
     def start(self, said: Callable[[Child, str], None]) -> None:
         """Start it; `said` is called with each line of its output, from another thread."""
         self.state = State.STARTING
+        self.words.clear()  # a later end is not to be explained by words of an earlier life
         self._started_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.child", self.module, *self.arguments],

@@ -27,7 +27,7 @@ def test_a_short_storm_loses_nothing() -> None:
     kinds = ("worker-kill=3", "worker-freeze=1", "worker-partition=1", "broker-kill=1")
     faults = [word for kind in kinds for word in ("--fault", kind)]
     load = ("--streams", "30", "--unary", "5", "--clients", "2", "--nodes", "3")
-    code, report, _ = chaos("--seed", "11", "--duration", "10", *load, *faults)
+    code, report, _ = chaos("--seed", "11", "--duration", "8", *load, *faults)
 
     assert report["problems"] == []
     assert code == 0
@@ -63,6 +63,9 @@ def test_a_fleet_that_runs_already_is_loaded_and_judged() -> None:
         (("--fault", "worker-hug=1"), "is not KIND=COUNT with one of: worker-kill"),
         (("--streams", "0", "--unary", "0"), "nothing to ask"),
         (("--heartbeat-interval", "3"), "must be above --heartbeat-interval"),
+        (("--fault", "worker-kill=-1"), "is not KIND=COUNT"),
+        (("--broker", "tcp://127.0.0.1:1", "--fault", "worker-kill=1"), "you break it"),
+        (("--insecure",), "are for --broker"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str) -> None:

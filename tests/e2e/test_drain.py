@@ -43,11 +43,12 @@ def test_a_name_that_nobody_has_is_2_with_the_names_there_are(fleet: Stack) -> N
 
 def test_a_node_finishes_what_it_runs_and_leaves(fleet: Stack) -> None:
     """Asked through both brokers: exit 0 of the command and of the node, all streams as ever, new work elsewhere."""
-    expected = [Expected(seed=n, tokens=60) for n in range(20)]
+    expected = [Expected(seed=n, tokens=150) for n in range(20)]
     with fleet.client() as client:
         handles = ask_streams(client, expected)
         assert all(handle.next_chunk() is not None for handle in handles)
         eventually(lambda: all(node.in_flight for node in client.status().nodes), what="busy nodes")
+        assert client.status().counters["completed"] == 0
         drained = zmqrt("drain", "node-0", "--broker", fleet.clients, "--json")
 
         assert drained.returncode == 0, drained.stderr
@@ -64,16 +65,17 @@ def test_a_node_finishes_what_it_runs_and_leaves(fleet: Stack) -> None:
 def test_without_waiting_the_command_is_back_while_the_node_still_works(fleet: Stack) -> None:
     """It has asked, and no more."""
     with fleet.client() as client:
-        handle = client.submit("long", stream=True, max_tokens=100, ignore_eos=True, model="mock")
+        handle = client.submit("long", stream=True, max_tokens=200, ignore_eos=True, model="mock")
         assert handle.next_chunk() is not None
         busy = eventually(
             lambda: next((n.node_id for n in client.status().nodes if n.in_flight), ""), what="a busy node"
         )
         asked = zmqrt("drain", busy, "--broker", fleet.clients.split(",")[0], "--no-wait")
 
+        assert not handle.done()
         assert (asked.returncode, asked.stderr) == (0, "")
         assert "draining" in asked.stdout
-        assert len(handle.result().token_ids) == 100
+        assert len(handle.result().token_ids) == 200
         assert fleet.node(busy).wait() == 0
 
 

@@ -123,6 +123,12 @@ class Talk:
         self.core.ask(Ask(questions.connection().message, ear, self.now, 30.0), self.now)
         return ear
 
+    def ask_status(self) -> Ear:
+        """Ask how the broker is."""
+        ear = Ear()
+        self.core.ask(Ask(questions.status().message, ear, self.now, 30.0), self.now)
+        return ear
+
     def cancel(self, ear: Ear) -> None:
         """Give a request up."""
         self.core.cancel(ear.rid, self.now)

@@ -112,6 +112,34 @@ def test_a_question_that_is_put_off_is_asked_again_when_the_broker_said() -> Non
     assert ear.ends == []
 
 
+def test_equal_questions_share_one_query() -> None:
+    """However many ask at once, the broker is asked once; who asks after the answer asks anew."""
+    talk = Talk()
+    link = talk.up()
+    ears = [talk.ask_status() for _ in range(200)]
+    queries = talk.sent(link, m.Query)
+    talk.hear(link, m.Status(queries[0].qid, snapshot.SCHEMA, 1, b""))
+
+    assert len(queries) == 1
+    assert all(len(ear.events) == 1 for ear in ears)
+    talk.ask_status()
+    assert len(talk.sent(link, m.Query)) == 1
+
+
+def test_a_lost_session_asks_what_was_shared_again() -> None:
+    """Once, for all that wait."""
+    talk = Talk()
+    link = talk.up()
+    ears = [talk.ask_status() for _ in range(3)]
+    talk.lose(link)
+    talk.after(0.2)
+    link = talk.up()
+
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, m.Status(query.qid, snapshot.SCHEMA, 1, b""))
+    assert all(len(ear.events) == 1 for ear in ears)
+
+
 def test_an_unreadable_answer_ends_those_that_wait_for_it() -> None:
     """Two versions that do not fit are an error, not a wait."""
     talk = Talk()

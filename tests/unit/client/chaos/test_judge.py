@@ -34,7 +34,8 @@ def report(judge: Judge, **changes: Any) -> Report:
         "judge": judge,
         "struck": [],
         "missed": [],
-        "died": [],
+        "broken": [],
+        "was_interrupted": False,
         "counts": dict.fromkeys(COUNTED, 5),
         "demands": Demands(resumes=5, fenced=1),
     }
@@ -139,26 +140,57 @@ def test_a_run_that_proved_nothing_fails() -> None:
 
     assert len(report(judge, counts=few).problems()) == 2
     assert len(report(judge, missed=[Fault(1.0, FaultKind.WORKER_KILL)]).problems()) == 1
-    assert report(judge, died=["node-1 ended by itself: signal 11"]).problems() == ["node-1 ended by itself: signal 11"]
+    assert report(judge, broken=["node-1 ended by itself: signal 11"]).problems() == [
+        "node-1 ended by itself: signal 11"
+    ]
     assert report(Judge()).problems() == ["nothing was asked"]
 
 
-def test_the_longest_gap_is_that_of_streams_that_stood_still_then() -> None:
-    """Tokens on their way still come in after the blow; later and earlier gaps are others'."""
+def test_each_fault_that_cuts_streams_off_must_show_in_the_resumes() -> None:
+    """Unless another number is demanded; after an interrupt nothing is."""
+    judge = Judge()
+    play_right(judge)
+    kills = [Struck(at_s, Fault(at_s, FaultKind.WORKER_KILL), "node-0", 3) for at_s in (1.0, 2.0)]
+    for _ in kills:
+        judge.strike(1.0)
+    shown = {"struck": kills, "counts": dict.fromkeys(COUNTED, 1)}
+    demands = Demands(resumes=None, fenced=0)
+
+    assert report(judge, demands=demands, **shown).problems() == [
+        "only 1 resumes, 2 are the least that proves anything"
+    ]
+    assert report(judge, demands=demands, was_interrupted=True, **shown).problems() == []
+
+
+def test_a_request_that_is_forgotten_is_found() -> None:
+    """Neither answered nor failed: the load itself went wrong."""
+    judge = Judge()
+    play_right(judge)
+    ask(judge)
+
+    assert report(judge).problems() == ["1 requests have neither an answer nor an error"]
+
+
+def test_a_gap_is_put_down_to_the_fault_that_it_began_with() -> None:
+    """Tokens on their way still come in after the blow; a gap that covers a later fault is not that one's."""
     judge = Judge()
     watch = ask(judge)
-    for index, now_s in enumerate((1.0, 1.1, 3.1, 8.0)):
-        judge.units(watch, index, [RIGHT[index]], now_s)
+    judge.units(watch, 0, RIGHT[:1], 0.5)
+    judge.units(watch, 1, RIGHT[1:2], 0.9)  # before any fault
+    judge.strike(1.0)
+    judge.units(watch, 2, RIGHT[2:3], 1.1)
+    judge.strike(2.5)
+    judge.units(watch, 3, RIGHT[3:], 3.1)
 
-    assert judge.longest_gap_s(1.0) == pytest.approx(2.0)
-    assert judge.longest_gap_s(0.2) == 0.0
-    assert judge.longest_gap_s(4.0) == judge.longest_gap_s() == pytest.approx(4.9)
+    assert judge.gaps_s == pytest.approx([2.0, 0.0])
+    assert judge.longest_gap_s == pytest.approx(2.0)
 
 
 def test_a_report_is_a_table_for_people_and_a_record_for_programs() -> None:
     """Both tell the verdict and each victim."""
     judge = Judge()
     play_error(judge)
+    judge.strike(1.0)
     shown = report(judge, struck=[Struck(1.0, Fault(1.0, FaultKind.WORKER_FREEZE, 2.4), "node-3", 41)])
     output = StringIO()
 
