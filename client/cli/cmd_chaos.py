@@ -124,9 +124,7 @@ def command(
     if given and (faults or worker_arguments):
         raise click.UsageError("--broker is for a fleet that runs already: you break it; leave out --fault and --")
     if (keys or insecure) and not given:
-        raise click.UsageError(
-            "--keys and --insecure are for the fleet of --broker; the one started here is on loopback"
-        )
+        raise click.UsageError("--keys and --insecure are for --broker; what is started here is on loopback")
     seed = secrets.randbelow(10**6) if seed is None else seed
     counts = {} if given else faults or usual_counts(duration_s)
     toy = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", f"step_ms={step_ms}")

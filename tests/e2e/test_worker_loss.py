@@ -41,6 +41,11 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
+def busy(client: Client) -> int:
+    """Return how many requests node-0 has."""
+    return next(node.in_flight for node in client.status().nodes if node.node_id == "node-0")
+
+
 @pytest.mark.parametrize("kill", [kill_agent, kill_engine])
 def test_streams_outlive_what_runs_them(kill: Callable[[Stack], psutil.Process]) -> None:
     """Greedy, sampled, ended by stop strings, whole: equal ids and text, no gap, no repeat, one end."""
@@ -48,7 +53,7 @@ def test_streams_outlive_what_runs_them(kill: Callable[[Stack], psutil.Process])
     with running(nodes=2, worker=PACE) as stack, stack.client() as client:
         handles = ask_streams(client, expected)
         begun = open_all(handles, expected)
-        assert next(node for node in client.status().nodes if node.node_id == "node-0").in_flight
+        eventually(lambda: busy(client), what="work on node-0")
         victim = kill(stack)
         for handle, first, one in zip(handles, begun, expected, strict=True):
             read_on(handle, first, one)
