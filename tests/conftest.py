@@ -1,6 +1,7 @@
-"""What every test starts from: no settings of the person who runs it."""
+"""What every test starts from: no settings, and no ignored signals, of whoever runs it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("XDG_CONFIG_HOME", str(folder))
         yield folder
 
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: how long an example takes depends on who else uses the machine. A failure prints how to repeat it.
 settings.register_profile("zmqrt", deadline=None, print_blob=True)

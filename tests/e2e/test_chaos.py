@@ -22,6 +22,7 @@ def chaos(*arguments: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
+@pytest.mark.slow
 def test_a_short_storm_loses_nothing() -> None:
     """One fault of each kind but the restarts, whose drains take their time."""
     kinds = ("worker-kill=3", "worker-freeze=1", "worker-partition=1", "broker-kill=1")
