@@ -7,8 +7,9 @@ import json
 import secrets
 import sys
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -55,14 +56,12 @@ def _read_fault(_context: click.Context, _parameter: click.Parameter, given: tup
     callback=_read_fault,
     metavar="KIND=COUNT",
     help=f"What to do, how often; may be repeated. Kinds: {', '.join(kind.value for kind in FaultKind)}. "
-    "[default: a mix of all, 39 a minute]",
+    "[default: a mix of all, 39 a minute; with --model worker-kill=3]",
 )
-@click.option("--streams", type=click.IntRange(0, 4000), default=200, show_default=True, help="Open at a time.")
-@click.option(
-    "--unary", type=click.IntRange(0, 4000), default=20, show_default=True, help="Requests at a time beside them."
-)
+@click.option("--streams", type=click.IntRange(0, 4000), help="Open at a time [default: 200; with --model 4].")
+@click.option("--unary", type=click.IntRange(0, 4000), help="Requests beside them [default: 20; with --model 0].")
 @click.option("--clients", type=click.IntRange(1, 64), default=4, show_default=True, help="Connections that ask.")
-@click.option("--nodes", type=click.IntRange(1, 64), default=4, show_default=True, help="Workers to start.")
+@click.option("--nodes", type=click.IntRange(1, 64), help="Workers to start [default: 4; with --model 2].")
 @click.option("--brokers", type=click.IntRange(1, 8), default=2, show_default=True, help="Brokers to start.")
 @click.option("--model", metavar="NAME", help="A real model instead of the toy one; with --broker, the one to ask.")
 @click.option(
@@ -89,73 +88,107 @@ def _read_fault(_context: click.Context, _parameter: click.Parameter, given: tup
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER FLAGS]")
 @click.pass_context
-def command(
-    context: click.Context,
-    /,
-    *,
-    duration_s: float,
-    seed: int | None,
-    faults: dict[FaultKind, int],
-    streams: int,
-    unary: int,
-    clients: int,
-    nodes: int,
-    brokers: int,
-    model: str | None,
-    max_tokens: int,
-    step_ms: float,
-    heartbeat_s: float,
-    eviction_s: float,
-    min_resumes: int | None,
-    min_fenced: int | None,
-    given: str | None,
-    keys: Path | None,
-    insecure: bool,
-    as_json: bool,
-    worker_arguments: tuple[str, ...],
-) -> None:
+def command(context: click.Context, /, *, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - the flags of `Wishes`
     """Exit with 1 if an answer is lost, doubled or wrong. Everything after -- goes to the workers."""
     if sys.platform == "win32":
         raise ZmqrtError("chaos needs signals that Windows does not have; run it on Linux or macOS")
-    if eviction_s <= heartbeat_s:
-        raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
-    if not streams + unary:
-        raise click.UsageError("nothing to ask: --streams and --unary are both 0")
-    if given and (faults or worker_arguments):
-        raise click.UsageError("--broker is for a fleet that runs already: you break it; leave out --fault and --")
-    if (keys or insecure) and not given:
-        raise click.UsageError("--keys and --insecure are for --broker; what is started here is on loopback")
-    seed = secrets.randbelow(10**6) if seed is None else seed
-    counts = {} if given else faults or usual_counts(duration_s)
-    toy = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", f"step_ms={step_ms}")
-    real = ("--model", model or "", "--device", "cpu", "--dtype", "float32", "--allow-download")
-    lasts = any(kind.blow in (Blow.FREEZE, Blow.PARTITION) and count for kind, count in counts.items())
-    plan = ChaosPlan(
+    context.exit(_run(make_plan(Wishes(**given)), as_json=as_json))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the flags said; None = not said."""
+
+    duration_s: float
+    seed: int | None
+    faults: dict[FaultKind, int]
+    streams: int | None
+    unary: int | None
+    clients: int
+    nodes: int | None
+    brokers: int
+    model: str | None
+    max_tokens: int
+    step_ms: float
+    heartbeat_s: float
+    eviction_s: float
+    min_resumes: int | None
+    min_fenced: int | None
+    given: str | None
+    keys: Path | None
+    insecure: bool
+    worker_arguments: tuple[str, ...]
+
+    @property
+    def is_real(self) -> bool:
+        """Whether a real model is started: it needs a load that a CPU can bear."""
+        return self.model is not None and self.given is None
+
+
+def make_plan(wishes: Wishes) -> ChaosPlan:
+    """Fill in what was not said. Raises UsageError."""
+    streams, unary, nodes = (
+        usual if said is None else said
+        for said, usual in zip(
+            (wishes.streams, wishes.unary, wishes.nodes), (4, 0, 2) if wishes.is_real else (200, 20, 4), strict=True
+        )
+    )
+    _refuse(wishes, streams + unary)
+    seed = secrets.randbelow(10**6) if wishes.seed is None else wishes.seed
+    usual_faults = {FaultKind.WORKER_KILL: 3} if wishes.is_real else usual_counts(wishes.duration_s)
+    faults = {} if wishes.given else wishes.faults or usual_faults
+    lasts = any(kind.blow in (Blow.FREEZE, Blow.PARTITION) and count for kind, count in faults.items())
+    is_usual = bool(faults) and not wishes.faults
+    return ChaosPlan(
         seed=seed,
-        duration_s=duration_s,
+        duration_s=wishes.duration_s,
         load=LoadPlan(
-            streams=streams, unary=unary, clients=clients, timeout_s=_TIMEOUT_S, seed=seed, keys=keys, insecure=insecure
+            streams=streams,
+            unary=unary,
+            clients=wishes.clients,
+            timeout_s=_TIMEOUT_S,
+            seed=seed,
+            keys=wishes.keys,
+            insecure=wishes.insecure,
         ),
         fleet=FleetPlan(
-            keys=keys,
-            insecure=insecure,
-            brokers=brokers,
+            keys=wishes.keys,
+            insecure=wishes.insecure,
+            brokers=wishes.brokers,
             nodes=nodes,
-            heartbeat_s=heartbeat_s,
-            eviction_s=eviction_s,
-            worker_arguments=(*(real if model else toy), *worker_arguments),
-            has_partitions=bool(counts.get(FaultKind.WORKER_PARTITION)),
+            heartbeat_s=wishes.heartbeat_s,
+            eviction_s=wishes.eviction_s,
+            worker_arguments=(*_worker(wishes), *wishes.worker_arguments),
+            has_partitions=bool(faults.get(FaultKind.WORKER_PARTITION)),
         ),
-        faults=counts,
+        faults=faults,
         demands=Demands(
-            resumes=streams if min_resumes is None and counts and not faults else min_resumes,
-            fenced=int(lasts) if min_fenced is None else min_fenced,
+            resumes=streams if wishes.min_resumes is None and is_usual and not wishes.is_real else wishes.min_resumes,
+            fenced=int(lasts) if wishes.min_fenced is None else wishes.min_fenced,
         ),
-        max_tokens=max_tokens,
-        brokers=tuple(one.strip() for one in given.split(",")) if given else (),
-        model=model if given else None,
+        max_tokens=wishes.max_tokens,
+        brokers=tuple(one.strip() for one in wishes.given.split(",")) if wishes.given else (),
+        model=wishes.model if wishes.given else None,
     )
-    context.exit(_run(plan, as_json=as_json))
+
+
+def _refuse(wishes: Wishes, at_once: int) -> None:
+    """Refuse what contradicts itself."""
+    if wishes.eviction_s <= wishes.heartbeat_s:
+        raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
+    if not at_once:
+        raise click.UsageError("nothing to ask: --streams and --unary are both 0")
+    if wishes.given and (wishes.faults or wishes.worker_arguments):
+        raise click.UsageError("--broker is for a fleet that runs already: you break it; leave out --fault and --")
+    if (wishes.keys or wishes.insecure) and not wishes.given:
+        raise click.UsageError("--keys and --insecure are for --broker; what is started here is on loopback")
+
+
+def _worker(wishes: Wishes) -> tuple[str, ...]:
+    if wishes.model:
+        return ("--model", wishes.model, "--device", "cpu", "--dtype", "float32", "--allow-download")
+    pace = f"step_ms={wishes.step_ms}"
+    return ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", pace)
 
 
 def _run(plan: ChaosPlan, *, as_json: bool) -> int:
