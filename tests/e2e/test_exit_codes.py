@@ -74,9 +74,9 @@ def test_nobody_there_is_69_within_five_seconds(silent_port: int) -> None:
 
     others = [["submit", "--prompt", "hi"], ["status"], ["models"], ["chat"], ["drain", "node-0"]]
     with ThreadPoolExecutor() as pool:
-        results = pool.map(lambda words: zmqrt(*words, "--broker", f"tcp://127.0.0.1:{silent_port}"), others)
-        for each in results:
-            check(each, 69, sentence)
+        asked = [pool.submit(zmqrt, *words, "--broker", f"tcp://127.0.0.1:{silent_port}") for words in others]
+        for each in asked:
+            check(each.result(), 69, sentence)
 
 
 def test_a_web_server_in_place_of_a_broker_is_69_within_five_seconds(web_port: int) -> None:
