@@ -64,7 +64,7 @@ def test_status_lists_two_nodes_and_four_devices() -> None:
 
 def test_two_thousand_at_once_are_all_answered_with_raised_limits() -> None:
     """Nothing is refused when the queue and the clients may hold them all."""
-    limits = ("--max-in-flight-requests", "2000", "--max-outstanding", "4096")
+    limits = ("--max-in-flight-requests", "2000", "--max-queued-requests", "2000", "--max-outstanding", "4096")
     with running(nodes=2, broker=limits) as stack:
         outcomes = asyncio.run(from_many_clients(stack, count=REQUESTS, retries=0))
 

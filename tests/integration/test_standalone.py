@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -98,4 +99,5 @@ def test_a_busy_port_is_named(tmp_path: Path) -> None:
             words = process.stderr.read()
 
     assert code == 1
-    assert f"tcp://127.0.0.1:{port} is in use" in words
+    # Now and then the next port, which is for workers, is somebody's too, and named first.
+    assert re.search(rf"tcp://127\.0\.0\.1:({port}|{port + 1}) is in use", words)
