@@ -133,11 +133,11 @@ def test_a_slow_node_gets_less() -> None:
             await asyncio.gather(*(one() for _ in range(count)))
 
     with running(nodes=0) as stack:
-        stack.worker("--engine-opt", "step_ms=25", node_id="fast")
-        stack.worker("--engine-opt", "step_ms=100", node_id="slow")
+        stack.worker("--engine-opt", "step_ms=40", node_id="fast")
+        stack.worker("--engine-opt", "step_ms=160", node_id="slow")
         stack.wait_for_nodes(2)
-        asyncio.run(send(600, at_once=60))
+        asyncio.run(send(500, at_once=60))
         done = {node.node_id: node.completed for node in stack.status().nodes}
 
-    assert done["fast"] + done["slow"] == 600
-    assert done["slow"] < 600 / 4
+    assert done["fast"] + done["slow"] == 500
+    assert done["slow"] < 500 / 4
