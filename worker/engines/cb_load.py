@@ -36,12 +36,16 @@ class Loaded:
     is_cuda: bool
 
 
-def load(spec: EngineSpec, progress: Progress) -> Loaded:
-    """Load `spec.model_path`; float32 on CPU and bfloat16 on CUDA unless `spec.dtype` says otherwise."""
+def check_options(spec: EngineSpec) -> None:
+    """Refuse options that the transformers engine does not know."""
     unknown = set(spec.options) - OPTIONS
     if unknown:
         known = ", ".join(sorted(OPTIONS))
         raise ValueError(f"--engine-opt {', '.join(sorted(unknown))}: the transformers engine knows {known}")
+
+
+def load(spec: EngineSpec, progress: Progress, *, attention: str = "paged|sdpa") -> Loaded:
+    """Load `spec.model_path`; float32 on CPU and bfloat16 on CUDA unless `spec.dtype` says otherwise."""
     progress("loading", 0.0)
     import torch
 
@@ -57,7 +61,7 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
             dtype=getattr(torch, dtype),
             device_map={"": spec.device} if is_cuda else None,
             # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
-            attn_implementation=spec.options.get("attention", "paged|sdpa"),
+            attn_implementation=spec.options.get("attention", attention),
             local_files_only=True,
         )
     finally:

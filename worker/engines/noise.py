@@ -7,8 +7,8 @@ under hash seed 0 (Austin Appleby, public domain, https://github.com/aappleby/sm
 and nothing else, so that numpy, torch and a GPU kernel agree to the bit. Only the two logarithms after it may differ in
 the last bit between libraries, which matters only where two scores are equal to seven digits.
 
-The last word is the token id, so everything before it is one number per row (`row_state`), and what depends on the
-token alone is one vector per vocabulary (`token_words`); an element costs one more round and the finaliser.
+The last word is the token id, so everything before it is one number per row (`murmur.row_state`), and what depends on
+the token alone is one vector per vocabulary (`token_words`); an element costs one more round and the finaliser.
 """
 
 from __future__ import annotations
@@ -19,16 +19,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from .murmur import C1, C2, LENGTH_BYTES, MASK, MIX1, MIX2, ROUND_ADD
+
 if TYPE_CHECKING:
     import torch
 
-_MASK: Final = 0xFFFFFFFF
-_C1: Final = 0xCC9E2D51
-_C2: Final = 0x1B873593
-_ROUND_ADD: Final = 0xE6546B64
-_MIX1: Final = 0x85EBCA6B
-_MIX2: Final = 0xC2B2AE35
-_LENGTH_BYTES: Final = 16
 _SCALE: Final = 2.0**-32
 _BELOW_ONE: Final = 1.0 - 2.0**-24
 """The largest float32 below one: a uniform rounded up to one would give noise of minus infinity."""
@@ -37,45 +32,19 @@ Uint32Row = npt.NDArray[np.uint32]
 FloatRow = npt.NDArray[np.float32]
 
 
-def _rotate(value: int, bits: int) -> int:
-    return ((value << bits) | (value >> (32 - bits))) & _MASK
-
-
-def _word(value: int) -> int:
-    """Scramble one input word before it enters the state."""
-    return _rotate(value * _C1 & _MASK, 15) * _C2 & _MASK
-
-
-def row_state(seed: int, position: int) -> int:
-    """Hash everything but the token id: the state of one row. `position` is the index of the token to be drawn."""
-    state = 0
-    for word in (seed >> 32 & _MASK, seed & _MASK, position & _MASK):
-        state = (_rotate(state ^ _word(word), 13) * 5 + _ROUND_ADD) & _MASK
-    return state
-
-
-def token_hash(seed: int, position: int, token_id: int) -> int:
-    """Hash one element: the definition that the vector forms below must equal."""
-    value = (_rotate(row_state(seed, position) ^ _word(token_id & _MASK), 13) * 5 + _ROUND_ADD) & _MASK
-    value ^= _LENGTH_BYTES
-    value = (value ^ value >> 16) * _MIX1 & _MASK
-    value = (value ^ value >> 13) * _MIX2 & _MASK
-    return value ^ value >> 16
-
-
 def token_words(size: int) -> Uint32Row:
     """Scramble the ids 0..size-1: the part of the hash that depends on the token alone."""
-    words = np.arange(size, dtype=np.uint32) * np.uint32(_C1)
-    return (words << np.uint32(15) | words >> np.uint32(17)) * np.uint32(_C2)
+    words = np.arange(size, dtype=np.uint32) * np.uint32(C1)
+    return (words << np.uint32(15) | words >> np.uint32(17)) * np.uint32(C2)
 
 
 def hash_row(state: int, words: Uint32Row) -> Uint32Row:
     """Hash every token of one row, as numpy."""
     value = words ^ np.uint32(state)
-    value = (value << np.uint32(13) | value >> np.uint32(19)) * np.uint32(5) + np.uint32(_ROUND_ADD)
-    value ^= np.uint32(_LENGTH_BYTES)
-    value = (value ^ value >> np.uint32(16)) * np.uint32(_MIX1)
-    value = (value ^ value >> np.uint32(13)) * np.uint32(_MIX2)
+    value = (value << np.uint32(13) | value >> np.uint32(19)) * np.uint32(5) + np.uint32(ROUND_ADD)
+    value ^= np.uint32(LENGTH_BYTES)
+    value = (value ^ value >> np.uint32(16)) * np.uint32(MIX1)
+    value = (value ^ value >> np.uint32(13)) * np.uint32(MIX2)
     return value ^ value >> np.uint32(16)
 
 
@@ -111,17 +80,15 @@ class GumbelNoise:
 
         column = torch.tensor([_signed(state) for state in states], dtype=torch.int32, device=self._words.device)
         value = torch.bitwise_xor(self._words, column.unsqueeze(1))
-        value = (
-            torch.bitwise_left_shift(value, 13).bitwise_or_(self._shift(value, 19)).mul_(5).add_(_signed(_ROUND_ADD))
-        )
-        value.bitwise_xor_(_LENGTH_BYTES)
-        value.bitwise_xor_(self._shift(value, 16)).mul_(_signed(_MIX1))
-        value.bitwise_xor_(self._shift(value, 13)).mul_(_signed(_MIX2))
+        value = torch.bitwise_left_shift(value, 13).bitwise_or_(self._shift(value, 19)).mul_(5).add_(_signed(ROUND_ADD))
+        value.bitwise_xor_(LENGTH_BYTES)
+        value.bitwise_xor_(self._shift(value, 16)).mul_(_signed(MIX1))
+        value.bitwise_xor_(self._shift(value, 13)).mul_(_signed(MIX2))
         return torch.bitwise_xor(value, self._shift(value, 16))
 
     def draw(self, states: Sequence[int]) -> torch.Tensor:
         """Draw the noise of rows with these states: float32 [rows, vocabulary]."""
-        unsigned = self.hashes(states).long().bitwise_and_(_MASK)
+        unsigned = self.hashes(states).long().bitwise_and_(MASK)
         uniform = unsigned.float().add_(0.5).mul_(_SCALE).clamp_(max=_BELOW_ONE)
         uniform.neg_().log1p_().neg_().log_().neg_()
         return uniform

@@ -15,93 +15,11 @@ Knows no engine, no batch and no text.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
-
 import numpy as np
 
-from .base import RequestRefusedError, Sampling, TokenRequest
-from .noise import FloatRow, Uint32Row, gumbel_row, row_state
-
-GREEDY_BELOW: Final = 1e-5
-
-
-@dataclass(slots=True)
-class Draw:
-    """What the next token of one generation depends on besides its logits."""
-
-    sampling: Sampling
-    prompt_ids: frozenset[int]
-    stop_ids: frozenset[int]
-    min_new_tokens: int
-    position: int
-    """Index of the next token in prompt and output together."""
-    generated: Counter[int] = field(default_factory=Counter[int])
-    generated_count: int = 0
-
-    @classmethod
-    def of(cls, request: TokenRequest, stop_ids: Iterable[int]) -> Draw:
-        """Start where the request starts: behind its prompt and what it resumes from."""
-        return cls(
-            sampling=request.sampling,
-            prompt_ids=frozenset(request.prompt_ids) if request.sampling.repetition_penalty != 1.0 else frozenset(),
-            stop_ids=frozenset(stop_ids),
-            min_new_tokens=request.min_new_tokens,
-            position=len(request.prompt_ids) + len(request.resume_ids),
-            generated=Counter(request.resume_ids),
-            generated_count=len(request.resume_ids),
-        )
-
-    def take(self, token_id: int) -> None:
-        """Count a token that was drawn."""
-        self.generated[token_id] += 1
-        self.generated_count += 1
-        self.position += 1
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the best token is taken as it is."""
-        return self.sampling.temperature < GREEDY_BELOW
-
-    @property
-    def is_penalised(self) -> bool:
-        """Whether tokens seen before are worth less (or more)."""
-        sampling = self.sampling
-        return bool(sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty)
-
-    @property
-    def state(self) -> int:
-        """The row state of the noise for the next token."""
-        return row_state(self.sampling.seed, self.position)
-
-
-def check(request: TokenRequest, *, vocabulary: int) -> None:
-    """Refuse what cannot be drawn from, naming the field; the caller has checked lengths.
-
-    An id outside the vocabulary would end the whole engine in an index error, so all of them are looked at.
-    """
-    sampling = request.sampling
-    _require(sampling.temperature >= 0.0, "temperature", sampling.temperature, "0 or above")
-    _require(0.0 < sampling.top_p <= 1.0, "top_p", sampling.top_p, "above 0 and at most 1")
-    _require(sampling.top_k >= 0, "top_k", sampling.top_k, "0 (off) or above")
-    _require(0.0 <= sampling.min_p <= 1.0, "min_p", sampling.min_p, "from 0 to 1")
-    _require(sampling.repetition_penalty > 0.0, "repetition_penalty", sampling.repetition_penalty, "above 0")
-    _require(sampling.logprobs is None or sampling.logprobs >= 0, "logprobs", sampling.logprobs, "0 or above")
-    _require(0 <= sampling.seed < 2**63, "seed", sampling.seed, "from 0 to 2**63-1")
-    for name, ids in (
-        ("prompt_ids", request.prompt_ids),
-        ("resume_ids", request.resume_ids),
-        ("logit_bias", sampling.logit_bias),
-    ):
-        for token_id in ids:
-            _require(0 <= token_id < vocabulary, name, token_id, f"ids from 0 to {vocabulary - 1}")
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:  # noqa: FBT001 - reads as a sentence
-    if not holds:
-        raise RequestRefusedError(f"{name} is {value}, but must be {wanted}")
+from .base import Sampling
+from .draw import Draw
+from .noise import FloatRow, Uint32Row, gumbel_row
 
 
 def choose(logits: FloatRow, draw: Draw, words: Uint32Row) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from .base import Sampling
+from .draw import Draw
 from .noise import GumbelNoise
-from .sampling import Draw
 
 
 class BatchSampler:
@@ -97,3 +97,10 @@ class BatchSampler:
 
     def _column(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(1)
+
+
+def report(logprobs: torch.Tensor, token_id: int, count: int) -> dict[int, float]:
+    """Return the log probability of a token and of the `count` likeliest ones of its row."""
+    likeliest = logprobs.topk(min(count, logprobs.shape[0])).indices
+    ids = {token_id, *(int(one) for one in likeliest)}
+    return {one: float(logprobs[one]) for one in ids}

@@ -22,12 +22,13 @@ from .base import (
     FinishReason,
     Progress,
     RequestRefusedError,
+    TokenEngine,
     TokenEvent,
     TokenRequest,
 )
 from .cb_loop import ContinuousBatch, Pool
-from .sampling import Draw, check
-from .sampling_torch import BatchSampler
+from .draw import Draw, check
+from .sampling_torch import BatchSampler, report
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,8 @@ class TransformersEngine:
         self._events += [self._advance(self._live[key], token_id) for key, token_id in tokens]
 
     def _advance(self, live: _Live, token_id: int) -> TokenEvent:
-        logprobs = None if live.logprobs is None else [self._report(live.logprobs, token_id, live)]
+        count = live.draw.sampling.logprobs or 0
+        logprobs = None if live.logprobs is None else [report(live.logprobs, token_id, count)]
         live.draw.take(token_id)
         live.logprobs = None
         reason = self._finish_reason(live, token_id)
@@ -169,13 +171,6 @@ class TransformersEngine:
         for row, logprobs in self._sampler.logprobs(logits, draws).items():
             lives[row].logprobs = logprobs
         self._sampler.scores(logits, draws)
-
-    @staticmethod
-    def _report(logprobs: torch.Tensor, token_id: int, live: _Live) -> dict[int, float]:
-        """Return the log probability of the token and of the likeliest ones."""
-        likeliest = logprobs.topk(min(live.draw.sampling.logprobs or 0, logprobs.shape[0])).indices
-        ids = {token_id, *(int(one) for one in likeliest)}
-        return {one: float(logprobs[one]) for one in ids}
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
@@ -208,8 +203,9 @@ class TransformersEngine:
 
 def factory(spec: EngineSpec, progress: Progress) -> TransformersEngine:
     """Load the model of `spec` and make an engine of it; `--engine-opt` knows the names in `cb_load.OPTIONS`."""
-    from .cb_load import load, plan
+    from .cb_load import check_options, load, plan
 
+    check_options(spec)
     loaded = load(spec, progress)
     engine = TransformersEngine(
         loaded.model, pool=plan(spec, loaded), context=loaded.context, eos_ids=sorted(loaded.eos_ids)
@@ -219,7 +215,7 @@ def factory(spec: EngineSpec, progress: Progress) -> TransformersEngine:
     return engine
 
 
-def warm_up(engine: TransformersEngine, progress: Progress) -> None:
+def warm_up(engine: TokenEngine, progress: Progress) -> None:
     """Generate two tokens: a model that cannot run fails here, while it is loading, and not at the first request."""
     progress("warming", 0.0)
     engine.submit(TokenRequest(ticket=0, prompt_ids=[0], max_new_tokens=2, ignore_eos=True))

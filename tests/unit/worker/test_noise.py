@@ -5,7 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from zmqrt.worker.engines.noise import GumbelNoise, gumbel_row, hash_row, row_state, token_hash, token_words
+from zmqrt.worker.engines.murmur import row_state, token_hash
+from zmqrt.worker.engines.noise import GumbelNoise, gumbel_row, hash_row, token_words
 
 GOLDEN = [
     # seed, position, token id, hash: MurmurHash3_x86_32 of the four words, hash seed 0

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from zmqrt.worker.engines.base import RequestRefusedError, Sampling, TokenRequest
+from zmqrt.worker.engines.draw import Draw, check
 from zmqrt.worker.engines.noise import token_words
-from zmqrt.worker.engines.sampling import Draw, adjust, check, choose, keep_likely
+from zmqrt.worker.engines.sampling import adjust, choose, keep_likely
 from zmqrt.worker.engines.sampling_torch import BatchSampler
 
 VOCABULARY = 64
