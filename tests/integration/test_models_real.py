@@ -9,9 +9,9 @@ import pytest
 
 from support.engines import requests_of_all_kinds, run
 from zmqrt.protocol.tasks import ChatMessage
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
-from zmqrt.worker.engines.transformers_cb import TransformersEngine, factory
+from zmqrt.worker.engines.loading import find_factory
 from zmqrt.worker.model_fetch import locate
 from zmqrt.worker.models import PACKAGES, ModelFiles, resolve
 from zmqrt.worker.vocabulary import load_vocabulary
@@ -37,11 +37,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFiles]:
         assert len(heard) > 100, "too coarse for a progress bar"
 
 
-@pytest.fixture(scope="module")
-def engine(files: ModelFiles) -> Iterator[TransformersEngine]:
+@pytest.fixture(scope="module", params=["generate", "transformers"])
+def engine(files: ModelFiles, request: pytest.FixtureRequest) -> Iterator[TokenEngine]:
     """Load it as a worker does."""
+    engine = load_engine(files, str(request.param))
+    yield engine
+    engine.close()
+
+
+def load_engine(files: ModelFiles, name: str) -> TokenEngine:
+    """Load the model into an engine."""
     spec = EngineSpec(
-        engine="transformers",
+        engine=name,
         model="smollm2-135m",
         model_path=str(files.path),
         device="cpu",
@@ -51,9 +58,9 @@ def engine(files: ModelFiles) -> Iterator[TransformersEngine]:
         batch_max_latency_ms=50,
         slots=8,
     )
-    engine = factory(spec, lambda _phase, _percent: None)
-    yield engine
-    engine.close()
+    engine = find_factory(name)(spec, lambda _phase, _percent: None)
+    assert isinstance(engine, TokenEngine)
+    return engine
 
 
 def test_the_record_says_what_it_is(files: ModelFiles) -> None:
@@ -62,7 +69,7 @@ def test_the_record_says_what_it_is(files: ModelFiles) -> None:
     assert files.revision.startswith("b179c9523d0e")
 
 
-def test_greedy_answer_through_the_engine(files: ModelFiles, engine: TransformersEngine) -> None:
+def test_greedy_answer_through_the_engine(files: ModelFiles, engine: TokenEngine) -> None:
     """Template, tokens, EOS and text fit together."""
     vocabulary = load_vocabulary(files.path)
     assert vocabulary.eos_ids == {2}
@@ -80,7 +87,7 @@ def test_greedy_answer_through_the_engine(files: ModelFiles, engine: Transformer
     assert outcome.finish_reason == "stop"
 
 
-def test_seeded_tokens_are_the_same_alone_in_a_batch_and_resumed(engine: TransformersEngine) -> None:
+def test_seeded_tokens_are_the_same_alone_in_a_batch_and_resumed(engine: TokenEngine) -> None:
     """With a vocabulary of 49,152 and real logits too; the batch mixes greedy and sampled requests."""
     requests = requests_of_all_kinds(8, vocabulary=40_000, tokens=TOKENS)
 
@@ -92,6 +99,19 @@ def test_seeded_tokens_are_the_same_alone_in_a_batch_and_resumed(engine: Transfo
         cut = 1 + request.ticket * 2 % (TOKENS - 1)
         resumed = msgspec.structs.replace(request, resume_ids=expected[:cut])
         assert run(engine, [resumed])[request.ticket].token_ids == expected[cut:]
+
+
+def test_both_engines_draw_the_same_tokens(files: ModelFiles) -> None:
+    """Greedy, sampled, penalised, limited; and again where most of the prompt is there already."""
+    requests = requests_of_all_kinds(8, vocabulary=40_000, tokens=TOKENS)
+    ours, theirs = load_engine(files, "generate"), load_engine(files, "transformers")
+
+    right = run(theirs, requests)
+
+    for _ in range(2):
+        assert {ticket: one.token_ids for ticket, one in run(ours, requests).items()} == {
+            ticket: one.token_ids for ticket, one in right.items()
+        }
 
 
 @pytest.mark.slow

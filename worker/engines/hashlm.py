@@ -1,11 +1,11 @@
 """The mock engine: a toy model under a real scheduler, deterministic and free of torch.
 
-`HashLM` keeps a store per slot, token and hash chain by position, and draws each next token from what it reads back
-through its slot table. A slot reused too early, a stale row, a resume without its prefix: each gives a wrong token at
-once, and `toy_model.expected_tokens` knows the right one. `HashEmbed` is its twin for batches.
+`HashRunner` keeps token and hash chain of every place in the pool, and draws each next token from what it reads back
+there. A place used too early, a wrong prefix, a resume without its tokens: each gives a wrong token at once, and
+`toy_model.expected_tokens` knows the right one. `HashEmbed` is its twin for batches.
 
-Options (`--engine-opt`): step_ms, step_ms_per_row, prefill_ms_per_token, load_s, slots, eos (hash | never), dim, and
-for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text that sets the fault off).
+Options (`--engine-opt`): step_ms, step_ms_per_row, prefill_ms_per_token, load_s, slots, chunk, eos (hash | never), dim,
+and for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text that sets the fault off).
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import os
 import signal
 import struct
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from ...protocol.toy_model import EOS, REVISION, extend, next_token, noise_of
+from ...protocol.toy_model import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
 from .base import (
     Capacity,
     Engine,
-    EngineFullError,
     EngineSpec,
-    EngineStats,
-    FinishReason,
     Item,
     Progress,
-    RequestRefusedError,
     Result,
     TokenEvent,
     TokenRequest,
 )
+from .generate.engine import Drawn, GenerateEngine
+from .generate.schedule import Copy, Limits, Part, Step
 
 DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192
+DEFAULT_CHUNK: Final = 2048
 _MAX_DIM: Final = 4096
 _KNOWN: Final = frozenset(
     {
@@ -47,6 +47,7 @@ _KNOWN: Final = frozenset(
         "prefill_ms_per_token",
         "load_s",
         "slots",
+        "chunk",
         "eos",
         "dim",
         "crash_on_prompt",
@@ -91,174 +92,112 @@ class Faults:
         return f"told to fail by {self.fail!r} in the prompt" if self.fail and self.fail in text else None
 
 
-class SlotStore:
-    """What the model remembers: token id and hash chain at (slot, position). It forgets nothing by itself."""
-
-    def __init__(self, slots: int) -> None:
-        self._ids: list[list[int]] = [[] for _ in range(slots)]
-        self._chains: list[list[int]] = [[] for _ in range(slots)]
-
-    def write(self, slot: int, position: int, token_id: int) -> None:
-        """Store a token behind what lies before it in this slot."""
-        ids, chains = self._ids[slot], self._chains[slot]
-        del ids[position:], chains[position:]
-        ids.append(token_id)
-        chains.append(extend(chains[-1] if chains else 0, token_id))
-
-    def read(self, slot: int, length: int) -> tuple[int, list[int]]:
-        """Return the chain over the first `length` tokens of a slot, and the last three of them."""
-        return self._chains[slot][length - 1], self._ids[slot][max(0, length - 3) : length]
+_USUAL_PACE: Final = Pace()
+_NO_FAULTS: Final = Faults()
 
 
-@dataclass(slots=True)
-class Row:
-    """A request in a slot. `length` counts the tokens stored: prompt, prefix and those made here."""
+class HashRunner:
+    """Computes steps of the toy model from what it reads back of its pool. It forgets nothing by itself.
 
-    request: TokenRequest
-    slot: int
-    noise: int
-    length: int = 0
-    made: int = 0
-    is_cancelled: bool = False
+    A step is computed when it is launched, in order, as on a device; what it drew is handed out when its time is over.
+    """
 
+    vocabulary = VOCABULARY
 
-@dataclass
-class HashLM:
-    """Iteration-level batching over the toy model: admit, step, report, once per `poll`."""
+    def __init__(self, kv_tokens: int, *, pace: Pace, may_end: bool, clock: Callable[[], float]) -> None:
+        self._ids = array("L", bytes(kv_tokens * array("L").itemsize))
+        self._chains = array("Q", bytes(kv_tokens * array("Q").itemsize))
+        self._pace = pace
+        self._may_end = may_end
+        self._clock = clock
+        self._under_way: deque[tuple[float, Drawn]] = deque()
 
-    slots: int = DEFAULT_SLOTS
-    context: int = DEFAULT_CONTEXT
-    pace: Pace = field(default_factory=Pace)
-    faults: Faults = field(default_factory=Faults)
-    may_end: bool = True
-    clock: Callable[[], float] = time.monotonic
-    revision: ClassVar[str] = REVISION
+    def launch(self, step: Step) -> None:
+        """Copy, store, draw; the next step begins when this one is over."""
+        for copy in step.copies:
+            self._copy(copy)
+        drawn = [self._run(part) for part in step.parts]
+        prompt_tokens = sum(part.end - part.begin for part in step.parts if part.is_prompt)
+        begins = max(self._clock(), self._under_way[-1][0] if self._under_way else 0.0)
+        over = begins + self._pace.step_s(len(step.drawing), prompt_tokens)
+        tops = [part.row.request.sampling.logprobs for part in step.drawing]
+        tokens = [token for token in drawn if token is not None]
+        reports = [None if top is None else {token: -0.5} for token, top in zip(tokens, tops, strict=True)]
+        self._under_way.append((over, Drawn(tokens, reports)))
 
-    def __post_init__(self) -> None:
-        """Lay out the slots."""
-        self._store = SlotStore(self.slots)
-        self._free = list(range(self.slots))
-        self._waiting: deque[TokenRequest] = deque()
-        self._rows: dict[int, Row] = {}
-        self._in_step: list[Row] = []
-        self._due: float | None = None
-        self._early: list[TokenEvent] = []
-        self._steps = self._tokens = self._largest = 0
-
-    def submit(self, request: TokenRequest) -> None:
-        """Queue a request. Raises EngineFullError, or RequestRefusedError if it can never fit."""
-        length = len(request.prompt_ids) + len(request.resume_ids)
-        if not 0 < length < self.context:
-            raise RequestRefusedError(f"a prompt of {length} tokens does not fit a context of {self.context}")
-        if len(self._waiting) >= self.slots:
-            raise EngineFullError
-        self._waiting.append(request)
-
-    def cancel(self, ticket: int) -> None:
-        """Give a request up; the slot of a running one frees when the step that uses it is over."""
-        row = self._rows.pop(ticket, None)
-        if row is not None:
-            row.is_cancelled = True
-            if not any(one is row for one in self._in_step):
-                self._free.append(row.slot)
-        else:
-            waiting = next((one for one in self._waiting if one.ticket == ticket), None)
-            if waiting is None:
-                return
-            self._waiting.remove(waiting)
-        self._early.append(TokenEvent(ticket=ticket, finish_reason="cancelled"))
-
-    def poll(self, timeout_s: float) -> list[TokenEvent]:
-        """Begin a step if none is under way, wait for it (at most `timeout_s`), and return what it made."""
-        events, self._early = self._early, []
-        if self._due is None and not self._begin(events):
-            return events
-        assert self._due is not None
-        left_s = self._due - self.clock()
-        if left_s > timeout_s or (left_s > 0 and events):
-            time.sleep(0 if events else timeout_s)
-            return events
+    def collect(self, timeout_s: float) -> Drawn | None:
+        """Wait until the oldest step is over."""
+        left_s = self._under_way[0][0] - self._clock()
+        if left_s > timeout_s:
+            time.sleep(timeout_s)
+            return None
         if left_s > 0:
             time.sleep(left_s)
-        self._finish(events)
-        return events
-
-    def capacity(self) -> Capacity:
-        """Tell slots and context."""
-        return Capacity(slots=self.slots, context=self.context)
-
-    def stats(self) -> EngineStats:
-        """Read the counters."""
-        return EngineStats(
-            running=len(self._rows),
-            waiting=len(self._waiting),
-            kv_percent=100 * len(self._rows) // self.slots,
-            steps=self._steps,
-            tokens=self._tokens,
-            largest_batch=self._largest,
-        )
+        return self._under_way.popleft()[1]
 
     def close(self) -> None:
         """Forget everything."""
-        self._waiting.clear()
-        self._rows.clear()
+        self._under_way.clear()
 
-    # --- one step --------------------------------------------------------------------------------------------------
+    def _copy(self, copy: Copy) -> None:
+        for store in (self._ids, self._chains):
+            store[copy.target : copy.target + copy.count] = store[copy.source : copy.source + copy.count]
 
-    def _begin(self, events: list[TokenEvent]) -> bool:
-        prefilled = 0
-        while self._waiting and self._free:
-            prefilled += self._admit(self._waiting.popleft(), events)
-        self._in_step = list(self._rows.values())
-        if not self._in_step:
-            return False
-        self._due = self.clock() + self.pace.step_s(len(self._in_step), prefilled)
-        return True
+    def _run(self, part: Part) -> int | None:
+        """Store the tokens of a part behind what lies before them, and draw from all that can be read back."""
+        start = part.row.span.start
+        given = self._ids[start + part.begin : start + part.end] if part.ids is None else part.ids
+        chain = self._chains[start + part.begin - 1] if part.begin else 0
+        for at, token in enumerate(given, start + part.begin):
+            chain = extend(chain, token)
+            self._ids[at], self._chains[at] = token, chain
+        if not part.draws:
+            return None
+        request, length = part.row.request, part.end
+        made = length - len(request.prompt_ids)
+        may_end = self._may_end and not request.ignore_eos and made >= request.min_new_tokens
+        last = list(self._ids[start + max(0, length - 3) : start + length])
+        noise = noise_of(request.sampling.seed, request.sampling.temperature)
+        token = next_token(self._chains[start + length - 1], noise, last, may_end=may_end)
+        if length < part.row.span.size:
+            self._ids[start + length] = token  # for a next step that is launched before this one is read
+        return token
 
-    def _admit(self, request: TokenRequest, events: list[TokenEvent]) -> int:
-        """Put a request into a slot and its prompt into the store; return how many tokens that were."""
-        error = self.faults.strike(request.prompt_ids)
-        if error is not None:
-            events.append(TokenEvent(ticket=request.ticket, finish_reason="error", error=error))
-            return 0
-        sampling = request.sampling
-        row = Row(request, self._free.pop(), noise_of(sampling.seed, sampling.temperature))
-        for token_id in (*request.prompt_ids, *request.resume_ids):
-            self._store.write(row.slot, row.length, token_id)
-            row.length += 1
-        row.made = len(request.resume_ids)
-        self._rows[request.ticket] = row
-        return row.length
 
-    def _finish(self, events: list[TokenEvent]) -> None:
-        rows, self._in_step, self._due = self._in_step, [], None
-        self._steps += 1
-        self._largest = max(self._largest, len(rows))
-        for row in rows:
-            if row.is_cancelled:
-                self._free.append(row.slot)
-            else:
-                events.append(self._advance(row))
+class HashLM(GenerateEngine):
+    """The toy model under the scheduler of the real engine."""
 
-    def _advance(self, row: Row) -> TokenEvent:
-        request = row.request
-        chain, last = self._store.read(row.slot, row.length)
-        may_end = self.may_end and not request.ignore_eos and row.made >= request.min_new_tokens
-        token = next_token(chain, row.noise, last, may_end=may_end)
-        self._store.write(row.slot, row.length, token)
-        row.length += 1
-        row.made += 1
-        self._tokens += 1
-        reason: FinishReason | None = None
-        if row.made > request.min_new_tokens and (token == EOS or token in request.stop_ids):
-            reason = "stop"
-        elif row.made >= request.max_new_tokens or row.length >= self.context:
-            reason = "length"
-        if reason is not None:
-            del self._rows[request.ticket]
-            self._free.append(row.slot)
-        top = None if request.sampling.logprobs is None else [{token: -0.5}]
-        return TokenEvent(ticket=request.ticket, token_ids=[token], logprobs=top, finish_reason=reason)
+    revision: ClassVar[str] = REVISION
+
+    def __init__(
+        self,
+        *,
+        slots: int = DEFAULT_SLOTS,
+        context: int = DEFAULT_CONTEXT,
+        kv_tokens: int = 0,
+        chunk_tokens: int = DEFAULT_CHUNK,
+        depth: int = 1,
+        pace: Pace = _USUAL_PACE,
+        faults: Faults = _NO_FAULTS,
+        may_end: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        kv_tokens = kv_tokens or slots * context
+        self._faults = faults
+        super().__init__(
+            HashRunner(kv_tokens, pace=pace, may_end=may_end, clock=clock),
+            kv_tokens=kv_tokens,
+            limits=Limits(rows=slots, context=context, chunk_tokens=chunk_tokens, depth=depth),
+            eos_ids=[EOS],
+        )
+
+    def submit(self, request: TokenRequest) -> None:
+        """Take a request in, unless its prompt sets a fault off."""
+        error = self._faults.strike(request.prompt_ids)
+        if error is None:
+            super().submit(request)
+        else:
+            self._events.append(TokenEvent(ticket=request.ticket, finish_reason="error", error=error))
 
 
 class HashEmbed:
@@ -325,6 +264,7 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
     text = HashLM(
         slots=int(options.get("slots", "0")) or spec.slots or DEFAULT_SLOTS,
         context=spec.max_model_len or DEFAULT_CONTEXT,
+        chunk_tokens=int(options.get("chunk", str(DEFAULT_CHUNK))),
         pace=Pace(
             step_ms=step_ms,
             per_row_ms=float(options.get("step_ms_per_row", "0")),

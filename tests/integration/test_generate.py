@@ -1,0 +1,288 @@
+"""The `generate` engine with real arithmetic: the same tokens as `generate` one by one and as continuous batching."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from support.engines import Outcome, requests_of_all_kinds, run
+from support.tiny import tiny_model
+from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
+from zmqrt.worker.engines.cb_loop import untyped
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.load import factory
+from zmqrt.worker.engines.transformers_cb import TransformersEngine
+from zmqrt.worker.engines.transformers_cb import factory as transformers_factory
+
+pytestmark = pytest.mark.integration
+BLOCK = 32
+PATHS = ["fused", "modules"]
+Make = Callable[..., GenerateEngine]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the tiny model."""
+    return tiny_model(tmp_path_factory.mktemp("models"))
+
+
+def spec(folder: Path, **options: object) -> EngineSpec:
+    """Describe an engine on CPU."""
+    fields = {name: options.pop(name) for name in ("max_model_len", "slots") if name in options}
+    return EngineSpec(
+        engine="generate",
+        model="tiny-random",
+        model_path=str(folder),
+        device="cpu",
+        dtype="auto",
+        max_model_len=int(str(fields.get("max_model_len", 512))),
+        batch_max_size=8,
+        batch_max_latency_ms=50,
+        slots=int(str(fields.get("slots", 8))),
+        options={name: str(value) for name, value in options.items()},
+    )
+
+
+@pytest.fixture(scope="module")
+def make(model_path: Path) -> Make:
+    """Make engines of the tiny model; options are those of `--engine-opt`, and slots and max_model_len."""
+
+    def made(**options: object) -> GenerateEngine:
+        engine = factory(spec(model_path, **options), lambda _phase, _percent: None)
+        assert isinstance(engine, GenerateEngine)
+        return engine
+
+    return made
+
+
+def prompt(length: int, salt: int = 0) -> list[int]:
+    """Make a prompt of bytes."""
+    return [(index * 37 + salt * 101 + 11) % 256 for index in range(length)]
+
+
+def ask(ticket: int = 1, length: int = 20, tokens: int = 12, **changes: object) -> TokenRequest:
+    """Ask greedily for so many tokens; `changes` are fields of TokenRequest."""
+    plain = TokenRequest(
+        ticket=ticket,
+        prompt_ids=prompt(length, ticket),
+        max_new_tokens=tokens,
+        ignore_eos=True,
+        sampling=Sampling(temperature=0.0),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def ids_of(outcomes: dict[int, Outcome]) -> dict[int, list[int]]:
+    """Return the tokens alone."""
+    return {ticket: outcome.token_ids for ticket, outcome in outcomes.items()}
+
+
+def arrive_one_by_one(engine: TokenEngine, requests: Sequence[TokenRequest], seed: int) -> dict[int, list[int]]:
+    """Submit at random moments while others run."""
+    rng = random.Random(seed)
+    waiting, made = list(requests), {request.ticket: list[int]() for request in requests}
+    ended = 0
+    while ended < len(requests):
+        if waiting and rng.random() < 0.4:
+            engine.submit(waiting.pop(rng.randrange(len(waiting))))
+        for event in engine.poll(0.0):
+            made[event.ticket] += event.token_ids
+            ended += event.finish_reason is not None
+    return made
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_greedy_equals_generate_one_by_one(make: Make, model_path: Path, path: str) -> None:
+    """Prompts of any length, in one batch, and computed in pieces of 32 and of one token."""
+    import torch
+
+    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    oracle.generation_config.eos_token_id = None
+    lengths = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 130]
+    requests = [ask(ticket=length, length=length, tokens=20) for length in lengths]
+
+    batches = [ids_of(run(make(path=path, chunk=chunk, reuse=0), requests)) for chunk in (128, 32, 1)]
+
+    for request in requests:
+        ids = torch.tensor([request.prompt_ids])
+        output = oracle.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        right = output[0, len(request.prompt_ids) :].tolist()
+        assert [batch[request.ticket] for batch in batches] == [right] * 3
+
+
+def test_every_way_of_running_a_model_draws_the_same(make: Make, model_path: Path) -> None:
+    """Fused, by modules, and by continuous batching; all at once, alone, one by one, in a pool too small for all."""
+    requests = requests_of_all_kinds(8, vocabulary=256, tokens=24)
+    continuous = transformers_factory(spec(model_path), lambda _phase, _percent: None)
+    right = ids_of(run(continuous, requests))
+    continuous.close()
+
+    for path in PATHS:
+        engine = make(path=path)
+        assert ids_of(run(engine, requests)) == right
+        assert ids_of(run(engine, requests)) == right  # the second time most of each prompt is there already
+        assert engine.counts.reused_tokens > 0
+        assert {one.ticket: run(engine, [one])[one.ticket].token_ids for one in requests} == right
+        for seed in range(3):
+            assert arrive_one_by_one(engine, requests, seed) == right
+        engine.close()
+    small = make(kv_mib=0, max_model_len=120, chunk=16)
+    assert small.capacity().kv_tokens == 120
+    assert ids_of(run(small, requests)) == right
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_request_resumed_after_any_token_goes_on_the_same(make: Make, path: str) -> None:
+    """On an engine that has never seen it, and on one that has."""
+    fresh = make(path=path, reuse=0)
+    known = make(path=path)
+    for request in requests_of_all_kinds(4, vocabulary=256, tokens=12):
+        whole = run(known, [request])[request.ticket].token_ids
+        for cut in range(1, 12):
+            resumed = msgspec.structs.replace(request, resume_ids=whole[:cut])
+            for engine in (fresh, known):
+                assert run(engine, [resumed])[request.ticket].token_ids == whole[cut:]
+
+
+def test_prefixes_are_used_and_change_nothing(make: Make) -> None:
+    """In place, by copy, in part, and of a request that still runs."""
+    engine, fresh = make(slots=4), make(slots=4, reuse=0)
+    shared = prompt(100)
+    plans = [(shared, 20), ([*shared[:90], 5, 6], 20), ([*shared[:90], 7], 60), ([*shared, 9], 30), (shared[:40], 30)]
+    requests = [ask(ticket=number, tokens=tokens, prompt_ids=ids) for number, (ids, tokens) in enumerate(plans)]
+    right = {one.ticket: run(fresh, [one])[one.ticket].token_ids for one in requests}
+
+    assert {one.ticket: run(engine, [one])[one.ticket].token_ids for one in requests} == right
+    in_place, by_copy = engine.counts.reused_in_place, engine.counts.reused_by_copy
+    assert in_place + by_copy == 4
+    assert min(in_place, by_copy) >= 1
+    assert arrive_one_by_one(engine, requests[:4], 1) == {one.ticket: right[one.ticket] for one in requests[:4]}
+    assert engine.counts.reused_by_copy > by_copy
+
+
+def test_many_requests_a_third_of_them_cancelled_leave_nothing(make: Make) -> None:
+    """No row, no stretch of the pool, no tensor more than before."""
+    import gc
+
+    import torch
+
+    engine = make(slots=6)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+    def play(first: int) -> None:
+        tickets = range(first, first + 6)
+        for ticket in tickets:
+            engine.submit(ask(ticket=ticket, length=1 + ticket % 70, tokens=4))
+        engine.poll(0.0)
+        for ticket in tickets[::3]:
+            engine.cancel(ticket)
+        ended = 0
+        while ended < 6:
+            ended += sum(event.finish_reason is not None for event in engine.poll(0.0))
+
+    play(0)
+    before = tensors()
+    for first in range(6, 300, 6):
+        play(first)
+
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.kv_percent) == (0, 0, 0)
+    assert tensors() <= before
+
+
+def test_logprobs_are_those_of_the_model(make: Make, model_path: Path) -> None:
+    """Before temperature, bias and noise; the likeliest and the drawn one."""
+    request = ask(sampling=Sampling(temperature=1.2, seed=4, logprobs=3))
+    continuous = transformers_factory(spec(model_path), lambda _phase, _percent: None)
+    right = run(continuous, [request])[1].logprobs
+    continuous.close()
+
+    got = run(make(), [request])[1].logprobs
+
+    assert [sorted(one) for one in got] == [sorted(one) for one in right]
+    for one, other in zip(got, right, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+# --- other architectures ---------------------------------------------------------------------------------------------
+
+
+def config_of(kind: str, **fields: object) -> Any:
+    """Build a small random model of an architecture."""
+    transformers = untyped("transformers")
+    common = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "eos_token_id": 299,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
+    return transformers.AutoConfig.for_model(kind, **{**common, **fields})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "path"),
+    [
+        ("llama", {"attention_bias": True, "head_dim": 32, "tie_word_embeddings": False}, "fused"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "fused"),
+        ("mistral", {"sliding_window": None}, "fused"),
+        ("qwen2", {"use_sliding_window": False}, "fused"),
+        ("qwen3", {"head_dim": 16}, "fused"),
+        ("llama", {"mlp_bias": True}, "modules"),
+        ("phi", {}, "modules"),
+        ("gemma", {"head_dim": 16}, "modules"),
+        ("mistral", {"sliding_window": 16}, "transformers"),
+    ],
+)
+def test_each_architecture_takes_its_way_and_is_right(
+    tmp_path: Path, kind: str, fields: dict[str, Any], path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fastest that can run it, chosen by itself, said in the log, and equal to `generate`."""
+    import torch
+
+    untyped("torch").manual_seed(1)
+    model = untyped("transformers").AutoModelForCausalLM.from_config(config_of(kind, **fields))
+    model.save_pretrained(tmp_path)
+    model.eval()
+    model.generation_config.eos_token_id = None
+    request = ask(length=40, tokens=16)
+
+    with caplog.at_level("INFO"):
+        engine = factory(spec(tmp_path, max_model_len=0), lambda _phase, _percent: None)
+
+    assert f"runs on the path {path!r}" in caplog.text
+    assert isinstance(engine, TransformersEngine if path == "transformers" else GenerateEngine)
+    ids = torch.tensor([request.prompt_ids])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+    assert run(engine, [request])[1].token_ids == output[0, 40:].tolist()
+    engine.close()
+
+
+def test_a_model_that_nothing_here_can_run_is_refused(tmp_path: Path) -> None:
+    """While it loads, with the reason."""
+    untyped("transformers").AutoModelForCausalLM.from_config(config_of("stablelm")).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="tiny-random cannot be run here: its attention cannot be replaced"):
+        factory(spec(tmp_path), lambda _phase, _percent: None)
+
+
+def test_what_it_does_not_know_is_refused(model_path: Path) -> None:
+    """A misspelt option is an error that lists the right ones."""
+    with pytest.raises(ValueError, match="chnk"):
+        factory(spec(model_path, chnk=5), lambda _phase, _percent: None)
+    with pytest.raises(ValueError, match="there are auto, fused"):
+        factory(spec(model_path, path="magic"), lambda _phase, _percent: None)

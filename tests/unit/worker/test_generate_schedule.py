@@ -1,0 +1,433 @@
+"""The scheduler of the `generate` engine under random load: every token is computed from what lies in the pool.
+
+The toy model draws from what it reads back at the places that the scheduler names, so a stretch used too early, a wrong
+prefix, a stale row or a lost cancel is a wrong token at once; the last test plants such bugs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tracemalloc
+from collections.abc import Callable, Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zmqrt.protocol.toy_model import EOS, expected_tokens
+from zmqrt.worker.engines.base import (
+    EngineFatalError,
+    EngineFullError,
+    FinishReason,
+    RequestRefusedError,
+    Sampling,
+    TokenEvent,
+    TokenRequest,
+)
+from zmqrt.worker.engines.generate import schedule as schedules
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.kv_space import HEAD, KvSpace, Span, common_prefix
+from zmqrt.worker.engines.generate.schedule import Copy, Row, Scheduler, Step
+from zmqrt.worker.engines.hashlm import HashLM, HashRunner, Pace
+
+CONTEXT = 100
+SYSTEM = list(range(100, 140))
+"""What many prompts begin with, more or less of it."""
+
+
+class Ticks:
+    """A clock that moves half a step with each look, so that things happen in the middle of steps."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        """Look."""
+        self._now += 0.0005
+        return self._now
+
+
+def make(rng: random.Random, kind: type[HashLM] = HashLM) -> HashLM:
+    """Make an engine: few rows, a pool that may be too small for them, small pieces, one to three steps ahead."""
+    return kind(
+        slots=rng.choice((1, 3, 5)),
+        context=CONTEXT,
+        kv_tokens=rng.choice((CONTEXT, 250, 500)),
+        chunk_tokens=rng.choice((1, 7, 32, 512)),
+        depth=rng.choice((1, 2, 3)),
+        clock=Ticks(),
+    )
+
+
+class Load:
+    """Random arrivals, cancels and steps, each outcome compared with the model computed from scratch."""
+
+    def __init__(self, engine: HashLM, rng: random.Random) -> None:
+        self.engine = engine
+        self.rng = rng
+        self.expected: dict[int, list[int]] = {}
+        self.made: dict[int, list[int]] = {}
+        self.reasons: dict[int, FinishReason] = {}
+
+    def run(self, actions: int) -> None:
+        """Do so many random things, then finish what is left, and look whether anything stayed behind."""
+        for _ in range(actions):
+            self.rng.choice([self.arrive, self.arrive, self.cancel, self.step, self.step, self.step])()
+        for _ in range(5000):
+            if len(self.reasons) == len(self.expected):
+                break
+            self.step()
+        else:
+            raise AssertionError("requests were left without an end")
+        for _ in range(10):
+            self.step()  # what was under way for those who had ended
+        stats = self.engine.stats()
+        assert (stats.running, stats.waiting, stats.kv_percent) == (0, 0, 0)
+
+    def arrive(self) -> None:
+        """Submit, with a shared beginning or none, sometimes as the resume of a request that was cut somewhere."""
+        ticket = len(self.expected) + 1
+        shared = SYSTEM[: self.rng.choice((0, HEAD - 1, HEAD, 30, 40))]
+        prompt = shared + [self.rng.randrange(256) for _ in range(self.rng.randint(1, 12))]
+        count, seed = self.rng.randint(1, 30), self.rng.randrange(5)
+        whole = expected_tokens(prompt, count, seed=seed, temperature=1.0)
+        cut = self.rng.randrange(len(whole)) if self.rng.random() < 0.4 else 0
+        sampling = Sampling(seed=seed, temperature=1.0)
+        request = TokenRequest(
+            ticket=ticket, prompt_ids=prompt, resume_ids=whole[:cut], max_new_tokens=count, sampling=sampling
+        )
+        try:
+            self.engine.submit(request)
+        except EngineFullError:
+            return
+        self.expected[ticket] = whole
+        self.made[ticket] = whole[:cut]
+
+    def cancel(self) -> None:
+        """Cancel something, waiting, running, over or unknown."""
+        self.engine.cancel(self.rng.randint(max(1, len(self.expected) - 6), len(self.expected) + 1))
+
+    def step(self) -> None:
+        """Poll once and check what comes."""
+        for event in self.engine.poll(0):
+            self.check(event)
+
+    def check(self, event: TokenEvent) -> None:
+        """Compare: a prefix of the right answer at any time, all of it at the end."""
+        assert event.ticket not in self.reasons, "an event after the end"
+        self.made[event.ticket] += event.token_ids
+        right = self.expected[event.ticket]
+        assert self.made[event.ticket] == right[: len(self.made[event.ticket])]
+        if event.finish_reason is not None:
+            self.reasons[event.ticket] = event.finish_reason
+            if event.finish_reason != "cancelled":
+                assert self.made[event.ticket] == right
+                assert (event.finish_reason == "stop") == (right[-1] == EOS)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_every_schedule_gives_the_right_tokens(seed: int) -> None:
+    """Arrivals, cancels, resumes, full pools, prefixes, steps read late: each request's tokens are its own."""
+    rng = random.Random(seed)
+
+    Load(make(rng), rng).run(200)
+
+
+def test_prefixes_are_found_in_all_three_ways() -> None:
+    """In place where the old stretch is large enough, by copy where it is not, and from one that still runs."""
+    engine = HashLM(slots=4, context=CONTEXT, kv_tokens=400, pace=Pace(step_ms=0))
+    counts = engine.counts
+
+    def ask(ticket: int, prompt: list[int], count: int, *, steps: int = 50) -> None:
+        sampling = Sampling(seed=1, temperature=1.0)
+        engine.submit(
+            TokenRequest(ticket=ticket, prompt_ids=prompt, max_new_tokens=count, ignore_eos=True, sampling=sampling)
+        )
+        events = [event for _ in range(steps) for event in engine.poll(0) if event.ticket == ticket]
+        made = [token for event in events for token in event.token_ids]
+        right = expected_tokens(prompt, count, seed=1, temperature=1.0, ignore_eos=True)
+        assert made == right[: len(made)]
+
+    ask(1, SYSTEM, 20)
+    ask(2, [*SYSTEM[:30], 1, 2, 3], 20)
+    assert (counts.reused_in_place, counts.reused_by_copy, counts.reused_tokens) == (1, 0, 30)
+    ask(3, [*SYSTEM[:30], 1, 2, 3, 4], 50)
+    assert (counts.reused_in_place, counts.reused_by_copy, counts.reused_tokens) == (1, 1, 63)
+    ask(4, [*range(20, 40), 7], 60, steps=5)
+    ask(5, [*range(20, 40), 8], 10)
+    assert (counts.reused_in_place, counts.reused_by_copy, counts.reused_tokens) == (1, 2, 83)
+
+
+def test_a_short_prompt_passes_a_long_one() -> None:
+    """It waits for three pieces of the other at most, and both go on."""
+    engine = HashLM(slots=2, context=8192, chunk_tokens=128, pace=Pace(step_ms=0))
+    engine.submit(TokenRequest(ticket=1, prompt_ids=[1] * 4000, max_new_tokens=5))
+    engine.poll(0)
+    engine.submit(TokenRequest(ticket=2, prompt_ids=[2] * 100, max_new_tokens=5))
+
+    steps = 0
+    while not any(event.ticket == 2 for event in engine.poll(0)):
+        steps += 1
+
+    assert steps <= 4
+
+
+def test_nobody_waits_for_a_prompt() -> None:
+    """While a long one is computed, those who run get a token in every step."""
+    engine = HashLM(slots=3, context=8192, chunk_tokens=64, pace=Pace(step_ms=0))
+    for ticket in (1, 2):
+        engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket], max_new_tokens=500, ignore_eos=True))
+    engine.poll(0)
+    engine.submit(TokenRequest(ticket=3, prompt_ids=[3] * 3000, max_new_tokens=5))
+
+    for _ in range(40):
+        assert {event.ticket for event in engine.poll(0)} == {1, 2}
+
+
+def test_whoever_is_first_in_line_is_let_in_first() -> None:
+    """A large request is not passed by small ones for ever: it waits for room, and they wait behind it."""
+    engine = HashLM(slots=9, context=CONTEXT, kv_tokens=120, pace=Pace(step_ms=0))
+    for ticket, length in ((1, 80), (2, 90), (3, 5)):
+        engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket] * length, max_new_tokens=5, ignore_eos=True))
+
+    first = [event.ticket for _ in range(40) for event in engine.poll(0) if event.finish_reason]
+
+    assert first == [1, 2, 3]
+
+
+def test_a_step_that_fails_ends_the_engine() -> None:
+    """Its process ends, and its requests go on elsewhere."""
+
+    class Broken(HashRunner):
+        def launch(self, step: Step) -> None:
+            raise ValueError("no such kernel")
+
+    engine = HashLM(slots=2, context=CONTEXT)
+    engine.runner = Broken(200, pace=Pace(), may_end=True, clock=Ticks())
+    engine.submit(TokenRequest(ticket=1, prompt_ids=[1], max_new_tokens=5))
+
+    with pytest.raises(EngineFatalError, match="no such kernel"):
+        engine.poll(0)
+    with pytest.raises(EngineFatalError):
+        engine.submit(TokenRequest(ticket=2, prompt_ids=[1], max_new_tokens=5))
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    """A request that is longer than the whole pool; one token less is served."""
+    engine = HashLM(slots=2, context=CONTEXT, kv_tokens=50, pace=Pace(step_ms=0))
+
+    with pytest.raises(RequestRefusedError, match="51 tokens"):
+        engine.submit(TokenRequest(ticket=1, prompt_ids=[1] * 40, max_new_tokens=11))
+    engine.submit(TokenRequest(ticket=2, prompt_ids=[1] * 40, max_new_tokens=10, ignore_eos=True))
+    made = [token for _ in range(20) for event in engine.poll(0) for token in event.token_ids]
+
+    assert len(made) == 10
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_cancelled_request_frees_its_slot_by_the_next_step(depth: int) -> None:
+    """Whether it waits, is in its prompt or runs: who waits for a slot is in the very next step that is planned."""
+    steps: list[int] = []
+    for phase in range(6):
+        engine = HashLM(slots=1, context=CONTEXT, chunk_tokens=8, depth=depth, pace=Pace(step_ms=0))
+        engine.submit(TokenRequest(ticket=1, prompt_ids=[1] * 30, max_new_tokens=50, ignore_eos=True))
+        for _ in range(phase):
+            engine.poll(0)
+        engine.cancel(1)
+        engine.submit(TokenRequest(ticket=2, prompt_ids=[2], max_new_tokens=1, ignore_eos=True))
+
+        before = engine.counts.steps
+        while not any(event.ticket == 2 for event in engine.poll(0)):
+            pass
+        steps.append(engine.counts.steps - before)
+    print(f"steps until the slot was used again: {steps}")
+
+    assert max(steps) == 1
+
+
+def test_two_thousand_requests_leave_nothing_behind() -> None:
+    """A third of them cancelled: tables are empty, and the memory that Python has for us does not grow."""
+    rng = random.Random(1)
+    engine = HashLM(slots=16, context=CONTEXT, kv_tokens=800, chunk_tokens=64, pace=Pace(step_ms=0))
+
+    def play(first: int) -> None:
+        running: set[int] = set()
+        for ticket in range(first, first + 500):
+            prompt = SYSTEM[: rng.choice((0, 20, 40))] + [rng.randrange(256) for _ in range(rng.randint(1, 12))]
+            sampling = Sampling(seed=ticket, temperature=1.0)
+            request = TokenRequest(ticket=ticket, prompt_ids=prompt, max_new_tokens=8, sampling=sampling)
+            while len(running) == 16:
+                running -= {event.ticket for event in engine.poll(0) if event.finish_reason}
+            engine.submit(request)
+            running.add(ticket)
+            if ticket % 3 == 0:
+                engine.cancel(ticket)
+        while running:
+            running -= {event.ticket for event in engine.poll(0) if event.finish_reason}
+
+    play(1)
+    tracemalloc.start()
+    play(501)
+    before = tracemalloc.get_traced_memory()[0]
+    play(1001)
+    play(1501)
+    growth = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+    assert (engine.stats().running, engine.stats().waiting, engine.stats().kv_percent) == (0, 0, 0)
+    assert growth < 20_000
+
+
+# --- planted bugs ----------------------------------------------------------------------------------------------------
+
+
+def free_one_step_early(patch: pytest.MonkeyPatch) -> None:
+    """Give a stretch back before its last step is planned, not after."""
+    plan, freed = Scheduler.plan, set[Row]()
+
+    def plan_early(self: Scheduler) -> Step | None:
+        for row in self.rows.values():
+            if not row.in_prompt and row.planned_new == row.max_new_tokens - 1 and row not in freed:
+                freed.add(row)
+                self.space.release(row.span)
+        return plan(self)
+
+    def end(self: Scheduler, row: Row) -> None:
+        row.has_ended = True
+        del self.rows[row.request.ticket]
+        if row not in freed:
+            self.space.release(row.span)
+
+    patch.setattr(Scheduler, "plan", plan_early)
+    patch.setattr(Scheduler, "_end", end)
+
+
+def mix_rows_up(patch: pytest.MonkeyPatch) -> None:
+    """Take the results of a step for those of its rows in another order."""
+    right = Scheduler.finish
+
+    def finish(self: Scheduler, step: Step, tokens: Sequence[int]) -> list[tuple[Row, int, FinishReason | None]]:
+        return right(self, step, [*tokens[1:], *tokens[:1]])
+
+    patch.setattr(Scheduler, "finish", finish)
+
+
+def lose_a_cancel(patch: pytest.MonkeyPatch) -> None:
+    """Tell that a request is cancelled, and go on with it."""
+
+    def cancel(self: Scheduler, ticket: int) -> bool:
+        return True
+
+    patch.setattr(Scheduler, "cancel", cancel)
+
+
+def forget_the_prefix(patch: pytest.MonkeyPatch) -> None:
+    """Begin a resumed request without what it had."""
+    right = GenerateEngine.submit
+
+    def submit(self: GenerateEngine, request: TokenRequest) -> None:
+        right(self, msgspec.structs.replace(request, resume_ids=[]))
+
+    patch.setattr(GenerateEngine, "submit", submit)
+
+
+def count_one_too_many(patch: pytest.MonkeyPatch) -> None:
+    """Believe that a prefix is one token longer than it is."""
+
+    def count(one: Sequence[int], other: Sequence[int]) -> int:
+        return min(common_prefix(one, other) + 1, len(one))
+
+    patch.setattr(schedules, "common_prefix", count)
+
+
+def copy_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Forget to copy a prefix."""
+
+    def copy_none(self: HashRunner, copy: Copy) -> None:
+        return
+
+    patch.setattr(HashRunner, "_copy", copy_none)
+
+
+PLANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
+    free_one_step_early,
+    mix_rows_up,
+    lose_a_cancel,
+    forget_the_prefix,
+    count_one_too_many,
+    copy_nothing,
+]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=[plant.__name__ for plant in PLANTS])
+def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a few schedules: the test above can fail."""
+    plant(monkeypatch)
+
+    for seed in range(60):
+        rng = random.Random(seed)
+        try:
+            Load(make(rng), rng).run(200)
+        except (AssertionError, KeyError, EngineFatalError) as error:
+            print(f"found with seed {seed}: {type(error).__name__}")
+            return
+    pytest.fail(f"{plant.__name__} lived through 60 schedules")
+
+
+# --- the pool --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32))
+def test_the_pool_never_gives_a_token_twice(seed: int) -> None:
+    """Whatever is taken, kept, taken again and given back: stretches in use or kept never overlap, none is lost."""
+    rng = random.Random(seed)
+    space = KvSpace(200)
+    used: list[Span] = []
+    kept: list[Span] = []
+    for _ in range(100):
+        match rng.randrange(5):
+            case 0 | 1:
+                span = space.allocate(rng.randint(1, 80))
+                kept = [one for one in kept if space.is_kept(one)]
+                if span is not None:
+                    used.append(span)
+            case 2 if used:
+                space.release(used.pop(rng.randrange(len(used))))
+            case 3 if used:
+                span = used.pop(rng.randrange(len(used)))
+                space.keep(span, [rng.randrange(2)] * HEAD)
+                kept.append(span)
+            case 4 if kept:
+                span = kept.pop(rng.randrange(len(kept)))
+                space.take(span)
+                used.append(span)
+            case _:
+                pass
+        taken = sorted([*used, *kept], key=lambda one: one.start)
+        assert all(one.end <= other.start for one, other in itertools.pairwise(taken))
+        assert space.used_tokens == sum(span.size for span in used)
+    for span in used:
+        space.release(span)
+    for span in kept:
+        space.forget(span)
+    assert space.allocate(200) == Span(0, 200)
+
+
+def test_what_was_used_longest_ago_goes_first_and_no_more_than_needed() -> None:
+    """And nothing goes if even everything would not make room."""
+    space = KvSpace(100)
+    spans = [space.allocate(25) for _ in range(4)]
+    one, two, three, four = (span for span in spans if span is not None)
+    for span in (one, two, three):
+        space.keep(span, list(range(HEAD)))
+    space.touch(one)
+
+    assert space.allocate(80) is None
+    assert all(map(space.is_kept, (one, two, three)))
+    assert space.allocate(20) == Span(two.start, 20)
+    assert space.is_kept(one)
+    assert space.is_kept(three)
+    assert four.size == 25

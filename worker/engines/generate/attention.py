@@ -1,0 +1,120 @@
+"""Attention over the flat pool: where keys and values are written, and what each query sees. Torch, any device.
+
+The pool has, per layer, keys and values [heads, tokens, size]: the tokens of one sequence lie side by side in each
+head, so a sequence is a view, and nothing is gathered. Queries of one group of heads are folded beside each other and
+see their keys once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from .schedule import Copy, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the pool of a model looks like."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Return what one token costs in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What the queries of one part see: rows `begin` .. `end` of the step, keys `first` .. `last` of the pool."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+    mask: torch.Tensor | None
+
+
+class PoolAttention:
+    """Keys and values of all sequences, and the attention of one step over them."""
+
+    def __init__(self, shape: Shape, tokens: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        size = (shape.layers, 2, shape.kv_heads, tokens, shape.head_size)
+        self._pool = torch.zeros(size, dtype=dtype, device=device)
+        self._shape = shape
+        self._places = torch.zeros(0, dtype=torch.int64, device=device)
+        self._sights: list[_Sight] = []
+
+    def copy(self, copy: Copy) -> None:
+        """Copy the keys and values of some tokens, in all layers."""
+        source = self._pool[:, :, :, copy.source : copy.source + copy.count]
+        self._pool[:, :, :, copy.target : copy.target + copy.count] = source
+
+    def prepare(self, parts: Sequence[Part], places: torch.Tensor) -> None:
+        """Learn what the next step computes; `places` [tokens of the step] is where each of them lies in the pool."""
+        self._places = places
+        self._sights = []
+        at = 0
+        for part in parts:
+            start, count = part.row.span.start, part.end - part.begin
+            mask = None if count == 1 else self._mask(part)
+            self._sights.append(_Sight(at, at + count, start, start + part.end, mask))
+            at += count
+
+    def _mask(self, part: Part) -> torch.Tensor:
+        """Let each token of a piece see what lies before it, and itself: bool [count, end]."""
+        count = part.end - part.begin
+        mask = torch.ones(count, part.end, dtype=torch.bool, device=self._pool.device)
+        return mask.tril_(part.begin)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None = None,
+    ) -> torch.Tensor:
+        """Write keys and values [tokens, kv heads, size] into the pool; return [tokens, heads, size]."""
+        keys, values = self._pool[layer, 0], self._pool[layer, 1]
+        keys.index_copy_(1, self._places, key.transpose(0, 1))
+        values.index_copy_(1, self._places, value.transpose(0, 1))
+        heads, size = query.shape[1], query.shape[2]
+        kv_heads = self._shape.kv_heads
+        group = heads // kv_heads
+        seen = torch.empty_like(query)
+        for sight in self._sights:
+            count = sight.end - sight.begin
+            # [count, kv heads, group, size] -> [kv heads, group x count, size]: each head of keys is read once.
+            asked = query[sight.begin : sight.end].view(count, kv_heads, group, size).permute(1, 2, 0, 3)
+            mask = None if sight.mask is None else sight.mask.repeat(group, 1)
+            told = scaled_dot_product_attention(
+                asked.reshape(1, kv_heads, group * count, size),
+                keys[:, sight.first : sight.last].unsqueeze(0),
+                values[:, sight.first : sight.last].unsqueeze(0),
+                attn_mask=mask,
+                scale=scale,
+            )
+            seen[sight.begin : sight.end] = (
+                told.view(kv_heads, group, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
+            )
+        return seen
+
+    def as_interface(
+        self,
+        module: Any,  # noqa: ANN401 - whatever attention module transformers calls us from
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """Attend for a module of transformers: [1, heads, tokens, size] in, [1, tokens, heads, size] out."""
+        shape = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+        return self.attend(int(module.layer_idx), *shape, scale).unsqueeze(0)

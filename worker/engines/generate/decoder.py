@@ -1,0 +1,142 @@
+"""Llama and its family (SmolLM, Mistral, Qwen 2 and 3) with few, large operations: one matrix for query, key and value,
+one for gate and up, and no object between the layers. The weights are those of a model that transformers has loaded.
+
+It knows one step: ids and positions in, logits of some rows out. Where keys and values lie is the attention's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.nn.functional import embedding, linear, rms_norm, silu
+
+from .attention import PoolAttention, Shape
+
+FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers are what `_Layer` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weights of one layer; biases and the norms of query and key are None where a model has none."""
+
+    norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configurations are untyped
+    """Say why a model cannot be run by `LlamaDecoder`; None if it can."""
+    if config.model_type not in FAMILY:
+        return f"model type {config.model_type} is none of {', '.join(FAMILY)}"
+    if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
+        return "its MLP has a bias, or another activation than SiLU"
+    return None
+
+
+class LlamaDecoder:
+    """A model of the family on one device."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
+        config = model.config
+        self._eps = float(config.rms_norm_eps)
+        self._heads = int(config.num_attention_heads)
+        self._kv_heads = int(config.num_key_value_heads)
+        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
+        self._layers = [_take(layer) for layer in model.model.layers]
+        self._embed: torch.Tensor = model.model.embed_tokens.weight.data
+        self._norm: torch.Tensor = model.model.norm.weight.data
+        self._head: torch.Tensor = model.lm_head.weight.data
+        self._cos, self._sin = _rotations(model, int(config.max_position_embeddings))
+
+    @property
+    def shape(self) -> Shape:
+        """What its pool looks like."""
+        return Shape(len(self._layers), self._kv_heads, self._size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return int(self._embed.shape[0])
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: PoolAttention, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Run one step of `ids` [tokens] at `positions`; return float32 logits [len(rows), vocabulary]."""
+        hidden = embedding(ids, self._embed)
+        cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        for index, layer in enumerate(self._layers):
+            hidden = hidden + self._attend(index, layer, hidden, (cos, sin), attention)
+            normed = rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self._eps)
+            gate, up = linear(normed, layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + linear(silu(gate) * up, layer.down)
+        last = rms_norm(hidden[rows], hidden.shape[-1:], self._norm, self._eps)
+        return linear(last, self._head).float()
+
+    def _attend(
+        self,
+        index: int,
+        layer: _Layer,
+        hidden: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        attention: PoolAttention,
+    ) -> torch.Tensor:
+        normed = rms_norm(hidden, hidden.shape[-1:], layer.norm, self._eps)
+        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(hidden), -1, self._size)
+        query, rest = heads[:, : self._heads], heads[:, self._heads :]
+        key, value = rest.chunk(2, dim=1)
+        if layer.query_norm is not None:
+            query = rms_norm(query, (self._size,), layer.query_norm, self._eps)
+            key = rms_norm(key, (self._size,), layer.key_norm, self._eps)
+        seen = attention.attend(index, _rotate(query, *turn), _rotate(key, *turn), value)
+        return linear(seen.reshape(len(hidden), -1), layer.out, layer.out_bias)
+
+
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn pairs (i, i + size / 2) of each head by the angle of its position (Su et al. 2021, as Llama lays it out)."""
+    low, high = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+def _rotations(model: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401
+    """Compute cosine and sine of every position once, as the model's own module does."""
+    at = torch.arange(positions, device=model.device).unsqueeze(0)
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    cos, sin = model.model.rotary_emb(like, position_ids=at)
+    return cos[0], sin[0]
+
+
+def _take(layer: Any) -> _Layer:  # noqa: ANN401 - transformers' modules are untyped
+    """Fuse the weights of a layer, and let go of the originals: both at once would not fit."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        norm=layer.input_layernorm.weight.data,
+        qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj], "weight"),
+        qkv_bias=None
+        if attention.q_proj.bias is None
+        else _fuse([attention.q_proj, attention.k_proj, attention.v_proj], "bias"),
+        query_norm=attention.q_norm.weight.data if hasattr(attention, "q_norm") else None,
+        key_norm=attention.k_norm.weight.data if hasattr(attention, "k_norm") else None,
+        out=attention.o_proj.weight.data,
+        out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
+        mlp_norm=layer.post_attention_layernorm.weight.data,
+        gate_up=_fuse([mlp.gate_proj, mlp.up_proj], "weight"),
+        down=mlp.down_proj.weight.data,
+    )
+
+
+def _fuse(modules: Sequence[Any], name: str) -> torch.Tensor:
+    fused = torch.cat([getattr(module, name).data for module in modules])
+    for module in modules:
+        getattr(module, name).data = fused.new_empty(0)
+    return fused

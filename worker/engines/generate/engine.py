@@ -1,0 +1,206 @@
+"""The loop of the `generate` engine: what is asked, planned and computed becomes events. Knows no model and no device.
+
+While the device works on one step the next one is planned and handed to it (`Limits.depth` at a time), so that it never
+waits for us.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..base import (
+    Capacity,
+    EngineFatalError,
+    EngineFullError,
+    EngineStats,
+    RequestRefusedError,
+    TokenEvent,
+    TokenRequest,
+)
+from ..draw import check
+from .kv_space import KvSpace
+from .schedule import Counts, Limits, Row, Scheduler, Step, finish_reason
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a step drew: for each drawing part in order a token, and log probabilities if its request wants them."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[dict[int, float] | None] | None = None
+
+
+class Runner(Protocol):
+    """Computes steps, in the order they are given."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids run from 0 to this, exclusive."""
+        ...
+
+    def launch(self, step: Step) -> None:
+        """Begin a step; may return before it is done. Raises what breaks the engine."""
+        ...
+
+    def collect(self, timeout_s: float) -> Drawn | None:
+        """Return what the oldest step under way drew, waiting at most `timeout_s`; None if it is not done by then."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class GenerateEngine:
+    """Continuous batching around a runner; see `TokenEngine` for what the methods promise."""
+
+    def __init__(self, runner: Runner, *, kv_tokens: int, limits: Limits, eos_ids: Sequence[int] = ()) -> None:
+        self.runner = runner
+        """Computes; for looking in."""
+        self._scheduler = Scheduler(KvSpace(kv_tokens), limits)
+        self._limits = limits
+        self._eos_ids = frozenset(eos_ids)
+        self._live: set[int] = set()
+        self._steps: deque[Step] = deque()
+        self._events: list[TokenEvent] = []
+        self._broken: str | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What was done so far, and how much of it was found in the pool."""
+        return self._scheduler.counts
+
+    # --- TokenEngine -----------------------------------------------------------------------------------------------
+
+    def submit(self, request: TokenRequest) -> None:
+        """Take a request in. Raises EngineFullError, RequestRefusedError or EngineFatalError."""
+        self._raise_if_broken()
+        max_new_tokens = self._check(request)
+        stop_ids = frozenset(request.stop_ids) if request.ignore_eos else self._eos_ids.union(request.stop_ids)
+        if self._ends_at_once(request, stop_ids, max_new_tokens):
+            return
+        if self._scheduler.is_full:
+            raise EngineFullError(f"all {self._limits.rows} slots are taken")
+        self._scheduler.submit(request, stop_ids, max_new_tokens)
+        self._live.add(request.ticket)
+
+    def cancel(self, ticket: int) -> None:
+        """End a request; it has one last event, at the next poll. Unknown tickets are ignored."""
+        if ticket in self._live:
+            self._live.remove(ticket)
+            self._scheduler.cancel(ticket)
+            self._events.append(TokenEvent(ticket=ticket, finish_reason="cancelled"))
+
+    def poll(self, timeout_s: float) -> list[TokenEvent]:
+        """Keep the runner busy, take in a step if one is done in time, and return what has happened."""
+        if not self._events:
+            self._raise_if_broken()
+        if self._live or self._steps:
+            try:
+                self._advance(0.0 if self._events else timeout_s)
+            except Exception as error:
+                # Whose fault it was cannot be told, and what is left of the pool cannot be trusted. The process ends,
+                # its requests go on elsewhere, and one that breaks engine after engine is found out by that.
+                self._broken = f"{type(error).__name__}: {error}"
+                raise EngineFatalError(self._broken) from error
+        elif not self._events:
+            time.sleep(timeout_s)  # nothing can happen before the caller's next call: this only paces its loop
+        events, self._events = self._events, []
+        return events
+
+    def capacity(self) -> Capacity:
+        """Return how many requests, and tokens of one and of all, the engine holds."""
+        return Capacity(slots=self._limits.rows, context=self._limits.context, kv_tokens=self._scheduler.space.tokens)
+
+    def stats(self) -> EngineStats:
+        """Read counters and gauges."""
+        scheduler, counts = self._scheduler, self._scheduler.counts
+        return EngineStats(
+            running=len(scheduler.rows),
+            waiting=len(scheduler.waiting),
+            kv_percent=100 * scheduler.space.used_tokens // scheduler.space.tokens,
+            steps=counts.steps,
+            tokens=counts.tokens,
+            largest_batch=counts.largest_batch,
+        )
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._live.clear()
+        self._events.clear()
+        self._steps.clear()
+        self._broken = self._broken or "the engine is closed"
+        self.runner.close()
+
+    # --- a step ----------------------------------------------------------------------------------------------------
+
+    def _advance(self, timeout_s: float) -> None:
+        while len(self._steps) < self._limits.depth and (step := self._scheduler.plan()) is not None:
+            self._steps.append(step)
+            self.runner.launch(step)
+        if not self._steps:
+            if self._live:
+                raise RuntimeError("requests are waiting, and none of them can run")
+            return
+        drawn = self.runner.collect(timeout_s)
+        if drawn is None:
+            return
+        step = self._steps.popleft()
+        logprobs = {
+            part.row: each for part, each in zip(step.drawing, drawn.logprobs or (), strict=drawn.logprobs is not None)
+        }
+        for row, token_id, reason in self._scheduler.finish(step, drawn.tokens):
+            if reason is not None:
+                self._live.remove(row.request.ticket)
+            report = logprobs.get(row)
+            self._events.append(
+                TokenEvent(
+                    ticket=row.request.ticket,
+                    token_ids=[token_id],
+                    logprobs=None if report is None else [report],
+                    finish_reason=reason,
+                )
+            )
+
+    # --- at the door -----------------------------------------------------------------------------------------------
+
+    def _check(self, request: TokenRequest) -> int:
+        """Refuse what could never run; return how many new tokens there is room for."""
+        context, prompt = self._limits.context, len(request.prompt_ids)
+        total = prompt + len(request.resume_ids)
+        if request.ticket in self._live:
+            raise RequestRefusedError(f"ticket {request.ticket} is running already")
+        if not prompt:
+            raise RequestRefusedError("prompt_ids is empty; there must be at least one token")
+        if prompt >= context or total > context:
+            raise RequestRefusedError(f"prompt_ids and resume_ids are {total} tokens, the context is {context}")
+        if request.max_new_tokens < 1:
+            raise RequestRefusedError(f"max_new_tokens is {request.max_new_tokens}, but must be 1 or above")
+        if (request.sampling.logprobs or 0) > MAX_LOGPROBS:
+            raise RequestRefusedError(f"logprobs is {request.sampling.logprobs}, but must be at most {MAX_LOGPROBS}")
+        check(request, vocabulary=self.runner.vocabulary)
+        max_new_tokens = min(request.max_new_tokens, context - prompt)
+        pool = self._scheduler.space.tokens
+        if prompt + max_new_tokens > pool:
+            text = f"the request may grow to {prompt + max_new_tokens} tokens, and there is memory for {pool} in all"
+            raise RequestRefusedError(f"{text}; ask for fewer with max_tokens")
+        return max_new_tokens
+
+    def _ends_at_once(self, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> bool:
+        """Say so if nothing is left to do: the node before us was lost after its last token, before it could tell."""
+        if not request.resume_ids:
+            return False
+        reason = finish_reason(Row.of(request, stop_ids, max_new_tokens))
+        if reason is not None:
+            self._events.append(TokenEvent(ticket=request.ticket, finish_reason=reason))
+        return reason is not None
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise EngineFatalError(self._broken)

@@ -1,0 +1,141 @@
+"""Stretches of one flat pool of keys and values, and the finished sequences that still lie in it. Pure.
+
+A sequence is one stretch: where it begins, and how long it may get. What is finished stays until its place is needed,
+oldest first, so that a prompt that begins like it need not be computed again. No copying, no device: whoever owns the
+tensors is told from where to where tokens move.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+HEAD: Final = 16
+"""Ids that a prefix has at least: a shorter one is computed as fast as it is looked up."""
+_MOST_KEPT: Final = 512
+_MOST_TRIED: Final = 16
+"""Sequences with the same head that one prompt is compared with, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`size` tokens of the pool from `start` on."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first token behind it."""
+        return self.start + self.size
+
+
+class KvSpace:
+    """The pool: every token of it is free, in use, or kept for its contents."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._free = [Span(0, tokens)]
+        self._kept: OrderedDict[Span, Sequence[int]] = OrderedDict()
+        self._by_head: dict[tuple[int, ...], dict[Span, None]] = {}
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens in use; kept ones are not, for they go when asked."""
+        return self.tokens - sum(span.size for span in self._free) - sum(span.size for span in self._kept)
+
+    def is_kept(self, span: Span) -> bool:
+        """Whether a stretch holds a finished sequence."""
+        return span in self._kept
+
+    def alike(self, ids: Sequence[int]) -> Iterator[tuple[Span, Sequence[int]]]:
+        """Give finished sequences that begin like this one, with the ids whose keys and values lie there."""
+        found = self._by_head.get(tuple(ids[:HEAD]), {})
+        for span in itertools.islice(reversed(found), _MOST_TRIED):
+            yield span, self._kept[span]
+
+    def allocate(self, size: int, *, spare: Span | None = None) -> Span | None:
+        """Take a stretch, giving up what was kept longest as needed, but never `spare`; None if there is no room."""
+        found = self._first_fit(size)
+        if found is None:
+            if not self._could_fit(size, spare):
+                return None
+            while found is None:
+                oldest = next(span for span in self._kept if span != spare)
+                self.forget(oldest)
+                found = self._first_fit(size)
+        return found
+
+    def release(self, span: Span) -> None:
+        """Give a stretch back."""
+        index = bisect.bisect_left(self._free, span.start, key=lambda one: one.start)
+        start, end = span.start, span.end
+        if index < len(self._free) and self._free[index].start == end:
+            end = self._free.pop(index).end
+        if index and self._free[index - 1].end == start:
+            index -= 1
+            start = self._free.pop(index).start
+        self._free.insert(index, Span(start, end - start))
+
+    def keep(self, span: Span, ids: Sequence[int]) -> None:
+        """Give a stretch back, but remember what lies in it: `ids` from its start on."""
+        if len(ids) < HEAD:
+            self.release(span)
+            return
+        self._kept[span] = ids
+        self._by_head.setdefault(tuple(ids[:HEAD]), {})[span] = None
+        if len(self._kept) > _MOST_KEPT:
+            self.forget(next(iter(self._kept)))
+
+    def take(self, span: Span) -> None:
+        """Use a kept stretch again as it is."""
+        head = tuple(self._kept.pop(span)[:HEAD])
+        alike = self._by_head[head]
+        del alike[span]
+        if not alike:
+            del self._by_head[head]
+
+    def touch(self, span: Span) -> None:
+        """Note that a kept stretch was of use."""
+        self._kept.move_to_end(span)
+
+    def forget(self, span: Span) -> None:
+        """Free a kept stretch."""
+        self.take(span)
+        self.release(span)
+
+    def _first_fit(self, size: int) -> Span | None:
+        for index, hole in enumerate(self._free):
+            if hole.size >= size:
+                rest = [Span(hole.start + size, hole.size - size)] if hole.size > size else []
+                self._free[index : index + 1] = rest
+                return Span(hole.start, size)
+        return None
+
+    def _could_fit(self, size: int, spare: Span | None) -> bool:
+        """Say whether giving up everything kept would make a hole large enough."""
+        end = run = 0
+        for span in sorted([*self._free, *(one for one in self._kept if one != spare)], key=lambda one: one.start):
+            run = run + span.size if span.start == end else span.size
+            end = span.end
+            if run >= size:
+                return True
+        return False
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the ids with which both begin; by halves, so that comparing is done in C."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low + (low < high and one[low] == other[low])

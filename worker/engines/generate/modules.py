@@ -1,0 +1,96 @@
+"""Any decoder that transformers runs with a plain causal attention: its own modules, with our attention inside.
+
+Slower than `LlamaDecoder`, which knows its layers; the same to the rest of the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from ..cb_loop import untyped
+from .attention import PoolAttention, Shape
+
+NAME: Final = "zmqrt_pool"
+"""Under which transformers knows our attention."""
+
+
+def why_not(model: Any) -> str | None:  # noqa: ANN401 - transformers' models are untyped
+    """Say why a model cannot be run here; None if it can."""
+    config = model.config.get_text_config()
+    kinds: set[str] = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return f"its layers are not all plain attention ({', '.join(sorted(kinds))})"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it has an encoder"
+    return None
+
+
+def why_never(model: Any) -> str | None:  # noqa: ANN401 - transformers' models are untyped
+    """Say why a model can be run neither here nor by continuous batching; None if there is a way."""
+    return None if getattr(model, "_supports_attention_backend", False) else "its attention cannot be replaced"
+
+
+class ModuleDecoder:
+    """A model as transformers built it; see `LlamaDecoder` for what the methods mean."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
+        _register()
+        model.set_attn_implementation(NAME)
+        config = model.config.get_text_config()
+        heads = int(config.num_attention_heads)
+        self._shape = Shape(
+            int(config.num_hidden_layers),
+            int(getattr(config, "num_key_value_heads", None) or heads),
+            int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        )
+        self._model = model
+
+    @property
+    def shape(self) -> Shape:
+        """What its pool looks like."""
+        return self._shape
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return int(self._model.get_input_embeddings().weight.shape[0])
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: PoolAttention, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Run one step; return float32 logits of `rows`."""
+        output = self._model(
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=rows,
+            zmqrt_pool=attention,
+        )
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+
+
+def _register() -> None:
+    transformers = untyped("transformers")
+    transformers.AttentionInterface.register(NAME, _attend)
+    untyped("transformers.masking_utils").AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def _no_mask(*_args: object, **_kwargs: object) -> None:
+    """Build none: the pool knows what each token sees."""
+
+
+def _attend(  # noqa: PLR0917 - transformers calls it so
+    module: Any,  # noqa: ANN401 - transformers' modules are untyped
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the pool knows what each token sees
+    scaling: float | None = None,
+    *,
+    zmqrt_pool: PoolAttention,
+    **_ignored: object,
+) -> tuple[torch.Tensor, None]:
+    return zmqrt_pool.as_interface(module, query, key, value, scale=scaling), None
