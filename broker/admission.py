@@ -81,7 +81,7 @@ class Admission:
         if not isinstance(start, Start):
             self._refuse(session, ask, *start)
             return
-        service = self._admit_to(session, ask, now)
+        service = self._admit_to(session, ask, now, is_begun=start is not _FROM_THE_BEGINNING)
         if service is not None:
             if outcome is not None:
                 self._house.outcomes.forget(outcome)
@@ -89,8 +89,12 @@ class Admission:
 
     # --- may it come in? -------------------------------------------------------------------------------------------
 
-    def _admit_to(self, session: Session, ask: m.Request, now: float) -> Service | None:
-        """Return the service that takes the request, or None after a refusal."""
+    def _admit_to(self, session: Session, ask: m.Request, now: float, *, is_begun: bool = False) -> Service | None:
+        """Return the service that takes the request, or None after a refusal.
+
+        One that has begun elsewhere was promised its end: the bound of the queue is not for it. How much of that there
+        can be is bounded by what a connection may have unanswered, and by memory.
+        """
         house = self._house
         bounds = house.bounds
         if house.drain_until is not None:
@@ -115,7 +119,7 @@ class Admission:
         service = house.services.get(ask.service)
         if service is None or not service.healthy:
             service = self._absent(session, ask, service, now)
-        if service is None or (service.ring.mask and not service.queue.count):
+        if service is None or is_begun or (service.ring.mask and not service.queue.count):
             return service
         return self._admit_to_queue(session, ask, service)
 
@@ -187,7 +191,7 @@ class Admission:
         if ring.mask and not service.queue.count and request.revision is None:
             grant(house, request, ring.best(), now)
         else:
-            service.queue.push(request)
+            (service.queue.push if start is _FROM_THE_BEGINNING else service.queue.push_begun)(request)
             house.dirty[service] = None
 
 

@@ -89,6 +89,11 @@ class ServiceQueue:
         self._front.appendleft(request)
         self._count_in(request)
 
+    def push_begun(self, request: Request) -> None:
+        """Add a request that was begun at another broker: behind those that were with a node of this one."""
+        self._front.append(request)
+        self._count_in(request)
+
     def strand(self, request: Request) -> None:
         """Set a request aside that none of the free nodes may continue, so that it does not hold up the others."""
         assert request.revision is not None

@@ -319,6 +319,27 @@ def test_a_client_brings_its_own_units_from_another_broker() -> None:
     assert [p.seq for p in client.hear_only(m.Partial)] == [3]
 
 
+def test_a_stream_that_has_begun_elsewhere_is_bound_by_no_queue_and_goes_first() -> None:
+    """A broker that takes over from a lost one must not let its readers wait until new work is done."""
+    stage = Stage(in_flight=2)
+    client, worker = stage.client(), stage.worker(capacity=1, services=[offer(revision="r1")])
+    client.send(*(ask(number, ttl_s=60.0) for number in range(4)))  # one runs, two wait, one is refused
+    assert [error.reason for error in client.hear_only(m.Error)] == ["queue_full"]
+    other = stage.client()
+
+    for number in (7, 8):
+        blob = msgpack.packb([b"a"])
+        other.request(number, flags=STREAM | m.RESUME, resume_n=1, resume=blob, ext={"revision": "r1"}, ttl_s=60.0)
+
+    assert other.hear_only(m.Error) == []
+    order: list[bytes] = []
+    for _ in range(5):
+        (job,) = worker.work()
+        order.append(job.rid)
+        worker.final(job.lease, job.resume_n, credit=1)
+    assert order == [rid_of(number) for number in (0, 7, 8, 1, 2)]
+
+
 @pytest.mark.parametrize(
     ("flags", "more", "code"),
     [
