@@ -11,7 +11,8 @@ SHELL         := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# Two pytest workers for what only computes; sockets and processes are timed, so they run alone afterwards.
+# What only computes runs first. Tests with sockets and processes wait more than they compute, so two at a time bear each
+# other, but not a machine that is busy with the rest; those of one file share a fleet and stay together.
 JOBS    ?= 2
 FAST    := not slow and not realmodel and not gpu and not soak
 TIMED   := (integration or e2e)
@@ -33,7 +34,7 @@ up: $(STAMP)-run $(STAMP)-model ## run broker, worker and bridge here until Ctrl
 
 test: $(STAMP)-dev ## the fast tests: no GPU, no model, a few minutes
 	$(BIN)/pytest -n $(JOBS) -m "$(FAST) and not $(TIMED)" $(NONE_OK)
-	$(BIN)/pytest -m "$(FAST) and $(TIMED)" $(NONE_OK)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(FAST) and $(TIMED)" $(NONE_OK)
 
 test-all: test $(STAMP)-model ## the slow ones too, and those with a real model
 	$(BIN)/pytest -m "(slow or realmodel or gpu) and not soak" --timeout 600 $(NONE_OK)
