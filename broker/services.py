@@ -44,10 +44,16 @@ class Service(msgspec.Struct, eq=False):
         self.mean_s += (duration_s - self.mean_s) * (_SMOOTHING if self.mean_s else 1.0)
 
     def retry_after_s(self) -> float:
-        """Estimate when what waits now will have been started (Little's law: they run `running` at a time)."""
+        """Estimate when what waits now will have been started (Little's law).
+
+        So many run at a time as do now, or as the healthy nodes can: a broker that has just taken over from another one
+        runs next to nothing yet.
+        """
         if not self.mean_s:
             return 1.0
-        return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, (self.queue.count + 1) * self.mean_s / max(1, self.running)))
+        room = sum(min(node.capacity, offer.max_inflight) for node, offer in self.offers.items() if node.is_usable)
+        at_once = max(1, self.running, room)
+        return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, (self.queue.count + 1) * self.mean_s / at_once))
 
     def count_healthy(self, revision: str, change: int, now: float) -> None:
         """Count a node in (1) or out (-1)."""

@@ -161,6 +161,7 @@ class Link:
         """Note that the broker has it; any answer proves that."""
         self.unacked.pop(request.call.rid, None)
         request.known_to = self.identity
+        request.was_accepted = True
         if streaming:
             request.is_resyncing = False
             if request.state is not State.STREAMING:

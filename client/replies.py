@@ -136,6 +136,7 @@ class Replies:
         if moves_on:
             self._sessions.leave(link, now + link.timing.drain_s, now)
         wake_at = now + retry.pause_s(request, 0.0 if moves_on else error.retry_after_ms / 1000, self._rng)
+        wake_at = retry.before_deadline(request, wake_at, now)
         if not retry.may_retry(request, wake_at, is_free=moves_on) or not request.refused():
             return False
         link.drop(request)

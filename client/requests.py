@@ -78,6 +78,7 @@ class Request:
         readers: Where its events go; more than one when the same request was made again meanwhile.
         journal: The units received so far; None when they cannot be given to another broker or reader.
         known_to: The broker that has shown to have it, with all units received so far.
+        was_accepted: A broker took it once; a later one that is busy is asked again as long as there is time.
         was_sent: It may have been run (a refusal before the start takes that back).
         resyncs: Gaps in a row with no new unit between them.
     """
@@ -100,6 +101,7 @@ class Request:
         "state",
         "submitted_at",
         "wake_at",
+        "was_accepted",
         "was_resent",
         "was_sent",
     )
@@ -114,6 +116,7 @@ class Request:
         self.link: Link | None = None
         self.home: Identity | None = None
         self.known_to: Identity | None = None
+        self.was_accepted = False
         self.was_sent = False
         self.sent_at = 0.0
         self.was_resent = False

@@ -12,12 +12,23 @@ if TYPE_CHECKING:
 REFUSED: Final = frozenset({429, 503})
 _FIRST_SPREAD_S: Final = 0.05
 _MOST_SPREAD_S: Final = 1.0
+_LEAST_PAUSE_S: Final = 0.1
 
 
 def pause_s(request: Request, retry_after_s: float, rng: random.Random) -> float:
     """Wait as told, and a little more by chance, or all who were refused together would come back together."""
     spread_s = min(_MOST_SPREAD_S, _FIRST_SPREAD_S * 2.0 ** min(request.refusals, 10))
     return retry_after_s * rng.uniform(1.0, 1.25) + rng.uniform(0.0, spread_s)
+
+
+def before_deadline(request: Request, wake_at: float, now: float) -> float:
+    """Bring the next try of a request that was accepted once to half of the time that is left, if it would be too late.
+
+    When the queue will have emptied is only a broker's guess, and this one was promised an end.
+    """
+    if not request.was_accepted or wake_at < request.deadline:
+        return wake_at
+    return now + max(_LEAST_PAUSE_S, (request.deadline - now) / 2)
 
 
 def may_retry(request: Request, wake_at: float, *, is_free: bool = False) -> bool:

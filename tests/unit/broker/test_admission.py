@@ -170,6 +170,21 @@ def test_retry_after_follows_the_queue_and_the_speed_of_the_service() -> None:
     assert [e.retry_after_ms for e in client.hear_only(m.Error)] == [2500]
 
 
+def test_retry_after_counts_what_the_nodes_can_do_and_not_what_they_do_yet() -> None:
+    """A broker that takes over finds its nodes busy for another one: it runs nothing, and that will not stay so."""
+    stage = Stage(in_flight=4)
+    client, worker = stage.client(), stage.worker(capacity=2)
+    client.send(ask(1), ask(2))
+    jobs = worker.work()
+    stage.pass_time(1.0)
+    for job in jobs:
+        worker.final(job.lease, credit=0)
+
+    client.send(*(ask(n) for n in range(10, 15)))
+
+    assert [e.retry_after_ms for e in client.hear_only(m.Error)] == [2500]
+
+
 def test_no_queue_is_answered_now_or_never() -> None:
     """NO_QUEUE goes through while a slot is free, and is refused otherwise."""
     stage = Stage()

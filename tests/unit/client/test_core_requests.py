@@ -297,6 +297,27 @@ def test_a_refusal_that_leaves_no_time_is_told_at_once() -> None:
     assert isinstance(ear.error, BusyError)
 
 
+def test_what_was_accepted_once_is_not_given_up_for_a_broker_that_is_busy_now() -> None:
+    """Its guess is beyond the time that is left, so it is asked before that, again and again, until the time is up."""
+    talk = Talk(A, B)
+    ear = talk.submit(timeout_s=20)
+    link = talk.up()
+    talk.hear(link, m.Accepted(ear.rid))
+    talk.lose(link)
+    talk.after(0.2)
+    link = talk.up()
+    asked = 0
+    while not ear.events:
+        for request in talk.sent(link, m.Request):
+            asked += 1
+            talk.hear(link, error(request.rid, 429, "queue_full", retry_after_ms=59_000))
+        talk.after(0.05)
+
+    assert 5 <= asked <= 12
+    assert isinstance(ear.error, BusyError)
+    assert talk.now - 100.0 > 19.0
+
+
 def test_a_refused_stream_goes_on_with_what_it_has() -> None:
     """The broker let it go, so the next attempt brings the units along."""
     talk = Talk()
