@@ -25,7 +25,7 @@ def fleet() -> Iterator[Stack]:
         stack.broker()
         for number in range(2):
             words = ("--device", "cpu", "--slots", "4")
-            stack.worker(*words, engine="transformers", node_id=f"node-{number}", env=ONE_THREAD)
+            stack.worker(*words, engine="generate", node_id=f"node-{number}", env=ONE_THREAD)
         stack.wait_for_nodes(2)
         yield stack
 

@@ -20,7 +20,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandBroker]:
     """Play the broker of one node that serves SmolLM2 on the CPU."""
     arguments = ("--device", "cpu", "--slots", "9")
     folder = tmp_path_factory.mktemp("smollm2")
-    with HandBroker(eviction_s=120) as broker, node(folder, [broker], *arguments, engine="transformers"):
+    with HandBroker(eviction_s=120) as broker, node(folder, [broker], *arguments, engine="generate"):
         broker.until(lambda: broker.phases() == ["ready"], 120)
         yield broker
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.engines import Outcome, requests_of_all_kinds, run
+from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
@@ -58,23 +58,6 @@ def make(model_path: Path) -> Make:
         return engine
 
     return made
-
-
-def prompt(length: int, salt: int = 0) -> list[int]:
-    """Make a prompt of bytes."""
-    return [(index * 37 + salt * 101 + 11) % 256 for index in range(length)]
-
-
-def ask(ticket: int = 1, length: int = 20, tokens: int = 12, **changes: object) -> TokenRequest:
-    """Ask greedily for so many tokens; `changes` are fields of TokenRequest."""
-    plain = TokenRequest(
-        ticket=ticket,
-        prompt_ids=prompt(length, ticket),
-        max_new_tokens=tokens,
-        ignore_eos=True,
-        sampling=Sampling(temperature=0.0),
-    )
-    return msgspec.structs.replace(plain, **changes)
 
 
 def ids_of(outcomes: dict[int, Outcome]) -> dict[int, list[int]]:

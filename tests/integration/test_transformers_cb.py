@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.engines import Outcome, requests_of_all_kinds, run
+from support.engines import alone, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import (
     EngineFatalError,
@@ -18,7 +18,6 @@ from zmqrt.worker.engines.base import (
     RequestRefusedError,
     Sampling,
     TokenEngine,
-    TokenRequest,
 )
 from zmqrt.worker.engines.cb_loop import Pool, untyped
 from zmqrt.worker.engines.transformers_cb import TransformersEngine, factory
@@ -77,28 +76,6 @@ def engine(shared: TransformersEngine) -> Iterator[TransformersEngine]:
     shared.poll(0.0)
     stats = shared.stats()
     assert (stats.running, stats.waiting, stats.kv_percent) == (0, 0, 0)
-
-
-def prompt(length: int, salt: int = 0) -> list[int]:
-    """Make a prompt of bytes."""
-    return [(index * 37 + salt * 101 + 11) % 256 for index in range(length)]
-
-
-def ask(ticket: int = 1, length: int = 20, tokens: int = 12, **changes: object) -> TokenRequest:
-    """Ask greedily for so many tokens; `changes` are fields of TokenRequest."""
-    plain = TokenRequest(
-        ticket=ticket,
-        prompt_ids=prompt(length, ticket),
-        max_new_tokens=tokens,
-        ignore_eos=True,
-        sampling=Sampling(temperature=0.0),
-    )
-    return msgspec.structs.replace(plain, **changes)
-
-
-def alone(engine: TokenEngine, request: TokenRequest) -> Outcome:
-    """Run one request by itself."""
-    return run(engine, [request])[request.ticket]
 
 
 def test_it_is_a_token_engine(engine: TransformersEngine) -> None:

@@ -4,6 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from zmqrt.worker.engines.base import FinishReason, Sampling, TokenEngine, TokenRequest
 
 MAX_POLLS = 5000
@@ -60,3 +62,25 @@ def requests_of_all_kinds(count: int, *, vocabulary: int, tokens: int) -> list[T
         )
         for ticket in range(count)
     ]
+
+
+def prompt(length: int, salt: int = 0) -> list[int]:
+    """Make a prompt of bytes."""
+    return [(index * 37 + salt * 101 + 11) % 256 for index in range(length)]
+
+
+def ask(ticket: int = 1, length: int = 20, tokens: int = 12, **changes: object) -> TokenRequest:
+    """Ask greedily for so many tokens; `changes` are fields of TokenRequest."""
+    plain = TokenRequest(
+        ticket=ticket,
+        prompt_ids=prompt(length, ticket),
+        max_new_tokens=tokens,
+        ignore_eos=True,
+        sampling=Sampling(temperature=0.0),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def alone(engine: TokenEngine, request: TokenRequest) -> Outcome:
+    """Run one request by itself."""
+    return run(engine, [request])[request.ticket]
