@@ -19,7 +19,7 @@ TIMED   := (integration or e2e)
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all soak check format bench docs build clean
+.PHONY: help setup demo up test test-all soak check format bench bench-gpu kernels docs build clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ format: $(STAMP)-dev ## let ruff fix and format
 
 bench: $(STAMP)-bench ## requests per second and latency, beside libzmq's own proxy
 	$(BIN)/python bench/bench_roundtrip.py
+
+bench-gpu: $(STAMP)-dev ## decode steps of random 1B and 8B models against the memory bandwidth of this GPU
+	$(BIN)/python bench/bench_gpu.py
+
+kernels: $(STAMP)-dev ## try the GPU kernels without a GPU, under Triton's interpreter
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
+	$(BIN)/pytest tests/integration/test_kernels.py
 
 docs: $(STAMP)-dev ## write the pages that are made from the code
 	$(BIN)/python docs/pages.py

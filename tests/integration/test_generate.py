@@ -14,8 +14,10 @@ from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
+from zmqrt.worker.engines.generate.attention import PoolAttention
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.load import factory
+from zmqrt.worker.engines.generate.self_test import SelfTestError
 from zmqrt.worker.engines.transformers_cb import TransformersEngine
 from zmqrt.worker.engines.transformers_cb import factory as transformers_factory
 
@@ -114,8 +116,8 @@ def test_every_way_of_running_a_model_draws_the_same(make: Make, model_path: Pat
         for seed in range(3):
             assert arrive_one_by_one(engine, requests, seed) == right
         engine.close()
-    small = make(kv_mib=0, max_model_len=120, chunk=16)
-    assert small.capacity().kv_tokens == 120
+    small = make(kv_mib=0.25, max_model_len=120, chunk=16)
+    assert small.capacity().kv_tokens == 128
     assert ids_of(run(small, requests)) == right
 
 
@@ -269,3 +271,31 @@ def test_what_it_does_not_know_is_refused(model_path: Path) -> None:
         factory(spec(model_path, chnk=5), lambda _phase, _percent: None)
     with pytest.raises(ValueError, match="there are auto, fused"):
         factory(spec(model_path, path="magic"), lambda _phase, _percent: None)
+
+
+def test_a_pool_smaller_than_the_context_bounds_the_context(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """And says so; one with no room for a request is refused, with what to do."""
+    small = make(kv_mib=0.25)
+
+    assert (small.capacity().context, small.capacity().kv_tokens) == (128, 128)
+    assert "memory bears 128 tokens of keys and values; the context is bounded to that" in caplog.text
+    with pytest.raises(ValueError, match=r"memory for 25 tokens .* use a smaller model"):
+        make(kv_mib=0.05)
+
+
+def test_an_engine_that_computes_something_else_is_not_used(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The self-test finds it while loading: the model then runs as transformers runs it, unless a path is asked for."""
+    right = PoolAttention.see
+
+    def wrong(self: PoolAttention, layer: int, *rest: Any) -> Any:
+        return right(self, layer, *rest) * (0.5 if layer == 1 else 1.0)
+
+    monkeypatch.setattr(PoolAttention, "see", wrong)
+    with pytest.raises(SelfTestError, match="off by"):
+        make(path="fused")
+
+    with pytest.raises(AssertionError):  # it is another engine
+        make()
+    assert "it is loaded anew for the path 'transformers'" in caplog.text

@@ -18,7 +18,7 @@ import struct
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -112,7 +112,7 @@ class HashRunner:
         self._clock = clock
         self._under_way: deque[tuple[float, Drawn]] = deque()
 
-    def launch(self, step: Step) -> None:
+    def launch(self, step: Step) -> Sequence[Part]:
         """Copy, store, draw; the next step begins when this one is over."""
         for copy in step.copies:
             self._copy(copy)
@@ -124,6 +124,7 @@ class HashRunner:
         tokens = [token for token in drawn if token is not None]
         reports = [None if top is None else {token: -0.5} for token, top in zip(tokens, tops, strict=True)]
         self._under_way.append((over, Drawn(tokens, reports)))
+        return ()
 
     def collect(self, timeout_s: float) -> Drawn | None:
         """Wait until the oldest step is over."""
@@ -177,6 +178,7 @@ class HashLM(GenerateEngine):
         kv_tokens: int = 0,
         chunk_tokens: int = DEFAULT_CHUNK,
         depth: int = 1,
+        is_deterministic: bool = False,
         pace: Pace = _USUAL_PACE,
         faults: Faults = _NO_FAULTS,
         may_end: bool = True,
@@ -187,7 +189,13 @@ class HashLM(GenerateEngine):
         super().__init__(
             HashRunner(kv_tokens, pace=pace, may_end=may_end, clock=clock),
             kv_tokens=kv_tokens,
-            limits=Limits(rows=slots, context=context, chunk_tokens=chunk_tokens, depth=depth),
+            limits=Limits(
+                rows=slots,
+                context=context,
+                chunk_tokens=chunk_tokens,
+                depth=depth,
+                is_deterministic=is_deterministic,
+            ),
             eos_ids=[EOS],
         )
 

@@ -65,6 +65,30 @@ def _signed(value: int) -> int:
     return value - 2**32 if value >= 2**31 else value
 
 
+def words_of(seed: int) -> tuple[int, int]:
+    """Split a seed into the two words that are hashed, high and low, as int32."""
+    return _signed(seed >> 32 & MASK), _signed(seed & MASK)
+
+
+def row_states(high: torch.Tensor, low: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Compute the states of rows where their seeds lie: int32 [rows] each, the bits of `murmur.row_state`."""
+    state = high.new_zeros(high.shape)
+    for word in (high, low, positions):
+        scrambled = _turn(word * _signed(C1), 15) * C2
+        state = _turn(state.bitwise_xor(scrambled), 13) * 5 + _signed(ROUND_ADD)
+    return state
+
+
+def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift right and fill with zeros (torch's own shift of an int32 copies the sign)."""
+    return (value >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+
+
+def _turn(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rotate left."""
+    return (value << bits).bitwise_or_(_shift(value, 32 - bits))
+
+
 class GumbelNoise:
     """The noise of many rows at once, as torch on one device; int32 arithmetic that wraps, as numpy's uint32 does."""
 
@@ -72,28 +96,27 @@ class GumbelNoise:
         import torch
 
         words = token_words(vocabulary).view(np.int32)
-        self._words = torch.tensor(words, dtype=torch.int32, device=device)
+        self.words: torch.Tensor = torch.tensor(words, dtype=torch.int32, device=device)
+        """`token_words` of the vocabulary: int32 [vocabulary]."""
 
-    def hashes(self, states: Sequence[int]) -> torch.Tensor:
-        """Hash every token of every row: int32 [rows, vocabulary], the bits of `hash_row`."""
+    def states(self, states: Sequence[int]) -> torch.Tensor:
+        """Bring states of rows to the device: int32 [rows]."""
         import torch
 
-        column = torch.tensor([_signed(state) for state in states], dtype=torch.int32, device=self._words.device)
-        value = torch.bitwise_xor(self._words, column.unsqueeze(1))
-        value = torch.bitwise_left_shift(value, 13).bitwise_or_(self._shift(value, 19)).mul_(5).add_(_signed(ROUND_ADD))
-        value.bitwise_xor_(LENGTH_BYTES)
-        value.bitwise_xor_(self._shift(value, 16)).mul_(_signed(MIX1))
-        value.bitwise_xor_(self._shift(value, 13)).mul_(_signed(MIX2))
-        return torch.bitwise_xor(value, self._shift(value, 16))
+        return torch.tensor([_signed(state) for state in states], dtype=torch.int32, device=self.words.device)
 
-    def draw(self, states: Sequence[int]) -> torch.Tensor:
+    def hashes(self, states: torch.Tensor) -> torch.Tensor:
+        """Hash every token of every row: int32 [rows, vocabulary], the bits of `hash_row`."""
+        value = self.words.bitwise_xor(states.unsqueeze(1))
+        value = _turn(value, 13).mul_(5).add_(_signed(ROUND_ADD))
+        value.bitwise_xor_(LENGTH_BYTES)
+        value.bitwise_xor_(_shift(value, 16)).mul_(_signed(MIX1))
+        value.bitwise_xor_(_shift(value, 13)).mul_(_signed(MIX2))
+        return value.bitwise_xor(_shift(value, 16))
+
+    def draw(self, states: torch.Tensor) -> torch.Tensor:
         """Draw the noise of rows with these states: float32 [rows, vocabulary]."""
         unsigned = self.hashes(states).long().bitwise_and_(MASK)
         uniform = unsigned.float().add_(0.5).mul_(_SCALE).clamp_(max=_BELOW_ONE)
         uniform.neg_().log1p_().neg_().log_().neg_()
         return uniform
-
-    @staticmethod
-    def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-        """Shift right and fill with zeros (torch's own shift of an int32 copies the sign)."""
-        return (value >> bits).bitwise_and_((1 << (32 - bits)) - 1)

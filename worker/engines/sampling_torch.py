@@ -61,7 +61,7 @@ class BatchSampler:
         scores = logits.div_(self._column([draw.sampling.temperature for draw in draws]))
         self._on_some(scores, draws, self._keep_top, lambda limits: bool(limits.top_k or limits.top_p < 1.0))
         self._on_some(scores, draws, self._keep_near_best, lambda limits: limits.min_p > 0.0)
-        return scores.add_(self._noise.draw([draw.state for draw in draws]))
+        return scores.add_(self._noise.draw(self._noise.states([draw.state for draw in draws])))
 
     def _on_some(
         self,

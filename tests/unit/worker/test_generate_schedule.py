@@ -29,7 +29,7 @@ from zmqrt.worker.engines.base import (
 from zmqrt.worker.engines.generate import schedule as schedules
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.kv_space import HEAD, KvSpace, Span, common_prefix
-from zmqrt.worker.engines.generate.schedule import Copy, Row, Scheduler, Step
+from zmqrt.worker.engines.generate.schedule import Copy, Part, Row, Scheduler, Step
 from zmqrt.worker.engines.hashlm import HashLM, HashRunner, Pace
 
 CONTEXT = 100
@@ -57,6 +57,7 @@ def make(rng: random.Random, kind: type[HashLM] = HashLM) -> HashLM:
         kv_tokens=rng.choice((CONTEXT, 250, 500)),
         chunk_tokens=rng.choice((1, 7, 32, 512)),
         depth=rng.choice((1, 2, 3)),
+        is_deterministic=rng.random() < 0.3,
         clock=Ticks(),
     )
 
@@ -202,7 +203,7 @@ def test_a_step_that_fails_ends_the_engine() -> None:
     """Its process ends, and its requests go on elsewhere."""
 
     class Broken(HashRunner):
-        def launch(self, step: Step) -> None:
+        def launch(self, step: Step) -> Sequence[Part]:
             raise ValueError("no such kernel")
 
     engine = HashLM(slots=2, context=CONTEXT)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zmqrt.worker.engines.murmur import row_state, token_hash
-from zmqrt.worker.engines.noise import GumbelNoise, gumbel_row, hash_row, token_words
+from zmqrt.worker.engines.noise import GumbelNoise, gumbel_row, hash_row, row_states, token_words, words_of
 
 GOLDEN = [
     # seed, position, token id, hash: MurmurHash3_x86_32 of the four words, hash seed 0
@@ -70,16 +70,31 @@ def test_torch_rows_equal_numpy_to_the_bit() -> None:
     """int32 that wraps and uint32 that wraps hold the same bits."""
     states = [row_state(seed, position) for seed in (0, 7, 2**63 - 1) for position in (0, 1, 8191)]
 
-    hashes = GumbelNoise(5000, "cpu").hashes(states).numpy().view(np.uint32)
+    noise = GumbelNoise(5000, "cpu")
+    hashes = noise.hashes(noise.states(states)).numpy().view(np.uint32)
 
     assert (hashes == np.stack([hash_row(state, token_words(5000)) for state in states])).all()
+
+
+def test_torch_computes_the_states_of_rows_to_the_bit() -> None:
+    """Seeds and positions of any size, where they lie."""
+    import torch
+
+    pairs = [(seed, at) for seed in (0, 7, 2**31, 2**32 - 1, 2**63 - 1) for at in (0, 1, 8191, 2**20)]
+    words = torch.tensor([words_of(seed) for seed, _ in pairs], dtype=torch.int32)
+    positions = torch.tensor([at for _, at in pairs], dtype=torch.int32)
+
+    states = row_states(words[:, 0], words[:, 1], positions).numpy().view(np.uint32)
+
+    assert states.tolist() == [row_state(*pair) for pair in pairs]
 
 
 def test_torch_noise_equals_numpy_up_to_the_last_bits() -> None:
     """The logarithms of two libraries may round apart, no more."""
     states = [row_state(seed, 3) for seed in range(8)]
 
-    noise = GumbelNoise(5000, "cpu").draw(states).numpy()
+    torch_noise = GumbelNoise(5000, "cpu")
+    noise = torch_noise.draw(torch_noise.states(states)).numpy()
 
     expected = np.stack([gumbel_row(state, token_words(5000)) for state in states])
     assert np.allclose(noise, expected, rtol=1e-5, atol=1e-5)

@@ -1,12 +1,11 @@
-"""Attention over the flat pool: where keys and values are written, and what each query sees. Torch, any device.
+"""Attention over the flat pool: where keys and values are written, and what each query sees.
 
-The pool has, per layer, keys and values [heads, tokens, size]: the tokens of one sequence lie side by side in each
-head, so a sequence is a view, and nothing is gathered. Queries of one group of heads are folded beside each other and
-see their keys once.
+Here with the attention of torch, for any device; `flash.py` does the same with one operation for all sequences.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,10 @@ from .schedule import Copy, Part
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the pool of a model looks like."""
+    """What the attention of a model looks like, and so its pool."""
 
     layers: int
+    heads: int
     kv_heads: int
     head_size: int
 
@@ -41,15 +41,70 @@ class _Sight:
     mask: torch.Tensor | None
 
 
-class PoolAttention:
-    """Keys and values of all sequences, and the attention of one step over them."""
+class Attention(ABC):
+    """Where a model's keys and values lie, and the attention of one step over them."""
+
+    shape: Shape
+    places: torch.Tensor
+    """Where each token of the step lies in the pool: int64 [tokens]."""
+
+    @abstractmethod
+    def keys(self, layer: int) -> torch.Tensor:
+        """Return the keys of a layer: [pool tokens, kv heads, size]."""
+
+    @abstractmethod
+    def values(self, layer: int) -> torch.Tensor:
+        """Return the values of a layer: [pool tokens, kv heads, size]."""
+
+    @abstractmethod
+    def copy(self, copy: Copy) -> None:
+        """Copy the keys and values of some tokens, in all layers."""
+
+    @abstractmethod
+    def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+        """Let each query [tokens, heads, size] see what lies before it and at its place; same shape out."""
+
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Write keys and values [tokens of the step, kv heads, size] into the pool."""
+        self.keys(layer).index_copy_(0, self.places, key)
+        self.values(layer).index_copy_(0, self.places, value)
+
+    def as_interface(
+        self,
+        module: Any,  # noqa: ANN401 - whatever attention module transformers calls us from
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """Attend for a module of transformers: [1, heads, tokens, size] in, [1, tokens, heads, size] out."""
+        layer = int(module.layer_idx)
+        self.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        return self.see(layer, query[0].transpose(0, 1), scale).unsqueeze(0)
+
+
+class PoolAttention(Attention):
+    """Torch's own attention, sequence by sequence: the host knows all lengths, and nothing is gathered or padded.
+
+    The pool has, per layer, keys and values [heads, tokens, size]: the tokens of one sequence lie side by side in each
+    head, so a sequence is a view. Queries of one group of heads are folded beside each other and see their keys once.
+    """
 
     def __init__(self, shape: Shape, tokens: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         size = (shape.layers, 2, shape.kv_heads, tokens, shape.head_size)
         self._pool = torch.zeros(size, dtype=dtype, device=device)
-        self._shape = shape
-        self._places = torch.zeros(0, dtype=torch.int64, device=device)
+        self.shape = shape
+        self.places = torch.zeros(0, dtype=torch.int64, device=device)
         self._sights: list[_Sight] = []
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """Return the keys of a layer as a view."""
+        return self._pool[layer, 0].transpose(0, 1)
+
+    def values(self, layer: int) -> torch.Tensor:
+        """Return the values of a layer as a view."""
+        return self._pool[layer, 1].transpose(0, 1)
 
     def copy(self, copy: Copy) -> None:
         """Copy the keys and values of some tokens, in all layers."""
@@ -57,8 +112,8 @@ class PoolAttention:
         self._pool[:, :, :, copy.target : copy.target + copy.count] = source
 
     def prepare(self, parts: Sequence[Part], places: torch.Tensor) -> None:
-        """Learn what the next step computes; `places` [tokens of the step] is where each of them lies in the pool."""
-        self._places = places
+        """Learn what the next pass computes; tokens behind those of the parts are padding, and see nothing."""
+        self.places = places
         self._sights = []
         at = 0
         for part in parts:
@@ -73,20 +128,11 @@ class PoolAttention:
         mask = torch.ones(count, part.end, dtype=torch.bool, device=self._pool.device)
         return mask.tril_(part.begin)
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None = None,
-    ) -> torch.Tensor:
-        """Write keys and values [tokens, kv heads, size] into the pool; return [tokens, heads, size]."""
+    def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+        """Attend; see `Attention`."""
         keys, values = self._pool[layer, 0], self._pool[layer, 1]
-        keys.index_copy_(1, self._places, key.transpose(0, 1))
-        values.index_copy_(1, self._places, value.transpose(0, 1))
         heads, size = query.shape[1], query.shape[2]
-        kv_heads = self._shape.kv_heads
+        kv_heads = self.shape.kv_heads
         group = heads // kv_heads
         seen = torch.empty_like(query)
         for sight in self._sights:
@@ -104,17 +150,5 @@ class PoolAttention:
             seen[sight.begin : sight.end] = (
                 told.view(kv_heads, group, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
             )
+        seen[self._sights[-1].end :] = 0
         return seen
-
-    def as_interface(
-        self,
-        module: Any,  # noqa: ANN401 - whatever attention module transformers calls us from
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scale: float | None,
-    ) -> torch.Tensor:
-        """Attend for a module of transformers: [1, heads, tokens, size] in, [1, tokens, heads, size] out."""
-        shape = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-        return self.attend(int(module.layer_idx), *shape, scale).unsqueeze(0)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, linear, rms_norm
 
-from .attention import PoolAttention, Shape
+from .attention import Attention, Shape
+from .operations import TorchOperations
 
 FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are what `_Layer` says."""
@@ -47,8 +48,10 @@ def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configur
 class LlamaDecoder:
     """A model of the family on one device."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
+    def __init__(self, model: Any, operations: TorchOperations | None = None) -> None:  # noqa: ANN401 - transformers' models are untyped
         config = model.config
+        self.operations = operations or TorchOperations()
+        """How the small operations between the matrix products are computed."""
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
@@ -62,7 +65,12 @@ class LlamaDecoder:
     @property
     def shape(self) -> Shape:
         """What its pool looks like."""
-        return Shape(len(self._layers), self._kv_heads, self._size)
+        return Shape(len(self._layers), self._heads, self._kv_heads, self._size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return self._embed.dtype
 
     @property
     def vocabulary(self) -> int:
@@ -70,42 +78,39 @@ class LlamaDecoder:
         return int(self._embed.shape[0])
 
     def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, attention: PoolAttention, rows: torch.Tensor
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run one step of `ids` [tokens] at `positions`; return float32 logits [len(rows), vocabulary]."""
+        """Run one pass of `ids` [tokens] at `positions`; return float32 logits [rows, vocabulary] of some or all."""
         hidden = embedding(ids, self._embed)
-        cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        turn = self._cos[positions], self._sin[positions]
+        change: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
-            hidden = hidden + self._attend(index, layer, hidden, (cos, sin), attention)
-            normed = rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self._eps)
-            gate, up = linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + linear(silu(gate) * up, layer.down)
-        last = rms_norm(hidden[rows], hidden.shape[-1:], self._norm, self._eps)
+            hidden, normed = self.operations.add_norm(hidden, change, layer.norm, self._eps)
+            seen = attention.see(index, self._query(index, layer, normed, turn, attention))
+            change = linear(seen.reshape(len(hidden), -1), layer.out, layer.out_bias)
+            hidden, normed = self.operations.add_norm(hidden, change, layer.mlp_norm, self._eps)
+            change = linear(self.operations.gate(linear(normed, layer.gate_up)), layer.down)
+        if rows is not None and change is not None:
+            hidden, change = hidden[rows], change[rows]
+        _, last = self.operations.add_norm(hidden, change, self._norm, self._eps)
         return linear(last, self._head).float()
 
-    def _attend(
+    def _query(
         self,
         index: int,
         layer: _Layer,
-        hidden: torch.Tensor,
+        normed: torch.Tensor,
         turn: tuple[torch.Tensor, torch.Tensor],
-        attention: PoolAttention,
+        attention: Attention,
     ) -> torch.Tensor:
-        normed = rms_norm(hidden, hidden.shape[-1:], layer.norm, self._eps)
-        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(hidden), -1, self._size)
-        query, rest = heads[:, : self._heads], heads[:, self._heads :]
-        key, value = rest.chunk(2, dim=1)
-        if layer.query_norm is not None:
+        """Compute queries, keys and values of a layer; keys and values go to the pool, queries are returned."""
+        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, self._size)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = heads[:, : self._heads], heads[:, self._heads : -self._kv_heads]
             query = rms_norm(query, (self._size,), layer.query_norm, self._eps)
             key = rms_norm(key, (self._size,), layer.key_norm, self._eps)
-        seen = attention.attend(index, _rotate(query, *turn), _rotate(key, *turn), value)
-        return linear(seen.reshape(len(hidden), -1), layer.out, layer.out_bias)
-
-
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn pairs (i, i + size / 2) of each head by the angle of its position (Su et al. 2021, as Llama lays it out)."""
-    low, high = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-high, low), dim=-1) * sin
+            heads = torch.cat((query, key, heads[:, -self._kv_heads :]), dim=1)
+        return self.operations.rotate_and_store(heads, turn, attention, index)
 
 
 def _rotations(model: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401

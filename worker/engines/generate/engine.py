@@ -6,6 +6,7 @@ waits for us.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,9 +24,10 @@ from ..base import (
 )
 from ..draw import check
 from .kv_space import KvSpace
-from .schedule import Counts, Limits, Row, Scheduler, Step, finish_reason
+from .schedule import Counts, Limits, Part, Row, Scheduler, Step, finish_reason
 
 MAX_LOGPROBS = 20
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,11 @@ class Runner(Protocol):
         """Ids run from 0 to this, exclusive."""
         ...
 
-    def launch(self, step: Step) -> None:
-        """Begin a step; may return before it is done. Raises what breaks the engine."""
+    def launch(self, step: Step) -> Sequence[Part]:
+        """Begin a step; may return before it is done. Raises what breaks the engine.
+
+        Returns pieces of prompts that there was no memory for: nothing came of them, and they draw nothing.
+        """
         ...
 
     def collect(self, timeout_s: float) -> Drawn | None:
@@ -142,8 +147,10 @@ class GenerateEngine:
 
     def _advance(self, timeout_s: float) -> None:
         while len(self._steps) < self._limits.depth and (step := self._scheduler.plan()) is not None:
-            self._steps.append(step)
-            self.runner.launch(step)
+            lost = self.runner.launch(step)
+            for part in lost:
+                self._fail(part)
+            self._steps.append(step.without(lost) if lost else step)
         if not self._steps:
             if self._live:
                 raise RuntimeError("requests are waiting, and none of them can run")
@@ -167,6 +174,18 @@ class GenerateEngine:
                     finish_reason=reason,
                 )
             )
+
+    def _fail(self, part: Part) -> None:
+        """End one request whose prompt the device had no memory for; the others go on."""
+        ticket = part.row.request.ticket
+        log.warning("ticket %d: no memory for %d tokens of its prompt at once", ticket, part.end - part.begin)
+        self._scheduler.fail(part.row)
+        self._live.remove(ticket)
+        text = (
+            f"the device ran out of memory at tokens {part.begin} to {part.end} of the prompt; send a shorter one, or"
+        )
+        text += " give the worker less to do at once (--engine-opt chunk=, kv_mib=, or --slots)"
+        self._events.append(TokenEvent(ticket=ticket, finish_reason="error", error=text))
 
     # --- at the door -----------------------------------------------------------------------------------------------
 

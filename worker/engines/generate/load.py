@@ -1,4 +1,4 @@
-"""From a spec to a `generate` engine: which way a model is run, and how large its pool is."""
+"""From a spec to a `generate` engine: which way a model is run, on what, and how large its pool is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from ..base import EngineSpec, Progress, TokenEngine
 from ..cb_load import Loaded, load
 from ..cb_load import plan as plan_blocks
 from ..transformers_cb import TransformersEngine, warm_up
-from . import decoder, modules
+from . import decoder, flash, modules, self_test
+from .device_runner import DeviceRunner
 from .engine import GenerateEngine
+from .operations import TorchOperations
 from .schedule import Limits
 from .torch_runner import Decoder, TorchRunner
 
 log = logging.getLogger(__name__)
-OPTIONS: Final = frozenset({"threads", "kv_mib", "chunk", "reuse", "path"})
+OPTIONS: Final = frozenset({"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels"})
 PATHS: Final = ("auto", "fused", "modules", "transformers")
 _CPU_ROWS: Final = 16
 _CUDA_ROWS: Final = 64
@@ -29,53 +31,125 @@ _CPU_CHUNK: Final = 128
 _CUDA_CHUNK: Final = 512
 _CPU_KV_MIB: Final = 1024
 _CUDA_KV_SHARE: Final = 0.9
-"""Of what is free after loading; activations of a step need the rest."""
+_CUDA_SPARE_MIB: Final = 1024
+"""Of what is free after loading the pool takes so much, and leaves at least this: a step and the graphs need it."""
+_LEAST_CONTEXT: Final = 64
+_CUDA_DEPTH: Final = 2
+"""Steps under way: one is computed while the one before it is read and the next one planned."""
 
 
 def factory(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Load the model of `spec`, choose how to run it, and say which way that is."""
     _check(spec)
-    loaded = load(spec, progress, attention="sdpa")
-    spec = msgspec.structs.replace(spec, slots=spec.slots or (_CUDA_ROWS if loaded.is_cuda else _CPU_ROWS))
-    path, why = _choose(spec.model, spec.options.get("path", "auto"), loaded.model, is_cuda=loaded.is_cuda)
-    log.info("model %s runs on the path %r%s", spec.model, path, f": {why}" if why else "")
-    engine: GenerateEngine | TransformersEngine
-    if path == "transformers":
-        loaded.model.set_attn_implementation("paged|sdpa")
-        pool = plan_blocks(spec, loaded)
-        engine = TransformersEngine(loaded.model, pool=pool, context=loaded.context, eos_ids=sorted(loaded.eos_ids))
-    else:
-        made: Decoder = modules.ModuleDecoder(loaded.model) if path == "modules" else decoder.LlamaDecoder(loaded.model)
-        engine = _engine(spec, loaded, made)
-    warm_up(engine, progress)
+    wanted = spec.options.get("path", "auto")
+    try:
+        engine = _make(spec, progress, wanted)
+    except self_test.SelfTestError as error:
+        if wanted != "auto":
+            raise
+        log.warning("%s: %s; it is loaded anew for the path 'transformers'. Please report this", spec.model, error)
+        gc.collect()
+        if spec.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        engine = _make(spec, progress, "transformers")
     gc.freeze()  # what torch and transformers made lives for ever: no pause and no exit walks it again
     return engine
 
 
-def _engine(spec: EngineSpec, loaded: Loaded, made: Decoder) -> GenerateEngine:
+def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
+    loaded = load(spec, progress, attention="sdpa")
+    spec = msgspec.structs.replace(spec, slots=spec.slots or (_CUDA_ROWS if loaded.is_cuda else _CPU_ROWS))
+    path, why = _choose(spec.model, wanted, loaded.model)
+    log.info("model %s runs on the path %r%s", spec.model, path, f": {why}" if why else "")
+    if path == "transformers":
+        if _is_on(spec, "deterministic", default=False):
+            raise ValueError(f"--engine-opt deterministic=1: the path 'transformers' has no such mode ({why})")
+        loaded.model.set_attn_implementation("paged|sdpa")
+        pool = plan_blocks(spec, loaded)
+        engine = TransformersEngine(loaded.model, pool=pool, context=loaded.context, eos_ids=sorted(loaded.eos_ids))
+        warm_up(engine, progress)
+        return engine
+    progress("warming", 0.0)
+    reference = self_test.Reference(loaded.model)
+    operations = _operations(spec, loaded)
+    model = loaded.model
+    made: Decoder = modules.ModuleDecoder(model) if path == "modules" else decoder.LlamaDecoder(model, operations)
+    own = _engine(spec, loaded, made, operations, progress)
+    reference.check(own)
+    progress("warming", 100.0)
+    return own
+
+
+def _engine(
+    spec: EngineSpec, loaded: Loaded, made: Decoder, operations: TorchOperations, progress: Progress
+) -> GenerateEngine:
     options = spec.options
+    dtype, device = loaded.model.dtype, loaded.model.device
     kv_tokens = plan_tokens(spec, loaded)
-    runner = TorchRunner(made, kv_tokens, dtype=loaded.model.dtype, device=loaded.model.device)
     limits = Limits(
         rows=spec.slots,
         context=min(loaded.context, kv_tokens),
         chunk_tokens=int(options.get("chunk", _CUDA_CHUNK if loaded.is_cuda else _CPU_CHUNK)),
-        may_reuse=options.get("reuse", "1") != "0",
+        may_reuse=_is_on(spec, "reuse", default=True),
+        is_deterministic=_is_on(spec, "deterministic", default=False),
     )
+    runner: TorchRunner | DeviceRunner
+    why_not = flash.why_not(made.shape, dtype, device) if loaded.is_cuda else "there is no GPU"
+    if why_not is None:
+        limits.depth = _CUDA_DEPTH
+        runner = DeviceRunner(made, kv_tokens, limits, dtype=dtype, device=device, operations=operations)
+        if _is_on(spec, "graphs", default=True):
+            _record(runner, progress)
+    else:
+        if loaded.is_cuda:
+            log.warning("flash attention is not used, and many sequences at once will be slow: %s", why_not)
+        runner = TorchRunner(made, kv_tokens, limits, dtype=dtype, device=device)
     return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids))
 
 
+def _record(runner: DeviceRunner, progress: Progress) -> None:
+    try:
+        runner.record(lambda percent: progress("warming", percent))
+    except Exception as error:  # noqa: BLE001 - whatever a model does that cannot be recorded, it can still be called
+        log.warning("decode steps are not recorded as graphs, and small batches will be slow: %s", error)
+
+
+def _operations(spec: EngineSpec, loaded: Loaded) -> TorchOperations:
+    """Take one kernel for each small operation where that works, else plain torch."""
+    if not loaded.is_cuda or not _is_on(spec, "kernels", default=True):
+        return TorchOperations()
+    try:
+        from . import kernel_operations
+    except ImportError as error:
+        log.warning("Triton's kernels are not used: %s", error)
+        return TorchOperations()
+    why_not = kernel_operations.why_not(loaded.model.dtype, loaded.model.device)
+    if why_not is None:
+        return kernel_operations.KernelOperations()
+    log.warning("Triton's kernels are not used: %s", why_not)
+    return TorchOperations()
+
+
 def plan_tokens(spec: EngineSpec, loaded: Loaded) -> int:
-    """Size the pool: at least one request of full length, at most every slot full, and no more than memory bears."""
+    """Size the pool: at most every slot full, and no more than memory bears, if need be less than one full context.
+
+    Raises ValueError if there is no room for a request at all.
+    """
     if "kv_mib" in spec.options:
-        budget = int(spec.options["kv_mib"]) << 20
+        budget = int(float(spec.options["kv_mib"]) * 2**20)
     elif loaded.is_cuda:
         free, _ = torch.cuda.mem_get_info(spec.device)
-        budget = int(free * _CUDA_KV_SHARE)
+        budget = min(int(free * _CUDA_KV_SHARE), free - (_CUDA_SPARE_MIB << 20))
     else:
         budget = _CPU_KV_MIB << 20
-    affordable = budget // loaded.kv_bytes_per_token
-    return max(min(affordable, spec.slots * loaded.context), loaded.context)
+    affordable = max(0, budget) // loaded.kv_bytes_per_token
+    if affordable < min(_LEAST_CONTEXT, loaded.context):
+        text = f"{spec.model}: there is memory for {affordable} tokens of keys and values on {spec.device}, too few"
+        raise ValueError(f"{text}; use a smaller model or type (--dtype), or raise --engine-opt kv_mib=")
+    if affordable < loaded.context:
+        text = "%s: memory bears %d tokens of keys and values; the context is bounded to that (the model's is %d)"
+        log.warning(text, spec.model, affordable, loaded.context)
+    return min(affordable, spec.slots * loaded.context)
 
 
 def _check(spec: EngineSpec) -> None:
@@ -86,17 +160,22 @@ def _check(spec: EngineSpec) -> None:
     path = spec.options.get("path", "auto")
     if path not in PATHS:
         raise ValueError(f"--engine-opt path={path}: there are {', '.join(PATHS)}")
+    for name in ("reuse", "deterministic", "graphs", "kernels"):
+        if spec.options.get(name, "1") not in {"0", "1"}:
+            raise ValueError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")
 
 
-def _choose(name: str, wanted: str, model: Any, *, is_cuda: bool) -> tuple[str, str]:  # noqa: ANN401 - transformers' models are untyped
+def _is_on(spec: EngineSpec, name: str, *, default: bool) -> bool:
+    return spec.options.get(name, str(int(default))) == "1"
+
+
+def _choose(name: str, wanted: str, model: Any) -> tuple[str, str]:  # noqa: ANN401 - transformers' models are untyped
     """Take the fastest way that a model can be run, or the one that was asked for; say why not a faster one."""
     never = modules.why_never(model)
     if never is not None:
         raise ValueError(f"{name} cannot be run here: {never} (model type {model.config.model_type})")
     if wanted != "auto":
         return wanted, "asked for"
-    if is_cuda:
-        return "transformers", "the others have been measured on no GPU yet (--engine-opt path=fused tries)"
     not_fused = decoder.why_not(model.config) or modules.why_not(model)
     if not_fused is None:
         return "fused", ""

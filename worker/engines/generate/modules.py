@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from ..cb_loop import untyped
-from .attention import PoolAttention, Shape
+from .attention import Attention, Shape
 
 NAME: Final = "zmqrt_pool"
 """Under which transformers knows our attention."""
@@ -42,6 +42,7 @@ class ModuleDecoder:
         heads = int(config.num_attention_heads)
         self._shape = Shape(
             int(config.num_hidden_layers),
+            heads,
             int(getattr(config, "num_key_value_heads", None) or heads),
             int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         )
@@ -58,14 +59,14 @@ class ModuleDecoder:
         return int(self._model.get_input_embeddings().weight.shape[0])
 
     def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, attention: PoolAttention, rows: torch.Tensor
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run one step; return float32 logits of `rows`."""
+        """Run one pass; return float32 logits of `rows`, or of all."""
         output = self._model(
             input_ids=ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=rows,
+            logits_to_keep=0 if rows is None else rows,
             zmqrt_pool=attention,
         )
         logits: torch.Tensor = output.logits[0].float()
@@ -90,7 +91,7 @@ def _attend(  # noqa: PLR0917 - transformers calls it so
     attention_mask: torch.Tensor | None,  # noqa: ARG001 - the pool knows what each token sees
     scaling: float | None = None,
     *,
-    zmqrt_pool: PoolAttention,
+    zmqrt_pool: Attention,
     **_ignored: object,
 ) -> tuple[torch.Tensor, None]:
     return zmqrt_pool.as_interface(module, query, key, value, scale=scaling), None

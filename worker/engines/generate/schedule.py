@@ -50,9 +50,14 @@ class Row:
         return cls(request, draw, stop_ids, max_new_tokens, ids, Span(0, 0), len(ids), 0)
 
     @property
+    def given(self) -> int:
+        """How many tokens came with the request."""
+        return len(self.request.prompt_ids) + len(self.request.resume_ids)
+
+    @property
     def in_prompt(self) -> bool:
-        """Whether no token has been drawn here, not even in plan: what is there came with the request."""
-        return self.total == len(self.request.prompt_ids) + len(self.request.resume_ids)
+        """Whether no token has been drawn here, not even in plan."""
+        return self.total == self.given
 
     @property
     def planned_new(self) -> int:
@@ -64,7 +69,8 @@ class Row:
 class Part:
     """What one sequence does in a step: tokens `begin` .. `end` - 1 are computed, and the next is drawn if `draws`.
 
-    `ids` are those tokens; None if the only one is what the step before draws and nobody has read yet.
+    `ids` are those tokens; None if the only one is what the step before draws and nobody has read yet. `is_prompt`: a
+    piece of what came with the request, of any length; else one token of a sequence whose prompt is done.
     """
 
     row: Row
@@ -72,11 +78,7 @@ class Part:
     end: int
     draws: bool
     ids: Sequence[int] | None
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether its tokens came with the request."""
-        return self.end <= len(self.row.request.prompt_ids) + len(self.row.request.resume_ids)
+    is_prompt: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +105,26 @@ class Step:
         """The parts that draw a token."""
         return [part for part in self.parts if part.draws]
 
+    def without(self, lost: Sequence[Part]) -> Step:
+        """Return the step as it is when some parts came to nothing."""
+        return Step(self.copies, [part for part in self.parts if part not in lost])
+
 
 @dataclass(kw_only=True)
 class Limits:
-    """How much at once. `depth`: steps that may be under way; `may_reuse`: whether prefixes are looked for."""
+    """How much at once. `depth`: steps that may be under way; `may_reuse`: whether prefixes are looked for.
+
+    `is_deterministic`: each token is computed in the same company of places whoever else is there, so that its numbers
+    are the same to the last bit. Pieces of prompts begin and end at multiples of `chunk_tokens` and come one a step,
+    prefixes are reused in whole pieces, and what a request resumes from is fed token by token, as it was made.
+    """
 
     rows: int
     context: int
     chunk_tokens: int
     depth: int = 1
     may_reuse: bool = True
+    is_deterministic: bool = False
 
 
 @dataclass
@@ -172,19 +184,10 @@ class Scheduler:
     def plan(self) -> Step | None:
         """Plan a step on the assumption that everything under way goes on; None if nobody can do anything now."""
         copies = self._admit()
-        drawing = [part for row in self.rows.values() if (part := self._next_token(row)) is not None]
-        budget = max(1, self.limits.chunk_tokens - len(drawing))
-        filling: list[Part] = []
-        for row in self._prompts_in_turn():
-            count = min(budget, row.total - row.computed)
-            begin, end = row.computed, row.computed + count
-            part = Part(row, begin, end, end == row.total, row.ids[begin:end])
-            (drawing if part.draws else filling).append(part)
-            budget -= count
-            self.counts.prompt_tokens += count
-            if budget <= 0:
-                break
-        parts = [*drawing, *filling]
+        single = [part for row in self.rows.values() if (part := self._next_token(row)) is not None]
+        pieces = self._pieces(max(1, self.limits.chunk_tokens - len(single)))
+        drawing = [part for part in (*single, *pieces) if part.draws]
+        parts = [*drawing, *(part for part in (*single, *pieces) if not part.draws)]
         if not parts:
             return None
         for part in parts:
@@ -195,15 +198,38 @@ class Scheduler:
         return Step(copies, parts)
 
     def _next_token(self, row: Row) -> Part | None:
-        if row.in_prompt or row.planned_new >= row.max_new_tokens:
+        """Let a sequence go on by one token, if its prompt is done."""
+        if self._is_in_pieces(row) or row.planned_new >= row.max_new_tokens:
             return None
-        at = row.total - 1
-        is_known = at < len(row.ids)
-        return Part(row, at, row.total, draws=True, ids=row.ids[at:] if is_known else None)
+        at = row.computed if row.in_prompt else row.total - 1
+        ids = row.ids[at : at + 1] if at < len(row.ids) else None
+        return Part(row, at, at + 1, draws=at + 1 == row.total, ids=ids, is_prompt=False)
+
+    def _is_in_pieces(self, row: Row) -> bool:
+        """Whether a prompt is still computed piece by piece."""
+        if self.limits.is_deterministic:
+            return row.computed < len(row.request.prompt_ids)
+        return row.in_prompt
+
+    def _pieces(self, budget: int) -> list[Part]:
+        """Share what the step has left among the prompts."""
+        pieces: list[Part] = []
+        for row in self._prompts_in_turn():
+            begin = row.computed
+            if self.limits.is_deterministic:
+                end = min(begin + self.limits.chunk_tokens, len(row.request.prompt_ids))
+            else:
+                end = min(begin + budget, row.total)
+            pieces.append(Part(row, begin, end, draws=end == row.total, ids=row.ids[begin:end], is_prompt=True))
+            self.counts.prompt_tokens += end - begin
+            budget -= end - begin
+            if budget <= 0 or self.limits.is_deterministic:
+                break
+        return pieces
 
     def _prompts_in_turn(self) -> Iterable[Row]:
         """Give the oldest prompt and the shortest one the first word by turns: neither waits for the other."""
-        rows = [row for row in self.rows.values() if row.in_prompt]
+        rows = [row for row in self.rows.values() if self._is_in_pieces(row)]
         if len(rows) > 1 and self._turn % 2:
             rows.sort(key=lambda row: row.total - row.computed)
         self._turn += bool(rows)
@@ -245,7 +271,7 @@ class Scheduler:
         """Find a stretch for a row, with as much of its prompt in it as there is; None if there is no room."""
         size = min(len(row.request.prompt_ids) + row.max_new_tokens, self.limits.context)
         size = max(size, len(row.ids))
-        source, length = self._longest_prefix(row.ids)
+        source, length = self._longest_prefix(row)
         is_kept = source is not None and self.space.is_kept(source)
         if source is not None and is_kept and source.size >= size:
             self.space.take(source)
@@ -269,28 +295,40 @@ class Scheduler:
         self.counts.reused_tokens += length
         return Copy(source.start, span.start, length)
 
-    def _longest_prefix(self, ids: Sequence[int]) -> tuple[Span | None, int]:
+    def _longest_prefix(self, row: Row) -> tuple[Span | None, int]:
         """Find the sequence in the pool that begins most like this one; the last token is always computed."""
         best: tuple[Span | None, int] = (None, HEAD - 1)
+        ids = row.ids
         if not self.limits.may_reuse or len(ids) <= HEAD:
             return best
         head = ids[:HEAD]
         running = (
-            (row.span, row.ids[: row.computed])
-            for row in self.rows.values()
-            if row.computed > best[1] and row.ids[:HEAD] == head
+            (one.span, one.ids[: self._reusable(one, one.computed)])
+            for one in self.rows.values()
+            if one.computed > best[1] and one.ids[:HEAD] == head
         )
         for span, known in itertools.chain(self.space.alike(ids), running):
-            length = min(common_prefix(ids, known), len(ids) - 1)
+            length = self._reusable(row, min(common_prefix(ids, known), len(ids) - 1))
             if length > best[1]:
                 best = (span, length)
         return best
+
+    def _reusable(self, row: Row, length: int) -> int:
+        """Bound a prefix: where every bit counts, to whole pieces of the prompt."""
+        if not self.limits.is_deterministic:
+            return length
+        return min(length, len(row.request.prompt_ids)) // self.limits.chunk_tokens * self.limits.chunk_tokens
+
+    def fail(self, row: Row) -> None:
+        """Let a running sequence go whose last planned part came to nothing; what lies in its stretch is worthless."""
+        row.computed = 0
+        self._end(row)
 
     def _end(self, row: Row) -> None:
         row.has_ended = True
         del self.rows[row.request.ticket]
         if self.limits.may_reuse:
-            self.space.keep(row.span, row.ids[: row.computed])
+            self.space.keep(row.span, row.ids[: self._reusable(row, row.computed)])
         else:
             self.space.release(row.span)
 

@@ -1,21 +1,26 @@
-"""Computes the steps of the `generate` engine with torch: one packed pass over all parts, one draw for all rows."""
+"""Computes the steps of the `generate` engine with torch, one after the other: on a CPU, and on any device at need.
+
+Usually a step is one packed pass over all its parts, and one draw for all rows. Where every bit counts it is several
+passes of fixed size, the rest filled with padding, since how a matrix product rounds depends on how many rows it has.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 
 from ..sampling_torch import BatchSampler, report
-from .attention import PoolAttention, Shape
+from .attention import Attention, PoolAttention, Shape
 from .engine import Drawn
-from .schedule import Part, Step
+from .schedule import Limits, Part, Step
 
 
 class Decoder(Protocol):
-    """A model that computes one step."""
+    """A model that computes one pass."""
 
     @property
     def shape(self) -> Shape:
@@ -28,19 +33,50 @@ class Decoder(Protocol):
         ...
 
     def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, attention: PoolAttention, rows: torch.Tensor
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run `ids` [tokens] at `positions`; return float32 logits [len(rows), vocabulary] of some of them."""
+        """Run `ids` [tokens] at `positions`; return float32 logits [rows, vocabulary] of some of them, or of all."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What goes through the model at once: some parts, filled up to `width` tokens (0 = not at all)."""
+
+    parts: Sequence[Part]
+    width: int = 0
+
+
+def passes_of(step: Step, limits: Limits) -> Iterator[Pass]:
+    """Split a step: one pass, or where every bit counts the running sequences in one, and each piece in its own."""
+    if not limits.is_deterministic:
+        yield Pass(step.parts)
+        return
+    running = [part for part in step.parts if not part.is_prompt]
+    if running:
+        yield Pass(running, limits.rows)
+    for part in step.parts:
+        if part.is_prompt:
+            yield Pass([part], limits.chunk_tokens)
 
 
 class TorchRunner:
     """One model, its pool, and the steps under way: done when `launch` returns, since a CPU has nothing beside it."""
 
-    def __init__(self, decoder: Decoder, kv_tokens: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_tokens: int,
+        limits: Limits,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
         self._decoder = decoder
+        self._limits = limits
         self._device = device
-        self._attention = PoolAttention(decoder.shape, kv_tokens, dtype=dtype, device=device)
+        self._nowhere = kv_tokens  # where padding is stored, behind everything else
+        self._attention = PoolAttention(decoder.shape, kv_tokens + 1, dtype=dtype, device=device)
         self._sampler = BatchSampler(decoder.vocabulary, device)
         self._done: deque[Drawn] = deque()
 
@@ -50,25 +86,13 @@ class TorchRunner:
         return self._decoder.vocabulary
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> None:
+    def launch(self, step: Step) -> Sequence[Part]:
         """Compute a step."""
         for copy in step.copies:
             self._attention.copy(copy)
-        ids: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
-        last: list[int] = []
-        for part in step.parts:
-            assert part.ids is not None, "a step was planned on one that nobody has read"
-            start = part.row.span.start
-            ids += part.ids
-            positions += range(part.begin, part.end)
-            places += range(start + part.begin, start + part.end)
-            if part.draws:
-                last.append(len(ids) - 1)
-        self._attention.prepare(step.parts, self._tensor(places))
-        logits = self._decoder.forward(self._tensor(ids), self._tensor(positions), self._attention, self._tensor(last))
-        self._done.append(self._draw(logits, step.drawing))
+        logits = [self._run(one) for one in passes_of(step, self._limits)]
+        self._done.append(self._draw(logits[0] if len(logits) == 1 else torch.cat(logits), step.drawing))
+        return ()
 
     def collect(self, timeout_s: float) -> Drawn | None:  # noqa: ARG002 - nothing is ever waited for
         """Return what the oldest step drew."""
@@ -78,6 +102,31 @@ class TorchRunner:
         """Let go of the model and its pool."""
         self._done.clear()
         del self._decoder, self._attention
+
+    def _run(self, one: Pass) -> torch.Tensor:
+        """Compute a pass; return float32 logits [drawing parts, vocabulary]."""
+        ids: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        last: list[int] = []
+        for part in one.parts:
+            assert part.ids is not None, "a step was planned on one that nobody has read"
+            start = part.row.span.start
+            ids += part.ids
+            positions += range(part.begin, part.end)
+            places += range(start + part.begin, start + part.end)
+            if part.draws:
+                last.append(len(ids) - 1)
+        padding = max(0, one.width - len(ids))
+        ids += [0] * padding
+        positions += [0] * padding
+        places += [self._nowhere] * padding
+        self._attention.prepare(one.parts, self._tensor(places))
+        is_single = one.width and not one.parts[0].is_prompt
+        # The last product has a fixed size too: all rows of a pass of single tokens, the one that draws of a piece.
+        rows = None if is_single else self._tensor(last)
+        logits = self._decoder.forward(self._tensor(ids), self._tensor(positions), self._attention, rows)
+        return logits[self._tensor(last)] if is_single else logits
 
     def _draw(self, logits: torch.Tensor, parts: Sequence[Part]) -> Drawn:
         draws = [part.row.draw for part in parts]

@@ -1,0 +1,112 @@
+"""With `deterministic=1` the numbers of a request are the same to the last bit, whoever else is there."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
+from support.tiny import tiny_model
+from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenRequest
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.load import factory
+
+pytestmark = pytest.mark.integration
+CHUNK = 32
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the tiny model."""
+    return tiny_model(tmp_path_factory.mktemp("models"))
+
+
+def make(folder: Path, dtype: str, **options: str) -> GenerateEngine:
+    """Make an engine of eight rows."""
+    engine = factory(
+        EngineSpec(
+            engine="generate",
+            model="tiny-random",
+            model_path=str(folder),
+            device="cpu",
+            dtype=dtype,
+            max_model_len=512,
+            batch_max_size=8,
+            batch_max_latency_ms=50,
+            slots=8,
+            options={"deterministic": "1", "chunk": str(CHUNK), **options},
+        ),
+        lambda _phase, _percent: None,
+    )
+    assert isinstance(engine, GenerateEngine)
+    return engine
+
+
+def numbers(outcome: Outcome) -> list[tuple[int, dict[int, float]]]:
+    """Return each token with its log probabilities, which show every bit."""
+    return list(zip(outcome.token_ids, outcome.logprobs, strict=True))
+
+
+def subject(length: int) -> TokenRequest:
+    """Ask for sampled tokens and all their log probabilities."""
+    sampling = Sampling(temperature=1.0, seed=77, logprobs=20)
+    return ask(ticket=1000, tokens=14, prompt_ids=prompt(length), sampling=sampling)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_neighbours_change_no_bit(model_path: Path, dtype: str, length: int) -> None:
+    """Alone, and as the first, the fourth and the last of eight, which come and go."""
+    request = subject(length)
+    alone = numbers(run(make(model_path, dtype), [request])[1000])
+    others = requests_of_all_kinds(7, vocabulary=256, tokens=9)
+
+    for at in (0, 3, 7):
+        together = run(make(model_path, dtype), [*others[:at], request, *others[at:]])
+        assert numbers(together[1000]) == alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_request_goes_on_with_every_bit(model_path: Path, dtype: str) -> None:
+    """After any token, on an engine that is busy with others, and one that has seen the prompt."""
+    request = subject(CHUNK + 9)
+    engine = make(model_path, dtype)
+    whole = numbers(run(engine, [request])[1000])
+    others = requests_of_all_kinds(5, vocabulary=256, tokens=6)
+
+    for cut in range(1, 14):
+        resumed = msgspec.structs.replace(request, resume_ids=[token for token, _ in whole[:cut]])
+        assert numbers(run(make(model_path, dtype, reuse="0"), [*others, resumed])[1000]) == whole[cut:]
+        assert numbers(run(engine, [resumed])[1000]) == whole[cut:]
+
+
+def test_prefixes_are_reused_in_whole_pieces_and_change_no_bit(model_path: Path) -> None:
+    """Of finished requests and of running ones; less than a piece in common is computed anew."""
+    engine = make(model_path, "bfloat16")
+    shared = prompt(2 * CHUNK + 20)
+    requests = [
+        msgspec.structs.replace(subject(1), ticket=number, prompt_ids=ids)
+        for number, ids in enumerate([shared, [*shared, 7, 8], shared[: CHUNK + 5], shared[: CHUNK - 1], shared])
+    ]
+    right = [numbers(run(make(model_path, "bfloat16", reuse="0"), [one])[one.ticket]) for one in requests]
+
+    assert [numbers(run(engine, [one])[one.ticket]) for one in requests] == right
+    assert engine.counts.reused_tokens == (2 + 1 + 0 + 2) * CHUNK
+    together = run(engine, requests)
+    assert [numbers(together[one.ticket]) for one in requests] == right
+
+
+def test_without_it_the_batch_shows_in_the_last_bits(model_path: Path) -> None:
+    """What the mode is for: were the usual way as exact, it would be of no use. Only bfloat16 is so coarse here."""
+    rng = random.Random(3)
+    request = subject(40)
+    plain = {"deterministic": "0", "chunk": "16"}
+    alone = numbers(run(make(model_path, "bfloat16", **plain), [request])[1000])
+    others = [ask(ticket=number, length=rng.randint(1, 60), tokens=20) for number in range(7)]
+
+    together = numbers(run(make(model_path, "bfloat16", **plain), [*others, request])[1000])
+
+    assert together != alone

@@ -1,0 +1,246 @@
+"""What runs on a GPU, call by call on a CPU: slots, sampler and steps launched ahead, on a real model.
+
+The one thing that is another here is the attention operation, of which CPU builds of torch have none: its definition in
+plain arithmetic stands in. `bench/bench_gpu.py` tries the operation itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from support.engines import ask, requests_of_all_kinds, run
+from support.tiny import tiny_model
+from zmqrt.worker.engines.base import Sampling, TokenRequest
+from zmqrt.worker.engines.cb_loop import untyped
+from zmqrt.worker.engines.generate.attention import Attention, Shape
+from zmqrt.worker.engines.generate.decoder import LlamaDecoder
+from zmqrt.worker.engines.generate.device_runner import DeviceRunner
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.flash import Layout, Operation, difference, plain, why_not
+from zmqrt.worker.engines.generate.modules import ModuleDecoder
+from zmqrt.worker.engines.generate.schedule import Limits
+from zmqrt.worker.engines.generate.torch_runner import Decoder, TorchRunner
+
+pytestmark = pytest.mark.integration
+Make = Callable[..., GenerateEngine]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
+    """Load the tiny model."""
+    folder: Path = tiny_model(tmp_path_factory.mktemp("models"))
+
+    def loaded() -> Any:
+        return untyped("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def make(load: Callable[[], Any]) -> Make:
+    """Make engines around either runner."""
+
+    def made(
+        kind: str = "device", *, decoder: Callable[[Any], Decoder] = LlamaDecoder, kv_tokens: int = 4096, **limits: Any
+    ) -> GenerateEngine:
+        usual: dict[str, Any] = {"rows": 8, "context": 512, "chunk_tokens": 64, "depth": 1 if kind == "torch" else 2}
+        bounds = Limits(**{**usual, **limits})
+        runner: TorchRunner | DeviceRunner
+        if kind == "torch":
+            runner = TorchRunner(decoder(load()), kv_tokens, bounds, dtype=torch.float32, device="cpu")
+        else:
+            runner = DeviceRunner(
+                decoder(load()), kv_tokens, bounds, dtype=torch.float32, device="cpu", operation=plain
+            )
+        return GenerateEngine(runner, kv_tokens=kv_tokens, limits=bounds)
+
+    return made
+
+
+def tokens_of(engine: GenerateEngine, requests: list[TokenRequest]) -> dict[int, list[int]]:
+    """Run all at once."""
+    return {ticket: outcome.token_ids for ticket, outcome in run(engine, requests).items()}
+
+
+SHAPED = [
+    Sampling(temperature=0.9, seed=3, top_k=5, top_p=0.7),
+    Sampling(temperature=1.3, seed=2**63 - 1, min_p=0.2, top_k=40),
+    Sampling(temperature=0.0, repetition_penalty=1.5, logit_bias={7: 4.0, 9: -100.0}),
+    Sampling(temperature=1.1, seed=2**31, frequency_penalty=1.0, presence_penalty=-0.5, top_p=0.95),
+]
+
+
+def all_kinds() -> list[TokenRequest]:
+    """Make plain and shaped requests, some of which must not end before they have so many tokens."""
+    plain_ones = requests_of_all_kinds(8, vocabulary=256, tokens=20)
+    shaped = [
+        ask(ticket=100 + number, length=30 + number, tokens=20, sampling=sampling, min_new_tokens=6, stop_ids=[1, 2, 3])
+        for number, sampling in enumerate(SHAPED)
+    ]
+    return [*plain_ones, *shaped]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 16, 512])
+def test_it_draws_what_the_other_runner_draws(make: Make, depth: int, chunk: int) -> None:
+    """Any sampling, any neighbours, however far ahead: the same tokens as the runner that asks the host each time."""
+    requests = all_kinds()
+    right = {one.ticket: tokens_of(make("torch"), [one])[one.ticket] for one in requests}
+    engine = make(rows=12, depth=depth, chunk_tokens=chunk)
+
+    assert tokens_of(engine, requests) == right
+    assert tokens_of(engine, requests) == right  # the second time prefixes are found
+    assert engine.counts.reused_tokens > 0
+    assert {one.ticket: tokens_of(engine, [one])[one.ticket] for one in requests} == right
+
+
+def test_modules_of_transformers_run_on_it_too(make: Make) -> None:
+    """Not only the decoder that knows its layers."""
+    requests = requests_of_all_kinds(5, vocabulary=256, tokens=10)
+
+    assert tokens_of(make(decoder=ModuleDecoder), requests) == tokens_of(make("torch"), requests)
+
+
+def test_a_request_resumed_after_any_token_goes_on_the_same(make: Make) -> None:
+    """With its penalties, its noise and its minimum length."""
+    engine, others = make(rows=4), all_kinds()[:2]
+    for request in all_kinds()[8:]:
+        whole = tokens_of(engine, [request])[request.ticket]
+        for cut in (1, 5, 6, 19):
+            resumed = msgspec.structs.replace(request, resume_ids=whole[:cut])
+            assert tokens_of(make(rows=4), [*others, resumed])[request.ticket] == whole[cut:]
+
+
+def test_logprobs_are_those_of_the_other_runner(make: Make) -> None:
+    """For those who asked, whoever is beside them."""
+    wants = [Sampling(temperature=1.2, seed=4, logprobs=3), Sampling(temperature=0.0, logprobs=0), Sampling(seed=1)]
+    requests = [ask(ticket=number, sampling=sampling) for number, sampling in enumerate(wants)]
+    right, got = (run(make(kind), requests) for kind in ("torch", "device"))
+
+    for ticket in range(3):
+        assert got[ticket].token_ids == right[ticket].token_ids
+        assert [sorted(one) for one in got[ticket].logprobs] == [sorted(one) for one in right[ticket].logprobs]
+        for one, other in zip(got[ticket].logprobs, right[ticket].logprobs, strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_comes_and_goes_changes_nothing_for_others(make: Make, seed: int) -> None:
+    """Arrivals and cancels at any moment, steps read late, slots used again at once."""
+    rng = random.Random(seed)
+    requests = {one.ticket: one for one in all_kinds()}
+    right = {ticket: tokens_of(make("torch"), [one])[ticket] for ticket, one in requests.items()}
+    engine = make(rows=4, kv_tokens=600, context=300, chunk_tokens=16)
+    made: dict[int, list[int]] = {}
+    kinds: dict[int, int] = {}
+    ended = 0
+    for turn in range(400):
+        if rng.random() < 0.3 and len(made) - ended < 4:
+            kind = rng.choice(list(requests))
+            kinds[turn] = kind
+            made[turn] = []
+            engine.submit(msgspec.structs.replace(requests[kind], ticket=turn))
+        if made and rng.random() < 0.05:
+            engine.cancel(rng.choice(list(made)))
+        for event in engine.poll(0.0):
+            made[event.ticket] += event.token_ids
+            assert made[event.ticket] == right[kinds[event.ticket]][: len(made[event.ticket])]
+            ended += event.finish_reason is not None
+    assert ended > 20
+
+
+def test_deterministic_numbers_on_it_too(make: Make) -> None:
+    """Fixed passes and forced resumes: to the last bit, alone, among others, and resumed."""
+    exact = {"is_deterministic": True, "chunk_tokens": 32, "rows": 8}
+    request = ask(ticket=99, length=45, tokens=10, sampling=Sampling(temperature=1.0, seed=5, logprobs=20))
+    whole = run(make(**exact), [request])[99]
+    others = requests_of_all_kinds(6, vocabulary=256, tokens=8)
+
+    together = run(make(**exact), [*others, request])[99]
+    assert (together.token_ids, together.logprobs) == (whole.token_ids, whole.logprobs)
+    for cut in (1, 4, 9):
+        resumed = msgspec.structs.replace(request, resume_ids=whole.token_ids[:cut])
+        rest = run(make(**exact), [*others, resumed])[99]
+        assert (rest.token_ids, rest.logprobs) == (whole.token_ids[cut:], whole.logprobs[cut:])
+
+
+class Scarce:
+    """A decoder that has no memory for more than so many tokens at once."""
+
+    def __init__(self, decoder: Decoder, most: int) -> None:
+        self._decoder = decoder
+        self.shape, self.vocabulary = decoder.shape, decoder.vocabulary
+        self._most = most
+        self.refused = 0
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute, or fail as CUDA's allocator does."""
+        if len(ids) > self._most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return self._decoder.forward(ids, positions, attention, rows)
+
+
+def test_out_of_memory_is_tried_piece_by_piece_and_costs_one_request_at_most(make: Make) -> None:
+    """Prompts too long together run one by one; one that is too long alone ends with an error."""
+    fits = [ask(ticket=1, length=30), ask(ticket=2, length=35), ask(ticket=3, length=8)]
+    right = tokens_of(make("torch"), fits)
+    scarce: list[Scarce] = []
+
+    def decoder(model: Any) -> Decoder:
+        scarce.append(Scarce(LlamaDecoder(model), 40))
+        return scarce[0]
+
+    engine = make(decoder=decoder, chunk_tokens=200)
+    outcomes = run(engine, [*fits, ask(ticket=4, length=90)])
+
+    assert scarce[0].refused >= 2
+    assert {ticket: outcomes[ticket].token_ids for ticket in (1, 2, 3)} == right
+    assert outcomes[4].finish_reason == "error"
+    assert "ran out of memory at tokens 0 to 90 of the prompt" in (outcomes[4].error or "")
+    assert tokens_of(engine, fits) == right
+    assert engine.stats().kv_percent == 0
+
+
+# --- the operation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+@pytest.mark.parametrize("is_piece", [False, True])
+def test_the_self_test_passes_what_is_right_and_finds_what_is_wrong(heads: int, *, is_piece: bool) -> None:
+    """Starts that are ignored, lengths that are one off, a pool that is not a number."""
+    shape = Shape(layers=1, heads=heads, kv_heads=2, head_size=16)
+
+    def off(operation: Operation) -> float:
+        return difference(shape, torch.bfloat16, "cpu", is_piece=is_piece, operation=operation)
+
+    def elsewhere(query: Any, keys: Any, values: Any, layout: Layout, scale: Any) -> torch.Tensor:
+        return plain(query, keys, values, replace(layout, starts=layout.starts * 0), scale)
+
+    def short(query: Any, keys: Any, values: Any, layout: Layout, scale: Any) -> torch.Tensor:
+        return plain(query, keys, values, replace(layout, lengths=(layout.lengths - 1).clamp(min=1)), scale)
+
+    def nothing(query: torch.Tensor, *_rest: Any) -> torch.Tensor:
+        return query * torch.nan
+
+    assert off(plain) == 0.0
+    assert all(off(wrong) > 0.02 for wrong in (elsewhere, short, nothing))
+
+
+def test_a_cpu_has_no_such_operation_and_that_is_said() -> None:
+    """What is chosen then is the attention that every device has."""
+    shape = Shape(layers=1, heads=4, kv_heads=2, head_size=16)
+
+    assert "is none of the types" in (why_not(shape, torch.float32, "cpu") or "")
+    assert "heads of 12" in (why_not(Shape(1, 4, 2, 12), torch.bfloat16, "cpu") or "")
+    assert why_not(shape, torch.bfloat16, "cpu") is not None

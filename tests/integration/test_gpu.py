@@ -1,0 +1,118 @@
+"""What only a GPU can show: recorded steps, the flash operation, compiled kernels; `make test-all` runs it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from support.engines import ask, requests_of_all_kinds, run
+from support.tiny import tiny_model
+from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenRequest
+from zmqrt.worker.engines.generate.device_runner import DeviceRunner
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.load import factory
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+Make = Callable[..., GenerateEngine]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Make engines of the tiny model on the GPU."""
+    folder: Path = tiny_model(tmp_path_factory.mktemp("models"))
+
+    def made(**options: str) -> GenerateEngine:
+        engine = factory(
+            EngineSpec(
+                engine="generate",
+                model="tiny-random",
+                model_path=str(folder),
+                device="cuda:0",
+                dtype="bfloat16",
+                max_model_len=512,
+                batch_max_size=8,
+                batch_max_latency_ms=50,
+                slots=32,
+                options={"kv_mib": "64", **options},
+            ),
+            lambda _phase, _percent: None,
+        )
+        assert isinstance(engine, GenerateEngine)
+        assert isinstance(engine.runner, DeviceRunner), "the flash operation or the self-test failed: see the log"
+        return engine
+
+    return made
+
+
+def tokens_of(engine: GenerateEngine, requests: list[TokenRequest]) -> dict[int, list[int]]:
+    """Run all at once."""
+    return {ticket: outcome.token_ids for ticket, outcome in run(engine, requests).items()}
+
+
+def test_recorded_steps_draw_what_calls_do(make: Make) -> None:
+    """The same kernels in the same order: to the last bit, so to the same tokens."""
+    requests = requests_of_all_kinds(24, vocabulary=256, tokens=40)
+
+    assert tokens_of(make(), requests) == tokens_of(make(graphs="0"), requests)
+
+
+@pytest.mark.parametrize("others", [0, 6, 31])
+def test_deterministic_numbers(make: Make, others: int) -> None:
+    """Bitwise the same at batch 1, 7 and 32, and resumed."""
+    engine = make(deterministic="1", chunk="64")
+    request = ask(ticket=99, length=150, tokens=24, sampling=Sampling(temperature=1.0, seed=5, logprobs=20))
+    alone = run(engine, [request])[99]
+
+    beside = requests_of_all_kinds(others, vocabulary=256, tokens=30)
+    together = run(engine, [*beside, request])[99]
+    resumed = run(engine, [*beside, msgspec.structs.replace(request, resume_ids=alone.token_ids[:11])])[99]
+
+    assert (together.token_ids, together.logprobs) == (alone.token_ids, alone.logprobs)
+    assert (resumed.token_ids, resumed.logprobs) == (alone.token_ids[11:], alone.logprobs[11:])
+
+
+@contextmanager
+def no_waiting() -> Generator[None]:
+    """Make whatever waits for the device an error."""
+    cuda: Any = torch.cuda
+    cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        cuda.set_sync_debug_mode("default")
+
+
+def test_a_launch_waits_for_nothing(make: Make) -> None:
+    """Neither a decode step, plain or shaped, nor a prompt, nor a sequence that begins."""
+    engine = make()
+    kinds = requests_of_all_kinds(8, vocabulary=256, tokens=30)
+    right = engine.runner.launch
+
+    def launch(step: Any) -> Any:
+        with no_waiting():
+            return right(step)
+
+    engine.runner.launch = launch  # type: ignore[method-assign]
+
+    assert len(tokens_of(engine, kinds)) == 8
+
+
+def test_many_requests_leave_no_memory_behind(make: Make) -> None:
+    """Allocated and reserved stay as they are after the first round."""
+    engine = make()
+    requests = requests_of_all_kinds(32, vocabulary=256, tokens=20)
+    tokens_of(engine, requests)
+    torch.cuda.synchronize()
+    before = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+
+    for _ in range(10):
+        tokens_of(engine, requests)
+
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before

@@ -1,0 +1,67 @@
+"""The Triton kernels under Triton's interpreter: the same numbers as plain torch, the same bits where bits matter.
+
+Triton comes with CUDA builds of torch and with `make kernels`; without it there is nothing to try. What an interpreter
+cannot show, that they compile and are fast, `bench/bench_gpu.py` does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from zmqrt.worker.engines.generate import kernels
+from zmqrt.worker.engines.generate.kernel_operations import KernelOperations, differences, why_not
+from zmqrt.worker.engines.generate.operations import TorchOperations
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04), (torch.float16, 0.01)])
+def test_each_kernel_computes_what_torch_does(dtype: torch.dtype, most: float) -> None:
+    """Within the rounding of the type; hashes and draws exactly."""
+    found = differences(dtype, "cpu")
+
+    assert {name: value for name, value in found.items() if value > most} == {}
+    assert (found["hash"], found["draw"]) == (0.0, 0.0)
+    assert why_not(dtype, "cpu") is None
+
+
+@pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store", "draw"])
+def test_the_self_test_finds_a_kernel_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes out of it is a little off, or an id further."""
+    right = getattr(KernelOperations, name)
+
+    def wrong(*arguments: Any) -> Any:
+        result = right(*arguments)
+        return (result[0], result[1] + 0.1) if isinstance(result, tuple) else result + 1
+
+    monkeypatch.setattr(KernelOperations, name, wrong)
+
+    assert f"{name} is off by" in (why_not(torch.bfloat16, "cpu") or "")
+
+
+def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is the reason."""
+    monkeypatch.setattr(kernels, "gate", None)
+
+    assert (why_not(torch.bfloat16, "cpu") or "").startswith("TypeError")
+
+
+def test_the_lowest_of_equal_scores_is_drawn_across_blocks() -> None:
+    """Logits of 16 bits are often equal at the top."""
+    scores = torch.zeros(2, 5000)
+    scores[0, [1500, 1501, 4000]] = 3.0
+    scores[1, [1023, 1024]] = 3.0
+    from zmqrt.worker.engines.noise import GumbelNoise
+
+    noise = GumbelNoise(5000, "cpu")
+    arguments = (scores, torch.zeros(2), noise.states([1, 2]), noise)
+
+    for operations in (KernelOperations(), TorchOperations()):
+        assert list(map(int, operations.draw(*arguments))) == [1500, 1023]

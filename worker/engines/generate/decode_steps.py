@@ -1,0 +1,93 @@
+"""A decode step of every batch size as a CUDA graph: the device is given one thing to do instead of a thousand.
+
+A graph has a fixed size, so there is one for each of some sizes, and a batch is filled up with padding. What a step
+needs it reads from the slots; all that the host hands over is which slots, and only when that changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from .slot_sampler import Sample
+from .slots import Effort, Slots
+from .transfers import Transfers
+
+_SMALL: Final = (1, 2, 4, 8, 12, 16, 24)
+_WARM_UPS: Final = 2
+log = logging.getLogger(__name__)
+
+Compute = Callable[[torch.Tensor, Effort], Sample]
+"""Draws a token for each slot (int64 [size]), and writes it to the slots."""
+
+
+def sizes_for(rows: int) -> list[int]:
+    """Return the sizes of graphs for up to `rows` sequences, largest first: what the largest one needs fits all."""
+    sizes = {one for one in _SMALL if one < rows} | set(range(32, rows, 8)) | {rows}
+    return sorted(sizes, reverse=True)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """What steps of one size share: the slots they read, and which are written there."""
+
+    slots: torch.Tensor
+    members: Sequence[int] = ()
+    graphs: dict[Effort, tuple[torch.cuda.CUDAGraph, Sample]] = field(
+        default_factory=dict[Effort, tuple[torch.cuda.CUDAGraph, Sample]]
+    )
+
+
+class DecodeSteps:
+    """Runs `compute` for a batch of any size, by graphs once they are captured."""
+
+    def __init__(self, compute: Compute, slots: Slots, transfers: Transfers, sizes: Sequence[int]) -> None:
+        self._compute = compute
+        self._padding = slots.padding
+        self._transfers = transfers
+        self._frames = {
+            size: _Frame(torch.full((size,), slots.padding, dtype=torch.int64, device=transfers.device))
+            for size in sorted(sizes)
+        }
+
+    def run(self, members: Sequence[int], effort: Effort) -> Sample:
+        """Let the sequences of these slots go on by a token. What is returned is overwritten by the next step."""
+        size = next(size for size in self._frames if size >= len(members))
+        frame = self._frames[size]
+        if frame.members != members:
+            frame.slots.copy_(self._transfers.up([*members, *[self._padding] * (size - len(members))]))
+            frame.members = list(members)
+        captured = frame.graphs.get(effort)
+        if captured is None:
+            sample = self._compute(frame.slots, effort)
+        else:
+            graph, sample = captured
+            graph.replay()
+        return sample.first(len(members))
+
+    def capture(self, progress: Callable[[float], None]) -> None:
+        """Record a graph for each size, of padding alone; without one a size is computed call by call.
+
+        Raises whatever a model does that cannot be recorded; nothing is recorded then.
+        """
+        pool = torch.cuda.graph_pool_handle()
+        todo = [(size, effort) for size in reversed(self._frames) for effort in reversed(Effort)]
+        try:
+            for done, (size, effort) in enumerate(todo):
+                progress(100 * done / len(todo))
+                slots = self._frames[size].slots
+                for _ in range(_WARM_UPS):
+                    self._compute(slots, effort)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=self._transfers.compute):
+                    sample = self._compute(slots, effort)
+                self._frames[size].graphs[effort] = (graph, sample)
+        except BaseException:
+            for frame in self._frames.values():
+                frame.graphs.clear()
+            raise
+        log.info("%d decode steps are recorded as graphs", len(todo))

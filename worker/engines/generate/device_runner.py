@@ -1,0 +1,215 @@
+"""Computes the steps of the `generate` engine on a GPU, one step ahead of whoever reads the results.
+
+What decides about the next token lies on the device (`slots.py`), so step N + 1 is launched before N is read. Running
+sequences go first, as one recorded graph; then the pieces of prompts, packed into one pass, whose last tokens draw too.
+All of it also runs on a CPU, call by call, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .decode_steps import DecodeSteps, sizes_for
+from .engine import Drawn
+from .flash import FlashAttention, Layout, Operation, flash
+from .operations import TorchOperations
+from .schedule import Limits, Part, Row, Step
+from .slot_sampler import Sample, SlotSampler
+from .slots import LENGTH, START, TOKEN, Effort, Slots, effort_for
+from .torch_runner import Decoder, Pass, passes_of
+from .transfers import Arrival, Transfers
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that is being computed, and which of what it draws is to be reported: index, how many likely ones."""
+
+    arrival: Arrival
+    reported: Sequence[tuple[int, int]]
+
+
+class DeviceRunner:
+    """One model, its pool, its slots, and the steps under way."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_tokens: int,
+        limits: Limits,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        operations: TorchOperations | None = None,
+        operation: Operation = flash,
+    ) -> None:
+        self._decoder = decoder
+        self._limits = limits
+        self._transfers = Transfers(device)
+        self._nowhere = kv_tokens  # where padding is stored, behind everything else
+        self._attention = FlashAttention(decoder.shape, kv_tokens + 1, dtype=dtype, device=device, operation=operation)
+        self._slots = Slots(limits.rows, decoder.vocabulary, self._nowhere, self._transfers)
+        self._sampler = SlotSampler(self._slots, operations or TorchOperations())
+        sizes = [limits.rows] if limits.is_deterministic else sizes_for(limits.rows)
+        self._steps = DecodeSteps(self._decode, self._slots, self._transfers, sizes)
+        self._under_way: deque[_UnderWay] = deque()
+        self._bounds = torch.arange(limits.rows + 1, dtype=torch.int32, device=device)
+        self._transfers.settle()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return self._decoder.vocabulary
+
+    @torch.inference_mode()
+    def record(self, progress: Callable[[float], None]) -> None:
+        """Record the decode steps as graphs. Raises what a model does that cannot be recorded."""
+        with self._transfers.computing():
+            self._steps.capture(progress)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Sequence[Part]:
+        """Begin a step, and return the pieces that there was no memory for."""
+        effort = effort_for(part.row.draw for part in step.drawing)
+        lost: list[Part] = []
+        with self._transfers.computing():
+            self._slots.release_ended()
+            for copy in step.copies:
+                self._attention.copy(copy)
+            self._open(step)
+            running = [part for part in step.parts if not part.is_prompt]
+            samples = [self._run(running, effort)] if running else []
+            for one in passes_of(Step((), [part for part in step.parts if part.is_prompt]), self._limits):
+                samples += self._compute_pieces(one, effort, lost)
+            sample = Sample.of_all(samples) if samples else Sample(self._bounds[:0])
+            arrival = self._transfers.down(sample.tokens, *sample.report)
+        drawing = [part.row.draw.sampling for part in step.drawing if part not in lost]
+        reported = [(row, one.logprobs) for row, one in enumerate(drawing) if one.logprobs is not None]
+        self._under_way.append(_UnderWay(arrival, reported))
+        return lost
+
+    def collect(self, timeout_s: float) -> Drawn | None:
+        """Return what the oldest step drew."""
+        first = self._under_way[0]
+        if not first.arrival.wait(timeout_s):
+            return None
+        self._under_way.popleft()
+        tokens, *report = first.arrival.lists()
+        if not first.reported:
+            return Drawn(tokens)
+        own, best, ids = report
+        reports: list[dict[int, float] | None] = [None] * len(tokens)
+        for row, count in first.reported:
+            likeliest = dict(zip(ids[row][:count], best[row][:count], strict=True))
+            reports[row] = {tokens[row]: own[row], **likeliest}
+        return Drawn(tokens, reports)
+
+    def close(self) -> None:
+        """Let go of the model and everything else on the device."""
+        self._under_way.clear()
+        del self._steps, self._sampler, self._slots, self._attention, self._decoder
+
+    # --- running sequences -------------------------------------------------------------------------------------------
+
+    def _open(self, step: Step) -> None:
+        """Write the slots of sequences that begin, and of those that are fed what they had made elsewhere."""
+        fresh: dict[Row, int] = {}
+        for part in step.parts:
+            if not part.is_prompt and part.end <= part.row.given:
+                fresh[part.row] = part.end
+            elif part.row not in self._slots:
+                fresh[part.row] = part.row.given
+        if fresh:
+            self._slots.write(fresh)
+
+    def _run(self, parts: Sequence[Part], effort: Effort) -> Sample:
+        """Let running sequences go on; return what those drew that draw, which stand in front."""
+        sample = self._steps.run([self._slots[part.row] for part in parts], effort)
+        return sample.first(sum(part.draws for part in parts))
+
+    def _decode(self, slots: torch.Tensor, effort: Effort) -> Sample:
+        """Compute one token of each slot from what the slots know. Nothing here may ask the device for a number."""
+        lines = self._slots.table[slots]
+        positions = lines[:, LENGTH] - 1
+        starts = lines[:, START].int()
+        layout = Layout(
+            places=lines[:, START] + positions,
+            bounds=self._bounds[: len(slots) + 1],
+            starts=torch.cat((starts, starts[:1])),
+            lengths=lines[:, LENGTH].int(),
+            most_queries=1,
+            most_keys=self._limits.context,
+        )
+        self._attention.prepare(layout)
+        logits = self._decoder.forward(lines[:, TOKEN], positions, self._attention, None)
+        sample = self._sampler.draw(slots, logits, effort)
+        self._slots.advance(slots, sample.tokens, effort)
+        return sample
+
+    # --- pieces of prompts -------------------------------------------------------------------------------------------
+
+    def _compute_pieces(self, one: Pass, effort: Effort, lost: list[Part]) -> list[Sample]:
+        """Compute pieces in one pass; at need one by one; and those that do not even fit alone are lost."""
+        if not one.parts:
+            return []
+        try:
+            return [self._prefill(one, effort)]
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if len(one.parts) == 1:
+            lost += one.parts
+            return []
+        alone = [Pass([part], one.width) for part in one.parts]
+        return [sample for each in alone for sample in self._compute_pieces(each, effort, lost)]
+
+    def _prefill(self, one: Pass, effort: Effort) -> Sample:
+        """Compute pieces; return what those drew that draw."""
+        ids: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        bounds = [0]
+        last: list[int] = []
+        for part in one.parts:
+            assert part.ids is not None
+            start = part.row.span.start
+            ids += part.ids
+            positions += range(part.begin, part.end)
+            places += range(start + part.begin, start + part.end)
+            bounds.append(len(ids))
+            if part.draws:
+                last.append(len(ids) - 1)
+        starts = [part.row.span.start for part in one.parts]
+        lengths = [part.end for part in one.parts]
+        if one.width:  # padding is a sequence of its own, which sees one token of nobody
+            padding = one.width - len(ids)
+            ids += [0] * padding
+            positions += [0] * padding
+            places += [self._nowhere] * padding
+            bounds.append(len(ids))
+            starts.append(self._nowhere)
+            lengths.append(1)
+        slots = [self._slots[part.row] for part in one.parts if part.draws]
+        pieces = (ids, positions, places, last, slots, bounds, [*starts, 0], lengths)
+        packed: Any = self._transfers.up([value for piece in pieces for value in piece])
+        there: Sequence[torch.Tensor] = packed.split([len(piece) for piece in pieces])
+        self._attention.prepare(
+            Layout(
+                places=there[2],
+                bounds=there[5].int(),
+                starts=there[6].int(),
+                lengths=there[7].int(),
+                most_queries=max(end - begin for begin, end in itertools.pairwise(bounds)),
+                most_keys=self._limits.context if one.width else max(lengths),
+            )
+        )
+        logits = self._decoder.forward(there[0], there[1], self._attention, there[3])
+        sample = self._sampler.draw(there[4], logits, effort)
+        self._slots.advance(there[4], sample.tokens, effort)
+        return sample

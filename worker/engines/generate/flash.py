@@ -1,0 +1,188 @@
+"""Attention of all sequences of a pass in one operation: the flash attention that CUDA builds of torch bring along (Dao
+2023), called so that each sequence may lie anywhere in the flat pool.
+
+The pool has, per layer, keys and values [tokens, kv heads, size]. The operation takes for each sequence where it starts
+in the pool and how long it is; it reads exactly that, packs the query heads of a group, and splits long sequences over
+the device when each asks for one token. It is no public function, so `works` tries it against plain arithmetic first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from .attention import Attention, Shape
+from .schedule import Copy
+
+DTYPES: Final = (torch.bfloat16, torch.float16)
+"""What the operation takes."""
+_MOST_HEAD_SIZE: Final = 256
+_TOLERANCE: Final = 0.02
+"""Of values around one: bfloat16 has 8 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which tokens of a pass belong to which sequence, and where that lies. All but `places` are int32.
+
+    Attributes:
+        places: Where each token of the pass lies in the pool: int64 [tokens].
+        bounds: Where the queries of each sequence begin in the pass, and where the last ones end: [sequences + 1].
+        starts: Where each sequence begins in the pool; one more, without meaning: [sequences + 1].
+        lengths: How long each sequence is, with the tokens of this pass: [sequences].
+    """
+
+    places: torch.Tensor
+    bounds: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    most_queries: int
+    most_keys: int
+
+
+Operation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout, float | None], torch.Tensor]
+"""(query [tokens, heads, size], keys and values [pool, kv heads, size], layout, scale) -> [tokens, heads, size]."""
+
+
+def flash(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: Layout, scale: float | None
+) -> torch.Tensor:
+    """Attend with torch's own kernel, causally: the last query of a sequence sees all of it."""
+    operation: Any = torch.ops.aten._flash_attention_forward  # noqa: SLF001 - there is no public one with start offsets
+    result = operation(
+        query,
+        keys,
+        values,
+        layout.bounds,
+        layout.starts,
+        layout.most_queries,
+        layout.most_keys,
+        0.0,  # dropout
+        True,  # causal
+        False,  # no debug mask
+        scale=scale,
+        seqused_k=layout.lengths,
+    )
+    output: torch.Tensor = result[0]
+    return output
+
+
+def plain(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: Layout, scale: float | None
+) -> torch.Tensor:
+    """Do the same in float32, step by step: the definition, for tests and for `works`."""
+    bounds, starts, lengths = (list(map(int, one)) for one in (layout.bounds, layout.starts, layout.lengths))
+    seen = torch.zeros_like(query)
+    group = query.shape[1] // keys.shape[1]
+    for number, length in enumerate(lengths):
+        begin, end, first = bounds[number], bounds[number + 1], starts[number]
+        asked = query[begin:end].float().transpose(0, 1)
+        known = keys[first : first + length].float().repeat_interleave(group, dim=1).permute(1, 2, 0)
+        told = values[first : first + length].float().repeat_interleave(group, dim=1).transpose(0, 1)
+        weight = asked @ known * (scale or query.shape[2] ** -0.5)
+        at = torch.arange(length - (end - begin), length, device=query.device).unsqueeze(1)
+        weight = weight.masked_fill(torch.arange(length, device=query.device) > at, -torch.inf)
+        seen[begin:end] = (weight.softmax(dim=-1).nan_to_num(0.0) @ told).transpose(0, 1).to(query.dtype)
+    return seen
+
+
+class FlashAttention(Attention):
+    """The pool, and the operation over it."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        tokens: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        operation: Operation = flash,
+    ) -> None:
+        self._pool = torch.zeros((shape.layers, 2, tokens, shape.kv_heads, shape.head_size), dtype=dtype, device=device)
+        self.shape = shape
+        self._operation = operation
+        self._layout: Layout | None = None
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """Return the keys of a layer."""
+        return self._pool[layer, 0]
+
+    def values(self, layer: int) -> torch.Tensor:
+        """Return the values of a layer."""
+        return self._pool[layer, 1]
+
+    def copy(self, copy: Copy) -> None:
+        """Copy the keys and values of some tokens, in all layers."""
+        source = self._pool[:, :, copy.source : copy.source + copy.count]
+        self._pool[:, :, copy.target : copy.target + copy.count] = source
+
+    def prepare(self, layout: Layout) -> None:
+        """Learn what the next pass computes."""
+        self._layout = layout
+        self.places = layout.places
+
+    def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+        """Attend; see `Attention`."""
+        assert self._layout is not None
+        return self._operation(query, self.keys(layer), self.values(layer), self._layout, scale)
+
+
+def why_not(shape: Shape, dtype: torch.dtype, device: torch.device | str) -> str | None:
+    """Say why the operation cannot be used for a model on this device and with this torch; None if it can.
+
+    It is tried with sequences in no order, of one token to thousands, one query each and pieces of many.
+    """
+    if dtype not in DTYPES:
+        return f"{dtype} is none of the types it takes"
+    if shape.head_size % 8 or shape.head_size > _MOST_HEAD_SIZE:
+        return f"heads of {shape.head_size} are not what it takes"
+    try:
+        worst = max(difference(shape, dtype, device, is_piece=is_piece) for is_piece in (False, True))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None if worst <= _TOLERANCE else f"it is off by {worst:.3g}"
+
+
+def difference(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    is_piece: bool,
+    operation: Operation = flash,
+) -> float:
+    """Return how far the operation is from the definition, at worst; not-a-number counts as infinitely far."""
+    lengths = [1, 2, 63, 64, 65, 700, 1024, 4096]
+    queries = [min(length, 100) for length in lengths] if is_piece else [1] * len(lengths)
+    order = [3, 0, 6, 2, 7, 1, 5, 4]
+    starts = [0] * len(lengths)
+    tokens = 5
+    for number in order:
+        starts[number] = tokens
+        tokens += lengths[number] + 3
+    generator = torch.Generator(device=device).manual_seed(1)
+
+    def random(count: int, width: int) -> torch.Tensor:
+        size = (count, width, shape.head_size)
+        return torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+    def numbers(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    bounds = [sum(queries[:count]) for count in range(len(queries) + 1)]
+    layout = Layout(
+        places=numbers([]).long(),
+        bounds=numbers(bounds),
+        starts=numbers([*starts, 0]),
+        lengths=numbers(lengths),
+        most_queries=max(queries),
+        most_keys=max(lengths),
+    )
+    query = random(bounds[-1], shape.heads)
+    keys, values = random(tokens, shape.kv_heads), random(tokens, shape.kv_heads)
+    told = operation(query, keys, values, layout, None).float()
+    off = (told - plain(query, keys, values, layout, None).float()).abs().max()
+    return float(torch.nan_to_num(off, nan=torch.inf))

@@ -1,0 +1,126 @@
+"""How the next tokens of a batch are drawn where all that decides about it lies on the device: no number is asked back.
+
+The same choices, row by row, as `sampling.py` says. What top-k and top-p keep is found by its threshold, the score that
+just belongs to it, bit by bit and without sorting a vocabulary; ties at a threshold stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from ..noise import GumbelNoise, row_states
+from . import slots as s
+from .operations import TorchOperations
+from .slots import Effort, Slots
+
+MOST_REPORTED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was drawn.
+
+    Attributes:
+        tokens: int64 [slots].
+        report: If asked for, the log probability of each token, float32 [slots], and the likeliest ones with their ids,
+            [slots, 20] each; all before anything but the model had its say.
+    """
+
+    tokens: torch.Tensor
+    report: tuple[torch.Tensor, ...] = ()
+
+    def first(self, count: int) -> Sample:
+        """Return what the first slots drew."""
+        return Sample(self.tokens[:count], tuple(one[:count] for one in self.report))
+
+    @staticmethod
+    def of_all(samples: Sequence[Sample]) -> Sample:
+        """Put samples of equal effort together; the result is a copy."""
+        reports = zip(*(one.report for one in samples), strict=True)
+        return Sample(torch.cat([one.tokens for one in samples]), tuple(torch.cat(one) for one in reports))
+
+
+class SlotSampler:
+    """Draws for the sequences of some slots."""
+
+    def __init__(self, slots: Slots, operations: TorchOperations) -> None:
+        self._slots = slots
+        self._operations = operations
+        self._noise = GumbelNoise(slots.counts.shape[1], slots.table.device)
+
+    def draw(self, slots: torch.Tensor, logits: torch.Tensor, effort: Effort) -> Sample:
+        """Draw a token for each slot; float32 logits [slots, vocabulary] are left as they are."""
+        lines = self._slots.table[slots]
+        reals = lines.view(torch.float64)
+        temperature = reals[:, s.TEMPERATURE].float()
+        states = row_states(lines[:, s.SEED_HIGH].int(), lines[:, s.SEED_LOW].int(), lines[:, s.LENGTH].int())
+        if effort is Effort.PLAIN:
+            return Sample(self._operations.draw(logits, temperature, states, self._noise))
+        scores = self._adjust(slots, lines, reals, logits)
+        is_greedy = temperature == 0
+        scores = scores / temperature.masked_fill(is_greedy, 1.0).unsqueeze(1)
+        scores = torch.where(is_greedy.unsqueeze(1), scores, self._cut(lines, reals, scores))
+        tokens = self._operations.draw(scores, (~is_greedy).float(), states, self._noise)
+        return Sample(tokens, _report(logits, tokens) if effort is Effort.REPORTED else ())
+
+    def _adjust(
+        self, slots: torch.Tensor, lines: torch.Tensor, reals: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor:
+        """Apply penalties, bias and the minimum length."""
+        repetition, presence, frequency = (
+            reals[:, column].float().unsqueeze(1) for column in (s.REPETITION, s.PRESENCE, s.FREQUENCY)
+        )
+        counts = self._slots.counts[slots]
+        is_seen = self._slots.in_prompt(slots) | (counts > 0)
+        repeated = torch.where(scores > 0, scores / repetition, scores * repetition)
+        scores = torch.where(is_seen, repeated, scores)
+        scores = torch.where(counts > 0, scores - (presence + frequency * counts), scores)
+        scores = scores + self._slots.bias[slots]
+        is_young = (lines[:, s.LENGTH] - lines[:, s.PROMPT] < lines[:, s.MIN_NEW]).unsqueeze(1)
+        return scores.masked_fill(self._slots.stops(slots) & is_young, -torch.inf)
+
+    def _cut(self, lines: torch.Tensor, reals: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Shut out what top-k, top-p and min-p leave out."""
+        vocabulary = scores.shape[1]
+        keys = _ordered(scores)
+        top_k = lines[:, s.TOP_K].clamp(max=vocabulary).unsqueeze(1)
+        wanted = top_k.masked_fill(top_k <= 0, vocabulary)
+        best = _largest(keys, lambda key: (keys >= key).sum(dim=1, keepdim=True) >= wanted)
+        is_in = keys >= best
+        probabilities = scores.masked_fill(~is_in, -torch.inf).softmax(dim=-1)
+        top_p = reals[:, s.TOP_P].float().unsqueeze(1)
+        top_p = top_p.masked_fill(top_p >= 1.0, 2.0)  # one keeps all: the sum of a long row may pass it by rounding
+        beyond = _largest(keys, lambda key: (probabilities * (keys > key)).sum(dim=1, keepdim=True) >= top_p)
+        is_in &= keys > beyond
+        nearest = scores.amax(dim=-1, keepdim=True) + reals[:, s.MIN_P].float().log().unsqueeze(1)
+        return scores.masked_fill(~is_in | (scores < nearest), -torch.inf)
+
+
+def _ordered(scores: torch.Tensor) -> torch.Tensor:
+    """Map float32 to int32 that are ordered alike."""
+    bits = scores.view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _largest(keys: torch.Tensor, holds: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return for each row the largest key for which `holds`, a property that smaller keys have too: int32 [rows, 1].
+
+    Found by halving the range of int32 32 times. If it holds for none, the smallest int32 comes out.
+    """
+    low = torch.full((len(keys), 1), -(2**31), dtype=torch.int64, device=keys.device)
+    high = torch.full_like(low, 2**31)
+    for _ in range(32):
+        middle = (low + high) >> 1
+        is_held = holds(middle)
+        low, high = torch.where(is_held, middle, low), torch.where(is_held, high, middle)
+    return low.int()
+
+
+def _report(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    logprobs = logits.log_softmax(dim=-1)
+    best = logprobs.topk(min(MOST_REPORTED, logits.shape[1]), dim=-1)
+    return logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1), best.values, best.indices

@@ -1,0 +1,172 @@
+"""What the device knows of each running sequence, so that a next step needs nothing from the host.
+
+A sequence has a slot: one line of a table with its last token, its length, where it lies in the pool, and how its
+tokens are drawn. Steps read and write that line by themselves; the host writes it once, when the sequence begins.
+Penalties, biases and forbidden ids stand in tables with a column for each id, which few requests need.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import torch
+
+from ..draw import Draw
+from ..noise import words_of
+from .schedule import Row
+from .transfers import Transfers
+
+TOKEN, LENGTH, START, PROMPT, MIN_NEW, SEED_HIGH, SEED_LOW, TOP_K, COUNTS = range(9)
+"""Columns of integers. LENGTH counts TOKEN, whose keys and values are still to be computed; PROMPT is what came with
+the request and was not generated; COUNTS is 1 if what is generated is counted."""
+TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(9, 15)
+"""Columns of float64; temperature 0 is greedy."""
+_COLUMNS: Final = 15
+_IN_PROMPT, _STOPS = 1, 2
+
+
+class Effort(enum.IntEnum):
+    """What drawing a batch takes; the more includes the less, and changes nothing for rows that need less."""
+
+    PLAIN = 0
+    """Temperature and noise."""
+    SHAPED = 1
+    """And penalties, biases, top-k, top-p, min-p, forbidden ids."""
+    REPORTED = 2
+    """And log probabilities."""
+
+
+class Slots:
+    """The lines of `rows` sequences and, behind them, one for padding."""
+
+    def __init__(self, rows: int, vocabulary: int, nowhere: int, transfers: Transfers) -> None:
+        """Make room; `nowhere` is a token of the pool that belongs to nobody."""
+        device = transfers.device
+        self.padding = rows
+        self.table = torch.zeros((rows + 1, _COLUMNS), dtype=torch.int64, device=device)
+        self.table[rows, LENGTH] = 1
+        self.table[rows, START] = nowhere
+        self.counts = torch.zeros((rows + 1, vocabulary), dtype=torch.int32, device=device)
+        """How often each id was generated."""
+        self.marks = torch.zeros((rows + 1, vocabulary), dtype=torch.uint8, device=device)
+        """Which ids stand in the prompt (1), and which end the sequence (2)."""
+        self.bias = torch.zeros((rows + 1, vocabulary), dtype=torch.float32, device=device)
+        self._transfers = transfers
+        self._of: dict[Row, int] = {}
+        self._free = list(range(rows - 1, -1, -1))
+        self._shaped: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def release_ended(self) -> None:
+        """Free the slots of sequences that have ended: steps under way may still use them, and come before the next."""
+        for row in [row for row in self._of if row.has_ended]:
+            self._free.append(self._of.pop(row))
+
+    def __contains__(self, row: Row) -> bool:
+        return row in self._of
+
+    def __getitem__(self, row: Row) -> int:
+        return self._of[row]
+
+    def write(self, lengths: Mapping[Row, int]) -> None:
+        """Write the lines of sequences as they are at some lengths: what is drawn next is the token behind that."""
+        lines: list[int] = []
+        for row, length in lengths.items():
+            if row not in self._of:
+                self._of[row] = self._free.pop()
+            lines += _line(row, length)
+            self._shape(self._of[row], row.draw)
+        packed = self._transfers.up([*lines, *(self._of[row] for row in lengths)])
+        slots = packed[len(lines) :]
+        self.table.index_copy_(0, slots, packed[: len(lines)].view(-1, _COLUMNS))
+
+    def advance(self, slots: torch.Tensor, tokens: torch.Tensor, effort: Effort) -> None:
+        """Append a token to each of the sequences in `slots`; padding stays as it is."""
+        self.table[:, TOKEN].index_copy_(0, slots, tokens)
+        self.table[:, LENGTH].index_add_(0, slots, (slots != self.padding).long())
+        if effort:
+            once = self.table[slots, COUNTS].int()
+            self.counts.view(-1).index_add_(0, slots * self.counts.shape[1] + tokens, once)
+
+    def _shape(self, slot: int, draw: Draw) -> None:
+        """Fill the tables of a slot, if it needs them or whoever had it before did."""
+        if slot in self._shaped:
+            for table in (self.counts, self.marks, self.bias):
+                table[slot].zero_()
+            self._shaped.discard(slot)
+        if not needs_tables(draw):
+            return
+        self._shaped.add(slot)
+        up, sampling = self._transfers.up, draw.sampling
+        vocabulary = self.counts.shape[1]
+        self.marks[slot].index_fill_(0, up(sorted(draw.prompt_ids)), _IN_PROMPT)
+        stops = up([one for one in sorted(draw.stop_ids) if one < vocabulary])
+        self.marks[slot].index_copy_(0, stops, self.marks[slot][stops] | _STOPS)
+        made = sorted(draw.generated.items())
+        self.counts[slot].index_copy_(0, up([one for one, _ in made]), up([count for _, count in made]).int())
+        bias = sorted(sampling.logit_bias.items())
+        values = up([_bits(value) for _, value in bias]).view(torch.float64).float()
+        self.bias[slot].index_copy_(0, up([one for one, _ in bias]), values)
+
+    def in_prompt(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return which ids stand in the prompts: bool [slots, vocabulary]."""
+        return (self.marks[slots] & _IN_PROMPT).bool()
+
+    def stops(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return which ids end the sequences: bool [slots, vocabulary]."""
+        return (self.marks[slots] & _STOPS).bool()
+
+
+def needs_tables(draw: Draw) -> bool:
+    """Whether how a request is drawn depends on single ids."""
+    return draw.is_penalised or bool(draw.sampling.logit_bias) or draw.generated_count < draw.min_new_tokens
+
+
+def effort_for(draws: Iterable[Draw]) -> Effort:
+    """Return the least effort that does for all."""
+    return max(map(_effort, draws), default=Effort.PLAIN)
+
+
+def _effort(draw: Draw) -> Effort:
+    sampling = draw.sampling
+    if sampling.logprobs is not None:
+        return Effort.REPORTED
+    is_cut = not draw.is_greedy and (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p)
+    return Effort.SHAPED if needs_tables(draw) or is_cut else Effort.PLAIN
+
+
+def _line(row: Row, length: int) -> list[int]:
+    sampling = row.request.sampling
+    high, low = words_of(sampling.seed)
+    integers = [
+        row.ids[length - 1],
+        length,
+        row.span.start,
+        len(row.request.prompt_ids),
+        row.request.min_new_tokens,
+        high,
+        low,
+        sampling.top_k,
+        int(needs_tables(row.draw)),
+    ]
+    temperature = 0.0 if row.draw.is_greedy else sampling.temperature
+    floats = (
+        temperature,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+    )
+    return [*integers, *map(_bits, floats)]
+
+
+def _bits(value: float) -> int:
+    """View a float64 as the int64 of the same bits, so that one table holds both."""
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return bits
