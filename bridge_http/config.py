@@ -28,6 +28,10 @@ class BridgeSettings(CommonSettings):
         30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=0.001, help="Longest wait for an answer; then 504."
     )
     body_limit_bytes: int = setting(4 << 20, minimum=1, help="Largest body of a request; above it 413.")
+    body_timeout_s: float = setting(30.0, minimum=0.001, help="Longest time for a body to arrive; then 408.")
+    write_timeout_s: float = setting(
+        30.0, minimum=0.001, help="Longest time that a reader of a stream may take nothing; then it is cut off."
+    )
     api_keys: tuple[str, ...] = setting(
         (),
         env=("API_KEYS",),

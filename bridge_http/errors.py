@@ -30,6 +30,21 @@ class BodyTooLargeError(Exception):
         super().__init__(f"the body is larger than {limit_bytes} bytes, the limit of this bridge (--body-limit)")
 
 
+class BodyTooSlowError(Exception):
+    """408: its end was not there in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the body was not there within {timeout_s:g} s, the limit of this bridge (--body-timeout)")
+
+
+class BadHeaderError(Exception):
+    """400: a header that cannot be what its sender meant. `name` is in small letters."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"header {name}: {text}")
+        self.name = name
+
+
 class UnauthorizedError(Exception):
     """401: no key, or one that is not listed."""
 
@@ -63,6 +78,10 @@ def answer(error: Exception, request_id: str) -> Answer:
             return _simple(400, "not_json", str(error), request_id)
         case BodyTooLargeError():
             return _simple(413, "too_large", str(error), request_id)
+        case BodyTooSlowError():
+            return _simple(408, "too_slow", str(error), request_id, {"connection": "close"})
+        case BadHeaderError():
+            return _simple(400, "bad_header", str(error), request_id)
         case UnauthorizedError():
             return _simple(401, "unauthorized", str(error), request_id, {"www-authenticate": "Bearer"})
         case ForbiddenHostError():

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Unpack
+from typing import Protocol, TypeVar, Unpack, overload
 
 from ..client.calls import CallOptions
-from ..client.results import Chunk, Result
+from ..client.results import Chunk, Embeddings, Result
 from ..protocol.snapshot import Snapshot
-from ..protocol.tasks import Generate
+from ..protocol.tasks import Embed, Generate
+
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Handle(Protocol):
+class Handle(Protocol[R_co]):
     """A request that is under way."""
 
     def cancel(self) -> None:
         """Give it up; nothing happens where it has ended."""
         ...
 
-    async def result(self) -> Result:
+    def done(self) -> bool:
+        """Say whether its end has been read."""
+        ...
+
+    async def result(self) -> R_co:
         """Wait for the end. Raises RequestError or ConnectError."""
         ...
 
@@ -29,11 +35,15 @@ class Handle(Protocol):
 class Fleet(Protocol):
     """A client of the brokers."""
 
+    @overload
     def submit_task(
         self, task: Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
-    ) -> Handle:
-        """Start a request."""
-        ...
+    ) -> Handle[Result]: ...
+
+    @overload
+    def submit_task(
+        self, task: Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Handle[Embeddings]: ...
 
     async def status(self) -> Snapshot:
         """Ask how the fleet is."""

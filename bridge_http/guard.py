@@ -21,7 +21,7 @@ from ..client.calls import new_rid
 from .config import BridgeSettings
 from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError, answer
 
-OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz"})
+OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz"})
 """Probes carry no key, and tell nothing about anybody's requests."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

@@ -13,9 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ..protocol.errors import ZmqrtError
 from ..protocol.snapshot import NodeStatus, Snapshot
+from .errors import encode
+from .replies import json_response
 
 FRESH_S: Final = 1.0
 """Older than this, a snapshot is asked for anew: probes come every few seconds."""
@@ -90,6 +94,7 @@ class Watch:
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._problem = ""
+        self._has_seen = False
         self._asked_at = -FRESH_S
         self._asking: asyncio.Task[None] | None = None
 
@@ -101,12 +106,43 @@ class Watch:
             await asyncio.wait({self._asking}, timeout=PATIENCE_S)
         return judge(self._snapshot, self._problem)
 
+    @property
+    def has_seen(self) -> bool:
+        """Whether a broker has answered, now or before."""
+        return self._has_seen
+
     async def _refresh(self) -> None:
         try:
             self._snapshot = await self._ask()
+            self._has_seen = True
         except ZmqrtError as error:
             self._snapshot, self._problem = None, str(error)
             log.debug("no snapshot: %s", error)
         finally:
             self._asked_at = self._clock()
             self._asking = None
+
+
+class Probes:
+    """The endpoints that probes ask, in constant time and without a key."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    async def ready(self, _request: Request) -> Response:
+        """Answer /readyz and /health: whether requests are served now."""
+        return _probe(await self._watch.health())
+
+    async def started(self, _request: Request) -> Response:
+        """Answer /startupz: whether a broker has answered since the bridge began, whatever it said."""
+        health = await self._watch.health()
+        return _probe(msgspec.structs.replace(health, ready=True) if self._watch.has_seen else health)
+
+    async def alive(self, _request: Request) -> Response:
+        """Answer /livez: the process lives, whatever the fleet does."""
+        return json_response(200, encode({"status": "ok"}))
+
+
+def _probe(health: Health) -> Response:
+    headers = {} if health.ready else {"retry-after": "1"}
+    return json_response(200 if health.ready else 503, encode(health), headers)

@@ -7,21 +7,31 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from .errors import BodyTooLargeError
+from .config import BridgeSettings
+from .errors import BodyTooLargeError, BodyTooSlowError
 
 T = TypeVar("T")
 
 
-async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
+async def read_body(request: Request, settings: BridgeSettings) -> bytes:
     """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
 
     Raises:
         BodyTooLargeError: (413)
+        BodyTooSlowError: (408) it was not there in time.
         ClientDisconnect: the caller left before its end.
     """
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _read(request.headers, request.receive, settings.body_limit_bytes)
+    except TimeoutError:
+        raise BodyTooSlowError(settings.body_timeout_s) from None
+
+
+async def _read(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared[:20]) > limit_bytes:
         raise BodyTooLargeError(limit_bytes)

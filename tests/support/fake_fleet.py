@@ -8,7 +8,7 @@ from zmqrt.client.calls import CallOptions
 from zmqrt.client.results import Chunk, Result
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import Snapshot
-from zmqrt.protocol.tasks import Generate, Usage
+from zmqrt.protocol.tasks import Usage
 
 EMPTY = Snapshot(
     broker_id="b",
@@ -41,6 +41,10 @@ class FakeHandle:
         """Remember that it was given up before its end."""
         self.was_cancelled = self.was_cancelled or not self.is_done
 
+    def done(self) -> bool:
+        """Say whether its end has been read."""
+        return self.is_done
+
     async def result(self) -> Result:
         """End as told."""
         await self._gate.wait()
@@ -65,7 +69,8 @@ class FakeHandle:
             await self.result()
             return None
         self._index += 1
-        return Chunk(text=self._pieces.pop(0), token_ids=[self._index], index=self._index - 1)
+        piece = self._pieces.pop(0)
+        return Chunk(text=piece, token_ids=[self._index], index=self._index - 1, pieces=[piece])
 
 
 class FakeFleet:
@@ -84,14 +89,14 @@ class FakeFleet:
         self.snapshot = snapshot
         self.gate = asyncio.Event()
         self.gate.set()
-        self.asked: list[tuple[Generate, bool, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, bool, dict[str, Any]]] = []
         self.handles: list[FakeHandle] = []
         self.was_asked = asyncio.Event()
         self.status_calls = 0
 
     def submit_task(
-        self, task: Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
-    ) -> FakeHandle:
+        self, task: Any, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Any:
         """Take a request."""
         if self.refuse is not None:
             raise self.refuse

@@ -1,0 +1,136 @@
+"""Requests of HTTP callers under way: started under the right name, given up when nobody waits for them any more.
+
+What a caller may say about a request beside its body stands in headers, for /infer and the OpenAI paths alike:
+`Idempotency-Key` makes equal requests one, `X-Request-Id` names it, `traceparent` goes along to the node. A caller who
+leaves ends the work at once; with an Idempotency-Key only after a while, since it may come back for the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from typing import Any, Final, Generic, TypeVar
+
+from starlette.requests import Request
+
+from ..client.calls import CallOptions
+from ..client.results import Chunk, Embeddings, Result
+from ..protocol.tasks import Embed, Generate
+from .config import BridgeSettings
+from .errors import BadHeaderError
+from .fleet import Fleet, Handle
+
+RETURN_S: Final = 5.0
+"""How long a request with an Idempotency-Key goes on after its caller has left."""
+_KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+R = TypeVar("R")
+
+
+def idempotency_key(request: Request) -> str:
+    """Return the caller's key, or "". Raises BadHeaderError."""
+    key = request.headers.get("idempotency-key", "")
+    if key and not _KEY.fullmatch(key):
+        raise BadHeaderError("idempotency-key", "1 to 255 printable ASCII characters are meant")
+    return key
+
+
+def rid_of(tenant: str, method: str, path: str, key: str) -> bytes:
+    """Derive the name of a request on the wire from its key, the same at every bridge; other tenants' never meet it."""
+    return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
+
+
+class Asked(Generic[R]):
+    """One request under way, as its caller sees it."""
+
+    def __init__(self, desk: Desk, handle: Handle[R], name: tuple[str, str], *, may_return: bool) -> None:
+        self._desk = desk
+        self._handle: Handle[R] = handle
+        self._name = name
+        self._may_return = may_return
+
+    async def result(self) -> R:
+        """Wait for the end. Raises RequestError or ConnectError."""
+        return await self._handle.result()
+
+    async def next_chunk(self) -> Chunk | None:
+        """Wait for the next part of a stream; None at the end."""
+        return await self._handle.next_chunk()
+
+    def cancel(self) -> None:
+        """Give it up now, because its caller says so."""
+        self._handle.cancel()
+
+    def close(self) -> None:
+        """Note that nobody waits here any more: for its end, or because the caller has left."""
+        if self._may_return and not self._handle.done():
+            asyncio.get_running_loop().call_later(RETURN_S, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._desk.forget(self._name, self)
+        self._handle.cancel()  # nothing happens where it has ended
+
+
+class Desk:
+    """Starts requests, and knows those under way by tenant and request id, so that they can be given up by name."""
+
+    def __init__(self, fleet: Fleet, settings: BridgeSettings) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._under_way: dict[tuple[str, str], list[Asked[Any]]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._under_way.values()))
+
+    def generate(self, task: Generate, request: Request, *, stream: bool, model: str | None = None) -> Asked[Result]:
+        """Start a generation; close what is returned. Raises BadHeaderError and what the library raises."""
+        rid, may_return = self._rid(request)
+        options = self._options(request, model or self._settings.default_model)
+        handle = self._fleet.submit_task(task, stream=stream, rid=rid, **options)
+        return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
+
+    def embed(self, task: Embed, request: Request, *, model: str | None = None) -> Asked[Embeddings]:
+        """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
+        rid, may_return = self._rid(request)
+        handle = self._fleet.submit_task(task, rid=rid, **self._options(request, model))
+        return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
+
+    def cancel(self, tenant: str, request_id: str) -> bool:
+        """Give up every request of that name; False if there is none here."""
+        found = self._under_way.get((tenant, request_id), [])
+        for asked in found:
+            asked.cancel()
+        return bool(found)
+
+    def forget(self, name: tuple[str, str], asked: Asked[R]) -> None:
+        """Drop a request that is over, or that nobody comes back for."""
+        here = self._under_way.get(name, [])
+        if asked in here:
+            here.remove(asked)
+        if not here:
+            self._under_way.pop(name, None)
+
+    def _remember(self, asked: Asked[R], request: Request) -> Asked[R]:
+        self._under_way.setdefault(self._name(request), []).append(asked)
+        return asked
+
+    def _rid(self, request: Request) -> tuple[bytes, bool]:
+        key = idempotency_key(request)
+        if not key:
+            return request.state.rid, False
+        return rid_of(request.state.tenant, request.method, request.url.path, key), True
+
+    @staticmethod
+    def _name(request: Request) -> tuple[str, str]:
+        return request.state.tenant, request.state.request_id
+
+    def _options(self, request: Request, model: str | None) -> CallOptions:
+        return CallOptions(
+            model=model,
+            timeout_s=self._settings.request_timeout_s,
+            request_id=request.state.request_id,
+            traceparent=request.headers.get("traceparent"),
+            retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
+        )
