@@ -29,8 +29,9 @@ class BridgeSettings(CommonSettings):
     )
     body_limit_bytes: int = setting(4 << 20, minimum=1, help="Largest body of a request; above it 413.")
     body_timeout_s: float = setting(30.0, minimum=0.001, help="Longest time for a body to arrive; then 408.")
+    head_timeout_s: float = setting(10.0, minimum=0.001, help="Longest time for the head of a request to arrive.")
     write_timeout_s: float = setting(
-        30.0, minimum=0.001, help="Longest time that a reader of a stream may take nothing; then it is cut off."
+        30.0, minimum=0.001, help="Longest time that a reader may let its answer pile up; then it is cut off."
     )
     api_keys: tuple[str, ...] = setting(
         (),

@@ -40,12 +40,7 @@ class Infer:
             delivered = delivered_before(request) if is_stream else 0
             asked = self._desk.generate(to_task(parse(body)), request, stream=is_stream)
             if is_stream:
-                return EventStream(
-                    _events(asked, request_id, delivered),
-                    asked.close,
-                    _Shape(request_id),
-                    write_timeout_s=self._settings.write_timeout_s,
-                )
+                return EventStream(_events(asked, request_id, delivered), asked.close, _Shape(request_id))
             return json_response(200, encode(await _whole(asked, request)))
         except ClientDisconnect:
             log.info("client left before the answer", extra={"request_id": request_id})

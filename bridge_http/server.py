@@ -19,6 +19,7 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
 from .app import make_app
 from .config import BridgeSettings
+from .patience import protocol_for
 
 _BACKLOG: Final = 2048
 """Connections that wait to be accepted: a burst of clients, as uvicorn itself would have it."""
@@ -39,6 +40,7 @@ def serve(settings: BridgeSettings) -> None:
         log_config=None,  # our own format, set already
         access_log=settings.access_log,
         lifespan="off",
+        http=protocol_for(settings),
         ws="none",
         proxy_headers=False,  # X-Forwarded-* from anybody would be believed
         server_header=False,

@@ -1,7 +1,7 @@
 """One answer as server-sent events: what a generator yields goes out as it comes.
 
 A failure before the first event still gets its HTTP status: the headers wait for that event, but never longer than one
-keep-alive. A caller who leaves, or reads nothing for too long, ends the work.
+keep-alive. A caller who leaves ends the work at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -21,7 +21,6 @@ from .reading import until_gone
 
 Events = AsyncGenerator[bytes, None]
 log = logging.getLogger(__name__)
-_END: Final[Message] = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 class Shape(Protocol):
@@ -41,12 +40,11 @@ class Shape(Protocol):
 class EventStream(Response):
     """Send what a generator of events yields; `close` is called once, when nobody reads any more."""
 
-    def __init__(self, events: Events, close: Callable[[], None], shape: Shape, *, write_timeout_s: float) -> None:
+    def __init__(self, events: Events, close: Callable[[], None], shape: Shape) -> None:
         super().__init__(None)
         self._events = events
         self._close = close
         self._shape = shape
-        self._write_timeout_s = write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request."""
@@ -71,29 +69,15 @@ class EventStream(Response):
                     if not has_begun:
                         await send(_start())
                         has_begun = True
-                    await self._send(send, _part(piece))
-        except _SlowReaderError:
-            log.info("reader took nothing for too long", extra={"request_id": self._shape.request_id})
-            return  # without an end: the server sees an answer that is not whole, and closes the connection
+                    await send(_part(piece))
         except Exception as error:  # noqa: BLE001 - whatever happened becomes the caller's answer, or their last event
             log.info("stream failed: %s", error, extra={"request_id": self._shape.request_id})
             if not has_begun:
                 said = self._shape.before(error)
                 await Response(said.body, said.status, said.headers, MEDIA_TYPE)(scope, receive, send)
                 return
-            await self._send(send, _part(self._shape.within(error)))
-        await self._send(send, _END)
-
-    async def _send(self, send: Send, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await send(message)
-        except TimeoutError:
-            raise _SlowReaderError from None
-
-
-class _SlowReaderError(Exception):
-    """The connection took nothing in time."""
+            await send(_part(self._shape.within(error)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def kept_alive(events: Events, every_s: float = sse.KEEP_ALIVE_S) -> AsyncGenerator[bytes, None]:

@@ -16,7 +16,7 @@ from ..protocol.timing import Backoff
 if TYPE_CHECKING:
     import random
 
-_STEADY_S: Final = 1.0
+STEADY_S: Final = 1.0
 """A session that lasted this long was a success; a shorter one (greeted by a broker that is leaving) was none."""
 
 
@@ -78,7 +78,7 @@ class Endpoints:
 
     def lost(self, lasted_s: float) -> float:
         """Note that a session ended; return how long to wait before the next attempt."""
-        if lasted_s >= _STEADY_S:
+        if lasted_s >= STEADY_S:
             self._backoff.reset()
         return self._backoff.next_delay_s()
 

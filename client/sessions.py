@@ -13,7 +13,7 @@ from ..protocol.errors import Kind, ZmqrtError, request_error
 from ..protocol.limits import MAX_NAME_CHARS, WINDOW_BYTES
 from .book import Book
 from .connection import Link, LinkState
-from .endpoints import Endpoints, Failure
+from .endpoints import STEADY_S, Endpoints, Failure
 from .timers import INFINITY
 
 if TYPE_CHECKING:
@@ -172,8 +172,10 @@ class Sessions:
 
     def _go_down(self, link: Link, now: float) -> None:
         self.current = None
-        self.down_since = now
-        self._open_at = now + self._endpoints.lost(now - link.up_since)
+        lasted_s = now - link.up_since
+        if lasted_s >= STEADY_S:
+            self.down_since = now  # else it was none: callers wait no longer because of it
+        self._open_at = now + self._endpoints.lost(lasted_s)
 
     def _shut(self, link: Link, why: str) -> None:
         link.state = LinkState.DEAD

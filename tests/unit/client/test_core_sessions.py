@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.client_core import REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, units_of
+from support.client_core import PARAMS, REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, units_of
 from zmqrt.client.connection import LinkState
 from zmqrt.client.endpoints import Failure
 from zmqrt.client.sessions import Open
@@ -245,6 +245,28 @@ def test_what_a_leaving_broker_has_not_finished_goes_on_elsewhere() -> None:
 
     (again,) = talk.sent(other, m.Request)
     assert (again.rid, again.resume_n) == (ear.rid, 2)
+
+
+def test_a_broker_that_leaves_and_greets_again_and_again_is_no_session() -> None:
+    """Who waits for another one is told that there is none, after the usual patience and not when it is gone."""
+    talk = Talk(A)
+    old = talk.submit(stream=True)
+    link = talk.up()
+    talk.after(2.0)
+    talk.hear(link, partial(old.rid, 0), m.Goaway("drain", 60_000))
+    new = talk.submit(retries=0)
+    waited_s = 0.0
+    while not new.ends and waited_s < 8.0:
+        talk.after(0.5)
+        waited_s += 0.5
+        opened = [action.link for action in talk.actions() if isinstance(action, Open)]
+        for again in opened:
+            talk.ready(again)
+            talk.hear(again, m.Welcome("a", 1, b"session!", PARAMS), m.Goaway("drain", 60_000))
+
+    assert isinstance(new.error, UnavailableError)
+    assert new.error.kind is Kind.DRAINING
+    assert old.ends == []
 
 
 def test_a_refusal_for_draining_moves_on_at_once() -> None:

@@ -1,0 +1,139 @@
+"""A server of the bridge and raw sockets: heads that do not end, readers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from support.stack import eventually
+from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.errors import Answer
+from zmqrt.bridge_http.patience import protocol_for
+from zmqrt.bridge_http.streaming import EventStream
+
+pytestmark = pytest.mark.integration
+
+
+class Served:
+    """An app that pours events without end, or says hello; it notes whose stream was closed."""
+
+    def __init__(self) -> None:
+        self.poured = 0
+        self.closed = 0
+
+    async def pour(self, _request: Request) -> Response:
+        """Answer with more than any buffer holds."""
+        return EventStream(self._events(), self._close, _Plain())
+
+    async def hello(self, _request: Request) -> Response:
+        """Answer at once."""
+        return PlainTextResponse("hello")
+
+    async def _events(self) -> AsyncGenerator[bytes]:
+        while True:
+            self.poured += 1
+            yield b"data: " + b"x" * 65536 + b"\n\n"
+
+    def _close(self) -> None:
+        self.closed += 1
+
+
+class _Plain:
+    request_id = "r"
+
+    def before(self, error: Exception) -> Answer:
+        """Not asked for here."""
+        raise error
+
+    def within(self, error: Exception) -> bytes:
+        """Not asked for here."""
+        raise error
+
+
+@contextmanager
+def serving(served: Served, **limits: float) -> Generator[tuple[str, int]]:
+    """Serve in a thread, on a free port."""
+    app = Starlette(routes=[Route("/pour", served.pour), Route("/", served.hello)])
+    settings = BridgeSettings(**limits)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=protocol_for(settings), log_config=None, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+        thread.start()
+        eventually(lambda: server.started, what="the server")
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def read_all(caller: socket.socket) -> bytes:
+    """Read until the server closes."""
+    caller.settimeout(20)
+    parts: list[bytes] = []
+    while part := caller.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\nsome: "])
+def test_a_head_that_does_not_end_is_not_waited_for(said: bytes) -> None:
+    """Nothing at all, and half of a head: many such connections would be an attack."""
+    with serving(Served(), head_timeout_s=0.3) as address, socket.create_connection(address) as caller:
+        caller.sendall(said)
+
+        assert read_all(caller) == b""
+
+
+def test_the_clock_runs_for_each_head_anew_and_not_for_the_rest() -> None:
+    """A connection that is kept may be as slow as one that is new."""
+    with serving(Served(), head_timeout_s=0.5) as address, socket.create_connection(address) as caller:
+        caller.settimeout(20)
+        for _ in range(2):
+            caller.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"hello"):
+                answer += caller.recv(65536)
+        caller.sendall(b"GET / HTT")
+
+        assert read_all(caller) == b""
+
+
+def test_a_reader_that_does_not_read_is_cut_off_and_its_work_ends() -> None:
+    """And the one beside it is served meanwhile."""
+    served = Served()
+    with serving(served, write_timeout_s=0.5) as address:
+        with socket.create_connection(address) as stuck, socket.create_connection(address) as other:
+            stuck.sendall(b"GET /pour HTTP/1.1\r\nhost: x\r\n\r\n")
+            other.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+
+            assert read_all(other).endswith(b"hello")
+            eventually(lambda: served.closed == 1, what="the end of the work")
+            poured = served.poured
+            assert not read_all(stuck).endswith(b"0\r\n\r\n"), "the end of an answer that has none"
+        assert served.poured == poured
+
+
+def test_a_reader_that_is_slow_but_reads_is_served_on() -> None:
+    """Longer than the limit, as long as it takes what piles up."""
+    served = Served()
+    with serving(served, write_timeout_s=0.5) as address, socket.create_connection(address) as caller:
+        caller.sendall(b"GET /pour HTTP/1.1\r\nhost: x\r\n\r\n")
+        caller.settimeout(20)
+        got = 0
+        while got < 64 << 20:
+            got += len(caller.recv(1 << 20))
+
+        assert served.closed == 0
