@@ -18,6 +18,7 @@ from .house import House, error
 from .journal import Journal, split_blob
 from .leases import grant
 from .outcomes import Outcome
+from .prefixes import place
 from .requests import Request
 from .services import Service
 from .sessions import Session
@@ -189,7 +190,7 @@ class Admission:
         self._twins.attach(session, request, ask.resume_n, now)
         ring = service.ring
         if ring.mask and not service.queue.count and request.revision is None:
-            grant(house, request, ring.best(), now)
+            grant(house, request, place(service, request), now)
         else:
             (service.queue.push if start is _FROM_THE_BEGINNING else service.queue.push_begun)(request)
             house.dirty[service] = None

@@ -13,6 +13,7 @@ from .absence import why_absent
 from .endings import Endings
 from .house import House
 from .leases import grant, release
+from .prefixes import place
 from .requests import TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
 from .workers import Offer
@@ -44,7 +45,7 @@ class Dispatcher:
                 return
             offer: Offer | None
             if request.last_node is None and request.revision is None:
-                offer = ring.best()
+                offer = place(service, request)
             else:
                 offer = ring.best_for(request.last_node, request.revision)
             if offer is None:

@@ -70,6 +70,7 @@ def _check_services(house: House, requests: list[Request]) -> None:
         assert service.queue.size_bytes == sum(len(request.ask.body) for request in waiting)
         assert sorted(map(id, service.queue.waiting())) == sorted(map(id, waiting))
         assert service.running == len(mine) - len(waiting)
+        assert service.prefixes.offers() <= set(map(id, service.offers.values())), "a prefix at a node that is gone"
         able = [node for node in service.offers if node.is_usable]
         assert service.healthy == len(able)
         assert sum(service.revisions.values()) == service.healthy

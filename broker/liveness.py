@@ -136,6 +136,7 @@ class Liveness:
         house.node_timers.clear(node)
         for offer in node.offers.values():
             offer.service.offers.pop(node, None)
+            offer.service.prefixes.forget(offer)
             if not offer.service.slot:
                 house.service_timers.set(offer.service, now + house.timing.eviction_s)
 

@@ -148,6 +148,7 @@ class Registry:
 
     def _withdraw(self, offer: Offer, now: float) -> None:
         offer.service.ring.put(offer, -1)
+        offer.service.prefixes.forget(offer)
         offer.service.offers.pop(offer.node, None)
         self._house.service_timers.set(offer.service, now + self._house.timing.eviction_s)
 

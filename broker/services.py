@@ -8,6 +8,7 @@ import msgspec
 
 from ..protocol.messages import ServiceOffer
 from .placement import Ring
+from .prefixes import Prefixes
 from .queues import ServiceQueue
 from .workers import Node, Offer
 
@@ -30,6 +31,7 @@ class Service(msgspec.Struct, eq=False):
     name: str
     queue: ServiceQueue = msgspec.field(default_factory=ServiceQueue)
     ring: Ring = msgspec.field(default_factory=Ring)
+    prefixes: Prefixes = msgspec.field(default_factory=Prefixes)
     offers: dict[Node, Offer] = {}
     told: ServiceOffer | None = None
     healthy: int = 0

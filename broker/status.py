@@ -112,6 +112,11 @@ def _device(load: m.DeviceLoad, info: m.DeviceInfo) -> s.DeviceStatus:
         tokens=load.tokens,
         largest_batch=load.largest_batch,
         restarts=load.restarts,
+        prompt_tokens=load.prompt_tokens,
+        reused_tokens=load.reused_tokens,
+        memory_used_bytes=load.memory_used_bytes,
+        busy_percent=load.busy_percent,
+        celsius=load.celsius,
     )
 
 

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from ..protocol import messages as m
-from ..protocol import tasks
+from ..protocol import prefix, tasks
 from ..protocol.errors import Kind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_SERVICE_CHARS, MAX_TTL_MS
 from ..protocol.tasks import ChatMessage
@@ -168,7 +168,7 @@ def _make(defaults: Defaults, task: tasks.Task, rid: bytes | None, common: dict[
             priority=options.priority,
             retries=options.retries,
             cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
-            ext=_ext(options),
+            ext=_ext(options, task),
         )
     except RequestError as error:
         raise request_error(error.kind, error.text, request_id=request_id) from None
@@ -224,6 +224,10 @@ def _checked_service(name: str) -> str:
     return name
 
 
-def _ext(options: _Checked) -> dict[str, str | int | bool | None]:
-    given = {"request_id": options.request_id, "traceparent": options.traceparent}
+def _ext(options: _Checked, task: tasks.Task) -> dict[str, str | int | bool | None]:
+    given = {
+        "request_id": options.request_id,
+        "traceparent": options.traceparent,
+        prefix.EXT_KEY: prefix.prefix_hint(task),
+    }
     return {name: value for name, value in given.items() if value is not None}

@@ -32,6 +32,7 @@ VERSION = 1
 UInt = Annotated[int, Meta(ge=0, le=MAX_INT)]
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Percent = Annotated[int, Meta(ge=0, le=100)]
+Celsius = Annotated[int, Meta(ge=-273, le=1000)]
 Code = Annotated[int, Meta(ge=100, le=599)]
 Priority = Annotated[int, Meta(ge=-100, le=100)]
 TtlMs = Annotated[int, Meta(ge=1, le=MAX_TTL_MS)]
@@ -266,7 +267,11 @@ class DeviceInfo(_Message, frozen=True):
 
 
 class DeviceLoad(_Message, frozen=True):
-    """How one device is doing. `steps`, `tokens` and `restarts` are counters since the node started."""
+    """How one device is doing.
+
+    `steps`, `tokens`, `prompt_tokens`, `reused_tokens` and `restarts` are counters since the node started. What its
+    driver tells (memory, how busy it was lately, temperature) is None where it does not.
+    """
 
     id: Name
     phase: Phase
@@ -282,6 +287,11 @@ class DeviceLoad(_Message, frozen=True):
     largest_batch: U32 = 0
     restarts: U32 = 0
     ext: Ext = {}
+    prompt_tokens: UInt = 0
+    reused_tokens: UInt = 0
+    memory_used_bytes: UInt | None = None
+    busy_percent: Percent | None = None
+    celsius: Celsius | None = None
 
 
 class Held(_Message, frozen=True):

@@ -39,6 +39,17 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     largest_batch: int
     restarts: int
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    memory_used_bytes: int | None = None
+    busy_percent: int | None = None
+    celsius: int | None = None
+
+    @property
+    def prefix_hit_percent(self) -> int | None:
+        """How much of all prompts was found in the pool and not computed; None before the first one."""
+        total = self.prompt_tokens + self.reused_tokens
+        return 100 * self.reused_tokens // total if total else None
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

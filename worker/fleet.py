@@ -6,6 +6,7 @@ ticket. A ticket occupies its slot until the engine says that it is over, even w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +15,7 @@ import msgspec
 from ..protocol import messages as m
 from .engines import ipc
 from .engines.base import EngineStats
+from .facts import NO_FACTS, Facts
 from .jobs import Job
 
 _PHASE_ORDER: Final[tuple[m.Phase, ...]] = (
@@ -51,7 +53,7 @@ class Lane:
 
 @dataclass(slots=True)
 class Device:
-    """One engine process and its lanes. Counters of earlier processes are kept in `steps_before`, `tokens_before`."""
+    """One engine process and its lanes. Counters of earlier processes are kept in `before`."""
 
     info: m.DeviceInfo
     started_at: float
@@ -61,9 +63,8 @@ class Device:
     lanes: dict[str, Lane] = field(default_factory=dict[str, Lane])
     last_step_at: float = 0.0
     restarts: int = 0
-    steps_before: int = 0
-    tokens_before: int = 0
-    largest_before: int = 0
+    before: EngineStats = field(default_factory=EngineStats)
+    facts: Facts = NO_FACTS
     told: tuple[m.Phase, float] = ("starting", 0.0)
     """Phase and percent of the last heartbeat."""
 
@@ -84,17 +85,14 @@ class Device:
     def forget_process(self, phase: m.Phase) -> list[Job]:
         """Note that the process is gone; return the jobs that it leaves behind."""
         left = [job for lane in self.lanes.values() for job in lane.running.values() if job is not None]
-        stats = [lane.stats for lane in self.lanes.values()]
-        self.steps_before += sum(one.steps for one in stats)
-        self.tokens_before += sum(one.tokens for one in stats)
-        self.largest_before = max([self.largest_before, *(one.largest_batch for one in stats)])
+        self.before = self._totals()
         self.lanes.clear()
         self.phase, self.percent = phase, 0.0
         return left
 
     def report(self, now: float) -> m.DeviceLoad:
         """Describe this moment for a heartbeat."""
-        lanes = self.lanes.values()
+        lanes, totals = self.lanes.values(), self._totals()
         return m.DeviceLoad(
             id=self.info.id,
             phase=self.phase,
@@ -105,10 +103,26 @@ class Device:
             waiting=sum(lane.stats.waiting for lane in lanes),
             kv_percent=min(100, max((lane.stats.kv_percent for lane in lanes), default=0)),
             loop_age_ms=int(1000 * self.loop_age_s(now)),
-            steps=self.steps_before + sum(lane.stats.steps for lane in lanes),
-            tokens=self.tokens_before + sum(lane.stats.tokens for lane in lanes),
-            largest_batch=max([self.largest_before, *(lane.stats.largest_batch for lane in lanes)]),
+            steps=totals.steps,
+            tokens=totals.tokens,
+            largest_batch=totals.largest_batch,
             restarts=self.restarts,
+            prompt_tokens=totals.prompt_tokens,
+            reused_tokens=totals.reused_tokens,
+            memory_used_bytes=self.facts.memory_used_bytes,
+            busy_percent=self.facts.busy_percent,
+            celsius=self.facts.celsius,
+        )
+
+    def _totals(self) -> EngineStats:
+        """Add up the counters of all lanes, and of processes before this one."""
+        every = [self.before, *(lane.stats for lane in self.lanes.values())]
+        return EngineStats(
+            steps=sum(one.steps for one in every),
+            tokens=sum(one.tokens for one in every),
+            largest_batch=max(one.largest_batch for one in every),
+            prompt_tokens=sum(one.prompt_tokens for one in every),
+            reused_tokens=sum(one.reused_tokens for one in every),
         )
 
 
@@ -124,6 +138,11 @@ class Fleet:
         """Services as last known; one whose engines are all gone is offered with no room, so that requests wait."""
         self._batch = batch_max_size
         self._most_context = context
+
+    def learn(self, facts: Mapping[str, Facts]) -> None:
+        """Take in what drivers told of devices."""
+        for name, told in facts.items():
+            self.devices[name].facts = told
 
     def service_name(self, suffix: str) -> str:
         """Name a service in public: the served model name, and what the engine adds to it."""

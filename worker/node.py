@@ -13,7 +13,7 @@ import random
 import signal
 import socket
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from importlib import metadata
 
 import zmq
@@ -30,7 +30,9 @@ from .core import NodeState, WorkerCore
 from .desk import NodeConfig
 from .devices import find_devices
 from .engines.base import EngineSpec, Phase
+from .facts import Facts
 from .fleet import Fleet
+from .gpu_watch import GpuWatch
 from .models import ModelFiles
 from .resolving import resolve_apart
 from .supervisor import Supervisor
@@ -92,10 +94,12 @@ class _Node:
     async def run(self) -> int:
         """Serve; everything that was started is stopped at the end."""
         engines = asyncio.create_task(self._run_engines())
+        watch = GpuWatch(self._devices, self._learn)
         try:
             with self._signals():
                 return await self._agent.run()
         finally:
+            watch.close()
             self._console.close()
             engines.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -103,6 +107,11 @@ class _Node:
 
     def _wake(self) -> None:
         self._agent.wake()
+
+    def _learn(self, facts: Mapping[str, Facts]) -> None:
+        """Take over what another thread has read; it may still come after the end."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._core.fleet.learn, facts)
 
     # --- engines -----------------------------------------------------------------------------------------------------
 

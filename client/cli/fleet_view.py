@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -90,7 +91,21 @@ def _device(device: DeviceStatus) -> tuple[Text, Text, str, str]:
     doing = phase(device.phase, device.percent, device.elapsed_s)
     if device.restarts:
         doing.append(f", {_count(device.restarts, 'restart')}", style="red")
+    for words in _facts(device):
+        doing.append(f", {words}", style="dim")
     return Text(device.id), doing, str(device.tokens), str(device.largest_batch)
+
+
+def _facts(device: DeviceStatus) -> Iterator[str]:
+    """Say what the driver tells, and how much of the prompts was there already."""
+    if device.busy_percent is not None:
+        yield f"busy {device.busy_percent} %"
+    if device.memory_used_bytes is not None and device.memory_bytes:
+        yield f"memory {100 * device.memory_used_bytes // device.memory_bytes} %"
+    if device.celsius is not None:
+        yield f"{device.celsius} °C"
+    if device.prefix_hit_percent:
+        yield f"prefix hits {device.prefix_hit_percent} %"
 
 
 def _count(number: int, noun: str) -> str:

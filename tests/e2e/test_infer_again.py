@@ -52,10 +52,11 @@ def test_the_same_key_is_the_same_request(fleet: tuple[Stack, Process, Process])
     before = counter(stack, "completed")
     key = {"idempotency-key": "order 66"}
     got: list[tuple[int, Any, dict[str, str]]] = []
-    callers = [
-        threading.Thread(target=lambda bridge=bridge: got.append(answer_of(bridge, "POST", "/infer", ASK, key)))
-        for bridge in (one, other, one)
-    ]
+
+    def call(bridge: Process) -> None:
+        got.append(answer_of(bridge, "POST", "/infer", ASK, key))
+
+    callers = [threading.Thread(target=call, args=(bridge,)) for bridge in (one, other, one)]
     for caller in callers:
         caller.start()
     for caller in callers:

@@ -83,6 +83,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     tokens: int = 0
     largest_batch: int = 0
+    prompt_tokens: int = 0
+    """Computed; those whose keys and values were found in the pool are `reused_tokens`."""
+    reused_tokens: int = 0
 
 
 class EngineFullError(Exception):

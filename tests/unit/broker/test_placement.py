@@ -7,21 +7,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.offers import make_node
 from zmqrt.broker.placement import LOAD_STEPS, Ring, level, settle
 from zmqrt.broker.services import Service
-from zmqrt.broker.sessions import bucket
-from zmqrt.broker.workers import KV_STEPS, Node, Offer
+from zmqrt.broker.workers import KV_STEPS
 from zmqrt.protocol import messages as m
-
-
-def make_node(service: Service, capacity: int = 10) -> Node:
-    """Make a node that is ready, with one offer."""
-    told = m.ServiceOffer(service.name, 1000, "generate")
-    ready = m.Ready(b"u" * 16, "n", capacity, [told], [])
-    node = Node(b"p", "", ready, 1, 0.0, 0.0, 1.0, bucket(1.0, 1.0, 0.0), capacity=capacity, limit=10**6)
-    node.is_usable = True
-    node.offers[service.name] = Offer(node, service, told, 1000)
-    return node
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, LOAD_STEPS * KV_STEPS - 1)), max_size=60))

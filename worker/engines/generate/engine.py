@@ -133,6 +133,8 @@ class GenerateEngine:
             steps=counts.steps,
             tokens=counts.tokens,
             largest_batch=counts.largest_batch,
+            prompt_tokens=counts.prompt_tokens,
+            reused_tokens=counts.reused_tokens,
         )
 
     def close(self) -> None:

@@ -1,0 +1,68 @@
+"""Asks the driver of NVIDIA devices once a second how they are, on a thread of its own: a driver that hangs must not
+hold up heartbeats. Written after NVML's documentation and tried with a stand-in; no GPU has seen it yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from .devices import Device
+from .facts import Facts
+
+_EVERY_S: Final = 1.0
+log = logging.getLogger(__name__)
+Tell = Callable[[Mapping[str, Facts]], object]
+
+
+class GpuWatch:
+    """Calls `tell` from its thread with the facts by device id; without CUDA devices there is no thread."""
+
+    def __init__(self, devices: Sequence[Device], tell: Tell, *, every_s: float = _EVERY_S) -> None:
+        self._devices = [device for device in devices if device.kind == "cuda"]
+        self._tell = tell
+        self._every_s = every_s
+        self._is_over = threading.Event()
+        if self._devices:
+            # A daemon: at the end nobody waits for a driver that does not answer.
+            threading.Thread(target=self._run, name="gpu-watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._is_over.set()
+
+    def _run(self) -> None:
+        try:
+            import pynvml
+        except ImportError:
+            return
+        nvml: Any = pynvml
+        try:
+            nvml.nvmlInit()
+            handles = {one.id: nvml.nvmlDeviceGetHandleByUUID(one.handle) for one in self._devices}
+        except nvml.NVMLError as error:
+            log.warning("the driver tells nothing of its devices: %s", error)
+            return
+        while not self._is_over.is_set():
+            facts = {name: read(nvml, handle) for name, handle in handles.items()}
+            if not self._is_over.is_set():
+                self._tell(facts)
+            self._is_over.wait(self._every_s)
+
+
+def read(nvml: Any, handle: Any) -> Facts:  # noqa: ANN401 - NVML's bindings are not typed
+    """Read what there is of one device; a slice of a device, or an old driver, does not tell everything."""
+
+    def ask(question: Callable[[], int]) -> int | None:
+        try:
+            return int(question())
+        except nvml.NVMLError:
+            return None
+
+    return Facts(
+        memory_used_bytes=ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+        busy_percent=ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        celsius=ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+    )
