@@ -13,9 +13,11 @@ from .asking import Desk
 from .config import BridgeSettings
 from .errors import encode
 from .fleet import Fleet
-from .guard import Guard
+from .guard import Guard, is_openai
 from .health import Probes, Watch
 from .infer import Infer
+from .openai import errors as openai_errors
+from .openai.routes import OpenAi
 from .replies import json_response
 
 
@@ -23,7 +25,8 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
     desk = Desk(fleet, settings)
     infer = Infer(desk, settings)
-    probes = Probes(Watch(fleet.status))
+    watch = Watch(fleet.status)
+    probes = Probes(watch)
     routes = [
         Route("/infer", infer.post, methods=["POST"]),
         Route("/infer/{request_id}", infer.delete, methods=["DELETE"]),
@@ -31,6 +34,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/readyz", probes.ready),
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
+        *OpenAi(desk, watch, settings).routes(),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _http_problem}), settings)
 
@@ -38,7 +42,10 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
 async def _http_problem(request: Request, error: Exception) -> Response:
     """Put the framework's own refusals (404, 405) into our shape."""
     assert isinstance(error, HTTPException)
+    detail = f"{error.detail}: there are POST /infer, the OpenAI API under /v1, and GET /health"
+    if is_openai(request.url.path):
+        said = openai_errors.no_route(error.status_code, detail)
+        return json_response(said.status, said.body, dict(error.headers or {}))
     reason = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    detail = f"{error.detail}: there are POST /infer and GET /health, /readyz, /livez"
     body = {"detail": detail, "reason": reason, "request_id": request.state.request_id}
     return json_response(error.status_code, encode(body), dict(error.headers or {}))

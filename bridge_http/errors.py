@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from ..protocol.errors import ConnectError, Kind, RequestError
-from .v1 import InvalidFieldError, NotJsonError
+from .json_body import NotJsonError
+from .v1 import InvalidFieldError
 
 MEDIA_TYPE: Final = "application/json; charset=utf-8"
 """Windows PowerShell 5.1 guesses ISO-8859-1 without the charset."""
@@ -103,7 +104,7 @@ def _request_error(error: RequestError, request_id: str) -> Answer:
     if error.kind in _BAD_VALUE:
         return _invalid(_field_of(error), request_id)
     status = error.row.infer_status
-    return _simple(status, error.kind.value, error.text, request_id, _headers(error, status))
+    return _simple(status, error.kind.value, error.text, request_id, headers_of(error, status))
 
 
 def _field_of(error: RequestError) -> InvalidFieldError:
@@ -111,7 +112,8 @@ def _field_of(error: RequestError) -> InvalidFieldError:
     return InvalidFieldError(("body", "prompt"), error.text, error.kind.value)
 
 
-def _headers(error: RequestError, status: int) -> dict[str, str]:
+def headers_of(error: RequestError, status: int) -> dict[str, str]:
+    """Say when to come back, and whether to come back at all."""
     headers: dict[str, str] = {}
     if status in _ALWAYS_SAY_WHEN or error.retry_after_s > 0:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

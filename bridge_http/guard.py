@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..client.calls import new_rid
 from .config import BridgeSettings
 from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError, answer
+from .openai.errors import answer as openai_answer
 
 OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz"})
 """Probes carry no key, and tell nothing about anybody's requests."""
@@ -30,6 +31,11 @@ def request_id_of(headers: Mapping[str, str], rid: bytes) -> str:
     """Return the caller's id if it is one that may go into logs and headers, else our own in hex."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else rid.hex()
+
+
+def is_openai(path: str) -> bool:
+    """Say whether an answer has to have OpenAI's shape."""
+    return path.startswith("/v1/")
 
 
 class Keys:
@@ -131,7 +137,7 @@ class Guard:
         try:
             state["tenant"] = self._admit(str(scope["path"]), headers)
         except (UnauthorizedError, ForbiddenHostError) as error:
-            said = answer(error, request_id)
+            said = openai_answer(error) if is_openai(str(scope["path"])) else answer(error, request_id)
             refusal = Response(said.body, said.status, said.headers, MEDIA_TYPE)
             await refusal(scope, receive, send_with_id)
             return

@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..protocol.errors import ZmqrtError
+from ..protocol.errors import ConnectError, ZmqrtError
 from ..protocol.snapshot import NodeStatus, Snapshot
 from .errors import encode
 from .replies import json_response
@@ -105,6 +105,13 @@ class Watch:
         if self._asking is not None:
             await asyncio.wait({self._asking}, timeout=PATIENCE_S)
         return judge(self._snapshot, self._problem)
+
+    async def snapshot(self) -> Snapshot:
+        """Return the newest snapshot that is to be had within PATIENCE_S. Raises ConnectError."""
+        health = await self.health()
+        if self._snapshot is None:
+            raise ConnectError(health.detail)
+        return self._snapshot
 
     @property
     def has_seen(self) -> bool:

@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Meta
 
 from ..protocol.tasks import Generate
+from .json_body import read_json
 
 DEFAULT_MAX_TOKENS: Final = 100
 DEFAULT_TEMPERATURE: Final = 0.7
-_BOM: Final = b"\xef\xbb\xbf"
 _MAX_FIELD_CHARS: Final = 100
 """A field name that somebody else chose is repeated in our answer, so it is cut."""
 
@@ -37,10 +37,6 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
 
 
-class NotJsonError(Exception):
-    """400: the bytes are not JSON in UTF-8."""
-
-
 class InvalidFieldError(Exception):
     """422: JSON, but not this contract. `loc` leads to the field, `type` is a word for programs."""
 
@@ -52,7 +48,6 @@ class InvalidFieldError(Exception):
 
 
 _decoder: Final = msgspec.json.Decoder(InferRequest)
-_any_decoder: Final = msgspec.json.Decoder()
 
 
 def parse(body: bytes) -> InferRequest:
@@ -64,8 +59,7 @@ def parse(body: bytes) -> InferRequest:
         NotJsonError: (400)
         InvalidFieldError: (422)
     """
-    text = _text(body)
-    _check_json(text)
+    text = read_json(body)
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError as error:
@@ -79,38 +73,6 @@ def to_task(request: InferRequest) -> Generate:
         max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
         temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
     )
-
-
-def _text(body: bytes) -> str:
-    body = body.removeprefix(_BOM)
-    if not body.strip():
-        raise NotJsonError('the body is empty; send JSON such as {"prompt": "Hello"}')
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise NotJsonError(
-            f"the body is not UTF-8 (byte {error.start}); Windows PowerShell 5.1 sends ISO-8859-1 unless told: "
-            "-Body ([Text.Encoding]::UTF8.GetBytes($json)) -ContentType 'application/json; charset=utf-8'"
-        ) from None
-
-
-def _check_json(text: str) -> None:
-    """Refuse what is not JSON anywhere, also behind a wrong field; NaN and lone surrogates are not JSON."""
-    try:
-        _any_decoder.decode(text)
-    except msgspec.ValidationError:
-        return  # a number beyond a double: the typed decoder, which runs next, names its field
-    except msgspec.DecodeError as error:
-        raise NotJsonError(_why_not_json(str(error), text)) from None
-    except RecursionError:
-        raise NotJsonError("the body is not valid JSON: nested too deeply") from None
-
-
-def _why_not_json(reason: str, text: str) -> str:
-    # msgspec calls a lone surrogate "truncated", which would send its author looking at the wrong end.
-    if re.search(r"\\u[dD][89a-fA-F]", text) and ("truncated" in reason or "surrogate" in reason):
-        reason += "; check that each \\ud83d is followed by its second half: a lone surrogate is not a character"
-    return f"the body is not valid JSON: {reason}"
 
 
 _SHAPES: Final = (

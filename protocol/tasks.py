@@ -95,10 +95,14 @@ class Usage(_Body, frozen=True, omit_defaults=False):
 
 
 class TokenLogprobs(_Body, frozen=True):
-    """One sampled token: its log probability, and the most likely alternatives by token id."""
+    """One sampled token: its log probability, the likeliest tokens by id, and the bytes of all of them.
+
+    Bytes, since a token may be half a character; none for special tokens.
+    """
 
     logprob: float
     top: dict[int, float] = {}
+    spelled: dict[int, bytes] = {}
 
 
 class Chunk(_Body, frozen=True, omit_defaults=False):

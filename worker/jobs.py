@@ -157,7 +157,7 @@ class Job:
             self.ids.append(token_id)
             self.pieces.append("" if is_stop_id else prepared.text.step(token_id))
             if self.logprobs is not None:
-                self.logprobs.append(_logprobs(token_id, event, index, prepared.sampling.logprobs or 0))
+                self.logprobs.append(_logprobs(token_id, event, index, prepared))
             if is_stop_id or prepared.text.is_stopped:
                 return "stop"
         return event.finish_reason
@@ -204,8 +204,9 @@ class Job:
         return tasks.encode(Chunk(ids=self.ids[unit:], text=self.pieces[unit:], logprobs=logprobs))
 
 
-def _logprobs(token_id: int, event: TokenEvent, index: int, count: int) -> TokenLogprobs:
+def _logprobs(token_id: int, event: TokenEvent, index: int, prepared: Prepared) -> TokenLogprobs:
     """Pick the sampled token and the likeliest ones from the one map in which the engine reports them."""
     known = event.logprobs[index] if event.logprobs else {}
-    top = heapq.nlargest(count, known.items(), key=lambda pair: pair[1])
-    return TokenLogprobs(logprob=known.get(token_id, float("-inf")), top=dict(top))
+    top = dict(heapq.nlargest(prepared.sampling.logprobs or 0, known.items(), key=lambda pair: pair[1]))
+    spelled = {one: prepared.spell(one) for one in (token_id, *top)}
+    return TokenLogprobs(logprob=known.get(token_id, float("-inf")), top=top, spelled=spelled)

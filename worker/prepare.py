@@ -7,6 +7,7 @@ engine for good. Runs on any thread; it shares nothing with the core.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -42,6 +43,8 @@ class Prepared:
     ignore_eos: bool
     sampling: Sampling
     text: TextStream
+    spell: Callable[[int], bytes]
+    """Bytes of a token, for those who asked for log probabilities."""
     ids: list[int] = field(default_factory=list[int])
     """Ids delivered before, by another node; the next unit has the number len(ids)."""
     pieces: list[str] = field(default_factory=list[str])
@@ -95,6 +98,7 @@ def prepare_generation(dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bound
         ignore_eos=task.ignore_eos,
         sampling=_sampling(task, dispatch),
         text=TextStream(vocabulary.detokenizer(), task.stop, min_tokens=task.min_tokens),
+        spell=vocabulary.spell,
         logprobs=None if task.logprobs is None else [],
     )
     if dispatch.resume_n:

@@ -48,6 +48,10 @@ class Vocabulary(Protocol):
         """Return a fresh detokenizer for one stream."""
         ...
 
+    def spell(self, token_id: int) -> bytes:
+        """Return the bytes of one token by itself; none for a special one."""
+        ...
+
     def is_known(self, token_id: int) -> bool:
         """Whether the model has a token of this id."""
         ...
@@ -77,7 +81,11 @@ class ByteVocabulary:
 
     def detokenizer(self) -> Detokenizer:
         """Bytes as they are; markers have no text."""
-        return ByteDetokenizer(lambda token_id: _BYTES[token_id] if token_id < 256 else b"")
+        return ByteDetokenizer(self.spell)
+
+    def spell(self, token_id: int) -> bytes:
+        """Return its byte."""
+        return _BYTES[token_id] if token_id < 256 else b""
 
     def is_known(self, token_id: int) -> bool:
         """Whether the id is a byte or a marker."""
@@ -165,10 +173,11 @@ class FileVocabulary:
     def detokenizer(self) -> Detokenizer:
         """Return the exact one for byte-level vocabularies, else the one that looks at a window."""
         if self._is_byte_level:
-            return ByteDetokenizer(self._token_bytes)
+            return ByteDetokenizer(self.spell)
         return WindowDetokenizer(lambda ids: self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def spell(self, token_id: int) -> bytes:
+        """Return the bytes of one token; of a vocabulary that is not made of bytes, what it reads like alone."""
         found = self._bytes.get(token_id)
         if found is None:
             found = self._bytes[token_id] = self._look_up(token_id)
@@ -178,6 +187,8 @@ class FileVocabulary:
         """Undo byte-level BPE's alphabet; a token outside it (added by hand) is itself, a special one nothing."""
         if token_id in self._special_ids:
             return b""
+        if not self._is_byte_level:
+            return _utf8(self._tokenizer.decode([token_id], skip_special_tokens=True))
         token: str | None = self._tokenizer.id_to_token(token_id)
         try:
             return bytes(_BYTE_OF_CHAR[char] for char in token or "")
@@ -250,7 +261,7 @@ def _content(token: object) -> str:
 
 
 def _eos_ids(directory: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> frozenset[int]:
-    """Take EOS from the generation configuration: a converted tokenizer may name the wrong one (engine.md 3.1)."""
+    """Take EOS from the generation configuration: a converted tokenizer may name the wrong one."""
     for name in ("generation_config.json", "config.json"):
         found = _read_json(directory / name).get("eos_token_id")
         if found is not None:

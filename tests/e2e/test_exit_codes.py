@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from support.cli import Running, zmqrt
-from support.stack import Stack, eventually, running
+from support.process_engines import ENV
+from support.stack import Stack, eventually, running, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -170,3 +171,18 @@ def test_interrupted_is_130(fleet: Stack) -> None:
         assert asking.wait() == 130
         assert "Traceback" not in "\n".join(asking.lines)
         assert eventually(lambda: client.status().running == 0, what="a free slot")
+
+
+def test_a_model_too_large_for_its_device_ends_the_node_with_what_to_do() -> None:
+    """After a few tries with pauses, since another program may leave; never a dead loop."""
+    with Stack() as stack:
+        stack.broker()
+        words = ("--broker", stack.workers, "--engine", "support.toy_engines:too_large", "--device", "cpu")
+        node = start("worker", *words, env=ENV, wait=False)
+        stack.processes.append(node)
+
+        assert node.wait(60) == 1
+        eventually(lambda: "does not fit into the memory of cpu" in node.output(), what="the reason")
+        assert "--dtype bfloat16" in node.output()
+        tries = sum('"message": "cpu: the engine process ended' in line for line in node.lines)
+        assert tries == 3, node.output()

@@ -257,6 +257,10 @@ def test_a_stopped_process_can_be_killed_too() -> None:
         ("support.toy_engines:nothing_known", "neither a TokenEngine"),
         ("no_such_engine", "no engine is named 'no_such_engine'; there are"),
         ("support.toy_engines:missing", "has no function 'missing'"),
+        (
+            "support.toy_engines:too_large",
+            "does not fit into the memory of mock:0: OutOfMemoryError: CUDA out of memory",
+        ),
     ],
 )
 def test_a_factory_that_fails_says_why_in_one_line(engine: str, words: str) -> None:

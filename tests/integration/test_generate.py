@@ -299,3 +299,27 @@ def test_an_engine_that_computes_something_else_is_not_used(
     with pytest.raises(AssertionError):  # it is another engine
         make()
     assert "it is loaded anew for the path 'transformers'" in caplog.text
+
+
+def test_a_short_prompt_that_comes_while_a_long_one_is_computed_is_answered_soon(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Its first token comes within three pieces of the long one beside its own: counted in steps, and in tokens."""
+    folder = tiny_model(tmp_path_factory.mktemp("models"), "positions=8192")
+    chunk = 128
+    engine = factory(spec(folder, max_model_len=8192, chunk=chunk, kv_mib=64), lambda _phase, _percent: None)
+    assert isinstance(engine, GenerateEngine)
+    for length, before in ((10, 5), (100, 9), (127, 17)):
+        engine.submit(ask(ticket=1, tokens=4, prompt_ids=[(7 * n + length) % 256 for n in range(4000)]))
+        for _ in range(before):
+            assert engine.poll(0.0) == []
+        computed, steps = engine.counts.prompt_tokens, engine.counts.steps
+        engine.submit(ask(ticket=2, length=length, tokens=1))
+        events = engine.poll(0.0)
+        while not any(event.ticket == 2 for event in events):
+            events = engine.poll(0.0)
+
+        assert engine.counts.prompt_tokens - computed <= 3 * chunk + length
+        assert engine.counts.steps - steps <= 4
+        engine.cancel(1)
+        engine.poll(0.0)

@@ -127,3 +127,13 @@ def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:
     progress("loading", 10.0)
     time.sleep(600)
     raise AssertionError
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls it."""
+
+
+def too_large(_spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Fail to load as a model does that is larger than its device."""
+    progress("loading", 60.0)
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB.")

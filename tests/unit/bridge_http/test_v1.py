@@ -2,7 +2,8 @@
 
 import pytest
 
-from zmqrt.bridge_http.v1 import InferRequest, InvalidFieldError, NotJsonError, parse, to_task
+from zmqrt.bridge_http.json_body import NotJsonError
+from zmqrt.bridge_http.v1 import InferRequest, InvalidFieldError, parse, to_task
 from zmqrt.protocol.tasks import Generate
 
 

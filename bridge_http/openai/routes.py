@@ -1,0 +1,162 @@
+"""The endpoints under /v1: read, ask, answer, whole or as a stream."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ...client.results import Result
+from ...protocol.errors import Kind, request_error
+from ...protocol.tasks import Generate
+from ..asking import Asked, Desk
+from ..config import BridgeSettings
+from ..errors import Answer, encode
+from ..health import Watch
+from ..reading import read_body, unless_gone
+from ..replies import CLIENT_GONE, json_response
+from ..streaming import Events, EventStream
+from . import responses as r
+from .errors import answer, within
+from .requests import chat_task, completion_task, embedding_task, parse
+from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList
+
+log = logging.getLogger(__name__)
+Endpoint = Callable[[Request], Awaitable[Response]]
+_STARTED: Final = int(time.time())
+"""When models were made is not known; since when this bridge serves them is."""
+
+
+class OpenAi:
+    """The endpoints."""
+
+    def __init__(self, desk: Desk, watch: Watch, settings: BridgeSettings) -> None:
+        self._desk = desk
+        self._watch = watch
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        """Return what is where."""
+        return [
+            Route("/v1/models", _answered(self._models)),
+            Route("/v1/models/{model:path}", _answered(self._model)),
+            Route("/v1/chat/completions", _answered(self._chat), methods=["POST"]),
+            Route("/v1/completions", _answered(self._completion), methods=["POST"]),
+            Route("/v1/embeddings", _answered(self._embed), methods=["POST"]),
+        ]
+
+    async def _models(self, _request: Request) -> Response:
+        snapshot = await self._watch.snapshot()
+        data = [Model(id=one.service, created=_STARTED) for one in snapshot.services]
+        return json_response(200, encode(ModelList(data=data)))
+
+    async def _model(self, request: Request) -> Response:
+        name: str = request.path_params["model"]
+        snapshot = await self._watch.snapshot()
+        names = [one.service for one in snapshot.services]
+        if name not in names:
+            text = f"there is no model {name[:128]!r}; there are {', '.join(names) or 'none yet'}"
+            raise request_error(Kind.NOT_FOUND, text)
+        return json_response(200, encode(Model(id=name, created=_STARTED)))
+
+    async def _chat(self, request: Request) -> Response:
+        body = parse(await read_body(request, self._settings), ChatRequest)
+        id_, now = f"chatcmpl-{request.state.rid.hex()}", int(time.time())
+        if body.stream:
+            stream = r.ChatStream(id=id_, created=now, model=body.model, with_usage=_wants_usage(body))
+            return self._stream(chat_task(body), body, request, stream)
+        result = await self._whole(chat_task(body), body, request)
+        return json_response(200, encode(r.chat(result, id_, now)))
+
+    async def _completion(self, request: Request) -> Response:
+        body = parse(await read_body(request, self._settings), CompletionRequest)
+        id_, now = f"cmpl-{request.state.rid.hex()}", int(time.time())
+        if body.stream:
+            stream = r.CompletionStream(id=id_, created=now, model=body.model, with_usage=_wants_usage(body))
+            return self._stream(completion_task(body), body, request, stream)
+        result = await self._whole(completion_task(body), body, request)
+        return json_response(200, encode(r.completion(result, id_, now)))
+
+    async def _embed(self, request: Request) -> Response:
+        body = parse(await read_body(request, self._settings), EmbeddingRequest)
+        asked = self._desk.embed(embedding_task(body), request, model=body.model)
+        try:
+            found = await unless_gone(asked.result(), request.receive)
+        finally:
+            asked.close()
+        return json_response(200, encode(r.embeddings(found, is_base64=body.encoding_format == "base64")))
+
+    async def _whole(self, task: Generate, body: Generation, request: Request) -> Result:
+        asked = self._desk.generate(task, request, stream=False, model=body.model)
+        try:
+            return await unless_gone(asked.result(), request.receive)
+        finally:
+            asked.close()
+
+    def _stream(
+        self, task: Generate, body: Generation, request: Request, stream: r.ChatStream | r.CompletionStream
+    ) -> Response:
+        asked = self._desk.generate(task, request, stream=True, model=body.model)
+        return EventStream(_events(asked, stream), asked.close, _Shape(request.state.request_id))
+
+
+async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
+    """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
+    has_begun = False
+    while (chunk := await asked.next_chunk()) is not None:
+        if not has_begun and (first := stream.first()) is not None:
+            yield first
+        has_begun = True
+        if (piece := stream.piece(chunk)) is not None:
+            yield piece
+    for piece in stream.last(await asked.result()):
+        yield piece
+    yield r.DONE
+
+
+class _Shape:
+    """What failures look like in a stream under /v1."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+
+    def before(self, error: Exception) -> Answer:
+        """Answer with a status: nothing has been sent yet."""
+        return answer(error)
+
+    def within(self, error: Exception) -> bytes:
+        """End with an event, and without [DONE]."""
+        return within(error)
+
+
+def _wants_usage(body: Generation) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
+
+
+def _answered(endpoint: Endpoint) -> Endpoint:
+    """Turn what an endpoint raises into its answer."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            log.info("client left before the answer", extra={"request_id": request.state.request_id})
+            return Response(status_code=CLIENT_GONE)
+        except Exception as error:  # noqa: BLE001 - whatever happened becomes the caller's answer
+            return _refusal(error, request.state.request_id)
+
+    return answered
+
+
+def _refusal(error: Exception, request_id: str) -> Response:
+    said = answer(error)
+    if said.status == 500:
+        log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
+    else:
+        log.info("answered %d: %s", said.status, error, extra={"request_id": request_id})
+    return json_response(said.status, said.body, said.headers)

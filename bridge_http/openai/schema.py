@@ -1,0 +1,313 @@
+"""The bodies of the OpenAI API as structs: what is understood, what is let pass, and what is refused by name.
+
+Pure. Names and meanings are OpenAI's; `docs/openai.md` says where this bridge differs. A field that would change the
+answer and that no engine here obeys is refused, whatever else a client may think of; one that would not is let pass.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Number = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+"""A text, or the token ids of one; or a list of several of either kind."""
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A body that a client sends."""
+
+
+class _Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A body that a client gets."""
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message; only text is understood."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn. Fields that say more about who speaks, such as `name`, are let pass."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class StreamOptions(_Request, frozen=True, kw_only=True):
+    """How a stream is sent. Padding against eavesdroppers is let pass: there is none."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Generation(_Request, frozen=True, kw_only=True):
+    """What both kinds of generation share.
+
+    The second group is ours, under the names that open engines use; the third is let pass, for it changes no answer.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    top_p: Share | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
+    stop: str | list[str] | None = None
+    seed: Int64 | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+class ChatRequest(Generation, frozen=True, kw_only=True):
+    """POST /v1/chat/completions. The last group is refused unless it asks for what is done anyway."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    parallel_tool_calls: Any = None
+
+    response_format: Any = None
+    modalities: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+
+
+class CompletionRequest(Generation, frozen=True, kw_only=True):
+    """POST /v1/completions: plain text to go on from. The last group is refused unless it asks for nothing."""
+
+    prompt: Texts
+    max_tokens: Count | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class EmbeddingRequest(_Request, frozen=True, kw_only=True):
+    """POST /v1/embeddings."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    input: Texts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    user: Any = None
+
+
+# --- replies ---------------------------------------------------------------------------------------------------------
+
+
+class Usage(_Reply, frozen=True, kw_only=True):
+    """Tokens of the prompt, after the template, and of the answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Likely(_Reply, frozen=True, kw_only=True):
+    """One token that might have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(_Reply, frozen=True, kw_only=True):
+    """The token that came, and the likeliest ones."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Likely]
+
+
+class ChatLogprobs(_Reply, frozen=True, kw_only=True):
+    """Log probabilities of an answer, token by token."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(_Reply, frozen=True, kw_only=True):
+    """The same in the older form: four lists of equal length."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class ReplyMessage(_Reply, frozen=True, kw_only=True):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class ChatChoice(_Reply, frozen=True, kw_only=True):
+    """The one choice."""
+
+    index: int = 0
+    message: ReplyMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(_Reply, frozen=True, kw_only=True):
+    """Answer to POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(_Reply, frozen=True, kw_only=True, omit_defaults=True):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(_Reply, frozen=True, kw_only=True):
+    """The one choice, as far as it goes."""
+
+    index: int = 0
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(_Reply, frozen=True, kw_only=True):
+    """One event of a streamed chat; the last one with `include_usage` has no choice, and the usage."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class CompletionChoice(_Reply, frozen=True, kw_only=True):
+    """The one choice."""
+
+    index: int = 0
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None
+
+
+class Completion(_Reply, frozen=True, kw_only=True):
+    """Answer to POST /v1/completions, and each event of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class Embedding(_Reply, frozen=True, kw_only=True):
+    """One vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(_Reply, frozen=True, kw_only=True):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(_Reply, frozen=True, kw_only=True):
+    """Answer to POST /v1/embeddings: one vector for each input, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class Model(_Reply, frozen=True, kw_only=True):
+    """One service of the fleet."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "zmqrt"
+
+
+class ModelList(_Reply, frozen=True, kw_only=True):
+    """Answer to GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorBody(_Reply, frozen=True, kw_only=True):
+    """What went wrong; `param` names the field, `code` is a word for programs."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(_Reply, frozen=True, kw_only=True):
+    """Every answer that is no success, and the last event of a stream that failed."""
+
+    error: ErrorBody

@@ -1,0 +1,280 @@
+"""OpenAI's own client, as it is, against a real fleet: what it can do here, how it fails, and that it works once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from support.stack import Process, Stack, eventually, running
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+CHAT: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "hello"}], "seed": 7}
+WORKER = ("--engine-opt", "step_ms=5,eos=never,fail_on_prompt=sulk", "--devices", "0", "--max-model-len", "2000")
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Generator[tuple[Stack, Process]]:
+    """One node and a bridge."""
+    with running(worker=WORKER) as stack:
+        yield stack, stack.bridge()
+
+
+def client_of(bridge: Process, **options: Any) -> Any:
+    """Make a client as its users do; untyped here, since its overloads know no arguments in a dictionary."""
+    return OpenAI(base_url=f"{bridge.endpoints['http']}/v1", api_key=options.pop("api_key", "none"), **options)
+
+
+@pytest.fixture(scope="module")
+def client(fleet: tuple[Stack, Process]) -> Generator[Any]:
+    """Make a client of the fleet."""
+    with client_of(fleet[1]) as made:
+        yield made
+
+
+def counter(stack: Stack, name: str) -> int:
+    """Read a counter of the broker."""
+    return stack.status().counters[name]
+
+
+# --- what it can do --------------------------------------------------------------------------------------------------
+
+
+def test_a_chat(client: Any) -> None:
+    """Whole, and the same again for the same seed."""
+    answers = [client.chat.completions.create(**CHAT, max_tokens=12) for _ in range(2)]
+
+    answer = answers[0]
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (12, 12 + answer.usage.prompt_tokens)
+    assert answer.model == "mock"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.system_fingerprint
+    assert answers[1].choices[0].message.content == answer.choices[0].message.content
+
+
+def test_a_streamed_chat_is_the_same_text(client: Any) -> None:
+    """Piece by piece; with usage at the end if it is asked for."""
+    whole = client.chat.completions.create(**CHAT, max_tokens=20).choices[0].message.content
+    chunks = list(
+        client.chat.completions.create(**CHAT, max_tokens=20, stream=True, stream_options={"include_usage": True})
+    )
+
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert (chunks[-1].choices, chunks[-1].usage and chunks[-1].usage.completion_tokens) == ([], 20)
+    assert len({chunk.id for chunk in chunks}) == 1
+    plain = list(client.chat.completions.create(**CHAT, max_tokens=3, stream=True))
+    assert all(chunk.usage is None for chunk in plain)
+
+
+def test_a_stop_ends_it(client: Any) -> None:
+    """And is not part of the text."""
+    whole = client.chat.completions.create(**CHAT, max_tokens=40).choices[0].message.content or ""
+    stop = whole[10:12]
+    answer = client.chat.completions.create(**CHAT, max_tokens=40, stop=stop).choices[0]
+
+    assert (answer.message.content, answer.finish_reason) == (whole[: whole.index(stop)], "stop")
+
+
+def test_logprobs_spell_their_tokens(client: Any) -> None:
+    """In both forms."""
+    answer = client.chat.completions.create(**CHAT, max_tokens=4, logprobs=True, top_logprobs=2).choices[0]
+    assert answer.logprobs is not None
+    tokens: list[Any] = answer.logprobs.content
+    assert b"".join(bytes(token.bytes or []) for token in tokens).decode("utf-8", "replace") == answer.message.content
+    assert all(token.top_logprobs[0].token == token.token for token in tokens)
+    streamed = list(client.chat.completions.create(**CHAT, max_tokens=4, logprobs=True, stream=True))
+    told: list[Any] = []
+    for chunk in streamed:
+        told += chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else []
+    assert [one.bytes for one in told] == [one.bytes for one in tokens]
+
+    older = client.completions.create(model="mock", prompt="x", max_tokens=4, logprobs=1, seed=3).choices[0]
+    assert older.logprobs is not None
+    assert len(older.logprobs.tokens or []) == 4
+    assert older.logprobs.text_offset is not None
+    assert older.logprobs.text_offset[0] == 0
+
+
+def test_a_completion_goes_on_from_plain_text(client: Any) -> None:
+    """Of text and of token ids, whole and streamed."""
+    whole = client.completions.create(model="mock", prompt="once upon", max_tokens=9, seed=1, temperature=0)
+    ids = [256, *b"once upon"]
+    by_id = client.completions.create(model="mock", prompt=ids, max_tokens=9, seed=1, temperature=0)
+    streamed = client.completions.create(
+        model="mock", prompt=["once upon"], max_tokens=9, seed=1, temperature=0, stream=True
+    )
+
+    assert whole.choices[0].text
+    assert by_id.choices[0].text == whole.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text
+
+
+def test_embeddings(client: Any) -> None:
+    """As numbers, and as the base64 that the client asks for by itself."""
+    usual = client.embeddings.create(model="mock-embed", input=["one", "two"])
+    floats = client.embeddings.create(model="mock-embed", input="two", encoding_format="float", dimensions=64)
+    by_id = client.embeddings.create(model="mock-embed", input=[1, 2, 3])
+
+    assert [one.index for one in usual.data] == [0, 1]
+    assert usual.data[1].embedding == pytest.approx(floats.data[0].embedding)
+    assert usual.data[0].embedding != usual.data[1].embedding
+    assert (len(by_id.data), len(floats.data[0].embedding)) == (1, 64)
+    assert usual.usage.prompt_tokens > 0
+
+
+def test_models(client: Any) -> None:
+    """All services of the fleet, and one of them by name."""
+    assert {one.id for one in client.models.list()} == {"mock", "mock-embed"}
+    assert client.models.retrieve("mock").owned_by == "zmqrt"
+
+
+def test_raw_responses_have_their_headers(client: Any) -> None:
+    """The id of the request among them."""
+    raw = client.chat.completions.with_raw_response.create(
+        **CHAT, max_tokens=1, extra_headers={"X-Request-Id": "mine-1"}
+    )
+
+    assert raw.headers["x-request-id"] == "mine-1"
+    assert raw.headers["content-type"] == "application/json; charset=utf-8"
+    assert raw.parse().usage
+
+
+def test_engines_of_ours_take_more(client: Any) -> None:
+    """By the names that other open engines use."""
+    extra = {"top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1, "min_tokens": 2, "ignore_eos": True}
+
+    assert client.chat.completions.create(**CHAT, max_tokens=4, extra_body=extra).choices[0].message.content
+
+
+# --- how it fails ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "code"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"n": 2}, "n", None),
+        ({"temperature": 3}, "temperature", None),
+        ({"max_tokens": 0}, "max_tokens", None),
+        ({"extra_body": {"colour": "red"}}, "colour", None),
+        ({"messages": []}, "messages", None),
+        ({"messages": [{"role": "user", "content": "x" * 3000}]}, None, "context_length_exceeded"),
+        ({"model": "mock-embed"}, "model", "wrong_task"),
+    ],
+)
+def test_what_cannot_be_is_a_bad_request_that_names_it(
+    client: Any, options: dict[str, Any], param: str | None, code: str | None
+) -> None:
+    """Before anything runs."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**CHAT, **options})
+
+    assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
+
+
+def test_failures_are_the_exceptions_of_the_client(fleet: tuple[Stack, Process], client: Any) -> None:
+    """No such model, a model that raises, no such path; and no key where there are keys."""
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(**{**CHAT, "model": "gpt-9"})
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.chat.completions.create(**{**CHAT, "messages": [{"role": "user", "content": "sulk"}]})
+    assert raised.value.code == "model_raised"
+    assert raised.value.response.headers["x-should-retry"] == "false"
+    with pytest.raises(openai.NotFoundError) as nowhere:
+        client.post("/nowhere", cast_to=object, body={})
+    assert nowhere.value.code == "no_such_path"
+
+    guarded = fleet[0].bridge("--api-keys", "acme:s3cret")
+    with client_of(guarded, api_key="wrong") as stranger, pytest.raises(openai.AuthenticationError) as refused:
+        stranger.chat.completions.create(**CHAT)
+    assert refused.value.code == "invalid_api_key"
+    with client_of(guarded, api_key="s3cret") as friend:
+        assert friend.models.list().data
+
+
+def test_a_full_fleet_is_a_rate_limit() -> None:
+    """With the time to come back in a header."""
+    narrow = ("--engine-opt", "step_ms=50,eos=never", "--node-max-capacity", "1")
+    with running(broker=("--max-in-flight-requests", "1"), worker=narrow) as stack:
+        bridge = stack.bridge()
+        with client_of(bridge, max_retries=0) as client:
+            stream = client.chat.completions.create(**CHAT, max_tokens=1000, stream=True)
+            next(iter(stream))
+            with stack.client() as native:
+                waiting = native.submit("hi", max_tokens=5)
+                eventually(lambda: stack.status().queued == 1, what="one that waits")
+                with pytest.raises(openai.RateLimitError) as caught:
+                    client.chat.completions.create(**CHAT)
+                waiting.cancel()
+            stream.close()
+
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+def test_a_client_that_waits_no_longer_frees_the_slot(fleet: tuple[Stack, Process]) -> None:
+    """By its own time-out, and by closing a stream."""
+    stack, bridge = fleet
+    with client_of(bridge, timeout=0.5, max_retries=0) as client:
+        with pytest.raises(openai.APITimeoutError):
+            client.chat.completions.create(**CHAT, max_tokens=1900)
+        eventually(lambda: stack.status().running == 0, within_s=5, what="a free slot")
+
+    with client_of(bridge) as client:
+        with client.chat.completions.create(**CHAT, max_tokens=1900, stream=True) as stream:
+            next(iter(stream))
+            eventually(lambda: stack.status().running == 1, what="a running request")
+        eventually(lambda: stack.status().running == 0, within_s=5, what="a free slot")
+
+
+def test_a_stream_that_fails_in_the_middle_ends_with_an_error() -> None:
+    """Which the client raises: there is no [DONE] to be taken for the end."""
+    with running(worker=("--engine-opt", "step_ms=50,eos=never")) as stack:
+        bridge = stack.bridge("--request-timeout", "1s")  # so long a stream may stand still
+        with client_of(bridge, max_retries=0) as client:
+            stream = client.chat.completions.create(**CHAT, max_tokens=1000, stream=True)
+            got = [next(iter(stream)) for _ in range(3)]
+            stack.node("node-0").kill()
+            with pytest.raises(openai.APIError) as caught:
+                got.extend(stream)
+
+    assert caught.value.code == "stalled"
+    assert len(got) >= 3
+
+
+# --- and that it works once ------------------------------------------------------------------------------------------
+
+
+def test_a_retry_with_a_key_is_the_same_request() -> None:
+    """The client gives up waiting, and asks again by itself: the work goes on meanwhile, and is done once."""
+    with running(worker=("--engine-opt", "step_ms=100,eos=never")) as stack:
+        with client_of(stack.bridge(), timeout=1.0, max_retries=4) as client:
+            answer = client.chat.completions.create(**CHAT, max_tokens=25, extra_headers={"Idempotency-Key": "order-1"})
+
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 25
+        eventually(lambda: counter(stack, "completed") == 1, what="the end in the counters")
+        counted = stack.status().counters
+        assert (counted["completed"], counted["dispatches"], counted["cancelled"]) == (1, 1, 0)
+
+
+def test_without_a_key_a_504_is_not_asked_again() -> None:
+    """The client would ask twice more, were it not told that this does not help."""
+    with running(worker=("--engine-opt", "step_ms=100,eos=never")) as stack:
+        bridge = stack.bridge("--request-timeout", "500ms")
+        with client_of(bridge) as client, pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(**CHAT, max_tokens=1000)
+
+        assert caught.value.status_code == 504
+        assert counter(stack, "requests") == 1
