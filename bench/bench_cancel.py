@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from zmqrt.worker.engines.base import EngineFullError, Sampling, TokenRequest
 from zmqrt.worker.engines.generate.engine import Drawn, Runner
-from zmqrt.worker.engines.generate.schedule import Step
+from zmqrt.worker.engines.generate.schedule import Part, Step
 from zmqrt.worker.engines.hashlm import HashLM, Pace
 
 Phase = Literal["waiting", "prompt", "decoding"]
@@ -47,11 +48,11 @@ class Watched:
         self.under_way = 0
         self.waiting: list[int] = []
 
-    def launch(self, step: Step) -> None:
+    def launch(self, step: Step) -> Sequence[Part]:
         """Count, look, and pass on."""
         self.under_way += 1
         self.waiting.append(self._engine.stats().waiting)
-        self._runner.launch(step)
+        return self._runner.launch(step)
 
     def collect(self, timeout_s: float) -> Drawn | None:
         """Pass on, and count."""
@@ -143,7 +144,8 @@ def measure(cancels: int, seed: int) -> dict[tuple[int, Phase], Found]:
         for _ in range(cancels):
             for phase in rng.sample(PHASES, len(PHASES)):
                 crowd.cancel_one(phase, found[phase])
-        results |= {(depth, phase): one for phase, one in found.items()}
+        for phase, one in found.items():
+            results[depth, phase] = one
     return results
 
 

@@ -11,11 +11,13 @@ from starlette.types import ASGIApp
 
 from .asking import Desk
 from .config import BridgeSettings
+from .counted import Counted
 from .errors import encode
 from .fleet import Fleet
 from .guard import Guard, is_openai
 from .health import Probes, Watch
 from .infer import Infer
+from .metrics import Metrics
 from .openai import errors as openai_errors
 from .openai.routes import OpenAi
 from .replies import json_response
@@ -23,9 +25,10 @@ from .replies import json_response
 
 def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
-    desk = Desk(fleet, settings)
-    infer = Infer(desk, settings)
     watch = Watch(fleet.status)
+    metrics = Metrics(watch)
+    desk = Desk(fleet, settings, metrics)
+    infer = Infer(desk, settings)
     probes = Probes(watch)
     routes = [
         Route("/infer", infer.post, methods=["POST"]),
@@ -34,9 +37,12 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/readyz", probes.ready),
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
+        Route("/metrics", metrics.scrape),
         *OpenAi(desk, watch, settings).routes(),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _http_problem}), settings)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
+    paths = {route.endpoint: route.path for route in routes}
+    return Counted(Guard(app, settings), metrics, paths)
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

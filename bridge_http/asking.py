@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from typing import Any, Final, Generic, TypeVar
 
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from ..protocol.tasks import Embed, Generate
 from .config import BridgeSettings
 from .errors import BadHeaderError
 from .fleet import Fleet, Handle
+from .metrics import Metrics
 
 RETURN_S: Final = 5.0
 """How long a request with an Idempotency-Key goes on after its caller has left."""
@@ -48,14 +50,22 @@ class Asked(Generic[R]):
         self._handle: Handle[R] = handle
         self._name = name
         self._may_return = may_return
+        self._began_at = time.monotonic()
+        self._first_s: float | None = None
 
     async def result(self) -> R:
         """Wait for the end. Raises RequestError or ConnectError."""
-        return await self._handle.result()
+        result = await self._handle.result()
+        if isinstance(result, Result):
+            self._desk.metrics.generated(result, time.monotonic() - self._began_at, self._first_s)
+        return result
 
     async def next_chunk(self) -> Chunk | None:
         """Wait for the next part of a stream; None at the end."""
-        return await self._handle.next_chunk()
+        chunk = await self._handle.next_chunk()
+        if self._first_s is None:
+            self._first_s = time.monotonic() - self._began_at
+        return chunk
 
     def cancel(self) -> None:
         """Give it up now, because its caller says so."""
@@ -63,6 +73,8 @@ class Asked(Generic[R]):
 
     def close(self) -> None:
         """Note that nobody waits here any more: for its end, or because the caller has left."""
+        if not self._handle.done():
+            self._desk.metrics.left("waiting" if self._first_s is None else "streaming")
         if self._may_return and not self._handle.done():
             asyncio.get_running_loop().call_later(RETURN_S, self._end)
         else:
@@ -76,7 +88,8 @@ class Asked(Generic[R]):
 class Desk:
     """Starts requests, and knows those under way by tenant and request id, so that they can be given up by name."""
 
-    def __init__(self, fleet: Fleet, settings: BridgeSettings) -> None:
+    def __init__(self, fleet: Fleet, settings: BridgeSettings, metrics: Metrics) -> None:
+        self.metrics = metrics
         self._fleet = fleet
         self._settings = settings
         self._under_way: dict[tuple[str, str], list[Asked[Any]]] = {}

@@ -114,6 +114,11 @@ class Watch:
         return self._snapshot
 
     @property
+    def latest(self) -> Snapshot | None:
+        """The last snapshot; None while the broker does not answer."""
+        return self._snapshot
+
+    @property
     def has_seen(self) -> bool:
         """Whether a broker has answered, now or before."""
         return self._has_seen
