@@ -140,7 +140,7 @@ def measure(cancels: int, seed: int) -> dict[tuple[int, Phase], Found]:
     for depth in DEPTHS:
         rng = random.Random(seed + depth)
         crowd = Crowd(depth, rng)
-        found = {phase: Found() for phase in PHASES}
+        found: dict[Phase, Found] = {phase: Found() for phase in PHASES}
         for _ in range(cancels):
             for phase in rng.sample(PHASES, len(PHASES)):
                 crowd.cancel_one(phase, found[phase])

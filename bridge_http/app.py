@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 from .asking import Desk
 from .config import BridgeSettings
 from .counted import Counted
-from .errors import encode
+from .description import Description
+from .errors import Problem, encode
 from .fleet import Fleet
 from .guard import Guard, is_openai
 from .health import Probes, Watch
@@ -38,6 +39,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
         Route("/metrics", metrics.scrape),
+        *Description().routes(),
         *OpenAi(desk, watch, settings).routes(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
@@ -53,5 +55,5 @@ async def _http_problem(request: Request, error: Exception) -> Response:
         said = openai_errors.no_route(error.status_code, detail)
         return json_response(said.status, said.body, dict(error.headers or {}))
     reason = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    body = {"detail": detail, "reason": reason, "request_id": request.state.request_id}
-    return json_response(error.status_code, encode(body), dict(error.headers or {}))
+    problem = Problem(detail=detail, reason=reason, request_id=request.state.request_id)
+    return json_response(error.status_code, encode(problem), dict(error.headers or {}))

@@ -54,6 +54,29 @@ class ForbiddenHostError(Exception):
     """403: a foreign Host or Origin, with no keys to tell friend from foe."""
 
 
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of an answer that is no success: a sentence for people, a word for programs, and which request it was."""
+
+    detail: str
+    reason: str
+    request_id: str
+
+
+class FieldProblem(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with one field; `loc` leads to it."""
+
+    loc: tuple[str, ...]
+    msg: str
+    type: str
+
+
+class Invalid(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of a 422: which field, and why."""
+
+    detail: list[FieldProblem]
+    request_id: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """Everything of an HTTP answer but the wire."""
@@ -125,10 +148,10 @@ def headers_of(error: RequestError, status: int) -> dict[str, str]:
 
 
 def _invalid(error: InvalidFieldError, request_id: str) -> Answer:
-    detail = [{"loc": error.loc, "msg": error.text, "type": error.type}]
-    return Answer(status=422, body=encode({"detail": detail, "request_id": request_id}), headers={})
+    detail = [FieldProblem(loc=error.loc, msg=error.text, type=error.type)]
+    return Answer(status=422, body=encode(Invalid(detail=detail, request_id=request_id)), headers={})
 
 
 def _simple(status: int, reason: str, text: str, request_id: str, headers: dict[str, str] | None = None) -> Answer:
-    body = {"detail": text, "reason": reason, "request_id": request_id}
-    return Answer(status=status, body=encode(body), headers=headers or {})
+    body = encode(Problem(detail=text, reason=reason, request_id=request_id))
+    return Answer(status=status, body=body, headers=headers or {})

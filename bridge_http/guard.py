@@ -22,8 +22,8 @@ from .config import BridgeSettings
 from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError, answer
 from .openai.errors import answer as openai_answer
 
-OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz"})
-"""Probes carry no key, and tell nothing about anybody's requests."""
+OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz", "/openapi.json", "/docs"})
+"""Probes carry no key, and tell nothing about anybody's requests; nor do the pages that explain the API."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

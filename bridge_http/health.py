@@ -45,6 +45,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     models: list[str] = []
 
 
+class Alive(msgspec.Struct, frozen=True):
+    """Body of /livez."""
+
+    status: Literal["ok"] = "ok"
+
+
 def judge(snapshot: Snapshot | None, problem: str = "") -> Health:
     """Say what a snapshot means for whoever wants to send a request now."""
     if snapshot is None:
@@ -152,7 +158,7 @@ class Probes:
 
     async def alive(self, _request: Request) -> Response:
         """Answer /livez: the process lives, whatever the fleet does."""
-        return json_response(200, encode({"status": "ok"}))
+        return json_response(200, encode(Alive()))
 
 
 def _probe(health: Health) -> Response:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -14,7 +15,7 @@ from ..client.results import Chunk, Result
 from . import sse
 from .asking import Asked, Desk, idempotency_key
 from .config import BridgeSettings
-from .errors import Answer, BadHeaderError, answer, encode, problem
+from .errors import Answer, BadHeaderError, Problem, answer, encode, problem
 from .reading import read_body, unless_gone
 from .replies import CLIENT_GONE, json_response
 from .streaming import Events, EventStream
@@ -22,6 +23,13 @@ from .v1 import InferResponse, parse, to_task
 
 _EVENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}/(?P<delivered>[0-9]{1,9})")
 log = logging.getLogger(__name__)
+
+
+class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of an answer to DELETE /infer/{request_id}."""
+
+    request_id: str
+    status: Literal["cancelled"] = "cancelled"
 
 
 class Infer:
@@ -52,10 +60,10 @@ class Infer:
         """Answer DELETE /infer/{request_id}: whoever waits for it gets 499."""
         name: str = request.path_params["request_id"]
         if self._desk.cancel(request.state.tenant, name):
-            return json_response(200, encode({"request_id": name, "status": "cancelled"}))
+            return json_response(200, encode(Cancelled(request_id=name)))
         text = f"no request {name[:128]!r} is under way at this bridge; it may be over, or run through another bridge"
-        body = {"detail": text, "reason": "not_under_way", "request_id": request.state.request_id}
-        return json_response(404, encode(body))
+        said = Problem(detail=text, reason="not_under_way", request_id=request.state.request_id)
+        return json_response(404, encode(said))
 
 
 def delivered_before(request: Request) -> int:

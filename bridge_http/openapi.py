@@ -1,0 +1,249 @@
+"""GET /openapi.json: every operation, described by the structs that its endpoint decodes and encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Final
+
+import msgspec
+
+from .errors import Invalid, Problem
+from .health import Alive, Health
+from .infer import Cancelled
+from .openai import schema as s
+from .v1 import InferRequest, InferResponse
+
+_JSON: Final = "application/json"
+_EVENTS: Final = "text/event-stream"
+_TEXT: Final = "text/plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        body: What a client sends, as JSON; None = nothing.
+        answers: By status, what comes back as JSON; a string stands for plain text, None for no body.
+        events: What a stream of events is, where there is one.
+        failures: The struct of every failure, and the statuses that it may come with.
+    """
+
+    method: str
+    path: str
+    summary: str
+    tag: str
+    body: type | None = None
+    answers: Mapping[int, type | str]
+    events: str = ""
+    failures: Mapping[int, type] = field(default_factory=dict[int, type])
+    headers: Sequence[str] = ()
+    needs_key: bool = True
+
+
+_REQUEST_HEADERS: Final = {
+    "Idempotency-Key": "Equal keys of a tenant make equal requests one; it may be asked for again, through any bridge.",
+    "X-Request-Id": "A name for logs and answers: letters, digits, dot, dash, underscore. Minted if absent.",
+    "Last-Event-ID": "The last event of a stream that was cut: it goes on after that. Needs its Idempotency-Key.",
+    "traceparent": "W3C trace context, carried along to the node.",
+}
+_ASKING: Final = ("Idempotency-Key", "X-Request-Id", "traceparent")
+_MEANING: Final = {
+    200: "Done.",
+    400: "Not JSON in UTF-8, or a header that says nothing; on OpenAI's paths also a field that is wrong.",
+    401: "No key, or one that is not listed.",
+    403: "While there are no keys: a Host or an Origin that is not this machine.",
+    404: "There is no such thing.",
+    405: "Not with this method.",
+    408: "The body did not come in time.",
+    409: "The key was used before, with another body.",
+    413: "The body is over the limit.",
+    422: "JSON, but not this contract: the field is named.",
+    429: "All are busy; Retry-After says when to come back.",
+    499: "It was given up.",
+    500: "The model raised; asking again does not help.",
+    502: "The node was lost, and it cannot go on elsewhere.",
+    503: "No node serves it now, or the broker does not answer; Retry-After says when to come back.",
+    504: "No answer in time.",
+}
+_EVERYWHERE: Final[tuple[int, ...]] = (401, 403)
+_INFER_FAILURES: Final[dict[int, type]] = {
+    **dict.fromkeys((400, *_EVERYWHERE, 408, 409, 413, 429, 499, 500, 503, 504), Problem),
+    422: Invalid,
+}
+_OPENAI_FAILURES: Final[dict[int, type]] = dict.fromkeys(
+    (400, *_EVERYWHERE, 404, 408, 409, 413, 429, 499, 500, 502, 503, 504), s.ErrorReply
+)
+_PROBE: Final[dict[int, type]] = {503: Health, 403: Problem}
+_TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`."
+_CHUNKS: Final = "Chunks as `data:` lines, then `[DONE]`; or a chunk with `error`."
+
+OPERATIONS: Final = (
+    Operation(
+        method="post",
+        path="/infer",
+        summary="Generate text: the locked v1 contract",
+        tag="v1",
+        body=InferRequest,
+        answers={200: InferResponse},
+        events=_TOKENS,
+        failures=_INFER_FAILURES,
+        headers=(*_ASKING, "Last-Event-ID"),
+    ),
+    Operation(
+        method="delete",
+        path="/infer/{request_id}",
+        summary="Give up a request of this bridge by its X-Request-Id",
+        tag="v1",
+        answers={200: Cancelled},
+        failures=dict.fromkeys((*_EVERYWHERE, 404), Problem),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models",
+        summary="List the models of the fleet",
+        tag="OpenAI",
+        answers={200: s.ModelList},
+        failures=dict.fromkeys((*_EVERYWHERE, 503), s.ErrorReply),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{model}",
+        summary="Look for one model",
+        tag="OpenAI",
+        answers={200: s.Model},
+        failures=dict.fromkeys((*_EVERYWHERE, 404, 503), s.ErrorReply),
+    ),
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        summary="Answer a conversation",
+        tag="OpenAI",
+        body=s.ChatRequest,
+        answers={200: s.ChatCompletion},
+        events=_CHUNKS,
+        failures=_OPENAI_FAILURES,
+        headers=_ASKING,
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions",
+        summary="Go on from plain text",
+        tag="OpenAI",
+        body=s.CompletionRequest,
+        answers={200: s.Completion},
+        events=_CHUNKS,
+        failures=_OPENAI_FAILURES,
+        headers=_ASKING,
+    ),
+    Operation(
+        method="post",
+        path="/v1/embeddings",
+        summary="Turn texts into vectors",
+        tag="OpenAI",
+        body=s.EmbeddingRequest,
+        answers={200: s.EmbeddingList},
+        failures=_OPENAI_FAILURES,
+        headers=_ASKING,
+    ),
+    *(
+        Operation(
+            method="get", path=path, summary=text, tag="health", answers={200: Health}, failures=_PROBE, needs_key=False
+        )
+        for path, text in (
+            ("/health", "Whether requests are served now, and what the fleet looks like"),
+            ("/readyz", "The same, for probes"),
+            ("/startupz", "Whether a broker has answered since the bridge began"),
+        )
+    ),
+    Operation(
+        method="get",
+        path="/livez",
+        summary="Whether the process lives",
+        tag="health",
+        answers={200: Alive},
+        failures={403: Problem},
+        needs_key=False,
+    ),
+    Operation(
+        method="get",
+        path="/metrics",
+        summary="Numbers for Prometheus",
+        tag="health",
+        answers={200: "Prometheus' text format."},
+        failures=dict.fromkeys(_EVERYWHERE, Problem),
+    ),
+)
+
+
+def document() -> dict[str, Any]:
+    """Build the OpenAPI 3.1 document."""
+    structs = list(dict.fromkeys(_structs()))
+    references, components = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    of = dict(zip(structs, references, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation, of)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "zmqrt bridge",
+            "version": version("zmqrt"),
+            "description": "HTTP for a fleet of inference nodes: the locked v1 contract and the OpenAI API.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
+
+
+def _structs() -> list[type]:
+    found: list[type] = []
+    for operation in OPERATIONS:
+        kinds = (operation.body, *operation.answers.values(), *operation.failures.values())
+        found += [one for one in kinds if isinstance(one, type)]
+    return found
+
+
+def _describe(operation: Operation, of: Mapping[type, Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {"summary": operation.summary, "tags": [operation.tag], "responses": {}}
+    parameters = [_header(name) for name in operation.headers]
+    parameters += [_place(part[1:-1]) for part in operation.path.split("/") if part.startswith("{")]
+    if parameters:
+        said["parameters"] = parameters
+    if operation.needs_key:
+        said["security"] = [{}, {"bearer": []}, {"key": []}]  # none, while the bridge has no keys
+    if operation.body is not None:
+        said["requestBody"] = {"required": True, "content": {_JSON: {"schema": of[operation.body]}}}
+    for status, kind in (*operation.answers.items(), *operation.failures.items()):
+        said["responses"][str(status)] = _answer(operation, status, kind, of)
+    return said
+
+
+def _answer(operation: Operation, status: int, kind: type | str, of: Mapping[type, Any]) -> dict[str, Any]:
+    content: dict[str, Any]
+    if isinstance(kind, str):
+        content = {_TEXT: {"schema": {"type": "string", "description": kind}}}
+    else:
+        content = {_JSON: {"schema": of[kind]}}
+    if operation.events and status == 200:
+        content[_EVENTS] = {"schema": {"type": "string", "description": operation.events}}
+    headers: dict[str, Any] = {"x-request-id": {"schema": {"type": "string"}}}
+    if status in (429, 503):
+        headers["retry-after"] = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
+    return {"description": _MEANING[status], "headers": headers, "content": content}
+
+
+def _header(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": {"type": "string"}, "description": _REQUEST_HEADERS[name]}
+
+
+def _place(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

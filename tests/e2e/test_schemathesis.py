@@ -1,0 +1,90 @@
+"""What /openapi.json promises is what the bridge does: thousands of made-up requests against an idle mock fleet."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Generator
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck
+
+from support.http import answer_of
+from support.stack import Process, running
+from zmqrt.bridge_http.openapi import OPERATIONS, document
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+schemathesis: Any = importlib.import_module("schemathesis")  # its types are not all known
+rules: Any = importlib.import_module("schemathesis.specs.openapi.checks")
+CHECKS: list[Any] = [
+    importlib.import_module("schemathesis.checks").not_a_server_error,
+    rules.status_code_conformance,
+    rules.content_type_conformance,
+    rules.response_schema_conformance,
+    rules.response_headers_conformance,
+]
+EXAMPLES = 150
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Generator[Process]:
+    """A fleet that answers at once, whatever it is asked."""
+    with running(worker=("--engine-opt", "step_ms=0", "--max-model-len", "300")) as stack:
+        yield stack.bridge()
+
+
+def play(bridge: Process, described: dict[str, Any], method: str, path: str) -> None:
+    """Send right and wrong requests, and compare each answer with the description."""
+    operation = schemathesis.openapi.from_dict(described)[path][method.upper()]
+    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+    right, wrong = (operation.as_strategy(generation_mode=mode) for mode in modes)
+
+    checks: Any = HealthCheck
+
+    @hypothesis.seed(20261126)
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(checks),
+        phases=[hypothesis.Phase.generate],
+    )
+    @hypothesis.given(right | wrong)
+    def call(case: Any) -> None:
+        case.call_and_validate(base_url=bridge.endpoints["http"], checks=CHECKS)
+
+    call()
+
+
+@pytest.mark.parametrize(("method", "path"), [(one.method, one.path) for one in OPERATIONS])
+def test_an_operation_is_as_described(bridge: Process, method: str, path: str) -> None:
+    """A status that is listed, with a body of its schema."""
+    play(bridge, document(), method, path)
+
+
+def test_a_description_that_is_wrong_is_found(bridge: Process) -> None:
+    """A status that is not listed, a field that is not there: else this file would prove nothing."""
+    silent = document()
+    del silent["paths"]["/infer"]["post"]["responses"]["422"]
+    promising = document()
+    promising["components"]["schemas"]["Health"]["required"].append("colour")
+
+    for described, method, path in ((silent, "post", "/infer"), (promising, "get", "/health")):
+        with pytest.raises(BaseException, match=r"(?i)undocumented|schema|colour"):
+            play(bridge, described, method, path)
+
+
+@pytest.mark.parametrize("path", sorted({one.path for one in OPERATIONS}))
+def test_other_methods_are_405(bridge: Process, path: str) -> None:
+    """With what is allowed, and in the shape of its path."""
+    status, answer, headers = answer_of(bridge, "PUT", path.replace("{", "").replace("}", ""), {})
+
+    assert status == 405
+    assert headers["allow"]
+    assert ("error" in answer) == path.startswith("/v1/")
+
+
+def test_the_document_is_served(bridge: Process) -> None:
+    """As it was built."""
+    assert answer_of(bridge, "GET", "/openapi.json")[1] == document()
