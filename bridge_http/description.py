@@ -27,7 +27,7 @@ code, pre { font: .875em/1.5 ui-monospace, monospace; background: var(--code); b
 code { padding: .1em .3em } pre { padding: .7rem; overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .93em } td, th { text-align: left; vertical-align: top;
 padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line) } .dim { color: var(--dim) }
-nav ul { columns: 16rem; padding-left: 1.2rem } .wide { overflow-x: auto }
+nav ul { columns: 16rem; padding-left: 1.2rem } .wide { overflow-x: auto; margin: .9rem 0 }
 """
 _POLICY: Final = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -89,7 +89,7 @@ def _operation(described: dict[str, Any], method: str, path: str) -> Iterator[st
     if "requestBody" in said:
         yield _table(("field", "type", "default"), list(_fields(described, said["requestBody"])))
         yield f"<pre>{escape(_curl(method, path))}</pre>"
-    answers = [(status, one["description"]) for status, one in said["responses"].items()]
+    answers = sorted((status, one["description"]) for status, one in said["responses"].items())
     yield _table(("status", "meaning"), answers)
 
 
@@ -120,7 +120,7 @@ def _type(schema: dict[str, Any]) -> str:
         return f"list of ({_type(schema.get('items', {}))})"
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     if low is not None:
-        words += f" from {low:g}" + (f" to {schema['maximum']:g}" if "maximum" in schema else "")
+        words += f" from {low}" + (f" to {schema['maximum']}" if "maximum" in schema else "")
     return words
 
 
