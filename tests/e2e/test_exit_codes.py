@@ -1,5 +1,6 @@
 """How commands end: the code for scripts, the sentence for people. Never a traceback."""
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from support.cli import Running, zmqrt
-from support.stack import Stack, eventually, running
+from support.process_engines import ENV
+from support.stack import Stack, eventually, running, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -145,6 +147,34 @@ def test_leaving_the_machine_without_keys_is_78() -> None:
         command = [sys.executable, "-m", f"zmqrt.{role}", *words]
         result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         check(result, 78, "reachable from other machines")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("hungry", r"OutOfMemoryError: there is too little memory to load toy \(it asked for 131072\.0 GiB\)"),
+        ("greedy", r"killed by SIGKILL while it loaded, perhaps by the kernel for want of memory"),
+    ],
+)
+def test_a_model_without_room_is_1_after_three_tries(engine: str, words: str) -> None:
+    """The node waits between them, since others may free memory; then the device, the reason and what to do."""
+    with Stack() as stack:
+        stack.broker()
+        factory = ("--engine", f"support.toy_engines:{engine}", "--device", "cpu", "--served-model-name", "toy")
+        node = start("worker", "--broker", stack.workers, *factory, env=ENV, wait=False)
+        stack.processes.append(node)
+
+        assert node.wait() == 1
+        eventually(lambda: "leaving: " in node.output(), what="the last words")
+        said = [str(json.loads(line).get("message")) for line in node.lines if line.startswith("{")]
+
+    ends = [line for line in said if "the engine process ended" in line]
+    assert len(ends) == 3
+    assert all(re.match(rf"cpu: the engine process ended: {words}", line) for line in ends)
+    (last,) = [line for line in said if line.startswith("leaving")]
+    assert re.match(rf"leaving: no device can serve; cpu: {words}.*given up after 3 tries", last)
+    for remedy in ("a smaller model", "--dtype", "--max-model-len", "--slots", "--engine-opt kv_mib="):
+        assert remedy in last
 
 
 def test_no_key_where_keys_are_asked_for_is_77(tmp_path: Path) -> None:

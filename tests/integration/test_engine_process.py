@@ -254,6 +254,7 @@ def test_a_stopped_process_can_be_killed_too() -> None:
     ("engine", "words"),
     [
         ("support.toy_engines:raising", "OSError: no weights in this directory"),
+        ("support.toy_engines:hungry", "OutOfMemoryError: there is too little memory to load toy (it asked"),
         ("support.toy_engines:nothing_known", "neither a TokenEngine"),
         ("no_such_engine", "no engine is named 'no_such_engine'; there are"),
         ("support.toy_engines:missing", "has no function 'missing'"),
@@ -280,6 +281,7 @@ def test_a_device_that_never_loads_is_given_up() -> None:
             tries.append(await fleet.exit())
         assert len(tries) == 3
         assert fleet.supervisor.pids == {}
+        assert tries[-1][1] == f"{tries[0][1]} (given up after 3 tries)"
 
     drive(spec("support.toy_engines:raising"), play)
 

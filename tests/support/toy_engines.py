@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -120,6 +122,25 @@ def raising(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Fail half way."""
     progress("loading", 50.0)
     raise OSError("no weights\nin this directory")
+
+
+def hungry(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Ask for more memory than there is, in torch's words, under an error of its own."""
+    progress("loading", 50.0)
+    try:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 140737488355328 bytes. Error code 12 (Cannot allocate memory)"
+        )
+    except RuntimeError as error:
+        raise ValueError("the weights could not be read") from error
+
+
+def greedy(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Be ended by the kernel for its hunger."""
+    progress("loading", 50.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Final, cast
 
 from .base import Engine, EngineSpec, Factory, Phase
+from .memory import OutOfMemoryError, explain
 
 GROUP: Final = "zmqrt.engines"
 _PROGRESS_EVERY_S: Final = 0.1
@@ -29,9 +30,19 @@ def find_factory(name: str) -> Factory:
 
 
 def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> dict[str, Engine]:
-    """Load the engines of a spec, by the suffix of their service. Whatever a factory raises passes through."""
+    """Load the engines of a spec, by the suffix of their service.
+
+    Raises:
+        OutOfMemoryError: there was too little memory; whatever else a factory raises passes through.
+    """
     progress("starting", 0.0)
-    made = find_factory(spec.engine)(spec, progress)
+    try:
+        made = find_factory(spec.engine)(spec, progress)
+    except Exception as error:
+        words = explain(error, spec.model)
+        if words is None:
+            raise
+        raise OutOfMemoryError(words) from error
     engines = dict(made) if isinstance(made, Mapping) else {"": made}
     if not engines:
         raise ValueError(f"the factory {spec.engine!r} returned no engine")
