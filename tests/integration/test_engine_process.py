@@ -189,6 +189,43 @@ def test_a_killed_process_is_started_again_alone() -> None:
     drive(spec(), play, devices=2)
 
 
+@pytest.mark.parametrize("how", ["kill -9", "a fault of the device"])
+def test_the_other_device_serves_on_while_one_breaks(how: str) -> None:
+    """Its stream goes on while the broken one is down and loads again, in the same process, every token right."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready("mock:0")
+        await fleet.ready("mock:1")
+        well = fleet.supervisor.pids["mock:1"]
+        fleet.send(request(1, 90_000))
+        fleet.send(request(2, 90_000), device="mock:1")
+        await fleet.until(lambda: fleet.tokens(1) and fleet.tokens(2, "mock:1"))
+
+        if how == "kill -9":
+            os.kill(fleet.supervisor.pids["mock:0"], signal.SIGKILL)
+        else:
+            fleet.send(request(3, prompt=list(b"fault")))
+        device, why, is_restarted = await fleet.exit()
+        assert (device, is_restarted) == ("mock:0", True)
+        assert why == "killed by SIGKILL" or "an illegal memory access" in why
+        at_the_end = len(fleet.tokens(2, "mock:1"))
+        fleet.forget()
+        await fleet.ready()
+        at_the_return = len(fleet.tokens(2, "mock:1"))
+        await fleet.until(lambda: len(fleet.tokens(2, "mock:1")) > at_the_return)
+        fleet.send(request(4))
+        await fleet.until(lambda: fleet.is_over(4))
+
+        assert at_the_return > at_the_end, "it stood still while the other one was down"
+        made = fleet.tokens(2, "mock:1")
+        assert made == right(len(made))
+        assert fleet.tokens(4) == right(5)
+        assert fleet.supervisor.pids["mock:1"] == well
+        assert fleet.exits == []
+
+    drive(spec("support.toy_engines:faulty"), play, devices=2)
+
+
 def test_nothing_of_a_dead_process_is_taken_for_words_of_the_next() -> None:
     """After the end has been told, the next thing heard is the beginning of the new process."""
 

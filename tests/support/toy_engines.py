@@ -23,6 +23,8 @@ from zmqrt.worker.engines.base import (
     TokenEvent,
     TokenRequest,
 )
+from zmqrt.worker.engines.generate.schedule import Step
+from zmqrt.worker.engines.hashlm import HashLM, HashRunner, Pace
 
 
 class Speaker:
@@ -141,6 +143,23 @@ def greedy(spec: EngineSpec, progress: Progress) -> TokenEngine:
     progress("loading", 50.0)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+class _FaultyRunner(HashRunner):
+    """Breaks like a GPU: the step that has a certain prompt in it raises, and what was computed is lost."""
+
+    def launch(self, step: Step) -> None:
+        """Compute a step, unless "fault" is asked."""
+        if any(part.row.request.prompt_ids == list(b"fault") for part in step.parts):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        super().launch(step)
+
+
+def faulty(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Make the mock, on a device that breaks."""
+    engine = HashLM(slots=4, context=100_000, pace=Pace(step_ms=2.0))
+    engine.runner = _FaultyRunner(4 * 100_000, pace=Pace(step_ms=2.0), may_end=True, clock=time.monotonic)
+    return engine
 
 
 def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:
