@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenEvent, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.load import factory
@@ -21,6 +22,7 @@ from zmqrt.worker.engines.transformers_cb import factory as transformers_factory
 
 pytestmark = pytest.mark.integration
 BLOCK = 32
+CHUNK = 128
 PATHS = ["fused", "modules"]
 Make = Callable[..., GenerateEngine]
 
@@ -130,6 +132,36 @@ def test_a_request_resumed_after_any_token_goes_on_the_same(make: Make, path: st
             resumed = msgspec.structs.replace(request, resume_ids=whole[:cut])
             for engine in (fresh, known):
                 assert run(engine, [resumed])[request.ticket].token_ids == whole[cut:]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("length", [100, 300])
+@pytest.mark.parametrize("begun", [1, 2, 15])
+def test_a_short_prompt_does_not_wait_for_a_long_one(model_path: Path, path: str, length: int, begun: int) -> None:
+    """While 4,000 tokens are computed, its first token comes within three chunks and those of its own, all counted."""
+    long_model = tiny_model(model_path.parent, "positions=8192")
+    asked = spec(long_model, path=path, max_model_len=8192, slots=2, kv_mib=64, chunk=CHUNK)
+    engine = factory(asked, lambda _phase, _percent: None)
+    assert isinstance(engine, GenerateEngine)
+    engine.submit(ask(ticket=1, length=4000, tokens=4))
+    for _ in range(begun):
+        assert not engine.poll(0.0), "the long prompt is over"
+    engine.submit(ask(ticket=2, length=length, tokens=4))
+
+    counts = engine.counts
+    steps, computed = counts.steps, counts.prompt_tokens
+    polls = 0
+    events: list[TokenEvent] = []
+    while not events:
+        polls += 1
+        events = engine.poll(0.0)
+    steps, computed = counts.steps - steps, counts.prompt_tokens - computed
+    print(f"{length} tokens after {begun} chunks: {polls} polls, {steps} steps, {computed} tokens of prompts computed")
+
+    assert [event.ticket for event in events] == [2]
+    assert polls <= 3 + math.ceil(length / CHUNK)
+    assert computed <= steps * CHUNK
+    engine.close()
 
 
 def test_prefixes_are_used_and_change_nothing(make: Make) -> None:
