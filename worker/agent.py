@@ -189,7 +189,7 @@ class Agent:
                 case a.Note(level, text, request_id):
                     log.log(_LEVELS[level], "%s", text, extra={"request_id": request_id})
                 case a.Exit(code, reason):
-                    log.info("leaving: %s", reason)
+                    log.log(logging.ERROR if code else logging.INFO, "leaving: %s", reason)
                     self._loop.call_soon(self.stop, code)
                 case _:
                     assert_never(action)

@@ -205,7 +205,7 @@ class WorkerCore:
             for session in self.sessions:
                 if session.is_active:
                     self._beat(session, now)  # its last words: who watches the fleet reads what failed
-            self._leave(1, f"no device can serve: {reason}")
+            self._leave(1, f"no device can serve; {device}: {reason}")
 
     def _announce(self) -> None:
         for session in self.sessions:

@@ -26,6 +26,7 @@ from .broker_link import descriptor, has_input
 from .devices import Device
 from .engines import ipc
 from .engines.base import EngineSpec
+from .engines.memory import REMEDIES
 
 _MODULE: Final = "zmqrt.worker.engines.process"
 _LOOK_EVERY_S: Final = 0.05
@@ -161,10 +162,12 @@ def _pid_descriptor(pid: int) -> int | None:
         return None
 
 
-def describe_end(code: int, last_words: str) -> str:
-    """Say how a process ended."""
+def describe_end(code: int, last_words: str, *, was_ready: bool = True) -> str:
+    """Say how a process ended. What is killed while it loads has most likely asked for more memory than there is."""
     if last_words:
         return last_words
+    if code == -signal.SIGKILL and not was_ready:
+        return f"killed by SIGKILL while it loaded, perhaps by the kernel for want of memory (see dmesg); {REMEDIES}"
     if code >= 0:
         return f"exit code {code}, see its log"
     try:

@@ -124,7 +124,7 @@ class Supervisor:
             said = post.child.receive()
             self._note(post, post.child, said)
             if code is not None:
-                post.end = describe_end(code, post.last_words)
+                post.end = describe_end(code, post.last_words, was_ready=post.is_ready)
             if said:
                 yield name, said
 
@@ -146,7 +146,10 @@ class Supervisor:
             if post.child is not None:
                 post.child.close()
                 post.child = None
-            yield name, reason, self._start_later(post)
+            is_restarted = self._start_later(post)
+            if not is_restarted:
+                reason = f"{reason} (given up after {post.policy.load_tries} tries)"
+            yield name, reason, is_restarted
 
     def _start_later(self, post: _Post) -> bool:
         loop = asyncio.get_running_loop()

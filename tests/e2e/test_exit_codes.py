@@ -1,5 +1,6 @@
 """How commands end: the code for scripts, the sentence for people. Never a traceback."""
 
+import json
 import os
 import re
 import signal
@@ -148,6 +149,34 @@ def test_leaving_the_machine_without_keys_is_78() -> None:
         check(result, 78, "reachable from other machines")
 
 
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("hungry", r"OutOfMemoryError: there is too little memory to load toy \(it asked for 131072\.0 GiB\)"),
+        ("greedy", r"killed by SIGKILL while it loaded, perhaps by the kernel for want of memory"),
+    ],
+)
+def test_a_model_without_room_is_1_after_three_tries(engine: str, words: str) -> None:
+    """The node waits between them, since others may free memory; then the device, the reason and what to do."""
+    with Stack() as stack:
+        stack.broker()
+        factory = ("--engine", f"support.toy_engines:{engine}", "--device", "cpu", "--served-model-name", "toy")
+        node = start("worker", "--broker", stack.workers, *factory, env=ENV, wait=False)
+        stack.processes.append(node)
+
+        assert node.wait() == 1
+        eventually(lambda: "leaving: " in node.output(), what="the last words")
+        said = [str(json.loads(line).get("message")) for line in node.lines if line.startswith("{")]
+
+    ends = [line for line in said if "the engine process ended" in line]
+    assert len(ends) == 3
+    assert all(re.match(rf"cpu: the engine process ended: {words}", line) for line in ends)
+    (last,) = [line for line in said if line.startswith("leaving")]
+    assert re.match(rf"leaving: no device can serve; cpu: {words}.*given up after 3 tries", last)
+    for remedy in ("a smaller model", "--dtype", "--max-model-len", "--slots", "--engine-opt kv_mib="):
+        assert remedy in last
+
+
 def test_no_key_where_keys_are_asked_for_is_77(tmp_path: Path) -> None:
     """Likewise a key of another fleet."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
@@ -171,18 +200,3 @@ def test_interrupted_is_130(fleet: Stack) -> None:
         assert asking.wait() == 130
         assert "Traceback" not in "\n".join(asking.lines)
         assert eventually(lambda: client.status().running == 0, what="a free slot")
-
-
-def test_a_model_too_large_for_its_device_ends_the_node_with_what_to_do() -> None:
-    """After a few tries with pauses, since another program may leave; never a dead loop."""
-    with Stack() as stack:
-        stack.broker()
-        words = ("--broker", stack.workers, "--engine", "support.toy_engines:too_large", "--device", "cpu")
-        node = start("worker", *words, env=ENV, wait=False)
-        stack.processes.append(node)
-
-        assert node.wait(60) == 1
-        eventually(lambda: "does not fit into the memory of cpu" in node.output(), what="the reason")
-        assert "--dtype bfloat16" in node.output()
-        tries = sum('"message": "cpu: the engine process ended' in line for line in node.lines)
-        assert tries == 3, node.output()

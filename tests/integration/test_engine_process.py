@@ -189,6 +189,43 @@ def test_a_killed_process_is_started_again_alone() -> None:
     drive(spec(), play, devices=2)
 
 
+@pytest.mark.parametrize("how", ["kill -9", "a fault of the device"])
+def test_the_other_device_serves_on_while_one_breaks(how: str) -> None:
+    """Its stream goes on while the broken one is down and loads again, in the same process, every token right."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready("mock:0")
+        await fleet.ready("mock:1")
+        well = fleet.supervisor.pids["mock:1"]
+        fleet.send(request(1, 90_000))
+        fleet.send(request(2, 90_000), device="mock:1")
+        await fleet.until(lambda: fleet.tokens(1) and fleet.tokens(2, "mock:1"))
+
+        if how == "kill -9":
+            os.kill(fleet.supervisor.pids["mock:0"], signal.SIGKILL)
+        else:
+            fleet.send(request(3, prompt=list(b"fault")))
+        device, why, is_restarted = await fleet.exit()
+        assert (device, is_restarted) == ("mock:0", True)
+        assert why == "killed by SIGKILL" or "an illegal memory access" in why
+        at_the_end = len(fleet.tokens(2, "mock:1"))
+        fleet.forget()
+        await fleet.ready()
+        at_the_return = len(fleet.tokens(2, "mock:1"))
+        await fleet.until(lambda: len(fleet.tokens(2, "mock:1")) > at_the_return)
+        fleet.send(request(4))
+        await fleet.until(lambda: fleet.is_over(4))
+
+        assert at_the_return > at_the_end, "it stood still while the other one was down"
+        made = fleet.tokens(2, "mock:1")
+        assert made == right(len(made))
+        assert fleet.tokens(4) == right(5)
+        assert fleet.supervisor.pids["mock:1"] == well
+        assert fleet.exits == []
+
+    drive(spec("support.toy_engines:faulty"), play, devices=2)
+
+
 def test_nothing_of_a_dead_process_is_taken_for_words_of_the_next() -> None:
     """After the end has been told, the next thing heard is the beginning of the new process."""
 
@@ -254,13 +291,10 @@ def test_a_stopped_process_can_be_killed_too() -> None:
     ("engine", "words"),
     [
         ("support.toy_engines:raising", "OSError: no weights in this directory"),
+        ("support.toy_engines:hungry", "OutOfMemoryError: there is too little memory to load toy (it asked"),
         ("support.toy_engines:nothing_known", "neither a TokenEngine"),
         ("no_such_engine", "no engine is named 'no_such_engine'; there are"),
         ("support.toy_engines:missing", "has no function 'missing'"),
-        (
-            "support.toy_engines:too_large",
-            "does not fit into the memory of mock:0: OutOfMemoryError: CUDA out of memory",
-        ),
     ],
 )
 def test_a_factory_that_fails_says_why_in_one_line(engine: str, words: str) -> None:
@@ -284,6 +318,7 @@ def test_a_device_that_never_loads_is_given_up() -> None:
             tries.append(await fleet.exit())
         assert len(tries) == 3
         assert fleet.supervisor.pids == {}
+        assert tries[-1][1] == f"{tries[0][1]} (given up after 3 tries)"
 
     drive(spec("support.toy_engines:raising"), play)
 

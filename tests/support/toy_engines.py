@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from zmqrt.worker.engines.base import (
@@ -21,6 +23,8 @@ from zmqrt.worker.engines.base import (
     TokenEvent,
     TokenRequest,
 )
+from zmqrt.worker.engines.generate.schedule import Part, Step
+from zmqrt.worker.engines.hashlm import HashLM, HashRunner, Pace
 
 
 class Speaker:
@@ -122,18 +126,44 @@ def raising(spec: EngineSpec, progress: Progress) -> TokenEngine:
     raise OSError("no weights\nin this directory")
 
 
+def hungry(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Ask for more memory than there is, in torch's words, under an error of its own."""
+    progress("loading", 50.0)
+    try:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 140737488355328 bytes. Error code 12 (Cannot allocate memory)"
+        )
+    except RuntimeError as error:
+        raise ValueError("the weights could not be read") from error
+
+
+def greedy(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Be ended by the kernel for its hunger."""
+    progress("loading", 50.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+class _FaultyRunner(HashRunner):
+    """Breaks like a GPU: the step that has a certain prompt in it raises, and what was computed is lost."""
+
+    def launch(self, step: Step) -> Sequence[Part]:
+        """Compute a step, unless "fault" is asked."""
+        if any(part.row.request.prompt_ids == list(b"fault") for part in step.parts):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().launch(step)
+
+
+def faulty(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Make the mock, on a device that breaks."""
+    engine = HashLM(slots=4, context=100_000, pace=Pace(step_ms=2.0))
+    engine.runner = _FaultyRunner(4 * 100_000, pace=Pace(step_ms=2.0), may_end=True, clock=time.monotonic)
+    return engine
+
+
 def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Never come back."""
     progress("loading", 10.0)
     time.sleep(600)
     raise AssertionError
-
-
-class OutOfMemoryError(RuntimeError):
-    """As torch calls it."""
-
-
-def too_large(_spec: EngineSpec, progress: Progress) -> TokenEngine:
-    """Fail to load as a model does that is larger than its device."""
-    progress("loading", 60.0)
-    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB.")

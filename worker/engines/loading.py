@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Final, cast
 
 from .base import Engine, EngineSpec, Factory, Phase
-from .lanes import describe
+from .memory import OutOfMemoryError, explain
 
 GROUP: Final = "zmqrt.engines"
 _PROGRESS_EVERY_S: Final = 0.1
@@ -30,29 +30,23 @@ def find_factory(name: str) -> Factory:
 
 
 def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> dict[str, Engine]:
-    """Load the engines of a spec, by the suffix of their service. Whatever a factory raises passes through."""
+    """Load the engines of a spec, by the suffix of their service.
+
+    Raises:
+        OutOfMemoryError: there was too little memory; whatever else a factory raises passes through.
+    """
     progress("starting", 0.0)
-    made = find_factory(spec.engine)(spec, progress)
+    try:
+        made = find_factory(spec.engine)(spec, progress)
+    except Exception as error:
+        words = explain(error, spec.model)
+        if words is None:
+            raise
+        raise OutOfMemoryError(words) from error
     engines = dict(made) if isinstance(made, Mapping) else {"": made}
     if not engines:
         raise ValueError(f"the factory {spec.engine!r} returned no engine")
     return engines
-
-
-def describe_load(error: BaseException, spec: EngineSpec) -> str:
-    """Say why an engine could not be loaded; what to do, where memory was the reason."""
-    words = describe(error)
-    if not _is_out_of_memory(error):
-        return words
-    remedy = "a smaller model, --dtype bfloat16, a shorter --max-model-len, fewer --slots, or less --engine-opt kv_mib="
-    return f"{spec.model} does not fit into the memory of {spec.device}: {words.rstrip('.')}. What helps: {remedy}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Know it by its name or words: torch's own class must not be imported where there may be no torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def revision_of(spec: EngineSpec) -> str:

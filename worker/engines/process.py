@@ -29,7 +29,7 @@ from . import ipc
 from .base import BatchEngine, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
 from .batch_lane import BatchLane
 from .lanes import Lane, Outbox, TokenLane, describe
-from .loading import Progress, describe_load, load_engines, revision_of
+from .loading import Progress, load_engines, revision_of
 from .parentage import end_with_parent
 from .stream_lane import StreamLane
 
@@ -211,8 +211,7 @@ class EngineMain:
             loop.run()
         except Exception as error:
             log.exception("the engine on %s cannot go on", self._spec.device)
-            text = describe(error) if loop is not None else describe_load(error, self._spec)
-            _send(self._socket, [ipc.Failed(text)])
+            _send(self._socket, [ipc.Failed(describe(error))])
             self._wait_for_stop()
             return 1
         finally:

@@ -619,4 +619,5 @@ def test_logprobs_name_the_sampled_token_and_the_likeliest() -> None:
         TokenEvent(ticket=node.ticket(), token_ids=[65], logprobs=[{65: -2.0, 66: -0.5}], finish_reason="length")
     )
 
-    assert result(made).logprobs == [tasks.TokenLogprobs(logprob=-2.0, top={66: -0.5})]
+    spelled = {65: b"A", 66: b"B"}
+    assert result(made).logprobs == [tasks.TokenLogprobs(logprob=-2.0, top={66: -0.5}, spelled=spelled)]

@@ -164,18 +164,32 @@ def test_prefixes_are_found_in_all_three_ways() -> None:
     assert (counts.reused_in_place, counts.reused_by_copy, counts.reused_tokens) == (1, 2, 83)
 
 
-def test_a_short_prompt_passes_a_long_one() -> None:
-    """It waits for three pieces of the other at most, and both go on."""
-    engine = HashLM(slots=2, context=8192, chunk_tokens=128, pace=Pace(step_ms=0))
-    engine.submit(TokenRequest(ticket=1, prompt_ids=[1] * 4000, max_new_tokens=5))
-    engine.poll(0)
-    engine.submit(TokenRequest(ticket=2, prompt_ids=[2] * 100, max_new_tokens=5))
+def first_token(engine: HashLM, ticket: int) -> tuple[int, int]:
+    """Poll until a request has its first token; return the steps and the tokens of prompts that were computed."""
+    counts = engine.counts
+    steps, computed = counts.steps, counts.prompt_tokens
+    while not any(event.ticket == ticket for event in engine.poll(0)):
+        assert counts.steps - steps < 1000
+    return counts.steps - steps, counts.prompt_tokens - computed
 
-    steps = 0
-    while not any(event.ticket == 2 for event in engine.poll(0)):
-        steps += 1
 
-    assert steps <= 4
+@pytest.mark.parametrize("longs", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 100, 128, 129, 384])
+@pytest.mark.parametrize("begun", [1, 2, 15])
+def test_a_short_prompt_passes_long_ones(longs: int, length: int, begun: int) -> None:
+    """However many of 4,000 tokens are in line: three pieces of theirs at most, then it has its first token."""
+    engine = HashLM(slots=longs + 1, context=8192, chunk_tokens=128, pace=Pace(step_ms=0))
+    for ticket in range(1, longs + 1):
+        engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket] * 4000, max_new_tokens=5, ignore_eos=True))
+    for _ in range(begun):
+        engine.poll(0)
+    engine.submit(TokenRequest(ticket=99, prompt_ids=[99] * length, max_new_tokens=5, ignore_eos=True))
+
+    steps, computed = first_token(engine, 99)
+    print(f"{length} tokens behind {longs} long prompts after {begun} steps: {steps} steps, {computed} tokens computed")
+
+    assert steps <= 3 + -(-length // 128)
+    assert computed <= steps * 128
 
 
 def test_nobody_waits_for_a_prompt() -> None:

@@ -64,5 +64,6 @@ def test_an_end_is_described_by_its_last_words_its_signal_or_its_code() -> None:
     """In this order: the most that is known."""
     assert describe_end(1, "OSError: no weights") == "OSError: no weights"
     assert describe_end(-9, "") == "killed by SIGKILL"
+    assert "for want of memory" in describe_end(-9, "", was_ready=False)
     assert describe_end(-99, "") == "killed by signal 99"
     assert describe_end(3, "") == "exit code 3, see its log"

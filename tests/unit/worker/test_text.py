@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zmqrt.worker.text import ByteDetokenizer, Detokenizer, StopMatcher, TextStream, WindowDetokenizer
-from zmqrt.worker.vocabulary import ByteVocabulary, FileVocabulary, Vocabulary
+from zmqrt.worker.vocabulary import ByteVocabulary, FileVocabulary
 
 CORPUS = ["the quick brown fox", "日本語のテキスト", "naïve café", "👩‍👩‍👧‍👦 🇫🇷 👍🏽", "क्षत्रिय", "\r\n\t {}()"]
 SPECIALS = ["<|im_start|>", "<|im_end|>"]
@@ -95,30 +95,6 @@ def test_a_fresh_stream_goes_on_after_any_cut(ids: list[int], data: st.DataObjec
         assert resumed.step(token_id) == undisturbed.step(token_id)
     assert resumed.finish() == undisturbed.finish()
     assert resumed.is_stopped == undisturbed.is_stopped
-
-
-@pytest.mark.parametrize("text", [*CORPUS, "e\u0301a\u0323\u0302 Z\u0351\u036b", "👨🏿‍🚀🏳️‍🌈 1️⃣", "한국어 ༄༅ 𐍈𐎀"])
-@pytest.mark.parametrize("kind", ["byte-level", "bytes", "sentencepiece"])
-def test_resumed_at_every_cut_the_pieces_are_one_decode_of_all_ids(text: str, kind: str) -> None:
-    """What was shown before the cut, and what a fresh stream shows after it, join to the whole: no half character."""
-    vocabulary: Vocabulary = ByteVocabulary()
-    if kind == "bytes":
-        ids = list(text.encode())
-        right = text
-    else:
-        tokenizer = TOKENIZER if kind == "byte-level" else sentencepiece_tokenizer()
-        vocabulary = FileVocabulary(tokenizer)
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        right = tokenizer.decode(ids, skip_special_tokens=True)
-    shown = in_pieces(vocabulary.detokenizer(), ids)
-    assert "".join(shown) == right
-
-    for cut in range(len(ids) + 1):
-        fresh = TextStream(vocabulary.detokenizer(), [])
-        for token_id in ids[:cut]:
-            fresh.step(token_id)
-        rest = [*(fresh.step(token_id) for token_id in ids[cut:]), fresh.finish()]
-        assert "".join(shown[:cut]) + "".join(rest) == right
 
 
 def test_special_tokens_have_no_text_and_added_ones_do() -> None:
