@@ -46,6 +46,7 @@ check: $(STAMP)-dev ## lint, format, types twice, import rules, packaging
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 typings/zmqrt/client typings/zmqrt/protocol
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/test_packaging.py

@@ -12,6 +12,7 @@ import itertools
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -258,6 +259,8 @@ class ChaosFleet:
     def _hit(self, victim: Member, fault: Fault, now: float) -> None:
         pid = victim.child.pid
         assert pid is not None
+        if sys.platform == "win32":
+            raise NotImplementedError("the command refuses to start there")
         match fault.kind.blow:
             case Blow.KILL:
                 os.kill(pid, signal.SIGKILL)
@@ -281,7 +284,7 @@ class ChaosFleet:
         heapq.heappush(self._undo, (when, next(self._order), undo))
 
     def _thaw(self, victim: Member) -> None:
-        if victim.child.pid is not None:
+        if victim.child.pid is not None and sys.platform != "win32":
             with contextlib.suppress(OSError):
                 os.killpg(victim.child.pid, signal.SIGCONT)
         victim.is_disturbed = False
