@@ -17,13 +17,15 @@ from .guard import Guard
 from .health import Probes, Watch
 from .infer import Infer
 from .replies import json_response
+from .status import Status
 
 
 def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
     desk = Desk(fleet, settings)
     infer = Infer(desk, settings)
-    probes = Probes(Watch(fleet.status))
+    watch = Watch(fleet.status)
+    probes = Probes(watch)
     routes = [
         Route("/infer", infer.post, methods=["POST"]),
         Route("/infer/{request_id}", infer.delete, methods=["DELETE"]),
@@ -31,6 +33,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/readyz", probes.ready),
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
+        Route("/status", Status(watch).get),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _http_problem}), settings)
 
