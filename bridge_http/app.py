@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from . import page
 from .asking import Desk
 from .config import BridgeSettings
 from .errors import encode
@@ -34,6 +35,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
         Route("/status", Status(watch).get),
+        *page.routes(),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _http_problem}), settings)
 

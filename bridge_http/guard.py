@@ -18,11 +18,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..client.calls import new_rid
+from . import page
 from .config import BridgeSettings
 from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError, answer
 
-OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz"})
-"""Probes carry no key, and tell nothing about anybody's requests."""
+OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz", *page.FILES})
+"""Probes carry no key, and tell nothing about anybody's requests. The files of the page hold no datum at all."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
