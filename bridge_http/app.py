@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from . import page
 from .asking import Desk
 from .config import BridgeSettings
 from .counted import Counted
@@ -22,6 +23,7 @@ from .metrics import Metrics
 from .openai import errors as openai_errors
 from .openai.routes import OpenAi
 from .replies import json_response
+from .status import Status
 
 
 def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
@@ -39,8 +41,10 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
         Route("/metrics", metrics.scrape),
+        Route("/status", Status(watch).get),
         *Description().routes(),
         *OpenAi(desk, watch, settings).routes(),
+        *page.routes(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
     paths = {route.endpoint: route.path for route in routes}

@@ -18,12 +18,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..client.calls import new_rid
+from . import page
 from .config import BridgeSettings
 from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError, answer
 from .openai.errors import answer as openai_answer
 
-OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/startupz", "/openapi.json", "/docs"})
-"""Probes carry no key, and tell nothing about anybody's requests; nor do the pages that explain the API."""
+_PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
+OPEN_PATHS: Final = frozenset({*_PROBES, "/openapi.json", "/docs", *page.FILES})
+"""Probes carry no key, and tell nothing about anybody's requests. The pages hold no datum at all."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

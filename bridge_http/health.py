@@ -1,7 +1,7 @@
 """Whether requests can be served now, in words that a probe and a person both understand.
 
-`judge` is pure. `Watch` keeps the last snapshot for a moment, so that any number of probes cost the broker one question
-a second, and none at all when nobody probes.
+`judge` is pure. `Watch` keeps the last snapshot for a moment, so that any number of probes and pages cost the broker
+one question a second, and none at all when nobody looks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ FRESH_S: Final = 1.0
 """Older than this, a snapshot is asked for anew: probes come every few seconds."""
 PATIENCE_S: Final = 1.0
 """A probe is answered within this time; kubelet and most load balancers give up after one second or more."""
+_SILENT: Final = "the broker has not answered yet"
 State = Literal["ok", "starting", "no_nodes", "draining", "broker_unreachable"]
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Alive(msgspec.Struct, frozen=True):
 def judge(snapshot: Snapshot | None, problem: str = "") -> Health:
     """Say what a snapshot means for whoever wants to send a request now."""
     if snapshot is None:
-        return Health(status="broker_unreachable", ready=False, detail=problem or "the broker has not answered yet")
+        return Health(status="broker_unreachable", ready=False, detail=problem or _SILENT)
     status, detail = _state(snapshot)
     slowest = _furthest(snapshot)
     return Health(
@@ -92,6 +94,15 @@ def _furthest(snapshot: Snapshot) -> NodeStatus | None:
     return max(ranked, key=lambda node: (order.index(node.phase), node.percent), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The newest snapshot that is to be had and its age; None while the broker is unreachable, and why."""
+
+    snapshot: Snapshot | None
+    problem: str
+    age_s: float
+
+
 class Watch:
     """Ask for a snapshot when somebody wants to know and the last one is old."""
 
@@ -106,18 +117,23 @@ class Watch:
 
     async def health(self) -> Health:
         """Judge the newest snapshot that is to be had within PATIENCE_S."""
+        sight = await self.look()
+        return judge(sight.snapshot, sight.problem)
+
+    async def look(self) -> Sight:
+        """Return the newest snapshot that is to be had within PATIENCE_S: an old one if the broker takes longer."""
         if self._asking is None and self._clock() - self._asked_at >= FRESH_S:
             self._asking = asyncio.create_task(self._refresh())
         if self._asking is not None:
             await asyncio.wait({self._asking}, timeout=PATIENCE_S)
-        return judge(self._snapshot, self._problem)
+        return Sight(self._snapshot, self._problem or _SILENT, self._clock() - self._asked_at)
 
     async def snapshot(self) -> Snapshot:
         """Return the newest snapshot that is to be had within PATIENCE_S. Raises ConnectError."""
-        health = await self.health()
-        if self._snapshot is None:
-            raise ConnectError(health.detail)
-        return self._snapshot
+        sight = await self.look()
+        if sight.snapshot is None:
+            raise ConnectError(sight.problem)
+        return sight.snapshot
 
     @property
     def latest(self) -> Snapshot | None:

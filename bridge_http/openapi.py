@@ -13,6 +13,7 @@ from .errors import Invalid, Problem
 from .health import Alive, Health
 from .infer import Cancelled
 from .openai import schema as s
+from .status import FleetStatus
 from .v1 import InferRequest, InferResponse
 
 _JSON: Final = "application/json"
@@ -166,6 +167,14 @@ OPERATIONS: Final = (
         answers={200: Alive},
         failures={403: Problem},
         needs_key=False,
+    ),
+    Operation(
+        method="get",
+        path="/status",
+        summary="What the fleet looks like: nodes, devices, models, counters",
+        tag="health",
+        answers={200: FleetStatus},
+        failures=dict.fromkeys((*_EVERYWHERE, 503), Problem),
     ),
     Operation(
         method="get",

@@ -57,6 +57,7 @@ def hints(clients: str, http: str | None, keys: Path | None = None) -> list[str]
         lines += [
             f"  curl {http}/infer -d '{body}'",
             f"  Invoke-RestMethod -Method Post {http}/infer -ContentType '{_JSON}' -Body '{body}'",
+            f"Or open {http}/ in a browser: the fleet as it is, and a chat with it.",
         ]
     return [*lines, "Ctrl-C finishes what runs and stops; a second one stops at once."]
 

@@ -137,9 +137,11 @@ def test_hints_name_the_actual_ports() -> None:
     assert '  zmqrt infer "What is' in usual
     assert "curl http://127.0.0.1:8000/infer -d '{" in usual
     assert "Invoke-RestMethod -Method Post http://127.0.0.1:8000/infer" in usual
+    assert "open http://127.0.0.1:8000/ in a browser" in usual
     assert "zmqrt infer --broker tcp://127.0.0.1:41001" in free
     assert "Client('tcp://127.0.0.1:41001')" in free
     assert "curl" not in free
+    assert "browser" not in free
     assert "zmqrt infer --keys fleet-keys" in keyed
     assert "Client(keys='fleet-keys')" in keyed
 
