@@ -1,7 +1,5 @@
 """The page as a reader sees it: a real browser, bridge, broker and workers."""
 
-import contextlib
-import http.client
 import re
 from collections.abc import Generator
 from pathlib import Path
@@ -53,15 +51,6 @@ def health(page: Page) -> dict[str, str]:
     script = """Object.fromEntries([...document.querySelectorAll("#nodes > li")].map((node) =>
         ['name', 'health'].map((part) => node.querySelector(`[data-is=${part}]`).textContent)))"""
     return {str(name): str(said) for name, said in page.value(script).items()}
-
-
-def needs_chat(bridge: Process) -> None:
-    """Skip where the bridge has no OpenAI paths (yet)."""
-    connection = http.client.HTTPConnection(bridge.endpoints["http"].removeprefix("http://"), timeout=60)
-    with contextlib.closing(connection):
-        connection.request("GET", "/v1/models")
-        if connection.getresponse().status == 404:
-            pytest.skip("this bridge has no /v1/chat/completions")
 
 
 def say(page: Page, text: str, *, max_tokens: int) -> None:
@@ -150,7 +139,6 @@ def test_nobody_asks_while_nobody_looks(page: Page, fleet: tuple[Stack, Process]
 
 def test_an_answer_is_read_as_it_is_made(page: Page, fleet: tuple[Stack, Process]) -> None:
     """The text grows before it ends; then what was measured stands below, and the next question knows of it."""
-    needs_chat(fleet[1])
     read(page, fleet[1])
     say(page, "hello", max_tokens=40)
     begun = eventually(lambda: len(said(page)), what="a piece")
@@ -168,7 +156,6 @@ def test_an_answer_is_read_as_it_is_made(page: Page, fleet: tuple[Stack, Process
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stop_frees_the_slot(page: Page, fleet: tuple[Stack, Process], way: str) -> None:
     """Nobody computes for a reader who has had enough; what was said stays."""
-    needs_chat(fleet[1])
     read(page, fleet[1])
     with fleet[0].client() as client:
         say(page, "hello", max_tokens=5000)
@@ -187,7 +174,6 @@ def test_stop_frees_the_slot(page: Page, fleet: tuple[Stack, Process], way: str)
 
 def test_a_refusal_is_told_and_the_question_kept(page: Page, fleet: tuple[Stack, Process]) -> None:
     """In the words of the fleet; it can be sent again."""
-    needs_chat(fleet[1])
     read(page, fleet[1])
     page.value(
         "model.append(new Option('nobody-serves-this', 'nobody-serves-this')); model.value = 'nobody-serves-this'"
