@@ -237,3 +237,18 @@ def test_flags_and_time_left_travel_with_the_request() -> None:
 
     (job,) = worker.work()
     assert (job.flags, job.ttl_ms) == (UNARY, 6000)
+
+
+def test_what_a_client_says_about_a_request_goes_along_to_the_node() -> None:
+    """Trace context and name, untouched; and with each further attempt."""
+    stage = Stage()
+    client, workers = stage.client(), [stage.worker("a"), stage.worker("b")]
+    told = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "request_id": "job-7"}
+    client.send(ask(1, ext=told))
+    ((first, given),) = [(worker, one) for worker in workers for one in worker.work()]
+
+    assert given.ext == told
+    stage.gone(first)
+    stage.pass_time(2.0)
+    (again,) = [one for worker in workers if worker is not first for one in worker.work()]
+    assert again.ext == told
