@@ -24,6 +24,8 @@ _PHASE_ORDER: Final[tuple[m.Phase, ...]] = (
 """From far to near: a node is as far as its foremost device, for that one will serve first."""
 
 
+_FRESH_S: Final = 5.0
+"""A driver is asked once a second; what it told longer ago says nothing about now."""
 _STALE_S: Final = 2.0
 """An engine shows itself every 250 ms, and after each step; longer steps than this are rare even on a small CPU."""
 
@@ -65,6 +67,7 @@ class Device:
     restarts: int = 0
     before: EngineStats = field(default_factory=EngineStats)
     facts: Facts = NO_FACTS
+    facts_at: float = 0.0
     told: tuple[m.Phase, float] = ("starting", 0.0)
     """Phase and percent of the last heartbeat."""
 
@@ -93,6 +96,7 @@ class Device:
     def report(self, now: float) -> m.DeviceLoad:
         """Describe this moment for a heartbeat."""
         lanes, totals = self.lanes.values(), self._totals()
+        facts = self.facts if now - self.facts_at <= _FRESH_S else NO_FACTS
         return m.DeviceLoad(
             id=self.info.id,
             phase=self.phase,
@@ -109,9 +113,9 @@ class Device:
             restarts=self.restarts,
             prompt_tokens=totals.prompt_tokens,
             reused_tokens=totals.reused_tokens,
-            memory_used_bytes=self.facts.memory_used_bytes,
-            busy_percent=self.facts.busy_percent,
-            celsius=self.facts.celsius,
+            memory_used_bytes=facts.memory_used_bytes,
+            busy_percent=facts.busy_percent,
+            celsius=facts.celsius,
         )
 
     def _totals(self) -> EngineStats:
@@ -139,10 +143,10 @@ class Fleet:
         self._batch = batch_max_size
         self._most_context = context
 
-    def learn(self, facts: Mapping[str, Facts]) -> None:
+    def learn(self, facts: Mapping[str, Facts], now: float) -> None:
         """Take in what drivers told of devices."""
         for name, told in facts.items():
-            self.devices[name].facts = told
+            self.devices[name].facts, self.devices[name].facts_at = told, now
 
     def service_name(self, suffix: str) -> str:
         """Name a service in public: the served model name, and what the engine adds to it."""

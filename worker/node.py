@@ -111,7 +111,7 @@ class _Node:
     def _learn(self, facts: Mapping[str, Facts]) -> None:
         """Take over what another thread has read; it may still come after the end."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._core.fleet.learn, facts)
+            self._loop.call_soon_threadsafe(self._core.fleet.learn, facts, self._loop.time())
 
     # --- engines -----------------------------------------------------------------------------------------------------
 

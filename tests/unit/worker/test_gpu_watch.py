@@ -123,7 +123,8 @@ def test_facts_stand_in_the_heartbeat() -> None:
     device = fleet.devices["cuda:1"]
     assert device.report(1.0).celsius is None
 
-    fleet.learn({"cuda:1": Facts(3 << 30, 90, 55)})
+    fleet.learn({"cuda:1": Facts(3 << 30, 90, 55)}, 1.0)
 
-    load = device.report(1.0)
+    load = device.report(2.0)
     assert (load.memory_used_bytes, load.busy_percent, load.celsius) == (3 << 30, 90, 55)
+    assert device.report(7.0).celsius is None, "a driver that hangs tells nothing of now"
