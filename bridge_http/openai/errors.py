@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...protocol.errors import ConnectError, Kind, RequestError
+from ...protocol.tasks import Generate
 from ..errors import (
     Answer,
     BadHeaderError,
@@ -20,12 +21,12 @@ from .schema import ErrorBody, ErrorReply
 _PARAM = {Kind.NOT_FOUND: "model", Kind.WRONG_TASK: "model"}
 
 
-def answer(error: Exception) -> Answer:
-    """Turn whatever went wrong on a /v1 path into status, headers and body."""
+def answer(error: Exception, subject: str | None = None) -> Answer:
+    """Turn whatever went wrong on a /v1 path into status, headers and body; `subject`: the field that may be too long."""
     match error:
         case RequestError():
             row, status = error.row, error.row.openai_status
-            param = _PARAM.get(error.kind)
+            param = _param(error, subject)
             body = ErrorBody(message=error.text, type=row.openai_type, param=param, code=error.kind.value)
             return _answer(status, body, headers_of(error, status))
         case InvalidRequestError():
@@ -50,6 +51,16 @@ def answer(error: Exception) -> Answer:
             text = "the bridge failed; its log has the details under the id in the header x-request-id"
             body = ErrorBody(message=text, type="server_error", code="bridge_failed")
             return _answer(500, body, {"x-should-retry": "false"})
+
+
+def _param(error: RequestError, subject: str | None) -> str | None:
+    """Name the field that a node or broker complained about: its words begin with it."""
+    if error.kind is Kind.CONTEXT_EXCEEDED:
+        return subject
+    first = error.text.split(maxsplit=1)[0].rstrip(":") if error.text else ""
+    if error.kind is Kind.BAD_REQUEST and first in Generate.__struct_fields__:
+        return first
+    return _PARAM.get(error.kind)
 
 
 def no_route(status: int, text: str) -> Answer:

@@ -45,9 +45,9 @@ class OpenAi:
         return [
             Route("/v1/models", _answered(self._models)),
             Route("/v1/models/{model:path}", _answered(self._model)),
-            Route("/v1/chat/completions", _answered(self._chat), methods=["POST"]),
-            Route("/v1/completions", _answered(self._completion), methods=["POST"]),
-            Route("/v1/embeddings", _answered(self._embed), methods=["POST"]),
+            Route("/v1/chat/completions", _answered(self._chat, "messages"), methods=["POST"]),
+            Route("/v1/completions", _answered(self._completion, "prompt"), methods=["POST"]),
+            Route("/v1/embeddings", _answered(self._embed, "input"), methods=["POST"]),
         ]
 
     async def _models(self, _request: Request) -> Response:
@@ -138,8 +138,8 @@ def _wants_usage(body: Generation) -> bool:
     return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
-def _answered(endpoint: Endpoint) -> Endpoint:
-    """Turn what an endpoint raises into its answer."""
+def _answered(endpoint: Endpoint, subject: str | None = None) -> Endpoint:
+    """Turn what an endpoint raises into its answer; `subject` is the field that may be too long."""
 
     async def answered(request: Request) -> Response:
         try:
@@ -148,13 +148,13 @@ def _answered(endpoint: Endpoint) -> Endpoint:
             log.info("client left before the answer", extra={"request_id": request.state.request_id})
             return Response(status_code=CLIENT_GONE)
         except Exception as error:  # noqa: BLE001 - whatever happened becomes the caller's answer
-            return _refusal(error, request.state.request_id)
+            return _refusal(error, subject, request.state.request_id)
 
     return answered
 
 
-def _refusal(error: Exception, request_id: str) -> Response:
-    said = answer(error)
+def _refusal(error: Exception, subject: str | None, request_id: str) -> Response:
+    said = answer(error, subject)
     if said.status == 500:
         log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
     else:

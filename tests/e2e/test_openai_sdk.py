@@ -167,7 +167,8 @@ def test_engines_of_ours_take_more(client: Any) -> None:
         ({"max_tokens": 0}, "max_tokens", None),
         ({"extra_body": {"colour": "red"}}, "colour", None),
         ({"messages": []}, "messages", None),
-        ({"messages": [{"role": "user", "content": "x" * 3000}]}, None, "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "x" * 3000}]}, "messages", "context_length_exceeded"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "bad_request"),
         ({"model": "mock-embed"}, "model", "wrong_task"),
     ],
 )
