@@ -22,7 +22,7 @@ _PARAM = {Kind.NOT_FOUND: "model", Kind.WRONG_TASK: "model"}
 
 
 def answer(error: Exception, subject: str | None = None) -> Answer:
-    """Turn whatever went wrong on a /v1 path into status, headers and body; `subject`: the field that may be too long."""
+    """Turn whatever went wrong on a /v1 path into status, headers and body. `subject`: what may be too long."""
     match error:
         case RequestError():
             row, status = error.row, error.row.openai_status
