@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from ..client.calls import CallOptions
 from ..client.results import Chunk, Embeddings, Result
+from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.tasks import Embed, Generate
 from .config import BridgeSettings
 from .errors import BadHeaderError
@@ -31,10 +32,18 @@ R = TypeVar("R")
 
 def idempotency_key(request: Request) -> str:
     """Return the caller's key, or "". Raises BadHeaderError."""
-    key = request.headers.get("idempotency-key", "")
-    if key and not _KEY.fullmatch(key):
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return ""
+    if not _KEY.fullmatch(key):
         raise BadHeaderError("idempotency-key", "1 to 255 printable ASCII characters are meant")
     return key
+
+
+def _traceparent(request: Request) -> str | None:
+    """Return the trace context; one that cannot be carried along is ignored, as W3C wants it."""
+    given = request.headers.get("traceparent", "")
+    return given if 0 < len(given) <= MAX_EXT_VALUE_CHARS else None
 
 
 def rid_of(tenant: str, method: str, path: str, key: str) -> bytes:
@@ -144,6 +153,6 @@ class Desk:
             model=model,
             timeout_s=self._settings.request_timeout_s,
             request_id=request.state.request_id,
-            traceparent=request.headers.get("traceparent"),
+            traceparent=_traceparent(request),
             retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
         )

@@ -137,8 +137,9 @@ class Watch:
 
     @property
     def latest(self) -> Snapshot | None:
-        """The last snapshot; None while the broker does not answer."""
-        return self._snapshot
+        """The last snapshot; None while the broker does not answer, or has not for a while."""
+        is_old = self._clock() - self._asked_at > FRESH_S + 2 * PATIENCE_S
+        return None if is_old else self._snapshot
 
     @property
     def has_seen(self) -> bool:

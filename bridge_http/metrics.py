@@ -32,6 +32,8 @@ _REJECTIONS: Final = {
     "rejected_bad": "bad_request",
 }
 
+_IN_TOUCH: Final = ("active", "suspect", "draining")
+"""Of nodes that are gone the last numbers say nothing about now."""
 disable_created: Any = disable_created_metrics
 disable_created()  # a second series for each counter, which nobody asks for
 
@@ -112,13 +114,24 @@ class _FleetCollector(Collector):
         yield GaugeMetricFamily("zmqrt_broker_up", "Whether the broker answered.", value=float(snapshot is not None))
         if snapshot is not None:
             yield from _of_services(snapshot)
-            yield from _of_nodes(snapshot.nodes)
-            yield from _of_devices(snapshot.nodes)
+            nodes = _by_name(snapshot.nodes)
+            yield from _of_nodes(nodes)
+            yield from _of_devices([node for node in nodes if node.health in _IN_TOUCH])
             yield from _of_counters(snapshot.counters)
 
     def describe(self) -> Iterable[Metric]:
         """Say nothing beforehand: registering must not ask for a snapshot."""
         return ()
+
+
+def _by_name(nodes: list[NodeStatus]) -> list[NodeStatus]:
+    """Keep one node of a name, the liveliest: one that was started again is listed twice for a while.
+
+    A series that comes twice would make Prometheus refuse the whole page.
+    """
+    order = ("evicted", "lost", "suspect", "draining", "active")
+    ranked = sorted(nodes, key=lambda node: order.index(node.health))
+    return list({node.node_id: node for node in ranked}.values())
 
 
 def _of_services(snapshot: Snapshot) -> Iterable[Metric]:

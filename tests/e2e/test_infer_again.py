@@ -68,6 +68,8 @@ def test_the_same_key_is_the_same_request(fleet: tuple[Stack, Process, Process])
     assert counter(stack, "completed") == before + 1
     assert answer_of(one, "POST", "/infer", {**ASK, "max_tokens": 3}, key)[0] == 409
     assert answer_of(one, "POST", "/infer", ASK, {"idempotency-key": "caf\u00e9"})[0] == 400
+    assert answer_of(one, "POST", "/infer", ASK, {"idempotency-key": ""})[0] == 400
+    assert answer_of(one, "POST", "/infer", ASK, {"traceparent": "0" * 300})[0] == 200
 
 
 @pytest.mark.parametrize("cut", [1, 5, 17])

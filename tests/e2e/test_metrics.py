@@ -88,6 +88,25 @@ def _down(bridge: Process) -> dict[str, Metric] | None:
     return found if value(found, "zmqrt_broker_up") == 0 else None
 
 
+def test_a_node_that_was_started_again_is_there_once() -> None:
+    """While the broker still lists the one before it: a series that comes twice would spoil the whole page."""
+    with running() as stack:
+        bridge = stack.bridge()
+        node = stack.node("node-0")
+        node.kill()
+        stack.again(node)
+        found = eventually(lambda: _up(bridge), what="the node")
+
+        for family in found.values():
+            series = [(one.name, tuple(sorted(one.labels.items()))) for one in family.samples]
+            assert len(series) == len(set(series)), family.name
+
+
+def _up(bridge: Process) -> dict[str, Metric] | None:
+    found = scrape(bridge)
+    return found if value(found, "zmqrt_worker_up", node="node-0") == 1 else None
+
+
 def test_a_scrape_needs_a_key_where_there_are_keys() -> None:
     """As a bearer token, which Prometheus can send."""
     with Stack() as stack:
