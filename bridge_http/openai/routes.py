@@ -102,7 +102,8 @@ class OpenAi:
         self, task: Generate, body: Generation, request: Request, stream: r.ChatStream | r.CompletionStream
     ) -> Response:
         asked = self._desk.generate(task, request, stream=True, model=body.model)
-        return EventStream(_events(asked, stream), asked.close, _Shape(request.state.request_id))
+        subject = "messages" if isinstance(body, ChatRequest) else "prompt"
+        return EventStream(_events(asked, stream), asked.close, _Shape(request.state.request_id, subject))
 
 
 async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
@@ -122,12 +123,13 @@ async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStrea
 class _Shape:
     """What failures look like in a stream under /v1."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, subject: str) -> None:
         self.request_id = request_id
+        self._subject = subject
 
     def before(self, error: Exception) -> Answer:
         """Answer with a status: nothing has been sent yet."""
-        return answer(error)
+        return answer(error, self._subject)
 
     def within(self, error: Exception) -> bytes:
         """End with an event, and without [DONE]."""

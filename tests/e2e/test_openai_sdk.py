@@ -175,11 +175,12 @@ def test_engines_of_ours_take_more(client: Any) -> None:
 def test_what_cannot_be_is_a_bad_request_that_names_it(
     client: Any, options: dict[str, Any], param: str | None, code: str | None
 ) -> None:
-    """Before anything runs."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(**{**CHAT, **options})
+    """Before anything runs, streamed or not."""
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**{**CHAT, **options}, stream=stream)
 
-    assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
+        assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
 
 
 def test_failures_are_the_exceptions_of_the_client(fleet: tuple[Stack, Process], client: Any) -> None:
