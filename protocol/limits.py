@@ -32,6 +32,8 @@ MAX_SERVICES: Final = 256
 """Services one node may offer."""
 MAX_DEVICES: Final = 64
 """Devices of one node: four times the largest GPU server."""
+MAX_BUCKETS: Final = 64
+"""Counts of one histogram: those of histogram.py, and room for finer ones."""
 MAX_HELD: Final = 4096
 """Leases a returning worker may claim: NODE_MAX_CAPACITY is far below."""
 MAX_BROKERS: Final = 16

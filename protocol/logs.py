@@ -9,13 +9,18 @@ import sys
 import time
 from typing import Final, TextIO
 
-FIELDS: Final = ("request_id", "worker_id")
+FIELDS: Final = ("request_id", "trace_id", "worker_id")
 
 
-def configure_logging(level: str, log_format: str = "text", *, role: str = "", stream: TextIO | None = None) -> None:
-    """Send everything logged in this process to one stream; replaces what an earlier call set up."""
+def configure_logging(
+    level: str, log_format: str = "text", *, role: str = "", worker_id: str = "", stream: TextIO | None = None
+) -> None:
+    """Send everything logged in this process to one stream; replaces what an earlier call set up.
+
+    `worker_id` names the node that this process is, or belongs to: JSON tells it on each line.
+    """
     handler = logging.StreamHandler(stream or _standard_error())
-    handler.setFormatter(JsonFormatter(role) if log_format == "json" else TextFormatter(role))
+    handler.setFormatter(JsonFormatter(role, worker_id) if log_format == "json" else TextFormatter(role))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -48,9 +53,10 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """For machines: one object per line, time in UTC."""
 
-    def __init__(self, role: str = "") -> None:
+    def __init__(self, role: str = "", worker_id: str = "") -> None:
         super().__init__()
         self._role = role
+        self._worker_id = worker_id
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one message; a traceback is one field of it."""
@@ -61,6 +67,7 @@ class JsonFormatter(logging.Formatter):
             **({"role": self._role} if self._role else {}),
             "logger": record.name,
             "message": record.getMessage(),
+            **({"worker_id": self._worker_id} if self._worker_id else {}),
             **fields_of(record),
         }
         if record.exc_info:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from .limits import (
     MAX_BROKERS,
+    MAX_BUCKETS,
     MAX_DEVICES,
     MAX_EXT_KEY_CHARS,
     MAX_EXT_KEYS,
@@ -269,8 +270,10 @@ class DeviceInfo(_Message, frozen=True):
 class DeviceLoad(_Message, frozen=True):
     """How one device is doing.
 
-    `steps`, `tokens`, `prompt_tokens`, `reused_tokens` and `restarts` are counters since the node started. What its
-    driver tells (memory, how busy it was lately, temperature) is None where it does not.
+    `steps`, `tokens`, `prompt_tokens`, `reused_tokens`, `restarts` and `tokens_after_cancel` are counters since the
+    node started. What its driver tells (memory, how busy it was lately, temperature) is None where it does not.
+    `cancel_counts` are those of histogram.py (empty: none yet), for the time from a cancel to the freed slot, and
+    `cancel_us` is their sum.
     """
 
     id: Name
@@ -292,6 +295,9 @@ class DeviceLoad(_Message, frozen=True):
     memory_used_bytes: UInt | None = None
     busy_percent: Percent | None = None
     celsius: Celsius | None = None
+    tokens_after_cancel: UInt = 0
+    cancel_counts: Annotated[list[UInt], Meta(max_length=MAX_BUCKETS)] = []
+    cancel_us: UInt = 0
 
 
 class Held(_Message, frozen=True):

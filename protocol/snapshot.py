@@ -1,7 +1,7 @@
 """What a broker tells about itself and its fleet: the body of STATUS in the schema "snapshot".
 
 Pure records; the broker fills them (`broker/status.py`), the command line, the monitor and the bridge read them.
-All times are seconds, all counters are since the broker started.
+All times are seconds, all counters are since the broker started. `delta.py` tells what changed between two of them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,40 @@ from typing import Final, Literal
 
 import msgspec
 
+from . import messages as m
+from .histogram import Histogram
 from .messages import TaskName
 
 SCHEMA: Final = "snapshot"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 LATER: Final = "later"
 """Schema of a STATUS without a body: its client asks too often, and asks again in `retry_after_ms` (in ext)."""
 
+MAX_EVENTS: Final = 200
+"""Events told; older ones are in the broker's log."""
+MAX_REQUESTS: Final = 20
+"""Slowest requests told: what fits on a screen."""
+
 Health = Literal["active", "suspect", "evicted", "lost", "draining"]
+Level = Literal["info", "warning", "error"]
+EventKind = Literal[
+    "joined",
+    "ready",
+    "returned",
+    "recovered",
+    "draining",
+    "left",
+    "suspect",
+    "lost",
+    "evicted",
+    "failed",
+    "restarted",
+    "resumed",
+    "rejected",
+    "request_failed",
+    "muted",
+]
+RequestPhase = Literal["queued", "dispatched", "streaming"]
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +70,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_used_bytes: int | None = None
     busy_percent: int | None = None
     celsius: int | None = None
+    tokens_after_cancel: int = 0
+    cancel_latency: Histogram = msgspec.field(default_factory=Histogram)
 
     @property
     def prefix_hit_percent(self) -> int | None:
@@ -53,7 +81,10 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. `in_flight` is the broker's own exact count, `load` = in_flight / capacity."""
+    """One node. `in_flight` is the broker's own exact count, `load` = in_flight / capacity.
+
+    `heard_at_s` is on the clock of the broker's uptime; `heartbeat_age_s` counts from then.
+    """
 
     node_id: str
     worker_uuid: str
@@ -69,10 +100,19 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     services: list[str]
     devices: list[DeviceStatus]
+    heard_at_s: float = 0.0
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One service over the whole fleet. `nodes` counts those that could serve it now."""
+    """One service over the whole fleet. `nodes` counts those that could serve it now.
+
+    Attributes:
+        queue_time: From admission to the first dispatch.
+        first_token: From admission to the first unit, of what is told unit by unit.
+        token_time: For each further unit, the mean of one answer.
+        duration: From admission to the result.
+        finished: Results by finish reason; embeddings have "".
+    """
 
     service: str
     task: TaskName
@@ -83,10 +123,53 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int
     queued: int
     running: int
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: dict[str, int] = {}
+    queue_time: Histogram = msgspec.field(default_factory=Histogram)
+    first_token: Histogram = msgspec.field(default_factory=Histogram)
+    token_time: Histogram = msgspec.field(default_factory=Histogram)
+    duration: Histogram = msgspec.field(default_factory=Histogram)
+
+
+class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that an operator may want to know. Equal ones within a second are one, with a `count`.
+
+    `at_s` is on the clock of the broker's uptime; `rid` names one request that it is about, in hex.
+    """
+
+    id: int
+    at_s: float
+    level: Level
+    kind: EventKind
+    subject: str
+    text: str
+    count: int = 1
+    rid: str = ""
+
+
+class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One live request; its story is told by `explain`. `losses`: attempts that were lost with their node."""
+
+    rid: str
+    request_id: str
+    service: str
+    phase: RequestPhase
+    age_s: float
+    node: str
+    units: int
+    losses: int
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A broker's whole state in one glance. `ready` = at least one service could be served now."""
+    """A broker's whole state in one glance. `ready` = at least one service could be served now.
+
+    Attributes:
+        serial: Number of this state; a later QUERY names it as `since` and is told what has changed.
+        unix_s: The broker's own clock; 0 = not told.
+        tallies: Counters by reason or stage: failures, redispatches, cancellations.
+        requests: The oldest live ones, for admins; others are told none.
+    """
 
     broker_id: str
     broker_epoch: int
@@ -99,6 +182,42 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[NodeStatus]
     services: list[ServiceStatus]
     counters: dict[str, int]
+    serial: int = 0
+    unix_s: float = 0.0
+    tallies: dict[str, dict[str, int]] = {}
+    requests: list[RequestStatus] = []
+    events: list[FleetEvent] = []
+
+
+def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:
+    """Put together what a node told about a device when it came, and what it tells in heartbeats."""
+    return DeviceStatus(
+        id=load.id,
+        kind=info.kind,
+        name=info.name,
+        memory_bytes=info.memory_bytes,
+        phase=load.phase,
+        percent=load.percent,
+        elapsed_s=load.elapsed_ms / 1000,
+        capacity=load.capacity,
+        running=load.running,
+        waiting=load.waiting,
+        kv_percent=load.kv_percent,
+        loop_age_s=load.loop_age_ms / 1000,
+        steps=load.steps,
+        tokens=load.tokens,
+        largest_batch=load.largest_batch,
+        restarts=load.restarts,
+        prompt_tokens=load.prompt_tokens,
+        reused_tokens=load.reused_tokens,
+        memory_used_bytes=load.memory_used_bytes,
+        busy_percent=load.busy_percent,
+        celsius=load.celsius,
+        tokens_after_cancel=load.tokens_after_cancel,
+        cancel_latency=Histogram(counts=load.cancel_counts, total_s=load.cancel_us / 1e6)
+        if load.cancel_counts
+        else Histogram(),
+    )
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,227 @@
+"""The numbers of a fleet as Prometheus wants them: a snapshot in, metric families out.
+
+Bridge, broker and node all tell through this, so a number has one name wherever it is scraped. Labels are models,
+nodes and devices as the fleet names them, never what a client chose. docs/metrics.md lists all names. Needs
+prometheus-client, which is an extra: only those who serve metrics import this module.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from prometheus_client import disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .histogram import BOUNDS_S, Histogram
+from .snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
+
+_REJECTIONS: Final = {
+    "rejected_queue_full": "queue_full",
+    "rejected_memory_full": "memory_full",
+    "rejected_no_worker": "no_worker",
+    "rejected_not_found": "not_found",
+    "rejected_draining": "draining",
+    "rejected_bad": "bad_request",
+}
+_IN_TOUCH: Final = ("active", "suspect", "draining")
+"""Of nodes that are gone the last numbers say nothing about now."""
+disable_created: Any = disable_created_metrics
+disable_created()  # a second series for each counter, which nobody asks for
+
+
+class FleetCollector(Collector):
+    """Translates the newest snapshot when somebody scrapes. Without one there is `zmqrt_broker_up 0` and no more."""
+
+    def __init__(self, newest: Callable[[], Snapshot | None]) -> None:
+        self._newest = newest
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families."""
+        snapshot = self._newest()
+        yield GaugeMetricFamily("zmqrt_broker_up", "Whether the broker answered.", value=float(snapshot is not None))
+        if snapshot is not None:
+            yield from of_fleet(snapshot)
+
+    def describe(self) -> Iterable[Metric]:
+        """Say nothing beforehand: registering must not ask for a snapshot."""
+        return ()
+
+
+def of_fleet(snapshot: Snapshot) -> Iterable[Metric]:
+    """Yield everything that a broker knows."""
+    nodes = _by_name(snapshot.nodes)
+    yield from _of_services(snapshot.services)
+    yield from of_nodes(nodes)
+    yield from of_devices([node for node in nodes if node.health in _IN_TOUCH])
+    yield from _of_counters(snapshot.counters)
+    yield from _of_tallies(snapshot.tallies)
+
+
+def _by_name(nodes: list[NodeStatus]) -> list[NodeStatus]:
+    """Keep one node of a name, the liveliest: one that was started again is listed twice for a while.
+
+    A series that comes twice would make Prometheus refuse the whole page.
+    """
+    order = ("evicted", "lost", "suspect", "draining", "active")
+    ranked = sorted(nodes, key=lambda node: order.index(node.health))
+    return list({node.node_id: node for node in ranked}.values())
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+_SERVICE_GAUGES: Final = {
+    "num_requests_running": ("running", "Requests at nodes."),
+    "num_requests_waiting": ("queued", "Requests in the queue."),
+    "model_nodes": ("nodes", "Nodes that could serve it now."),
+}
+_SERVICE_COUNTERS: Final = {
+    "prompt_tokens": ("prompt_tokens", "Tokens of prompts answered."),
+    "generation_tokens": ("generated_tokens", "Tokens of answers."),
+}
+_SERVICE_HISTOGRAMS: Final = {
+    "request_queue_time_seconds": ("queue_time", "From coming in to the first dispatch."),
+    "time_to_first_token_seconds": ("first_token", "From coming in to the first token."),
+    "inter_token_latency_seconds": ("token_time", "A further token, the mean of one answer."),
+    "e2e_request_latency_seconds": ("duration", "From coming in to the result."),
+}
+
+
+def _of_services(services: list[ServiceStatus]) -> Iterable[Metric]:
+    labels = ["model"]
+    for name, (field, text) in _SERVICE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"zmqrt_{name}", text, labels=labels)
+        for one in services:
+            gauge.add_metric([one.service], getattr(one, field))
+        yield gauge
+    for name, (field, text) in _SERVICE_COUNTERS.items():
+        counter = CounterMetricFamily(f"zmqrt_{name}", text, labels=labels)
+        for one in services:
+            counter.add_metric([one.service], getattr(one, field))
+        yield counter
+    for name, (field, text) in _SERVICE_HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(f"zmqrt_{name}", text, labels=labels)
+        for one in services:
+            _add(histogram, [one.service], getattr(one, field))
+        yield histogram
+    finished = CounterMetricFamily("zmqrt_request_success", "Requests answered.", labels=["model", "finish_reason"])
+    for one in services:
+        for reason, count in one.finished.items():
+            finished.add_metric([one.service, reason or "none"], count)
+    yield finished
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], told: Histogram) -> None:
+    cumulative = list(itertools.accumulate(told.counts))
+    bounds = [*map(str, BOUNDS_S), "+Inf"]
+    if len(cumulative) == len(bounds):  # else of a release with other bounds
+        family.add_metric(labels, list(zip(bounds, cumulative, strict=True)), told.total_s)
+
+
+# --- nodes and devices -----------------------------------------------------------------------------------------------
+
+_NODE_GAUGES: Final[dict[str, tuple[Callable[[NodeStatus], float], str]]] = {
+    "worker_up": (
+        lambda node: float(node.health == "active" and node.phase == "ready"),
+        "Whether a node is active and has loaded.",
+    ),
+    "worker_heartbeat_age_seconds": (lambda node: node.heartbeat_age_s, "Since it was last heard."),
+    "worker_requests_in_flight": (lambda node: node.in_flight, "Requests it was given."),
+    "worker_capacity": (lambda node: node.capacity, "Requests it takes at once."),
+}
+_DEVICE_GAUGES: Final = {
+    "batch_size": ("running", "Sequences in the engine."),
+    "engine_waiting": ("waiting", "Requests that wait in the engine."),
+    "kv_cache_usage_percent": ("kv_percent", "Share of the memory for keys and values in use."),
+    "engine_loop_age_seconds": ("loop_age_s", "Since the engine's loop last turned."),
+    "device_memory_used_bytes": ("memory_used_bytes", "Memory in use, as the driver tells."),
+    "device_busy_percent": ("busy_percent", "Share of the last moment in which it computed, as the driver tells."),
+    "device_celsius": ("celsius", "Temperature, as the driver tells."),
+}
+_DEVICE_COUNTERS: Final = {
+    "engine_steps": ("steps", "Steps computed."),
+    "engine_tokens": ("tokens", "Tokens drawn."),
+    "engine_restarts": ("restarts", "Engine processes that ended and were started again."),
+    "engine_prompt_tokens": ("prompt_tokens", "Tokens of prompts computed."),
+    "engine_prefix_tokens_reused": ("reused_tokens", "Tokens of prompts that were found in the pool."),
+    "tokens_after_cancel": ("tokens_after_cancel", "Tokens drawn for requests that were cancelled already."),
+}
+
+
+def of_nodes(found: list[NodeStatus]) -> Iterable[Metric]:
+    """Yield what is told of nodes as a whole."""
+    for name, (read, text) in _NODE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"zmqrt_{name}", text, labels=["node"])
+        for one in found:
+            gauge.add_metric([one.node_id], read(one))
+        yield gauge
+
+
+def of_devices(nodes: list[NodeStatus]) -> Iterable[Metric]:
+    """Yield what is told of their devices."""
+    labels = ["node", "device"]
+    for name, (field, text) in _DEVICE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"zmqrt_{name}", text, labels=labels)
+        for place, value in _values(nodes, field):
+            gauge.add_metric(place, value)
+        yield gauge
+    for name, (field, text) in _DEVICE_COUNTERS.items():
+        counter = CounterMetricFamily(f"zmqrt_{name}", text, labels=labels)
+        for place, value in _values(nodes, field):
+            counter.add_metric(place, value)
+        yield counter
+    latency = HistogramMetricFamily(
+        "zmqrt_cancel_latency_seconds", "From a cancel at the node to the freed slot.", labels=labels
+    )
+    for node in nodes:
+        for device in node.devices:
+            _add(latency, [node.node_id, device.id], device.cancel_latency)
+    yield latency
+
+
+def _values(nodes: list[NodeStatus], field: str) -> Iterable[tuple[list[str], float]]:
+    for node in nodes:
+        for device in node.devices:
+            value: float | None = getattr(device, field)
+            if value is not None:
+                yield [node.node_id, device.id], value
+
+
+# --- the broker ------------------------------------------------------------------------------------------------------
+
+
+def _of_counters(counters: Mapping[str, int]) -> Iterable[Metric]:
+    rejections = CounterMetricFamily("zmqrt_rejections", "Requests not taken in.", labels=["reason"])
+    for name, reason in _REJECTIONS.items():
+        rejections.add_metric([reason], counters.get(name, 0))
+    yield rejections
+    for name, field, text in (
+        ("broker_requests", "requests", "Requests that came in."),
+        ("broker_completed", "completed", "Requests that were answered."),
+        ("broker_expired", "expired", "Requests whose time was up."),
+        ("resumes", "resumes", "Requests given out with what they had made before."),
+        ("slow_readers", "slow_readers", "Streams given up because they were read too slowly."),
+        ("nodes_lost", "nodes_lost", "Nodes whose connection broke."),
+        ("nodes_suspected", "nodes_suspected", "Nodes that fell silent for a heartbeat, or stood still."),
+        ("nodes_evicted", "nodes_evicted", "Nodes that were silent for too long."),
+        ("internal_errors", "internal_errors", "Faults of the broker itself; please report them."),
+    ):
+        yield CounterMetricFamily(f"zmqrt_{name}", text, value=counters.get(field, 0))
+
+
+def _of_tallies(tallies: Mapping[str, Mapping[str, int]]) -> Iterable[Metric]:
+    for name, field, label, text in (
+        ("redispatches", "redispatches", "reason", "Requests given to another node after a loss."),
+        ("cancellations", "cancellations", "stage", "Requests that nobody waited for any more."),
+        ("request_failures", "failures", "reason", "Requests that ended in an error."),
+    ):
+        family = CounterMetricFamily(f"zmqrt_{name}", text, labels=[label])
+        for value, count in tallies.get(field, {}).items():
+            family.add_metric([value], count)
+        yield family
+
+
+_FIELDS: Final = {field for field, _ in (*_DEVICE_GAUGES.values(), *_DEVICE_COUNTERS.values())}
+assert set(DeviceStatus.__struct_fields__) >= _FIELDS, "a field of DeviceStatus has another name now"

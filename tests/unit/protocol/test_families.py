@@ -1,0 +1,58 @@
+"""From a snapshot to the text that Prometheus reads."""
+
+from __future__ import annotations
+
+import msgspec
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.fake_fleet import EMPTY, node
+from zmqrt.protocol.families import FleetCollector
+from zmqrt.protocol.histogram import BOUNDS_S, Histogram
+from zmqrt.protocol.snapshot import ServiceStatus, Snapshot
+
+
+def families(snapshot: Snapshot | None) -> dict[str, Metric]:
+    """Write as a scrape does, and read it back."""
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: snapshot))
+    return {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
+
+
+def test_a_histogram_is_cumulative_and_ends_at_infinity() -> None:
+    """As the format wants it; here and in quantile() the same bounds."""
+    took = Histogram()
+    for seconds in (0.001, 0.0015, 1000.0):
+        took.add(seconds)
+    service = ServiceStatus(
+        service="m",
+        task="generate",
+        model="",
+        revision="",
+        context=0,
+        nodes=1,
+        capacity=1,
+        queued=0,
+        running=0,
+        duration=took,
+    )
+    told = families(msgspec.structs.replace(EMPTY, services=[service]))["zmqrt_e2e_request_latency_seconds"]
+    buckets = [one for one in told.samples if one.name.endswith("_bucket")]
+
+    assert len(buckets) == len(BOUNDS_S) + 1
+    assert [buckets[0].value, buckets[1].value, buckets[-2].value, buckets[-1].value] == [1, 2, 2, 3]
+    assert buckets[-1].labels == {"model": "m", "le": "+Inf"}
+    assert [one.value for one in told.samples if one.name.endswith(("_sum", "_count"))] == [3, 1000.0025]
+
+
+def test_a_node_that_is_gone_tells_nothing_of_its_devices() -> None:
+    """Its last numbers say nothing about now; that it is gone is told."""
+    told = families(msgspec.structs.replace(EMPTY, nodes=[node("a"), node("b", health="evicted")]))
+
+    assert {one.labels["node"]: one.value for one in told["zmqrt_worker_up"].samples} == {"a": 1, "b": 0}
+    assert {one.labels["node"] for one in told["zmqrt_batch_size"].samples} == {"a"}
+
+
+def test_without_a_snapshot_there_is_one_number() -> None:
+    """No stale ones."""
+    assert list(families(None)) == ["zmqrt_broker_up"]
