@@ -80,7 +80,7 @@ class Admission:
             return
         start = _find_start(ask, outcome)
         if not isinstance(start, Start):
-            self._refuse(session, ask, *start)
+            self._refuse(session, ask, *start, now)
             return
         service = self._admit_to(session, ask, now, is_begun=start is not _FROM_THE_BEGINNING)
         if service is not None:
@@ -100,29 +100,29 @@ class Admission:
         bounds = house.bounds
         if house.drain_until is not None:
             house.counters.rejected_draining += 1
-            self._refuse(session, ask, Kind.DRAINING, "this broker is leaving; use another one", 1.0)
+            self._refuse(session, ask, Kind.DRAINING, "this broker is leaving; use another one", now, retry_after_s=1.0)
             return None
         if len(session.readers) >= bounds.outstanding:
             house.counters.rejected_queue_full += 1
             text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
-            self._refuse(session, ask, Kind.RATE_LIMITED, text, 0.1)
+            self._refuse(session, ask, Kind.RATE_LIMITED, text, now, retry_after_s=0.1)
             return None
         if len(ask.ext) >= MAX_EXT_KEYS and ask.flags & m.RESUMABLE and "seed" not in ask.ext:
             house.counters.rejected_bad += 1
-            self._refuse(session, ask, Kind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys")
+            self._refuse(session, ask, Kind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys", now)
             return None
         size = OVERHEAD_BYTES + len(ask.body) + len(ask.resume)
         if house.held_bytes + house.outcomes.size_bytes + size > bounds.held_bytes and not self._make_room(size):
             house.counters.rejected_memory_full += 1
             text = f"this broker holds {house.held_bytes} bytes, near its bound of {bounds.held_bytes}"
-            self._refuse(session, ask, Kind.MEMORY_FULL, text, 1.0)
+            self._refuse(session, ask, Kind.MEMORY_FULL, text, now, retry_after_s=1.0)
             return None
         service = house.services.get(ask.service)
         if service is None or not service.healthy:
             service = self._absent(session, ask, service, now)
         if service is None or is_begun or (service.ring.mask and not service.queue.count):
             return service
-        return self._admit_to_queue(session, ask, service)
+        return self._admit_to_queue(session, ask, service, now)
 
     def _make_room(self, size: int) -> bool:
         """Drop outcomes in favour of new work; False if that is not enough."""
@@ -130,7 +130,7 @@ class Admission:
         house.outcomes.free(house.total_held_bytes() + size - house.bounds.held_bytes)
         return house.total_held_bytes() + size <= house.bounds.held_bytes
 
-    def _admit_to_queue(self, session: Session, ask: m.Request, service: Service) -> Service | None:
+    def _admit_to_queue(self, session: Session, ask: m.Request, service: Service, now: float) -> Service | None:
         bounds, queue = self._house.bounds, service.queue
         bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
         is_room = queue.count < bound and queue.size_bytes + len(ask.body) <= bounds.queue_bytes
@@ -139,7 +139,7 @@ class Admission:
         self._house.counters.rejected_queue_full += 1
         retry_after_s = service.retry_after_s()
         text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
-        self._refuse(session, ask, Kind.QUEUE_FULL, text, retry_after_s)
+        self._refuse(session, ask, Kind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
         return None
 
     def _absent(self, session: Session, ask: m.Request, service: Service | None, now: float) -> Service | None:
@@ -152,7 +152,7 @@ class Admission:
                 house.counters.rejected_not_found += 1
             else:
                 house.counters.rejected_no_worker += 1
-            self._refuse(session, ask, kind, text, retry_after_s)
+            self._refuse(session, ask, kind, text, now, retry_after_s=retry_after_s)
             return None
         if service is None:
             service = house.services[ask.service] = Service(ask.service)
@@ -160,7 +160,10 @@ class Admission:
             house.service_timers.set(service, until)
         return service
 
-    def _refuse(self, session: Session, ask: m.Request, kind: Kind, text: str, retry_after_s: float = 0.0) -> None:
+    def _refuse(
+        self, session: Session, ask: m.Request, kind: Kind, text: str, now: float, *, retry_after_s: float = 0.0
+    ) -> None:
+        self._house.diary.note("rejected", kind.value, text, now, ask.rid)
         self._twins.drop_ended(session, ask.rid)
         self._house.tell_client(session, error(ask.rid, kind, text, retry_after_s=retry_after_s))
 
@@ -184,6 +187,7 @@ class Admission:
             deadline = min(deadline, request.ends_at)
         if start is not _FROM_THE_BEGINNING:
             size += _go_on(request, start)
+            request.begun_elsewhere = request.next_n
         house.held_bytes += size
         session.user.requests[ask.rid] = request
         house.request_timers.set(request, deadline)
@@ -192,8 +196,17 @@ class Admission:
         if ring.mask and not service.queue.count and request.revision is None:
             grant(house, request, place(service, request), now)
         else:
+            request.queued_behind, request.queued_why = service.queue.count, _why_queued(service)
             (service.queue.push if start is _FROM_THE_BEGINNING else service.queue.push_begun)(request)
             house.dirty[service] = None
+
+
+def _why_queued(service: Service) -> str:
+    if not service.healthy:
+        return "no node served the model"
+    if service.ring.mask:
+        return "others had waited longer" if service.queue.count else "it goes on only where the same weights run"
+    return f"all {service.healthy} nodes were busy" if service.healthy > 1 else "the only node was busy"
 
 
 def _go_on(request: Request, start: Start) -> int:

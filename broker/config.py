@@ -58,6 +58,9 @@ class BrokerSettings(CommonSettings):
     max_held_bytes: int = setting(
         limits.MAX_HELD_BYTES, minimum=1 << 20, help="Memory for requests, journals and outcomes together; then 429."
     )
+    metrics_port: int | None = setting(
+        None, minimum=0, maximum=65535, help="Serve /metrics on 127.0.0.1 at this port; 0 picks a free one."
+    )
     io_threads: int = setting(2, minimum=1, maximum=16, help="Threads of libzmq; 4 pay off with keys and many peers.")
 
     def __post_init__(self) -> None:

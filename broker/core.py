@@ -66,9 +66,10 @@ class Broker:
         broker_id: str,
         broker_epoch: int,
         now: float,
+        unix_s: float = 0.0,
         is_admin: Callable[[str], bool] = lambda user: not user,
     ) -> None:
-        house = House(timing, bounds, ids, broker_id=broker_id, broker_epoch=broker_epoch, now=now)
+        house = House(timing, bounds, ids, broker_id=broker_id, broker_epoch=broker_epoch, now=now, unix_s=unix_s)
         delivery = Delivery(house)
         endings = Endings(house, delivery)
         dispatcher = Dispatcher(house, endings)
@@ -92,7 +93,7 @@ class Broker:
             desk=desk,
             admission=admission,
             endings=endings,
-            board=Board(house),
+            board=Board(house, is_admin),
             admin=Admin(house, fleet, is_admin),
         )
         self._version_answers = bucket(10.0, 20.0, now)
@@ -303,6 +304,7 @@ class Broker:
         if not strikes.add(peer, now):
             return
         house.counters.muted += 1
+        house.diary.note("muted", side.value, f"a peer: {why}; it is ignored for a minute", now)
         text = clip(f"{why}: this session is closed, and ignored for a minute")
         if side is WORKERS:
             self.out.append((side, peer, m.Dismiss(400, text)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 
@@ -44,3 +46,46 @@ class Counters(msgspec.Struct):
     egress_overflows: int = 0
     endless_envelopes: int = 0
     internal_errors: int = 0
+
+
+class LossReason(enum.Enum):
+    """Why an attempt ended without a result."""
+
+    NODE_LOST = "node_lost"
+    """Its connection broke, and it did not come back in time."""
+    NODE_SILENT = "node_silent"
+    NODE_LEFT = "node_left"
+    NODE_RETURNED = "node_returned"
+    """It came back without it."""
+    HANDED_BACK = "handed_back"
+    """By a node that drains."""
+    ENGINE = "engine"
+    GAP = "gap"
+    """Units were missing or came twice."""
+
+
+class Stage(enum.Enum):
+    """Where a request was when nobody waited for it any more."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Tallies:
+    """Counters by a label; those that are known beforehand stand at 0 from the start, as alerts want it."""
+
+    __slots__ = ("cancellations", "failures", "redispatches")
+
+    def __init__(self) -> None:
+        self.failures: dict[str, int] = {}
+        self.redispatches = {reason.value: 0 for reason in LossReason}
+        self.cancellations = {stage.value: 0 for stage in Stage}
+
+    def tell(self) -> dict[str, dict[str, int]]:
+        """Return copies by name, for a snapshot."""
+        return {
+            "failures": dict(self.failures),
+            "redispatches": dict(self.redispatches),
+            "cancellations": dict(self.cancellations),
+        }

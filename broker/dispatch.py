@@ -10,12 +10,14 @@ import math
 
 from ..protocol.errors import Kind
 from .absence import why_absent
+from .counters import LossReason
 from .endings import Endings
 from .house import House
 from .leases import grant, release
 from .prefixes import place
 from .requests import TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
+from .stories import current_try
 from .workers import Offer
 
 
@@ -69,22 +71,35 @@ class Dispatcher:
 
     def unsent(self, request: Request) -> None:
         """Take back a request that never left this process, or that the node had no slot for: no attempt counted."""
-        request.last_node = release(request)
+        release(request)
         request.attempts -= 1
         self._requeue(request)
 
-    def lose(self, request: Request, now: float, why: str, *, crashes: int = 0) -> None:
-        """End an attempt without a result: another one begins, or the request ends. `crashes`: what died of it."""
-        request.last_node = release(request)
+    def lose(self, request: Request, now: float, why: str, reason: LossReason, *, crashes: int = 0) -> bool:
+        """End an attempt without a result: another one begins, or the request ends (False).
+
+        Args:
+            why: In words, for whoever asked and for its story.
+            reason: The same as a label of a counter.
+            crashes: How many engines or nodes died of it.
+        """
+        house = self._house
+        release(request)
+        request.past = request.past or []
+        request.past.append(current_try(request, now, why))
+        request.first_at = None
+        request.told = {}
         request.crashes += crashes
         refusal = self._why_not_again(request, now)
         if refusal is not None:
             kind, text = refusal
-            self._house.counters.failed += 1
+            house.note_failure(kind, f"{why}; {text}", request.ask.rid, now)
             self._endings.fail(request, kind, f"{why}; {text}", now)
-            return
-        self._house.counters.redispatches += 1
+            return False
+        house.counters.redispatches += 1
+        house.tallies.redispatches[reason.value] += 1
         self._requeue(request)
+        return True
 
     def _why_not_again(self, request: Request, now: float) -> tuple[Kind, str] | None:
         bounds = self._house.bounds
@@ -129,14 +144,16 @@ class Dispatcher:
         if now < deadline:
             if now >= request.hopeless_at and self._is_hopeless(request):
                 text = f"no node has the weights (revision {request.revision}) that began this stream"
-                self._house.counters.failed += 1
+                self._house.note_failure(Kind.NOT_RESUMABLE, text, request.ask.rid, now)
                 self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
             else:
                 when = min(deadline, request.hopeless_at) if now < request.hopeless_at else deadline
                 self._house.request_timers.set(request, when)
             return
         self._house.counters.expired += 1
-        self._endings.fail(request, *_deadline_error(request, now), now)
+        kind, text = _deadline_error(request, now)
+        self._house.note_failure(kind, text, request.ask.rid, now)
+        self._endings.fail(request, kind, text, now)
 
     def _is_hopeless(self, request: Request) -> bool:
         is_waiting = request.state is RequestState.QUEUED

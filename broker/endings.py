@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
+
 from ..protocol import messages as m
 from ..protocol.errors import Kind
 from .bounds import OVERHEAD_BYTES
+from .counters import Stage
 from .delivery import Delivery
 from .house import House, error
 from .leases import fence, release, settle_and_wake
 from .outcomes import Outcome, fingerprint
-from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request
+from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request, RequestState
+from .stories import timings
 
-_CANCELLED = 499
+_CANCELLED: Final = 499
+_STAGES: Final = {
+    RequestState.QUEUED: Stage.QUEUED,
+    RequestState.LEASED: Stage.PREFILL,
+    RequestState.STREAMING: Stage.DECODE,
+}
 
 
 class Endings:
@@ -27,6 +38,9 @@ class Endings:
         """End a request that holds no lease (any more)."""
         house, rid = self._house, request.ask.rid
         was_queued = request.state is QUEUED
+        told = house.stories.close(request, message, now)
+        if "traceparent" in request.ext:
+            message = msgspec.structs.replace(message, ext=timings(house.broker_id, told))
         request.state = TRANSITIONS[request.state][OVER]
         if was_queued:
             request.service.queue.discard(request)
@@ -75,6 +89,7 @@ class Endings:
         request.readers.remove(reader)
         if not request.readers:
             self._house.counters.cancelled += 1
+            self._house.tallies.cancellations[_STAGES[request.state].value] += 1
             self.fail(request, Kind.CANCELLED, text, now, reason=text[:64])
 
     def _keep(self, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float) -> None:

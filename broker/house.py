@@ -21,11 +21,13 @@ from ..protocol.errors import TABLE, Kind, clip
 from ..protocol.limits import MAX_FRAME_BYTES
 from ..protocol.timing import Timing
 from .bounds import Bounds
-from .counters import Counters
+from .counters import Counters, Tallies
+from .diary import Diary
 from .outcomes import Outcomes
 from .requests import Reader, Request
 from .services import Service
 from .sessions import Session, User
+from .stories import Stories
 from .strikes import Strikes
 from .wheel import Wheel
 from .workers import Node
@@ -58,6 +60,7 @@ class House:
         "broker_epoch",
         "broker_id",
         "counters",
+        "diary",
         "dirty",
         "drain_until",
         "held_bytes",
@@ -74,15 +77,18 @@ class House:
         "session_timers",
         "sessions",
         "started_at",
+        "stories",
         "strikes",
+        "tallies",
         "timing",
         "unheard",
+        "unix_s",
         "users",
         "worker_strikes",
     )
 
     def __init__(
-        self, timing: Timing, bounds: Bounds, ids: Ids, *, broker_id: str, broker_epoch: int, now: float
+        self, timing: Timing, bounds: Bounds, ids: Ids, *, broker_id: str, broker_epoch: int, now: float, unix_s: float
     ) -> None:
         self.timing = timing
         self.bounds = bounds
@@ -90,9 +96,14 @@ class House:
         self.broker_id = broker_id
         self.broker_epoch = broker_epoch
         self.started_at = now
+        self.unix_s = unix_s
+        """The time of day at `started_at`; 0 = not known."""
         self.params = _params(timing, bounds)
         self.out: list[Out] = []
         self.counters = Counters()
+        self.tallies = Tallies()
+        self.diary = Diary(now)
+        self.stories = Stories()
         self.users: dict[str, User] = {}
         self.sessions: dict[bytes, Session] = {}
         self.nodes: dict[bytes, Node] = {}
@@ -121,6 +132,14 @@ class House:
     def total_held_bytes(self) -> int:
         """Return what MAX_HELD_BYTES bounds."""
         return self.held_bytes + self.outcomes.size_bytes
+
+    def note_failure(self, kind: Kind, text: str, rid: bytes, now: float) -> None:
+        """Count a request that ends in an error, and write it down."""
+        reason, failures = kind.value, self.tallies.failures
+        failures[reason] = failures.get(reason, 0) + 1
+        if kind not in (Kind.DEADLINE, Kind.STALLED):  # those are `expired`
+            self.counters.failed += 1
+        self.diary.note("request_failed", reason, clip(text), now, rid)
 
     def tell_client(self, session: Session, message: m.ToClient) -> None:
         """Say something to a client that is still there."""

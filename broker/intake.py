@@ -85,7 +85,7 @@ class Intake:
     def _query(self, session: Session, query: m.Query, now: float) -> bool:
         """Answer, or say when to ask again; only who does not keep to that floods."""
         if session.queries.take(now):
-            self._house.tell_client(session, self._board.answer(query, now))
+            self._house.tell_client(session, self._board.answer(query, session.user.name, now))
             return True
         self._house.tell_client(session, self._board.put_off(query))
         return session.put_offs.take(now)

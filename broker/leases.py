@@ -24,7 +24,11 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     request.offer = offer
     request.lease = lease
     request.dispatched_at = now
+    request.from_unit = request.next_n
     request.attempts += 1
+    if request.queued_s < 0:
+        request.queued_s = now - request.admitted_at
+        request.service.queue_time.add(request.queued_s)
     node.running[lease] = request
     node.dispatched += 1
     offer.running += 1
@@ -40,6 +44,7 @@ def release(request: Request) -> Node:
     assert offer is not None
     node = offer.node
     del node.running[request.lease]
+    request.last_node = node
     offer.running -= 1
     request.service.running -= 1
     request.offer = None

@@ -8,6 +8,8 @@ crash; a silent one is given up after the eviction time and does not.
 from __future__ import annotations
 
 from ..protocol import messages as m
+from ..protocol.snapshot import EventKind
+from .counters import LossReason
 from .dispatch import Dispatcher
 from .house import House
 from .placement import settle
@@ -35,6 +37,7 @@ class Liveness:
             self._suspect(node, now)
         elif node.state is NodeState.SUSPECT:
             node.move(NodeEvent.HEARD)
+            self._note("recovered", node, "is heard again", now)
         self._recount(node, now)
 
     def drain(self, node: Node, now: float) -> bool:
@@ -42,6 +45,7 @@ class Liveness:
         if (node.state, NodeEvent.DRAIN) not in TRANSITIONS:
             return False
         node.move(NodeEvent.DRAIN)
+        self._note("draining", node, f"finishes what runs ({len(node.running)}) and leaves", now)
         self._recount(node, now)
         settle(node)
         return True
@@ -50,7 +54,8 @@ class Liveness:
         """Let a node go on its own word, or because of what it sends; its leases go elsewhere at once."""
         if node.state is not NodeState.LOST:
             node.move(NodeEvent.LEFT)
-            self._remove(node, now, f"node {node.node_id} has left", has_crashed=False)
+            self._note("left", node, "has left", now)
+            self._remove(node, now, f"node {node.node_id} has left", LossReason.NODE_LEFT)
 
     def disconnected(self, node: Node, now: float) -> None:
         """Note that the connection of a node is gone; it has a short time to come back."""
@@ -59,9 +64,10 @@ class Liveness:
         node.move(NodeEvent.DISCONNECTED)
         self._house.nodes.pop(node.peer, None)
         if node.state is NodeState.REMOVED:
-            self._remove(node, now, f"node {node.node_id} is gone", has_crashed=False)
+            self._remove(node, now, f"node {node.node_id} is gone", LossReason.NODE_LEFT)
             return
         self._house.counters.nodes_lost += 1
+        self._note("lost", node, f"its connection broke, with {len(node.running)} running", now)
         node.lost_at = now
         self._recount(node, now)
         settle(node)
@@ -87,10 +93,10 @@ class Liveness:
         silence_s = now - node.heard_at
         if node.state is NodeState.LOST:
             node.move(NodeEvent.GRACE_OVER)
-            self._remove(node, now, f"node {node.node_id} was lost", has_crashed=True)
+            self._remove(node, now, f"node {node.node_id} was lost", LossReason.NODE_LOST)
         elif node.state is NodeState.EVICTED:
             node.move(NodeEvent.FORGOTTEN)
-            self._remove(node, now, "", has_crashed=False)
+            self._remove(node, now, "", LossReason.NODE_SILENT)
         elif silence_s >= timing.eviction_s:
             self._evict(node, now)
         else:
@@ -113,6 +119,8 @@ class Liveness:
             return
         node.move(NodeEvent.QUIET)
         self._house.counters.nodes_suspected += 1
+        what = "its engine stands still" if node.is_stalled else f"silent for {now - node.heard_at:.1f} s"
+        self._note("suspect", node, f"{what}: it gets no new work", now)
         self._recount(node, now)
         settle(node)
         self._beat(node)
@@ -122,14 +130,15 @@ class Liveness:
         self._house.counters.nodes_evicted += 1
         self._recount(node, now)
         silence_s = self._house.timing.eviction_s
-        self._lose_all(node, now, f"node {node.node_id} was silent for {silence_s:.1f} s", has_crashed=False)
+        self._note("evicted", node, f"silent for {silence_s:.1f} s: its work goes elsewhere", now)
+        self._lose_all(node, now, f"node {node.node_id} was silent for {silence_s:.1f} s", LossReason.NODE_SILENT)
 
     # --- consequences ----------------------------------------------------------------------------------------------
 
-    def _remove(self, node: Node, now: float, why: str, *, has_crashed: bool) -> None:
+    def _remove(self, node: Node, now: float, why: str, reason: LossReason) -> None:
         house = self._house
         self._recount(node, now)
-        self._lose_all(node, now, why, has_crashed=has_crashed)
+        self._lose_all(node, now, why, reason)
         house.nodes.pop(node.peer, None)
         if house.nodes_by_uuid.get(node.ready.worker_uuid) is node:
             del house.nodes_by_uuid[node.ready.worker_uuid]
@@ -140,13 +149,21 @@ class Liveness:
             if not offer.service.slot:
                 house.service_timers.set(offer.service, now + house.timing.eviction_s)
 
-    def _lose_all(self, node: Node, now: float, why: str, *, has_crashed: bool) -> None:
+    def _lose_all(self, node: Node, now: float, why: str, reason: LossReason) -> None:
         """End the attempts on a node; backwards, because each goes to the very front of its queue."""
-        for request in reversed(list(node.running.values())):
+        lost = list(node.running.values())
+        moved = 0
+        for request in reversed(lost):
             # Whoever has made units in this attempt ran well until then: it is no more suspect than its neighbours.
-            is_suspect = has_crashed and request.state is RequestState.LEASED
-            self._dispatcher.lose(request, now, why, crashes=int(is_suspect))
+            is_suspect = reason is LossReason.NODE_LOST and request.state is RequestState.LEASED
+            moved += self._dispatcher.lose(request, now, why, reason, crashes=int(is_suspect))
+        if moved:
+            text = f"{moved} of its {len(lost)} requests go on elsewhere"
+            self._house.diary.note("resumed", node.node_id, text, now, lost[0].ask.rid, count=moved)
         settle(node)
+
+    def _note(self, kind: EventKind, node: Node, text: str, now: float) -> None:
+        self._house.diary.note(kind, node.node_id, text, now)
 
     def _recount(self, node: Node, now: float) -> None:
         """Count a node among the healthy of its services, or no more."""

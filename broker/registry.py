@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ..protocol import messages as m
+from ..protocol.snapshot import EventKind
 from .bounds import CONTROL_BURST, CONTROL_RATE, FORGET_SERVICE_S
+from .counters import LossReason
 from .dispatch import Dispatcher
 from .house import House, Side
 from .liveness import Liveness
@@ -50,8 +52,10 @@ class Registry:
         rebound: list[m.Rebound] = []
         if node is None:
             node = self._new(peer, user, ready, now)
+            self._note("joined", node, f"with {_devices(len(ready.devices))}", now)
         else:
             rebound = self._return(node, peer, ready, now)
+            self._note("returned", node, f"and goes on with {len(rebound)} of its requests", now)
         house.counters.nodes_registered += 1
         self.offer(node, ready.services, now)
         house.tell_worker(node, m.WorkerWelcome(house.broker_id, house.broker_epoch, node.epoch, house.params, rebound))
@@ -92,6 +96,7 @@ class Registry:
         node.dispatched = node.limit = node.told_limit = 0
         node.capacity, node.phase, node.beat = max(1, ready.capacity), "starting", None
         node.is_stalled = False
+        node.told_devices = None
         node.fenced.clear()
         return self._rebind(node, ready.held, now)
 
@@ -104,7 +109,8 @@ class Registry:
                 rebound.append(m.Rebound(lease, request.next_n))
                 self._house.counters.leases_rebound += 1
             else:
-                self._dispatcher.lose(request, now, f"node {node.node_id} came back without it")
+                why = f"node {node.node_id} came back without it"
+                self._dispatcher.lose(request, now, why, LossReason.NODE_RETURNED)
         rebound.reverse()
         return rebound
 
@@ -116,6 +122,7 @@ class Registry:
         """Take a heartbeat: phase, load, credit, and what the node offers if that has changed."""
         if beat.epoch != node.epoch:
             return
+        self._note_news(node, beat, now)
         node.hear_load(beat)
         node.is_stalled = beat.loop_age_ms > self._house.timing.heartbeat_s * 1000
         node.allow(beat.dispatch_limit)
@@ -123,6 +130,21 @@ class Registry:
             self.offer(node, beat.services, now)
         if beat.phase == "draining":
             self._liveness.drain(node, now)
+
+    def _note_news(self, node: Node, beat: m.Heartbeat, now: float) -> None:
+        """Write down what an operator waits for, or should look at."""
+        if beat.phase != node.phase and beat.phase in ("ready", "failed"):
+            text = f"after {beat.elapsed_ms / 1000:.0f} s" if beat.phase == "ready" else "cannot serve; see its log"
+            self._note("ready" if beat.phase == "ready" else "failed", node, text, now)
+        before = sum(device.restarts for device in node.beat.devices) if node.beat is not None else 0
+        restarts = sum(device.restarts for device in beat.devices)
+        if restarts > before and node.beat is not None:
+            self._house.diary.note(
+                "restarted", node.node_id, "an engine process ended and is started again", now, count=restarts - before
+            )
+
+    def _note(self, kind: EventKind, node: Node, text: str, now: float) -> None:
+        self._house.diary.note(kind, node.node_id, text, now)
 
     def offer(self, node: Node, told: Sequence[m.ServiceOffer], now: float) -> None:
         """Replace what a node offers."""
@@ -163,6 +185,10 @@ class Registry:
             self._house.service_timers.set(service, until)
         else:
             self._house.services.pop(service.name, None)
+
+
+def _devices(number: int) -> str:
+    return f"{number} device" if number == 1 else f"{number} devices"
 
 
 def _spread(worker_uuid: bytes) -> float:

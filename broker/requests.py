@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .journal import Journal
     from .services import Service
     from .sessions import Session, User
+    from .stories import Try
     from .workers import Node, Offer
 
 
@@ -85,6 +86,14 @@ class Request(msgspec.Struct, eq=False):
         next_n: Units delivered so far.
         revision: Of the weights that made those units; it may go on only there.
         hopeless_at: Until then it waits for a node with those weights, if there is none at all.
+        last_node: Who had its last lease.
+        first_at: When the first unit of this attempt came.
+        from_unit: What had been delivered before this attempt.
+        told: What the node says about this attempt: device, batch, its own times.
+        past: Attempts that were lost.
+        queued_behind: How many waited before it when it came; -1: none, it was dispatched at once.
+        queued_s: Time until its first dispatch; -1 until then.
+        begun_elsewhere: Units its client brought along.
     """
 
     ask: m.Request
@@ -109,6 +118,14 @@ class Request(msgspec.Struct, eq=False):
     revision: str | None = None
     hopeless_at: float = math.inf
     last_node: Node | None = None
+    first_at: float | None = None
+    from_unit: int = 0
+    told: m.Ext = {}
+    past: list[Try] | None = None
+    queued_behind: int = -1
+    queued_why: str = ""
+    queued_s: float = -1.0
+    begun_elsewhere: int = 0
     slot: int = 0
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, Kind, kind_of
+from .counters import LossReason
 from .delivery import Delivery
 from .dispatch import Dispatcher
 from .endings import Endings
@@ -58,8 +59,17 @@ class Results:
         release(request)
         node.completed += 1
         self._house.counters.completed += 1
-        request.service.note_duration(now - request.dispatched_at)
+        self._measure(request, message, now)
         self._endings.end(request, m.Final(request.ask.rid, message.total_n, message.meta, message.body), now)
+
+    def _measure(self, request: Request, message: m.WorkerFinal, now: float) -> None:
+        service, units, first_at = request.service, message.total_n - request.from_unit, request.first_at
+        service.note_duration(now - request.dispatched_at)
+        service.note_result(message.meta, now - request.admitted_at)
+        if message.ext:
+            request.told = message.ext
+        if first_at is not None and units > 1:
+            service.token_time.add((now - first_at) / (units - 1))
 
     def error(self, node: Node, message: m.WorkerError, now: float) -> None:
         """Take the failure of an attempt: it goes elsewhere, or it is the end."""
@@ -78,10 +88,11 @@ class Results:
         node.failed += 1
         row = TABLE[kind]
         if row.redispatch:
-            self._dispatcher.lose(request, now, message.text, crashes=self._crashes(kind, message.ext))
+            why = LossReason.HANDED_BACK if kind is Kind.DRAINING else LossReason.ENGINE
+            self._dispatcher.lose(request, now, message.text, why, crashes=self._crashes(kind, message.ext))
             return
         release(request)
-        self._house.counters.failed += 1
+        self._house.note_failure(kind, message.text, request.ask.rid, now)
         resume_n = request.next_n if request.is_stream else 0
         self._endings.end(request, error(request.ask.rid, kind, message.text, resume_n=resume_n), now)
 
@@ -94,6 +105,8 @@ class Results:
 
     def _record(self, request: Request, message: m.WorkerPartial, now: float) -> int:
         """Note the progress, keep the units; return the number of the chunk."""
+        if request.first_at is None:
+            self._begin(request, message, now)
         request.state = TRANSITIONS[request.state][UNITS]
         request.next_n = message.seq + message.n
         request.attempts = request.crashes = 0
@@ -119,6 +132,12 @@ class Results:
         self._house.held_bytes += grown
         return chunk
 
+    def _begin(self, request: Request, message: m.WorkerPartial, now: float) -> None:
+        request.first_at = now
+        request.told = message.ext
+        if not request.next_n:
+            request.service.first_token.add(now - request.admitted_at)
+
     def _shorten(self, request: Request, journal: Journal) -> None:
         """Give up the part of a long prefix that every reader has been sent; what is unsent stays."""
         unsent = [reader.cursor for reader in request.readers if reader.is_lagging]
@@ -132,7 +151,8 @@ class Results:
         """Something of a stream was lost or repeated on the way: this attempt cannot be trusted any more."""
         self._house.counters.stream_gaps += 1
         lease = request.lease
-        self._dispatcher.lose(request, now, f"unit {request.next_n} was due, {got} came from node {node.node_id}")
+        text = f"unit {request.next_n} was due, {got} came from node {node.node_id}"
+        self._dispatcher.lose(request, now, text, LossReason.GAP)
         fence(self._house, node, lease, "gap")
 
     def _late(self, node: Node, lease: int) -> None:

@@ -16,17 +16,22 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import zmq
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 from ..protocol import codec, transport
 from ..protocol import messages as m
 from ..protocol.errors import ProtocolError, ZmqrtError
 from ..protocol.keys import load_server
+from ..protocol.metrics_port import MetricsPort, ask_loop
 from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, Side
+from .diary import NODE_EVENTS
 from .egress import Failed
 from .garbage import GarbageCollection
 from .ports import Port
@@ -39,6 +44,7 @@ _WATCHDOG_S: Final = 0.1
 """A look at the sockets by the clock, in case a wake-up was lost all the same."""
 _FAREWELL_S: Final = 2.0
 _LINGER_MS: Final = 250
+_LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +75,7 @@ class Server:
             broker_id=settings.name,
             broker_epoch=secrets.randbits(62),
             now=time.monotonic(),
+            unix_s=time.time(),
             is_admin=self._gate.is_admin if self._gate is not None else lambda _: True,
         )
         self._garbage = GarbageCollection()
@@ -117,15 +124,23 @@ class Server:
                 loop.add_reader(descriptor, react)
                 watched.append(descriptor)
         self._garbage.begin()
-        ready()
-        self._watch()
         try:
-            await self._done.wait()
+            with MetricsPort(self._settings.metrics_port, lambda: self._collector(loop)) as metrics:
+                if metrics.url is not None:
+                    self.endpoints["metrics"] = metrics.url
+                ready()
+                self._watch()
+                await self._done.wait()
         finally:
             for descriptor in watched:
                 loop.remove_reader(descriptor)
             await self._say_goodbye()
             self._close()
+
+    def _collector(self, loop: asyncio.AbstractEventLoop) -> Collector:
+        from ..protocol.families import FleetCollector  # prometheus-client is an extra
+
+        return FleetCollector(ask_loop(loop, lambda: self._core.snapshot(time.monotonic())))
 
     def _asked_to_leave(self) -> None:
         if self._core.is_draining:
@@ -163,6 +178,7 @@ class Server:
         self._watchdog = asyncio.get_running_loop().call_later(_WATCHDOG_S, self._watch)
         self._look_after_broken()
         self._cut_endless()
+        self._log_news()
         self._garbage.tick(time.monotonic())
 
     def _pass_again(self) -> None:
@@ -277,6 +293,17 @@ class Server:
                         self._give_back(port, failed, now)
         if core.version_answers:
             self._answer_versions()
+
+    def _log_news(self) -> None:
+        """Log what the diary has new; by the clock, so that a flood of requests is not held up by lines."""
+        fresh = self._core.house.diary.fresh
+        while fresh:
+            event = fresh.popleft()
+            about = {"worker_id": event.subject} if event.kind in NODE_EVENTS else {}
+            if event.rid:
+                about["request_id"] = event.rid
+            words = f"node {event.subject}" if event.kind in NODE_EVENTS else event.subject
+            log.log(_LEVELS[event.level], "%s %s: %s", words, event.kind, event.text, extra=about)
 
     def _answer_versions(self) -> None:
         for side, peer in self._core.version_answers:

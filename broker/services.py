@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Final, get_args
 
 import msgspec
 
-from ..protocol.messages import ServiceOffer
+from ..protocol.histogram import Histogram
+from ..protocol.messages import Ext, ServiceOffer
+from ..protocol.tasks import FinishReason
 from .placement import Ring
 from .prefixes import Prefixes
 from .queues import ServiceQueue
@@ -15,6 +18,8 @@ from .workers import Node, Offer
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
 _SMOOTHING = 0.1
+_FINISH_REASONS: Final = frozenset(get_args(FinishReason))
+"""They become names of counters, so a node may not invent any."""
 
 
 class Service(msgspec.Struct, eq=False):
@@ -26,6 +31,7 @@ class Service(msgspec.Struct, eq=False):
         unhealthy_since: When the last healthy one went.
         revisions: Healthy nodes by revision.
         mean_s: Time from dispatch to end, smoothed; 0 until one has ended.
+        queue_time, first_token, token_time, duration: See ServiceStatus, as the counts below.
     """
 
     name: str
@@ -40,10 +46,27 @@ class Service(msgspec.Struct, eq=False):
     running: int = 0
     mean_s: float = 0.0
     slot: int = 0
+    queue_time: Histogram = msgspec.field(default_factory=Histogram)
+    first_token: Histogram = msgspec.field(default_factory=Histogram)
+    token_time: Histogram = msgspec.field(default_factory=Histogram)
+    duration: Histogram = msgspec.field(default_factory=Histogram)
+    finished: dict[str, int] = {}
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
     def note_duration(self, duration_s: float) -> None:
         """Learn from a request that has ended."""
         self.mean_s += (duration_s - self.mean_s) * (_SMOOTHING if self.mean_s else 1.0)
+
+    def note_result(self, meta: Ext, duration_s: float) -> None:
+        """Count a result by what its node says of it."""
+        self.duration.add(duration_s)
+        reason, prompt, generated = meta.get("finish_reason"), meta.get("prompt_tokens"), meta.get("completion_tokens")
+        known = reason if isinstance(reason, str) and reason in _FINISH_REASONS else ""
+        self.finished[known] = self.finished.get(known, 0) + 1
+        if type(prompt) is int and type(generated) is int:
+            self.prompt_tokens += max(0, prompt)
+            self.generated_tokens += max(0, generated)
 
     def retry_after_s(self) -> float:
         """Estimate when what waits now will have been started (Little's law).

@@ -1,18 +1,32 @@
-"""The broker's state as others see it: the answer to QUERY."""
+"""The broker's state as others see it: the answers to QUERY.
+
+A whole snapshot for who asks for the first time, what has changed for who has an earlier one, and the stories of single
+requests. What a question costs is bounded: a snapshot is made at most ten times a second, however many ask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
 
+import msgspec
+
+from ..protocol import delta, story
 from ..protocol import messages as m
 from ..protocol import snapshot as s
 from .bounds import QUERY_RATE
 from .house import House, counters_as_dict
+from .requests import Request, RequestState
 from .services import Service
+from .stories import request_id_of
 from .workers import Node, NodeState
 
 _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
+_REMEMBERED = 32
+"""Snapshots kept to tell differences from: three seconds of as many questions as may be, else half a minute."""
 _HEALTH: dict[NodeState, s.Health] = {
     NodeState.ACTIVE: "active",
     NodeState.SUSPECT: "suspect",
@@ -20,36 +34,79 @@ _HEALTH: dict[NodeState, s.Health] = {
     NodeState.LOST: "lost",
     NodeState.EVICTED: "evicted",
 }
+_PHASES: dict[RequestState, s.RequestPhase] = {
+    RequestState.QUEUED: "queued",
+    RequestState.LEASED: "dispatched",
+    RequestState.STREAMING: "streaming",
+}
 
 
 class Board:
     """Answers questions; keeps each answer for a moment."""
 
-    __slots__ = ("_answers", "_house")
+    __slots__ = ("_answers", "_house", "_is_admin", "_made_at", "_recent", "_serial")
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, is_admin: Callable[[str], bool]) -> None:
         self._house = house
-        self._answers: dict[str, tuple[float, bytes]] = {}
+        self._is_admin = is_admin
+        self._serial = 0
+        self._made_at = -_FRESH_S
+        self._recent: deque[s.Snapshot] = deque(maxlen=_REMEMBERED)
+        self._answers: dict[tuple[str, int, bool], m.Status] = {}
+        """Those about the newest snapshot, by question, `since`, and whether an admin asks."""
 
-    def answer(self, query: m.Query, now: float) -> m.Status:
-        """Answer `status` (everything), `services` (without nodes); anything else gets an empty body."""
+    def answer(self, query: m.Query, user: str, now: float) -> m.Status:
+        """Answer `status` (everything, or what is new), `services` (without nodes), `explain` (one request)."""
+        if query.what == "explain":
+            return self._explain(query, user, now)
         if query.what not in ("status", "services"):
-            return m.Status(query.qid, "unknown", 0, b"", {"text": "known: status, services"})
-        made_at, body = self._answers.get(query.what, (-_FRESH_S, b""))
-        if now - made_at >= _FRESH_S:
-            body = s.encode(snapshot(self._house, now, with_nodes=query.what == "status"))
-            self._answers[query.what] = (now, body)
-        return m.Status(query.qid, s.SCHEMA, s.SCHEMA_VERSION, body)
+            return m.Status(query.qid, "unknown", 0, b"", {"text": "known: status, services, explain"})
+        if now - self._made_at >= _FRESH_S:
+            self._renew(now)
+        what, since, for_admin = key = (query.what, self._since(query), self._is_admin(user))
+        said = self._answers.get(key)
+        if said is None:
+            said = self._answers[key] = self._tell(what, since, for_admin=for_admin)
+        return msgspec.structs.replace(said, qid=query.qid)
 
     def put_off(self, query: m.Query) -> m.Status:
         """Answer who asks too often: when to ask again. Whoever does not wait floods."""
         return m.Status(query.qid, s.LATER, s.SCHEMA_VERSION, b"", {"retry_after_ms": int(10_000 / QUERY_RATE)})
 
+    def _renew(self, now: float) -> None:
+        self._serial += 1
+        self._made_at = now
+        self._recent.append(snapshot(self._house, now, serial=self._serial))
+        self._answers.clear()
 
-def snapshot(house: House, now: float, *, with_nodes: bool = True) -> s.Snapshot:
+    def _since(self, query: m.Query) -> int:
+        """Return the state that the asker has, if it is one of this process and remembered; else 0."""
+        is_ours = query.args.get("epoch") == self._house.broker_epoch
+        return query.since if is_ours and self._recall(query.since) is not None else 0
+
+    def _recall(self, serial: int) -> s.Snapshot | None:
+        return next((one for one in self._recent if one.serial == serial), None)
+
+    def _tell(self, what: str, since: int, *, for_admin: bool) -> m.Status:
+        now, before = self._recent[-1], self._recall(since)
+        if not for_admin:
+            now = msgspec.structs.replace(now, requests=[])
+        if what == "services":
+            return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, s.encode(_brief(now)))
+        if before is None:
+            return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, s.encode(now))
+        return m.Status(0, delta.SCHEMA, s.SCHEMA_VERSION, delta.encode(delta.difference(before, now)))
+
+    def _explain(self, query: m.Query, user: str, now: float) -> m.Status:
+        name, whose = query.args.get("request"), None if self._is_admin(user) else user
+        stories = self._house.stories.find(self._house, name, whose, now) if isinstance(name, str) and name else []
+        return m.Status(query.qid, story.SCHEMA, story.SCHEMA_VERSION, story.encode(stories))
+
+
+def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:
     """Describe everything."""
-    nodes = house.nodes_by_uuid.values()
-    services = [service for service in house.services.values() if service.told is not None]
+    nodes = sorted(house.nodes_by_uuid.values(), key=lambda node: (node.node_id, node.ready.worker_uuid))
+    services = [service for _, service in sorted(house.services.items()) if service.told is not None]
     return s.Snapshot(
         broker_id=house.broker_id,
         broker_epoch=house.broker_epoch,
@@ -59,15 +116,25 @@ def snapshot(house: House, now: float, *, with_nodes: bool = True) -> s.Snapshot
         clients=len(house.sessions),
         queued=sum(service.queue.count for service in services),
         running=sum(service.running for service in services),
-        nodes=[_node(node, now) for node in nodes] if with_nodes else [],
+        nodes=[_node(node, house.started_at, now) for node in nodes],
         services=[_service(service, nodes) for service in services],
         counters=counters_as_dict(house.counters),
+        serial=serial,
+        unix_s=house.unix_s + now - house.started_at if house.unix_s else 0.0,
+        tallies=house.tallies.tell(),
+        requests=[_request(request, now) for request in _oldest(house)],
+        events=house.diary.tell(),
     )
 
 
-def _node(node: Node, now: float) -> s.NodeStatus:
+def _brief(whole: s.Snapshot) -> s.Snapshot:
+    return msgspec.structs.replace(whole, nodes=[], requests=[], events=[])
+
+
+def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:
     beat = node.beat
     running = len(node.running)
+    heard_at_s = node.heard_at - started_at
     return s.NodeStatus(
         node_id=node.node_id,
         worker_uuid=node.ready.worker_uuid.hex(),
@@ -75,7 +142,8 @@ def _node(node: Node, now: float) -> s.NodeStatus:
         phase=node.phase,
         percent=beat.percent if beat else 0,
         elapsed_s=beat.elapsed_ms / 1000 if beat else 0.0,
-        heartbeat_age_s=now - node.heard_at,
+        heartbeat_age_s=now - started_at - heard_at_s,  # as a reader of deltas works it out, to the last bit
+        heard_at_s=heard_at_s,
         capacity=node.capacity,
         in_flight=running,
         load=running / (node.capacity or 1),
@@ -87,37 +155,14 @@ def _node(node: Node, now: float) -> s.NodeStatus:
 
 
 def _devices(node: Node) -> list[s.DeviceStatus]:
-    told = {device.id: device for device in node.ready.devices}
-    loads = list(node.beat.devices) if node.beat else []
-    reported = {load.id for load in loads}
-    loads += [m.DeviceLoad(device_id, "starting") for device_id in told if device_id not in reported]
-    return [_device(load, told.get(load.id) or m.DeviceInfo(load.id, "")) for load in loads]
-
-
-def _device(load: m.DeviceLoad, info: m.DeviceInfo) -> s.DeviceStatus:
-    return s.DeviceStatus(
-        id=load.id,
-        kind=info.kind,
-        name=info.name,
-        memory_bytes=info.memory_bytes,
-        phase=load.phase,
-        percent=load.percent,
-        elapsed_s=load.elapsed_ms / 1000,
-        capacity=load.capacity,
-        running=load.running,
-        waiting=load.waiting,
-        kv_percent=load.kv_percent,
-        loop_age_s=load.loop_age_ms / 1000,
-        steps=load.steps,
-        tokens=load.tokens,
-        largest_batch=load.largest_batch,
-        restarts=load.restarts,
-        prompt_tokens=load.prompt_tokens,
-        reused_tokens=load.reused_tokens,
-        memory_used_bytes=load.memory_used_bytes,
-        busy_percent=load.busy_percent,
-        celsius=load.celsius,
-    )
+    """Describe the devices, once for each heartbeat: they are the greater part of a snapshot."""
+    if node.told_devices is None:
+        told = {device.id: device for device in node.ready.devices}
+        loads = list(node.beat.devices) if node.beat else []
+        reported = {load.id for load in loads}
+        loads += [m.DeviceLoad(device_id, "starting") for device_id in told if device_id not in reported]
+        node.told_devices = [s.device_status(load, told.get(load.id) or m.DeviceInfo(load.id, "")) for load in loads]
+    return node.told_devices
 
 
 def _service(service: Service, nodes: Iterable[Node]) -> s.ServiceStatus:
@@ -134,4 +179,32 @@ def _service(service: Service, nodes: Iterable[Node]) -> s.ServiceStatus:
         capacity=sum(min(node.capacity, node.offers[service.name].max_inflight) for node in able),
         queued=service.queue.count,
         running=service.running,
+        prompt_tokens=service.prompt_tokens,
+        generated_tokens=service.generated_tokens,
+        finished=dict(service.finished),
+        queue_time=service.queue_time.copy(),
+        first_token=service.first_token.copy(),
+        token_time=service.token_time.copy(),
+        duration=service.duration.copy(),
+    )
+
+
+def _oldest(house: House) -> list[Request]:
+    """Find the requests that live longest; those of each user stand in the order they came."""
+    firsts = (itertools.islice(user.requests.values(), s.MAX_REQUESTS) for user in house.users.values())
+    every = itertools.chain.from_iterable(firsts)
+    return heapq.nsmallest(s.MAX_REQUESTS, every, key=lambda request: request.admitted_at)
+
+
+def _request(request: Request, now: float) -> s.RequestStatus:
+    node = request.offer.node.node_id if request.offer is not None else ""
+    return s.RequestStatus(
+        rid=request.ask.rid.hex(),
+        request_id=request_id_of(request.ask.rid, request.ask.ext),
+        service=request.ask.service,
+        phase=_PHASES[request.state],
+        age_s=now - request.admitted_at,
+        node=node,
+        units=request.next_n,
+        losses=len(request.past or ()),
     )

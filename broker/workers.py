@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.snapshot import DeviceStatus
 from .sessions import Bucket
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Node(msgspec.Struct, eq=False):
         kv_step: How full its KV memory is, in quarters.
         running: Its leases.
         fenced: Leases taken from it and cancelled there, so that each is cancelled once.
+        told_devices: Its devices as snapshots tell them; None = to be made anew.
         is_usable: Whether it counts as healthy for its services: active, and its models are up.
     """
 
@@ -132,6 +134,7 @@ class Node(msgspec.Struct, eq=False):
     completed: int = 0
     failed: int = 0
     lost_at: float = 0.0
+    told_devices: list[DeviceStatus] | None = None
     slot: int = 0
 
     @property
@@ -157,6 +160,7 @@ class Node(msgspec.Struct, eq=False):
     def hear_load(self, beat: m.Heartbeat) -> None:
         """Take what a heartbeat tells about the node as a whole."""
         self.beat = beat
+        self.told_devices = None
         self.phase = beat.phase
         engines = sum(device.capacity for device in beat.devices)
         self.capacity = max(1, min(self.ready.capacity, engines) if engines else self.ready.capacity)

@@ -172,7 +172,7 @@ class Stack:
 
     def again(self, ended: Process) -> Process:
         """Start a process that has ended once more, at the same endpoints."""
-        bound = {f"--{name}": where for name, where in ended.endpoints.items()} if ended.role == "broker" else {}
+        bound = {f"--{name}": ended.endpoints[name] for name in ("clients", "workers") if ended.role == "broker"}
         more = [word for pair in bound.items() for word in pair]
         process = start(ended.role, *ended.arguments, *more, env=ended.env)  # of two flags the last one counts
         self.processes.append(process)
