@@ -19,7 +19,7 @@ from .standalone import serve_alone
 )
 def main(settings: WorkerSettings) -> None:
     """Run a node; the exit code says how it ended."""
-    configure_logging(settings.log_level, settings.log_format, role="worker")
+    configure_logging(settings.log_level, settings.log_format, role="worker", worker_id=settings.name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # prompts are encoded one by one, on our own thread
     sys.exit(_run(serve_alone(settings) if settings.standalone else serve(settings)))
 

@@ -75,6 +75,7 @@ class Note:
     level: Level
     text: str
     request_id: str = ""
+    trace_id: str = ""
 
 
 Action = Dial | HangUp | Send | ToEngine | Prepare | RestartEngine | Exit | Note

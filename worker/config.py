@@ -1,6 +1,8 @@
 """Settings of a worker."""
 
+import os
 import re
+import socket
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -70,6 +72,10 @@ class WorkerSettings(CommonSettings):
     )
     drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs when told to leave.")
 
+    metrics_port: int | None = setting(
+        None, minimum=0, maximum=65535, help="Serve /metrics on 127.0.0.1 at this port; 0 picks a free one."
+    )
+
     standalone: bool = setting(False, help="Start a broker as well, and stop it at the end.")
     port: int = setting(
         7555, minimum=0, maximum=65535, help="With --standalone: the port for clients; 0 picks free ones."
@@ -86,6 +92,11 @@ class WorkerSettings(CommonSettings):
         for one in self.engine_opt:
             if "=" not in one:
                 raise ValueError(f"engine_opt: {one!r} is not KEY=VALUE")
+
+    @property
+    def name(self) -> str:
+        """Name of the node in status, logs and metrics."""
+        return self.node_id or f"{socket.gethostname()}-{os.getpid()}"
 
     @property
     def engine_name(self) -> str:

@@ -28,6 +28,7 @@ class Console:
         self._node_id = node_id
         self._is_json = is_json
         self._client_endpoint = client_endpoint
+        self.metrics_url: str | None = None
         self._is_announced = False
         self._shown: dict[str, tuple[str, int]] = {}
         self._bars: dict[str, TaskID] = {}
@@ -90,8 +91,12 @@ class Console:
         print(json.dumps(facts) if self._is_json else self._sentence(), flush=True)  # noqa: T201 - its only output
 
     def _endpoints(self) -> dict[str, str]:
-        brokers = {"broker": ",".join(one.endpoint for one in self._core.sessions)}
-        return brokers | ({"clients": self._client_endpoint} if self._client_endpoint is not None else {})
+        known = {
+            "broker": ",".join(one.endpoint for one in self._core.sessions),
+            "clients": self._client_endpoint,
+            "metrics": self.metrics_url,
+        }
+        return {name: where for name, where in known.items() if where is not None}
 
     def _sentence(self) -> str:
         fleet = self._core.fleet

@@ -101,7 +101,7 @@ class WorkerCore:
             case m.Dispatch():
                 self.desk.dispatch(session, message, now)
             case m.WorkerCancel(lease):
-                self.desk.cancel(session, lease)
+                self.desk.cancel(session, lease, now)
             case m.BrokerHeartbeat():
                 pass  # any message counts as life; that is all it says
             case m.WorkerWelcome():

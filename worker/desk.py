@@ -73,7 +73,8 @@ class Desk:
         if info is None or self.is_closed or not self._has_room(dispatch.service):
             self._refuse_dispatch(session, dispatch)
             return
-        job = Job(next(self._numbers), session.broker, dispatch, info.kind, now + _DEADLINE_GRACE_S)
+        job = Job(next(self._numbers), session.broker, dispatch, info.kind, now)
+        job.deadline += _DEADLINE_GRACE_S
         self.jobs[job.key] = session.leases[job.lease] = self._preparing[job.number] = job
         self._per_service[job.service] += 1
         bounds = Bounds(
@@ -108,10 +109,11 @@ class Desk:
         if same is not None:
             self.drop(session, same)
 
-    def cancel(self, session: Session, lease: int) -> None:
+    def cancel(self, session: Session, lease: int, now: float) -> None:
         """Stop a lease; nothing is answered."""
         job = session.leases.get(lease)
         if job is not None:
+            self.scheduler.abort(job, now)
             self.drop(session, job)
 
     def prepared(self, number: int, result: Prepared | PreparedTask | RequestError, now: float) -> None:
@@ -163,7 +165,9 @@ class Desk:
         ext: m.Ext = {"crashes": job.crashes} if kind is Kind.ENGINE_RESTARTED else {}
         error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
         job.outcome = Outcome(job.total_n, error=error)
-        self._out.append(Note("info" if row.code < 500 else "warning", f"{row.code} {text}", job.request_id))
+        self._out.append(
+            Note("info" if row.code < 500 else "warning", f"{row.code} {text}", job.request_id, job.trace_id)
+        )
         self._keep(job)
 
     def replay(self, session: Session, job: Job, next_n: int) -> None:
@@ -207,7 +211,8 @@ class Desk:
     def _send_partial(self, session: Session, job: Job, since: int) -> None:
         body = job.chunk_since(since)
         if body is not None:
-            self._send(session, m.WorkerPartial(session.epoch, job.lease, since, job.total_n - since, body))
+            ext: m.Ext = {} if job.is_told else job.account()
+            self._send(session, m.WorkerPartial(session.epoch, job.lease, since, job.total_n - since, body, ext))
 
     def _send_outcome(self, session: Session, job: Job) -> None:
         outcome, limit = job.outcome, self.grant(session)
@@ -216,7 +221,8 @@ class Desk:
             error = msgspec.structs.replace(outcome.error, epoch=session.epoch, dispatch_limit=limit)
             self._send(session, error)
         else:
-            final = m.WorkerFinal(session.epoch, job.lease, outcome.total_n, limit, outcome.meta, outcome.body)
+            ext: m.Ext = {} if job.is_told else job.account()
+            final = m.WorkerFinal(session.epoch, job.lease, outcome.total_n, limit, outcome.meta, outcome.body, ext)
             self._send(session, final)
 
     def _send(self, session: Session, message: m.FromWorker) -> None:

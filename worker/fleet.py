@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.histogram import Histogram
 from .engines import ipc
 from .engines.base import EngineStats
 from .facts import NO_FACTS, Facts
@@ -38,6 +39,8 @@ class Lane:
     info: ipc.EngineService
     running: dict[int, Job | None] = field(default_factory=dict[int, "Job | None"])
     """Tickets in the engine; None = given up, but its slot is not free yet."""
+    given_up: dict[int, float] = field(default_factory=dict[int, float])
+    """Since when those that were cancelled are to end."""
     is_blocked: bool = False
     """The engine said that it is full although slots seemed free; nothing goes there until its next sign."""
     stats: EngineStats = field(default_factory=EngineStats)
@@ -66,6 +69,9 @@ class Device:
     last_step_at: float = 0.0
     restarts: int = 0
     before: EngineStats = field(default_factory=EngineStats)
+    cancel_latency: Histogram = field(default_factory=Histogram)
+    """From a cancel to the freed slot."""
+    tokens_after_cancel: int = 0
     facts: Facts = NO_FACTS
     facts_at: float = 0.0
     told: tuple[m.Phase, float] = ("starting", 0.0)
@@ -75,6 +81,11 @@ class Device:
     def is_ready(self) -> bool:
         """Whether requests may run here. The phase alone would not do: a factory may call itself ready too soon."""
         return self.phase == "ready" and bool(self.lanes)
+
+    @property
+    def running(self) -> int:
+        """Requests in the engine."""
+        return sum(len(lane.running) for lane in self.lanes.values())
 
     def loop_age_s(self, now: float) -> float:
         """How long the engine's loop has not shown itself; an engine that is loading has none."""
@@ -103,7 +114,7 @@ class Device:
             percent=min(100, int(self.percent)),
             elapsed_ms=int(1000 * self.elapsed_s),
             capacity=sum(lane.info.capacity.slots for lane in lanes),
-            running=sum(len(lane.running) for lane in lanes),
+            running=self.running,
             waiting=sum(lane.stats.waiting for lane in lanes),
             kv_percent=min(100, max((lane.stats.kv_percent for lane in lanes), default=0)),
             loop_age_ms=int(1000 * self.loop_age_s(now)),
@@ -116,6 +127,9 @@ class Device:
             memory_used_bytes=facts.memory_used_bytes,
             busy_percent=facts.busy_percent,
             celsius=facts.celsius,
+            tokens_after_cancel=self.tokens_after_cancel,
+            cancel_counts=self.cancel_latency.counts[:] if self.cancel_latency.total_s else [],
+            cancel_us=round(1e6 * self.cancel_latency.total_s),
         )
 
     def _totals(self) -> EngineStats:

@@ -56,12 +56,16 @@ class Job:
 
     __slots__ = (
         "attempt",
+        "batch",
         "broker",
         "crashes",
         "deadline",
         "device",
+        "ext",
+        "first_at",
         "flags",
         "ids",
+        "is_told",
         "kind",
         "lease",
         "logprobs",
@@ -70,10 +74,12 @@ class Job:
         "pieces",
         "plain",
         "prepared",
+        "received_at",
         "rid",
         "run_from",
         "service",
         "state",
+        "submitted_at",
         "tail",
         "ticket",
         "ttl_s",
@@ -91,6 +97,14 @@ class Job:
         self.flags = dispatch.flags
         self.kind: ipc.Kind = kind
         self.ttl_s = dispatch.ttl_ms / 1000
+        self.ext = dispatch.ext
+        self.received_at = now
+        self.submitted_at = now
+        self.first_at: float | None = None
+        self.batch = 0
+        """Requests on its device when its first unit came."""
+        self.is_told = False
+        """Whether its broker knows device, batch and times."""
         self.deadline = now + self.ttl_s
         self.state = JobState.PREPARING
         self.prepared: Prepared | None = None
@@ -114,8 +128,16 @@ class Job:
 
     @property
     def request_id(self) -> str:
-        """The rid as logs show it."""
-        return self.rid.hex()
+        """The name that its client gave it, else the rid: what logs show."""
+        name = self.ext.get("request_id")
+        return name if isinstance(name, str) and name else self.rid.hex()
+
+    @property
+    def trace_id(self) -> str:
+        """The trace it belongs to (W3C trace context), for logs; "" without one."""
+        parent = self.ext.get("traceparent")
+        parts = parent.split("-") if isinstance(parent, str) else []
+        return parts[1] if len(parts) >= 4 else ""
 
     @property
     def is_stream(self) -> bool:
@@ -161,6 +183,22 @@ class Job:
             if is_stop_id or prepared.text.is_stopped:
                 return "stop"
         return event.finish_reason
+
+    def begin(self, batch: int, now: float) -> None:
+        """Note the first sign of it from an engine, and with how many others it ran."""
+        self.first_at = now
+        self.batch = batch
+
+    def account(self) -> m.Ext:
+        """Tell, once for each lease, where it runs and how long that took, on this node's clock."""
+        self.is_told = True
+        begun_at = self.submitted_at if self.first_at is None else self.first_at
+        return {
+            "device": self.device,
+            "batch": self.batch,
+            "wait_us": max(0, round(1e6 * (self.submitted_at - self.received_at))),
+            "prefill_us": max(0, round(1e6 * (begun_at - self.submitted_at))),
+        }
 
     def absorb_text(self, text: str) -> None:
         """Add a piece of an engine that deals in text."""

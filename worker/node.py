@@ -11,16 +11,20 @@ import logging
 import os
 import random
 import signal
-import socket
 import uuid
 from collections.abc import Generator, Mapping
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import zmq
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 from ..protocol import transport
 from ..protocol.errors import EXIT_INTERRUPTED, ZmqrtError
 from ..protocol.keys import PeerKeys, load_peer
+from ..protocol.metrics_port import MetricsPort, ask_loop
 from ..protocol.timing import Backoff
 from .agent import Agent
 from .broker_link import BrokerLink
@@ -69,7 +73,7 @@ class _Node:
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
         self._devices = find_devices(settings)
-        node_id = settings.node_id or f"{socket.gethostname()}-{os.getpid()}"
+        node_id = settings.name
         rng = random.Random()
         fleet = Fleet(
             [device.info() for device in self._devices],
@@ -83,6 +87,7 @@ class _Node:
         console = Console(
             self._core, node_id=node_id, is_json=settings.log_format == "json", client_endpoint=client_endpoint
         )
+        self._metrics = MetricsPort(settings.metrics_port, self._collector)
         self._agent = Agent(
             self._core,
             [BrokerLink(context, endpoint, keys=keys, wake=self._wake) for endpoint in settings.broker],
@@ -96,7 +101,8 @@ class _Node:
         engines = asyncio.create_task(self._run_engines())
         watch = GpuWatch(self._devices, self._learn)
         try:
-            with self._signals():
+            with self._signals(), self._metrics:
+                self._console.metrics_url = self._metrics.url
                 return await self._agent.run()
         finally:
             watch.close()
@@ -107,6 +113,12 @@ class _Node:
 
     def _wake(self) -> None:
         self._agent.wake()
+
+    def _collector(self) -> Collector:
+        from .metrics import NodeCollector, describe_node  # prometheus-client is an extra
+
+        name = self._settings.name
+        return NodeCollector(ask_loop(self._loop, lambda: describe_node(self._core, name, self._loop.time())))
 
     def _learn(self, facts: Mapping[str, Facts]) -> None:
         """Take over what another thread has read; it may still come after the end."""
@@ -133,6 +145,7 @@ class _Node:
             wake=self._wake,
             log_level=self._settings.log_level,
             log_format=self._settings.log_format,
+            worker_id=self._settings.name,
         )
         async with supervisor:
             self._agent.attach(supervisor)

@@ -64,12 +64,15 @@ class Scheduler:
         self._queue(job.service).append(job)
         self.fill(job.service, now)
 
-    def abort(self, job: Job) -> None:
-        """Stop a job wherever it is; nothing is told about it any more. Its slot frees when the engine says so."""
+    def abort(self, job: Job, cancelled_at: float | None = None) -> None:
+        """Stop a job wherever it is; nothing is told about it any more. Its slot frees when the engine says so.
+
+        `cancelled_at`: somebody gave it up just now, and how long its slot stays taken is measured.
+        """
         if job.state is JobState.WAITING:
             self._queue(job.service).remove(job)
         elif job.state is JobState.RUNNING:
-            self._give_up_ticket(job)
+            self._give_up_ticket(job, cancelled_at)
         if job.state is not JobState.DONE:
             job.move(JobState.DONE)
 
@@ -80,7 +83,7 @@ class Scheduler:
             chosen = self.fleet.choose(service, now)
             if chosen is None:
                 break
-            self._run(queue.popleft(), *chosen)
+            self._run(queue.popleft(), *chosen, now)
         if queue and not self.fleet.lanes(service):
             for job in list(queue):
                 self._listener.failed(job, Kind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment")
@@ -88,8 +91,9 @@ class Scheduler:
     def _queue(self, service: str) -> deque[Job]:
         return self._waiting.setdefault(service, deque())
 
-    def _run(self, job: Job, device: Device, lane: Lane) -> None:
+    def _run(self, job: Job, device: Device, lane: Lane, now: float) -> None:
         job.move(JobState.RUNNING)
+        job.submitted_at = now
         job.device, job.ticket, job.run_from = device.info.id, next(self._tickets), job.total_n
         lane.running[job.ticket] = job
         message: ipc.ToEngine
@@ -100,11 +104,13 @@ class Scheduler:
             message = ipc.SubmitTask(lane.info.name, job.ticket, job.plain.values, job.plain.length)
         self._out.append(ToEngine(job.device, message))
 
-    def _give_up_ticket(self, job: Job) -> None:
+    def _give_up_ticket(self, job: Job, cancelled_at: float | None = None) -> None:
         """Free the slot as soon as the engine confirms; a ticket that is over already needs no word."""
         lane = self.fleet.devices[job.device].lanes.get(job.service)
         if lane is not None and job.ticket in lane.running:
             lane.running[job.ticket] = None
+            if cancelled_at is not None:
+                lane.given_up[job.ticket] = cancelled_at
             self._out.append(ToEngine(job.device, ipc.Cancel(job.ticket)))
 
     # --- engines -----------------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ class Scheduler:
             case ipc.Failed(error):
                 self._out.append(Note("error", f"{device.info.id}: {error}"))
             case ipc.TextChunk():
-                self._on_text(device, message)
+                self._on_text(device, message, now)
             case ipc.Refused():
                 self._on_refused(device, message, now)
             case ipc.Step():
@@ -152,23 +158,28 @@ class Scheduler:
 
     def _on_step(self, device: Device, step: ipc.Step, now: float) -> None:
         device.last_step_at = now
+        batch = device.running
         for lane in device.lanes.values():
             lane.is_blocked = False
             lane.stats = step.stats.get(lane.info.name, lane.stats)
         for event in step.events:
-            self._on_event(device, event)
+            self._on_event(device, event, batch, now)
         for result in step.results:
-            self._on_result(device, result)
+            self._on_result(device, result, batch, now)
         self._fill_all(device, now)
 
     def _fill_all(self, device: Device, now: float) -> None:
         for service in list(device.lanes):
             self.fill(service, now)
 
-    def _on_event(self, device: Device, event: TokenEvent) -> None:
+    def _on_event(self, device: Device, event: TokenEvent, batch: int, now: float) -> None:
         lane, job = _find(device, event.ticket)
+        if job is not None and job.first_at is None:
+            job.begin(batch, now)
+        if lane is not None and event.ticket in lane.given_up:
+            device.tokens_after_cancel += len(event.token_ids)
         if lane is not None and event.finish_reason is not None:
-            del lane.running[event.ticket]
+            _free(device, lane, event.ticket, now)
         if lane is None or job is None:
             return
         if event.error is not None or job.prepared is None:
@@ -191,11 +202,13 @@ class Scheduler:
         job.move(JobState.DONE)
         self._listener.completed(job)
 
-    def _on_result(self, device: Device, result: Result) -> None:
+    def _on_result(self, device: Device, result: Result, batch: int, now: float) -> None:
         lane, job = _find(device, result.ticket)
         if lane is None:
             return
-        del lane.running[result.ticket]
+        if job is not None:
+            job.begin(batch, now)
+        _free(device, lane, result.ticket, now)
         if job is None:
             return
         if result.body is None:
@@ -210,10 +223,12 @@ class Scheduler:
         job.move(JobState.DONE)
         self._listener.completed(job)
 
-    def _on_text(self, device: Device, chunk: ipc.TextChunk) -> None:
+    def _on_text(self, device: Device, chunk: ipc.TextChunk, now: float) -> None:
         lane, job = _find(device, chunk.ticket)
+        if job is not None and job.first_at is None:
+            job.begin(device.running, now)
         if lane is not None and chunk.done:
-            del lane.running[chunk.ticket]
+            _free(device, lane, chunk.ticket, now)
         if lane is None or job is None:
             return
         if chunk.error is not None:
@@ -229,7 +244,7 @@ class Scheduler:
         lane, job = _find(device, refused.ticket)
         if lane is None:
             return
-        del lane.running[refused.ticket]
+        _free(device, lane, refused.ticket, now)
         lane.is_blocked = refused.full
         if job is None:
             return
@@ -242,6 +257,14 @@ class Scheduler:
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def _free(device: Device, lane: Lane, ticket: int, now: float) -> None:
+    """Take the word of an engine that a ticket is over: its slot is free."""
+    del lane.running[ticket]
+    cancelled_at = lane.given_up.pop(ticket, None)
+    if cancelled_at is not None:
+        device.cancel_latency.add(now - cancelled_at)
 
 
 def _find(device: Device, ticket: int) -> tuple[Lane | None, Job | None]:

@@ -53,12 +53,13 @@ class Supervisor:
         wake: Callable[[], None],
         log_level: str = "info",
         log_format: str = "text",
+        worker_id: str = "",
     ) -> None:
         self._context = context
         self._spec = spec
         self._posts = {device.id: _Post(device) for device in devices}
         self._wake = wake
-        self._log_arguments = ("--log-level", log_level, "--log-format", log_format)
+        self._log_arguments = ("--log-level", log_level, "--log-format", log_format, "--worker-id", worker_id)
 
     # --- start and stop ----------------------------------------------------------------------------------------------
 

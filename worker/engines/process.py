@@ -264,12 +264,15 @@ def main() -> int:
     parser.add_argument("--parent", required=True, type=int)
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
+    parser.add_argument("--worker-id", default="")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     end_with_parent(arguments.parent)
     faulthandler.enable()
     spec = msgspec.json.decode(arguments.spec, type=EngineSpec)
-    configure_logging(arguments.log_level, arguments.log_format, role=f"engine {spec.device}")
+    configure_logging(
+        arguments.log_level, arguments.log_format, role=f"engine {spec.device}", worker_id=arguments.worker_id
+    )
     context = transport.make_context()
     try:
         return EngineMain(context, arguments.endpoint, spec).run()

@@ -1,0 +1,66 @@
+"""GET /metrics of a node: what it tells its brokers about itself, for machines that are scraped one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..protocol.families import of_devices, of_nodes
+from ..protocol.snapshot import Health, NodeStatus, device_status
+from .core import NodeState, WorkerCore
+
+_HEALTH: Final[Mapping[NodeState, Health]] = {
+    NodeState.JOINING: "active",
+    NodeState.READY: "active",
+    NodeState.DRAINING: "draining",
+    NodeState.GONE: "lost",
+}
+
+
+class NodeCollector(Collector):
+    """Translates the state of the node when somebody scrapes; nothing while its loop is too busy to tell."""
+
+    def __init__(self, ask: Callable[[], tuple[NodeStatus, int] | None]) -> None:
+        self._ask = ask
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families."""
+        told = self._ask()
+        if told is None:
+            return
+        node, brokers = told
+        yield from of_nodes([node])
+        yield from of_devices([node])
+        connected = GaugeMetricFamily("zmqrt_worker_brokers", "Brokers it is registered with.", labels=["node"])
+        connected.add_metric([node.node_id], brokers)
+        yield connected
+
+    def describe(self) -> Iterable[Metric]:
+        """Say nothing beforehand: registering must not ask."""
+        return ()
+
+
+def describe_node(core: WorkerCore, node_id: str, now: float) -> tuple[NodeStatus, int]:
+    """Describe a node as its brokers would, and say with how many it is registered."""
+    foremost, running = core.fleet.foremost(), len(core.desk.jobs)
+    capacity = core.fleet.capacity()
+    status = NodeStatus(
+        node_id=node_id,
+        worker_uuid="",
+        health=_HEALTH[core.state],
+        phase=foremost.phase,
+        percent=int(foremost.percent),
+        elapsed_s=foremost.elapsed_s,
+        heartbeat_age_s=0.0,
+        capacity=capacity,
+        in_flight=running,
+        load=running / (capacity or 1),
+        completed=0,
+        failed=0,
+        services=[one.service for one in core.fleet.offers()],
+        devices=[device_status(one.report(now), one.info) for one in core.fleet.devices.values()],
+    )
+    return status, sum(session.is_active for session in core.sessions)
