@@ -48,7 +48,12 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
     paths = {route.endpoint: route.path for route in routes}
-    return Counted(Guard(app, settings), metrics, paths)
+    counted = Counted(Guard(app, settings), metrics, paths)
+    if settings.traces == "none":
+        return counted
+    from .traced import Traced  # OpenTelemetry is an extra
+
+    return Traced(counted, paths)
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -41,8 +41,8 @@ def idempotency_key(request: Request) -> str:
 
 
 def _traceparent(request: Request) -> str | None:
-    """Return the trace context; one that cannot be carried along is ignored, as W3C wants it."""
-    given = request.headers.get("traceparent", "")
+    """Return the trace context: of our own span, else the caller's. One that is too long is ignored, as W3C has it."""
+    given = getattr(request.state, "traceparent", "") or request.headers.get("traceparent", "")
     return given if 0 < len(given) <= MAX_EXT_VALUE_CHARS else None
 
 
@@ -65,8 +65,8 @@ class Asked(Generic[R]):
     async def result(self) -> R:
         """Wait for the end. Raises RequestError or ConnectError."""
         result = await self._handle.result()
-        if isinstance(result, Result):
-            self._desk.metrics.generated(result, time.monotonic() - self._began_at, self._first_s)
+        if isinstance(result, Result) and self._first_s is not None:
+            self._desk.metrics.streamed(result, self._first_s)
         return result
 
     async def next_chunk(self) -> Chunk | None:

@@ -44,6 +44,12 @@ class BridgeSettings(CommonSettings):
         (), metavar="NAME[,NAME]", help="Host names that requests may use while there are no API keys."
     )
     drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs after SIGTERM.")
+    traces: str = setting(
+        "none",
+        env=("OTEL_TRACES_EXPORTER",),
+        choices=("none", "otlp", "console"),
+        help="Send OpenTelemetry spans; where to, OTEL_EXPORTER_OTLP_ENDPOINT says. Needs zmqrt[trace].",
+    )
     access_log: bool = setting(False, help="Log every request.")
 
     def __post_init__(self) -> None:

@@ -9,13 +9,14 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import click
 import uvicorn
 
 from ..client import AsyncClient
-from ..protocol.errors import ZmqrtError
+from ..protocol.errors import ConfigurationError, ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
 from .app import make_app
 from .config import BridgeSettings
@@ -27,6 +28,24 @@ _BACKLOG: Final = 2048
 
 def serve(settings: BridgeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, and finish what runs; a second Ctrl-C stops at once."""
+    flush_traces = _start_traces(settings)
+    try:
+        _serve(settings)
+    finally:
+        flush_traces()
+
+
+def _start_traces(settings: BridgeSettings) -> Callable[[], None]:
+    if settings.traces == "none":
+        return lambda: None
+    try:
+        from .traced import start
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error}; --traces needs: pip install 'zmqrt[trace]'") from None
+    return start(settings.traces)
+
+
+def _serve(settings: BridgeSettings) -> None:
     client = AsyncClient(
         settings.broker,
         keys=settings.keys,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ZmqrtError,
     )
     from ..protocol.snapshot import ServiceStatus, Snapshot
+    from ..protocol.story import Story
     from ..protocol.tasks import ChatMessage, Embed, Generate, TokenLogprobs, Usage
     from .aio import AsyncClient, AsyncHandle, AsyncStream
     from .calls import CallOptions, GenerateOptions
@@ -71,6 +72,7 @@ __all__ = [
     "Result",
     "ServiceStatus",
     "Snapshot",
+    "Story",
     "Stream",
     "TokenLogprobs",
     "TooLargeError",
@@ -99,6 +101,7 @@ _HOMES: Final = {
     "Stream": "sync",
     "ServiceStatus": "..protocol.snapshot",
     "Snapshot": "..protocol.snapshot",
+    "Story": "..protocol.story",
     "ChatMessage": "..protocol.tasks",
     "Embed": "..protocol.tasks",
     "Generate": "..protocol.tasks",

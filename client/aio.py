@@ -21,7 +21,8 @@ from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from . import calls, questions
+from ..protocol.story import Story
+from . import calls, questions, tracing
 from .async_inbox import AsyncInbox, LoopBell
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
@@ -41,10 +42,10 @@ class AsyncHandle(Generic[R]):
     ) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
-        self._call = call
+        self._call, reading.trace = tracing.begin(call)
         self._reading = reading
         self._inbox = AsyncInbox(bell)
-        io.submit(call, self._inbox)
+        io.submit(self._call, self._inbox)
 
     @property
     def request_id(self) -> str:
@@ -64,6 +65,7 @@ class AsyncHandle(Generic[R]):
         """Give the request up; its node stops. Reading on raises CancelledError."""
         if not self._reading.is_done:
             self._io.cancel(self._call.rid, self._inbox)
+            self._reading.give_up()
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.
@@ -280,9 +282,17 @@ class AsyncClient:
             return AsyncHandle(self, self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
         return AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
 
-    async def status(self) -> Snapshot:
-        """Ask the broker how it and its nodes are."""
-        return await self._ask(questions.status())
+    async def status(self, known: Snapshot | None = None) -> Snapshot:
+        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
+        return await self._ask(questions.status(known))
+
+    async def explain(self, request: str) -> list[Story]:
+        """Ask what happened to a request, by its rid or its request id: the newest of that name first.
+
+        Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys
+        that are not marked admin are told of their own requests alone.
+        """
+        return await self._ask(questions.explain(request))
 
     async def models(self) -> list[ServiceStatus]:
         """Ask the broker which models it can reach."""

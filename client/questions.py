@@ -9,11 +9,13 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from ..protocol import admin as administration
+from ..protocol import delta, story
 from ..protocol import messages as m
 from ..protocol import snapshot as snapshots
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ProtocolError
 from ..protocol.snapshot import ServiceStatus, Snapshot
+from ..protocol.story import Story
 
 A = TypeVar("A")
 Answer = m.Welcome | m.Status
@@ -33,9 +35,17 @@ def connection() -> Question[m.Welcome]:
     return Question(None, _read_welcome)
 
 
-def status() -> Question[Snapshot]:
-    """Ask for the whole state."""
-    return Question(lambda qid: m.Query(qid, "status"), _read_snapshot)
+def status(known: Snapshot | None = None) -> Question[Snapshot]:
+    """Ask for the whole state; for what has changed, if an earlier one of that broker is known."""
+    if known is None:
+        return Question(lambda qid: m.Query(qid, "status"), _read_snapshot)
+    args: m.Ext = {"epoch": known.broker_epoch}
+    return Question(lambda qid: m.Query(qid, "status", args, known.serial), lambda answer: _read_news(known, answer))
+
+
+def explain(name: str) -> Question[list[Story]]:
+    """Ask what happened to a request, by its rid in hex or by the name its client gave it."""
+    return Question(lambda qid: m.Query(qid, "explain", {"request": name}), _read_stories)
 
 
 def services() -> Question[list[ServiceStatus]]:
@@ -75,6 +85,25 @@ def _read_snapshot(answer: Answer) -> Snapshot:
         return snapshots.decode(_read_status(answer).body)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"the broker's status cannot be read; do both sides have one version? ({error})") from None
+
+
+def _read_news(known: Snapshot, answer: Answer) -> Snapshot:
+    if _read_status(answer).schema != delta.SCHEMA:
+        return _read_snapshot(answer)
+    try:
+        return delta.apply(known, delta.decode(_read_status(answer).body))
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ProtocolError(f"the broker's status cannot be read; do both sides have one version? ({error})") from None
+
+
+def _read_stories(answer: Answer) -> list[Story]:
+    said = _read_status(answer)
+    if said.schema != story.SCHEMA:
+        raise ProtocolError("this broker is too old to explain requests; update it")
+    try:
+        return story.decode(said.body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the broker's answer cannot be read; do both sides have one version? ({error})") from None
 
 
 def _read_services(answer: Answer) -> list[ServiceStatus]:

@@ -19,7 +19,8 @@ from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from . import calls, questions
+from ..protocol.story import Story
+from . import calls, questions, tracing
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
 from .inbox import Inbox
@@ -37,10 +38,10 @@ class Handle(Generic[R]):
     def __init__(self, client: Client, io: IoThread, call: calls.Call, reading: Reading[R]) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
-        self._call = call
+        self._call, reading.trace = tracing.begin(call)
         self._reading = reading
         self._inbox = Inbox()
-        io.submit(call, self._inbox)
+        io.submit(self._call, self._inbox)
 
     @property
     def request_id(self) -> str:
@@ -60,6 +61,7 @@ class Handle(Generic[R]):
         """Give the request up; its node stops. Reading on raises CancelledError."""
         if not self._reading.is_done:
             self._io.cancel(self._call.rid, self._inbox)
+            self._reading.give_up()
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.
@@ -282,9 +284,17 @@ class Client:
             return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
         return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
 
-    def status(self) -> Snapshot:
-        """Ask the broker how it and its nodes are."""
-        return self._ask(questions.status())
+    def status(self, known: Snapshot | None = None) -> Snapshot:
+        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
+        return self._ask(questions.status(known))
+
+    def explain(self, request: str) -> list[Story]:
+        """Ask what happened to a request, by its rid or its request id: the newest of that name first.
+
+        Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys
+        that are not marked admin are told of their own requests alone.
+        """
+        return self._ask(questions.explain(request))
 
     def models(self) -> list[ServiceStatus]:
         """Ask the broker which models it can reach."""

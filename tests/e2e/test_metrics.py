@@ -56,17 +56,21 @@ def test_every_documented_name_is_there_after_a_load_and_no_other() -> None:
         assert value(found, "zmqrt_generation_tokens_total", model="mock") == 14
         assert value(found, "zmqrt_request_success_total", model="mock", finish_reason="length") == 2
         assert value(found, "zmqrt_e2e_request_latency_seconds", model="mock") == 2
-        assert value(found, "zmqrt_time_to_first_token_seconds", model="mock") == 1
+        assert value(found, "zmqrt_request_queue_time_seconds", model="mock") == 3
+        assert value(found, "zmqrt_time_to_first_token_seconds", model="mock") == 3
+        assert value(found, "zmqrt_http_time_to_first_token_seconds", model="mock") == 1
+        assert value(found, "zmqrt_cancel_latency_seconds", node="node-0", device="mock:0") == 1
         assert value(found, "zmqrt_http_requests_total", path="/infer", method="POST", status="422") == 1
         assert value(found, "zmqrt_http_requests_total", path="other", method="GET", status="404") == 1
         assert value(found, "zmqrt_http_callers_left_total", stage="waiting") == 1
-        assert value(found, "zmqrt_cancellations_total") == 1
+        assert value(found, "zmqrt_cancellations_total", stage="decode") == 1
         assert value(found, "zmqrt_worker_up", node="node-0") == 1
 
 
 def _settled(bridge: Process) -> dict[str, Metric] | None:
-    found = scrape(bridge)
-    return found if value(found, "zmqrt_engine_tokens_total", node="node-0", device="mock:0") >= 14 else None
+    found, place = scrape(bridge), {"node": "node-0", "device": "mock:0"}
+    is_told = value(found, "zmqrt_engine_tokens_total", **place) >= 14
+    return found if is_told and value(found, "zmqrt_cancel_latency_seconds", **place) else None
 
 
 def test_without_a_broker_there_are_no_stale_numbers() -> None:

@@ -1,0 +1,76 @@
+"""`zmqrt explain REQUEST`: what happened to one request, from its coming in to its end.
+
+Brokers share nothing, so each one given is asked for its part.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from ...protocol.errors import ZmqrtError
+from ...protocol.settings import options
+from ...protocol.story import Story
+from ..config import ClientSettings
+from ..sync import Client
+from .stdio import is_terminal
+from .story_view import story_view
+
+_PIPE_WIDTH = 120
+
+
+@click.command(
+    help="Tell what happened to one request, and where the time went.",
+    epilog="REQUEST is its request id (X-Request-Id over HTTP) or its rid. A broker knows the requests that live, and "
+    "the last 2,048 that ended. Keys that are not marked admin are told of their own requests alone.",
+)
+@click.argument("request")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known as one line of JSON.")
+@options(ClientSettings)
+def command(settings: ClientSettings, request: str, as_json: bool) -> None:
+    """Ask every broker."""
+    stories: list[Story] = []
+    errors: dict[str, ZmqrtError] = {}
+    for endpoint in settings.broker:
+        try:
+            stories += ask(settings, endpoint, request)
+        except ZmqrtError as error:
+            errors[endpoint] = error
+    if len(errors) == len(settings.broker):
+        raise next(iter(errors.values()))
+    for endpoint, problem in errors.items():
+        click.echo(f"warning: {problem if endpoint in str(problem) else f'{endpoint}: {problem}'}", err=True)
+    stories.sort(key=lambda story: story.ago_s)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(stories), ensure_ascii=False))
+    elif stories:
+        _show(stories)
+    if not stories:
+        asked = ", ".join(one for one in settings.broker if one not in errors)
+        why = "it came to another broker, was refused at once, or is too old"
+        raise ZmqrtError(f"no request called {request!r} is known at {asked}: {why}")
+
+
+def ask(settings: ClientSettings, endpoint: str, request: str) -> list[Story]:
+    """Ask one broker. Raises ZmqrtError."""
+    with Client(
+        endpoint,
+        keys=settings.keys,
+        insecure=settings.insecure,
+        connect_timeout_s=settings.connect_timeout_s,
+        timeout_s=settings.timeout_s,
+        name="zmqrt explain",
+    ) as client:
+        return client.explain(request)
+
+
+def _show(stories: list[Story]) -> None:
+    console = Console(width=None if is_terminal() else _PIPE_WIDTH)
+    for number, story in enumerate(stories):
+        if number:
+            console.print(Text())
+        console.print(story_view(story))

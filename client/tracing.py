@@ -1,0 +1,139 @@
+"""Spans for whoever traces with OpenTelemetry: one for each request, and within it where its time went.
+
+An application that uses OpenTelemetry has imported it; then, and only then, spans are made, through the API alone and
+with whatever exporter the application has set up. Broker and node make none of their own, so that their loops do
+nothing but serve: they tell with the answer how long each stage took, and the spans are made from that, here, on one
+clock. The names of attributes are those of OpenTelemetry's conventions for generative models.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ..protocol import messages as m
+from ..protocol.errors import RequestError
+from .calls import Call
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+STAGES: Final = ("queue", "lost", "dispatch", "prefill", "decode")
+"""In the order in which they are drawn; `lost` only where an attempt was lost with its node."""
+_NS: Final = 1000
+_FACTS: Final = {"node": "zmqrt.node", "device": "zmqrt.device", "batch": "zmqrt.batch", "attempts": "zmqrt.attempts"}
+
+
+def begin(call: Call) -> tuple[Call, Trace | None]:
+    """Start the span of a request, if anybody traces; the call then carries it on as the parent."""
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        return call, None
+    given = call.ext.get("traceparent")
+    span = api.get_tracer("zmqrt").start_span(
+        f"{'chat' if call.task == 'generate' else 'embeddings'} {call.service}".rstrip(),
+        context=context_of(given) if isinstance(given, str) else None,
+        kind=api.SpanKind.CLIENT,
+        attributes=_asked(call),
+    )
+    if not span.is_recording():
+        return call, None
+    return replace(call, ext={**call.ext, "traceparent": traceparent_of(span)}), Trace(span)
+
+
+def context_of(traceparent: str) -> Context:
+    """Read a W3C traceparent as the parent of a span; one that cannot be read is none. Only where tracing is on."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+
+
+def traceparent_of(span: Span) -> str:
+    """Write a span as a W3C traceparent."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+class Trace:
+    """The span of one request until it ends; then its stages, as children. `end` counts once."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._began_ns = time.time_ns()
+        self._is_over = False
+
+    def finish(self, final: m.Final) -> None:
+        """End well, with what the answer tells."""
+        if self._is_over:
+            return
+        meta = final.meta
+        self._span.set_attributes(
+            {
+                "gen_ai.usage.input_tokens": _number(meta, "prompt_tokens"),
+                "gen_ai.usage.output_tokens": _number(meta, "completion_tokens"),
+                "gen_ai.response.finish_reasons": (str(meta.get("finish_reason") or "stop"),),
+            }
+        )
+        self._draw_stages(final.ext)
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """End badly."""
+        if self._is_over:
+            return
+        from opentelemetry.trace import Status, StatusCode
+
+        kind = error.kind.value if isinstance(error, RequestError) else type(error).__name__
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(Status(StatusCode.ERROR, str(error)))
+        self._end()
+
+    def cancel(self) -> None:
+        """End because nobody waits any more, which is nobody's fault."""
+        if not self._is_over:
+            self._span.set_attribute("zmqrt.cancelled", value=True)
+            self._end()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._span.end()
+
+    def _draw_stages(self, told: Mapping[str, object]) -> None:
+        """Lay the stages end to end; what they leave free is the network and the client, half before, half after."""
+        from opentelemetry.trace import get_tracer, set_span_in_context
+
+        lengths = [(stage, _number(told, f"{stage}_us") * _NS) for stage in STAGES]
+        now_ns, parent = time.time_ns(), set_span_in_context(self._span)
+        free_ns = now_ns - self._began_ns - sum(length for _, length in lengths)
+        at_ns = self._began_ns + max(0, free_ns) // 2
+        facts = {name: told[key] for key, name in _FACTS.items() if isinstance(told.get(key), str | int)}
+        for stage, length in lengths:
+            if not length and stage in ("lost", "decode"):
+                continue
+            where = (
+                facts if stage in ("dispatch", "prefill", "decode") else {"zmqrt.broker": str(told.get("broker", ""))}
+            )
+            span = get_tracer("zmqrt").start_span(
+                f"zmqrt.{stage}", context=parent, start_time=at_ns, attributes=dict[str, Any](where)
+            )
+            at_ns += length
+            span.end(at_ns)
+
+
+def _asked(call: Call) -> dict[str, str]:
+    return {
+        "gen_ai.operation.name": "chat" if call.task == "generate" else "embeddings",
+        "gen_ai.provider.name": "zmqrt",
+        "gen_ai.request.model": call.service,
+        "zmqrt.request_id": call.request_id,
+        "zmqrt.rid": call.rid.hex(),
+    }
+
+
+def _number(told: Mapping[str, object], name: str) -> int:
+    value = told.get(name)
+    return value if type(value) is int and value > 0 else 0
