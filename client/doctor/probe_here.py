@@ -19,7 +19,7 @@ from ...protocol import keys
 from ...protocol.errors import ConfigurationError
 from .. import diagnose
 from .key_files import KeyFacts, KeyFile, Part, PartFacts
-from .machine import PORTS, Kind, Machine
+from .machine import PORTS, Kind, Machine, Port
 from .software import NEEDED, UVLOOP, Software
 
 _CONNECT_S: Final = 3.0
@@ -53,7 +53,7 @@ def _version(distribution: str) -> str | None:
 
 def machine() -> Machine:
     """Look at limits and clock, and knock at the ports."""
-    holders = {port: holder(port.number) for port in PORTS}
+    holders: dict[Port, Kind] = {port: holder(port.number) for port in PORTS}
     return Machine(open_files=_open_files(), unix_s=time.time(), holders=holders)
 
 
