@@ -18,9 +18,9 @@ _KEY_WANTED: Final = "the broker there demands a key; pass `--keys DIR` (made by
 _NO_KEY_WANTED: Final = (
     "the broker there uses no keys, but this client does; leave `--keys` out, or give the broker its own"
 )
-_GREETING_S: Final = 0.3
+GREETING_S: Final = 0.3
 """ZeroMQ greets within a round trip; an HTTP server never speaks first."""
-_SIGNATURE: Final = b"\xff"
+SIGNATURE: Final = b"\xff"
 _GREETING_BEGINS: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00"
 """ZMTP (RFC 23): signature and version 3.0, enough for the other side to tell everything about itself. Ours is never
 finished: at a mismatch libzmq hangs up, and its own greeting may be lost on the way."""
@@ -91,22 +91,23 @@ def probe(endpoint: str, *, has_keys: bool = False, broke_off: bool = False, tim
 
 def _look(plain: socket.socket, endpoint: str, timeout_s: float, *, has_keys: bool, broke_off: bool) -> Failure:
     """Wait for a greeting; ask in HTTP if there is none. Never first: libzmq would hang up before it greets."""
-    said = _hear(plain, _GREETING_S)
-    if said.startswith(_SIGNATURE):
-        greeting = said + _say(plain, _GREETING_BEGINS, timeout_s, enough=_MECHANISM.stop - len(said))
+    said = hear(plain, GREETING_S)
+    if said.startswith(SIGNATURE):
+        greeting = said + say(plain, _GREETING_BEGINS, timeout_s, enough=_MECHANISM.stop - len(said))
         return _of_zeromq(greeting[_MECHANISM].rstrip(b"\0"), endpoint, has_keys=has_keys, broke_off=broke_off)
-    return _of_answer(said or _say(plain, b"GET / HTTP/1.0\r\n\r\n", timeout_s), endpoint)
+    return _of_answer(said or say(plain, b"GET / HTTP/1.0\r\n\r\n", timeout_s), endpoint)
 
 
-def _say(plain: socket.socket, words: bytes, timeout_s: float, *, enough: int = 1) -> bytes:
+def say(plain: socket.socket, words: bytes, timeout_s: float, *, enough: int = 1) -> bytes:
+    """Say something and return what comes, as `hear` does."""
     try:
         plain.sendall(words)
     except OSError:
         return b""
-    return _hear(plain, timeout_s, enough=enough)
+    return hear(plain, timeout_s, enough=enough)
 
 
-def _hear(plain: socket.socket, timeout_s: float, *, enough: int = 1) -> bytes:
+def hear(plain: socket.socket, timeout_s: float, *, enough: int = 1) -> bytes:
     """Return what comes: `enough` bytes, or all until the other side is silent or hangs up."""
     said = b""
     plain.settimeout(timeout_s)

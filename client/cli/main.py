@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "submit": "Send one prompt, natively or to a bridge (--url), and print request id and answer.",
     "status": "Show nodes and devices: health, load, what they are doing.",
     "explain": "Tell what happened to one request, and where the time went.",
+    "doctor": "Check this machine and the fleet; say what to do where something is not well.",
     "drain": "Have a node finish what it runs and leave, and wait for it.",
     "models": "List the models that can be asked; fetch and convert others.",
     "demo": "Start everything, ask one question in two ways, stop everything.",

@@ -18,7 +18,7 @@ where it came from. Declare and use:
 A subcommand of a group takes the same flags with `@options(ClientSettings)`; a program calls `load(ClientSettings)`.
 """
 
-from .commands import command, options, version_text
+from .commands import command, is_named, options, version_text
 from .declare import CommonSettings, Setting, setting, settings_of
 from .render import markdown_table, toml_template
 from .sources import Origin, Resolved, Surroundings, known_roles, load, origins, resolve
@@ -30,6 +30,7 @@ __all__ = [
     "Setting",
     "Surroundings",
     "command",
+    "is_named",
     "known_roles",
     "load",
     "markdown_table",

@@ -19,7 +19,7 @@ from click.types import OptionHelpExtra
 
 from ..errors import ZmqrtError
 from .declare import CommonSettings, Setting, settings_of
-from .sources import CONFIG_ENV, DEBUG_ENV, FILE_NAME, resolve
+from .sources import CONFIG_ENV, DEBUG_ENV, DEFAULT, FILE_NAME, resolve
 
 S = TypeVar("S", bound=CommonSettings)
 P = ParamSpec("P")
@@ -27,6 +27,7 @@ R = TypeVar("R")
 
 _DEST = "setting__"
 _CONFIG = "config__"
+_ORIGINS = "zmqrt.origins"
 
 
 def command(
@@ -63,6 +64,7 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
             config = kwargs.pop(_CONFIG, None)
             try:
                 resolved = resolve(cls, given, config=config if isinstance(config, Path) else None)
+                context.meta[_ORIGINS] = {one.name: one.origin for one in resolved.origins}
                 for warning in resolved.warnings:
                     click.echo(f"warning: {warning}", err=True)
                 return function(resolved.settings, *args, **kwargs)
@@ -78,6 +80,12 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
         return wrapped
 
     return decorate
+
+
+def is_named(name: str) -> bool:
+    """Say whether somebody set this setting of the running command, and it is not the default that is in force."""
+    origins: dict[str, str] = click.get_current_context().meta[_ORIGINS]
+    return origins[name] != DEFAULT
 
 
 def version_text() -> str:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from zmqrt.protocol.errors import ConnectError
-from zmqrt.protocol.settings import CommonSettings, command, options, setting
+from zmqrt.protocol.settings import CommonSettings, command, is_named, options, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,13 @@ def shop() -> None:
 def sell(settings: Bakery, customer: str, count: int) -> None:
     """Sell some bread to a customer."""
     click.echo(f"{count} {','.join(settings.bread)} for {customer}")
+
+
+@shop.command()
+@options(Bakery)
+def ask(settings: Bakery) -> None:
+    """Say whether somebody named a bread."""
+    click.echo(f"{','.join(settings.bread)}: {is_named('bread')}")
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +154,25 @@ def test_a_subcommand_takes_the_flags_beside_its_own() -> None:
     result = run("sell", "--bread", "rye", "--count", "3", "Ada", program=shop)
 
     assert result.output == "3 rye for Ada\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "said"),
+    [
+        ([], {}, ": False"),
+        (["--bread", "rye"], {}, "rye: True"),
+        ([], {"ZMQRT_BREAD": "rye"}, "rye: True"),
+    ],
+)
+def test_a_command_may_ask_whether_somebody_named_a_setting(
+    words: list[str], environ: dict[str, str], said: str
+) -> None:
+    """What is only the default may be treated with more patience."""
+    assert run("ask", *words, program=shop, **environ).output.strip() == said
+
+
+def test_a_default_that_somebody_names_is_named() -> None:
+    """It is the place that counts, not the value."""
+    (Path.cwd() / "zmqrt.toml").write_text("[bakery]\nbread = []\n", encoding="utf-8")
+
+    assert run("ask", program=shop).output.strip() == ": True"
