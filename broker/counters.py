@@ -6,6 +6,10 @@ import enum
 
 import msgspec
 
+from ..protocol.errors import TABLE
+
+_SERVER_ERROR = 500
+
 
 class Counters(msgspec.Struct):
     """Plain numbers, each raised by the one place that decides the thing."""
@@ -78,7 +82,7 @@ class Tallies:
     __slots__ = ("cancellations", "failures", "redispatches")
 
     def __init__(self) -> None:
-        self.failures: dict[str, int] = {}
+        self.failures = {kind.value: 0 for kind, row in TABLE.items() if row.code >= _SERVER_ERROR}
         self.redispatches = {reason.value: 0 for reason in LossReason}
         self.cancellations = {stage.value: 0 for stage in Stage}
 

@@ -17,7 +17,7 @@ from .leases import grant, release
 from .prefixes import place
 from .requests import TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
-from .stories import current_try
+from .stories import end_try
 from .workers import Offer
 
 
@@ -85,10 +85,7 @@ class Dispatcher:
         """
         house = self._house
         release(request)
-        request.past = request.past or []
-        request.past.append(current_try(request, now, why))
-        request.first_at = None
-        request.told = {}
+        end_try(request, now, why)
         request.crashes += crashes
         refusal = self._why_not_again(request, now)
         if refusal is not None:

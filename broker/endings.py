@@ -37,12 +37,14 @@ class Endings:
     def end(self, request: Request, message: m.Final | m.Error, now: float) -> None:
         """End a request that holds no lease (any more)."""
         house, rid = self._house, request.ask.rid
-        was_queued = request.state is QUEUED
-        told = house.stories.close(request, message, now)
+        stage = request.state
         if "traceparent" in request.ext:
-            message = msgspec.structs.replace(message, ext=timings(house.broker_id, told))
-        request.state = TRANSITIONS[request.state][OVER]
-        if was_queued:
+            message = msgspec.structs.replace(message, ext=timings(house.broker_id, request, now))
+        if type(message) is m.Final:
+            request.next_n = message.total_n
+        house.stories.close(request, message, now)
+        request.state = TRANSITIONS[stage][OVER]
+        if stage is QUEUED:
             request.service.queue.discard(request)
         house.request_timers.clear(request)
         del request.user.requests[rid]

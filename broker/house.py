@@ -136,7 +136,7 @@ class House:
     def note_failure(self, kind: Kind, text: str, rid: bytes, now: float) -> None:
         """Count a request that ends in an error, and write it down."""
         reason, failures = kind.value, self.tallies.failures
-        failures[reason] = failures.get(reason, 0) + 1
+        failures[reason] = failures.get(reason, 0) + 1  # a node may refuse, too: those begin when they happen
         if kind not in (Kind.DEADLINE, Kind.STALLED):  # those are `expired`
             self.counters.failed += 1
         self.diary.note("request_failed", reason, clip(text), now, rid)

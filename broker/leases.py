@@ -26,9 +26,6 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     request.dispatched_at = now
     request.from_unit = request.next_n
     request.attempts += 1
-    if request.queued_s < 0:
-        request.queued_s = now - request.admitted_at
-        request.service.queue_time.add(request.queued_s)
     node.running[lease] = request
     node.dispatched += 1
     offer.running += 1

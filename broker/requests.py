@@ -92,7 +92,6 @@ class Request(msgspec.Struct, eq=False):
         told: What the node says about this attempt: device, batch, its own times.
         past: Attempts that were lost.
         queued_behind: How many waited before it when it came; -1: none, it was dispatched at once.
-        queued_s: Time until its first dispatch; -1 until then.
         begun_elsewhere: Units its client brought along.
     """
 
@@ -120,11 +119,10 @@ class Request(msgspec.Struct, eq=False):
     last_node: Node | None = None
     first_at: float | None = None
     from_unit: int = 0
-    told: m.Ext = {}
+    told: m.Ext | None = None
     past: list[Try] | None = None
     queued_behind: int = -1
     queued_why: str = ""
-    queued_s: float = -1.0
     begun_elsewhere: int = 0
     slot: int = 0
 

@@ -59,17 +59,14 @@ class Results:
         release(request)
         node.completed += 1
         self._house.counters.completed += 1
-        self._measure(request, message, now)
-        self._endings.end(request, m.Final(request.ask.rid, message.total_n, message.meta, message.body), now)
-
-    def _measure(self, request: Request, message: m.WorkerFinal, now: float) -> None:
-        service, units, first_at = request.service, message.total_n - request.from_unit, request.first_at
-        service.note_duration(now - request.dispatched_at)
-        service.note_result(message.meta, now - request.admitted_at)
+        service, first_at, past = request.service, request.first_at, request.past
+        queued_s = (request.dispatched_at if past is None else past[0].dispatched_at) - request.admitted_at
+        service.note_result(message.meta, queued_s, now - request.dispatched_at, now - request.admitted_at)
         if message.ext:
             request.told = message.ext
-        if first_at is not None and units > 1:
-            service.token_time.add((now - first_at) / (units - 1))
+        if first_at is not None and message.total_n - request.from_unit > 1:
+            service.token_time.add((now - first_at) / (message.total_n - request.from_unit - 1))
+        self._endings.end(request, m.Final(request.ask.rid, message.total_n, message.meta, message.body), now)
 
     def error(self, node: Node, message: m.WorkerError, now: float) -> None:
         """Take the failure of an attempt: it goes elsewhere, or it is the end."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Final, get_args
+from typing import get_args
 
 import msgspec
 
-from ..protocol.histogram import Histogram
+from ..protocol.histogram import Meter
 from ..protocol.messages import Ext, ServiceOffer
 from ..protocol.tasks import FinishReason
 from .placement import Ring
@@ -18,8 +18,10 @@ from .workers import Node, Offer
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
 _SMOOTHING = 0.1
-_FINISH_REASONS: Final = frozenset(get_args(FinishReason))
-"""They become names of counters, so a node may not invent any."""
+
+
+def _no_results() -> dict[str, int]:
+    return {"": 0, **dict.fromkeys(get_args(FinishReason), 0)}
 
 
 class Service(msgspec.Struct, eq=False):
@@ -46,27 +48,38 @@ class Service(msgspec.Struct, eq=False):
     running: int = 0
     mean_s: float = 0.0
     slot: int = 0
-    queue_time: Histogram = msgspec.field(default_factory=Histogram)
-    first_token: Histogram = msgspec.field(default_factory=Histogram)
-    token_time: Histogram = msgspec.field(default_factory=Histogram)
-    duration: Histogram = msgspec.field(default_factory=Histogram)
-    finished: dict[str, int] = {}
+    queue_time: Meter = msgspec.field(default_factory=Meter)
+    first_token: Meter = msgspec.field(default_factory=Meter)
+    token_time: Meter = msgspec.field(default_factory=Meter)
+    duration: Meter = msgspec.field(default_factory=Meter)
+    finished: dict[str, int] = msgspec.field(default_factory=_no_results)
     prompt_tokens: int = 0
     generated_tokens: int = 0
 
-    def note_duration(self, duration_s: float) -> None:
-        """Learn from a request that has ended."""
-        self.mean_s += (duration_s - self.mean_s) * (_SMOOTHING if self.mean_s else 1.0)
+    def note_result(self, meta: Ext, queued_s: float, ran_s: float, whole_s: float) -> None:
+        """Learn from a request that was answered.
 
-    def note_result(self, meta: Ext, duration_s: float) -> None:
-        """Count a result by what its node says of it."""
-        self.duration.add(duration_s)
-        reason, prompt, generated = meta.get("finish_reason"), meta.get("prompt_tokens"), meta.get("completion_tokens")
-        known = reason if isinstance(reason, str) and reason in _FINISH_REASONS else ""
-        self.finished[known] = self.finished.get(known, 0) + 1
-        if type(prompt) is int and type(generated) is int:
-            self.prompt_tokens += max(0, prompt)
-            self.generated_tokens += max(0, generated)
+        Args:
+            meta: What its node says of it.
+            queued_s: Until its first dispatch.
+            ran_s: From its last dispatch.
+            whole_s: From its coming in.
+        """
+        self.mean_s += (ran_s - self.mean_s) * (_SMOOTHING if self.mean_s else 1.0)
+        self.queue_time.add(queued_s)
+        self.duration.add(whole_s)
+        if not meta:
+            self.finished[""] += 1
+            return
+        reason = meta.get("finish_reason", "")
+        if reason in self.finished:
+            self.finished[reason] += 1
+        else:
+            self.finished[""] += 1  # they become names of counters, so a node may not invent any
+        prompt, generated = meta.get("prompt_tokens"), meta.get("completion_tokens")
+        if type(prompt) is int and type(generated) is int and prompt >= 0 <= generated:
+            self.prompt_tokens += prompt
+            self.generated_tokens += generated
 
     def retry_after_s(self) -> float:
         """Estimate when what waits now will have been started (Little's law).

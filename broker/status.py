@@ -181,11 +181,11 @@ def _service(service: Service, nodes: Iterable[Node]) -> s.ServiceStatus:
         running=service.running,
         prompt_tokens=service.prompt_tokens,
         generated_tokens=service.generated_tokens,
-        finished=dict(service.finished),
-        queue_time=service.queue_time.copy(),
-        first_token=service.first_token.copy(),
-        token_time=service.token_time.copy(),
-        duration=service.duration.copy(),
+        finished={reason: count for reason, count in service.finished.items() if count},
+        queue_time=service.queue_time.read(),
+        first_token=service.first_token.read(),
+        token_time=service.token_time.read(),
+        duration=service.duration.read(),
     )
 
 

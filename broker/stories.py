@@ -1,14 +1,18 @@
-"""The stories of requests: those that live, told from their records, and those that have ended, kept for a while.
+"""The stories of requests: of those that live, and of the last ones that have ended.
 
-What each request costs here is one small record at its end. Names that clients chose are never keys: asking for one
-walks through everything, which only somebody who waits for an explanation pays for.
+Of a request that ends one tuple is kept, with neither its body nor its units. To make and hold it costs a fifth of all
+that a broker does for a request that costs its node nothing, so only so many uneventful ones a second are kept; what
+failed, was cancelled, moved or streamed always is. Names that clients chose are never keys: asking for one walks
+through everything, which only whoever waits for an explanation pays for.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -18,9 +22,13 @@ from .requests import QUEUED, Request, RequestState
 
 if TYPE_CHECKING:
     from .house import House
+    from .sessions import User
+    from .workers import Node
 
 KEPT: Final = 2048
-"""Ended requests that can be explained: about a minute of a busy broker, days of a quiet one; 1 KiB each."""
+"""Ended requests that can be explained: seconds of a busy broker, days of a quiet one."""
+_PLAIN_PER_S: Final = 500
+"""Uneventful whole answers kept in a second: a fleet of language models makes fewer."""
 _MOST_TOLD: Final = 20
 _PHASES: Final[dict[RequestState, State]] = {
     RequestState.QUEUED: "queued",
@@ -32,7 +40,7 @@ _NO_META: Final[m.Ext] = {}
 
 
 class Try(msgspec.Struct, eq=False):
-    """An attempt that is over, in the broker's own time."""
+    """An attempt that was lost, in the broker's own time."""
 
     node_id: str
     dispatched_at: float
@@ -45,65 +53,59 @@ class Try(msgspec.Struct, eq=False):
     why: str
 
 
-class Ended(msgspec.Struct, eq=False):
-    """What is kept of a request: no body, no units."""
+class Facts(msgspec.Struct, eq=False):
+    """What a story is made of. `stage`: where it is, or was when it ended; `ended_at` None: it lives."""
 
-    user: str
+    user: User
     rid: bytes
     ext: m.Ext
     service: str
-    is_stream: bool
+    flags: int
     admitted_at: float
-    ended_at: float
+    dispatched_at: float
+    first_at: float | None
+    last_at: float | None
+    from_unit: int
+    units: int
+    told: m.Ext | None
+    past: list[Try] | None
+    node: Node | None
     queued_behind: int
     queued_why: str
     begun_elsewhere: int
-    units: int
-    tries: list[Try]
-    ending: m.Error | None
+    stage: RequestState
     meta: m.Ext
+    ending: m.Error | None
+    ended_at: float | None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its reader sees units as they come."""
+        return bool(self.flags & m.STREAM)
 
 
 class Stories:
     """Those of one broker."""
 
-    __slots__ = ("_ended",)
+    __slots__ = ("_ended", "_plain_left", "_renewed_at")
 
     def __init__(self) -> None:
-        self._ended: dict[tuple[str, bytes], Ended] = {}
+        self._ended: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
+        self._plain_left = _PLAIN_PER_S
+        self._renewed_at = -math.inf
 
-    def close(self, request: Request, message: m.Final | m.Error, now: float) -> Ended:
-        """Keep the story of a request that ends now; the oldest one makes room."""
-        tries = request.past or []
-        if request.state is not QUEUED:
-            tries.append(current_try(request, now, ""))
-        total_n, meta, ending = request.next_n, _NO_META, None
-        if isinstance(message, m.Final):
-            total_n, meta = message.total_n, message.meta
-        else:
-            ending = message
-        ask, kept = request.ask, self._ended
-        key = (request.user.name, ask.rid)
-        kept.pop(key, None)  # so that the newest of equal ones stands last
-        ended = kept[key] = Ended(
-            request.user.name,
-            ask.rid,
-            ask.ext,
-            ask.service,
-            request.is_stream,
-            request.admitted_at,
-            now,
-            request.queued_behind,
-            request.queued_why,
-            request.begun_elsewhere,
-            total_n,
-            tries,
-            ending,
-            meta,
-        )
-        if len(kept) > KEPT:
-            del kept[next(iter(kept))]
-        return ended
+    def close(self, request: Request, message: m.Final | m.Error, now: float) -> None:
+        """Keep what there is to tell of a request that ends now; the oldest one makes room."""
+        if type(message) is not m.Final:
+            self._ended.append((*_facts(request), _NO_META, message, now))
+            return
+        if request.first_at is None and request.past is None:
+            if now - self._renewed_at >= 1.0:
+                self._renewed_at, self._plain_left = now, _PLAIN_PER_S
+            self._plain_left -= 1
+            if self._plain_left < 0:
+                return
+        self._ended.append((*_facts(request), message.meta, None, now))
 
     def find(self, house: House, name: str, user: str | None, now: float) -> list[Story]:
         """Tell the stories of a rid (hex) or of a client's own request id, the newest first.
@@ -111,39 +113,81 @@ class Stories:
         Args:
             user: Whose requests may be told; None = everybody's.
         """
-        live = [_tell_live(house, one, now) for one in _live(house, user) if _is_named(one.ask.rid, one.ask.ext, name)]
-        ended = [
-            _tell_ended(house, one, now)
-            for one in reversed(self._ended.values())
-            if user in (None, one.user) and _is_named(one.rid, one.ext, name)
-        ]
-        return (live + ended)[:_MOST_TOLD]
+        live = (Facts(*_facts(one), _NO_META, None, None) for one in _live(house, user))
+        ended = (Facts(*one) for one in reversed(self._ended))
+        found = (
+            one
+            for one in itertools.chain(live, ended)
+            if user in (None, one.user.name) and name in (one.rid.hex(), one.ext.get("request_id"))
+        )
+        return [tell(house, one, now) for one in itertools.islice(found, _MOST_TOLD)]
 
 
-def current_try(request: Request, now: float, why: str) -> Try:
-    """Describe the attempt that ends now."""
-    node = request.last_node
-    # A stream's deadline moves on with each unit, so it tells when the last one came.
-    last_at = (
-        request.deadline - request.ttl_s if request.is_stream and request.first_at is not None else request.first_at
-    )
-    return Try(
-        node.node_id if node is not None else "",
+def _facts(request: Request) -> tuple[Any, ...]:
+    """Return the first fields of Facts: a tuple is made in a tenth of the time of anything with names."""
+    ask = request.ask
+    return (
+        request.user,
+        ask.rid,
+        ask.ext,
+        ask.service,
+        ask.flags,
+        request.admitted_at,
         request.dispatched_at,
+        request.first_at,
+        # A stream's deadline moves on with each unit, so it tells when the last one came.
+        request.deadline - request.ttl_s if request.first_at is not None and ask.flags & m.STREAM else request.first_at,
         request.from_unit,
         request.next_n,
-        request.first_at,
-        last_at,
-        now,
         request.told,
-        why,
+        request.past,
+        request.last_node if request.offer is None else request.offer.node,
+        request.queued_behind,
+        request.queued_why,
+        request.begun_elsewhere,
+        request.state,
     )
 
 
-def timings(broker_id: str, one: Ended) -> m.Ext:
-    """Return where the time of a request went, in microseconds, for a client that traces it (its FINAL's ext)."""
-    attempts = _attempts(one.tries, one.admitted_at)
-    parts = msgspec.structs.asdict(spent(one.ended_at - one.admitted_at, attempts))
+def end_try(request: Request, now: float, why: str) -> None:
+    """Note that the attempt that runs is lost."""
+    if request.past is None:
+        request.past = []
+    request.past.append(_last_try(Facts(*_facts(request), _NO_META, None, None), now, why))
+    request.first_at = None
+    request.told = None
+
+
+def tell(house: House, one: Facts, now: float) -> Story:
+    """Tell one story: to its end, or so far."""
+    ending, reason, prompt_tokens = one.ending, one.meta.get("finish_reason"), one.meta.get("prompt_tokens")
+    return Story(
+        broker_id=house.broker_id,
+        rid=one.rid.hex(),
+        request_id=request_id_of(one.rid, one.ext),
+        user=one.user.name,
+        model=one.service,
+        is_stream=one.is_stream,
+        state=_state_of(one),
+        ago_s=now - one.admitted_at,
+        age_s=(now if one.ended_at is None else one.ended_at) - one.admitted_at,
+        queued_behind=one.queued_behind if one.queued_behind >= 0 else None,
+        queued_why=one.queued_why,
+        begun_elsewhere=one.begun_elsewhere,
+        units=one.units,
+        attempts=_attempts(one, now),
+        code=ending.code if ending is not None else 0,
+        reason=ending.reason if ending is not None else "",
+        text=ending.text if ending is not None else "",
+        finish_reason=reason if isinstance(reason, str) else "",
+        prompt_tokens=prompt_tokens if type(prompt_tokens) is int else 0,
+    )
+
+
+def timings(broker_id: str, request: Request, now: float) -> m.Ext:
+    """Return where the time of a request that ends went, in microseconds, for a client that traces it."""
+    attempts = _attempts(Facts(*_facts(request), _NO_META, None, None), now)
+    parts = msgspec.structs.asdict(spent(now - request.admitted_at, attempts))
     told: m.Ext = {name.removesuffix("_s") + "_us": round(1e6 * seconds) for name, seconds in parts.items()}
     told.update(broker=broker_id, attempts=len(attempts))
     if attempts:
@@ -158,8 +202,12 @@ def request_id_of(rid: bytes, ext: m.Ext) -> str:
     return name if isinstance(name, str) and name else rid.hex()
 
 
-def _is_named(rid: bytes, ext: m.Ext, name: str) -> bool:
-    return name in (rid.hex(), ext.get("request_id"))
+def _state_of(one: Facts) -> State:
+    if one.ended_at is None:
+        return _PHASES[one.stage]
+    if one.ending is None:
+        return "done"
+    return "cancelled" if one.ending.code == _CANCELLED else "failed"
 
 
 def _live(house: House, user: str | None) -> Iterator[Request]:
@@ -169,59 +217,27 @@ def _live(house: House, user: str | None) -> Iterator[Request]:
     return iter(known.requests.values() if known is not None else ())
 
 
-def _tell_live(house: House, request: Request, now: float) -> Story:
-    begun = request.admitted_at
-    attempts = _attempts(request.past or [], begun)
-    if request.offer is not None:
-        running = current_try(request, now, "")
-        running.node_id = request.offer.node.node_id
-        told = _attempt(running, begun)
-        attempts.append(msgspec.structs.replace(told, ended_s=None))
-    return Story(
-        broker_id=house.broker_id,
-        rid=request.ask.rid.hex(),
-        request_id=request_id_of(request.ask.rid, request.ask.ext),
-        user=request.user.name,
-        model=request.ask.service,
-        is_stream=request.is_stream,
-        state=_PHASES[request.state],
-        ago_s=now - begun,
-        age_s=now - begun,
-        queued_behind=request.queued_behind if request.queued_behind >= 0 else None,
-        queued_why=request.queued_why,
-        begun_elsewhere=request.begun_elsewhere,
-        units=request.next_n,
-        attempts=attempts,
+def _attempts(one: Facts, now: float) -> list[Attempt]:
+    """List the attempts that were lost, and the one that runs or was running when it ended."""
+    told = [_attempt(each, one.admitted_at) for each in one.past or ()]
+    if one.stage is not QUEUED:
+        last = _attempt(_last_try(one, now if one.ended_at is None else one.ended_at, ""), one.admitted_at)
+        told.append(last if one.ended_at is not None else msgspec.structs.replace(last, ended_s=None))
+    return told
+
+
+def _last_try(one: Facts, now: float, why: str) -> Try:
+    return Try(
+        one.node.node_id if one.node is not None else "",
+        one.dispatched_at,
+        one.from_unit,
+        one.units,
+        one.first_at,
+        one.last_at,
+        now,
+        one.told or {},
+        why,
     )
-
-
-def _tell_ended(house: House, one: Ended, now: float) -> Story:
-    ending, reason, prompt_tokens = one.ending, one.meta.get("finish_reason"), one.meta.get("prompt_tokens")
-    return Story(
-        broker_id=house.broker_id,
-        rid=one.rid.hex(),
-        request_id=request_id_of(one.rid, one.ext),
-        user=one.user,
-        model=one.service,
-        is_stream=one.is_stream,
-        state="done" if ending is None else "cancelled" if ending.code == _CANCELLED else "failed",
-        ago_s=now - one.admitted_at,
-        age_s=one.ended_at - one.admitted_at,
-        queued_behind=one.queued_behind if one.queued_behind >= 0 else None,
-        queued_why=one.queued_why,
-        begun_elsewhere=one.begun_elsewhere,
-        units=one.units,
-        attempts=_attempts(one.tries, one.admitted_at),
-        code=ending.code if ending is not None else 0,
-        reason=ending.reason if ending is not None else "",
-        text=ending.text if ending is not None else "",
-        finish_reason=reason if isinstance(reason, str) else "",
-        prompt_tokens=prompt_tokens if type(prompt_tokens) is int else 0,
-    )
-
-
-def _attempts(tries: Iterable[Try], begun: float) -> list[Attempt]:
-    return [_attempt(one, begun) for one in tries]
 
 
 def _attempt(one: Try, begun: float) -> Attempt:

@@ -82,7 +82,7 @@ _SERVICE_COUNTERS: Final = {
     "generation_tokens": ("generated_tokens", "Tokens of answers."),
 }
 _SERVICE_HISTOGRAMS: Final = {
-    "request_queue_time_seconds": ("queue_time", "From coming in to the first dispatch."),
+    "request_queue_time_seconds": ("queue_time", "From coming in to the first dispatch, of those answered."),
     "time_to_first_token_seconds": ("first_token", "From coming in to the first token."),
     "inter_token_latency_seconds": ("token_time", "A further token, the mean of one answer."),
     "e2e_request_latency_seconds": ("duration", "From coming in to the result."),

@@ -6,7 +6,7 @@ are.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Final
 
@@ -22,6 +22,8 @@ BOUNDS_S: Final = (
 )
 """Upper ends, inclusive; a 28th count is for everything longer. Steps of at most 2: a median is told within 20 %."""
 _BUCKETS: Final = len(BOUNDS_S) + 1
+_BULK: Final = 256
+"""Sorting so many takes about 10 us, and saves half of what counting them one by one would."""
 
 
 def _empty() -> list[int]:
@@ -69,6 +71,39 @@ class Histogram(msgspec.Struct, kw_only=True):
                 return low + (BOUNDS_S[index] - low) * max(0.0, rank - below) / count
             below += count
         return BOUNDS_S[-1]
+
+
+class Meter:
+    """Counts lengths where each microsecond matters: they are sorted into a histogram in bulk, or when it is read."""
+
+    __slots__ = ("_histogram", "_pending")
+
+    def __init__(self) -> None:
+        self._histogram = Histogram()
+        self._pending: list[float] = []
+
+    def add(self, seconds: float) -> None:
+        """Count one length."""
+        pending = self._pending
+        pending.append(seconds)
+        if len(pending) >= _BULK:
+            self._fold()
+
+    def read(self) -> Histogram:
+        """Return what has been counted; it does not change any more."""
+        self._fold()
+        return self._histogram.copy()
+
+    def _fold(self) -> None:
+        pending, counts, below = self._pending, self._histogram.counts, 0
+        pending.sort()
+        for index, bound in enumerate(BOUNDS_S):
+            here = bisect_right(pending, bound, below)
+            counts[index] += here - below
+            below = here
+        counts[-1] += len(pending) - below
+        self._histogram.total_s += sum(pending)
+        pending.clear()
 
 
 def total(histograms: Iterable[Histogram]) -> Histogram:

@@ -107,7 +107,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One service over the whole fleet. `nodes` counts those that could serve it now.
 
     Attributes:
-        queue_time: From admission to the first dispatch.
+        queue_time: From admission to the first dispatch, of what was answered.
         first_token: From admission to the first unit, of what is told unit by unit.
         token_time: For each further unit, the mean of one answer.
         duration: From admission to the result.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.fake_fleet import EMPTY, node
-from zmqrt.bridge_http.rates import MAX_GAP_S, Pace
+from zmqrt.client.rates import MAX_GAP_S, Pace
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
 
 
