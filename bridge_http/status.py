@@ -8,11 +8,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..client.rates import Pace, Rates
 from ..protocol.errors import ConnectError
 from ..protocol.snapshot import Snapshot
 from .errors import answer, encode
 from .health import Watch
-from .rates import Pace, Rates
 from .replies import json_response
 
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

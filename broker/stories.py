@@ -37,6 +37,8 @@ _PHASES: Final[dict[RequestState, State]] = {
 }
 _CANCELLED: Final = 499
 _NO_META: Final[m.Ext] = {}
+_ALIVE: Final[tuple[Any, ...]] = (_NO_META, None, None)
+"""The last fields of Facts while a request lives."""
 
 
 class Try(msgspec.Struct, eq=False):
@@ -113,7 +115,7 @@ class Stories:
         Args:
             user: Whose requests may be told; None = everybody's.
         """
-        live = (Facts(*_facts(one), _NO_META, None, None) for one in _live(house, user))
+        live = (Facts(*_facts(one), *_ALIVE) for one in _live(house, user))
         ended = (Facts(*one) for one in reversed(self._ended))
         found = (
             one
@@ -153,7 +155,7 @@ def end_try(request: Request, now: float, why: str) -> None:
     """Note that the attempt that runs is lost."""
     if request.past is None:
         request.past = []
-    request.past.append(_last_try(Facts(*_facts(request), _NO_META, None, None), now, why))
+    request.past.append(_last_try(Facts(*_facts(request), *_ALIVE), now, why))
     request.first_at = None
     request.told = None
 
@@ -186,7 +188,7 @@ def tell(house: House, one: Facts, now: float) -> Story:
 
 def timings(broker_id: str, request: Request, now: float) -> m.Ext:
     """Return where the time of a request that ends went, in microseconds, for a client that traces it."""
-    attempts = _attempts(Facts(*_facts(request), _NO_META, None, None), now)
+    attempts = _attempts(Facts(*_facts(request), *_ALIVE), now)
     parts = msgspec.structs.asdict(spent(now - request.admitted_at, attempts))
     told: m.Ext = {name.removesuffix("_s") + "_us": round(1e6 * seconds) for name, seconds in parts.items()}
     told.update(broker=broker_id, attempts=len(attempts))

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "chat": "Talk with a model; it remembers the conversation.",
     "submit": "Send one prompt, natively or to a bridge (--url), and print request id and answer.",
     "status": "Show nodes and devices: health, load, what they are doing.",
+    "top": "Watch the fleet live: nodes, devices, models, slow requests, events.",
     "explain": "Tell what happened to one request, and where the time went.",
     "doctor": "Check this machine and the fleet; say what to do where something is not well.",
     "drain": "Have a node finish what it runs and leave, and wait for it.",

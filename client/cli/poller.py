@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -12,17 +13,46 @@ from ...protocol.snapshot import Snapshot
 from ..sync import Client
 
 _EVERY_S: Final = 0.5
+_TIMEOUT_S: Final = 2.0
 
 
 class Poller:
-    """Ask again and again while in the `with` block; `snapshot` is None while nobody answers."""
+    """Ask one broker again and again while in the `with` block; after the first answer only for what is new.
 
-    def __init__(self, endpoint: str, keys: Path | None, *, insecure: bool = False, every_s: float = _EVERY_S) -> None:
+    `snapshot` is None while it does not answer, and `problem` says why.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        keys: Path | None,
+        *,
+        insecure: bool = False,
+        every_s: float = _EVERY_S,
+        name: str = "zmqrt up",
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self.endpoint = endpoint
         self.snapshot: Snapshot | None = None
+        self.problem = "not asked yet"
         self._every_s = every_s
-        self._client = Client(endpoint, keys=keys, insecure=insecure, timeout_s=2.0, name="zmqrt up")
+        self._make: Callable[[], Client] = lambda: Client(
+            endpoint,
+            keys=keys,
+            insecure=insecure,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=_TIMEOUT_S,
+            name=name,
+        )
+        self._client: Client = self._make()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._has_asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"status of {endpoint}", daemon=True)
+
+    @property
+    def client(self) -> Client:
+        """A client of that broker, for further questions."""
+        return self._client
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -35,10 +65,27 @@ class Poller:
         self._client.close()
         self._thread.join(self._every_s)
 
+    def wait_for_first(self, timeout_s: float) -> None:
+        """Wait until it has answered, or failed to."""
+        self._has_asked.wait(timeout_s)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self.snapshot = self._client.status()
-            except ZmqrtError:
-                self.snapshot = None
+                self._ask()
+            except ZmqrtError as error:
+                self.snapshot, self.problem = None, str(error)
+            self._has_asked.set()
             self._stop.wait(self._every_s)
+
+    def _ask(self) -> None:
+        known = self.snapshot
+        if known is None:
+            self._client.connect()  # its error names the cause, and the remedy
+        snapshot = self._client.status(known)
+        if self._client.endpoint not in (None, self.endpoint):
+            # Brokers tell of one another, and a client goes on elsewhere; but this one is to watch this one.
+            self._client.close()
+            self._client = self._make()
+            raise ZmqrtError(f"{self.endpoint} does not answer")
+        self.snapshot, self.problem = snapshot, ""

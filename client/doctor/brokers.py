@@ -77,7 +77,7 @@ def _nodes(group: str, snapshot: Snapshot) -> Check:
         remedy = "start what is gone again, or see to its network; a node that comes back joins by itself"
         return Check(group, "nodes", "note", f"{found}; gone: {', '.join(gone)}", remedy)
     if not all(map(_is_ready, nodes)):
-        return Check(group, "nodes", "note", found, "wait; `zmqrt status --watch` shows how far each one is")
+        return Check(group, "nodes", "note", found, "wait; `zmqrt top` shows how far each one is")
     return Check(group, "nodes", "ok", found)
 
 
@@ -97,10 +97,9 @@ def _models(group: str, snapshot: Snapshot) -> Iterator[Check]:
 
 
 def _clocks(group: str, snapshot: Snapshot, unix_s: float) -> Iterator[Check]:
-    told: float | None = getattr(snapshot, "unix_s", None)  # brokers that do not tell the time have no such field
-    if told is None:
-        return
-    apart_s = told - unix_s
+    if not snapshot.unix_s:
+        return  # an older broker, which does not tell the time
+    apart_s = snapshot.unix_s - unix_s
     found = f"the broker's is {abs(apart_s):.1f} s {'ahead' if apart_s > 0 else 'behind'}"
     if abs(apart_s) <= CLOCKS_APART_S:
         yield Check(group, "clocks", "ok", found)

@@ -43,12 +43,6 @@ SNAPSHOT = Snapshot(
 )
 
 
-class Later(Snapshot, frozen=True, kw_only=True):
-    """The snapshot of a broker that tells the time."""
-
-    unix_s: float = 0.0
-
-
 def asked(snapshot: Snapshot = SNAPSHOT) -> Asked:
     """Make facts of a broker that answered."""
     return Asked(endpoint=HERE, is_named=True, snapshot=snapshot, round_trip_s=0.0015, unix_s=NOW)
@@ -135,7 +129,7 @@ def test_a_broker_that_leaves_is_a_note() -> None:
 )
 def test_clocks_that_differ_are_told(apart_s: float, verdict: str, words: str) -> None:
     """Above two seconds the remedy says that only logs suffer."""
-    later = Later(**msgspec.structs.asdict(SNAPSHOT), unix_s=NOW + apart_s)
+    later = msgspec.structs.replace(SNAPSHOT, unix_s=NOW + apart_s)
     (one,) = [one for one in judge(asked(later)) if one.name == "clocks"]
 
     assert one.verdict == verdict

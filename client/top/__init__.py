@@ -1,0 +1,1 @@
+"""`zmqrt top`: a live picture of one fleet, through one or several brokers."""

@@ -1,0 +1,162 @@
+"""What several brokers tell, put together: a node that serves two of them is one node. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from ...protocol.snapshot import FleetEvent, NodeStatus, RequestStatus, ServiceStatus, Snapshot
+
+_LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """One broker as it was last seen; without a snapshot, why there is none."""
+
+    endpoint: str
+    snapshot: Snapshot | None = None
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it: its own name once it has told it."""
+        return self.snapshot.broker_id if self.snapshot is not None else self.endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Something that one broker told, and which one; times are seconds before now."""
+
+    broker: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Told):
+    """An event of a broker's diary."""
+
+    event: FleetEvent
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running(Told):
+    """A live request."""
+
+    request: RequestStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """All brokers of a fleet at one moment."""
+
+    sights: list[Sight]
+    nodes: list[NodeStatus]
+    services: list[ServiceStatus]
+    requests: list[Running]
+    events: list[Event]
+    counters: Counter[str]
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait at brokers."""
+        return sum(one.queued for one in snapshots(self.sights))
+
+    @property
+    def running(self) -> int:
+        """Requests at nodes."""
+        return sum(one.running for one in snapshots(self.sights))
+
+    @property
+    def capacity(self) -> int:
+        """Requests that the nodes that serve now take at once."""
+        return sum(node.capacity for node in self.nodes if is_serving(node))
+
+
+def snapshots(sights: Iterable[Sight]) -> list[Snapshot]:
+    """Return what the brokers told that can be reached."""
+    return [one.snapshot for one in sights if one.snapshot is not None]
+
+
+def is_serving(node: NodeStatus) -> bool:
+    """Say whether a node takes new requests, as far as it has room."""
+    return node.health == "active" and node.phase == "ready"
+
+
+def merge(sights: Sequence[Sight]) -> Fleet:
+    """Put together what is known now."""
+    seen = snapshots(sights)
+    counters: Counter[str] = Counter()
+    for one in seen:
+        counters.update(one.counters)
+        counters["failures"] += sum(one.tallies.get("failures", {}).values())
+    return Fleet(
+        sights=list(sights),
+        nodes=_nodes(seen),
+        services=_services(seen),
+        requests=_requests(sights),
+        events=_events(sights),
+        counters=counters,
+    )
+
+
+def _nodes(seen: Iterable[Snapshot]) -> list[NodeStatus]:
+    """Let the broker speak that knows a node best; what each gave it adds up."""
+    nodes: dict[str, NodeStatus] = {}
+    for node in (node for one in seen for node in one.nodes):
+        other = nodes.get(node.worker_uuid)
+        nodes[node.worker_uuid] = node if other is None else _both(node, other)
+    return sorted(nodes.values(), key=lambda node: (node.node_id, node.worker_uuid))
+
+
+def _both(one: NodeStatus, other: NodeStatus) -> NodeStatus:
+    best = max(one, other, key=lambda node: (_LIVELIEST.index(node.health), node.elapsed_s))
+    in_flight = one.in_flight + other.in_flight
+    return msgspec.structs.replace(
+        best,
+        in_flight=in_flight,
+        load=in_flight / (best.capacity or 1),
+        completed=one.completed + other.completed,
+        failed=one.failed + other.failed,
+    )
+
+
+def _services(seen: Iterable[Snapshot]) -> list[ServiceStatus]:
+    services: dict[str, ServiceStatus] = {}
+    for service in (service for one in seen for service in one.services):
+        other = services.get(service.service)
+        if other is not None:
+            service = msgspec.structs.replace(  # noqa: PLW2901 - the same one, with what is known of it elsewhere
+                service,
+                nodes=max(service.nodes, other.nodes),
+                capacity=max(service.capacity, other.capacity),
+                queued=service.queued + other.queued,
+                running=service.running + other.running,
+                generated_tokens=service.generated_tokens + other.generated_tokens,
+            )
+        services[service.service] = service
+    return sorted(services.values(), key=lambda one: one.service)
+
+
+def _requests(sights: Iterable[Sight]) -> list[Running]:
+    found = [
+        Running(broker=one.name, endpoint=one.endpoint, request=request)
+        for one in sights
+        if one.snapshot is not None
+        for request in one.snapshot.requests
+    ]
+    return sorted(found, key=lambda one: -one.request.age_s)
+
+
+def _events(sights: Iterable[Sight]) -> list[Event]:
+    found = [
+        Event(broker=one.name, endpoint=one.endpoint, event=event, ago_s=one.snapshot.uptime_s - event.at_s)
+        for one in sights
+        if one.snapshot is not None
+        for event in one.snapshot.events
+    ]
+    return sorted(found, key=lambda one: one.ago_s)

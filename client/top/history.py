@@ -1,0 +1,111 @@
+"""What snapshots become over time: rates, quantiles of the last minute, and the curves behind the sparklines. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...protocol.histogram import Histogram, total
+from ...protocol.snapshot import ServiceStatus, Snapshot
+from ..rates import Pace
+from .fleet import Sight, snapshots
+
+WINDOW_S: Final = 60.0
+"""Quantiles are of what ended in this time."""
+_KEPT: Final = 600
+"""Points of a curve: ten minutes at one a second."""
+_FAILED: Final = ("failed", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One second of the fleet. Rates are per second; None = not known yet."""
+
+    tokens_per_s: float | None
+    answered_per_s: float | None
+    failed_per_s: float | None
+    running: int
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Median and 99th percentile in seconds, of what ended within the window; None of nothing."""
+
+    median_s: float | None
+    p99_s: float | None
+
+
+class History:
+    """Folds the sights of brokers as they come, about one a second."""
+
+    def __init__(self) -> None:
+        self.points: deque[Point] = deque(maxlen=_KEPT)
+        self.tokens_per_s: dict[str, dict[str, float]] = {}
+        """By worker_uuid and device."""
+        self.first_token = Latency(None, None)
+        self.duration = Latency(None, None)
+        self._paces: dict[str, Pace] = {}
+        self._before: dict[int, Snapshot] = {}
+        self._window: deque[tuple[float, dict[int, Snapshot]]] = deque()
+
+    def fold(self, sights: Sequence[Sight], now: float) -> None:
+        """Take in one look at all brokers, at a time on any clock."""
+        seen = {one.broker_epoch: one for one in snapshots(sights)}
+        self.tokens_per_s = self._rates(sights)
+        known = [rate for devices in self.tokens_per_s.values() for rate in devices.values()]
+        self.points.append(
+            Point(
+                tokens_per_s=sum(known) if known else None,
+                answered_per_s=self._per_second(seen, "completed"),
+                failed_per_s=self._per_second(seen, *_FAILED),
+                running=sum(one.running for one in seen.values()),
+                queued=sum(one.queued for one in seen.values()),
+            )
+        )
+        self._before = seen
+        self._window.append((now, seen))
+        while now - self._window[0][0] > WINDOW_S:
+            self._window.popleft()
+        self.first_token = self._latency(seen, lambda service: service.first_token)
+        self.duration = self._latency(seen, lambda service: service.duration)
+
+    def curve(self, read: Callable[[Point], float | None]) -> list[float]:
+        """Return one number of each second, the newest last; what is not known counts as 0."""
+        return [read(point) or 0.0 for point in self.points]
+
+    def _rates(self, sights: Sequence[Sight]) -> dict[str, dict[str, float]]:
+        """Ask each broker's heartbeats; of a node that several know, the one that knows most tells."""
+        rates: dict[str, dict[str, float]] = {}
+        for one in sights:
+            if one.snapshot is None:
+                self._paces.pop(one.endpoint, None)
+                continue
+            for uuid, devices in self._paces.setdefault(one.endpoint, Pace()).fold(one.snapshot).items():
+                if len(devices) >= len(rates.get(uuid, {})):
+                    rates[uuid] = devices
+        return rates
+
+    def _per_second(self, seen: dict[int, Snapshot], *names: str) -> float | None:
+        """Return how fast counters grew, over the brokers that were there a moment ago; None if there were none."""
+        rates: list[float] = []
+        for epoch, one in seen.items():
+            before = self._before.get(epoch)
+            if before is not None and one.uptime_s > before.uptime_s:
+                grown = sum(one.counters.get(name, 0) - before.counters.get(name, 0) for name in names)
+                rates.append(grown / (one.uptime_s - before.uptime_s))
+        return sum(rates) if rates else None
+
+    def _latency(self, seen: dict[int, Snapshot], read: Callable[[ServiceStatus], Histogram]) -> Latency:
+        """Tell the quantiles of the window; on the first look, those since the brokers began."""
+        oldest = self._window[0][1] if len(self._window) > 1 else {}
+        grown: list[Histogram] = []
+        for epoch, one in seen.items():
+            before = {service.service: read(service) for service in oldest[epoch].services} if epoch in oldest else {}
+            for service in one.services:
+                earlier = before.get(service.service)
+                grown.append(read(service).since(earlier) if earlier is not None else read(service))
+        whole = total(grown)
+        return Latency(whole.quantile(0.5), whole.quantile(0.99))

@@ -1,0 +1,180 @@
+"""Where the picture comes from: brokers that are asked once a second, or a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from ...protocol.errors import NotFoundError, ZmqrtError
+from ...protocol.story import Story
+from ..cli.poller import Poller
+from ..config import ClientSettings
+from .fleet import Sight
+from .recording import Recording
+
+EVERY_S: Final = 1.0
+_SPEEDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_JUMP_S: Final = 10.0
+
+
+class Source(Protocol):
+    """What the monitor shows."""
+
+    def __enter__(self) -> Self:
+        """Begin to look."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        ...
+
+    def look(self) -> tuple[list[Sight], float]:
+        """Return all brokers as they are now, and when that is in Unix seconds."""
+        ...
+
+    def press(self, key: str, *, is_paused: bool) -> bool:
+        """Take a key that only this source knows; True if the picture jumps, so that curves begin anew."""
+        ...
+
+    @property
+    def mode(self) -> str:
+        """Say in the corner of the screen what this is."""
+        ...
+
+    def drain(self, node_id: str) -> str:
+        """Ask for a node to be drained; return what came of it in words."""
+        ...
+
+    def explain(self, endpoint: str, rid: str) -> list[Story]:
+        """Ask one broker for the story of a request. Raises ZmqrtError."""
+        ...
+
+
+class Brokers:
+    """The brokers of the settings, each asked in a thread of its own."""
+
+    mode = ""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._exits = contextlib.ExitStack()
+        self._patience_s = settings.connect_timeout_s + 1.0
+        self._pollers = [
+            Poller(
+                endpoint,
+                settings.keys,
+                insecure=settings.insecure,
+                every_s=EVERY_S,
+                name="zmqrt top",
+                connect_timeout_s=settings.connect_timeout_s,
+            )
+            for endpoint in settings.broker
+        ]
+
+    def __enter__(self) -> Self:
+        for poller in self._pollers:
+            self._exits.enter_context(poller)
+        for poller in self._pollers:
+            poller.wait_for_first(self._patience_s)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+
+    def look(self) -> tuple[list[Sight], float]:
+        """Return what each has told last."""
+        sights = [Sight(endpoint=one.endpoint, snapshot=one.snapshot, problem=one.problem) for one in self._pollers]
+        return sights, time.time()
+
+    def press(self, key: str, *, is_paused: bool) -> bool:  # noqa: ARG002 - a recording knows some
+        """Know no keys."""
+        return False
+
+    def drain(self, node_id: str) -> str:
+        """Ask every broker: they share nothing."""
+        said: list[str] = []
+        problems: list[str] = []
+        for poller in self._pollers:
+            try:
+                said.append(poller.client.drain(node_id).text)
+            except NotFoundError as error:
+                problems.append(str(error))
+            except ZmqrtError as error:
+                problems.insert(0, str(error))
+        return said[0] if said else problems[0] if problems else "there is no broker to ask"
+
+    def explain(self, endpoint: str, rid: str) -> list[Story]:
+        """Ask the broker that told of the request."""
+        poller = next(one for one in self._pollers if one.endpoint == endpoint)
+        return poller.client.explain(rid)
+
+
+class Player:
+    """A recording, at its own pace or faster; `clock` is any monotonic clock."""
+
+    def __init__(self, path: Path) -> None:
+        self._recording = Recording(path)
+        self._name = path.name
+        self._speed = _SPEEDS.index(1.0)
+        self._at_s = self._recording.time_of(0)
+        self._looked_at: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    @property
+    def mode(self) -> str:
+        """Say where in the recording this is."""
+        total = self._recording.time_of(len(self._recording) - 1) - self._recording.time_of(0)
+        passed = min(total, self._at_s - self._recording.time_of(0))
+        return f"{self._name} {passed:.0f}/{total:.0f} s x{_SPEEDS[self._speed]:g}"
+
+    def look(self) -> tuple[list[Sight], float]:
+        """Go on by the time that has passed since the last look."""
+        now = time.monotonic()
+        if self._looked_at is not None:
+            self._at_s += (now - self._looked_at) * _SPEEDS[self._speed]
+        self._looked_at = now
+        self._at_s = min(self._at_s, self._recording.time_of(len(self._recording) - 1))
+        index = self._index()
+        return self._recording.sights(index), self._recording.time_of(index)
+
+    def press(self, key: str, *, is_paused: bool) -> bool:
+        """Change the pace, or jump."""
+        if is_paused:
+            self._looked_at = None  # the time of a pause does not count
+        if key in ("+", "="):
+            self._speed = min(len(_SPEEDS) - 1, self._speed + 1)
+        elif key == "-":
+            self._speed = max(0, self._speed - 1)
+        elif key in ("left", "right"):
+            self._at_s += _JUMP_S if key == "right" else -_JUMP_S
+            self._at_s = max(self._at_s, self._recording.time_of(0))
+            return True
+        return False
+
+    def drain(self, node_id: str) -> str:
+        """Refuse: what was, was."""
+        return f"this is a recording; `zmqrt drain {node_id}` drains the node of today"
+
+    def explain(self, endpoint: str, rid: str) -> list[Story]:  # noqa: ARG002 - it was another time
+        """Refuse: brokers tell stories, recordings hold none."""
+        raise ZmqrtError("this is a recording, which holds no stories")
+
+    def _index(self) -> int:
+        low, high = 0, len(self._recording) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._recording.time_of(middle) <= self._at_s else (low, middle - 1)
+        return low

@@ -1,0 +1,242 @@
+"""What a person has chosen to see, and what a key does about it. Pure: a state and a key in, a state and a wish out."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ...protocol.snapshot import NodeStatus
+from ...protocol.story import Story
+from .fleet import Event, Fleet, Running
+
+_MOST_FILTER_CHARS: Final = 40
+
+
+class Page(enum.Enum):
+    """What fills the screen."""
+
+    FLEET = "fleet"
+    NODE = "node"
+    REQUEST = "request"
+    EVENTS = "events"
+    MODELS = "models"
+    HELP = "help"
+
+
+class Focus(enum.Enum):
+    """Which list the arrows move in."""
+
+    NODES = "nodes"
+    REQUESTS = "requests"
+
+
+SORTS: Final[dict[str, Callable[[NodeStatus], Any]]] = {
+    "name": lambda node: (node.node_id, node.worker_uuid),
+    "load": lambda node: (-node.load, node.node_id),
+    "health": lambda node: (node.health == "active", -node.heartbeat_age_s, node.node_id),
+    "tokens": lambda node: (-sum(device.tokens for device in node.devices), node.node_id),
+    "memory": lambda node: (-max((device.kv_percent for device in node.devices), default=0), node.node_id),
+}
+"""By what nodes are sorted; `s` goes through them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Ask for a node to be drained."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Ask a broker for the story of a request."""
+
+    endpoint: str
+    rid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """Leave."""
+
+
+Wish = Drain | Explain | Quit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Everything that is not data.
+
+    Attributes:
+        selected: worker_uuid of the node, rid of the request.
+        typing: The filter is being typed.
+        draining: Name of the node that `y` would drain.
+        message: The last thing that was done or went wrong.
+        scroll: First line of a page that is longer than the screen.
+    """
+
+    page: Page = Page.FLEET
+    focus: Focus = Focus.NODES
+    sort: str = "name"
+    is_reversed: bool = False
+    words: str = ""
+    is_typing: bool = False
+    is_paused: bool = False
+    with_devices: bool | None = None
+    selected_node: str = ""
+    selected_request: str = ""
+    draining: str = ""
+    message: str = ""
+    scroll: int = 0
+    stories: tuple[Story, ...] = ()
+
+
+def nodes_of(state: State, fleet: Fleet) -> list[NodeStatus]:
+    """Return the nodes to show, in their order."""
+    words = state.words.lower()
+
+    def names(node: NodeStatus) -> str:
+        return " ".join((node.node_id, node.health, node.phase, *node.services)).lower()
+
+    kept = [one for one in fleet.nodes if words in names(one)]
+    kept.sort(key=SORTS[state.sort], reverse=state.is_reversed)
+    return kept
+
+
+def requests_of(state: State, fleet: Fleet) -> list[Running]:
+    """Return the requests to show, the oldest first."""
+    words = state.words.lower()
+
+    def names(one: Running) -> str:
+        request = one.request
+        return f"{request.request_id} {request.rid} {request.node} {request.service} {request.phase}".lower()
+
+    return [one for one in fleet.requests if words in names(one)]
+
+
+def events_of(state: State, fleet: Fleet) -> list[Event]:
+    """Return the events to show, the newest first."""
+    words = state.words.lower()
+    return [one for one in fleet.events if words in f"{one.event.kind} {one.event.subject} {one.event.text}".lower()]
+
+
+def press(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
+    """Do what a key asks for."""
+    if key == "ctrl-c":
+        return state, Quit()
+    if state.is_typing:
+        return _type(state, key), None
+    if state.draining:
+        return _confirm(state, key)
+    state = replace(state, message="")
+    if key in ("up", "k", "down", "j", "page-up", "page-down", "home", "end"):
+        return _move(state, key, fleet), None
+    if key == "enter":
+        return _open(state, fleet)
+    return _command(state, key, fleet)
+
+
+def _type(state: State, key: str) -> State:
+    if key == "enter":
+        return replace(state, is_typing=False)
+    if key == "escape":
+        return replace(state, is_typing=False, words="")
+    if key == "backspace":
+        return replace(state, words=state.words[:-1])
+    if key == "space":
+        key = " "
+    if len(key) == 1 and key.isprintable() and len(state.words) < _MOST_FILTER_CHARS:
+        return replace(state, words=state.words + key)
+    return state
+
+
+def _confirm(state: State, key: str) -> tuple[State, Wish | None]:
+    node_id = state.draining
+    state = replace(state, draining="")
+    if key in ("y", "Y"):
+        return replace(state, message=f"asking {node_id} to drain …"), Drain(node_id)
+    return replace(state, message=f"{node_id} is left as it is"), None
+
+
+_PAGES: Final = {"e": Page.EVENTS, "m": Page.MODELS, "?": Page.HELP, "h": Page.HELP}
+
+
+def _command(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
+    if key in ("q", "Q"):
+        return state, Quit()
+    if key == "escape":
+        words = state.words if state.page is not Page.FLEET else ""
+        return replace(state, page=Page.FLEET, scroll=0, words=words), None
+    if key in _PAGES:
+        page = Page.FLEET if state.page is _PAGES[key] else _PAGES[key]
+        return replace(state, page=page, scroll=0), None
+    if key in ("x", "X"):
+        return _ask_to_drain(state, fleet), None
+    return _adjust(state, key), None
+
+
+def _adjust(state: State, key: str) -> State:
+    match key:
+        case "space" | "p":
+            return replace(state, is_paused=not state.is_paused)
+        case "s":
+            names = list(SORTS)
+            return replace(state, sort=names[(names.index(state.sort) + 1) % len(names)])
+        case "r":
+            return replace(state, is_reversed=not state.is_reversed)
+        case "/":
+            return replace(state, is_typing=True, page=Page.FLEET if state.page is Page.HELP else state.page)
+        case "d":
+            return replace(state, with_devices=not state.with_devices if state.with_devices is not None else False)
+        case "tab":
+            focus = Focus.REQUESTS if state.focus is Focus.NODES else Focus.NODES
+            return replace(state, focus=focus, page=Page.FLEET)
+        case _:
+            return state
+
+
+def _ask_to_drain(state: State, fleet: Fleet) -> State:
+    node = next((one for one in fleet.nodes if one.worker_uuid == state.selected_node), None)
+    if node is None:
+        return replace(state, message="select a node first (arrows), then x drains it")
+    return replace(state, draining=node.node_id)
+
+
+def _move(state: State, key: str, fleet: Fleet) -> State:
+    is_node = state.page is Page.NODE
+    if state.page is not Page.FLEET and not (is_node and key in ("up", "k", "down", "j")):
+        lines = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -10, "page-down": 10, "home": -(10**6)}
+        return replace(state, scroll=max(0, state.scroll + lines.get(key, 0)))
+    if state.focus is Focus.NODES:
+        ids = [one.worker_uuid for one in nodes_of(state, fleet)]
+        return replace(state, selected_node=_next(ids, state.selected_node, key))
+    ids = [one.request.rid for one in requests_of(state, fleet)]
+    return replace(state, selected_request=_next(ids, state.selected_request, key))
+
+
+def _next(ids: Sequence[str], now: str, key: str) -> str:
+    """Return the neighbour in a list; the first one if nothing is selected, or what was is gone."""
+    if not ids:
+        return ""
+    if now not in ids:
+        return ids[-1] if key == "end" else ids[0]
+    at = ids.index(now)
+    steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -10, "page-down": 10}
+    to = {"home": 0, "end": len(ids) - 1}.get(key, at + steps.get(key, 0))
+    return ids[min(max(0, to), len(ids) - 1)]
+
+
+def _open(state: State, fleet: Fleet) -> tuple[State, Wish | None]:
+    if state.page is not Page.FLEET:
+        return replace(state, page=Page.FLEET, scroll=0), None
+    if state.focus is Focus.NODES:
+        is_there = any(one.worker_uuid == state.selected_node for one in fleet.nodes)
+        return (
+            replace(state, page=Page.NODE) if is_there else replace(state, message="select a node first (arrows)")
+        ), None
+    found = next((one for one in requests_of(state, fleet) if one.request.rid == state.selected_request), None)
+    if found is None:
+        return replace(state, message="select a request first (arrows)"), None
+    return replace(state, page=Page.REQUEST, stories=(), scroll=0), Explain(found.endpoint, found.request.rid)

@@ -1,0 +1,180 @@
+"""The screen of `zmqrt top`: a fleet, its history and what was chosen in, lines of text out. Pure.
+
+Every line is at most as wide as the screen, and there are never more than fit. What matters is said in words and not in
+colours alone, so that it reads the same without them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from ..cli.story_view import story_view
+from .fleet import Fleet, snapshots
+from .header import header
+from .help import HELP
+from .history import History
+from .pages import device_page, models_lines, models_page
+from .state import Focus, Page, State, events_of, nodes_of, requests_of
+from .tables import WIDE, events_lines, nodes_lines, requests_lines
+
+T = TypeVar("T")
+_WRAPPER: Final = Console(width=80, file=io.StringIO())
+"""Wrapping text needs a console, though none is written to."""
+_MOST_REQUESTS: Final = 10
+_MOST_EVENTS: Final = 12
+_MOST_MODELS: Final = 6
+_TALL: Final = 30
+"""Rows from which there is room for models too, and for lines in between."""
+_KEYS: Final = "q quit  ? help  ↑↓ select  ↵ open  x drain  s sort  / filter  ␣ pause  e events  m models"
+_KEYS_SHORT: Final = "q quit  ? help  ↑↓ select  ↵ open  x drain  s sort  / filter  ␣ pause"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Around the data: the size of the screen and what stands in its corner."""
+
+    width: int
+    height: int
+    clock: str
+    mode: str = ""
+
+
+def screen(fleet: Fleet, history: History, state: State, frame: Frame) -> RenderableType:
+    """Draw everything."""
+    head = (
+        []
+        if state.page is Page.HELP
+        else header(fleet, history, frame.width, clock=frame.clock, mode=_mode(state, frame))
+    )
+    room = max(0, frame.height - len(head) - 1)
+    body = _body(fleet, history, state, frame.width, room)
+    lines = [*head, *body[:room]]
+    lines += [Text()] * (frame.height - 1 - len(lines))
+    return Group(*_fit(lines, frame), _footer(state, frame.width))
+
+
+def once(fleet: Fleet, history: History, width: int) -> RenderableType:
+    """Draw all nodes and the newest events, as long as it gets: for a pipe, a log or a look."""
+    state = State(with_devices=True)
+    requests, events = requests_of(state, fleet)[:_MOST_REQUESTS], events_of(state, fleet)[:_MOST_EVENTS]
+    lines = header(fleet, history, width, clock="", mode="")
+    lines += nodes_lines(nodes_of(state, fleet), history, state, width, room=10_000)
+    if requests:
+        lines += [Text(), *requests_lines(requests, state, width)]
+    if events:
+        lines += [Text(), *events_lines(events, fleet, width)]
+    return Group(*lines)
+
+
+def _mode(state: State, frame: Frame) -> str:
+    return " ".join(word for word in (frame.mode, "PAUSED" if state.is_paused else "") if word)
+
+
+def _fit(lines: Sequence[Text], frame: Frame) -> list[Text]:
+    """Cut what is too wide: a line that wraps would push the last one off the screen."""
+    fitted: list[Text] = []
+    for line in lines[: max(0, frame.height - 1)]:
+        cut = line.copy()
+        cut.truncate(frame.width, overflow="crop")
+        cut.no_wrap = True
+        fitted.append(cut)
+    return fitted
+
+
+def _body(fleet: Fleet, history: History, state: State, width: int, room: int) -> list[Text]:
+    match state.page:
+        case Page.FLEET:
+            if not snapshots(fleet.sights):
+                return _absence(fleet, width)
+            return _fleet_page(fleet, history, state, width, room)
+        case Page.NODE:
+            return _scrolled(device_page(fleet, history, state, width), state, room)
+        case Page.EVENTS:
+            return _scrolled(events_lines(events_of(state, fleet), fleet, width), state, room)
+        case Page.MODELS:
+            return _scrolled(models_page(fleet, width), state, room)
+        case Page.REQUEST:
+            return _scrolled(_story_lines(state, width), state, room)
+        case Page.HELP:
+            return _scrolled([Text(line) for line in HELP.splitlines()], state, room)
+
+
+def _absence(fleet: Fleet, width: int) -> list[Text]:
+    """Say why there is nothing to see; it is tried again and again."""
+    lines = [Text()]
+    for one in fleet.sights:
+        lines += Text(one.problem, style="red").wrap(_WRAPPER, width)
+    return [*lines, Text(), Text("trying again …", style="dim")]
+
+
+def _scrolled(lines: list[Text], state: State, room: int) -> list[Text]:
+    at = min(state.scroll, max(0, len(lines) - room))
+    return lines[at:]
+
+
+def _fleet_page(fleet: Fleet, history: History, state: State, width: int, room: int) -> list[Text]:
+    """Share the room: events and requests get what they need up to a bound, nodes the rest, and at least half."""
+    requests, events = requests_of(state, fleet), events_of(state, fleet)
+    spare = room // 2
+    is_tall = room > _TALL
+    models = models_lines(fleet, width)[: _MOST_MODELS + 1] if is_tall else []
+    shown_events = min(len(events), _MOST_EVENTS if is_tall else 4, max(0, spare - 2))
+    shown_requests = min(len(requests), _MOST_REQUESTS if is_tall else 3, max(0, spare - 2 - shown_events))
+    if state.focus is Focus.REQUESTS:
+        shown_requests = min(len(requests), max(shown_requests, spare))
+    below = [models]
+    if shown_requests:
+        ids = [one.request.rid for one in requests]
+        below.append(requests_lines(_window(requests, ids, state.selected_request, shown_requests), state, width))
+    if shown_events:
+        below.append(events_lines(events[:shown_events], fleet, width))
+    gaps = len(below) if is_tall else 1
+    taken = sum(map(len, below))
+    top = nodes_lines(nodes_of(state, fleet), history, state, width, room=max(2, room - taken - is_tall * gaps))
+    lines = [*top]
+    for index, part in enumerate(below):
+        if part and (is_tall or (index == 1 and len(top) + taken < room)):
+            lines.append(Text())
+        lines += part
+    return lines
+
+
+def _window(items: list[T], ids: list[str], selected: str, count: int) -> list[T]:
+    """Return so many items that the selected one is among them."""
+    at = ids.index(selected) if selected in ids else 0
+    first = max(0, min(at - count // 2, len(items) - count))
+    return items[first : first + count]
+
+
+def _story_lines(state: State, width: int) -> list[Text]:
+    if not state.stories:
+        return [Text("asking the broker …", style="dim")]
+    console = Console(width=width, force_terminal=True, color_system="standard", file=io.StringIO())
+    lines: list[Text] = []
+    for story in state.stories:
+        with console.capture() as captured:
+            console.print(story_view(story))
+        lines += [*Text.from_ansi(captured.get()).split("\n", allow_blank=True)]
+    return lines
+
+
+def _footer(state: State, width: int) -> Text:
+    if state.is_typing:
+        line = Text.assemble(("filter: ", "bold"), state.words, ("▏", "blink"), ("  ↵ keep  esc clear", "dim"))
+    elif state.draining:
+        line = Text(f"Drain {state.draining}: finish what runs, take nothing more, leave? y/n", style="bold yellow")
+    elif state.message:
+        line = Text(state.message, style="bold")
+    else:
+        line = Text(_KEYS if width >= WIDE else _KEYS_SHORT, style="dim")
+        if state.words:
+            line = Text.assemble(("filter: " + state.words, "bold yellow"), ("  esc clears  ", "dim"), line)
+    line.truncate(width)
+    line.no_wrap = True
+    return line
