@@ -248,8 +248,8 @@ ROWS: Final[Mapping[str, Sequence[Panel]]] = {
         ),
         Panel(
             "What broke",
-            "Within ten minutes: nodes that fell silent (suspected), lost their connection (lost) or were silent for too long"
-            " (evicted), and engines that were started again.",
+            "Within ten minutes: nodes that fell silent (suspected), lost their connection (lost) or were silent too"
+            " long (evicted), and engines that were started again.",
             {
                 "suspected": fleet("increase(zmqrt_nodes_suspected_total[10m])"),
                 "lost": fleet("increase(zmqrt_nodes_lost_total[10m])"),
@@ -396,7 +396,8 @@ def _target(panel: Panel, number: int, named: tuple[str, str]) -> dict[str, Any]
 
 
 def _defaults(panel: Panel) -> dict[str, Any]:
-    steps = [{"color": colour, "value": value} for value, colour in panel.steps] or [{"color": "text", "value": 0}]
+    colours = panel.steps or [(0, "text")]
+    steps: list[dict[str, Any]] = [{"color": colour, "value": value} for value, colour in colours]
     steps[0]["value"] = None  # the first one holds from below
     return {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
 
