@@ -65,8 +65,9 @@ kernels: $(STAMP)-dev ## try the GPU kernels without a GPU, under Triton's inter
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
 	$(BIN)/pytest tests/integration/test_kernels.py
 
-docs: $(STAMP)-dev ## write the pages that are made from the code
+docs: $(STAMP)-dev ## write the pages that are made from the code, and the dashboard
 	$(BIN)/python docs/pages.py
+	$(BIN)/python deploy/grafana/dashboard.py
 
 build: $(STAMP)-dev ## the wheel, in dist/
 	$(BIN)/python -m build --wheel
