@@ -53,6 +53,8 @@ _WINDOWS: Final = {
     "Q": "page-down",
 }
 _POLL_S: Final = 0.03
+_LONGEST: Final = 32
+"""No key is that long: something else came, and is skipped."""
 
 
 class Keyboard(Protocol):
@@ -81,26 +83,31 @@ def split(typed: str) -> tuple[list[str], str]:
             keys.append(_CONTROLS.get(typed[0], typed[0]))
             typed = typed[1:]
             continue
-        known = next((one for one in _SEQUENCES if typed.startswith(one, 1)), None)
-        if known is not None:
-            keys.append(_SEQUENCES[known])
-            typed = typed[1 + len(known) :]
-        elif any(one.startswith(typed[1:]) for one in _SEQUENCES):
+        end = _end_of_sequence(typed)
+        if end is None:
             return keys, typed
-        elif typed[1] in "[O":
-            typed = _without_unknown(typed)
-        else:
+        if end == 1:
             keys.append("escape")
-            typed = typed[1:]
+        elif typed[1:end] in _SEQUENCES:
+            keys.append(_SEQUENCES[typed[1:end]])
+        typed = typed[end:]
     return keys, ""
 
 
-def _without_unknown(typed: str) -> str:
-    """Skip an escape sequence that is none of ours: up to its final byte (ECMA-48)."""
-    end = 2
-    while end < len(typed) and not "\x40" <= typed[end] <= "\x7e":
-        end += 1
-    return typed[end + 1 :]
+def _end_of_sequence(typed: str) -> int | None:
+    """Return how long the escape sequence is that this begins with (ECMA-48); 1: none, None: it has not ended yet."""
+    if len(typed) == 1:
+        return None
+    if typed[1] == "O":
+        return 3 if len(typed) > 2 else None
+    if typed[1] != "[":
+        return 1
+    for index, one in enumerate(typed[2:_LONGEST], 2):
+        if "\x40" <= one <= "\x7e":
+            return index + 1
+        if not "\x20" <= one <= "\x3f":
+            return index  # broken off: what comes now is something else
+    return None if len(typed) < _LONGEST else _LONGEST
 
 
 def open_keyboard() -> Keyboard:

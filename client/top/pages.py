@@ -48,7 +48,7 @@ def _device(device: DeviceStatus, node: NodeStatus, rate: float | None) -> list[
         Text(f"  tokens   {number(rate)}/s, {number(device.tokens)} in {number(device.steps)} steps"),
         Text(f"  prompts  {number(prompt)} tokens computed" + (f", {hits}% found in the pool" if hits else "")),
         Text(
-            f"  batch    {device.running} of {device.capacity}, {device.waiting} wait, {device.largest_batch} at best"
+            f"  batch    {device.running} of {device.capacity}, {device.waiting} wait, largest {device.largest_batch}"
         ),
         Text.assemble("  kv       ", bar(device.kv_percent / 100, _BAR), f" {device.kv_percent}%"),
         Text(f"  device   memory {memory(device)}, busy {busy}, {heat}"),

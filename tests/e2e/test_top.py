@@ -1,0 +1,220 @@
+"""`zmqrt top` on a real fleet: in a terminal with keys, through a pipe, into a file and back."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from support.cli import zmqrt
+from support.stack import Stack, eventually, running
+from zmqrt.client import Client
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+SLOW = ("--engine-opt", "step_ms=20,eos=never", "--devices", "0")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Screen:
+    """A terminal with the monitor in it. Each picture is redrawn whole, so what was read last is what is shown."""
+
+    def __init__(self, *arguments: str, columns: int = 100, rows: int = 30) -> None:
+        self._fd, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.before = termios.tcgetattr(theirs)
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "zmqrt.client.cli", "top", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": ""},
+            start_new_session=True,
+        )
+        self._theirs = theirs
+        self.raw = ""
+
+    def type(self, keys: str) -> None:
+        """Press keys; what is on the screen by then does not count any more."""
+        self.read(0.0)
+        self.raw = ""
+        os.write(self._fd, keys.encode())
+
+    def read(self, wait_s: float) -> str:
+        """Take what has been written, as plain text."""
+        while select.select([self._fd], [], [], wait_s)[0]:
+            try:
+                data = os.read(self._fd, 65536)
+            except OSError:  # the other end is closed
+                break
+            self.raw = (self.raw + data.decode("utf-8", "replace"))[-200_000:]
+            wait_s = 0.0
+        return _ESCAPES.sub("", self.raw)
+
+    def until(self, *words: str) -> str:
+        """Wait until all of these are shown."""
+        give_up_at = time.monotonic() + 30.0
+        while any(one not in (shown := self.read(0.1)) for one in words):
+            assert time.monotonic() < give_up_at, f"{words} in:\n{shown}"
+            assert self.popen.poll() is None or all(one in self.read(0.1) for one in words), shown
+        return shown
+
+    def settings(self) -> list[object]:
+        """Return how the terminal is set now."""
+        return termios.tcgetattr(self._theirs)
+
+    def close(self) -> None:
+        """End it."""
+        self.popen.kill()
+        self.popen.wait(10)
+        for one in (self._fd, self._theirs):
+            os.close(one)
+
+
+@contextlib.contextmanager
+def showing(*arguments: str, columns: int = 100, rows: int = 30) -> Generator[Screen]:
+    """Show the monitor while in the block."""
+    screen = Screen(*arguments, columns=columns, rows=rows)
+    try:
+        yield screen
+    finally:
+        screen.close()
+
+
+def test_a_fleet_through_a_loss_and_a_drain() -> None:
+    """Under load: a node is killed, another one joins and loads, a third is drained by keys; then it leaves cleanly."""
+    with running(nodes=2, worker=SLOW) as stack, stack.client() as client, showing("--broker", stack.clients) as screen:
+        handles = [client.submit("hi", max_tokens=4000, stream=True, request_id=f"job-{n}") for n in range(4)]
+        screen.until("2 healthy", "4/", "job-0", "joined node-0", "slowest requests")
+
+        stack.node("node-0").kill()
+        stack.worker(*SLOW, "--engine-opt", "load_s=3", node_id="node-2")
+        screen.until("1 lost")
+        screen.until("lost node-0", "resumed x2 node-0", "loading")
+
+        screen.type("\x1b[B")
+        screen.until("2 healthy")
+        screen.type("\r")
+        screen.until("uuid", "mock:0 mock")
+        screen.type("\x1b")
+        screen.until("slowest requests")
+        screen.type("\t\x1b[B\r")
+        screen.until("rid ", "where it goes on" if client.explain("job-0")[0].attempts[1:] else "given to")
+        screen.type("\x1b")
+        screen.until("slowest requests")
+        screen.type("\t\x1b[Fx")
+        screen.until("Drain node-2")
+        screen.type("y")
+        screen.until("draining")
+
+        for handle in handles:
+            handle.cancel()
+        screen.type("q")
+        assert screen.popen.wait(10) == 0
+        assert screen.settings() == screen.before
+        assert screen.read(0.1).count("\x1b[?1049l") == 0  # taken out with the other escapes …
+        assert "\x1b[?1049l" in screen.raw  # … and there: the screen from before is back
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_gives_the_terminal_back(number: signal.Signals) -> None:
+    """As a key does: cursor, echo and the screen from before."""
+    with running(worker=SLOW) as stack, showing("--broker", stack.clients) as screen:
+        screen.until("1 healthy")
+        screen.popen.send_signal(number)
+
+        assert screen.popen.wait(10) == 0
+        assert screen.settings() == screen.before
+        screen.read(0.1)
+        assert screen.raw.rindex("\x1b[?25h") > screen.raw.rindex("\x1b[?25l")
+
+
+def test_a_broker_that_comes_late_goes_and_comes_back() -> None:
+    """The picture says what is in the way, with the remedy, and tries again."""
+    with Stack() as stack:
+        broker = stack.broker()
+        with showing("--broker", stack.clients, columns=80, rows=24) as screen:
+            screen.until("ready", "none has joined yet")
+            broker.kill()
+            screen.until("unreachable", "nobody listens at", "trying again")
+            screen.raw = ""
+            stack.again(broker)
+            screen.until("none has joined yet")
+
+
+def test_a_resized_terminal_is_filled_anew() -> None:
+    """At the next look at the latest."""
+    with running(worker=SLOW) as stack, showing("--broker", stack.clients, columns=80, rows=24) as screen:
+        screen.until("1 healthy")
+        fcntl.ioctl(screen._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))  # noqa: SLF001
+        screen.type(" ")
+        screen.until("temp", "m models")
+
+
+def test_pictures_and_data_for_pipes(tmp_path: Path) -> None:
+    """Once, as text and as JSON; recorded, and shown again from the file."""
+    record = tmp_path / "day.rec"
+    with running(nodes=2, worker=SLOW) as stack:
+        text = zmqrt("top", "--broker", stack.clients)
+        data = zmqrt("top", "--once", "--json", "--broker", stack.clients, "--record", str(record))
+        both = zmqrt("top", "--once", "--broker", f"{stack.clients},tcp://127.0.0.1:1")
+        head = subprocess.run(
+            f"{sys.executable} -m zmqrt.client.cli top --json --broker {stack.clients} | head -n 2",
+            shell=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    again = zmqrt("top", "--replay", str(record), "--once")
+
+    assert text.returncode == data.returncode == both.returncode == again.returncode == 0
+    assert "2 healthy" in text.stdout
+    assert "\x1b" not in text.stdout
+    (broker,) = json.loads(data.stdout)["brokers"]
+    assert [node["node_id"] for node in broker["snapshot"]["nodes"]] == ["node-0", "node-1"]
+    assert "unreachable" in both.stdout
+    assert "2 healthy" in again.stdout
+    assert len(head.stdout.splitlines()) == 2
+    assert "Traceback" not in head.stderr
+
+
+def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path) -> None:
+    """No broker, no recording, both at once."""
+    nobody = zmqrt("top", "--once", "--broker", "tcp://127.0.0.1:1")
+    other = tmp_path / "x.txt"
+    other.write_text("hello\n", encoding="utf-8")
+    foreign = zmqrt("top", "--replay", str(other))
+    both = zmqrt("top", "--record", str(tmp_path / "a"), "--replay", str(other))
+    unwritable = zmqrt("top", "--once", "--record", str(tmp_path / "no" / "where"))
+
+    assert (nobody.returncode, foreign.returncode, both.returncode) == (69, 1, 2)
+    assert "nobody listens" in nobody.stderr
+    assert "no recording" in foreign.stderr
+    assert unwritable.returncode == 1
+    for one in (nobody, foreign, both, unwritable):
+        assert "Traceback" not in one.stderr
+
+
+def test_monitors_are_told_only_what_changed() -> None:
+    """Over the wire: after the first answer they are deltas, a fraction of its size."""
+    with running(nodes=3, worker=SLOW) as stack, Client(stack.clients) as client:
+        first = client.status()
+        second = eventually(lambda: one if (one := client.status(first)).serial > first.serial else None)
+
+        assert {node.node_id for node in second.nodes} == {node.node_id for node in first.nodes}
+        assert second.uptime_s > first.uptime_s
+        assert all(node.devices for node in second.nodes)

@@ -1,0 +1,114 @@
+"""Rates, quantiles and curves from snapshots as they come; and several brokers put together."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from support.fake_fleet import node
+from support.top import event, fleet_of, request, service, snapshot
+from zmqrt.client.top.fleet import Sight, merge
+from zmqrt.client.top.history import WINDOW_S, History, Latency
+from zmqrt.protocol.histogram import Histogram
+from zmqrt.protocol.snapshot import Snapshot
+
+
+def sight(one: Snapshot | None, endpoint: str = "tcp://x:1") -> Sight:
+    """See a broker."""
+    return Sight(endpoint=endpoint, snapshot=one, problem="" if one else "gone")
+
+
+def at(uptime_s: float, completed: int, tokens: int = 0, epoch: int = 1) -> Snapshot:
+    """Describe a broker at a time, with one node that beats each time."""
+    return msgspec.structs.replace(
+        snapshot(node("a", elapsed_s=uptime_s, tokens=tokens)),
+        uptime_s=uptime_s,
+        broker_epoch=epoch,
+        counters={"completed": completed, "failed": 0},
+    )
+
+
+def test_rates_are_those_between_two_looks() -> None:
+    """Unknown at the first; by the broker's own clock, however late the look."""
+    history = History()
+    history.fold([sight(at(10.0, 100, 1000))], 0.0)
+    first = history.points[-1]
+    history.fold([sight(at(12.0, 150, 1500))], 5.0)
+    second = history.points[-1]
+
+    assert (first.answered_per_s, first.tokens_per_s) == (None, None)
+    assert (second.answered_per_s, second.tokens_per_s, second.failed_per_s) == (25.0, 250.0, 0.0)
+    assert history.curve(lambda point: point.answered_per_s) == [0.0, 25.0]
+
+
+def test_a_broker_that_began_anew_counts_from_nothing() -> None:
+    """No rate below zero, and none that was not seen."""
+    history = History()
+    history.fold([sight(at(10.0, 100))], 0.0)
+    history.fold([sight(at(1.0, 5, epoch=2))], 1.0)
+    unknown = history.points[-1]
+    history.fold([sight(at(2.0, 8, epoch=2))], 2.0)
+
+    assert unknown.answered_per_s is None
+    assert history.points[-1].answered_per_s == 3.0
+
+
+def test_rates_of_brokers_add_up_and_one_that_is_gone_is_left_out() -> None:
+    """Each by its own clock."""
+    history = History()
+    history.fold([sight(at(10.0, 0)), sight(at(50.0, 0, epoch=2), "tcp://y:1")], 0.0)
+    history.fold([sight(at(11.0, 4)), sight(at(52.0, 4, epoch=2), "tcp://y:1")], 1.0)
+    assert history.points[-1].answered_per_s == 6.0
+    history.fold([sight(at(12.0, 8)), sight(None, "tcp://y:1")], 2.0)
+    assert history.points[-1].answered_per_s == 4.0
+
+
+def test_quantiles_are_of_the_last_minute() -> None:
+    """What took long before then does not count any more."""
+
+    def broker(*lengths_s: float) -> Snapshot:
+        took = Histogram()
+        for one in lengths_s:
+            took.add(one)
+        return snapshot(services=[service("m", first_token=took)])
+
+    history = History()
+    history.fold([sight(broker(9.0))], 0.0)
+    began = history.first_token
+    history.fold([sight(broker(9.0))], WINDOW_S)
+    history.fold([sight(broker(9.0, 0.01))], WINDOW_S + 1.0)
+
+    assert began.median_s == pytest.approx(9.0, rel=0.3)
+    assert history.first_token.median_s == pytest.approx(0.01, rel=0.3)
+    assert history.duration == Latency(None, None)
+
+
+def test_a_node_of_two_brokers_is_one_node() -> None:
+    """The liveliest account counts; requests add up, and slots do not."""
+    one, other = snapshot(node("a")), snapshot(node("a", health="lost"))
+    fleet = fleet_of(one, other)
+
+    assert [(each.node_id, each.health, each.in_flight) for each in fleet.nodes] == [("a", "active", 4)]
+    assert fleet.capacity == 8
+    assert fleet.nodes[0].completed == 6
+
+
+def test_models_requests_events_and_counters_are_put_together() -> None:
+    """The oldest request first, the newest event first, counters added."""
+    one = snapshot(
+        services=[service("m", queued=1)], requests=[request("old", age_s=9.0)], events=[event(1)], uptime_s=10.0
+    )
+    other = snapshot(
+        services=[service("m", queued=2), service("k")],
+        requests=[request("new")],
+        events=[event(5)],
+        uptime_s=6.0,
+        counters={"completed": 3},
+    )
+    fleet = fleet_of(one, other)
+
+    assert [(each.service, each.queued) for each in fleet.services] == [("k", 0), ("m", 3)]
+    assert [each.request.request_id for each in fleet.requests] == ["old", "new"]
+    assert [(each.event.id, each.ago_s) for each in fleet.events] == [(5, 1.0), (1, 9.0)]
+    assert fleet.counters["completed"] == 3
+    assert merge([]).nodes == []
