@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ..client.rates import Pace, Rates
 from ..protocol.errors import ConnectError
-from ..protocol.snapshot import Snapshot
+from ..protocol.snapshot import Snapshot, for_everybody
 from .errors import answer, encode
 from .health import Watch
 from .replies import json_response
@@ -43,6 +43,6 @@ class Status:
         if sight.snapshot is None:
             said = answer(ConnectError(sight.problem), request.state.request_id)
             return json_response(said.status, said.body, {**said.headers, **_HEADERS})
-        known = msgspec.structs.asdict(sight.snapshot)
+        known = msgspec.structs.asdict(for_everybody(sight.snapshot))  # tenants share this bridge, not their requests
         body = FleetStatus(**known, age_s=round(sight.age_s, 3), tokens_per_s=self._pace.fold(sight.snapshot))
         return json_response(200, encode(body), _HEADERS)

@@ -163,7 +163,7 @@ class Admission:
     def _refuse(
         self, session: Session, ask: m.Request, kind: Kind, text: str, now: float, *, retry_after_s: float = 0.0
     ) -> None:
-        self._house.diary.note("rejected", kind.value, text, now, ask.rid)
+        self._house.diary.note("rejected", kind.value, text, now, ask)
         self._twins.drop_ended(session, ask.rid)
         self._house.tell_client(session, error(ask.rid, kind, text, retry_after_s=retry_after_s))
 

@@ -11,9 +11,13 @@ from typing import Final
 
 import msgspec
 
+from ..protocol import messages as m
+from ..protocol.printable import printable
 from ..protocol.snapshot import MAX_EVENTS, EventKind, FleetEvent, Level
 
 _WINDOW_S: Final = 1.0
+_MOST_UNLOGGED: Final = 10_000
+"""A fleet of thousands that joins at once, within the tenth of a second between two looks."""
 _LEVELS: Final[dict[EventKind, Level]] = {
     "joined": "info",
     "ready": "info",
@@ -43,41 +47,60 @@ class _Entry(msgspec.Struct, eq=False):
     kind: EventKind
     subject: str
     text: str
-    rid: bytes
+    rid: str
+    request_id: str
     at: float
     count: int
 
 
 class Diary:
-    """The newest events, oldest first. `fresh` holds those that the shell has not logged yet."""
+    """The newest events, oldest first; and those that the shell has not logged yet."""
 
-    __slots__ = ("_last", "_last_id", "_started_at", "entries", "fresh")
+    __slots__ = ("_entries", "_last", "_last_id", "_started_at", "_unlogged")
 
     def __init__(self, started_at: float) -> None:
         self._started_at = started_at
         self._last_id = 0
         self._last: dict[tuple[EventKind, str], _Entry] = {}
-        self.entries: deque[_Entry] = deque(maxlen=MAX_EVENTS)
-        self.fresh: deque[FleetEvent] = deque(maxlen=MAX_EVENTS)
+        self._entries: deque[_Entry] = deque(maxlen=MAX_EVENTS)
+        self._unlogged: deque[_Entry] = deque(maxlen=_MOST_UNLOGGED)
 
-    def note(self, kind: EventKind, subject: str, text: str, now: float, rid: bytes = b"", *, count: int = 1) -> None:
-        """Write down that something happened to a node, or (rejections, failures) for a reason."""
+    def note(
+        self, kind: EventKind, subject: str, text: str, now: float, ask: m.Request | None = None, *, count: int = 1
+    ) -> None:
+        """Write down that something happened to a node, or (rejections, failures) for a reason; `ask`: to which."""
         entry = self._last.get((kind, subject))
-        if entry is not None and now - entry.at < _WINDOW_S:
-            entry.count += count
-            entry.text, entry.rid = text, rid
-            return
+        if entry is None or now - entry.at >= _WINDOW_S:
+            entry = self._begin(kind, subject, now)
+        entry.count += count
+        entry.text = text
+        if ask is not None:
+            name = ask.ext.get("request_id")
+            entry.rid, entry.request_id = ask.rid.hex(), name if isinstance(name, str) else ""
+
+    def _begin(self, kind: EventKind, subject: str, now: float) -> _Entry:
         self._last_id += 1
-        entry = _Entry(self._last_id, kind, subject, text, rid, now, count)
+        entry = _Entry(self._last_id, kind, subject, "", "", "", now, 0)
         if len(self._last) >= MAX_EVENTS:
             self._last = {key: one for key, one in self._last.items() if now - one.at < _WINDOW_S}
         self._last[kind, subject] = entry
-        self.entries.append(entry)
-        self.fresh.append(self._told(entry))
+        self._entries.append(entry)
+        self._unlogged.append(entry)
+        return entry
 
     def tell(self) -> list[FleetEvent]:
         """List the newest events."""
-        return [self._told(entry) for entry in self.entries]
+        return [self._told(entry) for entry in self._entries]
+
+    def take_unlogged(self, now: float) -> list[FleetEvent]:
+        """Return each event once; one that may yet happen again within its second, when that is over."""
+        ripe: list[FleetEvent] = []
+        while self._unlogged:
+            entry = self._unlogged[0]
+            if entry.kind not in NODE_EVENTS and now - entry.at < _WINDOW_S:
+                break
+            ripe.append(self._told(self._unlogged.popleft()))
+        return ripe
 
     def _told(self, entry: _Entry) -> FleetEvent:
         return FleetEvent(
@@ -85,8 +108,9 @@ class Diary:
             at_s=entry.at - self._started_at,
             level=_LEVELS[entry.kind],
             kind=entry.kind,
-            subject=entry.subject,
-            text=entry.text,
+            subject=printable(entry.subject),
+            text=printable(entry.text),
             count=entry.count,
-            rid=entry.rid.hex(),
+            rid=entry.rid,
+            request_id=printable(entry.request_id),
         )

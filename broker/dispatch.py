@@ -73,6 +73,8 @@ class Dispatcher:
         """Take back a request that never left this process, or that the node had no slot for: no attempt counted."""
         release(request)
         request.attempts -= 1
+        if request.queued_behind < 0:
+            request.queued_behind, request.queued_why = request.service.queue.count, "its node had no slot left"
         self._requeue(request)
 
     def lose(self, request: Request, now: float, why: str, reason: LossReason, *, crashes: int = 0) -> bool:
@@ -84,13 +86,13 @@ class Dispatcher:
             crashes: How many engines or nodes died of it.
         """
         house = self._house
+        why = why or reason.value
         release(request)
         end_try(request, now, why)
         request.crashes += crashes
         refusal = self._why_not_again(request, now)
         if refusal is not None:
             kind, text = refusal
-            house.note_failure(kind, f"{why}; {text}", request.ask.rid, now)
             self._endings.fail(request, kind, f"{why}; {text}", now)
             return False
         house.counters.redispatches += 1
@@ -141,16 +143,12 @@ class Dispatcher:
         if now < deadline:
             if now >= request.hopeless_at and self._is_hopeless(request):
                 text = f"no node has the weights (revision {request.revision}) that began this stream"
-                self._house.note_failure(Kind.NOT_RESUMABLE, text, request.ask.rid, now)
                 self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
             else:
                 when = min(deadline, request.hopeless_at) if now < request.hopeless_at else deadline
                 self._house.request_timers.set(request, when)
             return
-        self._house.counters.expired += 1
-        kind, text = _deadline_error(request, now)
-        self._house.note_failure(kind, text, request.ask.rid, now)
-        self._endings.fail(request, kind, text, now)
+        self._endings.fail(request, *_deadline_error(request, now), now)
 
     def _is_hopeless(self, request: Request) -> bool:
         is_waiting = request.state is RequestState.QUEUED
@@ -165,7 +163,6 @@ class Dispatcher:
             return
         for request in service.queue.waiting():
             if request.last_node is None:
-                self._house.counters.rejected_no_worker += 1
                 kind, text, retry_after_s = why_absent(self._house, service.name)
                 self._endings.fail(request, kind, text, now, retry_after_s=retry_after_s)
 

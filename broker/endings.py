@@ -18,6 +18,8 @@ from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request, RequestState
 from .stories import timings
 
 _CANCELLED: Final = 499
+_NO_FAILURES: Final = frozenset({Kind.CANCELLED, Kind.BROKER_LOST})
+"""Nobody waits any more, or its client goes on with it from its own copy."""
 _STAGES: Final = {
     RequestState.QUEUED: Stage.QUEUED,
     RequestState.LEASED: Stage.PREFILL,
@@ -68,6 +70,8 @@ class Endings:
             lease = request.lease
             node = release(request)
             fence(self._house, node, lease, reason or kind.value)
+        if kind not in _NO_FAILURES:
+            self._house.note_failure(kind, text, request.ask, now)
         resume_n = request.next_n if request.is_stream else 0
         ending = error(request.ask.rid, kind, text, retry_after_s=retry_after_s, resume_n=resume_n)
         self.end(request, ending, now)

@@ -133,13 +133,15 @@ class House:
         """Return what MAX_HELD_BYTES bounds."""
         return self.held_bytes + self.outcomes.size_bytes
 
-    def note_failure(self, kind: Kind, text: str, rid: bytes, now: float) -> None:
+    def note_failure(self, kind: Kind, text: str, ask: m.Request, now: float) -> None:
         """Count a request that ends in an error, and write it down."""
         reason, failures = kind.value, self.tallies.failures
         failures[reason] = failures.get(reason, 0) + 1  # a node may refuse, too: those begin when they happen
-        if kind not in (Kind.DEADLINE, Kind.STALLED):  # those are `expired`
+        if kind in (Kind.DEADLINE, Kind.STALLED):
+            self.counters.expired += 1
+        else:
             self.counters.failed += 1
-        self.diary.note("request_failed", reason, clip(text), now, rid)
+        self.diary.note("request_failed", reason, clip(text), now, ask)
 
     def tell_client(self, session: Session, message: m.ToClient) -> None:
         """Say something to a client that is still there."""

@@ -159,7 +159,7 @@ class Liveness:
             moved += self._dispatcher.lose(request, now, why, reason, crashes=int(is_suspect))
         if moved:
             text = f"{moved} of its {len(lost)} requests go on elsewhere"
-            self._house.diary.note("resumed", node.node_id, text, now, lost[0].ask.rid, count=moved)
+            self._house.diary.note("resumed", node.node_id, text, now, lost[0].ask, count=moved)
         settle(node)
 
     def _note(self, kind: EventKind, node: Node, text: str, now: float) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from ..protocol import messages as m
+from ..protocol.printable import printable
 from ..protocol.snapshot import EventKind
 from .bounds import CONTROL_BURST, CONTROL_RATE, FORGET_SERVICE_S
 from .counters import LossReason
@@ -32,6 +35,8 @@ class Registry:
     def register(self, peer: bytes, user: str, ready: m.Ready, now: float) -> Node | None:
         """Take a node in under a fresh epoch, or say why not."""
         house = self._house
+        if not ready.node_id.isprintable():  # it goes to terminals and logs
+            ready = msgspec.structs.replace(ready, node_id=printable(ready.node_id))
         if not ready.min_version <= m.VERSION <= ready.max_version:
             self._turn_away(peer, 426, f"this broker speaks ZRT/{m.VERSION}")
             return None
@@ -133,9 +138,11 @@ class Registry:
 
     def _note_news(self, node: Node, beat: m.Heartbeat, now: float) -> None:
         """Write down what an operator waits for, or should look at."""
-        if beat.phase != node.phase and beat.phase in ("ready", "failed"):
-            text = f"after {beat.elapsed_ms / 1000:.0f} s" if beat.phase == "ready" else "cannot serve; see its log"
-            self._note("ready" if beat.phase == "ready" else "failed", node, text, now)
+        if beat.phase == "ready" and not node.was_ready:
+            node.was_ready = True
+            self._note("ready", node, f"after {beat.elapsed_ms / 1000:.0f} s", now)
+        elif beat.phase == "failed" != node.phase:
+            self._note("failed", node, "cannot serve; see its log", now)
         before = sum(device.restarts for device in node.beat.devices) if node.beat is not None else 0
         restarts = sum(device.restarts for device in beat.devices)
         if restarts > before and node.beat is not None:

@@ -87,7 +87,7 @@ class Request(msgspec.Struct, eq=False):
         revision: Of the weights that made those units; it may go on only there.
         hopeless_at: Until then it waits for a node with those weights, if there is none at all.
         last_node: Who had its last lease.
-        first_at: When the first unit of this attempt came.
+        first_at, first_n: When the first units of this attempt came, and how many.
         from_unit: What had been delivered before this attempt.
         told: What the node says about this attempt: device, batch, its own times.
         past: Attempts that were lost.
@@ -118,6 +118,7 @@ class Request(msgspec.Struct, eq=False):
     hopeless_at: float = math.inf
     last_node: Node | None = None
     first_at: float | None = None
+    first_n: int = 0
     from_unit: int = 0
     told: m.Ext | None = None
     past: list[Try] | None = None

@@ -64,8 +64,9 @@ class Results:
         service.note_result(message.meta, queued_s, now - request.dispatched_at, now - request.admitted_at)
         if message.ext:
             request.told = message.ext
-        if first_at is not None and message.total_n - request.from_unit > 1:
-            service.token_time.add((now - first_at) / (message.total_n - request.from_unit - 1))
+        further = message.total_n - request.from_unit - request.first_n
+        if first_at is not None and further > 0:
+            service.token_time.add((now - first_at) / further)
         self._endings.end(request, m.Final(request.ask.rid, message.total_n, message.meta, message.body), now)
 
     def error(self, node: Node, message: m.WorkerError, now: float) -> None:
@@ -89,7 +90,7 @@ class Results:
             self._dispatcher.lose(request, now, message.text, why, crashes=self._crashes(kind, message.ext))
             return
         release(request)
-        self._house.note_failure(kind, message.text, request.ask.rid, now)
+        self._house.note_failure(kind, message.text, request.ask, now)
         resume_n = request.next_n if request.is_stream else 0
         self._endings.end(request, error(request.ask.rid, kind, message.text, resume_n=resume_n), now)
 
@@ -131,8 +132,9 @@ class Results:
 
     def _begin(self, request: Request, message: m.WorkerPartial, now: float) -> None:
         request.first_at = now
+        request.first_n = message.n
         request.told = message.ext
-        if not request.next_n:
+        if not request.next_n and request.past is None:
             request.service.first_token.add(now - request.admitted_at)
 
     def _shorten(self, request: Request, journal: Journal) -> None:

@@ -157,6 +157,7 @@ class Server:
             if handle is not None:
                 handle.cancel()
         self._core.close()
+        self._log_news(math.inf)
         self._flush(time.monotonic())
         give_up_at = time.monotonic() + _FAREWELL_S
         while (retry_at := min(port.egress.next_retry for port in self._ports)) < give_up_at:
@@ -178,7 +179,7 @@ class Server:
         self._watchdog = asyncio.get_running_loop().call_later(_WATCHDOG_S, self._watch)
         self._look_after_broken()
         self._cut_endless()
-        self._log_news()
+        self._log_news(time.monotonic())
         self._garbage.tick(time.monotonic())
 
     def _pass_again(self) -> None:
@@ -294,16 +295,14 @@ class Server:
         if core.version_answers:
             self._answer_versions()
 
-    def _log_news(self) -> None:
+    def _log_news(self, now: float) -> None:
         """Log what the diary has new; by the clock, so that a flood of requests is not held up by lines."""
-        fresh = self._core.house.diary.fresh
-        while fresh:
-            event = fresh.popleft()
-            about = {"worker_id": event.subject} if event.kind in NODE_EVENTS else {}
-            if event.rid:
-                about["request_id"] = event.rid
-            words = f"node {event.subject}" if event.kind in NODE_EVENTS else event.subject
-            log.log(_LEVELS[event.level], "%s %s: %s", words, event.kind, event.text, extra=about)
+        for event in self._core.house.diary.take_unlogged(now):
+            is_node = event.kind in NODE_EVENTS
+            about = {"worker_id": event.subject if is_node else "", "request_id": event.request_id, "rid": event.rid}
+            words = f"node {event.subject}" if is_node else event.subject
+            times = f" ({event.count} times)" if event.count > 1 else ""
+            log.log(_LEVELS[event.level], "%s %s%s: %s", words, event.kind, times, event.text, extra=about)
 
     def _answer_versions(self) -> None:
         for side, peer in self._core.version_answers:

@@ -18,6 +18,8 @@ from .workers import Node, Offer
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
 _SMOOTHING = 0.1
+_MOST_TOKENS = 1 << 32
+"""Of one answer; what says more is mistaken, and its sum would not fit a message."""
 
 
 def _no_results() -> dict[str, int]:
@@ -77,7 +79,7 @@ class Service(msgspec.Struct, eq=False):
         else:
             self.finished[""] += 1  # they become names of counters, so a node may not invent any
         prompt, generated = meta.get("prompt_tokens"), meta.get("completion_tokens")
-        if type(prompt) is int and type(generated) is int and prompt >= 0 <= generated:
+        if type(prompt) is int and type(generated) is int and 0 <= prompt < _MOST_TOKENS > generated >= 0:
             self.prompt_tokens += prompt
             self.generated_tokens += generated
 

@@ -27,6 +27,8 @@ _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
 _REMEMBERED = 32
 """Snapshots kept to tell differences from: three seconds of as many questions as may be, else half a minute."""
+_MOST_ANSWERS = 8
+"""Different answers about one snapshot; who asks about yet another state gets the whole one, which is made already."""
 _HEALTH: dict[NodeState, s.Health] = {
     NodeState.ACTIVE: "active",
     NodeState.SUSPECT: "suspect",
@@ -81,8 +83,11 @@ class Board:
 
     def _since(self, query: m.Query) -> int:
         """Return the state that the asker has, if it is one of this process and remembered; else 0."""
-        is_ours = query.args.get("epoch") == self._house.broker_epoch
-        return query.since if is_ours and self._recall(query.since) is not None else 0
+        is_ours = query.what == "status" and query.args.get("epoch") == self._house.broker_epoch
+        if not is_ours or self._recall(query.since) is None:
+            return 0
+        is_known = any(since == query.since for _, since, _ in self._answers)
+        return query.since if is_known or len(self._answers) < _MOST_ANSWERS else 0
 
     def _recall(self, serial: int) -> s.Snapshot | None:
         return next((one for one in self._recent if one.serial == serial), None)
@@ -90,7 +95,7 @@ class Board:
     def _tell(self, what: str, since: int, *, for_admin: bool) -> m.Status:
         now, before = self._recent[-1], self._recall(since)
         if not for_admin:
-            now = msgspec.structs.replace(now, requests=[])
+            now, before = s.for_everybody(now), s.for_everybody(before) if before is not None else None
         if what == "services":
             return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, s.encode(_brief(now)))
         if before is None:
@@ -128,7 +133,7 @@ def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:
 
 
 def _brief(whole: s.Snapshot) -> s.Snapshot:
-    return msgspec.structs.replace(whole, nodes=[], requests=[], events=[])
+    return msgspec.structs.replace(whole, serial=0, nodes=[], requests=[], events=[])
 
 
 def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:

@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.printable import printable
 from ..protocol.story import Attempt, State, Story, spent
 from .requests import QUEUED, Request, RequestState
 
 if TYPE_CHECKING:
     from .house import House
-    from .sessions import User
-    from .workers import Node
 
 KEPT: Final = 2048
 """Ended requests that can be explained: seconds of a busy broker, days of a quiet one."""
 _PLAIN_PER_S: Final = 500
 """Uneventful whole answers kept in a second: a fleet of language models makes fewer."""
 _MOST_TOLD: Final = 20
+_MOST_TRIES: Final = 20
+NOT_DISPATCHED: Final = -1.0
+"""Instead of a time, between two attempts."""
 _PHASES: Final[dict[RequestState, State]] = {
     RequestState.QUEUED: "queued",
     RequestState.LEASED: "dispatched",
@@ -37,6 +39,7 @@ _PHASES: Final[dict[RequestState, State]] = {
 }
 _CANCELLED: Final = 499
 _NO_META: Final[m.Ext] = {}
+_ACCOUNT: Final = ("device", "batch", "wait_us", "prefill_us")
 _ALIVE: Final[tuple[Any, ...]] = (_NO_META, None, None)
 """The last fields of Facts while a request lives."""
 
@@ -58,7 +61,7 @@ class Try(msgspec.Struct, eq=False):
 class Facts(msgspec.Struct, eq=False):
     """What a story is made of. `stage`: where it is, or was when it ended; `ended_at` None: it lives."""
 
-    user: User
+    user: str
     rid: bytes
     ext: m.Ext
     service: str
@@ -71,7 +74,7 @@ class Facts(msgspec.Struct, eq=False):
     units: int
     told: m.Ext | None
     past: list[Try] | None
-    node: Node | None
+    node: str
     queued_behind: int
     queued_why: str
     begun_elsewhere: int
@@ -120,7 +123,7 @@ class Stories:
         found = (
             one
             for one in itertools.chain(live, ended)
-            if user in (None, one.user.name) and name in (one.rid.hex(), one.ext.get("request_id"))
+            if user in (None, one.user) and name in (one.rid.hex(), one.ext.get("request_id"))
         )
         return [tell(house, one, now) for one in itertools.islice(found, _MOST_TOLD)]
 
@@ -128,8 +131,9 @@ class Stories:
 def _facts(request: Request) -> tuple[Any, ...]:
     """Return the first fields of Facts: a tuple is made in a tenth of the time of anything with names."""
     ask = request.ask
+    node = request.last_node if request.offer is None else request.offer.node
     return (
-        request.user,
+        request.user.name,
         ask.rid,
         ask.ext,
         ask.service,
@@ -138,12 +142,12 @@ def _facts(request: Request) -> tuple[Any, ...]:
         request.dispatched_at,
         request.first_at,
         # A stream's deadline moves on with each unit, so it tells when the last one came.
-        request.deadline - request.ttl_s if request.first_at is not None and ask.flags & m.STREAM else request.first_at,
+        request.deadline - request.ttl_s if request.first_at is not None and ask.flags & m.STREAM else None,
         request.from_unit,
         request.next_n,
         request.told,
         request.past,
-        request.last_node if request.offer is None else request.offer.node,
+        node.ready.node_id if node is not None else "",
         request.queued_behind,
         request.queued_why,
         request.begun_elsewhere,
@@ -156,6 +160,9 @@ def end_try(request: Request, now: float, why: str) -> None:
     if request.past is None:
         request.past = []
     request.past.append(_last_try(Facts(*_facts(request), *_ALIVE), now, why))
+    if len(request.past) > _MOST_TRIES:
+        del request.past[1]  # the first and the newest tell most
+    request.dispatched_at = NOT_DISPATCHED
     request.first_at = None
     request.told = None
 
@@ -167,7 +174,7 @@ def tell(house: House, one: Facts, now: float) -> Story:
         broker_id=house.broker_id,
         rid=one.rid.hex(),
         request_id=request_id_of(one.rid, one.ext),
-        user=one.user.name,
+        user=one.user,
         model=one.service,
         is_stream=one.is_stream,
         state=_state_of(one),
@@ -180,8 +187,8 @@ def tell(house: House, one: Facts, now: float) -> Story:
         attempts=_attempts(one, now),
         code=ending.code if ending is not None else 0,
         reason=ending.reason if ending is not None else "",
-        text=ending.text if ending is not None else "",
-        finish_reason=reason if isinstance(reason, str) else "",
+        text=printable(ending.text) if ending is not None else "",
+        finish_reason=printable(reason) if isinstance(reason, str) else "",
         prompt_tokens=prompt_tokens if type(prompt_tokens) is int else 0,
     )
 
@@ -201,7 +208,7 @@ def timings(broker_id: str, request: Request, now: float) -> m.Ext:
 def request_id_of(rid: bytes, ext: m.Ext) -> str:
     """Return the name that the client gave the request, else the rid in hex."""
     name = ext.get("request_id")
-    return name if isinstance(name, str) and name else rid.hex()
+    return printable(name) if isinstance(name, str) and name else rid.hex()
 
 
 def _state_of(one: Facts) -> State:
@@ -222,7 +229,7 @@ def _live(house: House, user: str | None) -> Iterator[Request]:
 def _attempts(one: Facts, now: float) -> list[Attempt]:
     """List the attempts that were lost, and the one that runs or was running when it ended."""
     told = [_attempt(each, one.admitted_at) for each in one.past or ()]
-    if one.stage is not QUEUED:
+    if one.stage is not QUEUED and one.dispatched_at != NOT_DISPATCHED:
         last = _attempt(_last_try(one, now if one.ended_at is None else one.ended_at, ""), one.admitted_at)
         told.append(last if one.ended_at is not None else msgspec.structs.replace(last, ended_s=None))
     return told
@@ -230,14 +237,14 @@ def _attempts(one: Facts, now: float) -> list[Attempt]:
 
 def _last_try(one: Facts, now: float, why: str) -> Try:
     return Try(
-        one.node.node_id if one.node is not None else "",
+        one.node,
         one.dispatched_at,
         one.from_unit,
         one.units,
         one.first_at,
         one.last_at,
         now,
-        one.told or {},
+        {name: one.told[name] for name in _ACCOUNT if name in one.told} if one.told else {},
         why,
     )
 
@@ -252,8 +259,8 @@ def _attempt(one: Try, begun: float) -> Attempt:
         first_s=one.first_at - begun if one.first_at is not None else None,
         last_s=one.last_at - begun if one.last_at is not None else None,
         ended_s=one.ended_at - begun,
-        why=one.why,
-        device=device if isinstance(device, str) else "",
+        why=printable(one.why),
+        device=printable(device) if isinstance(device, str) else "",
         batch=batch if type(batch) is int else 0,
         wait_s=_seconds(one.told, "wait_us"),
         prefill_s=_seconds(one.told, "prefill_us"),

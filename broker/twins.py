@@ -108,6 +108,7 @@ class Twins:
 
     def _refuse(self, session: Session, ask: m.Request, kind: Kind, text: str, now: float) -> bool:
         """Say no. To a session that reads the request already, this is the end of it: an ERROR is terminal."""
+        self._house.diary.note("rejected", kind.value, text, now, ask)
         older = session.readers.get(ask.rid)
         if older is not None:
             self._endings.abandon(older, text, now)

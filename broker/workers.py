@@ -135,6 +135,7 @@ class Node(msgspec.Struct, eq=False):
     failed: int = 0
     lost_at: float = 0.0
     told_devices: list[DeviceStatus] | None = None
+    was_ready: bool = False
     slot: int = 0
 
     @property

@@ -175,18 +175,23 @@ def of_devices(nodes: list[NodeStatus]) -> Iterable[Metric]:
     latency = HistogramMetricFamily(
         "zmqrt_cancel_latency_seconds", "From a cancel at the node to the freed slot.", labels=labels
     )
-    for node in nodes:
-        for device in node.devices:
-            _add(latency, [node.node_id, device.id], device.cancel_latency)
+    for node, device in _each(nodes):
+        _add(latency, [node.node_id, device.id], device.cancel_latency)
     yield latency
 
 
 def _values(nodes: list[NodeStatus], field: str) -> Iterable[tuple[list[str], float]]:
+    for node, device in _each(nodes):
+        value: float | None = getattr(device, field)
+        if value is not None:
+            yield [node.node_id, device.id], value
+
+
+def _each(nodes: list[NodeStatus]) -> Iterable[tuple[NodeStatus, DeviceStatus]]:
+    """Yield each device of a name once."""
     for node in nodes:
-        for device in node.devices:
-            value: float | None = getattr(device, field)
-            if value is not None:
-                yield [node.node_id, device.id], value
+        for device in {device.id: device for device in node.devices}.values():
+            yield node, device
 
 
 # --- the broker ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import sys
 import time
 from typing import Final, TextIO
 
-FIELDS: Final = ("request_id", "trace_id", "worker_id")
+from .printable import printable
+
+FIELDS: Final = ("request_id", "rid", "trace_id", "worker_id")
 
 
 def configure_logging(
@@ -45,8 +47,9 @@ class TextFormatter(logging.Formatter):
         """Write one message; a traceback follows on lines of its own."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         name = record.name.removeprefix("zmqrt.")
-        line = f"{clock}.{record.msecs:03.0f} {record.levelname:7}{self._role} {name}: {record.getMessage()}"
-        line += "".join(f" {key}={value}" for key, value in fields_of(record).items())
+        words = "\n".join(map(printable, record.getMessage().split("\n")))
+        line = f"{clock}.{record.msecs:03.0f} {record.levelname:7}{self._role} {name}: {words}"
+        line += "".join(f" {key}={printable(value)}" for key, value in fields_of(record).items())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

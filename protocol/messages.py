@@ -137,7 +137,10 @@ class Bye(_Message, frozen=True, tag=5):
 
 
 class Query(_Message, frozen=True, tag=6):
-    """Ask about the broker: `what` is status, services, metrics or explain; `since` asks for a delta."""
+    """Ask about the broker: `what` is status, services or explain (`args.request`).
+
+    `since`, the serial of a snapshot, with `args.epoch`, the broker's, asks for what has changed.
+    """
 
     qid: UInt
     what: Name

@@ -40,12 +40,21 @@ def ask_loop(loop: asyncio.AbstractEventLoop, read: Callable[[], R]) -> Callable
 
         try:
             loop.call_soon_threadsafe(run)
+        except RuntimeError:  # closed meanwhile
+            return None
+        try:
             return answer.result(_PATIENCE_S)
-        except (TimeoutError, RuntimeError):  # busy, or closed meanwhile
+        except TimeoutError:
             answer.cancel()
             return None
 
     return ask
+
+
+def _shut(server: WSGIServer) -> None:
+    with contextlib.suppress(OSError):
+        server.shutdown()
+        server.server_close()
 
 
 class MetricsPort:
@@ -55,7 +64,6 @@ class MetricsPort:
         self._port = port
         self._collector = collector
         self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str | None:
@@ -70,11 +78,8 @@ class MetricsPort:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None and self._thread is not None:
-            with contextlib.suppress(OSError):
-                self._server.shutdown()
-                self._server.server_close()
-            self._thread.join(_PATIENCE_S)
+        if self._server is not None:  # in a thread: it waits up to half a second, and the loop has goodbyes to say
+            threading.Thread(target=_shut, args=(self._server,), daemon=True).start()
 
     def _start(self, port: int) -> None:
         try:
@@ -84,7 +89,7 @@ class MetricsPort:
         registry = CollectorRegistry()
         registry.register(self._collector())
         try:
-            self._server, self._thread = start_http_server(port, HOST, registry)
+            self._server, _ = start_http_server(port, HOST, registry)
         except OSError as error:
             text = f"http://{HOST}:{port} cannot serve metrics: {error.strerror}; choose another --metrics-port"
             raise ZmqrtError(text) from None

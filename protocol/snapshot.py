@@ -13,6 +13,7 @@ import msgspec
 from . import messages as m
 from .histogram import Histogram
 from .messages import TaskName
+from .printable import printable
 
 SCHEMA: Final = "snapshot"
 SCHEMA_VERSION: Final = 2
@@ -135,7 +136,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something that an operator may want to know. Equal ones within a second are one, with a `count`.
 
-    `at_s` is on the clock of the broker's uptime; `rid` names one request that it is about, in hex.
+    `at_s` is on the clock of the broker's uptime; `rid` and `request_id` name one request that it is about.
     """
 
     id: int
@@ -146,6 +147,7 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     count: int = 1
     rid: str = ""
+    request_id: str = ""
 
 
 class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +170,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         serial: Number of this state; a later QUERY names it as `since` and is told what has changed.
         unix_s: The broker's own clock; 0 = not told.
         tallies: Counters by reason or stage: failures, redispatches, cancellations.
-        requests: The oldest live ones, for admins; others are told none.
+        requests: The oldest live ones, for admins; others are told none, nor events about requests.
     """
 
     broker_id: str
@@ -189,12 +191,22 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     events: list[FleetEvent] = []
 
 
+def for_everybody(whole: Snapshot) -> Snapshot:
+    """Return a snapshot without what is about requests of somebody: their names, and the words of their failures."""
+    events = [
+        msgspec.structs.replace(event, rid="", request_id="")
+        for event in whole.events
+        if event.kind not in ("rejected", "request_failed")
+    ]
+    return msgspec.structs.replace(whole, requests=[], events=events)
+
+
 def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:
     """Put together what a node told about a device when it came, and what it tells in heartbeats."""
     return DeviceStatus(
-        id=load.id,
-        kind=info.kind,
-        name=info.name,
+        id=printable(load.id),
+        kind=printable(info.kind),
+        name=printable(info.name),
         memory_bytes=info.memory_bytes,
         phase=load.phase,
         percent=load.percent,

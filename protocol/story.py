@@ -24,9 +24,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         from_unit: Units that were delivered before: above 0 it is a resume.
         units: Units that this try made.
         first_s: When its first unit came; None while none has.
-        last_s: When its last unit came.
+        last_s: When its last unit came; told of streams.
         ended_s: When it was over; None while it runs.
-        why: Why it ended without a result; "" if it did not.
+        why: Why it was lost; "" if it runs, or ended with the request.
         device: As the node said; "" while it has not.
         batch: Requests that ran on that device at that moment, this one included.
         wait_s: From the node's receipt to its engine, by the node's clock.

@@ -76,6 +76,7 @@ class Note:
     text: str
     request_id: str = ""
     trace_id: str = ""
+    rid: str = ""
 
 
 Action = Dial | HangUp | Send | ToEngine | Prepare | RestartEngine | Exit | Note

@@ -186,8 +186,9 @@ class Agent:
                     self.links[broker].close()
                 case a.RestartEngine(device, reason):
                     self._restart(device, reason)
-                case a.Note(level, text, request_id, trace_id):
-                    log.log(_LEVELS[level], "%s", text, extra={"request_id": request_id, "trace_id": trace_id})
+                case a.Note(level, text, request_id, trace_id, rid):
+                    about = {"request_id": request_id, "trace_id": trace_id, "rid": rid}
+                    log.log(_LEVELS[level], "%s", text, extra=about)
                 case a.Exit(code, reason):
                     log.log(logging.ERROR if code else logging.INFO, "leaving: %s", reason)
                     self._loop.call_soon(self.stop, code)

@@ -166,7 +166,13 @@ class Desk:
         error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
         job.outcome = Outcome(job.total_n, error=error)
         self._out.append(
-            Note("info" if row.code < 500 else "warning", f"{row.code} {text}", job.request_id, job.trace_id)
+            Note(
+                "info" if row.code < 500 else "warning",
+                f"{row.code} {text}",
+                job.request_id,
+                job.trace_id,
+                job.rid.hex(),
+            )
         )
         self._keep(job)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import heapq
+import re
 from typing import Final
 
 import msgspec
@@ -23,6 +24,8 @@ from ..protocol.tasks import Chunk, FinishReason, GenerateResult, TokenLogprobs,
 from .engines import ipc
 from .engines.base import TokenEvent
 from .prepare import Prepared, PreparedTask
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class JobState(enum.Enum):
@@ -136,8 +139,8 @@ class Job:
     def trace_id(self) -> str:
         """The trace it belongs to (W3C trace context), for logs; "" without one."""
         parent = self.ext.get("traceparent")
-        parts = parent.split("-") if isinstance(parent, str) else []
-        return parts[1] if len(parts) >= 4 else ""
+        found = _TRACEPARENT.match(parent) if isinstance(parent, str) else None
+        return found[1] if found is not None else ""
 
     @property
     def is_stream(self) -> bool:

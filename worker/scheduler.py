@@ -139,6 +139,7 @@ class Scheduler:
         services = list(device.lanes)
         for job in device.forget_process(phase):
             job.crashes += job.total_n == job.run_from  # what ran well for a while did not kill it
+            job.first_at, job.is_told = None, False
             job.move(JobState.WAITING)
             self._queue(job.service).appendleft(job)
             if not self._may_run_again(job):

@@ -59,7 +59,7 @@ class Supervisor:
         self._spec = spec
         self._posts = {device.id: _Post(device) for device in devices}
         self._wake = wake
-        self._log_arguments = ("--log-level", log_level, "--log-format", log_format, "--worker-id", worker_id)
+        self._log_arguments = ("--log-level", log_level, "--log-format", log_format, f"--worker-id={worker_id}")
 
     # --- start and stop ----------------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ def _timeline(story: Story) -> Table:
     table.add_column(justify="right", style="cyan", no_wrap=True)
     table.add_column(ratio=1)
     for at_s, text in _steps(story):
-        table.add_row(clock(at_s) if at_s else "0", text)
+        table.add_row(clock(at_s) if at_s else "0", Text(text))
     return table
 
 

@@ -46,7 +46,9 @@ def test_every_documented_name_is_there_after_a_load_and_no_other() -> None:
         assert answer_of(bridge, "POST", "/infer", {"prompt": 5})[0] == 422
         assert answer_of(bridge, "GET", "/a/path/of/my/own")[0] == 404
         with calling(bridge, "/infer", b'{"prompt": "hi", "max_tokens": 5000}'):
-            eventually(lambda: stack.status().running == 1, what="a running request")
+            eventually(
+                lambda: [one.phase for one in stack.status().requests] == ["streaming"], what="a request that decodes"
+            )
         eventually(lambda: stack.status().running == 0, what="a free slot")
         found = eventually(lambda: _settled(bridge), what="heartbeats with the numbers")
 

@@ -71,13 +71,13 @@ def by_name(spans: Sequence[ReadableSpan]) -> dict[str, ReadableSpan]:
 
 def parent_of(span: ReadableSpan) -> int | None:
     """Return the id of its parent."""
-    return span.parent.span_id if span.parent is not None else None
+    return int(span.parent.span_id) if span.parent is not None else None
 
 
 def id_of(span: ReadableSpan) -> int:
     """Return its own id."""
     assert span.context is not None
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -114,6 +114,35 @@ def test_a_state_that_is_too_old_or_of_another_broker_is_told_whole() -> None:
     assert [one.schema for one in monitor.hear_only(m.Status)] == [s.SCHEMA] * 3
 
 
+def test_many_different_states_cost_no_more_than_a_few_deltas() -> None:
+    """Beyond them the whole one is sent, which is there already."""
+    stage = Stage()
+    stage.worker()
+    monitor = stage.client()
+    known = []
+    for _ in range(30):
+        known.append(status(monitor)[0])
+        stage.pass_time(0.2)
+    for one in known:
+        monitor.send(m.Query(1, "status", {"epoch": one.broker_epoch}, one.serial))
+        stage.now += 0.001
+
+    schemas = [one.schema for one in monitor.hear_only(m.Status)]
+    assert 0 < schemas.count(delta.SCHEMA) < 10
+    assert len(schemas) == 30
+
+
+def test_a_list_of_models_is_no_state_to_go_on_from() -> None:
+    """It has no nodes: whoever took its serial for one would never hear of them."""
+    stage = Stage()
+    stage.worker()
+    monitor = stage.client()
+    monitor.send(m.Query(1, "services"))
+    (answer,) = monitor.hear_only(m.Status)
+
+    assert s.decode(answer.body).serial == 0
+
+
 def test_requests_of_others_are_told_to_admins_alone() -> None:
     """Also when the answer for an admin is at hand already."""
     stage = Stage(is_admin=lambda user: user == "boss")
@@ -123,3 +152,19 @@ def test_requests_of_others_are_told_to_admins_alone() -> None:
 
     assert [one.request_id for one in status(boss)[0].requests] == ["secret-job"]
     assert status(client)[0].requests == []
+
+
+def test_failures_of_others_are_told_to_admins_alone() -> None:
+    """Whole and as a change: neither the names of requests nor what their model said."""
+    stage = Stage(is_admin=lambda user: user == "boss")
+    worker = stage.worker()
+    client, boss = stage.client(user="anna"), stage.client(user="boss")
+    known, _ = status(client)
+    client.send(ask(1, ext={"request_id": "secret-job"}))
+    worker.error(worker.work()[0].lease, 500, "model_raised", "secret words")
+    client.hear()
+    stage.pass_time(0.2)
+
+    for seen in (status(client)[0], status(client, known)[0]):
+        assert [event.kind for event in seen.events] == ["joined", "ready"]
+    assert [event.request_id for event in status(boss)[0].events] == ["", "", "secret-job"]

@@ -49,7 +49,7 @@ def test_a_node_that_freezes_and_returns() -> None:
     worker.come_back(b"again")
     worker.beat()
 
-    assert [kind for kind, _ in kinds(stage)][2:] == ["suspect", "evicted", "returned", "ready"]
+    assert [kind for kind, _ in kinds(stage)][2:] == ["suspect", "evicted", "returned"]
     assert [event.level for event in events(stage) if event.kind == "evicted"] == ["error"]
 
 
@@ -94,7 +94,56 @@ def test_only_the_newest_are_kept() -> None:
     told = events(stage)
     assert len(told) == MAX_EVENTS
     assert told[-1].id == 2 * MAX_EVENTS
-    assert len(stage.broker.house.diary.fresh) == MAX_EVENTS
+    assert len(stage.broker.house.diary.take_unlogged(stage.now)) == 2 * MAX_EVENTS
+    assert stage.broker.house.diary.take_unlogged(stage.now) == []
+
+
+def test_what_may_happen_again_is_logged_when_its_second_is_over() -> None:
+    """Once, with how often; under the names that its client and the wire have for one of them."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=9)
+    diary = stage.broker.house.diary
+    client.send(*(ask(number, ext={"request_id": f"job-{number}"}) for number in range(1, 6)))
+    for job in worker.work():
+        worker.error(job.lease, 500, "model_raised", "it broke")
+
+    assert [event.kind for event in diary.take_unlogged(stage.now)] == ["joined", "ready"]
+    stage.pass_time(1.1)
+    (event,) = diary.take_unlogged(stage.now)
+    assert (event.count, event.request_id, event.rid) == (5, "job-5", ask(5).rid.hex())
+
+
+def test_words_of_peers_cannot_move_a_cursor_or_forge_a_line() -> None:
+    """Names and errors are shown, with a mark for what is no character to be shown."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker("node\x1b[2J")
+    worker.beat(devices=[m.DeviceLoad("d\x07", "ready")])
+    client.send(ask(1, ext={"request_id": "a\nERROR forged"}))
+    worker.error(worker.work()[0].lease, 500, "model_raised", "line\r\nline\x1b]0;x\x07")
+
+    snapshot = stage.broker.snapshot(stage.now)
+    words = [snapshot.nodes[0].node_id, snapshot.nodes[0].devices[0].id]
+    words += [part for event in snapshot.events for part in (event.subject, event.text, event.request_id)]
+    assert all(one.isprintable() for one in words)
+    assert snapshot.nodes[0].node_id.startswith("node")
+
+
+def test_every_ending_without_a_result_is_counted_once() -> None:
+    """As failed or as expired, and by its reason; what was only cancelled is neither."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=9)
+    client.send(ask(1, flags=m.STREAM), ask(2), ask(3), ask(4, ttl_s=0.5))
+    by_rid = {job.rid: job.lease for job in worker.work()}
+    worker.error(by_rid[ask(2).rid], 504, "stalled", "it stood still")
+    client.send(m.Cancel(ask(3).rid))
+    stage.pass_time(0.6)
+    stage.gone(worker)
+    stage.pass_time(1.5)
+
+    snapshot = stage.broker.snapshot(stage.now)
+    failures = {reason: count for reason, count in snapshot.tallies["failures"].items() if count}
+    assert failures == {"outcome_unknown": 1, "stalled": 1, "deadline_exceeded": 1}
+    assert (snapshot.counters["failed"], snapshot.counters["expired"], snapshot.counters["cancelled"]) == (1, 2, 1)
 
 
 def test_losses_and_cancellations_are_counted_by_reason() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from support.stage import STREAM, Stage, ask
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.histogram import Histogram
-from zmqrt.protocol.snapshot import ServiceStatus
+from zmqrt.protocol.snapshot import ServiceStatus, decode, encode
 
 
 def told(stage: Stage) -> ServiceStatus:
@@ -56,6 +56,45 @@ def test_a_refusal_by_a_full_node_does_not_count_twice() -> None:
     worker.final(job.lease)
 
     assert told(stage).queue_time.count == 1
+
+
+def test_units_that_come_together_are_not_fast() -> None:
+    """What came with the first is not counted into the time of a further one."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1, flags=STREAM)
+    (job,) = worker.work()
+    worker.partial(job.lease, 0, 9)
+    stage.pass_time(0.5)
+    worker.partial(job.lease, 9, 1)
+    worker.final(job.lease, 10)
+
+    assert only(told(stage).token_time) == 0.5
+
+
+def test_a_first_token_comes_once() -> None:
+    """However often a whole answer is begun anew."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1, flags=m.IDEMPOTENT)
+    for _ in range(3):
+        (job,) = worker.work()
+        worker.partial(job.lease, 0)
+        worker.error(job.lease, 503, "engine_restarted", "it died", credit=1, ext={"crashes": 0})
+
+    assert told(stage).first_token.count == 1
+
+
+def test_numbers_beyond_reason_do_not_make_the_status_unreadable() -> None:
+    """One node that counts wrongly must not blind everybody."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=9)
+    client.send(*(ask(number) for number in range(1, 5)))
+    for job in worker.work():
+        meta: m.Ext = {"prompt_tokens": 2**63 - 1, "completion_tokens": 2**63 - 1}
+        worker.send(m.WorkerFinal(worker.epoch, job.lease, 0, 9, meta, b""))
+
+    assert decode(encode(stage.broker.snapshot(stage.now))).services[0].generated_tokens == 0
 
 
 def test_what_a_node_says_cannot_make_names_or_go_backwards() -> None:

@@ -96,6 +96,44 @@ def test_others_requests_are_explained_to_admins_alone() -> None:
     assert explain(bert, rid_of(1).hex()) == []
 
 
+def test_the_last_attempt_that_was_lost_is_told_once() -> None:
+    """It ended the request: the parts add up to its age, and to no more."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker("node-a")
+    client.request(1, flags=m.STREAM, ext={"traceparent": "00-aa-bb-01"})
+    (job,) = worker.work()
+    stage.pass_time(1.0)
+    worker.partial(job.lease, 0)
+    stage.gone(worker)
+    stage.pass_time(3.0)
+    (error,) = client.hear_only(m.Error)
+
+    (story,) = explain(client, rid_of(1).hex())
+    assert (story.state, story.reason, len(story.attempts)) == ("failed", "outcome_unknown", 1)
+    assert story.attempts[0].why == "node node-a was lost"
+    parts = s.spent(story.age_s, story.attempts)
+    assert sum(getattr(parts, name) for name in parts.__struct_fields__) == pytest.approx(story.age_s)
+    assert (error.ext["attempts"], error.ext["dispatch_us"]) == (1, 0)
+
+
+def test_a_node_that_hands_back_for_ever_does_not_fill_the_memory() -> None:
+    """The first and the newest attempts are kept; and of what nodes say only what a story needs."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker("node-a")
+    client.request(1, flags=STREAM, ttl_s=1000.0)
+    for number in range(100):
+        (job,) = worker.work()
+        told: m.Ext = {f"key{one}": "x" * 200 for one in range(10)}
+        worker.send(m.WorkerPartial(worker.epoch, job.lease, number, 1, b"u", told))
+        worker.error(job.lease, 503, "engine_restarted", "it died", credit=1, ext={"crashes": 0})
+
+    (story,) = explain(client, rid_of(1).hex())
+    assert 2 < len(story.attempts) <= 22
+    assert story.attempts[0].from_unit == 0
+    assert story.attempts[-1].from_unit == 100
+    assert len(s.encode([story])) < 10_000
+
+
 @pytest.mark.parametrize("args", [{}, {"request": ""}, {"request": 5}, {"request": "unknown"}])
 def test_what_nobody_knows_has_no_story(args: dict[str, str | int]) -> None:
     """An empty answer, not an error: another broker may know."""
