@@ -46,7 +46,6 @@ class BridgeSettings(CommonSettings):
     drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs after SIGTERM.")
     traces: str = setting(
         "none",
-        env=("OTEL_TRACES_EXPORTER",),
         choices=("none", "otlp", "console"),
         help="Send OpenTelemetry spans; where to, OTEL_EXPORTER_OTLP_ENDPOINT says. Needs zmqrt[trace].",
     )

@@ -6,6 +6,8 @@ are left out: they would be most of what is exported.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -18,6 +20,8 @@ from ..client.tracing import context_of, traceparent_of
 from ..protocol.errors import ConfigurationError
 
 _TRACED: Final = ("/infer", "/v1/")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"})
+_FAREWELL_S: Final = 2.0
 
 
 def start(exporter: str) -> Callable[[], None]:
@@ -32,7 +36,9 @@ def start(exporter: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error}; --traces needs: pip install 'zmqrt[trace]'") from None
-    provider = TracerProvider(resource=Resource.create({"service.name": "zmqrt-bridge"}))
+    is_named = "OTEL_SERVICE_NAME" in os.environ or "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    resource = Resource.create({} if is_named else {"service.name": "zmqrt-bridge"})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     if exporter == "console":
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
@@ -42,7 +48,13 @@ def start(exporter: str) -> Callable[[], None]:
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    return provider.shutdown
+
+    def stop() -> None:
+        last = threading.Thread(target=provider.shutdown, daemon=True)
+        last.start()
+        last.join(_FAREWELL_S)  # a collector that does not answer must not keep a bridge from leaving
+
+    return stop
 
 
 class Traced:
@@ -57,7 +69,7 @@ class Traced:
         if scope["type"] != "http" or not scope["path"].startswith(_TRACED):
             await self._app(scope, receive, send)
             return
-        method = scope["method"]
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         given = Headers(scope=scope).get("traceparent", "")
         tracer = trace.get_tracer("zmqrt")
         with tracer.start_as_current_span(method, context_of(given), SpanKind.SERVER) as span:
@@ -76,6 +88,8 @@ class Traced:
             try:
                 await self._app(scope, receive, watched)
             finally:
-                route = self._paths.get(scope.get("endpoint"), "other")
-                span.update_name(f"{method} {route}")
-                span.set_attributes({"http.request.method": method, "http.route": route})
+                span.set_attribute("http.request.method", method)
+                route = self._paths.get(scope.get("endpoint"))
+                if route is not None:
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)

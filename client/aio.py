@@ -42,10 +42,16 @@ class AsyncHandle(Generic[R]):
     ) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
-        self._call, reading.trace = tracing.begin(call)
         self._reading = reading
         self._inbox = AsyncInbox(bell)
-        io.submit(self._call, self._inbox)
+        self._call, self._sink = tracing.begin(call, self._inbox)
+        if isinstance(self._sink, tracing.TracedSink):
+            weakref.finalize(self, self._sink.trace.cancel)
+        try:
+            io.submit(self._call, self._sink)
+        except ZmqrtError as error:
+            self._sink.put(error)  # for whoever traces it; nobody reads it any more
+            raise
 
     @property
     def request_id(self) -> str:
@@ -64,8 +70,9 @@ class AsyncHandle(Generic[R]):
     def cancel(self) -> None:
         """Give the request up; its node stops. Reading on raises CancelledError."""
         if not self._reading.is_done:
-            self._io.cancel(self._call.rid, self._inbox)
-            self._reading.give_up()
+            self._io.cancel(self._call.rid, self._sink)
+            if isinstance(self._sink, tracing.TracedSink):
+                self._sink.trace.cancel()
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.

@@ -6,7 +6,7 @@ It knows neither threads nor loops; how an event gets here is the business of `s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, RequestError, ZmqrtError, request_error
@@ -15,22 +15,6 @@ from .results import Chunk, Result, StreamFold, read_result
 R = TypeVar("R")
 Event = m.Partial | m.Final | m.Status | m.Welcome | ZmqrtError
 """What the core tells about a request, a question or a wish for a connection. All but PARTIAL are the last."""
-
-
-class Trace(Protocol):
-    """Whoever wants to know how it ends (`tracing.py`)."""
-
-    def finish(self, final: m.Final) -> None:
-        """Note that it was answered."""
-        ...
-
-    def fail(self, error: BaseException) -> None:
-        """Note that it was not."""
-        ...
-
-    def cancel(self) -> None:
-        """Note that it was given up here."""
-        ...
 
 
 class Reading(Generic[R]):
@@ -44,7 +28,6 @@ class Reading(Generic[R]):
     ) -> None:
         self.request_id = request_id
         self.is_done = False
-        self.trace: Trace | None = None
         self._read_chunk = read_chunk
         self._read_end = read_end
         self._value: R | None = None
@@ -59,8 +42,6 @@ class Reading(Generic[R]):
                 case m.Final():
                     chunk, self._value = self._read_end(event)
                     self.is_done = True
-                    if self.trace is not None:
-                        self.trace.finish(event)
                     return chunk
                 case ZmqrtError():
                     self.fail(event)
@@ -75,13 +56,6 @@ class Reading(Generic[R]):
         """End without a value."""
         self.is_done = True
         self._error = error
-        if self.trace is not None:
-            self.trace.fail(error)
-
-    def give_up(self) -> None:
-        """Note that it was cancelled here: whether anybody reads on, nobody knows."""
-        if self.trace is not None:
-            self.trace.cancel()
 
     def outcome(self) -> R:
         """Return the value or raise the error; only once it is done."""

@@ -38,10 +38,16 @@ class Handle(Generic[R]):
     def __init__(self, client: Client, io: IoThread, call: calls.Call, reading: Reading[R]) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
-        self._call, reading.trace = tracing.begin(call)
         self._reading = reading
         self._inbox = Inbox()
-        io.submit(self._call, self._inbox)
+        self._call, self._sink = tracing.begin(call, self._inbox)
+        if isinstance(self._sink, tracing.TracedSink):
+            weakref.finalize(self, self._sink.trace.cancel)
+        try:
+            io.submit(self._call, self._sink)
+        except ZmqrtError as error:
+            self._sink.put(error)  # for whoever traces it; nobody reads it any more
+            raise
 
     @property
     def request_id(self) -> str:
@@ -60,8 +66,9 @@ class Handle(Generic[R]):
     def cancel(self) -> None:
         """Give the request up; its node stops. Reading on raises CancelledError."""
         if not self._reading.is_done:
-            self._io.cancel(self._call.rid, self._inbox)
-            self._reading.give_up()
+            self._io.cancel(self._call.rid, self._sink)
+            if isinstance(self._sink, tracing.TracedSink):
+                self._sink.trace.cancel()
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.

@@ -9,14 +9,17 @@ clock. The names of attributes are those of OpenTelemetry's conventions for gene
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol import messages as m
-from ..protocol.errors import RequestError
+from ..protocol.errors import CancelledError, RequestError, ZmqrtError
 from .calls import Call
+from .reading import Event
+from .requests import Sink
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -25,31 +28,35 @@ if TYPE_CHECKING:
 STAGES: Final = ("queue", "lost", "dispatch", "prefill", "decode")
 """In the order in which they are drawn; `lost` only where an attempt was lost with its node."""
 _NS: Final = 1000
+_OPERATIONS: Final = {"generate": "chat", "embed": "embeddings"}
 _FACTS: Final = {"node": "zmqrt.node", "device": "zmqrt.device", "batch": "zmqrt.batch", "attempts": "zmqrt.attempts"}
 
 
-def begin(call: Call) -> tuple[Call, Trace | None]:
-    """Start the span of a request, if anybody traces; the call then carries it on as the parent."""
+def begin(call: Call, sink: Sink) -> tuple[Call, Sink]:
+    """Start the span of a request, if anybody traces: the call then carries it on, and the sink sees how it ends."""
     api = sys.modules.get("opentelemetry.trace")
     if api is None:
-        return call, None
+        return call, sink
     given = call.ext.get("traceparent")
     span = api.get_tracer("zmqrt").start_span(
-        f"{'chat' if call.task == 'generate' else 'embeddings'} {call.service}".rstrip(),
+        f"{_OPERATIONS[call.task]} {call.service}".rstrip(),
         context=context_of(given) if isinstance(given, str) else None,
         kind=api.SpanKind.CLIENT,
         attributes=_asked(call),
     )
     if not span.is_recording():
-        return call, None
-    return replace(call, ext={**call.ext, "traceparent": traceparent_of(span)}), Trace(span)
+        return call, sink
+    ext = {**call.ext, "traceparent": traceparent_of(span)}
+    return replace(call, ext=ext), TracedSink(sink, Trace(span))
 
 
-def context_of(traceparent: str) -> Context:
-    """Read a W3C traceparent as the parent of a span; one that cannot be read is none. Only where tracing is on."""
+def context_of(traceparent: str) -> Context | None:
+    """Read a W3C traceparent as the parent of a span; None if it is none: then the caller's own span is the parent."""
+    from opentelemetry.trace import get_current_span
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    context = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    return context if get_current_span(context).get_span_context().is_valid else None
 
 
 def traceparent_of(span: Span) -> str:
@@ -58,52 +65,65 @@ def traceparent_of(span: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
+class TracedSink:
+    """Takes events on their way to the reader: a span ends when the answer comes, not when somebody reads it."""
+
+    def __init__(self, sink: Sink, trace: Trace) -> None:
+        self.trace = trace
+        self._sink = sink
+
+    def put(self, event: Event) -> bool:
+        """Pass an event on. Called by the I/O thread."""
+        if isinstance(event, m.Final):
+            self.trace.finish(event)
+        elif isinstance(event, CancelledError):
+            self.trace.cancel()
+        elif isinstance(event, ZmqrtError):
+            self.trace.fail(event)
+        return self._sink.put(event)
+
+
 class Trace:
-    """The span of one request until it ends; then its stages, as children. `end` counts once."""
+    """The span of one request; its stages are its children. It ends once, whoever says so first."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self._began_ns = time.time_ns()
+        self._lock = threading.Lock()
         self._is_over = False
 
     def finish(self, final: m.Final) -> None:
         """End well, with what the answer tells."""
-        if self._is_over:
-            return
-        meta = final.meta
-        self._span.set_attributes(
-            {
-                "gen_ai.usage.input_tokens": _number(meta, "prompt_tokens"),
-                "gen_ai.usage.output_tokens": _number(meta, "completion_tokens"),
-                "gen_ai.response.finish_reasons": (str(meta.get("finish_reason") or "stop"),),
-            }
-        )
-        self._draw_stages(final.ext)
-        self._end()
+        if self._is_last_word():
+            self._span.set_attributes(_answered(final.meta))
+            self._draw_stages(final.ext)
+            self._span.end()
 
     def fail(self, error: BaseException) -> None:
         """End badly."""
-        if self._is_over:
-            return
-        from opentelemetry.trace import Status, StatusCode
+        if self._is_last_word():
+            from opentelemetry.trace import Status, StatusCode
 
-        kind = error.kind.value if isinstance(error, RequestError) else type(error).__name__
-        self._span.set_attribute("error.type", kind)
-        self._span.set_status(Status(StatusCode.ERROR, str(error)))
-        self._end()
+            kind = error.kind.value if isinstance(error, RequestError) else type(error).__name__
+            self._span.set_attribute("error.type", kind)
+            self._span.set_status(Status(StatusCode.ERROR, str(error)))
+            self._span.end()
 
     def cancel(self) -> None:
         """End because nobody waits any more, which is nobody's fault."""
-        if not self._is_over:
+        if self._is_last_word():
             self._span.set_attribute("zmqrt.cancelled", value=True)
-            self._end()
+            self._span.end()
 
-    def _end(self) -> None:
-        self._is_over = True
-        self._span.end()
+    def _is_last_word(self) -> bool:
+        with self._lock:
+            was_over, self._is_over = self._is_over, True
+        return not was_over
 
     def _draw_stages(self, told: Mapping[str, object]) -> None:
         """Lay the stages end to end; what they leave free is the network and the client, half before, half after."""
+        if "broker" not in told:
+            return  # one that is too old to say
         from opentelemetry.trace import get_tracer, set_span_in_context
 
         lengths = [(stage, _number(told, f"{stage}_us") * _NS) for stage in STAGES]
@@ -126,11 +146,23 @@ class Trace:
 
 def _asked(call: Call) -> dict[str, str]:
     return {
-        "gen_ai.operation.name": "chat" if call.task == "generate" else "embeddings",
+        "gen_ai.operation.name": _OPERATIONS[call.task],
         "gen_ai.provider.name": "zmqrt",
         "gen_ai.request.model": call.service,
         "zmqrt.request_id": call.request_id,
         "zmqrt.rid": call.rid.hex(),
+    }
+
+
+def _answered(meta: Mapping[str, object]) -> dict[str, Any]:
+    """Name what a node says of a generation; of an embedding it says nothing here."""
+    reason = meta.get("finish_reason")
+    if not isinstance(reason, str):
+        return {}
+    return {
+        "gen_ai.usage.input_tokens": _number(meta, "prompt_tokens"),
+        "gen_ai.usage.output_tokens": _number(meta, "completion_tokens"),
+        "gen_ai.response.finish_reasons": (reason,),
     }
 
 

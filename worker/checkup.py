@@ -5,6 +5,7 @@ A process of its own, since it imports torch, which the client never does, and a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -99,11 +100,11 @@ def _text(told: bytes | str) -> str:
 
 def cache_facts(path: Path) -> CacheFacts:
     """Look at the folder of models, or at the nearest folder above it that is there."""
-    nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
-    is_folder = nearest.is_dir()
+    nearest = next(one for one in (path, *path.absolute().parents) if os.path.exists(one))  # noqa: PTH110 - never raises
+    is_folder = os.path.isdir(nearest)  # noqa: PTH112 - never raises
     return CacheFacts(
         path=str(path),
-        is_there=path.is_dir(),
+        is_there=os.path.isdir(path),  # noqa: PTH112 - never raises
         is_writable=is_folder and os.access(nearest, os.W_OK | os.X_OK),
         size_bytes=_size_bytes(path),
         free_bytes=shutil.disk_usage(nearest).free,
@@ -114,7 +115,8 @@ def _size_bytes(folder: Path) -> int:
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            total += (Path(root) / name).lstat().st_size
+            with contextlib.suppress(OSError):  # one that went while a download was finished
+                total += (Path(root) / name).lstat().st_size
     return total
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from ..config import ClientSettings
 from ..top.fleet import Sight, merge, snapshots
 from ..top.history import History
 from ..top.recording import Recorder
-from ..top.sources import EVERY_S, Brokers, Player, Source
+from ..top.sources import Brokers, Player, Source
 from ..top.view import once as once_view
 from .stdio import is_terminal
 
@@ -47,40 +47,44 @@ def command(settings: ClientSettings, once: bool, as_json: bool, record: Path | 
     """Show a source in the form that was asked for."""
     if record is not None and replay is not None:
         raise click.UsageError("--record and --replay exclude each other")
-    source: Source = Player(replay) if replay is not None else Brokers(settings)
+    is_shown = not (as_json or once) and is_terminal() and sys.stdin.isatty()
+    source: Source = Player(replay) if replay is not None else Brokers(settings, waits=not is_shown)
     with source, contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(record)) if record is not None else None
-        if as_json or once or not (is_terminal() and sys.stdin.isatty()):
-            _print(source, recorder, is_live=as_json and not once, as_json=as_json)
-        else:
+        if is_shown:
             from ..top.app import Top
             from ..top.keyboard import open_keyboard
 
             Top(source, Console(), open_keyboard(), recorder).run()
+        else:
+            with contextlib.suppress(BrokenPipeError):
+                _print(source, recorder, goes_on=as_json and not once, as_json=as_json)
 
 
-def _print(source: Source, recorder: Recorder | None, *, is_live: bool, as_json: bool) -> None:
+def _print(source: Source, recorder: Recorder | None, *, goes_on: bool, as_json: bool) -> None:
     history = History()
-    while True:
-        sights, at_s = source.look()
-        _check(sights)
+    for number, (sights, at_s) in enumerate(source.looks()):
+        if not number and not snapshots(sights) and source.is_live:
+            raise ConnectError("; ".join(one.problem for one in sights))
         history.fold(sights, at_s)
         if recorder is not None:
             recorder.write(sights, at_s)
         if as_json:
-            click.echo(json.dumps(_as_data(sights, history, at_s), ensure_ascii=False))
+            _write_line(json.dumps(_as_data(sights, history, at_s), ensure_ascii=False))
         else:
             console = Console(width=None if is_terminal() else _PIPE_WIDTH)
             console.print(once_view(merge(sights), history, console.width))
-        if not is_live:
+        if not goes_on:
             return
-        time.sleep(EVERY_S)
 
 
-def _check(sights: list[Sight]) -> None:
-    """Fail if there is nothing at all to show. Raises ConnectError."""
-    if not snapshots(sights):
-        raise ConnectError("; ".join(one.problem for one in sights))
+def _write_line(line: str) -> None:
+    """Print a line. Raises BrokenPipeError once nobody reads; Python is kept from noticing that again at its end."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _as_data(sights: list[Sight], history: History, at_s: float) -> dict[str, Any]:

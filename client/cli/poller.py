@@ -44,7 +44,8 @@ class Poller:
             timeout_s=_TIMEOUT_S,
             name=name,
         )
-        self._client: Client = self._make()
+        self._client = self._make()
+        self._swap = threading.Lock()
         self._stop = threading.Event()
         self._has_asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"status of {endpoint}", daemon=True)
@@ -61,8 +62,9 @@ class Poller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._client.close()
+        with self._swap:
+            self._stop.set()
+            self._client.close()
         self._thread.join(self._every_s)
 
     def wait_for_first(self, timeout_s: float) -> None:
@@ -75,6 +77,8 @@ class Poller:
                 self._ask()
             except ZmqrtError as error:
                 self.snapshot, self.problem = None, str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the picture must not stand still as if it were now
+                self.snapshot, self.problem = None, f"{self.endpoint}: {type(error).__name__}: {error}"
             self._has_asked.set()
             self._stop.wait(self._every_s)
 
@@ -84,8 +88,13 @@ class Poller:
             self._client.connect()  # its error names the cause, and the remedy
         snapshot = self._client.status(known)
         if self._client.endpoint not in (None, self.endpoint):
-            # Brokers tell of one another, and a client goes on elsewhere; but this one is to watch this one.
-            self._client.close()
-            self._client = self._make()
+            self._begin_anew()
             raise ZmqrtError(f"{self.endpoint} does not answer")
         self.snapshot, self.problem = snapshot, ""
+
+    def _begin_anew(self) -> None:
+        """Leave a client that has gone on to another broker, of which brokers tell: this one is to watch this one."""
+        with self._swap:
+            if not self._stop.is_set():
+                self._client.close()
+                self._client = self._make()

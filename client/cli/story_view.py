@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...protocol.printable import printable
 from ...protocol.story import Attempt, Story, spent
 from .fleet_view import bar
 
@@ -40,7 +41,7 @@ def _headline(story: Story) -> Text:
     asker = f" · of {story.user}" if story.user else ""
     took = f"{'so far ' if story.state in ('queued', 'dispatched', 'streaming') else ''}{clock(story.age_s)}"
     return Text.assemble(
-        (f"{name or story.rid} ", "bold"),
+        (f"{printable(name) or story.rid} ", "bold"),
         (story.state, _STYLES.get(story.state, "cyan")),
         f" · {took} · {story.model} · {what} · {_tokens(story.units)}{asker}",
         (f"\nrid {story.rid} · broker {story.broker_id} · came in {clock(story.ago_s)} ago", "dim"),
@@ -52,7 +53,7 @@ def _timeline(story: Story) -> Table:
     table.add_column(justify="right", style="cyan", no_wrap=True)
     table.add_column(ratio=1)
     for at_s, text in _steps(story):
-        table.add_row(clock(at_s) if at_s else "0", Text(text))
+        table.add_row(clock(at_s) if at_s else "0", Text(printable(text)))
     return table
 
 

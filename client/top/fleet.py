@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from ...protocol.histogram import total
 from ...protocol.snapshot import FleetEvent, NodeStatus, RequestStatus, ServiceStatus, Snapshot
 
 _LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
@@ -88,16 +89,19 @@ def is_serving(node: NodeStatus) -> bool:
 
 
 def merge(sights: Sequence[Sight]) -> Fleet:
-    """Put together what is known now."""
+    """Put together what is known now. A broker that is named twice counts once."""
+    epochs: set[int] = set()
+    sights = [one for one in sights if one.snapshot is None or not _is_among(one.snapshot.broker_epoch, epochs)]
     seen = snapshots(sights)
+    nodes = _nodes(seen)
     counters: Counter[str] = Counter()
     for one in seen:
         counters.update(one.counters)
         counters["failures"] += sum(one.tallies.get("failures", {}).values())
     return Fleet(
         sights=list(sights),
-        nodes=_nodes(seen),
-        services=_services(seen),
+        nodes=nodes,
+        services=_services(seen, nodes),
         requests=_requests(sights),
         events=_events(sights),
         counters=counters,
@@ -125,21 +129,36 @@ def _both(one: NodeStatus, other: NodeStatus) -> NodeStatus:
     )
 
 
-def _services(seen: Iterable[Snapshot]) -> list[ServiceStatus]:
-    services: dict[str, ServiceStatus] = {}
+def _services(seen: Iterable[Snapshot], nodes: Sequence[NodeStatus]) -> list[ServiceStatus]:
+    """Add up what each broker counted; how many nodes serve a model, the nodes tell."""
+    told: dict[str, list[ServiceStatus]] = {}
     for service in (service for one in seen for service in one.services):
-        other = services.get(service.service)
-        if other is not None:
-            service = msgspec.structs.replace(  # noqa: PLW2901 - the same one, with what is known of it elsewhere
-                service,
-                nodes=max(service.nodes, other.nodes),
-                capacity=max(service.capacity, other.capacity),
-                queued=service.queued + other.queued,
-                running=service.running + other.running,
-                generated_tokens=service.generated_tokens + other.generated_tokens,
-            )
-        services[service.service] = service
-    return sorted(services.values(), key=lambda one: one.service)
+        told.setdefault(service.service, []).append(service)
+    return [parts[0] if len(parts) == 1 else _whole(parts, nodes) for _, parts in sorted(told.items())]
+
+
+def _whole(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> ServiceStatus:
+    able = [node for node in nodes if is_serving(node) and parts[0].service in node.services]
+    return msgspec.structs.replace(
+        parts[0],
+        nodes=len(able),
+        capacity=sum(node.capacity for node in able),
+        queued=sum(one.queued for one in parts),
+        running=sum(one.running for one in parts),
+        prompt_tokens=sum(one.prompt_tokens for one in parts),
+        generated_tokens=sum(one.generated_tokens for one in parts),
+        queue_time=total(one.queue_time for one in parts),
+        first_token=total(one.first_token for one in parts),
+        token_time=total(one.token_time for one in parts),
+        duration=total(one.duration for one in parts),
+    )
+
+
+def _is_among(epoch: int, epochs: set[int]) -> bool:
+    """Say whether it was there already; now it is."""
+    is_there = epoch in epochs
+    epochs.add(epoch)
+    return is_there
 
 
 def _requests(sights: Iterable[Sight]) -> list[Running]:

@@ -8,7 +8,7 @@ from typing import Final
 from rich.text import Text
 
 from ...protocol.snapshot import NodeStatus
-from .fleet import Fleet, Sight, is_serving
+from .fleet import Fleet, Sight, is_serving, snapshots
 from .history import History, Latency
 from .text import ago, bar, number, spark, took
 
@@ -28,6 +28,10 @@ _STYLES: Final = {
 
 def header(fleet: Fleet, history: History, width: int, *, clock: str, mode: str) -> list[Text]:
     """Draw five lines."""
+    if not snapshots(fleet.sights):
+        brokers = _brokers(fleet.sights, width, clock=clock, mode=mode)
+        unknown = Text("unknown", style="dim")
+        return [brokers, *(_line(label, unknown) for label in ("nodes", "work", "latency", "so far"))]
     return [
         _brokers(fleet.sights, width, clock=clock, mode=mode),
         _line("nodes", _nodes(fleet.nodes)),
@@ -81,7 +85,7 @@ def _nodes(nodes: Sequence[NodeStatus]) -> Text:
 
 
 def _work(fleet: Fleet, history: History, width: int) -> Text:
-    share = fleet.running / fleet.capacity if fleet.capacity else 0.0
+    share = fleet.running / fleet.capacity if fleet.capacity else float(fleet.running > 0)
     newest = history.points[-1] if history.points else None
     text = Text.assemble(
         bar(share, _BAR, "red" if share >= 1 else "green"),

@@ -16,6 +16,8 @@ WINDOW_S: Final = 60.0
 """Quantiles are of what ended in this time."""
 _KEPT: Final = 600
 """Points of a curve: ten minutes at one a second."""
+_MOST_LOOKS: Final = 240
+"""However slowly the clock goes (a recording that is drawn out, or has ended)."""
 _FAILED: Final = ("failed", "expired")
 
 
@@ -49,11 +51,14 @@ class History:
         self.duration = Latency(None, None)
         self._paces: dict[str, Pace] = {}
         self._before: dict[int, Snapshot] = {}
-        self._window: deque[tuple[float, dict[int, Snapshot]]] = deque()
+        self._window: deque[tuple[float, dict[int, Snapshot]]] = deque(maxlen=_MOST_LOOKS)
+        self._is_new = True
 
     def fold(self, sights: Sequence[Sight], now: float) -> None:
-        """Take in one look at all brokers, at a time on any clock."""
+        """Take in one look at all brokers, at a time on any clock; what was seen already changes nothing."""
         seen = {one.broker_epoch: one for one in snapshots(sights)}
+        if seen and all(self._before.get(epoch) is one for epoch, one in seen.items()):
+            return
         self.tokens_per_s = self._rates(sights)
         known = [rate for devices in self.tokens_per_s.values() for rate in devices.values()]
         self.points.append(
@@ -66,11 +71,24 @@ class History:
             )
         )
         self._before = seen
+        self._move_window(seen, now)
+        self.first_token = self._latency(seen, lambda service: service.first_token)
+        self.duration = self._latency(seen, lambda service: service.duration)
+        self._is_new = False
+
+    def copy(self) -> History:
+        """Return one that stands still, to be looked at."""
+        made = History()
+        made.points.extend(self.points)
+        made.tokens_per_s, made.first_token, made.duration = self.tokens_per_s, self.first_token, self.duration
+        return made
+
+    def _move_window(self, seen: dict[int, Snapshot], now: float) -> None:
+        if self._window and now < self._window[-1][0]:
+            self._window.clear()  # the clock was set back
         self._window.append((now, seen))
         while now - self._window[0][0] > WINDOW_S:
             self._window.popleft()
-        self.first_token = self._latency(seen, lambda service: service.first_token)
-        self.duration = self._latency(seen, lambda service: service.duration)
 
     def curve(self, read: Callable[[Point], float | None]) -> list[float]:
         """Return one number of each second, the newest last; what is not known counts as 0."""
@@ -99,11 +117,13 @@ class History:
         return sum(rates) if rates else None
 
     def _latency(self, seen: dict[int, Snapshot], read: Callable[[ServiceStatus], Histogram]) -> Latency:
-        """Tell the quantiles of the window; on the first look, those since the brokers began."""
-        oldest = self._window[0][1] if len(self._window) > 1 else {}
+        """Tell the quantiles of the window; on the very first look, those since the brokers began."""
         grown: list[Histogram] = []
         for epoch, one in seen.items():
-            before = {service.service: read(service) for service in oldest[epoch].services} if epoch in oldest else {}
+            oldest = next(look[epoch] for _, look in self._window if epoch in look)
+            if oldest is one and not self._is_new:
+                continue  # it has only just come: what it counted before is not of this minute
+            before = {service.service: read(service) for service in oldest.services} if oldest is not one else {}
             for service in one.services:
                 earlier = before.get(service.service)
                 grown.append(read(service).since(earlier) if earlier is not None else read(service))

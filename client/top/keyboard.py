@@ -1,7 +1,7 @@
 """Keys as they are pressed, by name: from a terminal in cbreak mode, or from the console of Windows.
 
 Names are single characters, or: up, down, left, right, home, end, page-up, page-down, enter, escape, tab, space,
-backspace, ctrl-c.
+backspace, ctrl-c, ctrl-z; and `paste:TEXT` for what was pasted, where a terminal tells (bracketed paste).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _CONTROLS: Final = {
     "\x7f": "backspace",
     "\b": "backspace",
     "\x03": "ctrl-c",
+    "\x1a": "ctrl-z",
     "\x1b": "escape",
 }
 _WINDOWS: Final = {
@@ -53,6 +54,9 @@ _WINDOWS: Final = {
     "Q": "page-down",
 }
 _POLL_S: Final = 0.03
+_PASTE_BEGINS: Final = "\x1b[200~"
+_PASTE_ENDS: Final = "\x1b[201~"
+_LONGEST_PASTE: Final = 4096
 _LONGEST: Final = 32
 """No key is that long: something else came, and is skipped."""
 
@@ -82,6 +86,13 @@ def split(typed: str) -> tuple[list[str], str]:
         if typed[0] != "\x1b":
             keys.append(_CONTROLS.get(typed[0], typed[0]))
             typed = typed[1:]
+            continue
+        if typed.startswith(_PASTE_BEGINS):
+            text, is_whole, rest = typed[len(_PASTE_BEGINS) :].partition(_PASTE_ENDS)
+            if not is_whole and len(typed) < _LONGEST_PASTE:
+                return keys, typed
+            keys.append(f"paste:{text[:_LONGEST_PASTE]}")
+            typed = rest
             continue
         end = _end_of_sequence(typed)
         if end is None:
@@ -124,18 +135,27 @@ class _Terminal:
         self._rest = ""
 
     def __enter__(self) -> Self:
+        assert sys.platform != "win32"
         import termios
         import tty
 
         self._before = termios.tcgetattr(self._fd)
         tty.setcbreak(self._fd)
+        now = termios.tcgetattr(self._fd)
+        now[6][termios.VSUSP] = b"\0"  # Ctrl-Z is a key: the terminal is to be put in order before we stop
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, now)
+        sys.stdout.write("\x1b[?2004h")
+        sys.stdout.flush()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert sys.platform != "win32"
         import termios
 
+        sys.stdout.write("\x1b[?2004l")
+        sys.stdout.flush()
         termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
     def keys(self, wait_s: float) -> list[str]:

@@ -1,12 +1,14 @@
 """What was seen, in a file: a line of JSON for each broker and look, mostly only what had changed; and back again.
 
-Every minute a whole snapshot is written, so that a player can begin there instead of at the start of a long day.
+Every minute a whole snapshot is written, so that a player can begin there instead of at the start of a long day. A
+player keeps in mind where each look stands, and reads it when it is shown.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
@@ -32,17 +34,34 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     problem: str = ""
 
 
+class _Outline(msgspec.Struct):
+    """As much of a line as is needed to find it again."""
+
+    at: float
+    endpoint: str
+    delta: msgspec.Raw = msgspec.Raw()
+
+
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Entry).decode
+_outline: Final = msgspec.json.Decoder(_Outline).decode
 
 
 class Recorder:
-    """Writes while in the `with` block."""
+    """Writes while in the `with` block. An older file is not overwritten.
+
+    Raises:
+        ZmqrtError: there is such a file already.
+        OSError: it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
+        if path.is_file() and path.stat().st_size:
+            raise ZmqrtError(f"{path} exists already; remove it, or record into another file")
         self._file: BinaryIO = path.open("wb")
         self._known: dict[str, Snapshot] = {}
         self._looks = 0
+        self._at = 0.0
 
     def __enter__(self) -> Self:
         self._file.write(json.dumps(_HEAD).encode() + b"\n")
@@ -55,11 +74,12 @@ class Recorder:
 
     def write(self, sights: Sequence[Sight], at: float) -> None:
         """Write one look; flushed, so that a file is whole however the recording ends."""
+        self._at = max(self._at, at)  # a clock that is set back must not put the looks out of order
         if self._looks % _WHOLE_EVERY == 0:
             self._known.clear()
         self._looks += 1
         for one in sights:
-            self._file.write(_encode(self._entry(one, at)) + b"\n")
+            self._file.write(_encode(self._entry(one, self._at)) + b"\n")
         self._file.flush()
 
     def _entry(self, one: Sight, at: float) -> Entry:
@@ -73,91 +93,113 @@ class Recorder:
         return Entry(at=at, endpoint=one.endpoint, delta=delta.difference(known, now))
 
 
+@dataclass(slots=True)
+class _Look:
+    """Where the lines of one look stand in the file."""
+
+    at: float
+    offset: int
+    size: int = 0
+    is_whole: bool = True
+
+
 class Recording:
-    """A file that was written so, by look. Lines are read when they are shown.
+    """A file that was written so, by look.
 
     Raises:
         ZmqrtError: it is no such file, or empty.
     """
 
     def __init__(self, path: Path) -> None:
-        self._looks = list(_looks(path))
-        if not self._looks:
-            raise ZmqrtError(f"{path}: there is nothing in this recording")
+        self._path = path
+        self._file = path.open("rb")
+        try:
+            self._looks = list(self._find())
+            if not self._looks:
+                raise ZmqrtError(f"{path}: there is nothing in this recording")
+        except BaseException:
+            self.close()
+            raise
         self._at = -1
         self._sights: dict[str, Sight] = {}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     def __len__(self) -> int:
         return len(self._looks)
 
     def time_of(self, index: int) -> float:
         """Return when a look was taken, in Unix seconds."""
-        return self._looks[index][0]
+        return self._looks[index].at
 
     def sights(self, index: int) -> list[Sight]:
-        """Return what was seen; going on from the look before, or from the last whole one."""
-        begin = self._at + 1 if index > self._at else self._whole_before(index)
-        if begin != self._at + 1:
+        """Return what was seen; going on from the look before, or from the last whole one.
+
+        A line that cannot be read (of another release, or damaged) is a broker of which just that is told.
+        """
+        begin = self._at + 1
+        if index <= self._at or index - self._at > _WHOLE_EVERY:
+            begin = next((one for one in range(index, 0, -1) if self._looks[one].is_whole), 0)
             self._sights = {}
         for each in range(begin, index + 1):
-            self._apply(each)
+            self._apply(self._looks[each])
         self._at = index
         return list(self._sights.values())
 
-    def _whole_before(self, index: int) -> int:
-        whole = (one for one in range(index, 0, -1) if not any(b'"delta":' in line for line in self._looks[one][1]))
-        return next(whole, 0)
-
-    def _apply(self, index: int) -> None:
+    def _apply(self, look: _Look) -> None:
+        self._file.seek(look.offset)
         seen: dict[str, Sight] = {}
-        for line in self._looks[index][1]:
-            entry = _decode(line)
-            before = self._sights.get(entry.endpoint)
-            snapshot = entry.snapshot
-            if entry.delta is not None and before is not None and before.snapshot is not None:
-                snapshot = delta.apply(before.snapshot, entry.delta)
-            seen[entry.endpoint] = Sight(endpoint=entry.endpoint, snapshot=snapshot, problem=entry.problem)
+        for line in self._file.read(look.size).splitlines():
+            endpoint = _outline(line).endpoint
+            try:
+                seen[endpoint] = self._read(line)
+            except (msgspec.DecodeError, ValueError) as error:
+                seen[endpoint] = Sight(endpoint=endpoint, problem=f"this part cannot be read: {error}")
         self._sights = seen
 
+    def _read(self, line: bytes) -> Sight:
+        entry = _decode(line)
+        snapshot = entry.snapshot
+        if entry.delta is not None:
+            before = self._sights.get(entry.endpoint)
+            if before is None or before.snapshot is None:
+                raise ValueError("what it goes on from is missing")
+            snapshot = delta.apply(before.snapshot, entry.delta)
+        return Sight(endpoint=entry.endpoint, snapshot=snapshot, problem=entry.problem)
 
-def _looks(path: Path) -> Iterator[tuple[float, list[bytes]]]:
-    """Group the lines of one look. A last line that was cut off is left out."""
-    with path.open("rb") as lines:
-        _check_head(lines.readline(), path)
-        at, gathered = 0.0, list[bytes]()
-        for line in lines:
+    def _find(self) -> Iterator[_Look]:
+        """Find the lines of each look. A last line that was cut off is left out."""
+        self._check_head(self._file.readline())
+        look: _Look | None = None
+        offset = self._file.tell()
+        for line in self._file:
             if not line.endswith(b"\n"):
                 break
-            when = _time_of(line, path)
-            if gathered and when != at:
-                yield at, gathered
-                gathered = []
-            at = when
-            gathered.append(line)
-        if gathered:
-            yield at, gathered
+            outline = self._outline_of(line)
+            if look is None or outline.at != look.at:
+                if look is not None:
+                    yield look
+                look = _Look(outline.at, offset)
+            look.size += len(line)
+            look.is_whole = look.is_whole and not bytes(outline.delta)
+            offset += len(line)
+        if look is not None:
+            yield look
 
+    def _outline_of(self, line: bytes) -> _Outline:
+        try:
+            return _outline(line)
+        except msgspec.DecodeError as error:
+            raise ZmqrtError(f"{self._path}: a line of this recording cannot be read ({error})") from None
 
-class _Time(msgspec.Struct):
-    at: float
-
-
-_read_time: Final = msgspec.json.Decoder(_Time).decode
-
-
-def _time_of(line: bytes, path: Path) -> float:
-    try:
-        return _read_time(line).at
-    except msgspec.DecodeError as error:
-        raise ZmqrtError(f"{path}: a line of this recording cannot be read ({error})") from None
-
-
-def _check_head(line: bytes, path: Path) -> None:
-    try:
-        head: Any = json.loads(line)
-    except ValueError:
-        head = None
-    if not isinstance(head, dict) or head.get("format") != _HEAD["format"]:
-        raise ZmqrtError(f"{path} is no recording of `zmqrt top --record`")
-    if head.get("version") != _HEAD["version"]:
-        raise ZmqrtError(f"{path} was recorded by another version of zmqrt")
+    def _check_head(self, line: bytes) -> None:
+        try:
+            head: Any = json.loads(line)
+        except ValueError:
+            head = None
+        if not isinstance(head, dict) or head.get("format") != _HEAD["format"]:
+            raise ZmqrtError(f"{self._path} is no recording of `zmqrt top --record`")
+        if head.get("version") != _HEAD["version"]:
+            raise ZmqrtError(f"{self._path} was recorded by another version of zmqrt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -33,17 +34,26 @@ class Source(Protocol):
         """Stop."""
         ...
 
-    def look(self) -> tuple[list[Sight], float]:
+    def look(self, *, is_paused: bool = False) -> tuple[list[Sight], float]:
         """Return all brokers as they are now, and when that is in Unix seconds."""
         ...
 
-    def press(self, key: str, *, is_paused: bool) -> bool:
+    def looks(self) -> Iterator[tuple[list[Sight], float]]:
+        """Return looks at the pace at which they are worth printing, for ever or to the end."""
+        ...
+
+    def press(self, key: str) -> bool:
         """Take a key that only this source knows; True if the picture jumps, so that curves begin anew."""
         ...
 
     @property
     def mode(self) -> str:
         """Say in the corner of the screen what this is."""
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it goes on while the picture is paused."""
         ...
 
     def drain(self, node_id: str) -> str:
@@ -56,13 +66,14 @@ class Source(Protocol):
 
 
 class Brokers:
-    """The brokers of the settings, each asked in a thread of its own."""
+    """The brokers of the settings, each asked in a thread of its own. `waits`: begin when each has answered or not."""
 
     mode = ""
+    is_live = True
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, *, waits: bool) -> None:
         self._exits = contextlib.ExitStack()
-        self._patience_s = settings.connect_timeout_s + 1.0
+        self._patience_s = settings.connect_timeout_s + 1.0 if waits else 0.3
         self._pollers = [
             Poller(
                 endpoint,
@@ -78,8 +89,9 @@ class Brokers:
     def __enter__(self) -> Self:
         for poller in self._pollers:
             self._exits.enter_context(poller)
+        give_up_at = time.monotonic() + self._patience_s
         for poller in self._pollers:
-            poller.wait_for_first(self._patience_s)
+            poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
         return self
 
     def __exit__(
@@ -87,27 +99,32 @@ class Brokers:
     ) -> None:
         self._exits.close()
 
-    def look(self) -> tuple[list[Sight], float]:
+    def look(self, *, is_paused: bool = False) -> tuple[list[Sight], float]:  # noqa: ARG002 - the fleet goes on
         """Return what each has told last."""
         sights = [Sight(endpoint=one.endpoint, snapshot=one.snapshot, problem=one.problem) for one in self._pollers]
         return sights, time.time()
 
-    def press(self, key: str, *, is_paused: bool) -> bool:  # noqa: ARG002 - a recording knows some
+    def looks(self) -> Iterator[tuple[list[Sight], float]]:
+        """Look once a second."""
+        while True:
+            yield self.look()
+            time.sleep(EVERY_S)
+
+    def press(self, key: str) -> bool:  # noqa: ARG002 - a recording knows some
         """Know no keys."""
         return False
 
     def drain(self, node_id: str) -> str:
-        """Ask every broker: they share nothing."""
-        said: list[str] = []
+        """Ask the brokers until one has done it: the node leaves all of them. Those that answer are asked first."""
         problems: list[str] = []
-        for poller in self._pollers:
+        for poller in sorted(self._pollers, key=lambda one: one.snapshot is None):
             try:
-                said.append(poller.client.drain(node_id).text)
+                return poller.client.drain(node_id).text
             except NotFoundError as error:
                 problems.append(str(error))
             except ZmqrtError as error:
                 problems.insert(0, str(error))
-        return said[0] if said else problems[0] if problems else "there is no broker to ask"
+        return problems[0] if problems else "there is no broker to ask"
 
     def explain(self, endpoint: str, rid: str) -> list[Story]:
         """Ask the broker that told of the request."""
@@ -116,7 +133,9 @@ class Brokers:
 
 
 class Player:
-    """A recording, at its own pace or faster; `clock` is any monotonic clock."""
+    """A recording, at its own pace or faster."""
+
+    is_live = False
 
     def __init__(self, path: Path) -> None:
         self._recording = Recording(path)
@@ -131,36 +150,37 @@ class Player:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        self._recording.close()
 
     @property
     def mode(self) -> str:
         """Say where in the recording this is."""
-        total = self._recording.time_of(len(self._recording) - 1) - self._recording.time_of(0)
-        passed = min(total, self._at_s - self._recording.time_of(0))
-        return f"{self._name} {passed:.0f}/{total:.0f} s x{_SPEEDS[self._speed]:g}"
+        total_s, passed_s = self._end_s - self._begin_s, self._at_s - self._begin_s
+        return f"{self._name} {passed_s:.0f}/{total_s:.0f} s x{_SPEEDS[self._speed]:g}"
 
-    def look(self) -> tuple[list[Sight], float]:
-        """Go on by the time that has passed since the last look."""
+    def look(self, *, is_paused: bool = False) -> tuple[list[Sight], float]:
+        """Go on by the time that has passed since the last look; a pause does not count."""
         now = time.monotonic()
-        if self._looked_at is not None:
-            self._at_s += (now - self._looked_at) * _SPEEDS[self._speed]
+        if self._looked_at is not None and not is_paused:
+            self._at_s = min(self._end_s, self._at_s + (now - self._looked_at) * _SPEEDS[self._speed])
         self._looked_at = now
-        self._at_s = min(self._at_s, self._recording.time_of(len(self._recording) - 1))
         index = self._index()
         return self._recording.sights(index), self._recording.time_of(index)
 
-    def press(self, key: str, *, is_paused: bool) -> bool:
+    def looks(self) -> Iterator[tuple[list[Sight], float]]:
+        """Return all of it, as fast as it can be read."""
+        for index in range(len(self._recording)):
+            yield self._recording.sights(index), self._recording.time_of(index)
+
+    def press(self, key: str) -> bool:
         """Change the pace, or jump."""
-        if is_paused:
-            self._looked_at = None  # the time of a pause does not count
         if key in ("+", "="):
             self._speed = min(len(_SPEEDS) - 1, self._speed + 1)
         elif key == "-":
             self._speed = max(0, self._speed - 1)
         elif key in ("left", "right"):
             self._at_s += _JUMP_S if key == "right" else -_JUMP_S
-            self._at_s = max(self._at_s, self._recording.time_of(0))
+            self._at_s = min(max(self._at_s, self._begin_s), self._end_s)
             return True
         return False
 
@@ -171,6 +191,14 @@ class Player:
     def explain(self, endpoint: str, rid: str) -> list[Story]:  # noqa: ARG002 - it was another time
         """Refuse: brokers tell stories, recordings hold none."""
         raise ZmqrtError("this is a recording, which holds no stories")
+
+    @property
+    def _begin_s(self) -> float:
+        return self._recording.time_of(0)
+
+    @property
+    def _end_s(self) -> float:
+        return self._recording.time_of(len(self._recording) - 1)
 
     def _index(self) -> int:
         low, high = 0, len(self._recording) - 1

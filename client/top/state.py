@@ -12,6 +12,11 @@ from ...protocol.story import Story
 from .fleet import Event, Fleet, Running
 
 _MOST_FILTER_CHARS: Final = 40
+_MOST_LINES: Final = 250
+"""The longest page: all events that a broker tells, and some."""
+_STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -10, "page-down": 10}
+PASTED: Final = "paste:"
+"""Begins the name of a key that is a pasted text."""
 
 
 class Page(enum.Enum):
@@ -126,6 +131,8 @@ def press(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
     """Do what a key asks for."""
     if key == "ctrl-c":
         return state, Quit()
+    if key.startswith(PASTED):
+        return (_paste(state, key.removeprefix(PASTED)) if state.is_typing else state), None
     if state.is_typing:
         return _type(state, key), None
     if state.draining:
@@ -152,6 +159,12 @@ def _type(state: State, key: str) -> State:
     return state
 
 
+def _paste(state: State, text: str) -> State:
+    """Take a pasted word into the filter; anywhere else it would be a row of commands that nobody meant."""
+    words = "".join(one for one in text if one.isprintable())
+    return replace(state, words=(state.words + words)[:_MOST_FILTER_CHARS])
+
+
 def _confirm(state: State, key: str) -> tuple[State, Wish | None]:
     node_id = state.draining
     state = replace(state, draining="")
@@ -160,6 +173,11 @@ def _confirm(state: State, key: str) -> tuple[State, Wish | None]:
     return replace(state, message=f"{node_id} is left as it is"), None
 
 
+_DEVICES: Final[dict[bool | None, tuple[bool | None, str]]] = {
+    None: (True, "one row for each device"),
+    True: (False, "one row for each node"),
+    False: (None, "one row for each device, as far as they fit"),
+}
 _PAGES: Final = {"e": Page.EVENTS, "m": Page.MODELS, "?": Page.HELP, "h": Page.HELP}
 
 
@@ -189,7 +207,8 @@ def _adjust(state: State, key: str) -> State:
         case "/":
             return replace(state, is_typing=True, page=Page.FLEET if state.page is Page.HELP else state.page)
         case "d":
-            return replace(state, with_devices=not state.with_devices if state.with_devices is not None else False)
+            following, words = _DEVICES[state.with_devices]
+            return replace(state, with_devices=following, message=words)
         case "tab":
             focus = Focus.REQUESTS if state.focus is Focus.NODES else Focus.NODES
             return replace(state, focus=focus, page=Page.FLEET)
@@ -198,17 +217,19 @@ def _adjust(state: State, key: str) -> State:
 
 
 def _ask_to_drain(state: State, fleet: Fleet) -> State:
-    node = next((one for one in fleet.nodes if one.worker_uuid == state.selected_node), None)
+    is_in_sight = state.page in (Page.FLEET, Page.NODE)
+    shown = nodes_of(state, fleet) if is_in_sight else []
+    node = next((one for one in shown if one.worker_uuid == state.selected_node), None)
     if node is None:
-        return replace(state, message="select a node first (arrows), then x drains it")
+        return replace(state, message="select a node first (esc, arrows), then x drains it")
     return replace(state, draining=node.node_id)
 
 
 def _move(state: State, key: str, fleet: Fleet) -> State:
     is_node = state.page is Page.NODE
     if state.page is not Page.FLEET and not (is_node and key in ("up", "k", "down", "j")):
-        lines = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -10, "page-down": 10, "home": -(10**6)}
-        return replace(state, scroll=max(0, state.scroll + lines.get(key, 0)))
+        lines = {"home": -_MOST_LINES, "end": _MOST_LINES}.get(key, _STEPS.get(key, 0))
+        return replace(state, scroll=min(max(0, state.scroll + lines), _MOST_LINES))
     if state.focus is Focus.NODES:
         ids = [one.worker_uuid for one in nodes_of(state, fleet)]
         return replace(state, selected_node=_next(ids, state.selected_node, key))
@@ -223,8 +244,7 @@ def _next(ids: Sequence[str], now: str, key: str) -> str:
     if now not in ids:
         return ids[-1] if key == "end" else ids[0]
     at = ids.index(now)
-    steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -10, "page-down": 10}
-    to = {"home": 0, "end": len(ids) - 1}.get(key, at + steps.get(key, 0))
+    to = {"home": 0, "end": len(ids) - 1}.get(key, at + _STEPS.get(key, 0))
     return ids[min(max(0, to), len(ids) - 1)]
 
 

@@ -9,6 +9,8 @@ from typing import Final, Literal
 from rich.cells import cell_len
 from rich.text import Text
 
+from ...protocol.printable import printable
+
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"
 
@@ -24,6 +26,7 @@ class Column:
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[Text]:
     """Lay out a head and rows, each on one line of at most `width` cells."""
+    rows = [[clean(cell) for cell in row] for row in rows]
     widths = [
         min(column.most, max([cell_len(column.title), *(row[index].cell_len for row in rows)]))
         for index, column in enumerate(columns)
@@ -45,6 +48,11 @@ def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[Text],
         line = line + Text(pad) + fitted if column.align == "right" else line + fitted + Text(pad)
     line.truncate(width)
     return line
+
+
+def clean(line: Text) -> Text:
+    """Return a line of which no character moves the cursor: names may come from anywhere, also from a file."""
+    return line.copy() if line.plain.isprintable() else Text(printable(line.plain), style=line.style)
 
 
 def spark(values: Sequence[float], width: int) -> Text:

@@ -22,6 +22,7 @@ from .history import History
 from .pages import device_page, models_lines, models_page
 from .state import Focus, Page, State, events_of, nodes_of, requests_of
 from .tables import WIDE, events_lines, nodes_lines, requests_lines
+from .text import clean
 
 T = TypeVar("T")
 _WRAPPER: Final = Console(width=80, file=io.StringIO())
@@ -56,7 +57,7 @@ def screen(fleet: Fleet, history: History, state: State, frame: Frame) -> Render
     body = _body(fleet, history, state, frame.width, room)
     lines = [*head, *body[:room]]
     lines += [Text()] * (frame.height - 1 - len(lines))
-    return Group(*_fit(lines, frame), _footer(state, frame.width))
+    return Group(*_fit(lines, frame), _footer(fleet, state, frame.width))
 
 
 def once(fleet: Fleet, history: History, width: int) -> RenderableType:
@@ -69,7 +70,7 @@ def once(fleet: Fleet, history: History, width: int) -> RenderableType:
         lines += [Text(), *requests_lines(requests, state, width)]
     if events:
         lines += [Text(), *events_lines(events, fleet, width)]
-    return Group(*lines)
+    return Group(*map(clean, lines))
 
 
 def _mode(state: State, frame: Frame) -> str:
@@ -80,7 +81,7 @@ def _fit(lines: Sequence[Text], frame: Frame) -> list[Text]:
     """Cut what is too wide: a line that wraps would push the last one off the screen."""
     fitted: list[Text] = []
     for line in lines[: max(0, frame.height - 1)]:
-        cut = line.copy()
+        cut = clean(line)
         cut.truncate(frame.width, overflow="crop")
         cut.no_wrap = True
         fitted.append(cut)
@@ -94,6 +95,8 @@ def _body(fleet: Fleet, history: History, state: State, width: int, room: int) -
                 return _absence(fleet, width)
             return _fleet_page(fleet, history, state, width, room)
         case Page.NODE:
+            if not snapshots(fleet.sights):
+                return _absence(fleet, width)
             return _scrolled(device_page(fleet, history, state, width), state, room)
         case Page.EVENTS:
             return _scrolled(events_lines(events_of(state, fleet), fleet, width), state, room)
@@ -164,13 +167,15 @@ def _story_lines(state: State, width: int) -> list[Text]:
     return lines
 
 
-def _footer(state: State, width: int) -> Text:
+def _footer(fleet: Fleet, state: State, width: int) -> Text:
     if state.is_typing:
         line = Text.assemble(("filter: ", "bold"), state.words, ("▏", "blink"), ("  ↵ keep  esc clear", "dim"))
     elif state.draining:
-        line = Text(f"Drain {state.draining}: finish what runs, take nothing more, leave? y/n", style="bold yellow")
+        named = sum(one.node_id == state.draining for one in fleet.nodes)
+        which = f"{state.draining} ({named} nodes of that name)" if named > 1 else state.draining
+        line = Text(f"Drain {which}: finish what runs, take nothing more, leave? y/n", style="bold yellow")
     elif state.message:
-        line = Text(state.message, style="bold")
+        line = clean(Text(state.message, style="bold"))
     else:
         line = Text(_KEYS if width >= WIDE else _KEYS_SHORT, style="dim")
         if state.words:

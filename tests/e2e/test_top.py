@@ -129,6 +129,34 @@ def test_a_fleet_through_a_loss_and_a_drain() -> None:
         assert "\x1b[?1049l" in screen.raw  # … and there: the screen from before is back
 
 
+def test_pasted_text_drains_nothing() -> None:
+    """Whether or not the terminal says that it is pasted: a question and its answer never come in one piece."""
+    with running(worker=SLOW) as stack, showing("--broker", stack.clients) as screen:
+        screen.until("1 healthy")
+        screen.type("\x1b[B")
+        screen.type("\x1b[200~the galaxy proxy\x1b[201~")
+        screen.type("s")
+        screen.type("xy")
+        screen.until("Drain node-0")
+        screen.type("n")
+        screen.until("is left as it is")
+        assert stack.status().nodes[0].health == "active"
+
+
+def test_a_recording_goes_on_while_the_picture_is_paused(tmp_path: Path) -> None:
+    """Paused is what is seen, not what is kept; and a full disk ends the recording, not the monitor."""
+    path = tmp_path / "day.rec"
+    with running(worker=SLOW) as stack:
+        with showing("--broker", stack.clients, "--record", str(path)) as screen:
+            screen.until("1 healthy")
+            screen.type(" ")
+            screen.until("PAUSED")
+            before = len(path.read_bytes())
+            eventually(lambda: len(path.read_bytes()) > before, what="more of the recording")
+        with showing("--broker", stack.clients, "--record", "/dev/full") as screen:
+            screen.until("the recording ends here", "1 healthy")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_gives_the_terminal_back(number: signal.Signals) -> None:
     """As a key does: cursor, echo and the screen from before."""

@@ -11,6 +11,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Sequence
 
 import pytest
@@ -25,7 +26,7 @@ from support.cli import zmqrt
 from support.stack import Stack, eventually, running
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.client import AsyncClient, RequestError
+from zmqrt.client import AsyncClient, RequestError, ZmqrtError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 PACE = ("--engine-opt", "step_ms=10,eos=never")
@@ -152,6 +153,29 @@ def test_failures_and_callers_who_leave_end_their_spans(exporter: InMemorySpanEx
     assert dict(failed.attributes or {})["error.type"] == "model_not_found"
     assert left.status.status_code is StatusCode.UNSET
     assert dict(left.attributes or {})["zmqrt.cancelled"] is True
+
+
+def test_a_span_ends_with_its_answer_whoever_reads_it(exporter: InMemorySpanExporter) -> None:
+    """Not when it is read, if it ever is; and a request that could not begin is a failure."""
+    with running(worker=PACE) as stack:
+        client = stack.client()
+        began = time.monotonic()
+        handle = client.submit("hi", max_tokens=5)
+        eventually(exporter.get_finished_spans, what="the end of the span")
+        took_s = time.monotonic() - began
+        stages = exporter.get_finished_spans()
+        client.submit("hi", max_tokens=5)  # nobody keeps the handle
+        eventually(lambda: len(exporter.get_finished_spans()) > len(stages), what="its end, too")
+        client.close()
+        exporter.clear()
+        with contextlib.suppress(ZmqrtError):
+            client.submit("hi")
+
+    assert handle.request_id
+    whole = by_name(stages)["chat"]
+    assert (whole.end_time or 0) - (whole.start_time or 0) < took_s * 1e9
+    (refused,) = exporter.get_finished_spans()
+    assert refused.status.status_code is StatusCode.ERROR
 
 
 @pytest.mark.parametrize("given", ["", "nonsense", "00-zz-yy-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "0" * 300])

@@ -60,7 +60,8 @@ def snapshot(*nodes: NodeStatus, **fields: Any) -> Snapshot:
 
 def fleet_of(*snapshots: Snapshot) -> Fleet:
     """Put brokers together."""
-    return merge([Sight(endpoint=f"tcp://b{number}:1", snapshot=one) for number, one in enumerate(snapshots)])
+    numbered = [msgspec.structs.replace(one, broker_epoch=number + 1) for number, one in enumerate(snapshots)]
+    return merge([Sight(endpoint=f"tcp://b{number}:1", snapshot=one) for number, one in enumerate(numbered)])
 
 
 def lines_of(

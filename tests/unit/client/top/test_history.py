@@ -112,3 +112,56 @@ def test_models_requests_events_and_counters_are_put_together() -> None:
     assert [(each.event.id, each.ago_s) for each in fleet.events] == [(5, 1.0), (1, 9.0)]
     assert fleet.counters["completed"] == 3
     assert merge([]).nodes == []
+
+
+def test_a_broker_that_comes_late_does_not_bring_its_past_along() -> None:
+    """Nor one that was away for a moment: the last minute is what was seen of it."""
+
+    def broker(epoch: int, *lengths_s: float) -> Snapshot:
+        took = Histogram()
+        for one in lengths_s:
+            took.add(one)
+        return msgspec.structs.replace(snapshot(services=[service("m", duration=took)]), broker_epoch=epoch)
+
+    history = History()
+    history.fold([sight(broker(1, 0.01))], 0.0)
+    history.fold([sight(broker(1, 0.01, 0.01)), sight(broker(2, 50.0), "tcp://y:1")], 1.0)
+    history.fold([sight(broker(1, 0.01, 0.01)), sight(None, "tcp://y:1")], 2.0)
+    history.fold([sight(broker(1, 0.01, 0.01)), sight(broker(2, 50.0), "tcp://y:1")], 70.0)
+    history.fold([sight(broker(1, *[0.01] * 9)), sight(broker(2, 50.0), "tcp://y:1")], 71.0)
+
+    assert history.duration.median_s == pytest.approx(0.01, rel=0.3)
+    assert history.duration.p99_s == pytest.approx(0.01, rel=0.3)
+
+
+def test_the_same_look_twice_is_one() -> None:
+    """A picture that is drawn a little faster than brokers are asked does not blink."""
+    history, one = History(), at(10.0, 0)
+    history.fold([sight(one)], 0.0)
+    two = at(11.0, 5)
+    for now in (1.0, 1.9, 2.0):
+        history.fold([sight(two)], now)
+
+    assert len(history.points) == 2
+    assert history.points[-1].answered_per_s == 5.0
+
+
+def test_one_broker_by_two_names_counts_once() -> None:
+    """`localhost` and its address, for example."""
+    one = snapshot(node("a"), running=4)
+    fleet = merge([sight(one), sight(one, "tcp://localhost:1")])
+
+    assert fleet.running == 4
+    assert len(fleet.sights) == 1
+
+
+def test_models_of_brokers_with_different_nodes_add_up() -> None:
+    """Nodes, slots and what they counted: none of it depends on which broker is named first."""
+    quick, slow = Histogram(), Histogram()
+    quick.add(0.01)
+    slow.add(1.0)
+    one = snapshot(node("a"), services=[service("m", duration=quick)])
+    other = snapshot(node("b"), services=[service("m", duration=slow)])
+    for fleet in (fleet_of(one, other), fleet_of(other, one)):
+        (model,) = fleet.services
+        assert (model.nodes, model.capacity, model.running, model.duration.count) == (2, 16, 4, 2)

@@ -23,6 +23,9 @@ from zmqrt.client.top.keyboard import split
         ("\x1b[15~j", ["j"], ""),
         ("\x1b[1;5Cj", ["j"], ""),
         ("é/", ["é", "/"], ""),
+        ("\x1b[200~x\x1b[Ay\x1b[201~q", ["paste:x\x1b[Ay", "q"], ""),
+        ("a\x1b[200~xy", ["a"], "\x1b[200~xy"),
+        ("\x1a", ["ctrl-z"], ""),
     ],
 )
 def test_what_is_typed_becomes_keys(typed: str, keys: list[str], rest: str) -> None:

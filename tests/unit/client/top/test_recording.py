@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -55,13 +56,12 @@ def test_any_point_can_be_seen_again(tmp_path: Path, seed: int) -> None:
     print("seed", seed)
     path, seen = tmp_path / "day.rec", looks(150, seed)
     record(path, seen)
-    recording = Recording(path)
-
-    assert len(recording) == 150
-    assert [recording.sights(index) for index in range(150)] == seen
-    for index in random.Random(seed).choices(range(150), k=40):
-        assert recording.sights(index) == seen[index]
-        assert recording.time_of(index) == 1000.0 + index
+    with closing(Recording(path)) as recording:
+        assert len(recording) == 150
+        assert [recording.sights(index) for index in range(150)] == seen
+        for index in random.Random(seed).choices(range(150), k=40):
+            assert recording.sights(index) == seen[index]
+            assert recording.time_of(index) == 1000.0 + index
 
 
 def test_only_what_changed_is_written(tmp_path: Path) -> None:
@@ -81,8 +81,9 @@ def test_a_recording_that_was_cut_off_is_shown_as_far_as_it_goes(tmp_path: Path)
     record(path, looks(5, 1))
     path.write_bytes(path.read_bytes()[:-30])
 
-    assert len(Recording(path)) == 5
-    assert len(Recording(path).sights(4)) == 1
+    with closing(Recording(path)) as recording:
+        assert len(recording) == 5
+        assert len(recording.sights(4)) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"\x00\xff\n", b'{"format":"zmqrt top","version":9}\n', b"[1]\n"])
@@ -103,3 +104,41 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ZmqrtError, match="cannot be read"):
         Recording(path)
+
+
+def test_what_another_release_wrote_is_a_gap_and_no_end(tmp_path: Path) -> None:
+    """A broker of which a part cannot be read says so, and is there again at the next whole state."""
+    path = tmp_path / "day.rec"
+    one = msgspec.structs.replace(snapshot(node("a")), serial=1)
+    record(path, [[Sight(endpoint="x", snapshot=one)]] * 70)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"since":1', b'"since":9')
+    path.write_bytes(b"".join(lines))
+    with closing(Recording(path)) as recording:
+        (gap,) = recording.sights(1)
+        (whole,) = recording.sights(65)
+
+    assert gap.snapshot is None
+    assert "cannot be read" in gap.problem
+    assert whole.snapshot is not None
+
+
+def test_no_recording_is_overwritten(tmp_path: Path) -> None:
+    """It may be the only one of that day."""
+    path = tmp_path / "day.rec"
+    record(path, looks(2, 1))
+
+    with pytest.raises(ZmqrtError, match="exists already"):
+        Recorder(path)
+
+
+def test_a_clock_that_is_set_back_does_not_disorder_a_recording(tmp_path: Path) -> None:
+    """Looks are found by their time."""
+    path = tmp_path / "day.rec"
+    with Recorder(path) as recorder:
+        for at in (100.0, 101.0, 50.0, 102.0):
+            recorder.write([Sight(endpoint="x", problem=str(at))], at)
+    with closing(Recording(path)) as recording:
+        times = [recording.time_of(index) for index in range(len(recording))]
+
+    assert times == sorted(times)

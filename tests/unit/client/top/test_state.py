@@ -53,6 +53,22 @@ def test_a_node_is_drained_after_a_question_only() -> None:
     assert "select a node first" in type_in("x")[0].message
 
 
+def test_nobody_drains_what_cannot_be_seen() -> None:
+    """On a page that shows no nodes, or behind a filter: the question would come as a surprise."""
+    selected = State(selected_node="uuid-b")
+    assert press(selected, "x", FLEET)[0].draining == "b"
+    for hidden in (State(selected_node="uuid-b", page=Page.HELP), State(selected_node="uuid-b", words="zzz")):
+        assert press(hidden, "x", FLEET)[0].draining == ""
+
+
+def test_pasted_text_is_no_row_of_commands() -> None:
+    """It goes into the filter, if that is open; else nowhere."""
+    for state in (State(selected_node="uuid-a"), State(selected_node="uuid-a", draining="a")):
+        assert press(state, "paste:xyq", FLEET) == (state, None)
+    typed, _ = press(State(is_typing=True), "paste:gpu\x1b-1\n", FLEET)
+    assert typed.words == "gpu-1"
+
+
 def test_enter_opens_and_escape_leads_back() -> None:
     """A node has a page; the story of a request is asked for where it was told."""
     assert type_in("down", "enter")[0].page is Page.NODE
@@ -100,8 +116,7 @@ def test_pages_open_and_close_by_their_own_key() -> None:
         assert type_in(key, key)[0].page is Page.FLEET
     assert type_in("space")[0].is_paused
     assert not type_in("space", "p")[0].is_paused
-    assert type_in("d")[0].with_devices is False
-    assert type_in("d", "d")[0].with_devices is True
+    assert [type_in(*["d"] * count)[0].with_devices for count in range(4)] == [None, True, False, None]
     assert type_in("tab")[0].focus is Focus.REQUESTS
 
 

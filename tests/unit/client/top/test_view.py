@@ -139,6 +139,20 @@ def test_several_brokers_are_named_one_that_is_gone_too() -> None:
     assert "(b)" in line_with(lines, "joined n1")
     assert "nobody listens at tcp://y:1" in " ".join(nobody)
     assert "trying again" in " ".join(nobody)
+    assert "unknown" in nobody[1]
+
+
+def test_names_cannot_move_the_cursor_or_colour_the_screen() -> None:
+    """From an older broker, or from a file that somebody made."""
+    bad = msgspec.structs.replace(node("a\x1b[2J[red]\n:smile:"), services=["x\x07"])
+    fleet = fleet_of(snapshot(bad, requests=[request("r\x1b]0;t\x07")], events=[event(1, "[/b]\x1b[1m")]))
+    shown = text_of(once(fleet, History(), 160), width=160)
+
+    assert all(one.isprintable() for one in shown.split("\n"))
+    assert "[red]" in shown
+    assert ":smile:" in shown
+    assert "[/b]" in shown
+    assert len(lines_of(fleet)) == 24
 
 
 def test_the_footer_asks_and_tells() -> None:
