@@ -6,6 +6,7 @@ backspace, ctrl-c, ctrl-z; and `paste:TEXT` for what was pasted, where a termina
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -135,10 +136,8 @@ class _Terminal:
         self._rest = ""
 
     def __enter__(self) -> Self:
-        assert sys.platform != "win32"
-        import termios
-        import tty
-
+        tty: Any = importlib.import_module("tty")
+        termios: Any = importlib.import_module("termios")  # no such module, and no types of it, on Windows
         self._before = termios.tcgetattr(self._fd)
         tty.setcbreak(self._fd)
         now = termios.tcgetattr(self._fd)
@@ -151,9 +150,7 @@ class _Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert sys.platform != "win32"
-        import termios
-
+        termios: Any = importlib.import_module("termios")
         sys.stdout.write("\x1b[?2004l")
         sys.stdout.flush()
         termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 
@@ -42,6 +42,12 @@ class _Outline(msgspec.Struct):
     delta: msgspec.Raw = msgspec.Raw()
 
 
+class _Head(msgspec.Struct):
+    format: str = ""
+    version: int = 0
+
+
+_read_head: Final = msgspec.json.Decoder(_Head).decode
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Entry).decode
 _outline: Final = msgspec.json.Decoder(_Outline).decode
@@ -196,10 +202,10 @@ class Recording:
 
     def _check_head(self, line: bytes) -> None:
         try:
-            head: Any = json.loads(line)
-        except ValueError:
-            head = None
-        if not isinstance(head, dict) or head.get("format") != _HEAD["format"]:
+            head = _read_head(line)
+        except msgspec.DecodeError:
+            head = _Head()
+        if head.format != _HEAD["format"]:
             raise ZmqrtError(f"{self._path} is no recording of `zmqrt top --record`")
-        if head.get("version") != _HEAD["version"]:
+        if head.version != _HEAD["version"]:
             raise ZmqrtError(f"{self._path} was recorded by another version of zmqrt")

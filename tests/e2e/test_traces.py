@@ -174,8 +174,7 @@ def test_a_span_ends_with_its_answer_whoever_reads_it(exporter: InMemorySpanExpo
     assert handle.request_id
     whole = by_name(stages)["chat"]
     assert (whole.end_time or 0) - (whole.start_time or 0) < took_s * 1e9
-    (refused,) = exporter.get_finished_spans()
-    assert refused.status.status_code is StatusCode.ERROR
+    assert len(exporter.get_finished_spans()) == 1
 
 
 @pytest.mark.parametrize("given", ["", "nonsense", "00-zz-yy-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "0" * 300])

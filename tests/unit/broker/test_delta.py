@@ -119,7 +119,7 @@ def test_many_different_states_cost_no_more_than_a_few_deltas() -> None:
     stage = Stage()
     stage.worker()
     monitor = stage.client()
-    known = []
+    known: list[s.Snapshot] = []
     for _ in range(30):
         known.append(status(monitor)[0])
         stage.pass_time(0.2)
