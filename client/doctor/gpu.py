@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ...protocol.checkup import Checkup, DriverFacts, TorchFacts
-from .check import Check, count_of, parse_version, show_bytes, show_version
+from .check import Check, Verdict, count_of, parse_version, show_bytes, show_version
 
 GROUP: Final = "worker"
 TORCH: Final = (2, 9)
@@ -23,13 +23,16 @@ def judge(here: Checkup) -> list[Check]:
 def _gpus(here: Checkup) -> Check:
     driver = here.driver
     if driver.gpus and driver.visible:
-        return Check(GROUP, "GPUs", "ok", f"{_listed(driver)}; driver {driver.version}")
+        hidden = len(driver.gpus) - driver.visible
+        unseen = f", {hidden} of them hidden by CUDA_VISIBLE_DEVICES" if hidden > 0 else ""
+        return Check(GROUP, "GPUs", "ok", f"{_listed(driver)}{unseen}; driver {driver.version}")
     if driver.gpus:
         found = f"{_listed(driver)}, hidden by CUDA_VISIBLE_DEVICES={here.cuda_visible_devices!r}: {_ON_CPU}"
         return Check(GROUP, "GPUs", "note", found, "unset CUDA_VISIBLE_DEVICES if they are meant to be used")
     if not driver.has_bindings and _may_have_gpu(here):
         found = f"nvidia-ml-py is not installed, so no worker finds the GPU: {_ON_CPU}"
-        return Check(GROUP, "GPUs", "bad", found, "run: pip install 'nvidia-ml-py>=12'")
+        verdict: Verdict = "bad" if here.torch is not None else "note"  # without torch no worker is meant to run here
+        return Check(GROUP, "GPUs", verdict, found, "run: pip install 'nvidia-ml-py>=12'")
     if driver.is_loaded:
         found = f"the kernel has an NVIDIA driver, but it lists no GPU ({driver.error or 'none'})"
         remedy = "run nvidia-smi; after an update of the driver, restart the machine (or give the container its GPUs)"
@@ -73,10 +76,7 @@ def _cuda(torch: TorchFacts, driver: DriverFacts) -> Check:
     if not visible:
         return Check(GROUP, "torch", "ok", found)
     if torch.built_for is None:
-        remedy = (
-            "install a build with CUDA: pip install --force-reinstall torch --index-url https://pypi.org/simple "
-            "(on Linux; pytorch.org names the command for others)"
-        )
+        remedy = "install a build with CUDA; pytorch.org names the command for this system"
         return Check(GROUP, "torch", "bad", f"{found}, but there is a GPU", remedy)
     remedy = (
         f"update NVIDIA's driver (it is {driver.version}) to one that knows CUDA {torch.built_for}, or install a torch "

@@ -34,7 +34,8 @@ class Screen:
 
     def __init__(self, *arguments: str, columns: int = 100, rows: int = 30) -> None:
         self._fd, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self._theirs = theirs
+        self.resize(columns, rows)
         self.before = termios.tcgetattr(theirs)
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "zmqrt.client.cli", "top", *arguments],
@@ -44,8 +45,11 @@ class Screen:
             env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": ""},
             start_new_session=True,
         )
-        self._theirs = theirs
         self.raw = ""
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Make the terminal larger or smaller."""
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def type(self, keys: str) -> None:
         """Press keys; what is on the screen by then does not count any more."""
@@ -157,17 +161,19 @@ def test_a_recording_goes_on_while_the_picture_is_paused(tmp_path: Path) -> None
             screen.until("the recording ends here", "1 healthy")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_gives_the_terminal_back(number: signal.Signals) -> None:
+def test_a_signal_gives_the_terminal_back() -> None:
     """As a key does: cursor, echo and the screen from before."""
-    with running(worker=SLOW) as stack, showing("--broker", stack.clients) as screen:
-        screen.until("1 healthy")
-        screen.popen.send_signal(number)
+    with Stack() as stack:
+        stack.broker()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with showing("--broker", stack.clients) as screen:
+                screen.until("none has joined yet")
+                screen.popen.send_signal(number)
 
-        assert screen.popen.wait(10) == 0
-        assert screen.settings() == screen.before
-        screen.read(0.1)
-        assert screen.raw.rindex("\x1b[?25h") > screen.raw.rindex("\x1b[?25l")
+                assert screen.popen.wait(10) == 0
+                assert screen.settings() == screen.before
+                screen.read(0.1)
+                assert screen.raw.rindex("\x1b[?25h") > screen.raw.rindex("\x1b[?25l")
 
 
 def test_a_broker_that_comes_late_goes_and_comes_back() -> None:
@@ -185,11 +191,13 @@ def test_a_broker_that_comes_late_goes_and_comes_back() -> None:
 
 def test_a_resized_terminal_is_filled_anew() -> None:
     """At the next look at the latest."""
-    with running(worker=SLOW) as stack, showing("--broker", stack.clients, columns=80, rows=24) as screen:
-        screen.until("1 healthy")
-        fcntl.ioctl(screen._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))  # noqa: SLF001
-        screen.type(" ")
-        screen.until("temp", "m models")
+    with Stack() as stack:
+        stack.broker()
+        with showing("--broker", stack.clients, columns=80, rows=24) as screen:
+            screen.until("none has joined yet")
+            screen.resize(140, 40)
+            screen.type(" ")
+            screen.until("m models")
 
 
 def test_pictures_and_data_for_pipes(tmp_path: Path) -> None:
