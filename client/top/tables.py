@@ -20,6 +20,7 @@ WIDE: Final = 110
 _SETTLED: Final = ("ready", "draining")
 _BAR: Final = 6
 _WIDE_BAR: Final = 10
+_PHASE_BAR: Final = 4
 _HEALTH: Final = {"active": "green", "suspect": "yellow", "draining": "yellow", "lost": "red", "evicted": "red"}
 _LEVEL: Final = {"info": "", "warning": "yellow", "error": "bold red"}
 
@@ -158,7 +159,7 @@ def doing(device: DeviceStatus, node: NodeStatus) -> Text:
         style = "red" if device.phase == "failed" else "cyan"
         text = Text(device.phase, style=style)
         if device.phase != "failed":
-            text = Text.assemble(text, " ", bar(device.percent / 100, _BAR, style), f" {device.percent}%")
+            text = Text.assemble(text, " ", bar(device.percent / 100, _PHASE_BAR, style), f" {device.percent}%")
         return text
     text = Text("draining" if node.health == "draining" else device.phase)
     if device.loop_age_s > 2.0:

@@ -77,7 +77,7 @@ def test_nodes_say_in_words_how_they_are() -> None:
     lines = lines_of(fleet_of(busy()))
 
     assert "active 0 s" in lines[6]
-    assert "loading ███░░░ 45%" in line_with(lines, "45%")
+    assert "loading ██░░ 45%" in line_with(lines, "45%")
     assert "suspect 0 s" in line_with(lines, "suspect 0 s")
     assert "gone" in line_with(lines, "evicted 0 s")
 
