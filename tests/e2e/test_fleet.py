@@ -73,7 +73,7 @@ def test_two_thousand_at_once_are_all_answered_with_raised_limits() -> None:
 
 def test_the_surplus_is_told_when_to_come_back_and_a_client_that_does_gets_all() -> None:
     """With the default queue some get 429 with a time; asked again as advised, every one is answered."""
-    with running(nodes=2, worker=("--engine-opt", "step_ms=5")) as stack:
+    with running(nodes=2, worker=("--engine-opt", "step_ms=10", "--node-max-capacity", "20")) as stack:
         refused = asyncio.run(from_many_clients(stack, count=REQUESTS, retries=0))
         retried = asyncio.run(from_many_clients(stack, count=REQUESTS, retries=None))
 

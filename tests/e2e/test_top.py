@@ -176,6 +176,7 @@ def test_a_signal_gives_the_terminal_back() -> None:
                 assert screen.raw.rindex("\x1b[?25h") > screen.raw.rindex("\x1b[?25l")
 
 
+@pytest.mark.slow
 def test_a_broker_that_comes_late_goes_and_comes_back() -> None:
     """The picture says what is in the way, with the remedy, and tries again."""
     with Stack() as stack:

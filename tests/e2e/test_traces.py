@@ -213,6 +213,7 @@ print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))
     assert ran.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_bridge_prints_or_sends_its_spans() -> None:
     """`--traces console` writes them to standard output; otlp to a collector that may be absent; both serve."""
     with running(worker=PACE) as stack:

@@ -200,11 +200,11 @@ def test_unsafe_or_senseless_addresses_are_refused_at_once() -> None:
 def test_a_broker_that_starts_late_is_found() -> None:
     """Whoever starts both together need not order them."""
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    client = Client(endpoint)
+    client = Client(endpoint, connect_timeout_s=30.0)
     handle = client.submit("hi", model="toy")
     time.sleep(0.7)
     with TinyBroker(endpoint=endpoint):
-        assert handle.result(5).text == "hi"
+        assert handle.result(30).text == "hi"
     client.close()
 
 

@@ -19,6 +19,7 @@ from zmqrt.client import (
     Result,
     ServiceStatus,
     Snapshot,
+    Story,
     Stream,
 )
 
@@ -32,6 +33,8 @@ def threads(client: Client) -> None:
     assert_type(client.submit_task(Embed(input="hi")).result(), Embeddings)
     assert_type(client.embed(["hi", [1, 2]], dimensions=3, priority=1), list[array[float]])
     assert_type(client.status(), Snapshot)
+    assert_type(client.status(client.status()), Snapshot)
+    assert_type(client.explain("job-7"), list[Story])
     assert_type(client.models(), list[ServiceStatus])
     assert_type(client.drain("node-1"), AdminOutcome)
     with client.stream("hi", temperature=None) as stream:
@@ -49,6 +52,7 @@ async def tasks(client: AsyncClient) -> None:
     assert_type(await client.submit_task(Embed(input="hi")).result(), Embeddings)
     assert_type(await client.embed("hi"), list[array[float]])
     assert_type(await client.status(), Snapshot)
+    assert_type(await client.explain("job-7"), list[Story])
     assert_type(await client.models(), list[ServiceStatus])
     assert_type(await client.drain("node-1"), AdminOutcome)
     async with client.stream("hi") as stream:
