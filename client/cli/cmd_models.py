@@ -11,8 +11,10 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ...protocol.errors import ZmqrtError
+from ...protocol.printable import printable
 from ...protocol.settings import options
 from ...protocol.snapshot import ServiceStatus
 from ..config import ClientSettings
@@ -66,7 +68,7 @@ def _table(services: list[ServiceStatus]) -> Table:
         table.add_row(
             one.service,
             one.task,
-            one.revision or one.model,
+            Text(printable(one.revision or one.model)),
             str(one.context or ""),
             str(one.nodes),
             f"{one.running}/{one.capacity}",

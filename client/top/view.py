@@ -122,30 +122,34 @@ def _scrolled(lines: list[Text], state: State, room: int) -> list[Text]:
 
 
 def _fleet_page(fleet: Fleet, history: History, state: State, width: int, room: int) -> list[Text]:
-    """Share the room: events and requests get what they need up to a bound, nodes the rest, and at least half."""
-    requests, events = requests_of(state, fleet), events_of(state, fleet)
-    spare = room // 2
+    """Share the room: what stands below gets what it needs up to a bound, nodes the rest, and at least half."""
     is_tall = room > _TALL
-    models = models_lines(fleet, width)[: _MOST_MODELS + 1] if is_tall else []
+    below = _below_nodes(fleet, state, width, room)
+    taken = sum(map(len, below))
+    gaps = len(below) if is_tall else 1
+    lines = nodes_lines(nodes_of(state, fleet), history, state, width, room=max(2, room - taken - is_tall * gaps))
+    has_gap = is_tall or len(lines) + taken < room
+    for number, part in enumerate(below):
+        lines += [Text(), *part] if has_gap and (is_tall or not number) else part
+    return lines
+
+
+def _below_nodes(fleet: Fleet, state: State, width: int, room: int) -> list[list[Text]]:
+    """Draw models where there is much room, the slowest requests, and the newest events."""
+    requests, events = requests_of(state, fleet), events_of(state, fleet)
+    is_tall, spare = room > _TALL, room // 2
     shown_events = min(len(events), _MOST_EVENTS if is_tall else 4, max(0, spare - 2))
     shown_requests = min(len(requests), _MOST_REQUESTS if is_tall else 3, max(0, spare - 2 - shown_events))
     if state.focus is Focus.REQUESTS:
         shown_requests = min(len(requests), max(shown_requests, spare))
-    below = [models]
-    if shown_requests:
-        ids = [one.request.rid for one in requests]
-        below.append(requests_lines(_window(requests, ids, state.selected_request, shown_requests), state, width))
-    if shown_events:
-        below.append(events_lines(events[:shown_events], fleet, width))
-    gaps = len(below) if is_tall else 1
-    taken = sum(map(len, below))
-    top = nodes_lines(nodes_of(state, fleet), history, state, width, room=max(2, room - taken - is_tall * gaps))
-    lines = [*top]
-    for index, part in enumerate(below):
-        if part and (is_tall or (index == 1 and len(top) + taken < room)):
-            lines.append(Text())
-        lines += part
-    return lines
+    ids = [one.request.rid for one in requests]
+    chosen = _window(requests, ids, state.selected_request, shown_requests)
+    parts = [
+        models_lines(fleet, width)[: _MOST_MODELS + 1] if is_tall else [],
+        requests_lines(chosen, state, width) if chosen else [],
+        events_lines(events[:shown_events], fleet, width) if shown_events else [],
+    ]
+    return [part for part in parts if part]
 
 
 def _window(items: list[T], ids: list[str], selected: str, count: int) -> list[T]:
