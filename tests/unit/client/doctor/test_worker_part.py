@@ -52,7 +52,7 @@ def test_a_machine_without_a_gpu_is_a_note() -> None:
 @pytest.mark.parametrize(
     ("torch", "words", "remedy"),
     [
-        (FOR_CPU, "built for the CPU, but there is a GPU", "--force-reinstall torch"),
+        (FOR_CPU, "built for the CPU, but there is a GPU", "install a build with CUDA"),
         (msgspec.structs.replace(WITH_CUDA, has_cuda=False, devices=0), "cannot use the GPU", "driver (it is 590.1)"),
         (msgspec.structs.replace(WITH_CUDA, devices=1), "sees 1 of 2 GPUs", "nvidia-smi"),
         (msgspec.structs.replace(WITH_CUDA, version="2.8.1"), "too old", "torch>=2.9"),
