@@ -85,7 +85,7 @@ def id_of(span: ReadableSpan) -> int:
 def test_one_request_is_one_trace(exporter: InMemorySpanExporter, *, stream: bool) -> None:
     """Caller, bridge, client, and within it queue, dispatch, prefill, decode; parents right, times in order."""
     with running(worker=PACE) as stack:
-        status, headers = ask(stack, {"prompt": "hi", "max_tokens": 20}, stream=stream)
+        status, headers = ask(stack, {"prompt": "hi", "max_tokens": 60}, stream=stream)
         spans = by_name(exporter.get_finished_spans())
 
     assert status == 200
@@ -111,7 +111,7 @@ def test_one_request_is_one_trace(exporter: InMemorySpanExporter, *, stream: boo
     attributes = dict(spans["zmqrt.decode"].attributes or {})
     assert attributes["zmqrt.node"] == "node-0"
     assert str(attributes["zmqrt.device"]).startswith("mock:")
-    assert dict(client.attributes or {})["gen_ai.usage.output_tokens"] == 20
+    assert dict(client.attributes or {})["gen_ai.usage.output_tokens"] == 60
     assert dict(server.attributes or {})["http.response.status_code"] == 200
 
 
