@@ -38,6 +38,7 @@ def test_a_short_storm_loses_nothing() -> None:
     assert all(fault["open"] for fault in report["faults"])
 
 
+@pytest.mark.slow
 def test_a_storm_that_proves_too_little_fails() -> None:
     """No fault, so no resume: exit 1, and the reason is named."""
     load = ("--streams", "2", "--unary", "0", "--nodes", "1", "--brokers", "1", "--fault", "worker-kill=0")

@@ -119,6 +119,7 @@ def test_at_saturation_load_follows_capacity() -> None:
     assert 1.8 < shares["large"] / shares["small"] < 2.2
 
 
+@pytest.mark.slow
 def test_a_slow_node_gets_less() -> None:
     """Of two equal nodes, one made four times slower completes less than half of the even share."""
 

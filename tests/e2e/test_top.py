@@ -207,7 +207,7 @@ def test_pictures_and_data_for_pipes(tmp_path: Path) -> None:
     with running(nodes=2, worker=SLOW) as stack:
         text = zmqrt("top", "--broker", stack.clients)
         data = zmqrt("top", "--once", "--json", "--broker", stack.clients, "--record", str(record))
-        both = zmqrt("top", "--once", "--broker", f"{stack.clients},tcp://127.0.0.1:1")
+        both = zmqrt("top", "--once", "--connect-timeout", "0.5s", "--broker", f"{stack.clients},tcp://127.0.0.1:1")
         head = subprocess.run(
             f"{sys.executable} -m zmqrt.client.cli top --json --broker {stack.clients} | head -n 2",
             shell=True,
@@ -231,12 +231,12 @@ def test_pictures_and_data_for_pipes(tmp_path: Path) -> None:
 
 def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path) -> None:
     """No broker, no recording, both at once."""
-    nobody = zmqrt("top", "--once", "--broker", "tcp://127.0.0.1:1")
+    nobody = zmqrt("top", "--once", "--broker", "tcp://127.0.0.1:1", "--connect-timeout", "0.5s")
     other = tmp_path / "x.txt"
     other.write_text("hello\n", encoding="utf-8")
     foreign = zmqrt("top", "--replay", str(other))
     both = zmqrt("top", "--record", str(tmp_path / "a"), "--replay", str(other))
-    unwritable = zmqrt("top", "--once", "--record", str(tmp_path / "no" / "where"))
+    unwritable = zmqrt("top", "--once", "--connect-timeout", "0.5s", "--record", str(tmp_path / "no" / "where"))
 
     assert (nobody.returncode, foreign.returncode, both.returncode) == (69, 1, 2)
     assert "nobody listens" in nobody.stderr
