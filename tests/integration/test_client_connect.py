@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 from support.client_core import units_of
+from support.stack import eventually
 from support.tiny_broker import TinyBroker, echo, final, partial, service, words_of
 from zmqrt.client import CancelledError, Client, ConfigurationError, ConnectError, WorkerLostError
 from zmqrt.protocol import codec, keys, transport
@@ -294,6 +295,7 @@ def test_the_services_are_asked_again_at_the_next_broker() -> None:
     ):
         assert client.infer("hi").model == "toy"
         first.stop()
+        eventually(lambda: client.endpoint != first.endpoint, what="the loss, to be seen")
         assert client.infer("hi").model == "other"
 
 
