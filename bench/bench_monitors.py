@@ -7,21 +7,16 @@ idle_nodes.py; the monitors are `zmqrt top --json`, which ask as the picture doe
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import statistics
-import sys
 import threading
-import time
-from importlib.metadata import version
 from typing import IO, Final
 
 import click
 import msgspec
 import psutil
-import zmq
 from idle_nodes import DEVICES, NODES
-from processes import BROKER, HERE, Ready, start, start_peer, tell
+from processes import BROKER, Ready, start, start_peer, tell
+from reports import Circumstances, circumstances, write
 from rich.console import Console
 from rich.table import Table
 from rounds import Order, Outcome
@@ -41,14 +36,9 @@ class Round(msgspec.Struct, frozen=True):
         return 1e6 * self.broker_cpu_s / self.outcome.answered
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(Circumstances, frozen=True, kw_only=True):
     """What goes into the file: where it was measured, and every round."""
 
-    command: str
-    versions: dict[str, str]
-    machine: str
-    cores: int
-    load_average: tuple[float, float, float]
     nodes: int
     devices: int
     median_ratio: float
@@ -148,28 +138,17 @@ def main(pairs: int, seconds: float, depth: int, monitors: int, save: bool) -> N
     found = ratios(watched, without)
     Console(width=max(100, Console().width)).print(make_table(results))
     report = Report(
-        command=" ".join(["python", *sys.argv]),
-        versions={
-            **{name: version(name) for name in ("zmqrt", "pyzmq", "msgspec")},
-            "python": platform.python_version(),
-            "libzmq": zmq.zmq_version(),
-        },
-        machine=f"{platform.system()} {platform.machine()}",
-        cores=os.cpu_count() or 0,
-        load_average=os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
+        **circumstances(),
         nodes=NODES,
         devices=NODES * DEVICES,
         median_ratio=round(statistics.median(found), 4),
         without=without,
         watched=watched,
     )
-    folder = HERE / ("results" if save else "out")
-    folder.mkdir(exist_ok=True)
-    path = folder / time.strftime("monitors-%Y%m%d-%H%M%S.json")
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    path = write(report, "monitors", is_kept=save)
     spread = f"{min(found):.3f} to {max(found):.3f}"
     click.echo(f"watched / not watched, pair by pair: median {statistics.median(found):.3f} ({spread})")
-    click.echo(f"load average {report.load_average[0]:.1f}; written to {os.path.relpath(path)}")
+    click.echo(f"load average {report.load_average[0]:.1f}; written to {path}")
     if any(one.outcome.refused for one in (*without, *watched)):
         raise click.ClickException("requests were refused: these figures are worth nothing")
 

@@ -7,19 +7,15 @@ a process for each peer.
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Generator
-from importlib.metadata import version
 
 import click
 import msgspec
 import psutil
-import zmq
 from processes import BROKER, HERE, Ready, start, start_peer, tell
+from reports import Circumstances, circumstances, write
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -54,14 +50,9 @@ class Depth(msgspec.Struct, frozen=True):
         ]
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(Circumstances, frozen=True, kw_only=True):
     """What goes into the file: where it was measured, and every sample."""
 
-    command: str
-    versions: dict[str, str]
-    machine: str
-    cores: int
-    load_average: tuple[float, float, float]
     seconds: float
     median_ratios: dict[str, float]
     depths: list[Depth]
@@ -181,13 +172,8 @@ def _median_ratios(result: Depth) -> list[str]:
 
 def make_report(results: list[Depth], seconds: float) -> Report:
     """Say what was measured, and where."""
-    versions = {name: version(name) for name in ("zmqrt", "pyzmq", "msgspec")}
     return Report(
-        command=" ".join(["python", *sys.argv]),
-        versions={**versions, "python": platform.python_version(), "libzmq": zmq.zmq_version()},
-        machine=f"{platform.system()} {platform.machine()}",
-        cores=os.cpu_count() or 0,
-        load_average=os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
+        **circumstances(),
         seconds=seconds,
         median_ratios={str(one.in_flight): round(statistics.median(one.ratios), 3) for one in results},
         depths=results,
@@ -217,11 +203,8 @@ def main(seconds: float, pairs: int, depths: tuple[int, ...], save: bool) -> Non
     refused = sum(one.refused for result in results for one in (*result.broker, *result.proxy))
     if refused:
         click.echo(f"{refused} requests were refused: these figures are worth nothing", err=True)
-    folder = HERE / ("results" if save else "out")
-    folder.mkdir(exist_ok=True)
-    path = folder / time.strftime("roundtrip-%Y%m%d-%H%M%S.json")
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(make_report(results, seconds)), indent=1) + b"\n")
-    click.echo(f"written to {os.path.relpath(path)}")
+    path = write(make_report(results, seconds), "roundtrip", is_kept=save)
+    click.echo(f"written to {path}")
     sys.exit(1 if refused else 0)
 
 

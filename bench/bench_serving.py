@@ -8,21 +8,18 @@ to read the figures.
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Final
 
 import click
 import msgspec
 import psutil
-import zmq
 from processes import BROKER, HERE, Ready, start, tell
+from reports import Circumstances, circumstances, write
 from rich.console import Console
 from rich.table import Table
 from stream_readers import MAX_TOKENS
@@ -55,14 +52,9 @@ class Window(msgspec.Struct, frozen=True):
         return self.agent_ms + self.loop_ms
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(Circumstances, frozen=True, kw_only=True):
     """What goes into the file: where it was measured, and every window."""
 
-    command: str
-    versions: dict[str, str]
-    machine: str
-    cores: int
-    load_average: tuple[float, float, float]
     rows: int
     step_ms: float
     median_serving_ms: float
@@ -203,27 +195,16 @@ def main(*, rows: int, step_ms: float, windows: int, seconds: float, profile: Pa
             found.append(node.measure(seconds, mock))
     Console(width=max(100, Console().width)).print(make_table(found))
     report = Report(
-        command=" ".join(["python", *sys.argv]),
-        versions={
-            **{name: version(name) for name in ("zmqrt", "pyzmq", "msgspec")},
-            "python": platform.python_version(),
-            "libzmq": zmq.zmq_version(),
-        },
-        machine=f"{platform.system()} {platform.machine()}",
-        cores=os.cpu_count() or 0,
-        load_average=os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
+        **circumstances(),
         rows=rows,
         step_ms=step_ms,
         median_serving_ms=round(statistics.median(one.serving_ms for one in found), 3),
         windows=found,
     )
-    folder = HERE / ("results" if save else "out")
-    folder.mkdir(exist_ok=True)
-    path = folder / time.strftime("serving-%Y%m%d-%H%M%S.json")
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    path = write(report, "serving", is_kept=save)
     verdict = "within" if report.median_serving_ms <= GOAL_MS else "over"
     click.echo(f"{report.median_serving_ms} ms, {verdict} the goal of {GOAL_MS:.0f}; load {report.load_average[0]:.1f}")
-    click.echo(f"written to {os.path.relpath(path)}")
+    click.echo(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,13 @@ docs/benchmarks.md says how to read the figures. The load is in zrt_peers.py, th
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import statistics
-import sys
-import time
-from importlib.metadata import version
 from typing import Final
 
 import click
 import msgspec
-import zmq
-from processes import BROKER, HERE, Ready, start, start_peer, tell
+from processes import BROKER, Ready, start, start_peer, tell
+from reports import Circumstances, circumstances, write
 from rich.console import Console
 from rich.table import Table
 from rounds import Order, Outcome
@@ -29,14 +24,9 @@ KINDS: Final = ("none", "reads", "stuck", "none again")
 _WARM_UP_S: Final = 0.5
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(Circumstances, frozen=True, kw_only=True):
     """What goes into the file: where it was measured, and every round."""
 
-    command: str
-    versions: dict[str, str]
-    machine: str
-    cores: int
-    load_average: tuple[float, float, float]
     given_up: int
     median_p99_ratios: dict[str, float]
     rounds: dict[str, list[Outcome]]
@@ -108,25 +98,14 @@ def main(rounds: int, seconds: float, depth: int, save: bool) -> None:  # noqa: 
     Console(width=max(100, Console().width)).print(make_table(results))
     refused = sum(one.refused for outcomes in results.values() for one in outcomes)
     report = Report(
-        command=" ".join(["python", *sys.argv]),
-        versions={
-            **{name: version(name) for name in ("zmqrt", "pyzmq", "msgspec")},
-            "python": platform.python_version(),
-            "libzmq": zmq.zmq_version(),
-        },
-        machine=f"{platform.system()} {platform.machine()}",
-        cores=os.cpu_count() or 0,
-        load_average=os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
+        **circumstances(),
         given_up=given_up,
         median_p99_ratios={kind: round(statistics.median(ratios(results, kind)), 3) for kind in KINDS},
         rounds=results,
     )
-    folder = HERE / ("results" if save else "out")
-    folder.mkdir(exist_ok=True)
-    path = folder / time.strftime("slow-reader-%Y%m%d-%H%M%S.json")
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    path = write(report, "slow-reader", is_kept=save)
     click.echo(f"{given_up} readers given up in {rounds} rounds; load average {report.load_average[0]:.1f}")
-    click.echo(f"written to {os.path.relpath(path)}")
+    click.echo(f"written to {path}")
     if refused:
         raise click.ClickException(f"{refused} requests were refused: these figures are worth nothing")
 

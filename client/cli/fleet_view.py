@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus, Snapshot
+from ..top.text import bar
 
-_BAR_CELLS: Final = 8
+BAR_CELLS: Final = 8
 """So that a row fits 80 columns."""
 _STYLES: Final = {"active": "green", "suspect": "yellow", "draining": "yellow", "lost": "red", "evicted": "red"}
 _SETTLED: Final = ("ready", "draining", "failed")
@@ -58,13 +59,7 @@ def phase(name: str, percent: int, elapsed_s: float) -> Text:
     """Show what a node or device is doing; while it gets ready, how far it is and for how long."""
     if name in _SETTLED:
         return Text(name, style="red" if name == "failed" else "")
-    return Text.assemble((name, "yellow"), " ", bar(percent / 100), f" {percent} % {duration(elapsed_s)}")
-
-
-def bar(share: float) -> Text:
-    """Draw how much of something is there; readable without colours too."""
-    full = round(_BAR_CELLS * min(1.0, max(0.0, share)))
-    return Text.assemble(("█" * full, "green"), ("░" * (_BAR_CELLS - full), "dim"))
+    return Text.assemble((name, "yellow"), " ", bar(percent / 100, BAR_CELLS), f" {percent} % {duration(elapsed_s)}")
 
 
 def duration(seconds: float) -> str:
@@ -84,7 +79,7 @@ def _health(node: NodeStatus) -> Text:
 
 def _load(node: NodeStatus) -> Text:
     share = node.in_flight / node.capacity if node.capacity else 0.0
-    return Text.assemble(bar(share), f" {node.in_flight}/{node.capacity}")
+    return Text.assemble(bar(share, BAR_CELLS), f" {node.in_flight}/{node.capacity}")
 
 
 def _device(device: DeviceStatus) -> tuple[Text, Text, str, str]:

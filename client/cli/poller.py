@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ...protocol.errors import ZmqrtError
+from ...protocol.errors import DeadlineError, ZmqrtError
 from ...protocol.snapshot import Snapshot
 from ..sync import Client
 
@@ -75,6 +75,9 @@ class Poller:
         while not self._stop.is_set():
             try:
                 self._ask()
+            except DeadlineError:
+                text = f"{self.endpoint}: no answer within {_TIMEOUT_S:.0f} s; it is frozen, or overloaded"
+                self.snapshot, self.problem = None, text
             except ZmqrtError as error:
                 self.snapshot, self.problem = None, str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the picture must not stand still as if it were now

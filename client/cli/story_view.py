@@ -11,7 +11,8 @@ from rich.text import Text
 
 from ...protocol.printable import printable
 from ...protocol.story import Attempt, Story, spent
-from .fleet_view import bar
+from ..top.text import bar
+from .fleet_view import BAR_CELLS
 
 _STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
 _PARTS: Final = {
@@ -104,7 +105,9 @@ def _parts(story: Story) -> Table:
         seconds: float = getattr(told, f"{name}_s")
         share = seconds / story.age_s if story.age_s else 0.0
         if seconds or name != "lost":
-            table.add_row(name, clock(seconds), f"{100 * share:.0f} %", bar(share), Text(meaning, style="dim"))
+            table.add_row(
+                name, clock(seconds), f"{100 * share:.0f} %", bar(share, BAR_CELLS), Text(meaning, style="dim")
+            )
     return table
 
 

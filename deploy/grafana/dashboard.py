@@ -122,7 +122,7 @@ ROWS: Final[Mapping[str, Sequence[Panel]]] = {
             "Requests that ended in an error. Those that were not taken in are under Requests.",
             "cps",
             steps=((0, "green"), (0.01, "yellow"), (1, "red")),
-            # A reason has a series once it happened: before the first error there is nothing, and that is 0.
+            # Without a broker there is nothing, and that is no error of a request.
             failed=f"sum({fleet_rate('zmqrt_request_failures_total', 'reason')}) or vector(0)",
         ),
     ),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.fake_fleet import EMPTY, node
+from support.fake_fleet import node
+from support.top import service, snapshot
 from zmqrt.protocol.families import FleetCollector
 from zmqrt.protocol.histogram import BOUNDS_S, Histogram
-from zmqrt.protocol.snapshot import ServiceStatus, Snapshot
+from zmqrt.protocol.snapshot import Snapshot
 
 
-def families(snapshot: Snapshot | None) -> dict[str, Metric]:
+def families(newest: Snapshot | None) -> dict[str, Metric]:
     """Write as a scrape does, and read it back."""
     registry = CollectorRegistry()
-    registry.register(FleetCollector(lambda: snapshot))
+    registry.register(FleetCollector(lambda: newest))
     return {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
 
 
@@ -24,19 +24,7 @@ def test_a_histogram_is_cumulative_and_ends_at_infinity() -> None:
     took = Histogram()
     for seconds in (0.001, 0.0015, 1000.0):
         took.add(seconds)
-    service = ServiceStatus(
-        service="m",
-        task="generate",
-        model="",
-        revision="",
-        context=0,
-        nodes=1,
-        capacity=1,
-        queued=0,
-        running=0,
-        duration=took,
-    )
-    told = families(msgspec.structs.replace(EMPTY, services=[service]))["zmqrt_e2e_request_latency_seconds"]
+    told = families(snapshot(services=[service("m", duration=took)]))["zmqrt_e2e_request_latency_seconds"]
     buckets = [one for one in told.samples if one.name.endswith("_bucket")]
 
     assert len(buckets) == len(BOUNDS_S) + 1
@@ -47,7 +35,7 @@ def test_a_histogram_is_cumulative_and_ends_at_infinity() -> None:
 
 def test_a_node_that_is_gone_tells_nothing_of_its_devices() -> None:
     """Its last numbers say nothing about now; that it is gone is told."""
-    told = families(msgspec.structs.replace(EMPTY, nodes=[node("a"), node("b", health="evicted")]))
+    told = families(snapshot(node("a"), node("b", health="evicted")))
 
     assert {one.labels["node"]: one.value for one in told["zmqrt_worker_up"].samples} == {"a": 1, "b": 0}
     assert {one.labels["node"] for one in told["zmqrt_batch_size"].samples} == {"a"}

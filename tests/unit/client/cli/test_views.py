@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 from rich.console import Console, RenderableType
 
-from zmqrt.client.cli.fleet_view import bar, duration, fleet_view
+from zmqrt.client.cli.fleet_view import BAR_CELLS, duration, fleet_view
 from zmqrt.client.cli.supervise import Child, State
 from zmqrt.client.cli.up_view import Ticker, hints, live_view
+from zmqrt.client.top.text import bar
 from zmqrt.protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
 
 DEVICE = DeviceStatus(
@@ -125,7 +126,7 @@ def test_up_shows_processes_and_fleet() -> None:
 
 def test_a_bar_is_readable_without_colours() -> None:
     """Full cells and empty ones; never more than there are."""
-    assert [bar(share).plain for share in (0, 0.5, 1, 7)] == ["░" * 8, "████░░░░", "█" * 8, "█" * 8]
+    assert [bar(share, BAR_CELLS).plain for share in (0, 0.5, 1, 7)] == ["░" * 8, "████░░░░", "█" * 8, "█" * 8]
 
 
 def test_hints_name_the_actual_ports() -> None:

@@ -3,44 +3,17 @@
 import msgspec
 import pytest
 
+from support import fake_fleet
+from support.top import service
 from zmqrt.client.doctor.brokers import Asked, judge
 from zmqrt.client.doctor.check import Check
-from zmqrt.protocol.snapshot import Health, NodeStatus, ServiceStatus, Snapshot
+from zmqrt.protocol.snapshot import Health, NodeStatus, Snapshot
 
 HERE = "tcp://127.0.0.1:7555"
 NOW = 1_795_000_000.0
-NODE = NodeStatus(
-    node_id="node-0",
-    worker_uuid="00",
-    health="active",
-    phase="ready",
-    percent=100,
-    elapsed_s=1.0,
-    heartbeat_age_s=0.1,
-    capacity=8,
-    in_flight=0,
-    load=0.0,
-    completed=0,
-    failed=0,
-    services=["tiny"],
-    devices=[],
-)
-SERVICE = ServiceStatus(
-    service="tiny", task="generate", model="tiny", revision="r", context=64, nodes=1, capacity=8, queued=0, running=0
-)
-SNAPSHOT = Snapshot(
-    broker_id="b1",
-    broker_epoch=1,
-    uptime_s=75.0,
-    ready=True,
-    draining=False,
-    clients=1,
-    queued=0,
-    running=0,
-    nodes=[NODE],
-    services=[SERVICE],
-    counters={},
-)
+NODE = msgspec.structs.replace(fake_fleet.node("node-0"), services=["tiny"], devices=[])
+SERVICE = service("tiny")
+SNAPSHOT = msgspec.structs.replace(fake_fleet.EMPTY, broker_id="b1", uptime_s=75.0, nodes=[NODE], services=[SERVICE])
 
 
 def asked(snapshot: Snapshot = SNAPSHOT) -> Asked:
