@@ -178,11 +178,14 @@ def test_a_signal_gives_the_terminal_back() -> None:
 
 @pytest.mark.slow
 def test_a_broker_that_comes_late_goes_and_comes_back() -> None:
-    """The picture says what is in the way, with the remedy, and tries again."""
+    """Frozen or gone: the picture says what is in the way, with the remedy, and tries again."""
     with Stack() as stack:
         broker = stack.broker()
         with showing("--broker", stack.clients, columns=80, rows=24) as screen:
             screen.until("ready", "none has joined yet")
+            broker.signal(signal.SIGSTOP)
+            screen.until("unreachable", "it is frozen, or overloaded")
+            broker.signal(signal.SIGCONT)
             broker.kill()
             screen.until("unreachable", "nobody listens at", "trying again")
             screen.raw = ""
