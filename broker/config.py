@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ..protocol import limits
+from ..protocol.names import check_name
 from ..protocol.settings import CommonSettings, setting
 from ..protocol.timing import Timing
 from .bounds import Bounds
@@ -23,7 +24,7 @@ class BrokerSettings(CommonSettings):
 
     clients: str = setting(DEFAULT_CLIENTS, metavar="ENDPOINT", help="Where clients connect; port 0 picks a free one.")
     workers: str = setting(DEFAULT_WORKERS, metavar="ENDPOINT", help="Where workers connect; port 0 picks a free one.")
-    broker_id: str | None = setting(None, help="Name of this broker; else the host's.")
+    broker_id: str | None = setting(None, check=check_name, help="Name of this broker; else the host's.")
     peers: tuple[str, ...] = setting(
         (), metavar="ENDPOINT[,ENDPOINT]", help="Client endpoints of the other brokers, told to clients for fail-over."
     )

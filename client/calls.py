@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import secrets
 import sys
 import time
@@ -22,11 +21,11 @@ from msgspec import Meta
 from ..protocol import messages as m
 from ..protocol import prefix, tasks
 from ..protocol.errors import Kind, RequestError, request_error
-from ..protocol.limits import MAX_FRAME_BYTES, MAX_SERVICE_CHARS, MAX_TTL_MS
+from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
+from ..protocol.names import is_service
 from ..protocol.tasks import ChatMessage
 
 Text = str | Sequence[str | Sequence[int]]
-_SERVICE: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 # Seeded by the system once: ids must be unique, not secret, and the system's own generator costs 26 us a request.
 _chance: Final = random.Random(secrets.randbits(256))
 if sys.platform != "win32":
@@ -219,7 +218,7 @@ def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
 
 
 def _checked_service(name: str) -> str:
-    if name and (len(name) > MAX_SERVICE_CHARS or not _SERVICE.fullmatch(name)):
+    if name and not is_service(name):
         raise request_error(Kind.NOT_FOUND, f"{name!r} cannot be the name of a model; see `zmqrt models`")
     return name
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
+from ..protocol.addresses import EXAMPLE, check_endpoint
 from ..protocol.errors import ConfigurationError
 from ..protocol.limits import MAX_BROKERS, MAX_OUTSTANDING, MAX_OUTSTANDING_BRIDGE
-from ..protocol.settings import CommonSettings, setting
+from ..protocol.names import check_service
+from ..protocol.settings import LOG_LEVELS, CommonSettings, setting
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7555"
 MAX_WAITING: Final = 16_384
@@ -23,6 +25,9 @@ class ClientSettings(CommonSettings):
 
     role: ClassVar[str] = "client"
 
+    log_level: str = setting(  # no bare name: a client obeys nothing that is said to servers, ours or others
+        "info", choices=LOG_LEVELS, help="Least important messages that are logged."
+    )
     broker: tuple[str, ...] = setting(
         (DEFAULT_BROKER,), metavar="ENDPOINT[,ENDPOINT]", help="Broker to ask, and those to turn to when it is lost."
     )
@@ -30,7 +35,9 @@ class ClientSettings(CommonSettings):
     timeout_s: float = setting(
         30.0, minimum=0.001, maximum=86_400, help="Longest wait for an answer, or for the next part of a stream."
     )
-    default_model: str | None = setting(None, metavar="MODEL", help="Model asked when none is named.")
+    default_model: str | None = setting(
+        None, metavar="MODEL", check=check_service, help="Model asked when none is named."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,9 @@ class ClientConfig:
         if not 1 <= len(self.endpoints) <= MAX_BROKERS:
             raise ConfigurationError(f"name 1 to {MAX_BROKERS} brokers, not {len(self.endpoints)}")
         for endpoint in self.endpoints:
-            _check_endpoint(endpoint)
+            check_endpoint(endpoint)
+            if endpoint.endswith((":0", ":*")):
+                raise ConfigurationError(f"{endpoint!r} names no port to connect to; expected something like {EXAMPLE}")
         for name, value in (("connect_timeout_s", self.connect_timeout_s), ("timeout_s", self.timeout_s)):
             if not value > 0:
                 raise ConfigurationError(f"{name} is {value}; it must be above 0")
@@ -83,14 +92,3 @@ def make_config(
         name=name,
         max_outstanding=max_outstanding,
     )
-
-
-def _check_endpoint(endpoint: str) -> None:
-    scheme, separator, rest = endpoint.partition("://")
-    if scheme in ("http", "https") and separator:
-        raise ConfigurationError(
-            f"{endpoint} is an HTTP address (the bridge's?); a client speaks ZeroMQ to the broker itself, "
-            f"for example {DEFAULT_BROKER}"
-        )
-    if not separator or not rest or (scheme == "tcp" and not rest.rpartition(":")[2].isdigit()):
-        raise ConfigurationError(f"{endpoint!r} is not an endpoint; expected something like {DEFAULT_BROKER}")

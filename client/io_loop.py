@@ -13,6 +13,7 @@ from typing import Final, cast
 
 import zmq
 
+from ..protocol import addresses
 from ..protocol import messages as m
 from ..protocol.keys import PeerKeys
 from . import diagnose
@@ -138,7 +139,7 @@ class IoLoop:
                 self._of_dealer[session.dealer] = self._of_monitor[session.monitor] = session
                 self._poller.register(session.dealer, _POLLIN)
                 self._poller.register(session.monitor, _POLLIN)
-                session.connect(self._core, now)
+                self._connect(session, now)
             case Close(link, why):
                 log.info("%s", why)
                 session = self._sessions.pop(link)
@@ -148,6 +149,17 @@ class IoLoop:
                 session.close(now)
             case Diagnose():
                 self._diagnose(action)
+
+    def _connect(self, session: SessionSocket, now: float) -> None:
+        """Connect, after a look-up in a thread of its own where there is a name: that may take seconds."""
+        if not addresses.is_name(session.link.endpoint):
+            session.connect(self._core, now)
+            return
+
+        def found(ipv6: bool) -> None:  # noqa: FBT001 - called with what was found
+            self._doorbell.post(lambda now: session.connect(self._core, now, ipv6=ipv6))
+
+        addresses.look_up(session.link.endpoint, found)
 
     def _flush(self, session: SessionSocket, now: float) -> None:
         was_blocked = session.is_blocked

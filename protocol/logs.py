@@ -10,6 +10,7 @@ import time
 from typing import Final, TextIO
 
 from .printable import printable
+from .stdio import prepare_stdio
 
 FIELDS: Final = ("request_id", "rid", "trace_id", "worker_id")
 
@@ -21,13 +22,20 @@ def configure_logging(
 
     `worker_id` names the node that this process is, or belongs to: JSON tells it on each line.
     """
-    handler = logging.StreamHandler(stream or _standard_error())
+    prepare_stdio()
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(role, worker_id) if log_format == "json" else TextFormatter(role))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+def json_line(level: str, logger: str, message: str, *, role: str) -> str:
+    """Write one message as `JsonFormatter` would, for what is said before there is a log."""
+    record = logging.LogRecord(logger, logging.getLevelNamesMapping()[level.upper()], "", 0, "%s", (message,), None)
+    return JsonFormatter(role).format(record)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
@@ -76,11 +84,3 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
-
-
-def _standard_error() -> TextIO:
-    """Return standard error, told never to fail on a character that the terminal cannot show."""
-    reconfigure = getattr(sys.stderr, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
-    return sys.stderr

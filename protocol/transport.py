@@ -7,13 +7,13 @@ peer is noticed; off loopback there is CURVE or there is no socket.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Sequence
 from typing import Final, Literal
 
 import zmq
 
+from .addresses import check_endpoint, is_loopback, join_host, needs_ipv6, split_tcp, to_bind
 from .errors import ConfigurationError
 from .keys import KeyPair, PeerKeys
 from .limits import MAX_FRAME_BYTES, MAX_LARGE_BODIES
@@ -27,7 +27,6 @@ _POLLIN: Final = int(zmq.POLLIN)
 _SRCFD: Final = int(zmq.SRCFD)
 _COPY_BYTES: Final = 32 << 10
 _LAST_FRAME: Final = 1 + MAX_LARGE_BODIES
-_MAX_PORT: Final = 65_535
 _FRONTEND_DOMAIN: Final = "zmqrt.client"
 _BACKEND_DOMAIN: Final = "zmqrt.worker"
 
@@ -45,33 +44,6 @@ def make_context(*, io_threads: int = 1, max_sockets: int = 65_000) -> zmq.Conte
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Say whether nothing beyond this machine can reach, or be reached by, the endpoint."""
-    scheme, _, rest = endpoint.partition("://")
-    if scheme in ("ipc", "inproc"):
-        return True
-    host = rest.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name, an interface or "*": may be anywhere
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Refuse what libzmq would take for something else: of a port above 65535 it uses the lower half of the bits.
-
-    Raises:
-        ConfigurationError: neither tcp://HOST:PORT nor another transport with an address.
-    """
-    scheme, _, rest = endpoint.partition("://")
-    host, _, port = rest.rpartition(":")
-    is_port = port == "*" or (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _MAX_PORT)
-    if not rest or (scheme == "tcp" and not (host and is_port)):
-        raise ConfigurationError(f"{endpoint!r} is not an endpoint; expected something like tcp://127.0.0.1:7555")
 
 
 def check_exposure(endpoint: str, *, has_keys: bool, insecure: bool) -> None:
@@ -131,9 +103,16 @@ def make_dealer(context: zmq.Context[zmq.Socket[bytes]], *, keys: PeerKeys | Non
     return dealer
 
 
-def connect(dealer: zmq.Socket[bytes], endpoint: str) -> None:
-    """Begin to connect (after `monitor`, so that no event is missed). Raises ConfigurationError for a bad endpoint."""
-    dealer.ipv6 = "[" in endpoint
+def connect(dealer: zmq.Socket[bytes], endpoint: str, *, ipv6: bool | None = None) -> None:
+    """Begin to connect (after `monitor`, so that no event is missed).
+
+    Args:
+        ipv6: What `addresses.look_up` has found; None looks now, and blocks for a name.
+
+    Raises:
+        ConfigurationError: a bad endpoint.
+    """
+    dealer.ipv6 = needs_ipv6(endpoint) if ipv6 is None else ipv6
     try:
         dealer.connect(endpoint)
     except zmq.ZMQError as error:
@@ -228,13 +207,24 @@ def _common(socket: zmq.Socket[bytes], *, timeout_ms: int) -> None:
 
 
 def _bind(router: zmq.Socket[bytes], endpoint: str) -> str:
-    if endpoint.startswith("tcp://") and endpoint.endswith(":0"):
-        endpoint = endpoint[:-1] + "*"
-    router.ipv6 = "[" in endpoint  # on, an IPv4 address would come back as ::ffff:…
+    """Bind every address of the endpoint; return the first one with its port."""
+    try:
+        addresses = to_bind(endpoint)  # libzmq itself takes no names, and one family at a time
+        first = _bind_one(router, addresses[0])
+        for address in addresses[1:]:
+            _bind_one(router, f"tcp://{join_host(split_tcp(address)[0], split_tcp(first)[1])}")
+    except BaseException:
+        router.close(0)
+        raise
+    return first
+
+
+def _bind_one(router: zmq.Socket[bytes], endpoint: str) -> str:
+    # `*` means both families. Elsewhere off: on, an IPv4 address would come back as ::ffff:…
+    router.ipv6 = endpoint.startswith(("tcp://[", "tcp://*:"))
     try:
         router.bind(endpoint)
     except zmq.ZMQError as error:
-        router.close(0)
         if error.errno == zmq.EADDRINUSE:
             raise OSError(error.errno, f"{endpoint} is in use by another process") from None
         raise ConfigurationError(f"cannot bind {endpoint!r}: {error}") from None

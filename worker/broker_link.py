@@ -15,7 +15,7 @@ from typing import Final, cast
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..protocol import codec, transport
+from ..protocol import addresses, codec, transport
 from ..protocol import messages as m
 from ..protocol.errors import ProtocolError
 from ..protocol.keys import PeerKeys
@@ -75,8 +75,20 @@ class BrokerLink:
         self._monitor = transport.monitor(self._dealer)
         loop.add_reader(descriptor(self._monitor), self._wake)
         loop.add_reader(descriptor(self._dealer), self._wake)
-        transport.connect(self._dealer, self.endpoint)
+        self._begin(loop, self._dealer)
         loop.call_soon(self._wake)  # the descriptors are edge-triggered: look once by ourselves
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, dealer: zmq.Socket[bytes]) -> None:
+        """Connect, after a look-up in a thread of its own where there is a name: that may take seconds."""
+        if not addresses.is_name(self.endpoint):
+            transport.connect(dealer, self.endpoint)
+            return
+
+        def connect(ipv6: bool) -> None:  # noqa: FBT001 - called with what was found
+            if dealer is self._dealer:  # not given up meanwhile
+                transport.connect(dealer, self.endpoint, ipv6=ipv6)
+
+        addresses.look_up(self.endpoint, lambda ipv6: loop.call_soon_threadsafe(connect, ipv6))
 
     def close(self, *, is_farewell: bool = False) -> None:
         """Drop the socket; on a farewell, give what is queued a moment to leave."""

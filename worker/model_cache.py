@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Final
 
-from ..protocol.settings.sources import CACHE_ENV
+from ..protocol.settings.variables import CACHE_ENV
 
 LOCK_WAIT_S: Final = 1800.0
 """Long enough for the largest download on a slow line; a holder that died has let go long before."""

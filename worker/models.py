@@ -7,6 +7,7 @@ conversion is converted once, into the cache. Neither torch nor transformers is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,7 +70,7 @@ class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
 
 def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_download: bool = False) -> ModelFiles:
     """Find a model, converting or (if allowed) downloading it first. Blocks; raises ModelError."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # noqa: PTH111 - leaves ~ alone where there is no home
     if path.suffix == ".gguf" and path.is_file():
         return _from_gguf(path, file_sha256(path), path.stem, progress)
     if path.is_dir():
@@ -81,6 +82,18 @@ def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_do
     if hub := _HUB_ID.fullmatch(model):
         return _from_hub(hub["id"], progress, allow_hub=allow_hub)
     raise ModelError(_unknown(model))
+
+
+def is_servable(model: str) -> bool:
+    """Say whether these words may mean a model of ours: a known name, or a place where one is or might be mounted."""
+    path = Path(os.path.expanduser(model))  # noqa: PTH111 - leaves ~ alone where there is no home
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            return (path / "config.json").is_file() or any(path.glob("*.gguf"))
+        if path.is_file():
+            return path.suffix == ".gguf"
+    is_known = model in PACKAGES or model == TINY or model.startswith(f"{TINY}:")
+    return is_known or os.sep in model or _HUB_ID.fullmatch(model) is not None or model.endswith(".gguf")
 
 
 def fetch(model: str, progress: Progress) -> ModelFiles:

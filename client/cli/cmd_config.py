@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...protocol.errors import ZmqrtError
-from ...protocol.settings import Origin, known_roles, origins, toml_template
+from ...protocol.settings import Origin, known_roles, resolve, toml_template
 from ...protocol.settings.sources import FILE_NAME
 
 
@@ -47,7 +47,10 @@ def show(role: str | None, config: Path | None, as_json: bool) -> None:
     roles = known_roles()
     if role is not None and role not in roles:
         raise click.BadParameter(f"there is no role {role!r}; there are {', '.join(roles)}", param_hint="ROLE")
-    shown = {name: origins(cls, config=config) for name, cls in roles.items() if role in (None, name)}
+    resolved = {name: resolve(cls, config=config) for name, cls in roles.items() if role in (None, name)}
+    shown = {name: one.origins for name, one in resolved.items()}
+    for warning in dict.fromkeys(warning for one in resolved.values() for warning in one.warnings):
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({name: list(map(_plain, found)) for name, found in shown.items()}, ensure_ascii=False))
         return

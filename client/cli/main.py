@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, ZmqrtError
-from .stdio import prepare_stdio
+from ...protocol.stdio import prepare_stdio
 
 COMMANDS: Final = {
     "up": "Run broker, workers and bridge on this machine until Ctrl-C.",

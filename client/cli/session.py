@@ -6,14 +6,15 @@ import contextlib
 import functools
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from ...protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
+from ...protocol.settings.commands import SETTINGS_LOGGER
 from ...protocol.snapshot import Snapshot
 from .interrupts import Interrupts
 from .poller import Poller
 from .stack import Plan, Stack
-from .supervise import Supervisor
+from .supervise import Child, Supervisor
 from .up_display import Display, tell_end, tell_record
 from .up_view import hints
 
@@ -29,7 +30,8 @@ class Session:
         self._shown = shown
         self._interrupts = interrupts
         self._exits = contextlib.ExitStack()
-        self._supervisor = Supervisor(functools.partial(tell_record, shown), functools.partial(tell_end, shown))
+        self._supervisor = Supervisor(self._tell, functools.partial(tell_end, shown))
+        self._told: set[str] = set()
         self._poller: Poller | None = None
         self.stack = Stack(plan, self._supervisor)
 
@@ -63,6 +65,14 @@ class Session:
         tried = hints(clients, self.stack.http, self._plan.keys) if clients is not None and self.is_served else []
         self._shown.show(self._supervisor.children, self.snapshot, tried)
         time.sleep(STEP_S)
+
+    def _tell(self, child: Child, record: dict[str, Any]) -> None:
+        """Pass on what a role logs; all of them read the same settings, and say the same of them."""
+        if record.get("logger") != SETTINGS_LOGGER:
+            tell_record(self._shown, child, record)
+        elif (words := str(record.get("message", ""))) not in self._told:
+            self._told.add(words)
+            self._shown.say(f"settings: {words}")
 
     def check(self) -> None:
         """Refuse to wait for what will not come.

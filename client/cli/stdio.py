@@ -1,26 +1,13 @@
-"""Standard streams that neither lose nor choke on a character, and questions about terminals."""
+"""Questions about terminals, and the prompt that comes through a pipe."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
 import click
 
-
-def prepare_stdio() -> None:
-    """Make the streams UTF-8 on Windows, and let what a terminal cannot show become a question mark everywhere."""
-    encoding = "utf-8" if sys.platform == "win32" else None
-    for stream in (sys.stdout, sys.stderr):
-        _reconfigure(stream, encoding)
-    if sys.platform == "win32":
-        _reconfigure(sys.stdin, "utf-8-sig")
-
-
-def _reconfigure(stream: object, encoding: str | None) -> None:
-    if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
-        stream.reconfigure(encoding=encoding, errors="replace")
+from ...protocol.own_files import decode
 
 
 def is_terminal() -> bool:
@@ -38,6 +25,6 @@ def read_prompt(given: str | None) -> str:
         return given
     if given is None and sys.stdin.isatty():
         raise click.UsageError("no prompt; give it as an argument, or pipe it in and write '-'")
-    # Bytes, so that what is no UTF-8 still arrives, marked, in every locale.
-    text = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+    # Bytes, so that what is no UTF-8 still arrives, marked, in every locale; PowerShell may write UTF-16.
+    text = decode(sys.stdin.buffer.read(), "replace")
     return text.removesuffix("\n").removesuffix("\r")

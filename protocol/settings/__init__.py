@@ -1,7 +1,7 @@
 """The one settings loader: a role declares a frozen dataclass, everything else follows from it.
 
-Defaults < TOML file < `.env` < environment < flags; a key that no role knows is an error, and each value remembers
-where it came from. Declare and use:
+Defaults < TOML file < `.env` < environment < flags; each value remembers where it came from. A key that no role knows
+is an error in a file, and a warning in the environment, where others put things too. Declare and use:
 
     @dataclass(frozen=True, kw_only=True)
     class BrokerSettings(CommonSettings):
@@ -19,11 +19,13 @@ A subcommand of a group takes the same flags with `@options(ClientSettings)`; a 
 """
 
 from .commands import command, is_named, options, version_text
-from .declare import CommonSettings, Setting, setting, settings_of
+from .declare import LOG_LEVELS, CommonSettings, Setting, setting, settings_of
 from .render import markdown_table, toml_template
 from .sources import Origin, Resolved, Surroundings, known_roles, load, origins, resolve
+from .values import unquoted
 
 __all__ = [
+    "LOG_LEVELS",
     "CommonSettings",
     "Origin",
     "Resolved",
@@ -40,5 +42,6 @@ __all__ = [
     "setting",
     "settings_of",
     "toml_template",
+    "unquoted",
     "version_text",
 ]

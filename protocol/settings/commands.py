@@ -18,8 +18,11 @@ from click.shell_completion import CompletionItem
 from click.types import OptionHelpExtra
 
 from ..errors import ZmqrtError
+from ..logs import json_line
+from ..stdio import prepare_stdio
 from .declare import CommonSettings, Setting, settings_of
-from .sources import CONFIG_ENV, DEBUG_ENV, DEFAULT, FILE_NAME, resolve
+from .sources import DEFAULT, FILE_NAME, Resolved, resolve
+from .variables import CONFIG_ENV, DEBUG_ENV
 
 S = TypeVar("S", bound=CommonSettings)
 P = ParamSpec("P")
@@ -28,6 +31,8 @@ R = TypeVar("R")
 _DEST = "setting__"
 _CONFIG = "config__"
 _ORIGINS = "zmqrt.origins"
+SETTINGS_LOGGER = "zmqrt.settings"
+"""Who speaks in a log of JSON; `zmqrt up` tells once what each of its roles says there."""
 
 
 def command(
@@ -45,7 +50,7 @@ def command(
             "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show versions."
         )(made)
         context = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        return click.command(name, help=help, epilog=epilog, context_settings=context)(made)
+        return click.command(name, cls=_Program, help=help, epilog=epilog, context_settings=context)(made)
 
     return decorate
 
@@ -65,8 +70,7 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
             try:
                 resolved = resolve(cls, given, config=config if isinstance(config, Path) else None)
                 context.meta[_ORIGINS] = {one.name: one.origin for one in resolved.origins}
-                for warning in resolved.warnings:
-                    click.echo(f"warning: {warning}", err=True)
+                _tell(cls.role, resolved)
                 return function(resolved.settings, *args, **kwargs)
             except ZmqrtError as error:
                 if os.environ.get(DEBUG_ENV):
@@ -86,6 +90,16 @@ def is_named(name: str) -> bool:
     """Say whether somebody set this setting of the running command, and it is not the default that is in force."""
     origins: dict[str, str] = click.get_current_context().meta[_ORIGINS]
     return origins[name] != DEFAULT
+
+
+def _tell(role: str, resolved: Resolved[S]) -> None:
+    """Say what was ignored, and what was read where nobody may know of it; before the log is set up, but like it."""
+    for level, lines in (("warning", resolved.warnings), ("info", resolved.notes)):
+        for line in dict.fromkeys(lines):
+            if resolved.settings.log_format == "json":
+                click.echo(json_line(level, SETTINGS_LOGGER, line, role=role), err=True)
+            else:
+                click.echo(f"{'warning' if level == 'warning' else 'settings'}: {line}", err=True)
 
 
 def version_text() -> str:
@@ -131,6 +145,15 @@ def _option(one: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
     )
 
 
+class _Program(click.Command):
+    """A program of its own: whatever the locale, no letter in a name or a word of help ends it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's many parameters pass through
+        """Make the standard streams safe, then run."""
+        prepare_stdio()
+        return super().main(*args, **kwargs)
+
+
 class _SettingOption(click.Option):
     """An option whose help shows what the loader does: click itself neither reads variables nor fills defaults here."""
 
@@ -158,7 +181,7 @@ class _SettingType(click.ParamType[object]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         """Return the text unchanged once it is known to be readable."""
         try:
-            self.setting.parse(value)
+            self.setting.read(value)  # what it says is checked later: that is a bad configuration, and no bad usage
         except ValueError as error:
             shown = "this value" if self.setting.declared.is_secret else repr(value)
             self.fail(f"{shown}: {error}", param, ctx)

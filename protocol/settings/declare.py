@@ -16,6 +16,7 @@ from .values import Kind, Unit
 T = TypeVar("T")
 
 PREFIX: Final = "ZMQRT_"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _KEY: Final = "zmqrt"
 _SUFFIXES: Final[tuple[Unit, ...]] = ("s", "ms", "bytes")
 
@@ -35,6 +36,8 @@ class Declared:
     maximum: float | None
     convert: Callable[[str], object] | None
     show: Callable[[object], str] | None
+    check: Callable[[object], None] | None
+    is_foreign: Callable[[str], bool] | None
     is_secret: bool
     deprecated: str | None
 
@@ -53,6 +56,8 @@ def setting(
     maximum: float | None = None,
     convert: Callable[[str], T] | None = None,
     show: Callable[[T], str] | None = None,
+    check: Callable[[T], None] | None = None,
+    foreign: Callable[[str], bool] | None = None,
     secret: bool = False,
     deprecated: str | None = None,
 ) -> T:
@@ -71,6 +76,9 @@ def setting(
         maximum: Largest number accepted.
         convert: Reads the text of a type this loader does not know; raises ValueError saying what it expected.
         show: Writes such a value back as text.
+        check: Looks at a value from any source; raises ValueError saying what it expected.
+        foreign: Whether text under a historic bare name, which others use too, cannot have been meant for us; without
+            it, that is what does not fit. Whatever else is wrong with it is an error then.
         secret: Never shown.
         deprecated: What to use instead; setting it still works, and warns.
     """
@@ -86,6 +94,8 @@ def setting(
         maximum=maximum,
         convert=convert,
         show=typing.cast("Callable[[object], str] | None", show),
+        check=typing.cast("Callable[[object], None] | None", check),
+        is_foreign=foreign,
         is_secret=secret,
         deprecated=deprecated,
     )
@@ -101,7 +111,7 @@ class CommonSettings:
     log_level: str = setting(
         "info",
         env=("LOG_LEVEL",),
-        choices=("debug", "info", "warning", "error", "critical"),
+        choices=LOG_LEVELS,
         help="Least important messages that are logged.",
     )
     log_format: str = setting("text", choices=("text", "json"), help="One line of text, or of JSON, for each message.")
@@ -153,7 +163,16 @@ class Setting:
         return self.kind.expected if high is None else f"{self.kind.expected} of at most {self.kind.show(high)}"
 
     def parse(self, raw: object) -> object:
+        """Read text or a TOML value and check it; a ValueError says what was expected."""
+        value = self.read(raw)
+        if self.declared.check is not None:
+            self.declared.check(value)
+        return value
+
+    def read(self, raw: object) -> object:
         """Read text or a TOML value; a ValueError says what was expected."""
+        if isinstance(raw, str) and not self.kind.is_list:
+            raw = values.unquoted(raw)
         try:
             value = self.kind.parse(raw)
         except (ValueError, OverflowError) as error:
@@ -163,6 +182,16 @@ class Setting:
         if not self._is_accepted(value):
             raise ValueError(f"expected {self.expected}")
         return value
+
+    def is_foreign(self, raw: str) -> bool:
+        """Say whether text under a historic bare name cannot be meant for this setting."""
+        if self.declared.is_foreign is not None:
+            return self.declared.is_foreign(raw)
+        try:
+            self.parse(raw)
+        except ValueError:
+            return True
+        return False
 
     def _is_accepted(self, value: object) -> bool:
         if self.declared.choices:

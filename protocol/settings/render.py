@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from .declare import CommonSettings, Setting, settings_of
-from .sources import CONFIG_ENV, FILE_NAME, SHARED_TABLE, Roles
+from .sources import FILE_NAME, SHARED_TABLE
+from .variables import CONFIG_ENV, Roles
 
 _PREAMBLE: Final = f"""\
 # Settings
@@ -17,8 +18,27 @@ _PREAMBLE: Final = f"""\
 Made from the code by `make docs`; do not edit.
 
 Defaults < TOML file (`--config`, `{CONFIG_ENV}`, `./{FILE_NAME}`, `{FILE_NAME}` in the user's settings folder) <
-`.env` in the working directory < environment < flags. An unknown key is an error, exit code 78. A duration is written
-`10s`, `250ms` or `2m`, a size `64MiB`. A historic environment name works bare and with the prefix `ZMQRT_`.
+`.env` in the working directory < environment < flags. A duration is written `10s`, `250ms` or `2m`, a size `64MiB`.
+White space and one pair of equal quotes around a value are taken off. Files are UTF-8, or UTF-16 with its mark.
+
+`zmqrt config show` tells what is in force, where it comes from, and what was ignored.
+
+## Names of others
+
+* An unknown key in a file, or a name in `.env` with the prefix `ZMQRT_`, is an error, exit code 78. In the environment
+  it is a warning: Kubernetes puts `ZMQRT_PORT=tcp://10.0.0.1:8000` and the like there for a Service of that name.
+* A historic environment name works bare and with the prefix `ZMQRT_`. Bare names belong to everybody: a value that
+  cannot be ours (`LOG_LEVEL=WARN`, `HOST=x86_64-conda-linux-gnu`, `API_KEYS=sk-abc`, `MODEL_NAME=gpt-4o`) is ignored,
+  with a warning. Those that many programs use (`HOST`, `PORT`, `LOG_LEVEL`, `MODEL_NAME`, `MODEL_PATH`, `NODE_ID`,
+  `MAX_RETRIES`) count in `.env` only beside a name of zmqrt's own, or beside a `zmqrt.toml`.
+* Commands that are clients (`infer`, `status`, …) read no bare name at all.
+
+## Whose files
+
+`.env` and `{FILE_NAME}` decide what a program does, so one that another user owns (root excepted), or may write, is
+refused, exit code 78; a file named by `--config` or `{CONFIG_ENV}` may have any owner. Which files of the working
+directory count is said once, at the start. `insecure` counts only as a flag, in the environment, or in a file of
+your own.
 
 ## Several roles
 

@@ -4,7 +4,6 @@ Unknown keys are looked for in every source and every role, so that a typo never
 """
 
 import dataclasses
-import difflib
 import os
 import tomllib
 import typing
@@ -16,22 +15,20 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import click
-import dotenv
 
 from ..errors import ConfigurationError
-from .declare import PREFIX, CommonSettings, Setting, settings_of
+from ..own_files import is_own, read_text, refuse_foreign
+from . import variables
+from .declare import CommonSettings, Setting, settings_of
+from .variables import CONFIG_ENV, Roles, Variables, nearest
 
 S = TypeVar("S", bound=CommonSettings)
-Roles = Mapping[str, type[CommonSettings]]
 
 FILE_NAME: Final = "zmqrt.toml"
-CONFIG_ENV: Final = "ZMQRT_CONFIG"
-DEBUG_ENV: Final = "ZMQRT_DEBUG"
-"""Not a setting: whether an error that ends a program shows its traceback too."""
-CACHE_ENV: Final = "ZMQRT_CACHE"
-"""Not a setting of one role: where converted models are kept (worker/model_cache.py)."""
 SHARED_TABLE: Final = "all"
 DEFAULT: Final = "default"
+INSECURE: Final = "insecure"
+"""Switches checks off, so it is believed from fewer places than the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +36,10 @@ class Surroundings:
     """Everything outside the command line that may hold a setting."""
 
     environ: Mapping[str, str]
-    directory: Path
-    user_directory: Path
+    directory: Path | None
+    """None where the working directory has been deleted."""
+    user_directory: Path | None
+    """None for a user without a home."""
     roles: Roles
 
     @classmethod
@@ -48,8 +47,8 @@ class Surroundings:
         """Describe this process."""
         return cls(
             environ=os.environ,
-            directory=Path.cwd(),
-            user_directory=Path(click.get_app_dir("zmqrt")),
+            directory=_working_directory(),
+            user_directory=_user_directory(),
             roles=known_roles(),
         )
 
@@ -62,6 +61,8 @@ class Origin:
     value: object
     shown: str
     origin: str
+    path: Path | None = None
+    """The file that it came from."""
 
     @property
     def name(self) -> str:
@@ -71,11 +72,16 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Generic[S]):
-    """A role's settings, the origin of each, and what the user should know about them."""
+    """A role's settings, the origin of each, and what the user should know about them.
+
+    `warnings` tell what was ignored or does not do what it seems to; `notes`, which files of the working directory
+    count.
+    """
 
     settings: S
     origins: tuple[Origin, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class _Found:
 
     raw: object
     origin: str
+    path: Path | None = None
 
 
 _Layer = Callable[[Setting], _Found | None]
@@ -121,21 +128,22 @@ def resolve(
     config: Path | None = None,
     surroundings: Surroundings | None = None,
 ) -> Resolved[S]:
-    """Lay every source over the defaults; anything unknown or unreadable raises ConfigurationError."""
+    """Lay every source over the defaults; what is unknown in a file, or unreadable, raises ConfigurationError."""
     around = surroundings or Surroundings.here()
     roles: Roles = {**around.roles, cls.role: cls}
-    dotenv_values = _read_dotenv(around.directory / ".env")
-    environ = {name: value for name, value in around.environ.items() if value}
-    _refuse_unknown_variables(environ, "the environment", roles)
-    _refuse_unknown_variables(dotenv_values, ".env", roles)
-    tables = _Tables.read(config or _find_file(around, environ, dotenv_values), roles)
+    warnings: list[str] = []
+    environ = variables.of_environment(around.environ, roles, warnings.append)
+    dotenv = variables.of_dotenv(around.directory, roles, warnings.append)
+    tables = _Tables.read(config, _find_file(around, environ, dotenv), roles)
     layers: tuple[_Layer, ...] = (
         lambda one: _in_flags(one, flags or {}),
-        lambda one: _in_variables(one, environ, "environment"),
-        lambda one: _in_variables(one, dotenv_values, ".env"),
+        lambda one: _in_variables(one, environ, warnings.append),
+        lambda one: _in_variables(one, dotenv, warnings.append),
         lambda one: tables.find(one, cls.role),
     )
-    return _build(cls, [_choose(one, layers) for one in settings_of(cls)])
+    resolved = _build(cls, [_choose(one, layers) for one in settings_of(cls)])
+    notes = _say_what_was_read(resolved.origins, around.directory)
+    return dataclasses.replace(resolved, warnings=(*warnings, *resolved.warnings), notes=notes)
 
 
 def _choose(one: Setting, layers: Iterable[_Layer]) -> Origin:
@@ -144,7 +152,11 @@ def _choose(one: Setting, layers: Iterable[_Layer]) -> Origin:
     if found is None:
         return Origin(setting=one, value=one.default, shown=one.show(one.default), origin=DEFAULT)
     value = _parse(one, found)
-    return Origin(setting=one, value=value, shown=one.show(value), origin=found.origin)
+    if one.name == INSECURE and value and found.path is not None and not is_own(found.path):
+        raise ConfigurationError(
+            f"setting {INSECURE} ({found.origin}): only a flag, the environment or a file of your own may say that"
+        )
+    return Origin(setting=one, value=value, shown=one.show(value), origin=found.origin, path=found.path)
 
 
 def _parse(one: Setting, found: _Found) -> object:
@@ -161,51 +173,62 @@ def _build(cls: type[S], chosen: list[Origin]) -> Resolved[S]:
         settings = cls(**values)
     except ValueError as error:  # a role's __post_init__ refuses a contradiction between settings
         raise ConfigurationError(f"{cls.role} settings: {error}") from None
-    warnings = tuple(
-        f"setting {each.name} ({each.origin}) has no effect any more: {each.setting.declared.deprecated}"
-        for each in chosen
-        if each.setting.declared.deprecated and each.origin != DEFAULT
-    )
-    return Resolved(settings=settings, origins=tuple(chosen), warnings=warnings)
+    return Resolved(settings=settings, origins=tuple(chosen), warnings=tuple(_warnings(chosen)))
+
+
+def _warnings(chosen: Iterable[Origin]) -> Iterator[str]:
+    for each in chosen:
+        declared = each.setting.declared
+        if declared.deprecated and each.origin != DEFAULT:
+            yield f"setting {each.name} ({each.origin}) has no effect any more: {declared.deprecated}"
+        if declared.is_secret and each.origin.startswith("flag"):
+            yield (
+                f"{each.setting.flag} shows its secret to every user of this machine, in the list of processes; "
+                f"set {each.setting.env_names[0]} instead, or {each.setting.flag}-file"
+            )
 
 
 def _in_flags(one: Setting, flags: Mapping[str, object]) -> _Found | None:
     return _Found(flags[one.name], f"flag {one.flag}") if one.name in flags else None
 
 
-def _in_variables(one: Setting, variables: Mapping[str, str], where: str) -> _Found | None:
-    for name in one.env_names:
-        if name in variables:
-            return _Found(variables[name], f"{where} {name}")
-    return None
+def _in_variables(one: Setting, found: Variables, warn: Callable[[str], None]) -> _Found | None:
+    named = found.of(one, warn)
+    return _Found(named[1], f"{found.origin} {named[0]}", found.path) if named is not None else None
 
 
-def _read_dotenv(path: Path) -> dict[str, str]:
-    """Read `.env`; as in the environment, an empty value is none."""
-    if not path.is_file():
-        return {}
-    try:
-        read = dotenv.dotenv_values(path, encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read {path}: {error}") from None
-    return {name: value for name, value in read.items() if value}
+def _say_what_was_read(origins: Iterable[Origin], directory: Path | None) -> tuple[str, ...]:
+    """Name each file of the working directory that counts, and for what: it may be there by accident."""
+    read: dict[Path, list[str]] = {}
+    for one in origins:
+        if one.path is not None and one.path.parent == directory:
+            read.setdefault(one.path, []).append(one.name)
+    return tuple(f"read from {path}: {', '.join(names)}" for path, names in read.items())
 
 
-def _refuse_unknown_variables(variables: Iterable[str], where: str, roles: Roles) -> None:
-    """Names with our prefix are ours alone; bare names belong to everyone and are not judged."""
-    names = {name for cls in roles.values() for one in settings_of(cls) for name in one.env_names}
-    known = names | {CONFIG_ENV, DEBUG_ENV, CACHE_ENV}
-    for name in variables:
-        if name.startswith(PREFIX) and name not in known:
-            raise ConfigurationError(f"unknown variable {name} in {where}{_nearest(name, known, PREFIX)}")
-
-
-def _find_file(around: Surroundings, environ: Mapping[str, str], dotenv_values: Mapping[str, str]) -> Path | None:
-    named = environ.get(CONFIG_ENV) or dotenv_values.get(CONFIG_ENV)
+def _find_file(around: Surroundings, environ: Variables, dotenv: Variables) -> tuple[Path | None, bool]:
+    """Return the settings file, and whether somebody named it."""
+    named = environ.values.get(CONFIG_ENV)
     if named:
-        return Path(named).expanduser()
-    usual = (around.directory / FILE_NAME, around.user_directory / FILE_NAME)
-    return next((path for path in usual if path.is_file()), None)
+        return Path(os.path.expanduser(named)), True  # noqa: PTH111 - leaves ~ alone where there is no home
+    named = dotenv.values.get(CONFIG_ENV)
+    if named:
+        return Path(os.path.expanduser(named)), False  # noqa: PTH111 - as above
+    folders = (folder for folder in (around.directory, around.user_directory) if folder is not None)
+    return next((path for path in (folder / FILE_NAME for folder in folders) if path.is_file()), None), False
+
+
+def _working_directory() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # deleted meanwhile
+        return None
+
+
+def _user_directory() -> Path | None:
+    """Return the folder of the user's settings; without a home, click would name one beneath the working directory."""
+    folder = Path(click.get_app_dir("zmqrt"))
+    return folder if folder.is_absolute() else None
 
 
 @dataclass(frozen=True)
@@ -216,12 +239,15 @@ class _Tables:
     tables: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict[str, dict[str, object]])
 
     @classmethod
-    def read(cls, path: Path | None, roles: Roles) -> "_Tables":
+    def read(cls, given: Path | None, found: tuple[Path | None, bool], roles: Roles) -> "_Tables":
+        """Read the file given by a flag, else the one found."""
+        path, is_named = (given, True) if given is not None else found
         if path is None:
             return cls(None)
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            refuse_foreign(path, any_owner=is_named)
+            document = tomllib.loads(read_text(path))
+        except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigurationError(f"cannot read {path}: {error}") from None
         tables = cls(path, dict(_tables_of(document, path, roles)))
         tables.check(roles)
@@ -231,7 +257,7 @@ class _Tables:
         """Return the value of a setting: the role's own table wins over the shared one."""
         for table in (role, SHARED_TABLE):
             if one.name in self.tables.get(table, {}):
-                return _Found(self.tables[table][one.name], f"{self.path} [{table}]")
+                return _Found(self.tables[table][one.name], f"{self.path} [{table}]", self.path)
         return None
 
     def check(self, roles: Roles) -> None:
@@ -241,7 +267,7 @@ class _Tables:
             known = everything if table == SHARED_TABLE else {one.name for one in settings_of(roles[table])}
             for key in content:
                 if key not in known:
-                    raise ConfigurationError(f"unknown key {key} in {self.path} [{table}]{_nearest(key, known)}")
+                    raise ConfigurationError(f"unknown key {key} in {self.path} [{table}]{_guess(key, known)}")
         for role, cls in roles.items():
             for one in settings_of(cls):
                 found = self.find(one, role)
@@ -255,12 +281,9 @@ def _tables_of(document: Mapping[str, object], path: Path, roles: Roles) -> Iter
         if not isinstance(content, dict):
             raise ConfigurationError(f"key {name} in {path} stands outside a table; put it under [{SHARED_TABLE}]")
         if name not in known:
-            raise ConfigurationError(f"unknown table [{name}] in {path}{_nearest(name, known)}")
+            raise ConfigurationError(f"unknown table [{name}] in {path}{_guess(name, known)}")
         yield name, typing.cast("dict[str, object]", content)
 
 
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Guess what was meant; a prefix that all names share must not make them look alike."""
-    bare = [one.removeprefix(prefix) for one in known if one.startswith(prefix)]
-    near = difflib.get_close_matches(name.removeprefix(prefix), bare, n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else "; see `zmqrt config init` for every setting"
+def _guess(name: str, known: Iterable[str]) -> str:
+    return nearest(name, known) or "; see `zmqrt config init` for every setting"

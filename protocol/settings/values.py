@@ -28,6 +28,7 @@ _SIZE: Final = {
     "mib": 1024**2,
     "gib": 1024**3,
 }
+_QUOTES: Final = ("'", '"')
 _QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 
 
@@ -52,6 +53,17 @@ class Kind:
     is_flag: bool = False
     is_list: bool = False
     is_number: bool = False
+
+
+def unquoted(text: str) -> str:
+    """Take off what stands around a value by accident: white space, a carriage return, and one pair of equal quotes.
+
+    `docker --env-file` keeps quotes that a shell would take off, and files from Windows end their lines with more.
+    """
+    text = text.strip()
+    quote = text[:1]
+    is_quoted = len(text) >= 2 and quote in _QUOTES and text[-1] == quote and quote not in text[1:-1]
+    return text[1:-1].strip() if is_quoted else text
 
 
 def plain_number(number: float) -> str:
@@ -100,7 +112,8 @@ def _parse_path(raw: object) -> Path:
 
 def _parse_list(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
-        return tuple(part.strip() for part in raw.split(",") if part.strip())
+        parts = (unquoted(part) for part in unquoted(raw).split(","))
+        return tuple(part for part in parts if part)
     if not isinstance(raw, Sequence):
         raise ValueError  # noqa: TRY004 - as above
     pieces: list[str] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from zmqrt.protocol import transport
+from zmqrt.protocol import addresses, transport
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.protocol.timing import Timing
 
@@ -51,7 +51,7 @@ def context() -> Iterator[Context]:
 )
 def test_off_loopback_needs_keys(endpoint: str, loopback: bool) -> None:  # noqa: FBT001
     """Without keys only this machine may be reached, unless overridden."""
-    assert transport.is_loopback(endpoint) is loopback
+    assert addresses.is_loopback(endpoint) is loopback
     transport.check_exposure(endpoint, has_keys=True, insecure=False)
     transport.check_exposure(endpoint, has_keys=False, insecure=True)
     if loopback:

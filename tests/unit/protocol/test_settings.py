@@ -1,6 +1,8 @@
 """The settings loader: precedence, names, origins, and what it refuses."""
 
 import dataclasses
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,28 +223,33 @@ def test_what_is_wrong_in_the_file_is_named(house: House, toml: str, message: st
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("ZMQRT_PROT", "1", "unknown variable ZMQRT_PROT in the environment; did you mean ZMQRT_PORT?"),
         (
-            "ZMQRT_XYZZY",
-            "1",
-            "unknown variable ZMQRT_XYZZY in the environment; see `zmqrt config init` for every setting",
+            "ZMQRT_PORT",
+            "http",
+            "setting port = 'http' (environment ZMQRT_PORT): expected a whole number from 0 to 65535",
         ),
-        ("PORT", "http", "setting port = 'http' (environment PORT): expected a whole number from 0 to 65535"),
-        ("PORT", "65536", "setting port = '65536' (environment PORT): expected a whole number from 0 to 65535"),
-        ("USE_MOCK_MODEL", "ja", "setting mock = 'ja' (environment USE_MOCK_MODEL): expected true or false"),
         (
-            "REQUEST_TIMEOUT_SEC",
+            "ZMQRT_PORT",
+            "65536",
+            "setting port = '65536' (environment ZMQRT_PORT): expected a whole number from 0 to 65535",
+        ),
+        ("ZMQRT_MOCK", "ja", "setting mock = 'ja' (environment ZMQRT_MOCK): expected true or false"),
+        (
+            "ZMQRT_REQUEST_TIMEOUT_SEC",
             "0",
             (
-                "setting request_timeout = '0' (environment REQUEST_TIMEOUT_SEC): "
+                "setting request_timeout = '0' (environment ZMQRT_REQUEST_TIMEOUT_SEC): "
                 "expected a duration such as 10s, 250ms or 2m (a bare number counts seconds) of at least 1ms"
             ),
         ),
         ("ZMQRT_SHARE", "nan", "setting share = 'nan' (environment ZMQRT_SHARE): expected a number from 0 to 1"),
         (
-            "LOG_LEVEL",
-            "loud",
-            "setting log_level = 'loud' (environment LOG_LEVEL): expected one of debug, info, warning, error, critical",
+            "ZMQRT_LOG_LEVEL",
+            "WARN",
+            (
+                "setting log_level = 'WARN' (environment ZMQRT_LOG_LEVEL): "
+                "expected one of debug, info, warning, error, critical"
+            ),
         ),
     ],
 )
@@ -251,9 +258,216 @@ def test_what_is_wrong_in_the_environment_is_named(house: House, variable: str, 
     assert house.refusal(**{variable: value}) == message
 
 
+def test_an_unknown_name_in_the_environment_warns_once_and_nothing_else(house: House) -> None:
+    """Others may have put it there, or a newer version; files stay strict."""
+    resolved = house.resolve({"ZMQRT_PROT": "1", "ZMQRT_XYZZY": "1"})
+
+    assert resolved.settings == Kitchen()
+    assert resolved.warnings == (
+        "unknown in the environment, and ignored: ZMQRT_PROT; did you mean ZMQRT_PORT?, ZMQRT_XYZZY",
+    )
+
+
+def test_what_kubernetes_makes_of_the_name_of_a_service_is_not_ours(house: House) -> None:
+    """Services named zmqrt, zmqrt-broker and zmqrt-metrics, in every form; a name that we know too."""
+    links = {
+        "ZMQRT_SERVICE_HOST": "10.0.0.1",
+        "ZMQRT_SERVICE_PORT": "8000",
+        "ZMQRT_SERVICE_PORT_HTTP": "8000",
+        "ZMQRT_PORT": "tcp://10.0.0.1:8000",
+        "ZMQRT_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "ZMQRT_PORT_8000_TCP_PROTO": "tcp",
+        "ZMQRT_PORT_8000_TCP_PORT": "8000",
+        "ZMQRT_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "ZMQRT_BROKER_SERVICE_HOST": "10.0.0.2",
+        "ZMQRT_BROKER_PORT": "tcp://10.0.0.2:7555",
+        "ZMQRT_BROKER_PORT_7555_TCP": "tcp://10.0.0.2:7555",
+        "ZMQRT_GARDEN_PORT": "udp://10.0.0.2:7555",
+    }
+    resolved = house.resolve(links)
+
+    assert resolved.settings == Kitchen()
+    (warning,) = resolved.warnings
+    assert all(name in warning for name in links)
+    assert "enableServiceLinks" in warning
+    assert house.load(**links, ZMQRT_BROKER="tcp://10.0.0.2:7555").broker == ("tcp://10.0.0.2:7555",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("PORT", value) for value in ("tcp://10.0.0.1:80", "http", "-1", "70000", "8000/tcp", "{{port}}")),
+        *(("LOG_LEVEL", value) for value in ("WARN", "trace", "20", "loud", "info,sqlx=debug")),
+        *(("REQUEST_TIMEOUT_SEC", value) for value in ("soon", "0", "-5")),
+        ("USE_MOCK_MODEL", "ja"),
+        ("OLD_LIMIT", "many"),
+    ],
+)
+def test_a_bare_name_whose_value_cannot_be_ours_warns_and_changes_nothing(house: House, name: str, value: str) -> None:
+    """Such names belong to everybody. The next source counts."""
+    house.toml("[kitchen]\nrequest_timeout = 7\nport = 7\nlog_level = 'error'")
+    without = house.resolve()
+    resolved = house.resolve({name: value})
+
+    assert resolved.settings == without.settings
+    (warning,) = resolved.warnings
+    assert warning.startswith(f"{name} in the environment is ignored: {value!r}")
+    assert "ZMQRT_" in warning
+
+
+def test_a_dotenv_of_another_program_changes_nothing(house: House) -> None:
+    """Its PORT is not ours; where the file names something of zmqrt, or lies beside our settings file, it is."""
+    house.dotenv("PORT=5000\nLOG_LEVEL=debug\nSECRET=x\n")
+    resolved = house.resolve()
+    assert resolved.settings == Kitchen()
+    assert [warning.split(" ")[0] for warning in resolved.warnings] == ["PORT", "LOG_LEVEL"]
+
+    house.dotenv("PORT=5000\nGATEWAY_URL=tcp://a:1\n")
+    assert house.load().port == 5000
+
+    house.dotenv("PORT=5000\n")
+    house.toml("")
+    assert house.load().port == 5000
+
+
+def test_a_dotenv_that_cannot_be_read_and_is_not_ours_changes_nothing(house: House) -> None:
+    """Latin-1, no text at all."""
+    (house.directory / ".env").write_bytes(b"NAME=caf\xe9\nGATEWAY_URL=tcp://a:1\n")
+    assert house.load().broker == ("tcp://a:1",)
+
+    (house.directory / ".env").write_bytes(b"\0\1\2")
+    assert house.resolve().settings == Kitchen()
+
+    (house.directory / ".env").write_bytes(b"ZMQRT_API_KEYS=acme:caf\xe9\n")
+    assert house.refusal() == "ZMQRT_API_KEYS in .env is not UTF-8 text; save the file as UTF-8"
+
+
+@pytest.mark.parametrize("written", ["{}", '"{}"', "'{}'", "{}\r", " {} ", ' "{}"\r\n'])
+def test_quotes_and_white_space_around_a_value_are_taken_off_everywhere(house: House, written: str) -> None:
+    """`docker --env-file` keeps quotes, Windows ends lines with a carriage return. Every kind of setting."""
+    values = {
+        "ZMQRT_PORT": "81",
+        "ZMQRT_REQUEST_TIMEOUT": "2m",
+        "ZMQRT_HELD": "64MiB",
+        "ZMQRT_MOCK": "true",
+        "ZMQRT_SHARE": "0.5",
+        "ZMQRT_COLOR": "ff8000",
+        "ZMQRT_KEYS": "/some/keys",
+        "ZMQRT_LOG_LEVEL": "error",
+        "GATEWAY_URL": "tcp://a:1,tcp://b:2",
+        "ZMQRT_API_KEYS": "me:s3cret,you:x",
+    }
+    plain = house.load(**values)
+    assert plain.broker == ("tcp://a:1", "tcp://b:2")
+    assert plain.keys == Path("/some/keys")
+
+    quoted = {name: written.format(value) for name, value in values.items()}
+    assert house.load(**quoted) == plain
+    flags = {name.removeprefix("ZMQRT_").lower(): value for name, value in quoted.items() if name != "GATEWAY_URL"}
+    assert house.resolve(flags={**flags, "broker": quoted["GATEWAY_URL"]}).settings == plain
+
+
+def test_each_part_of_a_list_may_have_its_own_quotes(house: House) -> None:
+    """And a quote that has no partner stays."""
+    assert house.load(GATEWAY_URL='"tcp://a:1", "tcp://b:2"').broker == ("tcp://a:1", "tcp://b:2")
+    assert house.load(ZMQRT_API_KEYS='me:a"b').api_keys == ('me:a"b',)
+
+
+def test_white_space_alone_is_no_value(house: House) -> None:
+    """As an empty one."""
+    assert house.load(ZMQRT_PORT=" ", ZMQRT_MOCK='""', PORT="\r").port == 8000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", [".env", "zmqrt.toml"])
+def test_a_file_is_read_in_whatever_encoding_its_mark_tells(house: House, name: str, encoding: str) -> None:
+    """PowerShell writes UTF-16; without a mark it is said what to do, and no codec speaks."""
+    text = "ZMQRT_PORT=81\r\n" if name == ".env" else "[kitchen]\r\nport = 81\r\n"
+    (house.directory / name).write_bytes(text.encode(encoding))
+
+    if encoding == "utf-16-le" and name == ".env":
+        assert house.resolve().warnings == (f"ignored: {house.directory}/.env is not UTF-8 text; save it as UTF-8",)
+    elif encoding == "utf-16-le":
+        assert house.refusal() == "HERE/zmqrt.toml is not UTF-8 text; save it as UTF-8"
+    else:
+        assert house.load().port == 81
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
+@pytest.mark.parametrize("name", [".env", "zmqrt.toml"])
+def test_a_file_that_others_may_write_is_refused(house: House, name: str) -> None:
+    """Whoever writes it decides what the program does. Reason and remedy are told."""
+    path = house.directory / name
+    path.write_text("ZMQRT_PORT=81" if name == ".env" else "[kitchen]\nport = 81")
+    path.chmod(0o646)
+    said = house.refusal()
+    assert said == f"HERE/{name} may be written by other users and is not obeyed; run: chmod go-w {path}".replace(
+        str(house.directory), "HERE"
+    )
+
+    path.chmod(0o644)
+    assert house.load().port == 81
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_refused_unless_it_is_named(house: House) -> None:
+    """Even then it cannot switch checks off."""
+    for name, text in ((".env", "ZMQRT_PORT=81"), ("zmqrt.toml", "[kitchen]\nport = 81")):
+        path = house.directory / name
+        path.write_text(text)
+        os.chown(path, 54321, 54321)
+        assert house.refusal().startswith(f"HERE/{name} belongs to another user (uid 54321) and is not obeyed")
+        path.unlink()
+
+    named = house.directory / "other.toml"
+    named.write_text("[kitchen]\nport = 81")
+    os.chown(named, 54321, 54321)
+    assert house.load(ZMQRT_CONFIG=str(named)).port == 81
+    named.write_text("[kitchen]\ninsecure = true")
+    assert "only a flag, the environment or a file of your own may say that" in house.refusal(ZMQRT_CONFIG=str(named))
+    os.chown(named, 0, 0)
+    assert house.load(ZMQRT_CONFIG=str(named)).insecure
+
+
+def test_a_foreign_dotenv_may_have_any_owner_and_mode(house: House) -> None:
+    """Nothing of it is obeyed."""
+    house.dotenv("POSTGRES_USER=me\n")
+    (house.directory / ".env").chmod(0o666)
+
+    assert house.load() == Kitchen()
+
+
+def test_files_of_the_working_directory_that_count_are_named(house: House) -> None:
+    """They may be there by accident. One without an effect is not worth a word."""
+    house.toml("[kitchen]\nport = 2\n[garden]\ntrees = 1")
+    house.dotenv("ZMQRT_MOCK=1")
+    notes = [note.replace(str(house.directory), "HERE") for note in house.resolve().notes]
+    assert notes == ["read from HERE/zmqrt.toml: port", "read from HERE/.env: mock"]
+
+    house.toml("[garden]\ntrees = 1")
+    (house.directory / ".env").unlink()
+    assert house.resolve().notes == ()
+
+
+def test_without_a_working_directory_or_a_home_there_are_no_files(house: House) -> None:
+    """It was deleted; the user has no entry anywhere."""
+    around = Surroundings(environ={"PORT": "3"}, directory=None, user_directory=None, roles=ROLES)
+
+    assert resolve(Kitchen, surroundings=around).settings.port == 3
+
+
+def test_a_secret_in_a_flag_is_warned_of(house: House) -> None:
+    """Every user of the machine can list processes."""
+    resolved = house.resolve(flags={"api_keys": "me:s3cret"})
+
+    (warning,) = resolved.warnings
+    assert warning.startswith("--api-keys shows its secret to every user of this machine")
+    assert "s3cret" not in warning
+
+
 def test_variables_that_are_no_settings_are_not_judged(house: House) -> None:
     """The folder of models and the switch for tracebacks belong to no role."""
-    assert house.load(ZMQRT_CACHE="x", ZMQRT_DEBUG="1") == house.load()
+    assert house.resolve({"ZMQRT_CACHE": "x", "ZMQRT_DEBUG": "1", "ZMQRT_API_KEY": "k"}).warnings == ()
 
 
 def test_an_unknown_key_in_dotenv_is_named_and_foreign_ones_are_not_judged(house: House) -> None:

@@ -1,5 +1,6 @@
 """Settings as a command line: help that teaches, exit codes, and subcommands."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -108,11 +109,31 @@ def test_a_bad_flag_is_a_usage_error() -> None:
 
 def test_a_bad_variable_is_a_bad_configuration() -> None:
     """Exit code 78, in one line."""
-    result = run(BAKE_SEC="soon")
+    result = run(ZMQRT_BAKE="soon")
 
     assert result.exit_code == 78
-    assert result.output.startswith("error: setting bake = 'soon' (environment BAKE_SEC): expected a duration")
+    assert result.output.startswith("error: setting bake = 'soon' (environment ZMQRT_BAKE): expected a duration")
     assert result.output.count("\n") == 1
+
+
+def test_a_bare_variable_of_another_program_is_a_warning() -> None:
+    """The program runs as if it were not there; in a log of JSON the warning is a line of JSON."""
+    result = run(BAKE_SEC="soon")
+    assert (result.exit_code, result.stdout) == (0, run().stdout)
+    assert result.stderr.startswith("warning: BAKE_SEC in the environment is ignored: 'soon' cannot be the bake")
+
+    logged = json.loads(run("--log-format", "json", BAKE_SEC="soon").stderr)
+    assert (logged["level"], logged["role"]) == ("warning", "bakery")
+    assert logged["message"].startswith("BAKE_SEC in the environment is ignored")
+
+
+def test_a_file_of_the_working_directory_that_counts_is_named(empty_house: Path) -> None:
+    """Once, on standard error."""
+    (empty_house / ".env").write_text("ZMQRT_BAKE=7\n", encoding="utf-8")
+    result = run()
+
+    assert result.stdout.startswith("7.0 ")
+    assert result.stderr == f"settings: read from {empty_house}/.env: bake\n"
 
 
 def test_a_named_file_is_read(empty_house: Path) -> None:
@@ -175,4 +196,4 @@ def test_a_default_that_somebody_names_is_named() -> None:
     """It is the place that counts, not the value."""
     (Path.cwd() / "zmqrt.toml").write_text("[bakery]\nbread = []\n", encoding="utf-8")
 
-    assert run("ask", program=shop).output.strip() == ": True"
+    assert run("ask", program=shop).stdout.strip() == ": True"

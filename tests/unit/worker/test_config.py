@@ -38,6 +38,52 @@ def test_historic_names_still_configure_a_node(tmp_path: Path) -> None:
     assert found.engine_name == "mock"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("MODEL_NAME", value) for value in ("gpt-4o", "resnet50", "my model")),
+        *(("MODEL_PATH", value) for value in ("{folder}/yolo.pt", "{folder}/empty")),
+        *(("GATEWAY_URL", value) for value in ("http://gateway:8000", "gateway", "tcp://10.0.0.1")),
+        *(("NODE_ID", value) for value in ("a\nb", "n" * 129)),
+        ("BATCH_MAX_SIZE", "auto"),
+    ],
+)
+def test_variables_of_other_programs_change_nothing(tmp_path: Path, name: str, value: str) -> None:
+    """A model that zmqrt cannot serve, an address that is none of ours: one warning that names the variable."""
+    (tmp_path / "yolo.pt").touch()
+    (tmp_path / "empty").mkdir()
+    found = settings(tmp_path, {name: value.format(folder=tmp_path)})
+
+    assert found.settings == settings(tmp_path).settings
+    (warning,) = found.warnings
+    assert warning.startswith(f"{name} in the environment is ignored")
+
+
+def test_a_model_that_may_be_ours_is_taken_from_its_historic_name(tmp_path: Path) -> None:
+    """A known name, a folder that holds a model, a place that is not mounted yet: then its absence is an error."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    for value in ("smollm2-135m", "tiny-random:seed=1", "hf:org/name", str(tmp_path / "mine"), "/not/here", "a.gguf"):
+        assert settings(tmp_path, {"MODEL_PATH": value}).settings.model == value
+
+    both = settings(tmp_path, {"MODEL_PATH": str(tmp_path), "MODEL_NAME": "minilm-l6"})
+    assert both.settings.model == "minilm-l6"
+
+
+@pytest.mark.parametrize("name", ["my model", "modèle", "a,b", "", "m" * 129, "a\nb", "a b:8"])
+def test_a_name_that_no_broker_takes_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    """The letters that it may hold are named; else the node would wait for a WELCOME for ever."""
+    with pytest.raises(ConfigurationError, match=r"served_model_name = .*A-Z a-z 0-9 \. _ : / -"):
+        settings(tmp_path, served_model_name=name)
+    with pytest.raises(ConfigurationError, match=r"control characters"):
+        settings(tmp_path, node_id=f"a{name}\nb")
+
+
+def test_node_names_may_hold_any_letters(tmp_path: Path) -> None:
+    """They are shown to people, and nobody asks for them."""
+    assert settings(tmp_path, node_id="Größe-7 ночь").settings.name == "Größe-7 ночь"
+
+
 def test_max_concurrent_requests_warns_and_changes_nothing(tmp_path: Path) -> None:
     """It says what took its place."""
     found = settings(tmp_path, {"MAX_CONCURRENT_REQUESTS": "3"})

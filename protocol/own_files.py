@@ -1,0 +1,117 @@
+"""Files that a program obeys: settings, keys, lists of keys. Who may have written them, and how their bytes are text.
+
+Whoever can write such a file decides what the program does, so one that another user owns, or may write, is refused.
+Editors and shells of Windows begin a file with a byte order mark, or write UTF-16: that is text like any other.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+from .errors import ConfigurationError
+
+_BYTE_ORDER_MARKS: Final = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_MAX_BYTES: Final = 4 << 20
+"""More than any settings, and a list of some 50,000 keys; a device such as /dev/zero has no end."""
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def decode(raw: bytes, errors: str = "strict") -> str:
+    """Return text: by its byte order mark if it has one, else as UTF-8. Raises UnicodeDecodeError."""
+    return raw.decode(next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), "utf-8"), errors)
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Return a file's text.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigurationError: it cannot be read, or is no text; the words name the file.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(raw) > _MAX_BYTES:
+        raise ConfigurationError(f"{path} is larger than {_MAX_BYTES >> 20} MiB; is it the right file?")
+    try:
+        text = decode(raw, errors)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without a mark, or no text at all
+        raise ConfigurationError(f"{path} is not UTF-8 text; save it as UTF-8")
+    return text
+
+
+def refuse_foreign(path: Path, *, any_owner: bool = False) -> None:
+    """Refuse a file that somebody else owns, or may write. Root may do everything anyway; a link counts like a file.
+
+    Args:
+        any_owner: The user named this very file, and so vouches for its owner.
+
+    Raises:
+        ConfigurationError: naming the file, the reason and the remedy.
+    """
+    if sys.platform == "win32":
+        return
+    for found in (path.lstat(), path.stat()):
+        if not any_owner and found.st_uid not in (0, os.geteuid()):
+            raise ConfigurationError(
+                f"{path} belongs to another user (uid {found.st_uid}) and is not obeyed; start from another directory, "
+                "remove it, or make it yours with chown"
+            )
+        if not stat.S_ISLNK(found.st_mode) and _others_may_write(found):
+            raise ConfigurationError(f"{path} may be written by other users and is not obeyed; run: chmod go-w {path}")
+
+
+def is_own(path: Path) -> bool:
+    """Say whether the file belongs to this user, or to root."""
+    return sys.platform == "win32" or path.stat().st_uid in (0, os.geteuid())
+
+
+def refuse_readable(path: Path) -> None:
+    """Refuse a secret of ours that others may read, as ssh does. What somebody else owns (a mount), they answer for.
+
+    Raises:
+        ConfigurationError: naming the file and the remedy.
+    """
+    if sys.platform == "win32":
+        return
+    found = path.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
+        mode = stat.S_IMODE(found.st_mode)
+        raise ConfigurationError(
+            f"{path} holds a secret, and other users may read or change it (mode {mode:04o}); run: chmod 600 {path}"
+        )
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    if found.st_mode & stat.S_IWOTH:
+        return True
+    return bool(found.st_mode & stat.S_IWGRP) and not _is_private_group(found.st_gid)
+
+
+def _is_private_group(gid: int) -> bool:
+    """Say whether nobody but this user is in the group: with umask 002, many systems give everybody such a one."""
+    import grp
+    import pwd
+
+    try:
+        own, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return own.pw_gid == gid and group.gr_name == own.pw_name and set(group.gr_mem) <= {own.pw_name}
