@@ -13,6 +13,7 @@ def main(settings: BridgeSettings) -> None:
     """Check what must be so before anybody is let in, then serve."""
     settings.check_exposure()
     configure_logging(settings.log_level, settings.log_format, role="bridge")
+    settings.warn()
     try:
         from .server import serve
     except ModuleNotFoundError as error:

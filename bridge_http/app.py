@@ -7,21 +7,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import page
+from ..protocol.origins import read_host
+from . import page, paths
 from .asking import Desk
 from .config import BridgeSettings
+from .cors import Cors, Origins
 from .counted import Counted
 from .description import Description
-from .errors import Problem, encode
 from .fleet import Fleet
-from .guard import Guard, is_openai
+from .guard import Guard
 from .health import Probes, Watch
 from .infer import Infer
 from .metrics import Metrics
-from .openai import errors as openai_errors
 from .openai.routes import OpenAi
+from .refusals import misrouted, refusal
 from .replies import json_response
 from .status import Status
 
@@ -46,23 +47,61 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         *OpenAi(desk, watch, settings).routes(),
         *page.routes(),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
-    paths = {route.endpoint: route.path for route in routes}
-    counted = Counted(Guard(app, settings), metrics, paths)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _misrouted, Exception: _failed})
+    app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
+    known = {route.endpoint: route.path for route in routes}
+    marked = Cors(Guard(app, settings), Origins(settings.cors_origins))
+    counted = Counted(marked, metrics, known)
     if settings.traces == "none":
-        return counted
+        return Tidy(counted)
     from .traced import Traced  # OpenTelemetry is an extra
 
-    return Traced(counted, paths)
+    return Tidy(Traced(counted, known))
 
 
-async def _http_problem(request: Request, error: Exception) -> Response:
-    """Put the framework's own refusals (404, 405) into our shape."""
+class Tidy:
+    """An ASGI wrapper around all others: who guards a path and who answers it must see the same one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        path = paths.tidy(scope["path"])
+        await self._app(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
+
+
+async def _misrouted(request: Request, error: Exception) -> Response:
+    """Answer where there is no endpoint: which one was meant, or which methods there are."""
     assert isinstance(error, HTTPException)
-    detail = f"{error.detail}: there are POST /infer, the OpenAI API under /v1, and GET /health"
-    if is_openai(request.url.path):
-        said = openai_errors.no_route(error.status_code, detail)
-        return json_response(said.status, said.body, dict(error.headers or {}))
-    reason = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    problem = Problem(detail=detail, reason=reason, request_id=request.state.request_id)
-    return json_response(error.status_code, encode(problem), dict(error.headers or {}))
+    path = request.scope["path"]
+    if error.status_code == 405:
+        return _method(request, (error.headers or {}).get("Allow", "").split(", "))
+    if paths.is_elsewhere(path):  # a 404 or 501 makes proxies (litellm) leave the model alone for a while, a 405 not
+        return _method(request, [], paths.advice(path, _address(request)))
+    said = misrouted(error.status_code, paths.advice(path, _address(request)), path, request.state.request_id)
+    return json_response(said.status, said.body, {**said.headers, **(error.headers or {})})
+
+
+def _method(request: Request, allowed: list[str], text: str = "") -> Response:
+    """Answer OPTIONS, and methods that a path does not take."""
+    path = request.scope["path"]
+    allow = {"allow": ", ".join([*sorted(allowed), "OPTIONS"])}
+    if request.method == "OPTIONS":
+        return Response(None, 204, allow)
+    text = text or f"{path[:100]!r} takes {' or '.join(sorted(allowed))}, not {request.method[:20]}"
+    said = misrouted(405, text, path, request.state.request_id)
+    return json_response(said.status, said.body, {**said.headers, **allow})
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer for an endpoint that did not; the framework has the log say why."""
+    said = refusal(error, request.scope["path"], request.state.request_id)
+    return json_response(said.status, said.body, said.headers)
+
+
+def _address(request: Request) -> str:
+    """Return where its caller found this bridge, as well as can be known; it goes into a sentence and nowhere else."""
+    is_tls = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    host = read_host(request.headers.get("host", ""))
+    return f"{'https' if is_tls else 'http'}://{host or 'HOST:PORT'}"

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar
 
 from starlette.requests import Request
@@ -28,6 +29,12 @@ RETURN_S: Final = 5.0
 """How long a request with an Idempotency-Key goes on after its caller has left."""
 _KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 R = TypeVar("R")
+
+
+def name_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> bytes | None:
+    """Return what a request is called on the wire if its caller may send it again; None if it is like no other."""
+    key = headers.get("idempotency-key", "")
+    return rid_of(tenant, method, path, key) if _KEY.fullmatch(key) else None
 
 
 def idempotency_key(request: Request) -> str:
@@ -108,15 +115,15 @@ class Desk:
 
     def generate(self, task: Generate, request: Request, *, stream: bool, model: str | None = None) -> Asked[Result]:
         """Start a generation; close what is returned. Raises BadHeaderError and what the library raises."""
-        rid, may_return = self._rid(request)
+        may_return = bool(idempotency_key(request))
         options = self._options(request, model or self._settings.default_model)
-        handle = self._fleet.submit_task(task, stream=stream, rid=rid, **options)
+        handle = self._fleet.submit_task(task, stream=stream, rid=request.state.rid, **options)
         return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
 
     def embed(self, task: Embed, request: Request, *, model: str | None = None) -> Asked[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
-        rid, may_return = self._rid(request)
-        handle = self._fleet.submit_task(task, rid=rid, **self._options(request, model))
+        may_return = bool(idempotency_key(request))
+        handle = self._fleet.submit_task(task, rid=request.state.rid, **self._options(request, model))
         return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
 
     def cancel(self, tenant: str, request_id: str) -> bool:
@@ -137,12 +144,6 @@ class Desk:
     def _remember(self, asked: Asked[R], request: Request) -> Asked[R]:
         self._under_way.setdefault(self._name(request), []).append(asked)
         return asked
-
-    def _rid(self, request: Request) -> tuple[bytes, bool]:
-        key = idempotency_key(request)
-        if not key:
-            return request.state.rid, False
-        return rid_of(request.state.tenant, request.method, request.url.path, key), True
 
     @staticmethod
     def _name(request: Request) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import ClassVar
 from ..protocol.addresses import check_endpoints, is_loopback_host, join_host
 from ..protocol.errors import ConfigurationError
 from ..protocol.names import check_service
-from ..protocol.own_files import read_text, refuse_readable
-from ..protocol.settings import CommonSettings, setting, unquoted
+from ..protocol.origins import ANY, Host, Origin, host_pattern, is_address, origin_pattern
+from ..protocol.settings import CommonSettings, setting
+from .callers import are_foreign_keys, check_keys, read_keys, tenants_of
+
+log = logging.getLogger(__name__)
 
 
 def is_foreign_host(host: str) -> bool:
@@ -25,42 +29,21 @@ def is_foreign_host(host: str) -> bool:
     return False
 
 
-def are_foreign_keys(text: str) -> bool:
-    """Say whether API_KEYS names no tenant at all: another product's. A list with one mistake is ours, and an error."""
-    return not any(all(_split(entry)) for entry in unquoted(text).split(","))
+def check_hosts(values: Sequence[str]) -> None:
+    """Refuse names that no Host could match. Raises ValueError."""
+    for value in values:
+        _ = origin_pattern(value) if _is_app(value) else host_pattern(value)
 
 
-def check_keys(entries: Sequence[str]) -> None:
-    """Refuse entries that no request could match. Raises ValueError."""
-    for entry in entries:
-        tenant, key = _split(entry)
-        if not (tenant and key):
-            raise ValueError("expected each entry of api_keys to be tenant:key")
-        if {tenant[0], key[-1]} & {"'", '"'}:
-            raise ValueError("expected no quotes around tenant:key; one of a pair is missing")
-    if len({_split(entry)[1] for entry in entries}) != len(entries):
-        raise ValueError("expected each key of api_keys once: one is given twice, so its tenant is not known")
+def check_origins(values: Sequence[str]) -> None:
+    """Refuse what no Origin could match. Raises ValueError."""
+    for value in values:
+        origin_pattern(value)
 
 
-def _split(entry: str) -> tuple[str, str]:
-    tenant, _, key = entry.partition(":")
-    return unquoted(tenant), unquoted(key)
-
-
-def _read_keys(path: Path) -> list[str]:
-    """Return a file's entries, one a line. Raises ConfigurationError naming the file, and the line but not the key."""
-    try:
-        refuse_readable(path)
-        lines = [unquoted(line) for line in read_text(path).splitlines()]
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if line and not line.startswith("#"):
-            try:
-                check_keys([line])
-            except ValueError as error:
-                raise ConfigurationError(f"{path}, line {number}: {error}") from None
-    return [line for line in lines if line and not line.startswith("#")]
+def _is_app(value: str) -> bool:
+    """Say whether a value of allow_host is the origin of an app, which names itself where browsers name a page."""
+    return value == "null" or ("://" in value and not value.lower().startswith(("http:", "https:")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +93,16 @@ class BridgeSettings(CommonSettings):
         None, metavar="FILE", help="File with one TENANT:KEY a line, which the list of processes does not show."
     )
     allow_host: tuple[str, ...] = setting(
-        (), metavar="NAME[,NAME]", help="Host names that requests may use while there are no API keys."
+        (),
+        metavar="NAME[,NAME]",
+        check=check_hosts,
+        help="Names that requests may use in Host while there are no API keys: NAME, NAME:PORT or *.NAME.",
+    )
+    cors_origin: tuple[str, ...] = setting(
+        (),
+        metavar="ORIGIN[,ORIGIN]",
+        check=check_origins,
+        help="Pages that browsers let read answers: https://NAME, https://*.NAME, app://NAME, null, or * for all.",
     )
     drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs after SIGTERM.")
     traces: str = setting(
@@ -121,18 +113,46 @@ class BridgeSettings(CommonSettings):
     access_log: bool = setting(False, help="Log every request.")
 
     def __post_init__(self) -> None:
-        """Refuse keys that no request could match."""
+        """Refuse what no request could match."""
         check_keys(self.api_keys)
+        check_hosts(self.allow_host)
+        check_origins(self.cors_origin)
         _ = self.tenants  # reads the file of keys: a mistake there is known at the start, too
 
     @functools.cached_property
     def tenants(self) -> dict[str, str]:
         """Key -> tenant."""
-        entries = [*self.api_keys, *(_read_keys(self.api_keys_file) if self.api_keys_file is not None else ())]
-        tenants = {key: tenant for tenant, key in map(_split, entries)}
-        if len(tenants) != len(entries):
-            raise ConfigurationError("api_keys: one key is given twice, so its tenant is not known")
-        return tenants
+        return tenants_of([*self.api_keys, *(read_keys(self.api_keys_file) if self.api_keys_file is not None else ())])
+
+    @functools.cached_property
+    def cors_origins(self) -> tuple[Origin, ...]:
+        """What `cors_origin` means."""
+        return tuple(map(origin_pattern, self.cors_origin))
+
+    @functools.cached_property
+    def known_hosts(self) -> tuple[Host, ...]:
+        """What `allow_host` means, and the bridge's own name: who started it there meant that."""
+        bare = self.host.strip("[]")
+        own = () if not bare or is_address(bare.partition("%")[0]) else (host_pattern(bare),)
+        return (*own, *(host_pattern(one) for one in self.allow_host if not _is_app(one)))
+
+    @functools.cached_property
+    def known_origins(self) -> tuple[Origin, ...]:
+        """The origins that may ask: pages that may read answers, and apps that need no leave to."""
+        return (*self.cors_origins, *(origin_pattern(one) for one in self.allow_host if _is_app(one)))
+
+    @property
+    def is_open_to_names(self) -> bool:
+        """Whether anybody's page may ask, so that names say nothing any more."""
+        return self.insecure or any(one.scheme == ANY for one in self.cors_origins)
+
+    def warn(self) -> None:
+        """Say what an operator should know about these settings."""
+        keyed = "whoever has a key" if self.tenants else "everybody, since there are no API keys"
+        if any(one.scheme == ANY for one in self.cors_origins):
+            log.warning("cors_origin is *: any page in any browser may use this bridge, of %s", keyed)
+        if ANY in self.allow_host and not self.tenants:
+            log.warning("allow_host is *: a page that makes its name point here (DNS rebinding) may use this bridge")
 
     def check_exposure(self) -> None:
         """Refuse to serve strangers.

@@ -21,6 +21,10 @@ _ALWAYS_SAY_WHEN: Final = (429, 503)
 _SDK_RETRIES: Final = (408, 409, 429)
 """The OpenAI SDK sends these and every 5xx again by itself, unless `x-should-retry` says no."""
 _BAD_VALUE: Final = (Kind.BAD_REQUEST, Kind.CONTEXT_EXCEEDED, Kind.WRONG_TASK)
+_REUSED: Final = (
+    "idempotency_key_reused",
+    "this Idempotency-Key was used before, for another body or model; choose a new key for each new request",
+)
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -127,7 +131,13 @@ def _request_error(error: RequestError, request_id: str) -> Answer:
     if error.kind in _BAD_VALUE:
         return _invalid(_field_of(error), request_id)
     status = error.row.infer_status
-    return _simple(status, error.kind.value, error.text, request_id, headers_of(error, status))
+    reason, text = told(error)
+    return _simple(status, reason, text, request_id, headers_of(error, status))
+
+
+def told(error: RequestError) -> tuple[str, str]:
+    """Return the word and the sentence for it: what the wire calls a request id, its HTTP caller calls otherwise."""
+    return _REUSED if error.kind is Kind.CONFLICT else (error.kind.value, error.text)
 
 
 def _field_of(error: RequestError) -> InvalidFieldError:

@@ -7,26 +7,41 @@ one runs the app in a task of its own, where a disconnect is seen late or never.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..client.calls import new_rid
+from ..protocol.origins import (
+    ANY,
+    Host,
+    Origin,
+    is_address,
+    is_localhost,
+    is_this_machine,
+    matches_host,
+    matches_origin,
+    read_host,
+    read_origin,
+)
 from . import page
+from .asking import name_of
+from .callers import by_spelling
 from .config import BridgeSettings
-from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError, answer
-from .openai.errors import answer as openai_answer
+from .cors import is_preflight
+from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError
+from .refusals import refusal
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
 OPEN_PATHS: Final = frozenset({*_PROBES, "/openapi.json", "/docs", *page.FILES})
 """Probes carry no key, and tell nothing about anybody's requests. The pages hold no datum at all."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REPEATED: Final = 100
+"""Characters of somebody else's header that an answer repeats."""
 
 
 def request_id_of(headers: Mapping[str, str], rid: bytes) -> str:
@@ -35,81 +50,106 @@ def request_id_of(headers: Mapping[str, str], rid: bytes) -> str:
     return given if _REQUEST_ID.fullmatch(given) else rid.hex()
 
 
-def is_openai(path: str) -> bool:
-    """Say whether an answer has to have OpenAI's shape."""
-    return path.startswith("/v1/")
-
-
 class Keys:
-    """The keys that are let in. Kept as digests, so that a look-up takes as long for a near miss as for any other."""
+    """The keys that are let in. Kept as digests, so that a look-up takes as long for a near miss as for any other.
+
+    Of bytes, not of text: what stands in a header is ISO-8859-1 to some clients and UTF-8 to others, so a key with
+    other letters than ASCII is known in both.
+    """
 
     def __init__(self, tenants: Mapping[str, str]) -> None:
-        self._tenants = {_digest(key): tenant for key, tenant in tenants.items()}
+        self._tenants = {_digest(key): tenant for key, tenant in by_spelling(tenants).items()}
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
     def tenant_of(self, headers: Mapping[str, str]) -> str:
         """Return whose key came with the request. Raises UnauthorizedError."""
-        key = headers.get("x-api-key", "")
-        scheme, _, credentials = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            key = credentials.strip()
+        key = headers.get("x-api-key", "").strip()
+        scheme, *credentials = headers.get("authorization", "").split(maxsplit=1)[:2] or ("",)
+        if scheme.lower() == "bearer" and credentials:
+            key = credentials[0].strip()
         if not key:
             raise UnauthorizedError("this bridge asks for a key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-        tenant = self._tenants.get(_digest(key))
+        tenant = self._tenants.get(_digest(key.encode("latin-1", "replace")))  # as it came over the wire
         if tenant is None:
             raise UnauthorizedError("this key is not one of those that the bridge was given (API_KEYS)")
         return tenant
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
-def check_origin(headers: Mapping[str, str], allowed: frozenset[str]) -> None:
-    """Refuse a page from elsewhere, also one that made its name point here (DNS rebinding): a browser tells both.
+class Names:
+    """The names that a bridge without keys answers to, and the pages that it lets ask.
 
-    Raises:
-        ForbiddenHostError: Host is neither an address, nor localhost, nor allowed; or Origin is neither the host that
-            was asked, nor this machine, nor allowed.
+    A page from elsewhere is refused, also one that made its name point here (DNS rebinding): a browser tells both.
     """
-    host = headers.get("host", "")
-    asked = _name_of(f"//{host}")
-    if host and not _is_ours(asked, allowed):  # no browser leaves it out
-        raise ForbiddenHostError(f"this bridge has no API keys, so it does not answer to the name {host[:100]!r}")
-    origin = headers.get("origin")
-    if origin is not None and not _may_ask(_name_of(origin), asked, allowed):
-        raise ForbiddenHostError(f"this bridge has no API keys, so pages from {origin[:100]!r} may not use it")
+
+    def __init__(self, hosts: Sequence[Host], origins: Sequence[Origin]) -> None:
+        self._hosts = hosts
+        self._origins = origins
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Refuse a caller that did not mean this machine.
+
+        Raises:
+            ForbiddenHostError: Host is neither an address, nor this machine, nor allowed; or Origin is neither the host
+                that was asked, nor this machine, nor allowed.
+        """
+        given = headers.get("host", "")
+        asked = read_host(given)
+        if given and not self._is_ours(asked):  # no browser leaves it out
+            raise ForbiddenHostError(_foreign_host(given, asked))
+        origin = headers.get("origin")
+        if origin is not None and not self._may_ask(read_origin(origin), asked):
+            raise ForbiddenHostError(_foreign_page(origin))
+
+    def _is_ours(self, host: Host | None) -> bool:
+        if host is None:
+            return False
+        return is_this_machine(host.name) or any(matches_host(host, one) for one in self._hosts)
+
+    def _may_ask(self, origin: Origin | None, asked: Host | None) -> bool:
+        """Say whether a page may ask. Unlike a host, an address as origin is somebody else's page."""
+        if origin is None:
+            return False
+        if any(matches_origin(origin, one) for one in self._origins):
+            return True
+        if not origin.host.name:
+            return False  # "null": a file, or a frame that hides where it is from
+        name = origin.host.name
+        if is_localhost(name) or _is_loopback(name) or (asked is not None and name == asked.name):
+            return True
+        return any(one.name != ANY and matches_host(origin.host, one) for one in self._hosts)
 
 
-def _name_of(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
+def _is_loopback(name: str) -> bool:
+    return name == "::1" or (name.startswith("127.") and is_address(name))
 
 
-def _is_ours(name: str, allowed: frozenset[str]) -> bool:
-    if name == "localhost" or name in allowed:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True  # an address cannot be made to point elsewhere
+def _foreign_host(given: str, host: Host | None) -> str:
+    text = f"this bridge has no API keys, so it does not answer to the name {given[:_REPEATED]!r}"
+    if host is None:
+        return f"{text}, which is no name of a host"
+    name = Host(host.name)
+    return f"{text}: allow it with --allow-host {name} (ZMQRT_ALLOW_HOST={name}), or give the bridge --api-keys"
 
 
-def _may_ask(origin: str, asked: str, allowed: frozenset[str]) -> bool:
-    """Say whether a page may ask. Unlike a host, an address as origin is somebody else's page."""
-    if not origin:
-        return False  # "null": a file, or a frame that hides where it is from
-    if origin in ("localhost", asked) or origin in allowed:
-        return True
-    try:
-        return ipaddress.ip_address(origin).is_loopback
-    except ValueError:
-        return False
+def _foreign_page(given: str) -> str:
+    text = f"this bridge has no API keys, so pages from {given[:_REPEATED]!r} may not use it"
+    origin = read_origin(given)
+    if origin is None:
+        return f"{text}: that is no origin"
+    return f"{text}: allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin}), or give the bridge --api-keys"
+
+
+def foreign_preflight(given: str) -> str:
+    """Say why a browser's page may not read what is answered, and what would let it."""
+    text = f"pages from {given[:_REPEATED]!r} may not read the answers of this bridge"
+    origin = read_origin(given)
+    return f"{text}: allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin})" if origin else text
 
 
 class Guard:
@@ -118,14 +158,14 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: BridgeSettings) -> None:
         self._app = app
         self._keys = Keys(settings.tenants)
-        self._allowed = frozenset(name.lower() for name in settings.allow_host)
+        self._names = None if settings.is_open_to_names else Names(settings.known_hosts, settings.known_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, method, path = Headers(scope=scope), str(scope["method"]), str(scope["path"])
         rid = new_rid()  # never the caller's: two equal X-Request-Ids must not disturb one another
         request_id = request_id_of(headers, rid)
         state = scope.setdefault("state", {})
@@ -137,16 +177,23 @@ class Guard:
             await send(message)
 
         try:
-            state["tenant"] = self._admit(str(scope["path"]), headers)
+            tenant = self._admit(method, path, headers)
         except (UnauthorizedError, ForbiddenHostError) as error:
-            said = openai_answer(error) if is_openai(str(scope["path"])) else answer(error, request_id)
-            refusal = Response(said.body, said.status, said.headers, MEDIA_TYPE)
-            await refusal(scope, receive, send_with_id)
+            said = refusal(error, path, request_id)
+            refused = Response(said.body, said.status, said.headers, MEDIA_TYPE)
+            await refused(scope, receive, send_with_id)
             return
+        if (name := name_of(headers, tenant, method, path)) is not None:
+            rid = name  # an answer that is given again has the ids that it had
+            request_id = request_id_of(headers, rid)
+        state.update(rid=rid, request_id=request_id, tenant=tenant)
         await self._app(scope, receive, send_with_id)
 
-    def _admit(self, path: str, headers: Mapping[str, str]) -> str:
+    def _admit(self, method: str, path: str, headers: Mapping[str, str]) -> str:
+        if is_preflight(method, headers):  # of an origin that is not allowed: else it has been answered
+            raise ForbiddenHostError(foreign_preflight(headers["origin"]))
         if not self._keys:
-            check_origin(headers, self._allowed)
+            if self._names is not None:
+                self._names.check(headers)
             return ""
-        return "" if path in OPEN_PATHS else self._keys.tenant_of(headers)
+        return "" if path in OPEN_PATHS or method == "OPTIONS" else self._keys.tenant_of(headers)

@@ -119,6 +119,10 @@ class _Shape:
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
 
+    def idle(self) -> bytes:
+        """Send a comment: the contract has no event for it."""
+        return sse.KEEP_ALIVE
+
     def before(self, error: Exception) -> Answer:
         """Answer with a status: nothing has been sent yet."""
         return answer(error, self.request_id)

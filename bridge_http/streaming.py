@@ -28,6 +28,10 @@ class Shape(Protocol):
 
     request_id: str
 
+    def idle(self) -> bytes:
+        """Say that it goes on, though there is nothing to tell."""
+        ...
+
     def before(self, error: Exception) -> Answer:
         """Answer with a status: nothing has been sent yet."""
         ...
@@ -64,7 +68,7 @@ class EventStream(Response):
     async def _feed(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
         try:
-            async with contextlib.aclosing(kept_alive(self._events)) as pieces:
+            async with contextlib.aclosing(kept_alive(self._events, self._shape.idle, sse.KEEP_ALIVE_S)) as pieces:
                 async for piece in pieces:
                     if not has_begun:
                         await send(_start())
@@ -80,14 +84,14 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def kept_alive(events: Events, every_s: float = sse.KEEP_ALIVE_S) -> AsyncGenerator[bytes, None]:
-    """Yield the events, and a comment whenever none has come for a while."""
+async def kept_alive(events: Events, idle: Callable[[], bytes], every_s: float) -> AsyncGenerator[bytes, None]:
+    """Yield the events, and what `idle` says whenever none has come for a while."""
     pending = asyncio.ensure_future(anext(events, None))
     try:
         while True:
             await asyncio.wait({pending}, timeout=every_s)
             if not pending.done():
-                yield sse.KEEP_ALIVE
+                yield idle()
                 continue
             piece = pending.result()
             if piece is None:

@@ -24,6 +24,7 @@ class Chunk:
         token_ids: The new tokens; empty in a last chunk that only brings held-back text.
         index: Tokens before this chunk.
         pieces: The text of each token by itself.
+        revision: The weights that made them.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Chunk:
     index: int
     pieces: list[str] = field(default_factory=list[str])
     logprobs: list[TokenLogprobs] | None = None
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,7 @@ class StreamFold:
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._revision = ""
 
     def chunk(self, partial: m.Partial) -> Chunk:
         """Read one PARTIAL."""
@@ -93,14 +96,24 @@ class StreamFold:
         self._ids += body.ids
         self._logprobs += body.logprobs or ()
         text = "".join(body.text)
-        return Chunk(text=text, token_ids=body.ids, index=partial.seq, pieces=body.text, logprobs=body.logprobs)
+        told = partial.ext.get("revision")  # with the first one that a broker sends
+        if isinstance(told, str):
+            self._revision = told
+        return Chunk(
+            text=text,
+            token_ids=body.ids,
+            index=partial.seq,
+            pieces=body.text,
+            logprobs=body.logprobs,
+            revision=self._revision,
+        )
 
     def end(self, final: m.Final) -> tuple[Chunk | None, Result]:
         """Read FINAL: a last chunk if text was held back, and the result."""
         body = tasks.decode(final.body, tasks.GenerateResult)
         if body.tail:
             self._pieces.append(body.tail)
-        last = Chunk(text=body.tail, token_ids=[], index=len(self._ids)) if body.tail else None
+        last = Chunk(text=body.tail, token_ids=[], index=len(self._ids), revision=body.revision) if body.tail else None
         result = _result(body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
         return last, result
 

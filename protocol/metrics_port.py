@@ -9,14 +9,16 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from .errors import ConfigurationError, ZmqrtError
+from .origins import is_this_machine, read_host
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from prometheus_client.registry import Collector
 
@@ -49,6 +51,21 @@ def ask_loop(loop: asyncio.AbstractEventLoop, read: Callable[[], R]) -> Callable
             return None
 
     return ask
+
+
+def only_this_machine(app: WSGIApplication) -> WSGIApplication:
+    """Answer only callers that meant this machine: a page may have made its own name point here (DNS rebinding)."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = str(environ.get("HTTP_HOST", ""))
+        host = read_host(given)
+        if not given or (host is not None and is_this_machine(host.name)):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        text = f"metrics are for this machine alone: ask http://{HOST}:PORT, and not by the name {given[:100]!r}"
+        return [text.encode()]
+
+    return answer
 
 
 def _shut(server: WSGIServer) -> None:
@@ -90,6 +107,9 @@ class MetricsPort:
         registry.register(self._collector())
         try:
             self._server, _ = start_http_server(port, HOST, registry)
+            app = self._server.get_app()
+            assert app is not None
+            self._server.set_app(only_this_machine(app))
         except OSError as error:
             text = f"http://{HOST}:{port} cannot serve metrics: {error.strerror}; choose another --metrics-port"
             raise ZmqrtError(text) from None

@@ -13,6 +13,7 @@ from ..errors import (
     UnauthorizedError,
     encode,
     headers_of,
+    told,
 )
 from ..json_body import NotJsonError
 from .requests import InvalidRequestError
@@ -27,7 +28,8 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
         case RequestError():
             row, status = error.row, error.row.openai_status
             param = _param(error, subject)
-            body = ErrorBody(message=error.text, type=row.openai_type, param=param, code=error.kind.value)
+            code, text = told(error)
+            body = ErrorBody(message=text, type=row.openai_type, param=param, code=code)
             return _answer(status, body, headers_of(error, status))
         case InvalidRequestError():
             return _answer(400, _invalid(error.text, error.code, error.param))
@@ -63,9 +65,9 @@ def _param(error: RequestError, subject: str | None) -> str | None:
     return _PARAM.get(error.kind)
 
 
-def no_route(status: int, text: str) -> Answer:
+def no_route(status: int, text: str, code: str) -> Answer:
     """Answer 404 and 405."""
-    return _answer(status, _invalid(text, {404: "no_such_path", 405: "method_not_allowed"}.get(status)))
+    return _answer(status, _invalid(text, code))
 
 
 def within(error: Exception) -> bytes:

@@ -104,9 +104,19 @@ class ChatStream:
     created: int
     model: str
     with_usage: bool
+    fingerprint: str = ""
+    _has_begun: bool = False
 
-    def first(self) -> bytes:
-        """Begin: who speaks."""
+    def first(self) -> bytes | None:
+        """Begin: who speaks; None if that has been said."""
+        return None if self._has_begun else self._begin()
+
+    def idle(self) -> bytes:
+        """Add nothing, so that a reader sees that it goes on."""
+        return self._event([s.ChatChunkChoice(delta=s.Delta(content=""))]) if self._has_begun else self._begin()
+
+    def _begin(self) -> bytes:
+        self._has_begun = True
         return self._event([s.ChatChunkChoice(delta=s.Delta(role="assistant", content=""))])
 
     def piece(self, chunk: Chunk) -> bytes | None:
@@ -127,6 +137,7 @@ class ChatStream:
             id=self.id,
             created=self.created,
             model=self.model,
+            system_fingerprint=self.fingerprint or None,
             choices=choices,
             usage=usage if self.with_usage else UNSET,
         )
@@ -141,11 +152,16 @@ class CompletionStream:
     created: int
     model: str
     with_usage: bool
+    fingerprint: str = ""
     _offset: int = 0
 
     def first(self) -> bytes | None:
         """Begin: nothing is said before the first text."""
         return None
+
+    def idle(self) -> bytes:
+        """Add nothing, so that a reader sees that it goes on."""
+        return self._event([s.CompletionChoice(text="", finish_reason=None)])
 
     def piece(self, chunk: Chunk) -> bytes | None:
         """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
@@ -166,6 +182,7 @@ class CompletionStream:
             id=self.id,
             created=self.created,
             model=self.model,
+            system_fingerprint=self.fingerprint or None,
             choices=choices,
             usage=usage if self.with_usage else UNSET,
         )

@@ -103,19 +103,20 @@ class OpenAi:
     ) -> Response:
         asked = self._desk.generate(task, request, stream=True, model=body.model)
         subject = "messages" if isinstance(body, ChatRequest) else "prompt"
-        return EventStream(_events(asked, stream), asked.close, _Shape(request.state.request_id, subject))
+        return EventStream(_events(asked, stream), asked.close, _Shape(request.state.request_id, subject, stream))
 
 
 async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
     """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
-    has_begun = False
     while (chunk := await asked.next_chunk()) is not None:
-        if not has_begun and (first := stream.first()) is not None:
+        stream.fingerprint = chunk.revision or stream.fingerprint
+        if (first := stream.first()) is not None:
             yield first
-        has_begun = True
         if (piece := stream.piece(chunk)) is not None:
             yield piece
-    for piece in stream.last(await asked.result()):
+    result = await asked.result()
+    stream.fingerprint = result.revision
+    for piece in stream.last(result):
         yield piece
     yield r.DONE
 
@@ -123,9 +124,14 @@ async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStrea
 class _Shape:
     """What failures look like in a stream under /v1."""
 
-    def __init__(self, request_id: str, subject: str) -> None:
+    def __init__(self, request_id: str, subject: str, stream: r.ChatStream | r.CompletionStream) -> None:
         self.request_id = request_id
         self._subject = subject
+        self._stream = stream
+
+    def idle(self) -> bytes:
+        """Send a chunk that adds nothing: many clients know of `data:` lines and of nothing else."""
+        return self._stream.idle()
 
     def before(self, error: Exception) -> Answer:
         """Answer with a status: nothing has been sent yet."""

@@ -53,6 +53,22 @@ def test_broker_and_worker_tell_about_themselves() -> None:
     assert names(fleet) | names(node) <= documented
 
 
+def test_metrics_are_told_to_callers_that_meant_this_machine() -> None:
+    """A page in a browser may have made its own name point here; its Host says so."""
+    with Stack() as stack:
+        url = stack.broker("--metrics-port", "0").endpoints["metrics"]
+        port = url.split(":")[2].split("/")[0]
+        for host in ("localhost", f"localhost:{port}", f"127.0.0.1:{port}", f"LOCALHOST.:{port}", f"[::1]:{port}"):
+            request = urllib.request.Request(url, headers={"host": host})
+            assert urllib.request.urlopen(request, timeout=10).status == 200
+        for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example", "a b"):
+            request = urllib.request.Request(url, headers={"host": host})
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            assert refused.value.code == 403
+            assert b"zmqrt_" not in refused.value.read()
+
+
 def test_a_broker_whose_loop_stands_still_is_told_as_down() -> None:
     """Rather than the scrape hanging, or telling what was."""
     with Stack() as stack:

@@ -60,7 +60,8 @@ def test_a_chat(client: Any) -> None:
 
 def test_a_streamed_chat_is_the_same_text(client: Any) -> None:
     """Piece by piece; with usage at the end if it is asked for."""
-    whole = client.chat.completions.create(**CHAT, max_tokens=20).choices[0].message.content
+    answer = client.chat.completions.create(**CHAT, max_tokens=20)
+    whole = answer.choices[0].message.content
     chunks = list(
         client.chat.completions.create(**CHAT, max_tokens=20, stream=True, stream_options={"include_usage": True})
     )
@@ -70,6 +71,7 @@ def test_a_streamed_chat_is_the_same_text(client: Any) -> None:
     assert chunks[-2].choices[0].finish_reason == "length"
     assert (chunks[-1].choices, chunks[-1].usage and chunks[-1].usage.completion_tokens) == ([], 20)
     assert len({chunk.id for chunk in chunks}) == 1
+    assert {chunk.system_fingerprint for chunk in chunks} == {answer.system_fingerprint}
     plain = list(client.chat.completions.create(**CHAT, max_tokens=3, stream=True))
     assert all(chunk.usage is None for chunk in plain)
 
@@ -269,6 +271,22 @@ def test_a_retry_with_a_key_is_the_same_request() -> None:
         eventually(lambda: counter(stack, "completed") == 1, what="the end in the counters")
         counted = stack.status().counters
         assert (counted["completed"], counted["dispatches"], counted["cancelled"]) == (1, 1, 0)
+
+
+def test_an_answer_that_is_given_again_has_its_id(client: Any) -> None:
+    """Whole and streamed; and a key that is used for something else is told so in words that its sender knows."""
+    named = {"extra_headers": {"Idempotency-Key": "order-2"}}
+    first, second = (client.chat.completions.create(**CHAT, max_tokens=3, **named) for _ in range(2))
+    also = {"extra_headers": {"Idempotency-Key": "stream-2"}}
+    streams = [list(client.chat.completions.create(**CHAT, max_tokens=3, stream=True, **also)) for _ in range(2)]
+
+    assert (second.id, second.choices, second.usage) == (first.id, first.choices, first.usage)
+    assert len({chunk.id for chunks in streams for chunk in chunks}) == 1
+    assert streams[0][0].id != first.id
+    with pytest.raises(openai.ConflictError) as caught:
+        client.chat.completions.create(**CHAT, max_tokens=4, **named)
+    assert caught.value.code == "idempotency_key_reused"
+    assert "Idempotency-Key" in caught.value.message
 
 
 def test_without_a_key_a_504_is_not_asked_again() -> None:

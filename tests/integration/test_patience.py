@@ -51,6 +51,9 @@ class Served:
 class _Plain:
     request_id = "r"
 
+    def idle(self) -> bytes:
+        return b": idle\n"
+
     def before(self, error: Exception) -> Answer:
         """Not asked for here."""
         raise error

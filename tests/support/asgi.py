@@ -47,6 +47,12 @@ class Exchange:
             self._grown.clear()
             await asyncio.wait_for(self._grown.wait(), 10)
 
+    async def until_lines(self, count: int) -> None:
+        """Wait until the body has so many lines."""
+        while self.body.count(b"\n") < count:
+            self._grown.clear()
+            await asyncio.wait_for(self._grown.wait(), 10)
+
     @property
     def json(self) -> Any:
         """The body, read as JSON."""

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from support.asgi import call, exchange, infer
 from support.fake_fleet import EMPTY, FakeFleet
-from zmqrt.bridge_http import streaming
+from zmqrt.bridge_http import sse, streaming
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.protocol.errors import ConnectError, Kind, request_error
@@ -167,15 +169,76 @@ def test_an_idle_stream_is_kept_alive() -> None:
         yield b"event"
 
     async def scenario() -> list[bytes]:
-        return [piece async for piece in streaming.kept_alive(slow(), every_s=0.01)]
+        return [piece async for piece in streaming.kept_alive(slow(), lambda: b": idle\n", every_s=0.01)]
 
     pieces = asyncio.run(scenario())
-    assert pieces[0].startswith(b":")
+    assert pieces[0] == b": idle\n"
     assert pieces[-1] == b"event"
 
 
+def idle(path: str, body: object, *pieces: str, monkeypatch: pytest.MonkeyPatch, **headers: str) -> list[str]:
+    """Read a stream that has nothing to tell for a while, and then pieces; return its lines, empty ones too."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
+
+    async def scenario() -> bytes:
+        fleet = FakeFleet(*pieces)
+        fleet.gate.clear()
+        sent = exchange(make_app(fleet, SETTINGS), "POST", path, body=json.dumps(body).encode(), headers=headers)
+        sent.start()
+        await sent.until_lines(6)
+        fleet.gate.set()
+        return (await sent.finish()).body
+
+    return asyncio.run(scenario()).decode().split("\n")
+
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+
+
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/infer", 405), ("POST", "/nowhere", 404), ("POST", "/health", 405)]
+    ("path", "body", "text"),
+    [
+        ("/v1/chat/completions", CHAT, lambda choice: choice["delta"].get("content", "")),
+        ("/v1/completions", {"model": "tiny", "prompt": "Hi", "stream": True}, lambda choice: choice["text"]),
+    ],
+)
+@pytest.mark.parametrize("pieces", [(), ("one",)])
+def test_an_idle_stream_sends_chunks_that_add_nothing(
+    path: str, body: object, text: Callable[[Any], str], pieces: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block has its data, which many a reader takes for granted, and who speaks is said once."""
+    blocks = "\n".join(idle(path, body, *pieces, monkeypatch=monkeypatch)).removesuffix("\n\n").split("\n\n")
+    chunks = [json.loads(block.removeprefix("data: ")) for block in blocks[:-1]]
+
+    assert all(block.startswith("data: ") for block in blocks)
+    assert blocks[-1] == "data: [DONE]"
+    assert len(chunks) >= 3
+    assert "".join(text(chunk["choices"][0]) for chunk in chunks) == "".join(pieces)
+    assert {chunk["object"] for chunk in chunks} == {chunks[0]["object"]}
+    roles = [chunk["choices"][0].get("delta", {}).get("role") for chunk in chunks]
+    assert roles[0] == ("assistant" if "chat" in path else None)
+    assert not any(roles[1:])
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+
+
+@pytest.mark.parametrize("pieces", [(), ("one",)])
+def test_an_idle_stream_of_infer_has_no_block_without_data(
+    pieces: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract has no event for it: comments belong to the event that comes next."""
+    lines = idle("/infer", ASK, *pieces, monkeypatch=monkeypatch, **STREAM)
+    blocks = "\n".join(lines).removesuffix("\n\n").split("\n\n")
+
+    assert lines.count(": still here") >= 2
+    assert all("\ndata: " in block for block in blocks)
+    assert [line for block in blocks for line in block.split("\n") if line.startswith("event: ")] == [
+        *("event: token" for _ in pieces),
+        "event: done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/infer", 405), ("POST", "/infer/x", 405), ("POST", "/health", 405)]
 )
 def test_what_is_not_there_is_answered_in_json(method: str, path: str, status: int) -> None:
     """In the shape of every other error."""

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from zmqrt.bridge_http.errors import BodyTooLargeError, UnauthorizedError, answer
+from zmqrt.bridge_http.openai.errors import answer as openai_answer
 from zmqrt.protocol.errors import TABLE, ConnectError, Kind, request_error
 
 
@@ -15,7 +16,18 @@ def test_every_failure_has_the_status_of_the_table(kind: Kind) -> None:
 
     assert said.status == TABLE[kind].infer_status
     assert json.loads(said.body)["request_id"] == "id-1"
-    assert b"what happened" in said.body
+    assert b"what happened" in said.body or kind is Kind.CONFLICT  # which has words of HTTP's own
+
+
+def test_a_key_used_twice_is_named_as_its_caller_knows_it() -> None:
+    """Whoever asks over HTTP has sent an Idempotency-Key, and no request id of the wire."""
+    error = request_error(Kind.CONFLICT, "this request id was used before, with another body or model")
+    own, openai = json.loads(answer(error, "i").body), json.loads(openai_answer(error).body)["error"]
+
+    assert own["reason"] == openai["code"] == "idempotency_key_reused"
+    assert own["detail"] == openai["message"]
+    assert "Idempotency-Key" in own["detail"]
+    assert "request id" not in own["detail"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if TABLE[kind].infer_status in (429, 503)])

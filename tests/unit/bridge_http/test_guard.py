@@ -1,6 +1,7 @@
 """Who may ask."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,12 @@ from zmqrt.protocol.errors import ConfigurationError
 
 KEYED = BridgeSettings(api_keys=("acme:s3cret", "globex:other"))
 ASK = {"prompt": "Hi"}
+
+
+def with_one(name: str, value: str) -> BridgeSettings:
+    """Make settings with one list of one entry."""
+    given: dict[str, Any] = {name: (value,)}
+    return BridgeSettings(**given)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +141,140 @@ def test_off_loopback_without_keys_nothing_is_served() -> None:
     BridgeSettings(host="::1").check_exposure()
 
 
-@pytest.mark.parametrize("keys", [("nokey",), ("a:",), (":b",), ("a:k", "b:k")])
-def test_keys_that_say_nothing_are_refused(keys: tuple[str, ...]) -> None:
-    """Without repeating them: they are secret."""
-    with pytest.raises(ValueError, match="api_keys") as caught:
-        BridgeSettings(api_keys=keys)
+@pytest.mark.parametrize(
+    ("headers", "flag", "value"),
+    [
+        ({"host": "gpu-box.lan:8000"}, "--allow-host", "gpu-box.lan"),
+        ({"host": "Bücher.example"}, "--allow-host", "xn--bcher-kva.example"),
+        ({"origin": "https://app.example:8443"}, "--cors-origin", "https://app.example:8443"),
+        ({"origin": "null"}, "--cors-origin", "null"),
+        ({"origin": "app://obsidian.md"}, "--cors-origin", "app://obsidian.md"),
+        ({"origin": "chrome-extension://abcdefgh"}, "--cors-origin", "chrome-extension://abcdefgh"),
+        ({"origin": "vscode-webview://1a2b"}, "--cors-origin", "vscode-webview://1a2b"),
+        ({"origin": "file://"}, "--cors-origin", "file://"),
+    ],
+)
+def test_a_refusal_names_what_would_allow_it(headers: dict[str, str], flag: str, value: str) -> None:
+    """Flag, value and variable; and started as it says, the bridge lets the same caller in."""
+    refused = infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, **headers)
+    name = flag.removeprefix("--").replace("-", "_")
+    allowed = with_one(name, value)
 
-    assert "nokey" not in str(caught.value)
+    assert refused.status == 403
+    assert f"{flag} {value} (ZMQRT_{name.upper()}={value})" in refused.json["detail"]
+    assert infer(make_app(FakeFleet("ok"), allowed), ASK, **headers).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1", "/v1/responses", "/api/chat"])
+def test_a_refusal_has_the_shape_of_its_path(path: str) -> None:
+    """Who is refused reads the reason where its API has it."""
+    for settings, headers, status in ((BridgeSettings(), {"origin": "null"}, 403), (KEYED, {}, 401)):
+        reply = asyncio.run(call(make_app(FakeFleet(), settings), "POST", path, headers=headers))
+        assert reply.status == status
+        assert reply.json["error"]["message"] == reply.json.get("detail", reply.json["error"]["message"])
+        assert ("detail" in reply.json) is (path != "/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "is_let_in"),
+    [
+        ("Bridge", "bridge.:8000", True),
+        ("*.example.org", "a.b.example.org", True),
+        ("*.example.org", "example.org", False),
+        ("*.example.org", "evilexample.org", False),
+        ("bridge:8000", "bridge:8000", True),
+        ("bridge:8000", "bridge:9000", False),
+        ("bridge:80", "bridge", True),
+        ("bridge:*", "bridge:9000", True),
+        ("*", "anything.example:1", True),
+        ("bücher.example", "xn--bcher-kva.example", True),
+        ("bridge", "user@bridge", False),
+        ("bridge", "bridge bridge", False),
+    ],
+)
+def test_an_allowed_name_may_be_a_pattern(allowed: str, host: str, *, is_let_in: bool) -> None:
+    """With a port, of a domain, in any spelling."""
+    app = make_app(FakeFleet("ok"), BridgeSettings(allow_host=(allowed,)))
+
+    assert (infer(app, ASK, host=host).status == 200) is is_let_in
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost.", "api.localhost:8000", "127.1:8000", "[::ffff:127.0.0.1]:8000", "host.docker.internal:8000", ""],
+)
+def test_names_that_nobody_can_take_are_answered(host: str) -> None:
+    """Names of this machine by definition, and addresses however they are written."""
+    assert infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "right"),
+    [
+        ("allow_host", "http://bridge:8000", "bridge:8000"),
+        ("allow_host", "https://*.example.org/", r"\*.example.org"),
+        ("allow_host", "bridge/v1", "write bridge"),
+        ("allow_host", "*example.org", r"write \*.example.org"),
+        ("allow_host", "api.*", r"write \*.api"),
+        ("allow_host", "bridge:99999", "1 to 65535"),
+        ("allow_host", "bridge:http", "NAME:PORT"),
+        ("allow_host", "two words", "NAME"),
+        ("allow_host", "user@bridge", "NAME"),
+        ("allow_host", "", "NAME"),
+        ("cors_origin", "app.example", "https://app.example"),
+        ("cors_origin", "localhost:3000", "http://localhost:3000"),
+        ("cors_origin", "https://app.example/chat", "write https://app.example"),
+        ("cors_origin", "https://", "https://NAME"),
+        ("cors_origin", "https://app.*", r"https://|\*.app"),
+        ("cors_origin", "https://a b", "NAME"),
+        ("cors_origin", "NULL", "scheme"),
+    ],
+)
+def test_a_value_that_can_never_match_is_refused_at_the_start(setting: str, value: str, right: str) -> None:
+    """With what would be right."""
+    with pytest.raises(ValueError, match=right):
+        with_one(setting, value)
+
+
+@pytest.mark.parametrize(
+    "settings", [BridgeSettings(insecure=True, host="0.0.0.0"), BridgeSettings(cors_origin=("*",))]
+)
+def test_where_everybody_may_ask_names_say_nothing(settings: BridgeSettings) -> None:
+    """`--insecure` is for networks where everybody may do everything, and every page may is no less."""
+    for headers in ({"host": "gpu-box.lan:8000"}, {"origin": "https://app.example"}, {"origin": "null"}):
+        assert infer(make_app(FakeFleet("ok"), settings), ASK, **headers).status == 200
+
+
+def test_the_name_that_the_bridge_was_given_is_its_own() -> None:
+    """Who starts it there means that name; its page too."""
+    app = make_app(FakeFleet("ok"), BridgeSettings(host="GPU-Box.lan"))
+
+    assert infer(app, ASK, host="gpu-box.lan:8000").status == 200
+    assert infer(app, ASK, host="gpu-box.lan:8000", origin="http://gpu-box.lan:8000").status == 200
+    assert infer(app, ASK, host="127.0.0.1:8000", origin="http://gpu-box.lan:3000").status == 200
+    assert infer(app, ASK, host="other.lan:8000").status == 403
+
+
+@pytest.mark.parametrize("value", ["null", "app://obsidian.md", "vscode-webview://*"])
+def test_an_app_may_be_allowed_as_a_host_is(value: str) -> None:
+    """It needs no headers of CORS, only to be let in."""
+    app = make_app(FakeFleet("ok"), BridgeSettings(allow_host=(value,)))
+    reply = infer(app, ASK, origin=value.replace("*", "1a2b"))
+
+    assert reply.status == 200
+    assert "access-control-allow-origin" not in reply.headers
+
+
+def test_an_answer_that_is_given_again_has_the_ids_that_it_had() -> None:
+    """An Idempotency-Key names a request; who names it by X-Request-Id as well is echoed."""
+    fleet = FakeFleet("ok")
+    app = make_app(fleet, BridgeSettings())
+    first, second = (infer(app, ASK, idempotency_key="k1") for _ in range(2))
+    other = infer(app, ASK, idempotency_key="k2")
+    named = infer(app, ASK, idempotency_key="k1", x_request_id="mine")
+
+    assert first.body == second.body
+    assert first.headers["x-request-id"] == second.headers["x-request-id"] == fleet.asked[0][2]["rid"].hex()
+    assert other.json["request_id"] != first.json["request_id"]
+    assert named.json["request_id"] == "mine"
+    assert fleet.asked[3][2]["rid"] == fleet.asked[0][2]["rid"]
