@@ -5,6 +5,7 @@ Knows Jinja and strings; no tokenizer and no model. A template comes with its mo
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import re
@@ -24,13 +25,26 @@ _NONCHARACTERS: Final = range(0xFDD0, 0xFDF0)
 """Code points that Unicode keeps out of text for ever: one that no message contains marks what was broken up."""
 
 
+_PROBE: Final = "zmqrt probes"
+"""Stands for an answer where the template is asked what comes behind one."""
+
+
+class TemplateError(Exception):
+    """A template that is of no use; the words say why."""
+
+
 class ChatTemplate:
-    """One model's template with the names it may use (`bos_token`, `eos_token`, …)."""
+    """One model's template with the names it may use (`bos_token`, `eos_token`, …). Raises TemplateError."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
-        self._template = _environment().from_string(
-            source, globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-        )
+        try:
+            self._template = _environment().from_string(
+                source, globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(f"line {error.lineno}: {error.message}") from None
+        except (jinja2.TemplateError, ValueError, RecursionError) as error:
+            raise TemplateError(str(error)) from None
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
 
@@ -40,15 +54,45 @@ class ChatTemplate:
         Raises:
             RequestError: (400) the template refuses the conversation (roles that must alternate, and the like).
         """
-        turns = [{"role": self._role(message.role), "content": message.content} for message in messages]
         try:
-            return self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            return self._render(messages, add_generation_prompt=True)
+        except TemplateError as error:
             raise request_error(
                 Kind.BAD_REQUEST, f"messages: the model's chat template refuses them: {error}"
             ) from None
+
+    def _render(self, messages: Iterable[ChatMessage], *, add_generation_prompt: bool) -> str:
+        turns = [{"role": self._role(message.role), "content": message.content} for message in messages]
+        try:
+            return self._template.render(
+                messages=turns,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise TemplateError(str(error)) from None
+
+    def check(self) -> None:
+        """Render the smallest conversations there are. Raises TemplateError if it takes neither."""
+        user = ChatMessage(role="user", content="Hello")
+        try:
+            self._render([user], add_generation_prompt=True)
+        except TemplateError as error:
+            with contextlib.suppress(TemplateError):
+                self._render([ChatMessage(role="system", content="Hello"), user], add_generation_prompt=True)
+                return
+            raise TemplateError(f"it renders not even a single message: {error}") from None
+
+    def tail(self) -> str:
+        """Return what it writes behind the last answer of a conversation; nothing if it takes no such conversation."""
+        turns = [ChatMessage(role="user", content="Hello"), ChatMessage(role="assistant", content=_PROBE)]
+        try:
+            _, found, tail = self._render(turns, add_generation_prompt=False).rpartition(_PROBE)
+        except TemplateError:
+            return ""
+        return tail.lstrip() if found else ""
 
     def _role(self, role: str) -> str:
         """Older models were trained before the role of a developer; they know it as the system's."""

@@ -134,7 +134,12 @@ class WorkerSettings(CommonSettings):
         """Model whose files are needed. The mock has none; an engine of one's own may do without."""
         if self.engine_name == "mock":
             return None
-        return self.model or (DEFAULT_MODEL if self.engine_name in _OUR_ENGINES else None)
+        return self.model or (DEFAULT_MODEL if self.is_our_engine else None)
+
+    @property
+    def is_our_engine(self) -> bool:
+        """Whether an engine of ours generates text with a model's files; one of one's own may do anything with them."""
+        return self.engine_name in _OUR_ENGINES
 
     @property
     def service(self) -> str:

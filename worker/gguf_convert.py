@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .gguf_file import GgufFile, Tensor, read_gguf
-from .model_cache import ModelError
+from .gguf_file import GgufFile, Tensor
+from .gguf_split import find_parts, read_parts
+from .model_error import ModelError
+from .model_look import enumerate_names
 from .weights import Entry, write_safetensors
 
 if TYPE_CHECKING:
@@ -36,21 +38,35 @@ _LAYER_NAMES: Final = {
 }
 _OUTER_NAMES: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _CONTROL_TYPE: Final = 3
+_MOST_LAYERS: Final = 1000
 _PARSED_PERCENT: Final = 10.0
 _TOKENIZER_PERCENT: Final = 25.0
 """Measured for 135 M weights and a vocabulary of 49,152: 0.3 s, 0.5 s and 2.2 s."""
 
 
 def convert_gguf(source: Path, directory: Path, progress: Callable[[float], None]) -> None:
-    """Fill `directory` from the GGUF file `source`. Raises ModelError for what cannot be converted."""
+    """Fill `directory` from the GGUF file `source` and those it is split over. Raises ModelError."""
     progress(0.0)
-    file = read_gguf(source, _part(progress, 0.0, _PARSED_PERCENT))
+    parts = find_parts(source)
+    try:
+        _convert(read_parts(parts, _part(progress, 0.0, _PARSED_PERCENT)), directory, progress)
+    except ModelError as error:
+        raise error if source.name in str(error) else ModelError(f"{source}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Its metadata can be of any type and size. Whatever is wrong with them, no other file will come of this one.
+        raise ModelError(f"{source} cannot be converted: {type(error).__name__}: {error}; fetch it again") from error
+
+
+def _convert(file: GgufFile, directory: Path, progress: Callable[[float], None]) -> None:
     config = _config(file)
+    ends = _end_ids(file, config)
+    _check_tensors(file, config)
     _write_json(directory / "config.json", config)
-    _write_json(
-        directory / "generation_config.json",
-        {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config},
-    )
+    names = [f"{name}_token_id" for name in ("bos", "eos", "pad") if f"{name}_token_id" in config]
+    generation: dict[str, Any] = {name: config[name] for name in names}
+    if len(ends) > 1:
+        generation["eos_token_id"] = ends
+    _write_json(directory / "generation_config.json", generation)
     _write_tokenizer(file, directory, config)
     progress(_TOKENIZER_PERCENT)
     entries = [_entry(tensor, config) for tensor in file.tensors]
@@ -70,32 +86,116 @@ def _config(file: GgufFile) -> dict[str, Any]:
         raise ModelError(
             f"a GGUF file of architecture {kind!r} cannot be converted (only {known}); use its safetensors"
         )
-    names = {tensor.name for tensor in file.tensors}
-    heads, width = file.get(f"{kind}.attention.head_count"), file.get(f"{kind}.embedding_length")
+    heads, width = _number(file, f"{kind}.attention.head_count"), _number(file, f"{kind}.embedding_length")
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    tokens = _tokens(file)
+    rows = shapes.get("token_embd.weight", (len(tokens),))[0]
+    if len(tokens) > rows:
+        raise ModelError(f"its tokenizer has {len(tokens)} tokens, but the model only {rows}: it is damaged")
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[kind]],
         "model_type": kind,
-        "vocab_size": file.get(f"{kind}.vocab_size", len(file.get("tokenizer.ggml.tokens", []))),
+        "vocab_size": rows,
         "hidden_size": width,
-        "intermediate_size": file.get(f"{kind}.feed_forward_length"),
-        "num_hidden_layers": file.get(f"{kind}.block_count"),
+        "intermediate_size": _number(file, f"{kind}.feed_forward_length"),
+        "num_hidden_layers": _number(file, f"{kind}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.get(f"{kind}.attention.head_count_kv", heads),
-        "head_dim": file.get(f"{kind}.rope.dimension_count", width // heads),
-        "max_position_embeddings": file.get(f"{kind}.context_length"),
+        "num_key_value_heads": _number(file, f"{kind}.attention.head_count_kv", heads),
+        "head_dim": _number(file, f"{kind}.rope.dimension_count", width // heads),
+        "max_position_embeddings": _number(file, f"{kind}.context_length"),
         "rope_theta": file.get(f"{kind}.rope.freq_base", 10000.0),
-        "rms_norm_eps": file.get(f"{kind}.attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": file.get(f"{kind}.attention.layer_norm_rms_epsilon", 1e-5),
         "hidden_act": "silu",
-        "tie_word_embeddings": "output.weight" not in names,
+        "tie_word_embeddings": "output.weight" not in shapes,
         "dtype": "bfloat16",
     }
-    if "rope_freqs.weight" in names or file.get(f"{kind}.rope.scaling.type"):
+    if "rope_freqs.weight" in shapes or file.get(f"{kind}.rope.scaling.type", "none") not in {"", "none"}:
         raise ModelError("a GGUF file with scaled rotary embeddings cannot be converted; use the model's safetensors")
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        token_id = file.get(f"tokenizer.ggml.{theirs}_token_id")
+        token_id = _token_id(file, theirs, len(tokens))
         if token_id is not None:
-            config[f"{ours}_token_id"] = int(token_id)
+            config[f"{ours}_token_id"] = token_id
     return config
+
+
+def _number(file: GgufFile, key: str, default: int | None = None) -> int:
+    value = file.get(key, default)
+    if value is None:
+        raise ModelError(f"its metadata do not say {key}: it is damaged, or no model")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"its metadata say {key} = {str(value)[:80]}, which is not one number above zero")
+    return value
+
+
+def _tokens(file: GgufFile) -> list[str]:
+    tokens = cast("list[object] | None", file.get("tokenizer.ggml.tokens"))
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise ModelError(
+            "it has no vocabulary (tokenizer.ggml.tokens); use a file that has, or the model's safetensors"
+        )
+    return cast("list[str]", tokens)
+
+
+def _token_id(file: GgufFile, name: str, size: int) -> int | None:
+    """Return the id of a named token; none if there is no such name, or it is of no token."""
+    found = file.get(f"tokenizer.ggml.{name}_token_id")
+    is_token = isinstance(found, int) and not isinstance(found, bool) and 0 <= found < size
+    return found if is_token else None
+
+
+def _end_ids(file: GgufFile, config: dict[str, Any]) -> list[int]:
+    """Unite the ends of a text, of a turn and of a message: models end their answers with any of them."""
+    found = [_token_id(file, name, config["vocab_size"]) for name in ("eos", "eot", "eom")]
+    return sorted({one for one in found if one is not None})
+
+
+def _check_tensors(file: GgufFile, config: dict[str, Any]) -> None:
+    """Compare names and shapes with what the metadata announce: a file may lack some and look whole."""
+    expected, found = _shapes(config), {tensor.name: tensor.shape for tensor in file.tensors}
+    missing = [name for name in expected if name not in found]
+    if missing:
+        have = f"it has {len(found)} of them" if found else "it has none at all (a vocabulary by itself?)"
+        raise ModelError(f"it lacks tensors of its model ({have}): {enumerate_names(missing)}; fetch it again")
+    extra = [name for name in found if name not in expected and name != "output.weight"]
+    if extra:
+        raise ModelError(
+            f"it has tensors that no {config['model_type']} model of {config['num_hidden_layers']} layers has: "
+            f"{enumerate_names(extra)}; use the model's safetensors"
+        )
+    expected["output.weight"] = expected["token_embd.weight"]
+    wrong = [
+        f"{name} is {list(shape)}, not {list(expected[name])}"
+        for name, shape in found.items()
+        if shape != expected[name]
+    ]
+    if wrong:
+        raise ModelError(f"its tensors are not what its metadata say: {enumerate_names(wrong)}")
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """List llama.cpp's names of a model's tensors, and their shapes."""
+    width, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, key = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (config["vocab_size"], width),
+        "output_norm.weight": (width,),
+    }
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (width,),
+        "attn_q": (query, width),
+        "attn_k": (key, width),
+        "attn_v": (key, width),
+        "attn_output": (width, query),
+        "ffn_norm": (width,),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    if config["num_hidden_layers"] > _MOST_LAYERS:
+        raise ModelError(f"its metadata say that it has {config['num_hidden_layers']} layers: it is damaged")
+    for number in range(config["num_hidden_layers"]):
+        shapes |= {f"blk.{number}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
 
 
 def _entry(tensor: Tensor, config: dict[str, Any]) -> Entry:
@@ -108,7 +208,14 @@ def _entry(tensor: Tensor, config: dict[str, Any]) -> Entry:
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(part)
 
     def values() -> FloatArray:
-        return tensor.values() if heads is None else _unpermute(tensor.values(), heads)
+        import numpy as np
+
+        made = tensor.values()
+        if not np.isfinite(made).all():
+            raise ModelError(
+                f"the tensor {tensor.name} holds numbers that are not finite: it is damaged; fetch it again"
+            )
+        return made if heads is None else _unpermute(made, heads)
 
     return Entry(f"{name}.weight", tensor.shape, values)
 
@@ -121,8 +228,10 @@ def _unpermute(values: FloatArray, heads: int) -> FloatArray:
 
 def _write_tokenizer(file: GgufFile, directory: Path, config: dict[str, Any]) -> None:
     """Write tokenizer.json, tokenizer_config.json and the chat template."""
-    tokens = cast("list[str]", file.get("tokenizer.ggml.tokens"))
+    tokens = _tokens(file)
     tokenizer = _tokenizer(file, tokens)
+    if file.get("tokenizer.ggml.add_bos_token") is True and "bos_token_id" in config:
+        _begin_with(tokenizer, tokens, int(config["bos_token_id"]))
     tokenizer.save(str(directory / "tokenizer.json"))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -139,6 +248,15 @@ def _write_tokenizer(file: GgufFile, directory: Path, config: dict[str, Any]) ->
     _write_json(directory / "tokenizer_config.json", settings)
 
 
+def _begin_with(tokenizer: Tokenizer, tokens: list[str], token_id: int) -> None:
+    """Put the token that begins a text before every text."""
+    from tokenizers import processors
+
+    token = tokens[token_id]
+    before = processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])
+    cast("Any", tokenizer).post_processor = before
+
+
 def _tokenizer(file: GgufFile, tokens: list[str]) -> Tokenizer:
     """Build the byte-level BPE tokenizer that the file describes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -148,13 +266,18 @@ def _tokenizer(file: GgufFile, tokens: list[str]) -> Tokenizer:
     if model != "gpt2" or splits is None:
         raise ModelError(f"the GGUF file's tokenizer ({model}, {flavour}) cannot be converted; use its safetensors")
     merges = [cast("tuple[str, str]", tuple(merge.split(" ", 1))) for merge in file.get("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        raise ModelError(f"its vocabulary and its merges do not fit together ({error}): it is damaged") from None
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if splits == "digits" else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     types = file.get("tokenizer.ggml.token_type")
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL_TYPE]
+    if not isinstance(types, list) or len(cast("list[int]", types)) != len(tokens):
+        raise ModelError("it does not say of what kind each token is (tokenizer.ggml.token_type): it is damaged")
+    control = [token for token, kind in zip(tokens, cast("list[int]", types), strict=True) if kind == _CONTROL_TYPE]
     cast("Any", tokenizer).add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     return tokenizer
 

@@ -11,12 +11,14 @@ import importlib.util
 import math
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from .model_cache import ModelError
+from .model_error import ModelError
+from .safetensors_file import damage
 
 if TYPE_CHECKING:
     from .weights import FloatArray
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _ALIGNMENT: Final = 32
+_MOST_ALIGNMENT: Final = 1 << 20
+_MOST_NESTED: Final = 4
+"""Arrays within arrays; nothing that describes a model needs two."""
 _STRING: Final = 8
 _ARRAY: Final = 9
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -63,12 +68,15 @@ def read_gguf(path: Path, progress: Callable[[float], None]) -> GgufFile:
     """Read a file's metadata and map its tensors. Raises ModelError."""
     if importlib.util.find_spec("gguf") is None:
         raise ModelError("reading a .gguf file needs the gguf package: pip install 'zmqrt[models]'")
+    words = damage(path)
+    if words is not None:
+        raise ModelError(words)
     try:
         with path.open("rb") as opened:
             content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         return _read(content, progress)
-    except (ValueError, OSError, OverflowError, struct.error, KeyError) as error:
-        raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
+    except (ValueError, OSError, ArithmeticError, struct.error, KeyError, RecursionError, MemoryError) as error:
+        raise ModelError(f"{path} is not a readable GGUF file: {error}; fetch it again") from error
 
 
 def _read(content: mmap.mmap, progress: Callable[[float], None]) -> GgufFile:
@@ -77,6 +85,8 @@ def _read(content: mmap.mmap, progress: Callable[[float], None]) -> GgufFile:
         raise ValueError("it does not begin with GGUF")
     version = cursor.scalar("I")
     if version not in _VERSIONS:
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+            raise ValueError("its numbers are big-endian, and only little-endian files are read")
         raise ValueError(f"its version is {version}, known are {_VERSIONS}")
     tensor_count, value_count = cursor.scalar("Q"), cursor.scalar("Q")
     file = GgufFile()
@@ -85,7 +95,12 @@ def _read(content: mmap.mmap, progress: Callable[[float], None]) -> GgufFile:
         file.metadata[key] = cursor.value(cursor.scalar("I"))
         progress(100.0 * (index + 1) / value_count)
     stored = [cursor.stored_tensor() for _ in range(tensor_count)]
-    alignment = int(file.get("general.alignment", _ALIGNMENT))
+    alignment = file.get("general.alignment", _ALIGNMENT)
+    if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT:
+        raise ValueError(f"general.alignment is {alignment!r}")
+    twice = [name for name, times in Counter(one.name for one in stored).items() if times > 1]
+    if twice:
+        raise ValueError(f"the tensor {twice[0]} is in it twice")
     begin = -(-cursor.offset // alignment) * alignment
     file.tensors = [_tensor(content, begin, one) for one in stored]
     return file
@@ -95,8 +110,13 @@ def _tensor(content: mmap.mmap, begin: int, stored: _Stored) -> Tensor:
     import gguf
     import numpy as np
 
-    quantisation = gguf.GGMLQuantizationType(stored.kind)
-    block, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
+    try:
+        quantisation = gguf.GGMLQuantizationType(stored.kind)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
+    except (ValueError, KeyError):
+        raise ValueError(f"the tensor {stored.name} is of type {stored.kind}, which the gguf package lacks") from None
+    if stored.shape[-1] % block or not all(stored.shape):
+        raise ValueError(f"the tensor {stored.name} has the shape {stored.shape}, which its type cannot have")
     rows, row_bytes = stored.shape[:-1], stored.shape[-1] // block * block_bytes
     size_bytes, offset = math.prod(rows) * row_bytes, begin + stored.offset
     if offset + size_bytes > len(content):
@@ -136,19 +156,31 @@ class _Cursor:
 
     def string(self) -> str:
         """Take a length and so many bytes of UTF-8."""
-        return self.take(self.scalar("Q")).decode("utf-8")
+        size_bytes = self.scalar("Q")
+        self._look_ahead(size_bytes)
+        return self.take(size_bytes).decode("utf-8")
 
-    def value(self, kind: int) -> Any:  # noqa: ANN401 - values are of every type
+    def value(self, kind: int, depth: int = 0) -> Any:  # noqa: ANN401 - values are of every type
         """Take one value of the metadata."""
+        if depth > _MOST_NESTED:
+            raise ValueError("its metadata are arrays within arrays without end")
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
+            if kind not in _SCALARS:
+                raise ValueError(f"its metadata hold a value of type {kind}, which there is not")
             return self.scalar(_SCALARS[kind])
         inner, count = self.scalar("I"), self.scalar("Q")
         if inner in _SCALARS:
+            self._look_ahead(count)
             layout = f"<{count}{_SCALARS[inner]}"
             return list(struct.unpack(layout, self.take(struct.calcsize(layout))))
-        return [self.value(inner) for _ in range(count)]
+        return [self.value(inner, depth + 1) for _ in range(count)]
+
+    def _look_ahead(self, count: int) -> None:
+        """Refuse a count that the file cannot hold, before memory is asked for it."""
+        if count > len(self._content) - self.offset:
+            raise ValueError(f"it ends within an array of {count} values in its metadata")
 
     def stored_tensor(self) -> _Stored:
         """Take what says where a tensor lies; shapes are stored columns first."""

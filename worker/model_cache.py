@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import IO, Final
 
 from ..protocol.settings.variables import CACHE_ENV
+from .model_error import ModelError
 
 LOCK_WAIT_S: Final = 1800.0
 """Long enough for the largest download on a slow line; a holder that died has let go long before."""
 _LOCK_POLL_S: Final = 0.1
-
-
-class ModelError(Exception):
-    """No usable model by that name; the words say what to do."""
 
 
 def cache_dir() -> Path:

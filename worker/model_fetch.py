@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from .model_cache import ModelError, build_once, cache_dir
+from .model_cache import build_once, cache_dir
+from .model_error import ModelError
 
 _RAW_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
 _CHUNK_BYTES: Final = 1 << 20

@@ -8,8 +8,8 @@ conversion is converted once, into the cache. Neither torch nor transformers is 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -18,10 +18,16 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
+from .context import context_of
 from .engines.base import Phase, Progress
 from .gguf_convert import convert_gguf
-from .model_cache import ModelError, build_once, cache_dir
+from .gguf_split import find_parts
+from .model_cache import build_once, cache_dir
+from .model_error import ModelError
 from .model_fetch import Package, check, download, file_sha256, locate
+from .model_fit import check_generator, makes_text
+from .model_look import look_at
+from .safetensors_file import read_json_object
 from .tiny_model import TinyConfig, write_tiny_model
 
 Kind = Literal["generate", "embed"]
@@ -49,8 +55,10 @@ TINY: Final = "tiny-random"
 _HUB_ID: Final = re.compile(r"(hf:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf))")
 _HUB_FILES: Final = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _SHA_LETTERS: Final = 12
-_CONVERTER: Final = 1
+_CONVERTER: Final = 2
 """Goes into the names of converted directories: raise it when the converter's output changes."""
+_TINY: Final = 1
+"""The same for the tiny models."""
 _SAMPLE_BYTES: Final = 1 << 16
 _SAMPLES: Final = 64
 
@@ -71,16 +79,18 @@ class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
 def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_download: bool = False) -> ModelFiles:
     """Find a model, converting or (if allowed) downloading it first. Blocks; raises ModelError."""
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - leaves ~ alone where there is no home
-    if path.suffix == ".gguf" and path.is_file():
-        return _from_gguf(path, file_sha256(path), path.stem, progress)
     if path.is_dir():
         return _from_directory(path, path.resolve().name)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(_no_model_file(path))
+        return _from_gguf(path, path.stem, progress)
     if model in PACKAGES:
         return _from_package(model, progress, allow_download=allow_download)
     if model == TINY or model.startswith(f"{TINY}:"):
         return _from_tiny(TinyConfig.parse(model[len(TINY) + 1 :]), progress)
     if hub := _HUB_ID.fullmatch(model):
-        return _from_hub(hub["id"], progress, allow_hub=allow_hub)
+        return _from_hub(hub["id"], progress, allow_hub=allow_hub, near="" if hub[1] else _near_path(path))
     raise ModelError(_unknown(model))
 
 
@@ -96,6 +106,11 @@ def is_servable(model: str) -> bool:
     return is_known or os.sep in model or _HUB_ID.fullmatch(model) is not None or model.endswith(".gguf")
 
 
+def check_fit(files: ModelFiles, *, max_model_len: int) -> None:
+    """Raise ModelError if no engine of ours can generate text with a model that was found."""
+    check_generator(files.path, look_at(files.path), max_model_len=max_model_len)
+
+
 def fetch(model: str, progress: Progress) -> ModelFiles:
     """Do all that serving a model may need beforehand: download it, unless it is here, and convert it."""
     return resolve(model, progress=progress, allow_hub=True, allow_download=True)
@@ -108,10 +123,45 @@ def is_ready(alias: str) -> bool:
 
 
 def _unknown(model: str) -> str:
-    looks_like_path = os.sep in model or model.startswith(("~", ".")) or model.endswith(".gguf")
+    looks_like_path = os.sep in model or model.startswith(("~", ".")) or model.lower().endswith(".gguf")
     reason = "there is no such file or directory" if looks_like_path else "it is not a name that zmqrt knows"
+    path = Path(os.path.expanduser(model))  # noqa: PTH111 - leaves ~ alone where there is no home
+    near = _near_path(path) if looks_like_path else _near_name(model)
     known = ", ".join([*PACKAGES, TINY])
-    return f"model {model!r}: {reason}; known: {known}, a directory, a .gguf file, or hf:ORG/NAME"
+    return f"model {model!r}: {reason}{near}; known: {known}, a directory, a .gguf file, or hf:ORG/NAME"
+
+
+def _near_name(model: str) -> str:
+    """Name what was probably meant: an alias, or something that lies in the working directory."""
+    aliases = [*PACKAGES, TINY]
+    lowered = {name.lower().replace("_", "-"): name for name in aliases}
+    close = difflib.get_close_matches(model.partition(":")[0].lower().replace("_", "-"), lowered, n=1)
+    return f"; did you mean {lowered[close[0]]}?" if close else _near_path(Path(model))
+
+
+def _near_path(path: Path) -> str:
+    """Name the file or directory that was probably meant, if the folder that it would lie in is there."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        path, folder = folder, folder.parent  # the mistake may be further up
+    try:
+        names = [one.name for one in folder.iterdir() if one.is_dir() or one.suffix.lower() == ".gguf"]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {folder / close[0]}?" if close else ""
+
+
+def _no_model_file(path: Path) -> str:
+    """Say what to name instead of a file that is a part of a model, or none at all."""
+    if path.name == "config.json" or path.suffix in {".safetensors", ".json"}:
+        return f"{path} is a file of a model: name the directory that it lies in ({path.parent})"
+    if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}:
+        return (
+            f"{path} is a file of pickle, which can run code and is not loaded here: save the model as safetensors "
+            "(transformers' save_pretrained) and name its directory"
+        )
+    return f"{path} is a file, but no .gguf file: a model is a directory with config.json, or a .gguf file"
 
 
 def _from_package(alias: str, progress: Progress, *, allow_download: bool) -> ModelFiles:
@@ -129,11 +179,18 @@ def _from_package(alias: str, progress: Progress, *, allow_download: bool) -> Mo
         )
     check(weights, package)
     if is_gguf:
-        return _from_gguf(weights, package.sha256, alias, progress)
+        return _convert(weights, package.sha256, alias, progress)
     return _from_directory(weights.parent, alias, revision=package.sha256[:_SHA_LETTERS])
 
 
-def _from_gguf(source: Path, sha256: str, name: str, progress: Progress) -> ModelFiles:
+def _from_gguf(path: Path, name: str, progress: Progress) -> ModelFiles:
+    parts = find_parts(path)
+    digests = [file_sha256(part) for part in parts]
+    together = digests[0] if len(parts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return _convert(path, together, name, progress)
+
+
+def _convert(source: Path, sha256: str, name: str, progress: Progress) -> ModelFiles:
     def build(directory: Path) -> None:
         convert_gguf(source, directory, _phase(progress, "converting"))
 
@@ -146,10 +203,10 @@ def _from_tiny(config: TinyConfig, progress: Progress) -> ModelFiles:
     def build(directory: Path) -> None:
         write_tiny_model(directory, config, _phase(progress, "converting"))
 
-    return _from_directory(build_once(cache_dir() / f"{name}-v{_CONVERTER}", build), TINY)
+    return _from_directory(build_once(cache_dir() / f"{name}-v{_TINY}", build), TINY)
 
 
-def _from_hub(model: str, progress: Progress, *, allow_hub: bool) -> ModelFiles:
+def _from_hub(model: str, progress: Progress, *, allow_hub: bool, near: str = "") -> ModelFiles:
     """Take a snapshot from the hub's cache, or from the hub. Its library honours HF_HUB_OFFLINE and HF_HOME."""
     try:
         import huggingface_hub
@@ -164,7 +221,8 @@ def _from_hub(model: str, progress: Progress, *, allow_hub: bool) -> ModelFiles:
     except LocalEntryNotFoundError:
         why = "the hub cannot be reached" if allow_hub else "this worker may not download"
         how = f"where there is a network, run: zmqrt models fetch hf:{model}"
-        raise ModelError(f"{model} is not in the hub's cache here, and {why}; {how}") from None
+        here = "" if Path(model).exists() else f"there is no directory {model} here{near}, "
+        raise ModelError(f"{here}{model} is not in the hub's cache here, and {why}; {how}") from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"the hub did not give {model}: {error}") from error
     progress("downloading", 100.0)
@@ -184,40 +242,27 @@ def _phase(progress: Progress, phase: Phase) -> Callable[[float], None]:
 
 
 def _from_directory(path: Path, name: str, revision: str | None = None) -> ModelFiles:
-    config = _read_json(path / "config.json")
-    if not config:
-        raise ModelError(f"{path} is no model directory: it has no config.json")
-    if not (path / "tokenizer.json").is_file():
-        raise ModelError(f"{path} has no tokenizer.json; make one with transformers' AutoTokenizer…save_pretrained")
-    architectures = cast("list[str]", config.get("architectures") or [])
-    makes_text = any(one.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for one in architectures)
+    look = look_at(path)
     return ModelFiles(
         path=path,
         name=name,
         revision=revision or fingerprint(path),
-        context=_context(path, config),
-        kind="generate" if makes_text else "embed",
+        context=_context(path, look.config),
+        kind="generate" if makes_text(path, look.config) else "embed",
     )
 
 
 def _context(path: Path, config: dict[str, Any]) -> int:
     """Return how many tokens fit: what the architecture can, or the shorter text an embedding model was made for."""
-    text_config = cast("dict[str, Any]", config.get("text_config") or config)
-    positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
-    trained = _read_json(path / "sentence_bert_config.json").get("max_seq_length")
+    try:
+        positions = context_of(config)
+    except ValueError as error:
+        raise ModelError(f"{path}/config.json: {error}") from None
+    trained = read_json_object(path / "sentence_bert_config.json").get("max_seq_length")
     known = [int(length) for length in (positions, trained) if length]
     if not known:
         raise ModelError(f"{path}/config.json does not say how many positions the model has (max_position_embeddings)")
     return min(known)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return cast("dict[str, Any]", json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
 
 
 def fingerprint(path: Path) -> str:
@@ -226,10 +271,7 @@ def fingerprint(path: Path) -> str:
     Reading 16 GB at every start would take longer than loading; each file is sampled in 64 places, ends included.
     """
     digest = hashlib.sha256((path / "config.json").read_bytes())
-    files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
-    if not files:
-        raise ModelError(f"{path} has no weights (*.safetensors)")
-    for file in files:
+    for file in sorted(path.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as weights:

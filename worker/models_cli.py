@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from .engines.base import Phase, Progress
-from .model_cache import ModelError
+from .model_error import ModelError
 from .models import PACKAGES, TINY, fetch, is_ready
 
 

@@ -37,6 +37,7 @@ from .engines.base import EngineSpec, Phase
 from .facts import Facts
 from .fleet import Fleet
 from .gpu_watch import GpuWatch
+from .model_error import ModelError
 from .models import ModelFiles
 from .resolving import resolve_apart
 from .supervisor import Supervisor
@@ -131,7 +132,7 @@ class _Node:
         """Find the model, then run the engine processes until the node leaves."""
         try:
             files = await self._find_model()
-        except (ZmqrtError, OSError, ValueError) as error:
+        except (ZmqrtError, ModelError, OSError, ValueError) as error:
             self._give_up(str(error))
             return
         except Exception as error:
@@ -160,6 +161,7 @@ class _Node:
             self._on_progress,
             allow_hub=self._settings.allow_hub,
             allow_download=self._settings.allow_download,
+            max_model_len=self._settings.max_model_len if self._settings.is_our_engine else None,
         )
         self._vocabulary = await asyncio.to_thread(load_vocabulary, files.path)
         return files

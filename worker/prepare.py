@@ -86,6 +86,7 @@ def prepare_generation(dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bound
     task = _generation(dispatch.body, bounds)
     prompt_ids = _encode(task, vocabulary)
     _check_length(len(prompt_ids), bounds)
+    _check_known(max(prompt_ids), vocabulary)
     _check_ids(task, vocabulary)
     room = bounds.context - len(prompt_ids)
     max_new = min(task.max_tokens or bounds.default_max_tokens, room)
@@ -158,6 +159,14 @@ def _check_length(prompt_tokens: int, bounds: Bounds) -> None:
             Kind.CONTEXT_EXCEEDED,
             f"the prompt has {prompt_tokens} tokens, but the context of {bounds.service} is {bounds.context} tokens "
             "for prompt and answer together",
+        )
+
+
+def _check_known(largest: int, vocabulary: Vocabulary) -> None:
+    """Refuse a token that the tokenizer names and the model was not made with (some models come with one or two)."""
+    if not vocabulary.is_known(largest):
+        raise request_error(
+            Kind.BAD_REQUEST, f"the prompt holds a token (id {largest}) that the model's tokenizer names but it lacks"
         )
 
 

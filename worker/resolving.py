@@ -18,8 +18,8 @@ import msgspec
 
 from ..protocol.errors import ConfigurationError
 from .engines.base import Phase
-from .model_cache import ModelError
-from .models import ModelFiles, resolve
+from .model_error import ModelError
+from .models import ModelFiles, check_fit, resolve
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -32,10 +32,18 @@ class _Line(msgspec.Struct, omit_defaults=True):
 
 
 async def resolve_apart(
-    model: str, on_progress: Callable[[Phase, float], None], *, allow_hub: bool, allow_download: bool
+    model: str,
+    on_progress: Callable[[Phase, float], None],
+    *,
+    allow_hub: bool,
+    allow_download: bool,
+    max_model_len: int | None = None,
 ) -> ModelFiles:
-    """Run `models.resolve` in a child process. Raises ConfigurationError with the words of what went wrong."""
-    flags = json.dumps({"allow_hub": allow_hub, "allow_download": allow_download})
+    """Run `models.resolve` in a child process; with `max_model_len` also `models.check_fit`.
+
+    Raises ConfigurationError with the words of what went wrong.
+    """
+    flags = json.dumps({"allow_hub": allow_hub, "allow_download": allow_download, "max_model_len": max_model_len})
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, model, flags, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
@@ -62,8 +70,11 @@ def _child(model: str, flags: str) -> None:
         sys.stdout.flush()
 
     options = json.loads(flags)
+    max_model_len: int | None = options.pop("max_model_len")
     try:
         files = resolve(model, progress=lambda phase, percent: tell(_Line(phase=phase, percent=percent)), **options)
+        if max_model_len is not None:
+            check_fit(files, max_model_len=max_model_len)
     except (ModelError, OSError) as error:
         tell(_Line(error=str(error)))
     else:

@@ -136,6 +136,8 @@ class Supervisor:
                 post.policy.ready(asyncio.get_running_loop().time())
             elif isinstance(message, ipc.Failed):
                 post.last_words = message.error
+                if message.is_final:
+                    post.policy.give_up()
                 child.send([ipc.Stop()])  # it waits for this, so that its exit cannot overtake its words
 
     def exits(self) -> Iterator[tuple[str, str, bool]]:
@@ -148,7 +150,7 @@ class Supervisor:
                 post.child.close()
                 post.child = None
             is_restarted = self._start_later(post)
-            if not is_restarted:
+            if not is_restarted and not post.policy.is_hopeless:
                 reason = f"{reason} (given up after {post.policy.load_tries} tries)"
             yield name, reason, is_restarted
 

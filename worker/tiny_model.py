@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from .model_cache import ModelError
+from .model_error import ModelError
 from .weights import Entry, write_safetensors
 
 if TYPE_CHECKING:

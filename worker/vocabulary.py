@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from ..protocol.errors import Kind, request_error
 from ..protocol.tasks import ChatMessage
+from .model_error import ModelError
+from .safetensors_file import read_json_object
+from .special_tokens import complete, end_ids, read_tokenizer_config, special_tokens
 from .text import ByteDetokenizer, Detokenizer, WindowDetokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from .chat import ChatTemplate
-
-_SPECIAL_NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Vocabulary(Protocol):
@@ -108,7 +109,9 @@ class FileVocabulary:
         *,
         template: ChatTemplate | None = None,
         eos_ids: frozenset[int] = frozenset(),
+        rows: int = 0,
     ) -> None:
+        """`rows`: how many ids the model has, if that is known; a tokenizer may name more than were ever trained."""
         from tokenizers import Tokenizer
 
         from .chat import Shield
@@ -126,7 +129,8 @@ class FileVocabulary:
         self._shield = Shield(token.content for token in added.values() if token.special)
         self._is_byte_level = _is_byte_level(tokenizer)
         self._bytes: dict[int, bytes] = {}
-        self._size = max([tokenizer.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
+        named = max([tokenizer.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
+        self._size = min(named, rows) if rows else named
 
     @property
     def has_template(self) -> bool:
@@ -218,23 +222,44 @@ _BYTE_OF_CHAR: Final = _byte_alphabet()
 
 
 def load_vocabulary(directory: Path) -> FileVocabulary:
-    """Read `tokenizer.json`, the chat template and the EOS ids of a model directory. Blocks; call it off the loop."""
+    """Read `tokenizer.json`, the chat template and the ids that end an answer. Blocks; call it off the loop.
+
+    Raises ModelError if they are no tokenizer, or not that of the model beside them.
+    """
     from tokenizers import Tokenizer
 
-    from .chat import ChatTemplate
-
-    tokenizer: Tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    config = _read_json(directory / "tokenizer_config.json")
-    source = _template_source(directory, config)
-    template = ChatTemplate(source, _special_tokens(config)) if source else None
-    return FileVocabulary(tokenizer, template=template, eos_ids=_eos_ids(directory, tokenizer, config))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    path = directory / "tokenizer.json"
     try:
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
+        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        raise ModelError(f"{path} is no tokenizer that can be read: {error}; fetch it again") from None
+    config = read_tokenizer_config(directory)
+    complete(tokenizer, directory, config)
+    rows = _rows(directory)
+    words = tokenizer.get_vocab_size(with_added_tokens=False)
+    if rows and words > rows:
+        raise ModelError(
+            f"{path} knows {words} tokens, but the model has only {rows} (vocab_size in config.json): they are not of "
+            "one model; fetch both again"
+        )
+    source = _template_source(directory, config)
+    template = _template(directory, source, special_tokens(config)) if source else None
+    closer = closing_token(template, tokenizer) if template else None
+    ends = end_ids(directory, tokenizer, config, [closer] if closer else [])
+    return FileVocabulary(tokenizer, template=template, eos_ids=ends, rows=rows)
+
+
+def end_ids_of(directory: Path) -> frozenset[int]:
+    """Return the ids that end an answer of the model in a directory; an engine asks, which has no use for the rest."""
+    return load_vocabulary(directory).eos_ids if (directory / "tokenizer.json").is_file() else frozenset()
+
+
+def _rows(directory: Path) -> int:
+    """Return how many ids the model itself has; 0 if its configuration does not say."""
+    config = read_json_object(directory / "config.json")
+    text_config = cast("dict[str, Any]", config.get("text_config") or config)
+    found = text_config.get("vocab_size")
+    return found if isinstance(found, int) and found > 0 else 0
 
 
 def _template_source(directory: Path, config: dict[str, Any]) -> str:
@@ -249,23 +274,23 @@ def _template_source(directory: Path, config: dict[str, Any]) -> str:
     return str(found)
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the names that transformers gives a template; a token may stand as text or as an object with content."""
-    named = {name: _content(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
-    extra = config.get("additional_special_tokens")
-    return named | ({"additional_special_tokens": [_content(one) for one in extra]} if extra else {})
+def _template(directory: Path, source: str, names: dict[str, Any]) -> ChatTemplate:
+    """Make the template, and try it: one that renders no conversation at all would refuse every request."""
+    from .chat import ChatTemplate, TemplateError
+
+    own = directory / "chat_template.jinja"
+    where = own if own.exists() else directory / "tokenizer_config.json"
+    try:
+        template = ChatTemplate(source, names)
+        template.check()
+    except TemplateError as error:
+        raise ModelError(f"the chat template of {where} cannot be used: {error}; mend it or take it away") from None
+    return template
 
 
-def _content(token: object) -> str:
-    return str(cast("dict[str, Any]", token)["content"]) if isinstance(token, dict) else str(token)
-
-
-def _eos_ids(directory: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> frozenset[int]:
-    """Take EOS from the generation configuration: a converted tokenizer may name the wrong one."""
-    for name in ("generation_config.json", "config.json"):
-        found = _read_json(directory / name).get("eos_token_id")
-        if found is not None:
-            return frozenset(cast("list[int]", found if isinstance(found, list) else [found]))
-    token = config.get("eos_token")
-    found = tokenizer.token_to_id(_content(token)) if token else None
-    return frozenset() if found is None else frozenset({found})
+def closing_token(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
+    """Find what the template writes behind an answer, if that is a token of its own: a model ends its turn with it."""
+    tail = template.tail()
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    starts = [text for text in added if text and tail.startswith(text)]
+    return max(starts, key=len, default=None)

@@ -13,7 +13,7 @@ import pytest
 
 from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenEvent, TokenRequest
+from zmqrt.worker.engines.base import CannotLoadError, EngineSpec, Sampling, TokenEngine, TokenEvent, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.generate.attention import PoolAttention
 from zmqrt.worker.engines.generate.engine import GenerateEngine
@@ -294,7 +294,7 @@ def test_a_model_that_nothing_here_can_run_is_refused(tmp_path: Path) -> None:
     untyped("transformers").AutoModelForCausalLM.from_config(config_of("stablelm")).save_pretrained(tmp_path)
 
     with pytest.raises(ValueError, match="tiny-random cannot be run here: its attention cannot be replaced"):
-        factory(spec(tmp_path), lambda _phase, _percent: None)
+        factory(spec(tmp_path, max_model_len=0), lambda _phase, _percent: None)
 
 
 def test_what_it_does_not_know_is_refused(model_path: Path) -> None:
@@ -307,12 +307,14 @@ def test_what_it_does_not_know_is_refused(model_path: Path) -> None:
 
 def test_a_pool_smaller_than_the_context_bounds_the_context(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """And says so; one with no room for a request is refused, with what to do."""
-    small = make(kv_mib=0.25)
+    small = make(kv_mib=0.25, max_model_len=0)
 
     assert (small.capacity().context, small.capacity().kv_tokens) == (128, 128)
     assert "memory bears 128 tokens of keys and values; the context is bounded to that" in caplog.text
     with pytest.raises(ValueError, match=r"memory for 25 tokens .* use a smaller model"):
         make(kv_mib=0.05)
+    with pytest.raises(CannotLoadError, match=r"--max-model-len 512 is more than .* keys and values of 128 tokens"):
+        make(kv_mib=0.25, max_model_len=512)
 
 
 def test_an_engine_that_computes_something_else_is_not_used(

@@ -96,6 +96,13 @@ class RequestRefusedError(Exception):
     """The engine can never serve this request (its words go to the client as a 400)."""
 
 
+class CannotLoadError(ValueError):
+    """A factory cannot make the engine, and would not the next time either: a damaged model, a wrong option.
+
+    The process is not started again. Whatever else a factory raises is tried again, for others may free memory.
+    """
+
+
 class EngineFatalError(Exception):
     """The engine is broken for good: its process must end, and what it ran goes on elsewhere."""
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self, cast
 
-from .base import EngineSpec, Progress
+from ..context import context_of
+from ..special_tokens import ids_in
+from ..vocabulary import end_ids_of
+from .base import CannotLoadError, EngineSpec, Progress
 from .cb_loop import Pool, untyped
+from .loaded_check import check_numbers, check_report
 
 OPTIONS: Final = frozenset({"threads", "kv_mib", "block", "chunk", "attention"})
 _DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -41,7 +46,7 @@ def check_options(spec: EngineSpec) -> None:
     unknown = set(spec.options) - OPTIONS
     if unknown:
         known = ", ".join(sorted(OPTIONS))
-        raise ValueError(f"--engine-opt {', '.join(sorted(unknown))}: the transformers engine knows {known}")
+        raise CannotLoadError(f"--engine-opt {', '.join(sorted(unknown))}: the transformers engine knows {known}")
 
 
 def load(spec: EngineSpec, progress: Progress, *, attention: str = "paged|sdpa") -> Loaded:
@@ -54,27 +59,63 @@ def load(spec: EngineSpec, progress: Progress, *, attention: str = "paged|sdpa")
     if not is_cuda:
         torch.set_num_threads(int(spec.options.get("threads", "1")))
     dtype = _dtype(spec, is_cuda=is_cuda)
+    attention = spec.options.get("attention", attention)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
+    loudness = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            spec.model_path,
-            dtype=getattr(torch, dtype),
-            device_map={"": spec.device} if is_cuda else None,
-            # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
-            attn_implementation=spec.options.get("attention", attention),
-            local_files_only=True,
-        )
+        model, report = _read(transformers, spec, dtype=getattr(torch, dtype), attention=attention, is_cuda=is_cuda)
     finally:
+        transformers.logging.set_verbosity(loudness)
         transformers.logging.set_tqdm_hook(previous)
+    where = spec.model_path
+    check_report(report, where)
+    check_numbers(model.named_parameters(), where)
     progress("loading", 100.0)
     return _describe(model, spec, is_cuda=is_cuda)
+
+
+def _read(
+    transformers: Any,  # noqa: ANN401 - it is badly typed
+    spec: EngineSpec,
+    *,
+    dtype: object,
+    attention: str,
+    is_cuda: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """Let transformers read the files; what it says against them is final, unlike a lack of memory or a broken disk."""
+    try:
+        return cast(
+            "tuple[Any, dict[str, Any]]",
+            transformers.AutoModelForCausalLM.from_pretrained(
+                spec.model_path,
+                dtype=dtype,
+                device_map={"": spec.device} if is_cuda else None,
+                # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
+                attn_implementation=attention,
+                local_files_only=True,
+                trust_remote_code=False,  # else it would ask at the terminal whether it may run a model's own code
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, with all others and by their names
+            ),
+        )
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise CannotLoadError(
+                f"{spec.model_path} brings code of its own (auto_map in config.json), which is never run here; "
+                "name a model that transformers knows by itself"
+            ) from error
+        version = transformers.__version__
+        words = " ".join(str(error).split())[:400]
+        raise CannotLoadError(f"transformers {version} cannot load {spec.model_path}: {words}") from error
 
 
 def _dtype(spec: EngineSpec, *, is_cuda: bool) -> str:
     if spec.dtype in {"", "auto"}:
         return "bfloat16" if is_cuda else "float32"
     if spec.dtype not in _DTYPES:
-        raise ValueError(f"dtype {spec.dtype!r} is unknown; there are {', '.join(_DTYPES)}")
+        raise CannotLoadError(f"dtype {spec.dtype!r} is unknown; there are {', '.join(_DTYPES)}")
     return spec.dtype
 
 
@@ -82,15 +123,30 @@ def _describe(model: Any, spec: EngineSpec, *, is_cuda: bool) -> Loaded:  # noqa
     config = model.config.get_text_config()
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    context = int(config.max_position_embeddings)
-    eos = model.generation_config.eos_token_id
+    context = _context(config, spec)
     return Loaded(
         model=model,
-        context=min(context, spec.max_model_len) if spec.max_model_len > 0 else context,
-        eos_ids=frozenset(cast("list[int]", eos) if isinstance(eos, list) else [] if eos is None else [int(eos)]),
+        context=context,
+        eos_ids=end_ids_of(Path(spec.model_path)) or frozenset(ids_in(model.generation_config.eos_token_id)),
         kv_bytes_per_token=2 * int(config.num_hidden_layers) * heads * head_size * int(model.dtype.itemsize),
         is_cuda=is_cuda,
     )
+
+
+def _context(config: Any, spec: EngineSpec) -> int:  # noqa: ANN401 - transformers is badly typed
+    """Return the context to serve: the model's, or less if less was asked for."""
+    try:
+        most = context_of(config.to_dict())
+    except ValueError as error:
+        raise CannotLoadError(f"{spec.model_path}/config.json: {error}") from None
+    if most is None:
+        raise CannotLoadError(f"{spec.model_path}/config.json does not say how many positions the model has")
+    if spec.max_model_len > most:
+        raise CannotLoadError(
+            f"--max-model-len {spec.max_model_len} is more than the model has: its context is {most} tokens; lower it, "
+            "or leave it out"
+        )
+    return spec.max_model_len or most
 
 
 def plan(spec: EngineSpec, loaded: Loaded) -> Pool:

@@ -68,9 +68,10 @@ class Ready(msgspec.Struct, frozen=True, tag=11, array_like=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=12, array_like=True):
-    """Engine to agent: it cannot load or go on; the process exits after this."""
+    """Engine to agent: it cannot load or go on; the process exits after this. `is_final`: another one could neither."""
 
     error: str
+    is_final: bool = False
 
 
 class TextChunk(msgspec.Struct, frozen=True, tag=13, array_like=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Final, cast
 
-from .base import Engine, EngineSpec, Factory, Phase
+from .base import CannotLoadError, Engine, EngineSpec, Factory, Phase
 from .memory import OutOfMemoryError, explain
 
 GROUP: Final = "zmqrt.engines"
@@ -37,7 +37,11 @@ def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> 
     """
     progress("starting", 0.0)
     try:
-        made = find_factory(spec.engine)(spec, progress)
+        factory = find_factory(spec.engine)
+    except (ImportError, LookupError, SyntaxError, ValueError) as error:
+        raise CannotLoadError(f"--engine {spec.engine}: {error}") from error
+    try:
+        made = factory(spec, progress)
     except Exception as error:
         words = explain(error, spec.model)
         if words is None:

@@ -26,7 +26,7 @@ from ...protocol import transport
 from ...protocol.logs import configure_logging
 from ..batcher import Batcher
 from . import ipc
-from .base import BatchEngine, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
+from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
 from .batch_lane import BatchLane
 from .lanes import Lane, Outbox, TokenLane, describe
 from .loading import Progress, load_engines, revision_of
@@ -210,8 +210,12 @@ class EngineMain:
             loop = self._load()
             loop.run()
         except Exception as error:
-            log.exception("the engine on %s cannot go on", self._spec.device)
-            _send(self._socket, [ipc.Failed(describe(error))])
+            if isinstance(error, CannotLoadError):
+                failed = ipc.Failed(str(error), is_final=True)  # its words are for operators: no traceback adds to them
+            else:
+                log.exception("the engine on %s cannot go on", self._spec.device)
+                failed = ipc.Failed(describe(error))
+            _send(self._socket, [failed])
             self._wait_for_stop()
             return 1
         finally:

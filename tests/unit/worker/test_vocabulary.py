@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from zmqrt.protocol import toy_model
 from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import ChatMessage
+from zmqrt.worker.model_error import ModelError
 from zmqrt.worker.vocabulary import ByteVocabulary, load_vocabulary
 
 HELLO = [ChatMessage(role="user", content="hi")]
@@ -69,12 +70,114 @@ def test_a_model_without_a_template_takes_no_conversations(tmp_path: Path) -> No
         vocabulary.encode_chat(HELLO)
 
 
-@pytest.mark.parametrize(("eos", "expected"), [(7, {7}), ([7, 9], {7, 9}), (None, {257})])
-def test_the_generation_configuration_names_the_end(tmp_path: Path, eos: object, expected: set[int]) -> None:
-    """A converted tokenizer may be wrong about it; without an entry its word counts."""
+@pytest.mark.parametrize(("eos", "expected"), [(7, {7, 257}), ([7, 9], {7, 9, 257}), (None, {257}), (True, {257})])
+def test_every_file_may_name_an_end(tmp_path: Path, eos: object, expected: set[int]) -> None:
+    """One that ends texts must not hide one that ends turns: a model would go on with its user's turn."""
     write_model(tmp_path, tokenizer_config={"eos_token": "</s>"}, generation_config={"eos_token_id": eos})
 
     assert load_vocabulary(tmp_path).eos_ids == expected
+
+
+def test_the_ends_of_the_model_and_of_its_text_part_count(tmp_path: Path) -> None:
+    """A model that also sees has a configuration within its configuration."""
+    config = {"eos_token_id": [3, 4], "text_config": {"eos_token_id": 5}}
+    write_model(tmp_path, tokenizer_config={}, config=config, generation_config={"eos_token_id": 6})
+
+    assert load_vocabulary(tmp_path).eos_ids == {3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_what_the_template_writes_behind_an_answer_is_an_end(tmp_path: Path, *, is_special: bool) -> None:
+    """Some models name it nowhere else."""
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    added = {
+        str(256 + at): {"content": text, "special": is_special}
+        for at, text in enumerate(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
+    }
+    config = {"eos_token": "</s>", "added_tokens_decoder": added, "chat_template": template}
+
+    assert load_vocabulary(write_model(tmp_path, tokenizer_config=config)).eos_ids == {257, 259}
+
+
+def test_a_template_that_begins_the_next_turn_alone_has_no_end(tmp_path: Path) -> None:
+    """Nor has one whose last answer stands by itself: no token of the prompt is taken for an end."""
+    template = "<s>{% for m in messages %}{{ m.content }}{% endfor %}"
+
+    assert load_vocabulary(write_model(tmp_path, tokenizer_config={"chat_template": template})).eos_ids == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ messages", r"line 1: "),
+        ("{% for m in messages %}", r"line 1: .*endfor"),
+        ("{{ raise_exception('not for you') }}", "not even a single message: not for you"),
+        ("{{ messages[0].content | nonsense }}", "nonsense"),
+        ("{{ nobody.knows.this }}", "undefined"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_template_that_renders_nothing_is_refused(
+    tmp_path: Path, template: str, words: str, *, is_file: bool
+) -> None:
+    """While loading: each request would be refused, one by one, as if its caller were wrong."""
+    write_model(tmp_path, tokenizer_config={"chat_template": "" if is_file else template})
+    if is_file:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    place = "chat_template.jinja" if is_file else "tokenizer_config.json"
+
+    with pytest.raises(ModelError, match=rf"the chat template of .*{place} cannot be used: .*{words}"):
+        load_vocabulary(tmp_path)
+
+
+def test_a_template_may_insist_on_a_system_message(tmp_path: Path) -> None:
+    """As long as some conversation is taken."""
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}ok"
+
+    assert load_vocabulary(write_model(tmp_path, tokenizer_config={"chat_template": template})).has_template
+
+
+@pytest.mark.parametrize("content", [{"content": "<s>", "lstrip": False}, "<s>"])
+def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path: Path, content: object) -> None:
+    """Older models keep them there, and a template that begins with one writes it."""
+    config = {"chat_template": "{{ bos_token }}{{ messages[0].content }}"}
+    write_model(tmp_path, tokenizer_config=config, special_tokens_map={"bos_token": content, "eos_token": "</s>"})
+
+    vocabulary = load_vocabulary(tmp_path)
+
+    assert vocabulary.encode_chat(HELLO) == [256, *vocabulary.encode("hi", is_raw=False)]
+    assert vocabulary.eos_ids == {257}
+
+
+def test_tokens_that_only_the_configuration_has_are_tokens(tmp_path: Path) -> None:
+    """Named ones, numbered ones and those of added_tokens.json: transformers adds them, and templates write them."""
+    config = {"chat_template": "<|turn|>{{ messages[0].content }}<|done|>", "eos_token": "<|done|>"}
+    write_model(tmp_path, tokenizer_config=config, added_tokens={"<|turn|>": 258})
+
+    vocabulary = load_vocabulary(tmp_path)
+
+    assert vocabulary.encode_chat(HELLO) == [258, *vocabulary.encode("hi", is_raw=False), 259]
+    assert vocabulary.eos_ids == {259}
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Its ids would be beyond the model's; a token or two that were only added are known as such."""
+    write_model(tmp_path, tokenizer_config={}, config={"vocab_size": 257})
+    assert [load_vocabulary(tmp_path).is_known(token_id) for token_id in (256, 257)] == [True, False]
+
+    write_model(tmp_path, tokenizer_config={}, config={"vocab_size": 200})
+    with pytest.raises(ModelError, match=r"knows 256 tokens, but the model has only 200"):
+        load_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"model": {"type": "BPE"}}', '{"model": 3}', '{"version": "9"'])
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+    """In a sentence of ours."""
+    (tmp_path / "tokenizer.json").write_text(content)
+
+    with pytest.raises(ModelError, match=r"tokenizer\.json is no tokenizer that can be read"):
+        load_vocabulary(tmp_path)
 
 
 def test_nothing_is_truncated(tmp_path: Path) -> None:

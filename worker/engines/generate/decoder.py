@@ -13,11 +13,14 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import embedding, linear, rms_norm
 
+from ...context import kind_of, scalings
 from .attention import Attention, Shape
 from .operations import TorchOperations
 
 FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are what `_Layer` says."""
+_GROWING: Final = {"dynamic", "longrope"}
+"""Ways of stretching a rotary embedding after which one table for all positions is not what transformers computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,24 @@ def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configur
         return f"model type {config.model_type} is none of {', '.join(FAMILY)}"
     if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
         return "its MLP has a bias, or another activation than SiLU"
+    if getattr(config, "quantization_config", None):
+        return "its weights are quantised"
+    growing = {kind_of(one) for one in scalings(config.to_dict())} & _GROWING
+    if growing:
+        return f"its rotary embedding changes with the length of a text ({', '.join(sorted(growing))})"
     return None
 
 
 class LlamaDecoder:
     """A model of the family on one device."""
 
-    def __init__(self, model: Any, operations: TorchOperations | None = None) -> None:  # noqa: ANN401 - transformers' models are untyped
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - transformers' models are untyped
+        operations: TorchOperations | None = None,
+        context: int = 0,
+    ) -> None:
+        """`context`: how many positions there are; a stretched embedding has more than its model was made with."""
         config = model.config
         self.operations = operations or TorchOperations()
         """How the small operations between the matrix products are computed."""
@@ -60,7 +74,7 @@ class LlamaDecoder:
         self._embed: torch.Tensor = model.model.embed_tokens.weight.data
         self._norm: torch.Tensor = model.model.norm.weight.data
         self._head: torch.Tensor = model.lm_head.weight.data
-        self._cos, self._sin = _rotations(model, int(config.max_position_embeddings))
+        self._cos, self._sin = _rotations(model, max(context, int(config.max_position_embeddings)))
 
     @property
     def shape(self) -> Shape:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from ..base import EngineSpec, Progress, TokenEngine
+from ..base import CannotLoadError, EngineSpec, Progress, TokenEngine
 from ..cb_load import Loaded, load
 from ..cb_load import plan as plan_blocks
 from ..transformers_cb import TransformersEngine, warm_up
@@ -58,22 +58,26 @@ def factory(spec: EngineSpec, progress: Progress) -> TokenEngine:
 
 def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
     loaded = load(spec, progress, attention="sdpa")
+    reference = self_test.Reference(loaded.model, spec.model_path)
     spec = msgspec.structs.replace(spec, slots=spec.slots or (_CUDA_ROWS if loaded.is_cuda else _CPU_ROWS))
     path, why = _choose(spec.model, wanted, loaded.model)
     log.info("model %s runs on the path %r%s", spec.model, path, f": {why}" if why else "")
     if path == "transformers":
         if _is_on(spec, "deterministic", default=False):
-            raise ValueError(f"--engine-opt deterministic=1: the path 'transformers' has no such mode ({why})")
+            raise CannotLoadError(f"--engine-opt deterministic=1: the path 'transformers' has no such mode ({why})")
         loaded.model.set_attn_implementation("paged|sdpa")
         pool = plan_blocks(spec, loaded)
         engine = TransformersEngine(loaded.model, pool=pool, context=loaded.context, eos_ids=sorted(loaded.eos_ids))
         warm_up(engine, progress)
         return engine
     progress("warming", 0.0)
-    reference = self_test.Reference(loaded.model)
     operations = _operations(spec, loaded)
     model = loaded.model
-    made: Decoder = modules.ModuleDecoder(model) if path == "modules" else decoder.LlamaDecoder(model, operations)
+    made: Decoder
+    if path == "modules":
+        made = modules.ModuleDecoder(model)
+    else:
+        made = decoder.LlamaDecoder(model, operations, loaded.context)
     own = _engine(spec, loaded, made, operations, progress)
     reference.check(own)
     progress("warming", 100.0)
@@ -133,7 +137,7 @@ def _operations(spec: EngineSpec, loaded: Loaded) -> TorchOperations:
 def plan_tokens(spec: EngineSpec, loaded: Loaded) -> int:
     """Size the pool: at most every slot full, and no more than memory bears, if need be less than one full context.
 
-    Raises ValueError if there is no room for a request at all.
+    Raises ValueError if there is no room for a request at all, or none for as large a one as was asked for.
     """
     if "kv_mib" in spec.options:
         budget = int(float(spec.options["kv_mib"]) * 2**20)
@@ -143,9 +147,15 @@ def plan_tokens(spec: EngineSpec, loaded: Loaded) -> int:
     else:
         budget = _CPU_KV_MIB << 20
     affordable = max(0, budget) // loaded.kv_bytes_per_token
+    lack = ValueError if loaded.is_cuda and "kv_mib" not in spec.options else CannotLoadError  # others may free memory
     if affordable < min(_LEAST_CONTEXT, loaded.context):
         text = f"{spec.model}: there is memory for {affordable} tokens of keys and values on {spec.device}, too few"
-        raise ValueError(f"{text}; use a smaller model or type (--dtype), or raise --engine-opt kv_mib=")
+        raise lack(f"{text}; use a smaller model or type (--dtype), or raise --engine-opt kv_mib=")
+    if spec.max_model_len > affordable:
+        raise lack(
+            f"--max-model-len {spec.max_model_len} is more than there is memory for: keys and values of {affordable} "
+            f"tokens fit on {spec.device}; lower it, or raise --engine-opt kv_mib="
+        )
     if affordable < loaded.context:
         text = "%s: memory bears %d tokens of keys and values; the context is bounded to that (the model's is %d)"
         log.warning(text, spec.model, affordable, loaded.context)
@@ -156,13 +166,13 @@ def _check(spec: EngineSpec) -> None:
     unknown = set(spec.options) - OPTIONS
     if unknown:
         known = ", ".join(sorted(OPTIONS))
-        raise ValueError(f"--engine-opt {', '.join(sorted(unknown))}: the generate engine knows {known}")
+        raise CannotLoadError(f"--engine-opt {', '.join(sorted(unknown))}: the generate engine knows {known}")
     path = spec.options.get("path", "auto")
     if path not in PATHS:
-        raise ValueError(f"--engine-opt path={path}: there are {', '.join(PATHS)}")
+        raise CannotLoadError(f"--engine-opt path={path}: there are {', '.join(PATHS)}")
     for name in ("reuse", "deterministic", "graphs", "kernels"):
         if spec.options.get(name, "1") not in {"0", "1"}:
-            raise ValueError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")
+            raise CannotLoadError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")
 
 
 def _is_on(spec: EngineSpec, name: str, *, default: bool) -> bool:
@@ -173,7 +183,7 @@ def _choose(name: str, wanted: str, model: Any) -> tuple[str, str]:  # noqa: ANN
     """Take the fastest way that a model can be run, or the one that was asked for; say why not a faster one."""
     never = modules.why_never(model)
     if never is not None:
-        raise ValueError(f"{name} cannot be run here: {never} (model type {model.config.model_type})")
+        raise CannotLoadError(f"{name} cannot be run here: {never} (model type {model.config.model_type})")
     if wanted != "auto":
         return wanted, "asked for"
     not_fused = decoder.why_not(model.config) or modules.why_not(model)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 
 from ..base import Sampling, TokenEvent, TokenRequest
+from ..loaded_check import check_logits
 from .engine import GenerateEngine
 
 _PROMPT_TOKENS: Final = 24
@@ -27,7 +28,8 @@ class Reference:
     """What transformers computes; made before an engine takes the weights."""
 
     @torch.inference_mode()
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
+    def __init__(self, model: Any, where: str) -> None:  # noqa: ANN401 - transformers' models are untyped
+        """Run the model once or twice. Raises CannotLoadError if nothing that makes sense comes out of it."""
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._prompt = [(number * 7919 + 11) % vocabulary for number in range(_PROMPT_TOKENS)]
         self._tolerance = _TOLERANCE[model.dtype]
@@ -36,7 +38,9 @@ class Reference:
         self._logprobs: list[torch.Tensor] = []
         for _ in range(2):
             ids = torch.tensor([[*self._prompt, *self._ids]], device=model.device)
-            logprobs = model(input_ids=ids, use_cache=False).logits[0, -1].float().log_softmax(dim=-1).cpu()
+            logits = model(input_ids=ids, use_cache=False).logits[0, -1]
+            check_logits(logits, where)
+            logprobs = logits.float().log_softmax(dim=-1).cpu()
             self._logprobs.append(logprobs)
             self._ids.append(int(logprobs.argmax()))
 
