@@ -74,9 +74,11 @@ class Tidy:
 async def _misrouted(request: Request, error: Exception) -> Response:
     """Answer where there is no endpoint: which one was meant, or which methods there are."""
     assert isinstance(error, HTTPException)
-    path = request.scope["path"]
+    path, method = request.scope["path"], request.method
     if error.status_code == 405:
         return _method(request, (error.headers or {}).get("Allow", "").split(", "))
+    if path == "*" and method == "OPTIONS":  # of the server, not of a path (RFC 9110, section 9.3.7)
+        return Response(None, 204, {"allow": "GET, HEAD, POST, DELETE, OPTIONS"})
     if paths.is_elsewhere(path):  # a 404 or 501 makes proxies (litellm) leave the model alone for a while, a 405 not
         return _method(request, [], paths.advice(path, _address(request)))
     said = misrouted(error.status_code, paths.advice(path, _address(request)), path, request.state.request_id)

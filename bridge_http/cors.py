@@ -78,9 +78,8 @@ class Origins:
             "access-control-max-age": _MAX_AGE_S,
             "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
         }
-        for name in ("private-network", "local-network"):  # a page of the internet, and a bridge of this network
-            if headers.get(f"access-control-request-{name}") == "true":
-                said[f"access-control-allow-{name}"] = "true"
+        if headers.get("access-control-request-private-network") == "true":  # a page of the internet, and we are here
+            said["access-control-allow-private-network"] = "true"
         return said
 
 

@@ -65,16 +65,17 @@ class Keys:
 
     def tenant_of(self, headers: Mapping[str, str]) -> str:
         """Return whose key came with the request. Raises UnauthorizedError."""
-        key = headers.get("x-api-key", "").strip()
-        scheme, *credentials = headers.get("authorization", "").split(maxsplit=1)[:2] or ("",)
-        if scheme.lower() == "bearer" and credentials:
-            key = credentials[0].strip()
-        if not key:
+        scheme, *credentials = headers.get("authorization", "").split(maxsplit=1) or ("",)
+        given = [headers.get("x-api-key", "").strip()]
+        if scheme.lower() == "bearer":  # many clients send one whether or not it means anything: either may be right
+            given += [one.strip() for one in credentials]
+        if not any(given):
             raise UnauthorizedError("this bridge asks for a key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-        tenant = self._tenants.get(_digest(key.encode("latin-1", "replace")))  # as it came over the wire
-        if tenant is None:
-            raise UnauthorizedError("this key is not one of those that the bridge was given (API_KEYS)")
-        return tenant
+        for key in given:
+            tenant = self._tenants.get(_digest(key.encode("latin-1", "replace")))  # as it came over the wire
+            if tenant is not None:
+                return tenant
+        raise UnauthorizedError("this key is not one of those that the bridge was given (API_KEYS)")
 
 
 def _digest(key: bytes) -> bytes:

@@ -78,8 +78,8 @@ _OPENAI_FAILURES: Final[dict[int, type]] = dict.fromkeys(
     (400, *_EVERYWHERE, 404, 408, 409, 413, 429, 499, 500, 502, 503, 504), s.ErrorReply
 )
 _PROBE: Final[dict[int, type]] = {503: Health, 403: Problem}
-_TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`."
-_CHUNKS: Final = "Chunks as `data:` lines, then `[DONE]`; or a chunk with `error`."
+_TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`; idle, a comment."
+_CHUNKS: Final = "Chunks as `data:` lines (empty ones while idle), then `[DONE]`; or a chunk with `error`."
 
 OPERATIONS: Final = (
     Operation(

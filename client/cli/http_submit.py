@@ -46,7 +46,7 @@ def post(url: str, body: dict[str, object], *, timeout_s: float, api_key: str | 
     target = _target(url)
     headers = {"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"}
     if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
+        headers["Authorization"] = f"Bearer {api_key}".encode("utf-8", "surrogateescape").decode("latin-1")
     request = urllib.request.Request(target, json.dumps(body).encode(), headers, method="POST")  # noqa: S310 - checked
     try:
         with urllib.request.urlopen(request, timeout=timeout_s + _SPARE_S) as answer:  # noqa: S310 - checked

@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from support.http import EVENTS, asked
 from support.stack import Process, Stack, eventually, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -255,6 +256,23 @@ def test_a_stream_that_fails_in_the_middle_ends_with_an_error() -> None:
 
     assert caught.value.code == "stalled"
     assert len(got) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_stream_that_has_nothing_to_tell_is_read_on() -> None:
+    """A first token that takes longer than proxies and readers wait: chunks that add nothing come meanwhile."""
+    with running(worker=("--engine-opt", "step_ms=18000,eos=never")) as stack:
+        bridge = stack.bridge("--request-timeout", "100s")
+        with client_of(bridge) as client:
+            chunks = list(client.chat.completions.create(**CHAT, max_tokens=1, stream=True))
+        with asked(bridge, "POST", "/infer", {"prompt": "hi", "max_tokens": 1}, EVENTS) as answer:
+            text = answer.read().decode()
+
+    assert [chunk.choices[0].delta.role for chunk in chunks][:2] == ["assistant", None]
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert text.startswith(": still here\nid: ")
+    assert text.count("\n\n") == text.count("data: ") == 2
 
 
 # --- and that it works once ------------------------------------------------------------------------------------------

@@ -180,6 +180,14 @@ def test_a_path_says_which_methods_it_takes(path: str, allow: str) -> None:
     assert ("error" in refused.json) is path.startswith("/v1/")
 
 
+def test_options_of_the_server_is_answered() -> None:
+    """`OPTIONS *` asks about no path."""
+    reply = ask("OPTIONS", "*")
+
+    assert reply.status == 204
+    assert "POST" in reply.headers["allow"]
+
+
 def test_options_of_an_unknown_path_is_404() -> None:
     """There is nothing that it could be asked with."""
     assert ask("OPTIONS", "/nowhere").status == 404

@@ -57,6 +57,14 @@ def failure(bridge: Bridge, status: int, answer: object) -> HttpError:
     return caught.value
 
 
+@pytest.mark.parametrize("key", ["s3cret", "s\u00e9cret", "\u043a\u043b\u044e\u0447"])
+def test_a_key_of_any_letters_is_sent(bridge: Bridge, key: str) -> None:
+    """In UTF-8, which a bridge knows; a header of Python's own would be ISO-8859-1, or an error."""
+    post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key=key)
+
+    assert bridge.requests[0][1]["Authorization"].encode("latin-1") == f"Bearer {key}".encode()
+
+
 @pytest.mark.parametrize("tail", ["", "/", "/infer"])
 def test_the_address_may_be_that_of_the_bridge_or_of_the_path(bridge: Bridge, tail: str) -> None:
     """As the historic client took it, and as people paste it."""
