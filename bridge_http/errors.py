@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..protocol.errors import ConnectError, Kind, RequestError
+from ..protocol.errors import ConnectError, Kind, PortableError, RequestError
 from .json_body import NotJsonError
 from .v1 import InvalidFieldError
 
@@ -28,21 +28,21 @@ _REUSED: Final = (
 _encoder: Final = msgspec.json.Encoder()
 
 
-class BodyTooLargeError(Exception):
+class BodyTooLargeError(PortableError):
     """413: more bytes than the limit."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the body is larger than {limit_bytes} bytes, the limit of this bridge (--body-limit)")
 
 
-class BodyTooSlowError(Exception):
+class BodyTooSlowError(PortableError):
     """408: its end was not there in time."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the body was not there within {timeout_s:g} s, the limit of this bridge (--body-timeout)")
 
 
-class BadHeaderError(Exception):
+class BadHeaderError(PortableError):
     """400: a header that cannot be what its sender meant. `name` is in small letters."""
 
     def __init__(self, name: str, text: str) -> None:
@@ -50,11 +50,11 @@ class BadHeaderError(Exception):
         self.name = name
 
 
-class UnauthorizedError(Exception):
+class UnauthorizedError(PortableError):
     """401: no key, or one that is not listed."""
 
 
-class ForbiddenHostError(Exception):
+class ForbiddenHostError(PortableError):
     """403: a foreign Host or Origin, with no keys to tell friend from foe."""
 
 

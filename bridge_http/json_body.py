@@ -7,11 +7,13 @@ from typing import Final
 
 import msgspec
 
+from ..protocol.errors import PortableError
+
 _BOM: Final = b"\xef\xbb\xbf"
 _decoder: Final = msgspec.json.Decoder()
 
 
-class NotJsonError(Exception):
+class NotJsonError(PortableError):
     """400: the bytes are not JSON in UTF-8."""
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from ..protocol.errors import PortableError
 from ..protocol.tasks import Generate
 from .json_body import read_json
 
@@ -37,7 +38,7 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
 
 
-class InvalidFieldError(Exception):
+class InvalidFieldError(PortableError):
     """422: JSON, but not this contract. `loc` leads to the field, `type` is a word for programs."""
 
     def __init__(self, loc: tuple[str, ...], text: str, type_: str) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from ..protocol import keys as key_files
 from ..protocol import messages as m
@@ -44,6 +44,12 @@ class IoThread:
         self._loop: IoLoop | None = None
         self._over: str | None = None
         """Why it cannot be used any more."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a client, a stream or a handle cannot be pickled or copied: its thread and sockets belong to one process; "
+            "make a client in each, and hand results and errors over instead"
+        )
 
     @property
     def endpoint(self) -> str | None:

@@ -141,7 +141,30 @@ def clip(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
 
 
-class ZmqrtError(Exception):
+class PortableError(Exception):
+    """An exception that can be pickled and copied, whatever its constructor asks for: process pools and queues do so.
+
+    Python's own way calls the constructor with `args`, which here are but the sentence.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Take along the fields, and what it came from."""
+        state = {**self.__dict__, "__cause__": _portable(self.__cause__)}
+        return _bare, (type(self), self.args), {**state, "__suppress_context__": self.__suppress_context__}
+
+
+def _bare(made: type[BaseException], args: tuple[object, ...]) -> BaseException:
+    return made.__new__(made, *args)  # sets `args` and calls no constructor; the fields follow
+
+
+def _portable(cause: BaseException | None) -> BaseException | None:
+    """Return a cause as it is where it surely can be pickled, else its words."""
+    if cause is None or isinstance(cause, PortableError) or type(cause).__module__ == "builtins":
+        return cause
+    return RuntimeError(f"{type(cause).__module__}.{type(cause).__qualname__}: {cause}")
+
+
+class ZmqrtError(PortableError):
     """Anything zmqrt raises on purpose. `exit_code` is what the command line ends with."""
 
     exit_code: int = EXIT_FAILED

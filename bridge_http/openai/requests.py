@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from ...protocol.errors import PortableError
 from ...protocol.tasks import ChatMessage, Embed, Generate
 from ..json_body import read_json
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Message, Texts
@@ -22,7 +23,7 @@ _DECODERS: Final[dict[type, msgspec.json.Decoder[Any]]] = {
 }
 
 
-class InvalidRequestError(Exception):
+class InvalidRequestError(PortableError):
     """400: JSON, but not what this API takes. `param` names the field, `code` is a word for programs."""
 
     def __init__(self, text: str, *, param: str | None = None, code: str | None = None) -> None:
