@@ -18,6 +18,8 @@ from .sessions import Session
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
+_SWEEP_FROM_BYTES: Final = 1 << 20
+"""Their bodies count nowhere any more, so they must not be many."""
 
 
 class _Level:
@@ -62,7 +64,7 @@ class _Level:
 class ServiceQueue:
     """What waits for one service. `count` and `size_bytes` are exact; bounds are the business of whoever pushes."""
 
-    __slots__ = ("_dead", "_front", "_levels", "_order", "count", "size_bytes", "stranded")
+    __slots__ = ("_dead", "_dead_bytes", "_front", "_levels", "_order", "count", "size_bytes", "stranded")
 
     def __init__(self) -> None:
         self.count = 0
@@ -73,6 +75,7 @@ class ServiceQueue:
         self._levels: dict[int, _Level] = {}
         self._order: list[int] = []  # negated priorities, so that the highest comes first
         self._dead = 0
+        self._dead_bytes = 0
 
     def push(self, request: Request) -> None:
         """Add a new request at the end of its client's line."""
@@ -128,7 +131,8 @@ class ServiceQueue:
         self.count -= 1
         self.size_bytes -= len(request.ask.body)
         self._dead += 1
-        if self._dead > _SWEEP_FROM + self.count:
+        self._dead_bytes += len(request.ask.body)
+        if self._dead > _SWEEP_FROM + self.count or self._dead_bytes > _SWEEP_FROM_BYTES + self.size_bytes:
             self._sweep()
 
     def waiting(self) -> list[Request]:
@@ -148,6 +152,7 @@ class ServiceQueue:
     def _take(self, request: Request) -> bool:
         if request.state is not QUEUED:
             self._dead -= 1
+            self._dead_bytes -= len(request.ask.body)
             return False
         self.count -= 1
         self.size_bytes -= len(request.ask.body)
@@ -162,6 +167,7 @@ class ServiceQueue:
                 del self._levels[prio]
                 self._order.remove(-prio)
         self._dead = 0
+        self._dead_bytes = 0
 
 
 def _alive(line: deque[Request]) -> list[Request]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from ..protocol import messages as m
 from ..protocol import snapshot
-from ..protocol.errors import Kind, request_error
+from ..protocol.errors import Kind, ZmqrtError, request_error
 from .connection import Link
 from .reading import Event
 from .requests import Sink
@@ -23,7 +23,7 @@ _LATER_S: Final = 0.05
 class Ask:
     """A question; without a message only a session is wanted. The core's own are answered at once, not by the shell."""
 
-    __slots__ = ("asked_at", "deadline", "is_own", "message", "qid", "sink")
+    __slots__ = ("asked_at", "deadline", "is_own", "message", "qid", "sink", "wire_qid")
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class Ask:
         is_own: bool = False,
     ) -> None:
         self.qid = 0
+        self.wire_qid = 0
+        """The number of the query on the wire that asks for it; 0 = none does now."""
         self.message = message
         self.sink = sink
         self.is_own = is_own
@@ -69,6 +71,8 @@ class Asks:
         """Put all that wait, now that a session is open: what was asked in an earlier one is not answered any more."""
         self._sharing.clear()
         self._on_wire.clear()
+        for ask in self.pending.values():
+            ask.wire_qid = 0
         for ask in list(self.pending.values()):
             self._put(ask, link, now)
 
@@ -80,10 +84,11 @@ class Asks:
         message = ask.message(ask.qid)
         if isinstance(message, m.Query):
             what = (message.what, *sorted(message.args.items()), message.since)
-            qid = self._on_wire.setdefault(what, ask.qid)
-            if qid != ask.qid:
-                self._sharing[qid].append(ask)
+            ask.wire_qid = self._on_wire.setdefault(what, ask.qid)
+            if ask.wire_qid != ask.qid:
+                self._sharing[ask.wire_qid].append(ask)
                 return
+        ask.wire_qid = ask.qid
         self._sharing[ask.qid] = [ask]
         link.ask(ask.qid, message, now)
 
@@ -92,17 +97,25 @@ class Asks:
         link.asked.discard(status.qid)
         self._is_off_wire(status.qid)
         for ask in self._sharing.pop(status.qid, ()):
-            if ask.qid not in self.pending:
-                continue
+            ask.wire_qid = 0
             if status.schema == snapshot.LATER:
                 told_ms = status.ext.get("retry_after_ms")
                 self._again.add(now + (told_ms / 1000 if isinstance(told_ms, int) else _LATER_S), ask)
             else:
                 self.end(ask, status)
 
+    def refuse(self, link: Link, qid: int, error: ZmqrtError) -> None:
+        """End all who wait for the answer to a query that cannot be sent."""
+        link.asked.discard(qid)
+        for ask in list(self._sharing.get(qid, ())):
+            self.end(ask, error)
+
     def end(self, ask: Ask, event: Event) -> None:
         """Let a question go, with its answer or with an error."""
         del self.pending[ask.qid]
+        self._timers.drop(ask)
+        self._again.drop(ask)
+        self._leave(ask)
         if ask.is_own:
             ask.sink.put(event)
         else:
@@ -111,19 +124,25 @@ class Asks:
     def tick(self, link: Link | None, now: float) -> None:
         """Put again what was put off, and end those whose time is up."""
         for ask in self._again.due(now):
-            if link is not None and ask.qid in self.pending and not self._waits(ask):
+            if link is not None and not ask.wire_qid:  # else it was put in a session that was opened meanwhile
                 self._put(ask, link, now)
         for ask in self._timers.due(now):
-            if ask.qid in self.pending:
-                self._is_off_wire(ask.qid)  # whoever asks next asks anew
-                self.end(ask, request_error(Kind.DEADLINE, "the broker did not answer the question in time"))
+            self._is_off_wire(ask.wire_qid)  # whoever asks next asks anew
+            if link is not None and len(self._sharing.get(ask.wire_qid, ())) == 1:
+                link.asked.discard(ask.wire_qid)  # nobody waits for it any more
+            self.end(ask, request_error(Kind.DEADLINE, "the broker did not answer the question in time"))
 
     def _is_off_wire(self, qid: int) -> None:
         self._on_wire = {what: one for what, one in self._on_wire.items() if one != qid}
 
-    def _waits(self, ask: Ask) -> bool:
-        """Whether it was put already, in a session that was opened meanwhile."""
-        return any(ask in sharing for sharing in self._sharing.values())
+    def _leave(self, ask: Ask) -> None:
+        """Wait no longer for the answer that it shares with others; the last one leaves no trace of the query."""
+        sharing = self._sharing.get(ask.wire_qid)
+        if sharing is not None:
+            sharing.remove(ask)
+            if not sharing:
+                del self._sharing[ask.wire_qid]
+                self._is_off_wire(ask.wire_qid)
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""

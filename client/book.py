@@ -106,8 +106,6 @@ class Book:
     def expired(self, now: float) -> Iterator[Request]:
         """Yield the requests whose time is up; the others are looked at again when theirs is."""
         for request in self._deadlines.due(now):
-            if request.call.rid not in self.live or self.live[request.call.rid] is not request:
-                continue
             limit = request.deadline + (GRACE_S if request.link is not None else 0.0)
             if limit <= now:
                 yield request
@@ -140,6 +138,8 @@ class Book:
         if request.link is not None:
             request.link.drop(request)
         del self.live[rid]
+        self._deadlines.drop(request)
+        self._rests.drop(request)
         self.line.pop(rid, None)
         self.unnamed.pop(rid, None)
         self._tell(request, event)

@@ -8,25 +8,56 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 INFINITY: Final = float("inf")
+_FEW: Final = 64
+"""Entries that are over and not yet swept out, whatever the number of the others."""
 
 
 class Timers(Generic[T]):
-    """Whose turn is when. Nothing is taken back: whoever is woken is asked whether it still matters."""
+    """Whose turn is when, at most once for each thing. What is dropped leaves nothing behind.
+
+    Most things are over long before their time: a heap that kept them would hold every request of the last minute, or
+    of the last hour. Entries that are over are swept out when they are more than those that are not, so that it costs
+    the same however many there are.
+    """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, T]] = []
+        self._heap: list[tuple[float, int]] = []
+        self._things: dict[int, T] = {}
+        """By number of entry; an entry whose number is not here is over."""
+        self._numbers: dict[T, int] = {}
         self._count = 0
 
+    def __len__(self) -> int:
+        return len(self._things)
+
     def add(self, when: float, one: T) -> None:
-        """Wake it then."""
+        """Wake it then; a time that it had before is forgotten."""
+        self.drop(one)
         self._count += 1  # breaks ties, so that the things themselves are never compared
-        heapq.heappush(self._heap, (when, self._count, one))
+        self._things[self._count] = one
+        self._numbers[one] = self._count
+        heapq.heappush(self._heap, (when, self._count))
+
+    def drop(self, one: T) -> None:
+        """Do not wake it, if it was to be."""
+        number = self._numbers.pop(one, None)
+        if number is None:
+            return
+        del self._things[number]
+        if len(self._heap) > 2 * len(self._things) + _FEW:
+            self._heap = [entry for entry in self._heap if entry[1] in self._things]
+            heapq.heapify(self._heap)
 
     def first(self) -> float:
         """When the next one is due."""
-        return self._heap[0][0] if self._heap else INFINITY
+        heap = self._heap
+        while heap and heap[0][1] not in self._things:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else INFINITY
 
     def due(self, now: float) -> Iterator[T]:
         """Take out those whose time has come."""
-        while self._heap and self._heap[0][0] <= now:
-            yield heapq.heappop(self._heap)[2]
+        while self.first() <= now:
+            one = self._things.pop(heapq.heappop(self._heap)[1])
+            del self._numbers[one]
+            yield one

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from support.growth import held
 from support.stage import SERVICE, STREAM, UNARY, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_INT
@@ -347,3 +348,15 @@ def test_the_service_name_travels_with_the_request() -> None:
 
     assert [d.service for d in worker.work()] == ["b", "a"]
     assert SERVICE not in ("a", "b")
+
+
+def test_bodies_of_what_was_cancelled_in_the_queue_do_not_stay() -> None:
+    """They count nowhere any more: what is left of them is bounded, however large each is."""
+    stage = Stage()
+    client = stage.client()
+    stage.worker(capacity=1, credit=0)
+    for number in range(50):
+        client.request(number, body=bytes(1 << 20))
+        client.send(m.Cancel(rid_of(number), "enough"))
+
+    assert held(stage.broker) * 100 < 6 << 20
