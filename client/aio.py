@@ -22,7 +22,7 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from ..protocol.story import Story
-from . import calls, questions, tracing
+from . import arguments, calls, questions, tracing
 from .async_inbox import AsyncInbox, LoopBell
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
@@ -81,6 +81,7 @@ class AsyncHandle(Generic[R]):
             TimeoutError: not ready within `timeout` seconds; the request goes on.
             RequestError: it ended without a result.
         """
+        arguments.wait("timeout", timeout)
         async with asyncio.timeout(timeout) if timeout is not None else nullcontext():
             while not self._reading.is_done:
                 self._reading.feed(await self._inbox.take())
@@ -315,7 +316,7 @@ class AsyncClient:
             NotFoundError: the broker knows no such node; the text lists those it knows.
             UnavailableError: the node is lost or evicted, so it cannot be asked.
         """
-        return await self._ask(questions.admin("drain", node=node_id))
+        return await self._ask(questions.drain(node_id))
 
     def _bell(self) -> LoopBell:
         loop = asyncio.get_running_loop()

@@ -24,8 +24,12 @@ from ..protocol.errors import Kind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import is_service
 from ..protocol.tasks import ChatMessage
+from ..protocol.unicode import HALF, half_in, is_unicode
+from . import arguments
 
 Text = str | Sequence[str | Sequence[int]]
+_RID_BYTES: Final = 16
+_task: Final = msgspec.msgpack.Decoder(tasks.Task)
 # Seeded by the system once: ids must be unique, not secret, and the system's own generator costs 26 us a request.
 _chance: Final = random.Random(secrets.randbits(256))
 if sys.platform != "win32":
@@ -144,12 +148,27 @@ def make_call(
     rid: bytes | None = None,
     **options: Unpack[CallOptions],
 ) -> Call:
-    """Build a call from a task that is already checked against its schema."""
-    return _make(defaults, task, rid, {**options}, stream=stream)
+    """Build a call from a task made elsewhere. Whatever is in it is checked: constructing a struct checks nothing."""
+    if not isinstance(task, tasks.Task):
+        raise arguments.bad("task", f"expected Generate or Embed, got {arguments.kind_of(task)}")
+    given: object = rid
+    if given is not None and not (isinstance(given, bytes) and len(given) == _RID_BYTES):
+        raise arguments.bad("rid", f"expected {_RID_BYTES} bytes, got {arguments.shown(rid)}")
+    return _make(defaults, task, rid, {**options}, stream=stream, body=_packed_and_read(task))
 
 
-def _make(defaults: Defaults, task: tasks.Task, rid: bytes | None, common: dict[str, Any], *, stream: bool) -> Call:
+def _make(
+    defaults: Defaults,
+    task: tasks.Task,
+    rid: bytes | None,
+    common: dict[str, Any],
+    *,
+    stream: bool,
+    body: bytes | None = None,
+) -> Call:
     options = tasks.check(common, _Checked)
+    if options.traceparent is not None and not is_unicode(options.traceparent):
+        raise arguments.bad("traceparent", HALF)
     rid = rid or new_rid()
     is_generation = isinstance(task, tasks.Generate)
     # The default is meant for text; which model embeds is then found by its task.
@@ -161,7 +180,7 @@ def _make(defaults: Defaults, task: tasks.Task, rid: bytes | None, common: dict[
             request_id=request_id,
             service=_checked_service(service),
             task="generate" if is_generation else "embed",
-            body=_packed(task),
+            body=_packed(task) if body is None else body,
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
             timeout_s=options.timeout_s or defaults.timeout_s,
             priority=options.priority,
@@ -197,13 +216,39 @@ def _plain(message: object) -> object:
     return dict(cast("Mapping[str, str]", message)) if isinstance(message, Mapping) else message
 
 
+def _packed_and_read(task: tasks.Task) -> bytes:
+    """Pack a task of which nothing is known, and read it back as its node will."""
+    try:
+        body = tasks.encode(task)
+        _task.decode(body)
+    except UnicodeEncodeError:
+        body = b""  # `_packed` says where
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise request_error(Kind.BAD_REQUEST, f"{_culprit(task)}: {error}") from None
+    return _bounded(body, task) if body else _packed(task)
+
+
+def _culprit(task: tasks.Task) -> str:
+    """Name the field of a task that cannot be packed."""
+    for name in task.__struct_fields__:
+        try:
+            msgspec.msgpack.encode(getattr(task, name))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return name
+    return "the task"
+
+
 def _packed(task: tasks.Task) -> bytes:
-    if isinstance(task, tasks.Generate):
-        tasks.check_generate(task)
     try:
         body = tasks.encode(task)
     except UnicodeEncodeError:
-        raise request_error(Kind.BAD_REQUEST, "the text holds a lone surrogate, which UTF-8 cannot carry") from None
+        raise arguments.bad(half_in(msgspec.to_builtins(task)) or "the text", HALF) from None
+    return _bounded(body, task)
+
+
+def _bounded(body: bytes, task: tasks.Task) -> bytes:
+    if isinstance(task, tasks.Generate):
+        tasks.check_generate(task)
     if len(body) > MAX_FRAME_BYTES:
         text = f"the request has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send a shorter prompt"
         raise request_error(Kind.TOO_LARGE, text)
@@ -219,7 +264,9 @@ def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
 
 def _checked_service(name: str) -> str:
     if name and not is_service(name):
-        raise request_error(Kind.NOT_FOUND, f"{name!r} cannot be the name of a model; see `zmqrt models`")
+        raise request_error(
+            Kind.NOT_FOUND, f"{arguments.shown(name)} cannot be the name of a model; see `zmqrt models`"
+        )
     return name
 
 

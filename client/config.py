@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from ..protocol.addresses import EXAMPLE, check_endpoint
 from ..protocol.errors import ConfigurationError
-from ..protocol.limits import MAX_BROKERS, MAX_OUTSTANDING, MAX_OUTSTANDING_BRIDGE
-from ..protocol.names import check_service
+from ..protocol.limits import MAX_BROKERS, MAX_OUTSTANDING, MAX_OUTSTANDING_BRIDGE, MAX_TTL_MS
+from ..protocol.names import check_service, is_service
 from ..protocol.settings import LOG_LEVELS, CommonSettings, setting
+from ..protocol.unicode import is_unicode
+from . import arguments
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7555"
 MAX_WAITING: Final = 16_384
@@ -63,10 +65,14 @@ class ClientConfig:
             if endpoint.endswith((":0", ":*")):
                 raise ConfigurationError(f"{endpoint!r} names no port to connect to; expected something like {EXAMPLE}")
         for name, value in (("connect_timeout_s", self.connect_timeout_s), ("timeout_s", self.timeout_s)):
-            if not value > 0:
-                raise ConfigurationError(f"{name} is {value}; it must be above 0")
-        if not 1 <= self.max_outstanding <= MAX_OUTSTANDING_BRIDGE:
-            raise ConfigurationError(f"max_outstanding must lie between 1 and {MAX_OUTSTANDING_BRIDGE}")
+            if not _is_number(value) or not 0 < value <= MAX_TTL_MS / 1000:
+                raise ConfigurationError(
+                    f"{name} is {arguments.shown(value)}; it must be above 0, and at most {MAX_TTL_MS // 1000} seconds"
+                )
+        if type(self.max_outstanding) is not int or not 1 <= self.max_outstanding <= MAX_OUTSTANDING_BRIDGE:
+            raise ConfigurationError(f"max_outstanding must be a number between 1 and {MAX_OUTSTANDING_BRIDGE}")
+        _check_name(self.name)
+        _check_model(self.default_model)
 
 
 def make_config(
@@ -81,10 +87,9 @@ def make_config(
     max_outstanding: int,
 ) -> ClientConfig:
     """Check the arguments of a client. Raises ConfigurationError naming the one that is wrong."""
-    listed = brokers.split(",") if isinstance(brokers, str) else brokers
     return ClientConfig(
-        endpoints=tuple(endpoint.strip() for endpoint in listed if endpoint.strip()),
-        keys=Path(keys) if keys is not None else None,
+        endpoints=_endpoints(brokers),
+        keys=_folder(keys),
         insecure=insecure,
         connect_timeout_s=connect_timeout_s,
         timeout_s=timeout_s,
@@ -92,3 +97,42 @@ def make_config(
         name=name,
         max_outstanding=max_outstanding,
     )
+
+
+def _endpoints(brokers: object) -> tuple[str, ...]:
+    listed: object = brokers.split(",") if isinstance(brokers, str) else brokers
+    if isinstance(listed, bytes) or not isinstance(listed, Iterable):
+        raise ConfigurationError(f"brokers: expected an endpoint or several, got {arguments.kind_of(brokers)}")
+    found: list[str] = []
+    for one in cast("Iterable[object]", listed):
+        if not isinstance(one, str):
+            raise ConfigurationError(f"brokers: expected endpoints, which are text, got {arguments.shown(one)}")
+        found.append(one.strip())
+    return tuple(filter(None, found))
+
+
+def _folder(keys: object) -> Path | None:
+    if keys is None:
+        return None
+    try:
+        path = Path(cast("str", keys))
+        is_possible = b"\0" not in os.fsencode(path)
+    except (TypeError, ValueError):
+        is_possible, path = False, Path()
+    if not is_possible:
+        raise ConfigurationError(f"keys: {arguments.shown(keys)} cannot be the path of a folder")
+    return path
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not is_unicode(name):
+        raise ConfigurationError(f"name: {arguments.shown(name)} is no text that UTF-8 can carry")
+
+
+def _check_model(name: object) -> None:
+    if name is not None and not (isinstance(name, str) and (not name or is_service(name))):
+        raise ConfigurationError(f"default_model: {arguments.shown(name)} cannot be the name of a model")

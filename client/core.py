@@ -105,6 +105,11 @@ class ClientCore:
         self.book.events.clear()
         return events
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to hand over."""
+        return bool(self.book.events or self.sessions.actions)
+
     def take_actions(self) -> list[Action]:
         """Hand over what is to be done with sockets."""
         actions = self.sessions.actions[:]
@@ -122,6 +127,21 @@ class ClientCore:
         self.sessions.lose(link, failure, now)
         self._naming.forget()
         self._judge(now)
+
+    def unsendable(self, link: Link, message: m.FromClient, why: Exception, now: float) -> None:
+        """End what a message that cannot be packed belongs to, and nothing else."""
+        text = f"this request cannot be sent: {why}"
+        match message:
+            case m.Request(rid=rid):
+                request = link.requests.get(rid)
+                if request is not None:
+                    self.book.fail(request, request.error(Kind.BAD_REQUEST, text))
+            case m.Query(qid=qid) | m.Admin(qid=qid):
+                self._asks.refuse(link, qid, request_error(Kind.BAD_REQUEST, text))
+            case m.Hello():
+                self.sessions.lose(link, Failure(f"{link.endpoint}: no session can be opened: {why}", True), now)
+            case _:
+                pass  # nobody waits for an answer to it
 
     def explained(self, endpoint: str, failure: Failure, now: float) -> None:
         """Take the result of a diagnosis."""
@@ -228,6 +248,12 @@ class ClientCore:
             _, request = line.popitem(last=False)
             obstacle = request.obstacle(link.identity, now, link.timing.dedupe_s)
             if obstacle is None:
-                link.add(request, now)
+                self._send(request, link, now)
             else:
                 self.book.fail(request, obstacle)
+
+    def _send(self, request: Request, link: Link, now: float) -> None:
+        try:
+            link.add(request, now)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a fault in one is no fault in all
+            self.book.fail(request, request.error(Kind.BAD_REQUEST, f"this request cannot be sent: {error}"))

@@ -20,6 +20,8 @@ from . import diagnose
 from .connection import Link
 from .core import ClientCore
 from .doorbell import Doorbell
+from .reading import Event
+from .requests import Sink
 from .session_socket import SessionSocket
 from .sessions import Action, Close, Diagnose, Open
 from .timers import INFINITY
@@ -118,17 +120,22 @@ class IoLoop:
             session.read_events(self._core, now)
 
     def _carry_out(self, now: float) -> None:
+        self._hand_out(now)
+        for session in list(self._sessions.values()):
+            if session.link.outbox or session.is_blocked:
+                self._flush(session, now)
+        if self._core.has_news:  # something could not be packed
+            self._hand_out(now)
+
+    def _hand_out(self, now: float) -> None:
         core = self._core
         while events := core.take_events():
             for sink, event in events:
-                if not sink.put(event) and type(event) is m.Partial:
+                if not _put(sink, event) and type(event) is m.Partial:
                     core.overflowed(event.rid, now, sink)
         while actions := core.take_actions():
             for action in actions:
                 self._act(action, now)
-        for session in self._sessions.values():
-            if session.link.outbox or session.is_blocked:
-                self._flush(session, now)
 
     def _act(self, action: Action, now: float) -> None:
         match action:
@@ -146,7 +153,7 @@ class IoLoop:
                 for socket, table in ((session.dealer, self._of_dealer), (session.monitor, self._of_monitor)):
                     self._poller.unregister(socket)
                     del table[socket]
-                session.close(now)
+                session.close(self._core, now)
             case Diagnose():
                 self._diagnose(action)
 
@@ -163,7 +170,7 @@ class IoLoop:
 
     def _flush(self, session: SessionSocket, now: float) -> None:
         was_blocked = session.is_blocked
-        session.flush(now)
+        session.flush(self._core, now)
         if session.is_blocked != was_blocked:
             self._poller.modify(session.dealer, _POLLIN | _POLLOUT if session.is_blocked else _POLLIN)
 
@@ -181,3 +188,12 @@ class IoLoop:
             self._core.explained(order.endpoint, failure, now)
 
         self._doorbell.post(report)
+
+
+def _put(sink: Sink, event: Event) -> bool:
+    """Hand an event to its reader. One that fails (a tracer's exporter, say) fails alone: the others are served on."""
+    try:
+        return sink.put(event)
+    except Exception:
+        log.exception("a reader could not take what came for it")
+        return True

@@ -60,18 +60,18 @@ class IoThread:
     def submit(self, call: Call, sink: Sink) -> None:
         """Send a call; its events go to the sink."""
         core = self._core
-        self._post(lambda now: core.submit(Request(call, sink, now), now))
+        self._post(_alone(sink, lambda now: core.submit(Request(call, sink, now), now)))
 
     def cancel(self, rid: bytes, sink: Sink) -> None:
         """Give a request up; nothing happens once it has ended or the client is closed."""
         core, doorbell = self._core, self._doorbell
         if doorbell is not None and self._over is None:
-            doorbell.post(lambda now: core.cancel(rid, now, reader=sink))
+            doorbell.post(_alone(None, lambda now: core.cancel(rid, now, reader=sink)))
 
     def ask(self, message: Callable[[int], m.Query | m.Admin] | None, sink: Sink, *, timeout_s: float) -> None:
         """Ask the broker something; the answer goes to the sink."""
         core = self._core
-        self._post(lambda now: core.ask(Ask(message, sink, now, timeout_s), now))
+        self._post(_alone(sink, lambda now: core.ask(Ask(message, sink, now, timeout_s), now)))
 
     def check_alive(self) -> None:
         """Raise if nobody is there any more to answer. Raises CancelledError."""
@@ -137,6 +137,20 @@ class IoThread:
             self._over = self._over or _CLOSED
             _live.discard(self)
             loop.finish()
+
+
+def _alone(sink: Sink | None, command: Callable[[float], None]) -> Callable[[float], None]:
+    """Let a command that fails end for whoever gave it, and the thread go on for all others."""
+
+    def run(now: float) -> None:
+        try:
+            command(now)
+        except Exception as error:
+            log.exception("the client could not carry out what it was asked for")
+            if sink is not None:
+                sink.put(request_error(Kind.BAD_REQUEST, f"this request cannot be carried out: {error!r}"))
+
+    return run
 
 
 _live: Final[weakref.WeakSet[IoThread]] = weakref.WeakSet()

@@ -14,8 +14,10 @@ from ..protocol import messages as m
 from ..protocol import snapshot as snapshots
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ProtocolError
+from ..protocol.limits import MAX_EXT_VALUE_CHARS, MAX_INT
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from ..protocol.story import Story
+from . import arguments
 
 A = TypeVar("A")
 Answer = m.Welcome | m.Status
@@ -39,13 +41,16 @@ def status(known: Snapshot | None = None) -> Question[Snapshot]:
     """Ask for the whole state; for what has changed, if an earlier one of that broker is known."""
     if known is None:
         return Question(lambda qid: m.Query(qid, "status"), _read_snapshot)
+    if not _is_snapshot(known):
+        raise arguments.bad("known", f"expected what status() returned before, got {arguments.kind_of(known)}")
     args: m.Ext = {"epoch": known.broker_epoch}
     return Question(lambda qid: m.Query(qid, "status", args, known.serial), lambda answer: _read_news(known, answer))
 
 
 def explain(name: str) -> Question[list[Story]]:
     """Ask what happened to a request, by its rid in hex or by the name its client gave it."""
-    return Question(lambda qid: m.Query(qid, "explain", {"request": name}), _read_stories)
+    asked = arguments.text("request", name, most=MAX_EXT_VALUE_CHARS)
+    return Question(lambda qid: m.Query(qid, "explain", {"request": asked}), _read_stories)
 
 
 def services() -> Question[list[ServiceStatus]]:
@@ -53,9 +58,16 @@ def services() -> Question[list[ServiceStatus]]:
     return Question(lambda qid: m.Query(qid, "services"), _read_services)
 
 
-def admin(verb: str, **args: str | int | bool | None) -> Question[AdminOutcome]:
-    """Ask for a change; for admins alone."""
-    return Question(lambda qid: m.Admin(qid, verb, args), _read_outcome)
+def drain(node_id: str) -> Question[AdminOutcome]:
+    """Ask for a node to be drained; for admins alone."""
+    node = arguments.text("node_id", node_id, most=MAX_EXT_VALUE_CHARS)
+    return Question(lambda qid: m.Admin(qid, "drain", {"node": node}), _read_outcome)
+
+
+def _is_snapshot(known: object) -> bool:
+    """Whether it is one, with numbers that can travel."""
+    numbers: tuple[object, ...] = (known.serial, known.broker_epoch) if isinstance(known, Snapshot) else (None,)
+    return all(type(one) is int and 0 <= one <= MAX_INT for one in numbers)
 
 
 def _read_welcome(answer: Answer) -> m.Welcome:

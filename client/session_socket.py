@@ -49,8 +49,9 @@ class SessionSocket:
             # Checked at the start already, but not for the brokers that another one named since.
             transport.check_exposure(endpoint, has_keys=self._has_keys, insecure=self._insecure)
             transport.connect(self.dealer, endpoint, ipv6=ipv6)
-        except ConfigurationError as error:
-            core.link_failed(self.link, Failure(str(error), is_final=True), now)
+        except (ConfigurationError, ValueError) as error:  # a name from another broker may hold anything
+            text = str(error) if isinstance(error, ConfigurationError) else f"{endpoint!a} is no endpoint: {error}"
+            core.link_failed(self.link, Failure(text, is_final=True), now)
 
     def read(self, core: ClientCore, now: float) -> None:
         """Give the core what the broker sent."""
@@ -96,12 +97,13 @@ class SessionSocket:
         self.read(core, now)
         core.link_failed(self.link, Failure(f"{self.link.endpoint}: the broker closed the connection"), now)
 
-    def flush(self, now: float) -> None:
+    def flush(self, core: ClientCore, now: float) -> None:
         """Send what the core has to say, in as few envelopes as possible (nearly always one)."""
         link = self.link
         if link.outbox:
-            self._unsent += codec.pack(link.outbox)
+            messages = link.outbox[:]
             link.outbox.clear()
+            self._unsent += self._packed(core, messages, now)
             link.tell(now)
         sent = 0
         try:
@@ -113,10 +115,23 @@ class SessionSocket:
         del self._unsent[:sent]
         self.is_blocked = bool(self._unsent)
 
-    def close(self, now: float) -> None:
+    def _packed(self, core: ClientCore, messages: list[m.FromClient], now: float) -> list[codec.Frames]:
+        """Pack them together; if that fails, each alone, so that one which cannot travel takes no other with it."""
+        try:
+            return codec.pack(messages)
+        except Exception:  # noqa: BLE001 - whatever it is: this thread serves everybody, and is nobody's to end
+            envelopes: list[codec.Frames] = []
+        for message in messages:
+            try:
+                envelopes += codec.pack([message])
+            except Exception as error:  # noqa: BLE001 - as above
+                core.unsendable(self.link, message, error, now)
+        return envelopes
+
+    def close(self, core: ClientCore, now: float) -> None:
         """Say goodbye if there is something to say, and close."""
         has_goodbye = bool(self.link.outbox)
-        self.flush(now)
+        self.flush(core, now)
         self.dealer.disable_monitor()
         self.monitor.close(0)
         self.dealer.close(250 if has_goodbye else 0)

@@ -20,7 +20,7 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from ..protocol.story import Story
-from . import calls, questions, tracing
+from . import arguments, calls, questions, tracing
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
 from .inbox import Inbox
@@ -77,6 +77,7 @@ class Handle(Generic[R]):
             TimeoutError: not ready within `timeout` seconds; the request goes on.
             RequestError: it ended without a result.
         """
+        arguments.wait("timeout", timeout)
         give_up_at = None if timeout is None else time.monotonic() + timeout
         while not self._reading.is_done:
             left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
@@ -317,7 +318,7 @@ class Client:
             NotFoundError: the broker knows no such node; the text lists those it knows.
             UnavailableError: the node is lost or evicted, so it cannot be asked.
         """
-        return self._ask(questions.admin("drain", node=node_id))
+        return self._ask(questions.drain(node_id))
 
     def _ask(self, question: Question[R], *, timeout_s: float | None = None) -> R:
         inbox = Inbox()

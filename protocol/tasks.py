@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from .errors import Kind, RequestError, request_error
 from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
+from .unicode import HALF, half_in
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Role = Literal["system", "user", "assistant", "tool", "developer"]
@@ -185,6 +186,8 @@ def check(values: dict[str, Any], schema: type[B]) -> B:
     """Check a map against a schema. Raises RequestError (400) with the field named."""
     try:
         return msgspec.convert(values, schema, strict=True, str_keys=False)
+    except UnicodeEncodeError:
+        raise _bad(f"{half_in(values) or 'the text'}: {HALF}") from None
     except (msgspec.ValidationError, RecursionError) as error:
         raise request_error(Kind.BAD_REQUEST, f"{error}") from None
 

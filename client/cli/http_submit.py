@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from ...protocol.errors import (
     EXIT_FAILED,
@@ -46,7 +47,7 @@ def post(url: str, body: dict[str, object], *, timeout_s: float, api_key: str | 
     target = _target(url)
     headers = {"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"}
     if api_key:
-        headers["Authorization"] = f"Bearer {api_key}".encode("utf-8", "surrogateescape").decode("latin-1")
+        headers["Authorization"] = f"Bearer {_key(api_key)}"
     request = urllib.request.Request(target, json.dumps(body).encode(), headers, method="POST")  # noqa: S310 - checked
     try:
         with urllib.request.urlopen(request, timeout=timeout_s + _SPARE_S) as answer:  # noqa: S310 - checked
@@ -61,7 +62,20 @@ def post(url: str, body: dict[str, object], *, timeout_s: float, api_key: str | 
 def _target(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"{url!r} is not an HTTP address; expected something like http://127.0.0.1:8000")
+    try:
+        is_possible = url.isascii() and url.isprintable() and " " not in url and urlsplit(url).port != 0
+    except ValueError:  # a port that is no number, half of an IPv6 address
+        is_possible = False
+    if not is_possible:
+        raise ConfigurationError(f"{url!a} is not an HTTP address: encode what is not ASCII, and check the port")
     return url if url.rstrip("/").endswith("/infer") else url.rstrip("/") + "/infer"
+
+
+def _key(api_key: str) -> str:
+    """Write a key so that its bytes are those of UTF-8, or those it was given in: headers are sent as Latin-1."""
+    if any(one < " " or one == "\x7f" for one in api_key):
+        raise ConfigurationError("--api-key holds characters that no key has; is there a line break behind it?")
+    return api_key.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _read(raw: bytes, target: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import click
 
 from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, ZmqrtError
 from ...protocol.stdio import prepare_stdio
+from ...protocol.unicode import is_unicode
 
 COMMANDS: Final = {
     "up": "Run broker, workers and bridge on this machine until Ctrl-C.",
@@ -33,6 +34,29 @@ COMMANDS: Final = {
 """Name -> summary. It stands here so that `--help` imports no subcommand; a test compares both."""
 
 
+class _Unicode(click.types.StringParamType):
+    """Text of the command line. Bytes that are no UTF-8 arrive as halves of characters, and cannot be sent anywhere."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse such bytes where they stand, naming the argument; in paths they stay possible."""
+        words = str(super().convert(value, param, ctx))
+        if not is_unicode(words):
+            self.fail("what was given is no text in UTF-8; does the terminal use another encoding?", param, ctx)
+        return words
+
+
+def _with_checked_text(command: click.Command) -> click.Command:
+    for parameter in command.params:
+        if parameter.type is click.STRING and parameter.name != "api_key":  # a key may be in another encoding
+            parameter.type = _UNICODE
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_checked_text(inner)
+    return command
+
+
+_UNICODE: Final = _Unicode()
+
+
 class _Lazy(click.Group):
     """A group whose subcommand NAME is `command` in the module `cmd_NAME`."""
 
@@ -45,7 +69,7 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = importlib.import_module(f".cmd_{cmd_name}", __package__).command
-        return found
+        return _with_checked_text(found)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - part of click's signature
         """List them without importing any."""

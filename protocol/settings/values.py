@@ -98,21 +98,27 @@ def _parse_float(raw: object) -> float:
 
 
 def _parse_text(raw: object) -> str:
+    text = _parse_any(raw)
+    text.encode()  # of bytes that are no UTF-8 Python makes halves of characters: a ValueError, too
+    return text
+
+
+def _parse_any(raw: object) -> str:
     if not isinstance(raw, str):
         raise ValueError  # noqa: TRY004 - one exception for every value that does not fit
     return raw
 
 
 def _parse_path(raw: object) -> Path:
-    text = _parse_text(raw)
-    if not text:
+    text = _parse_any(raw)  # a path may hold any byte but one
+    if not text or "\0" in text:
         raise ValueError
     return Path(os.path.expanduser(text))  # noqa: PTH111 - leaves ~nobody alone where Path.expanduser raises
 
 
 def _parse_list(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
-        parts = (unquoted(part) for part in unquoted(raw).split(","))
+        parts = (unquoted(part) for part in unquoted(_parse_text(raw)).split(","))
         return tuple(part for part in parts if part)
     if not isinstance(raw, Sequence):
         raise ValueError  # noqa: TRY004 - as above

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -97,3 +98,48 @@ def test_interrupted_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program.cli, "main", interrupt)
 
     assert main([]) == 130
+
+
+def _texts(command: click.Command, words: tuple[str, ...]) -> Iterator[list[str]]:
+    """List a command line for each place where a command takes text, with bytes in it that are no UTF-8."""
+    for inner_name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from _texts(inner, (*words, inner_name))
+    for one in command.params:
+        is_path = isinstance(one.type, click.Path | click.File) or one.metavar in ("PATH", "DIR")
+        is_for_others = one.type is click.UNPROCESSED or one.name == "api_key"
+        if is_path or is_for_others or getattr(one, "is_flag", False):
+            continue  # paths and keys may hold any byte, and another program judges its arguments itself
+        yield [*words, BYTE] if isinstance(one, click.Argument) else [*words, one.opts[-1], BYTE]
+
+
+BYTE = "caf\udce9"
+"""What `$'caf\\xe9'` becomes in a UTF-8 locale."""
+NOT_UNICODE = [
+    line
+    for name in COMMANDS
+    if (found := cli.get_command(click.Context(cli), name)) is not None
+    for line in _texts(found, (name,))
+]
+
+
+@pytest.mark.parametrize("words", NOT_UNICODE, ids=lambda words: " ".join(words[:-1]))
+def test_bytes_that_are_no_text_are_refused_in_a_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """By every subcommand, for every argument and flag that takes text: exit 2, and no traceback."""
+    assert main(words) == 2
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in said.err
+    assert "report it" not in said.err
+
+
+def test_bytes_that_are_no_text_are_refused_by_the_real_program() -> None:
+    """With what a shell really hands over."""
+    for words in ([b"infer"], [b"explain"], [b"submit", b"--prompt"], [b"models", b"--default-model"]):
+        command = [sys.executable.encode(), b"-m", b"zmqrt.client.cli", *words, b"caf\xe9"]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+        assert (result.returncode, result.stdout) == (2, b"")
+        assert result.stderr.count(b"Error: ") == 1
+        assert b"Traceback" not in result.stderr

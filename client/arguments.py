@@ -1,0 +1,53 @@
+"""Arguments as callers may give them: what cannot be meant is refused here, by name, in the thread that gave it.
+
+Whatever the I/O thread is handed must be able to travel: it serves everybody, and one caller's mistake is one caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.unicode import HALF, is_unicode
+
+_MOST_SHOWN: Final = 80
+
+
+def text(name: str, value: object, *, most: int) -> str:
+    """Check a name of something. Raises RequestError (400) that names the argument."""
+    if not isinstance(value, str):
+        raise bad(name, f"expected text, got {kind_of(value)}")
+    if not value:
+        raise bad(name, "it is empty")
+    if len(value) > most:
+        raise bad(name, f"it has {len(value)} characters, and at most {most} are possible")
+    if not is_unicode(value):
+        raise bad(name, f"{shown(value)}: {HALF}")
+    return value
+
+
+def wait(name: str, value: object) -> None:
+    """Check how long somebody wants to wait; None = for ever."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise bad(name, f"expected seconds, got {kind_of(value)}")
+    if math.isnan(value):
+        raise bad(name, "expected seconds, got NaN")
+
+
+def shown(value: object) -> str:
+    """Write a value into an error: all on one line, of ASCII, and not all of it."""
+    words = ascii(value)
+    return words if len(words) <= _MOST_SHOWN else f"{words[:_MOST_SHOWN]}..."
+
+
+def kind_of(value: object) -> str:
+    """Name what was given instead of what was wanted."""
+    return "None" if value is None else type(value).__name__
+
+
+def bad(name: str, words: str) -> RequestError:
+    """Build the refusal."""
+    return request_error(Kind.BAD_REQUEST, f"{name}: {words}")
