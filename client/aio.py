@@ -173,6 +173,7 @@ class AsyncClient:
         default_model: str | None = None,
         name: str = "python",
         max_outstanding: int = MAX_OUTSTANDING,
+        as_admin: bool = False,
     ) -> None:
         self._use(
             make_config(
@@ -184,6 +185,7 @@ class AsyncClient:
                 default_model=default_model,
                 name=name,
                 max_outstanding=max_outstanding,
+                as_admin=as_admin,
             )
         )
 
@@ -208,6 +210,7 @@ class AsyncClient:
             default_model=settings.default_model,
             name=name,
             max_outstanding=max_outstanding,
+            as_admin=True,
         )
 
     async def __aenter__(self) -> Self:

@@ -55,6 +55,7 @@ class ClientConfig:
     name: str = "python"
     max_outstanding: int = MAX_OUTSTANDING
     max_waiting: int = MAX_WAITING
+    as_admin: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no broker could serve."""
@@ -85,6 +86,7 @@ def make_config(
     default_model: str | None,
     name: str,
     max_outstanding: int,
+    as_admin: bool = False,
 ) -> ClientConfig:
     """Check the arguments of a client. Raises ConfigurationError naming the one that is wrong."""
     return ClientConfig(
@@ -96,6 +98,7 @@ def make_config(
         default_model=default_model,
         name=name,
         max_outstanding=max_outstanding,
+        as_admin=as_admin,
     )
 
 

@@ -122,7 +122,9 @@ class IoThread:
     def _load_keys(self) -> key_files.PeerKeys | None:
         """Refuse what is unsafe before anything is opened."""
         directory = self._config.keys
-        keys = key_files.load_peer(directory, "client") if directory is not None else None
+        keys = (
+            key_files.load_peer(directory, "client", as_admin=self._config.as_admin) if directory is not None else None
+        )
         for endpoint in self._config.endpoints:
             transport.check_exposure(endpoint, has_keys=keys is not None, insecure=self._config.insecure)
         return keys

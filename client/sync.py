@@ -163,6 +163,7 @@ class Client:
         default_model: Asked when a verb names none; else the only one there is for the task.
         name: What the broker's status calls this client.
         max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
+        as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class Client:
         default_model: str | None = None,
         name: str = "python",
         max_outstanding: int = MAX_OUTSTANDING,
+        as_admin: bool = False,
     ) -> None:
         self._use(
             make_config(
@@ -187,6 +189,7 @@ class Client:
                 default_model=default_model,
                 name=name,
                 max_outstanding=max_outstanding,
+                as_admin=as_admin,
             )
         )
 
@@ -210,6 +213,7 @@ class Client:
             default_model=settings.default_model,
             name=name,
             max_outstanding=max_outstanding,
+            as_admin=True,
         )
 
     def __enter__(self) -> Self:

@@ -3,9 +3,12 @@
     DIR/broker/public.key, secret.key          the broker's own pair
     DIR/worker/public.key, secret.key          the pair of workers
     DIR/client/public.key, secret.key          the pair of clients
+    DIR/admin/public.key, secret.key           the pair of whoever may drain, load and see everybody's requests
     DIR/authorized_workers, authorized_clients one "<public key in Z85> <principal>" a line
 
-A worker or client machine needs only its own folder and broker/public.key. Secrets are written 0600 and never logged.
+A worker or client machine needs only its own folder and broker/public.key. Secrets are written 0600, refused when
+others may read them, and never logged. Folders from before there was admin/ work as they did: their client/ is listed
+as admin.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -20,10 +25,12 @@ from typing import Final, Literal
 import zmq
 
 from .errors import ConfigurationError
+from .own_files import LooseFileError, read_text, refuse_readable
 
 PeerRole = Literal["worker", "client"]
 _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _ADMIN: Final = "admin"
+_ROLES: Final = ("broker", "worker", "client", _ADMIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Principal:
 
 
 def generate(directory: Path) -> list[Path]:
-    """Make a fleet's keys: broker, worker and client pairs, and the two lists that name them.
+    """Make a fleet's keys: broker, worker, client and admin pairs, and the two lists that name them.
 
     Args:
         directory: Made if absent; nothing in it is overwritten.
@@ -62,23 +69,29 @@ def generate(directory: Path) -> list[Path]:
     Raises:
         ConfigurationError: a key file is already there.
     """
-    present = [
-        directory / role for role in ("broker", "worker", "client") if (directory / role / "secret.key").exists()
-    ]
+    present = [directory / role for role in _ROLES if (directory / role / "secret.key").exists()]
     if present:
         raise ConfigurationError(
             f"{present[0]} already holds a secret key; choose an empty directory, or delete it first"
         )
     written: list[Path] = []
-    pairs = {role: _new_pair() for role in ("broker", "worker", "client")}
+    pairs = {role: _new_pair() for role in _ROLES}
     for role, pair in pairs.items():
         written += _write_pair(directory / role, pair)
-    for role, rights in (("worker", ""), ("client", f" {_ADMIN}")):
-        listing = directory / f"authorized_{role}s"
-        head = f"# public keys of {role}s, one a line: <key> <name> [{_ADMIN}]\n"
-        listing.write_text(f"{head}{pairs[role].public.decode()} {role}{rights}\n", encoding="utf-8")
-        written.append(listing)
+    listed = {"workers": ["worker"], "clients": ["client", f"{_ADMIN} {_ADMIN}"]}
+    for group, entries in listed.items():
+        lines = [f"# public keys of {group}, one a line: <key> <name> [{_ADMIN}]"]
+        lines += [f"{pairs[entry.split()[0]].public.decode()} {entry}" for entry in entries]
+        written.append(_write_open(directory / f"authorized_{group}", "\n".join(lines) + "\n"))
     return written
+
+
+def _write_open(path: Path, text: str) -> Path:
+    """Write what everybody may read and only we may write, whatever the umask is."""
+    path.write_text(text, encoding="ascii")
+    with contextlib.suppress(OSError):  # a file system without modes
+        path.chmod(0o644)
+    return path
 
 
 def _new_pair() -> KeyPair:
@@ -91,7 +104,7 @@ def _write_pair(folder: Path, pair: KeyPair) -> list[Path]:
     with contextlib.suppress(OSError):  # a file system without modes: the secret itself is checked below
         folder.chmod(0o700)
     public, secret = folder / "public.key", folder / "secret.key"
-    public.write_text(pair.public.decode() + "\n", encoding="ascii")
+    _write_open(public, pair.public.decode() + "\n")
     handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="ascii") as file:
         file.write(pair.secret.decode() + "\n")
@@ -103,15 +116,26 @@ def load_server(directory: Path) -> KeyPair:
     return _load_pair(directory / "broker")
 
 
-def load_peer(directory: Path, role: PeerRole) -> PeerKeys:
-    """Read a worker's or client's pair and the broker's public key. Raises ConfigurationError naming the file."""
-    return PeerKeys(_load_pair(directory / role), _read_key(directory / "broker" / "public.key"))
+def load_peer(directory: Path, role: PeerRole, *, as_admin: bool = False) -> PeerKeys:
+    """Read a worker's or client's pair and the broker's public key.
+
+    Args:
+        as_admin: Whether a client takes the admin's pair where there is one.
+
+    Raises:
+        ConfigurationError: naming the file that is missing or wrong.
+    """
+    is_admin_here = (directory / _ADMIN / "secret.key").exists()
+    is_plain_here = (directory / role / "secret.key").exists()
+    folder = _ADMIN if role == "client" and is_admin_here and (as_admin or not is_plain_here) else role
+    return PeerKeys(_load_pair(directory / folder), _read_key(directory / "broker" / "public.key"))
 
 
 def load_allowed(directory: Path, group: Literal["workers", "clients"]) -> dict[bytes, Principal]:
     """Read an allow-list: public key in Z85 -> principal. Raises ConfigurationError naming file and line."""
     path = directory / f"authorized_{group}"
     allowed: dict[bytes, Principal] = {}
+    rights: dict[str, bool] = {}
     for number, line in enumerate(_read(path).splitlines(), 1):
         words = line.split()
         if not words or words[0] == "#":  # a key may begin with #, but a word of its own is a comment
@@ -119,12 +143,21 @@ def load_allowed(directory: Path, group: Literal["workers", "clients"]) -> dict[
         if not _Z85.fullmatch(words[0]) or len(words) > 3 or words[2:] not in ([], [_ADMIN]):
             raise ConfigurationError(f"{path}, line {number}: expected '<40 characters of key> <name> [{_ADMIN}]'")
         name = words[1] if len(words) > 1 else words[0][:8]
-        allowed[words[0].encode()] = Principal(name, is_admin=_ADMIN in words[2:])
+        principal = Principal(name, is_admin=_ADMIN in words[2:])
+        if principal.is_admin != rights.setdefault(name, principal.is_admin):
+            raise ConfigurationError(
+                f"{path}, line {number}: {name} is {_ADMIN} on one line and not on another, and rights go by the name; "
+                "give the keys two names"
+            )
+        allowed[words[0].encode()] = principal
     return allowed
 
 
 def _load_pair(folder: Path) -> KeyPair:
-    pair = KeyPair(_read_key(folder / "public.key"), _read_key(folder / "secret.key"))
+    secret = folder / "secret.key"
+    with contextlib.suppress(FileNotFoundError):  # said below
+        refuse_readable(secret)
+    pair = KeyPair(_read_key(folder / "public.key"), _read_key(secret))
     if zmq.curve_public(pair.secret) != pair.public:
         raise ConfigurationError(f"{folder}: public.key and secret.key do not belong together")
     return pair
@@ -139,8 +172,10 @@ def _read_key(path: Path) -> bytes:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = read_text(path)
+        is_loose = sys.platform != "win32" and path.stat().st_mode & stat.S_IWOTH
     except FileNotFoundError:
         raise ConfigurationError(f"{path} is missing; 'zmqrt keygen DIR' makes a fleet's keys") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    if is_loose:
+        raise LooseFileError(f"{path} may be changed by every user of this machine; run: chmod go-w {path}")
+    return text

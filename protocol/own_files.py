@@ -27,6 +27,10 @@ _MAX_BYTES: Final = 4 << 20
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
+class LooseFileError(ConfigurationError):
+    """Others may read a secret, or write what we obey."""
+
+
 def decode(raw: bytes, errors: str = "strict") -> str:
     """Return text: by its byte order mark if it has one, else as UTF-8. Raises UnicodeDecodeError."""
     return raw.decode(next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), "utf-8"), errors)
@@ -64,18 +68,18 @@ def refuse_foreign(path: Path, *, any_owner: bool = False) -> None:
         any_owner: The user named this very file, and so vouches for its owner.
 
     Raises:
-        ConfigurationError: naming the file, the reason and the remedy.
+        LooseFileError: naming the file, the reason and the remedy.
     """
     if sys.platform == "win32":
         return
     for found in (path.lstat(), path.stat()):
         if not any_owner and found.st_uid not in (0, os.geteuid()):
-            raise ConfigurationError(
+            raise LooseFileError(
                 f"{path} belongs to another user (uid {found.st_uid}) and is not obeyed; start from another directory, "
                 "remove it, or make it yours with chown"
             )
         if not stat.S_ISLNK(found.st_mode) and _others_may_write(found):
-            raise ConfigurationError(f"{path} may be written by other users and is not obeyed; run: chmod go-w {path}")
+            raise LooseFileError(f"{path} may be written by other users and is not obeyed; run: chmod go-w {path}")
 
 
 def is_own(path: Path) -> bool:
@@ -84,17 +88,20 @@ def is_own(path: Path) -> bool:
 
 
 def refuse_readable(path: Path) -> None:
-    """Refuse a secret of ours that others may read, as ssh does. What somebody else owns (a mount), they answer for.
+    """Refuse a secret of ours that others may read, as ssh does.
+
+    What somebody else owns, or what is mounted for reading alone (the secrets of containers), is theirs to answer for.
 
     Raises:
-        ConfigurationError: naming the file and the remedy.
+        LooseFileError: naming the file and the remedy.
     """
     if sys.platform == "win32":
         return
     found = path.stat()
-    if found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
+    is_mounted = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    if found.st_uid == os.geteuid() and found.st_mode & _OTHERS and not is_mounted:
         mode = stat.S_IMODE(found.st_mode)
-        raise ConfigurationError(
+        raise LooseFileError(
             f"{path} holds a secret, and other users may read or change it (mode {mode:04o}); run: chmod 600 {path}"
         )
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from ..protocol.checkup import CacheFacts, Checkup, DriverFacts, GpuFacts, TorchFacts, encode
 from .devices import Gpu, visible
 from .model_cache import cache_dir
+from .model_error import ModelError
 from .models import PACKAGES, is_ready
 
 _KERNEL_DRIVER: Final = Path("/proc/driver/nvidia/version")
@@ -31,9 +32,18 @@ def look() -> Checkup:
         triton=_version("triton"),
         driver=driver_facts(),
         cuda_visible_devices=os.environ.get(_HIDING),
-        cache=cache_facts(cache_dir()),
+        cache=_cache_facts(),
         models={name: is_ready(name) for name in PACKAGES},
     )
+
+
+def _cache_facts() -> CacheFacts:
+    try:
+        return cache_facts(cache_dir())
+    except ModelError:
+        return CacheFacts(
+            path="~/.cache/zmqrt (this user has no home)", is_there=False, is_writable=False, size_bytes=0, free_bytes=0
+        )
 
 
 def torch_facts() -> TorchFacts | None:

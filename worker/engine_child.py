@@ -22,6 +22,7 @@ import msgspec
 import zmq
 
 from ..protocol import transport
+from ..protocol.children import python
 from .broker_link import descriptor, has_input
 from .devices import Device
 from .engines import ipc
@@ -144,7 +145,7 @@ def _spawn(endpoint: str, spec: EngineSpec, device: Device, log_arguments: Seque
     arguments = ("--endpoint", endpoint, "--parent", str(os.getpid()), "--spec", msgspec.json.encode(mine).decode())
     threads = spec.options.get("threads", "1")
     return subprocess.Popen(
-        [sys.executable, "-m", _MODULE, *arguments, *log_arguments],
+        python(_MODULE, *arguments, *log_arguments),
         env={**os.environ, **device.environment(threads=threads)},
         stdin=subprocess.PIPE,  # its end of file tells the child that we are gone
         stdout=sys.__stderr__,  # the agent's standard output says one line, and that is not the engine's to write

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from .gguf_file import GgufFile, Tensor
 from .gguf_split import find_parts, read_parts
+from .model_cache import room_for
 from .model_error import ModelError
 from .model_look import enumerate_names
 from .weights import Entry, write_safetensors
@@ -61,16 +62,17 @@ def _convert(file: GgufFile, directory: Path, progress: Callable[[float], None])
     config = _config(file)
     ends = _end_ids(file, config)
     _check_tensors(file, config)
-    _write_json(directory / "config.json", config)
+    entries = [_entry(tensor, config) for tensor in file.tensors]
     names = [f"{name}_token_id" for name in ("bos", "eos", "pad") if f"{name}_token_id" in config]
     generation: dict[str, Any] = {name: config[name] for name in names}
     if len(ends) > 1:
         generation["eos_token_id"] = ends
-    _write_json(directory / "generation_config.json", generation)
-    _write_tokenizer(file, directory, config)
-    progress(_TOKENIZER_PERCENT)
-    entries = [_entry(tensor, config) for tensor in file.tensors]
-    write_safetensors(directory / "model.safetensors", entries, _part(progress, _TOKENIZER_PERCENT, 100.0))
+    with room_for(directory.parent, sum(entry.size_bytes for entry in entries)):
+        _write_json(directory / "config.json", config)
+        _write_json(directory / "generation_config.json", generation)
+        _write_tokenizer(file, directory, config)
+        progress(_TOKENIZER_PERCENT)
+        write_safetensors(directory / "model.safetensors", entries, _part(progress, _TOKENIZER_PERCENT, 100.0))
 
 
 def _part(progress: Callable[[float], None], begin: float, end: float) -> Callable[[float], None]:
@@ -232,7 +234,8 @@ def _write_tokenizer(file: GgufFile, directory: Path, config: dict[str, Any]) ->
     tokenizer = _tokenizer(file, tokens)
     if file.get("tokenizer.ggml.add_bos_token") is True and "bos_token_id" in config:
         _begin_with(tokenizer, tokens, int(config["bos_token_id"]))
-    tokenizer.save(str(directory / "tokenizer.json"))
+    text = tokenizer.to_str(pretty=True)  # its own save() does not say what is wrong with a disk
+    (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config["max_position_embeddings"],

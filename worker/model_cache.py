@@ -7,6 +7,7 @@ processes that want the same folder build it once; the operating system drops th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -16,36 +17,93 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Final
 
+from ..protocol.settings import unquoted
 from ..protocol.settings.variables import CACHE_ENV
 from .model_error import ModelError
 
 LOCK_WAIT_S: Final = 1800.0
 """Long enough for the largest download on a slow line; a holder that died has let go long before."""
 _LOCK_POLL_S: Final = 0.1
+_NO_PLACE: Final = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What is wrong with the place and not with the model."""
 
 
 def cache_dir() -> Path:
     """Return where models are kept: ZMQRT_CACHE, else `zmqrt` in the user's cache folder."""
-    own = os.environ.get(CACHE_ENV)
+    own = unquoted(os.environ.get(CACHE_ENV, ""))
     if own:
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))  # noqa: PTH111 - leaves ~ alone where there is no home
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "zmqrt" / "cache"
+        return (Path(local) if local else _home() / "AppData" / "Local") / "zmqrt" / "cache"
     xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "zmqrt"
+    return (Path(xdg) if xdg else _home() / ".cache") / "zmqrt"
 
 
-def build_once(place: Path, build: Callable[[Path], None]) -> Path:
-    """Return `place`; if it is not there, let `build` fill a folder that becomes it. Others meanwhile wait."""
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container may run as any number
+        raise ModelError(
+            f"this user has no home directory, so there is no place for models: set {CACHE_ENV} (or HOME) to a folder "
+            "that it may write"
+        ) from None
+
+
+def build_once(place: Path, build: Callable[[Path], None], *, needed_bytes: int = 0) -> Path:
+    """Return `place`; if it is not there, let `build` fill a folder that becomes it. Others meanwhile wait.
+
+    Raises:
+        ModelError: the cache cannot be written, or is full.
+    """
     if place.is_dir():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place.with_name(place.name + ".lock")):
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_place(place.parent, error.strerror or str(error)) from error
+    with room_for(place.parent, needed_bytes), _locked(place.with_name(place.name + ".lock")):
         if not place.is_dir():
             _sweep(place)
             _build(place, build)
     return place
+
+
+@contextlib.contextmanager
+def room_for(folder: Path, needed_bytes: int = 0) -> Generator[None]:
+    """Check that so much fits into a folder of the cache, and say it in words where writing there fails all the same.
+
+    Raises:
+        ModelError: naming the folder, the reason, the size and the setting.
+    """
+    if needed_bytes and (free := shutil.disk_usage(folder).free) < needed_bytes:
+        raise _no_place(folder, f"only {free >> 20} MiB are free", needed_bytes)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise _no_place(folder, error.strerror or str(error), needed_bytes) from error
+
+
+def _no_place(folder: Path, reason: str, needed_bytes: int = 0) -> ModelError:
+    needed = f" (about {_mib(needed_bytes)} MiB are needed)" if needed_bytes else ""
+    return ModelError(
+        f"models cannot be kept in {folder}: {reason}{needed}; set {CACHE_ENV} to a folder that has room and that this "
+        "user may write"
+    )
+
+
+def _mib(count: int) -> int:
+    return -(-count >> 20)
 
 
 def _build(place: Path, build: Callable[[Path], None]) -> None:

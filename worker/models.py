@@ -51,6 +51,8 @@ PACKAGES: Final = {
     ),
 }
 TINY: Final = "tiny-random"
+_TINY_BYTES: Final = 2 << 20
+"""What the plain one takes on disk."""
 
 _HUB_ID: Final = re.compile(r"(hf:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf))")
 _HUB_FILES: Final = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -119,7 +121,10 @@ def fetch(model: str, progress: Progress) -> ModelFiles:
 def is_ready(alias: str) -> bool:
     """Tell whether a model of the alias table is on this machine, converted or not."""
     package = PACKAGES[alias]
-    return _converted(alias, package.sha256).is_dir() or locate(package) is not None
+    try:
+        return _converted(alias, package.sha256).is_dir() or locate(package) is not None
+    except ModelError:  # there is no place for a cache
+        return False
 
 
 def _unknown(model: str) -> str:
@@ -203,7 +208,8 @@ def _from_tiny(config: TinyConfig, progress: Progress) -> ModelFiles:
     def build(directory: Path) -> None:
         write_tiny_model(directory, config, _phase(progress, "converting"))
 
-    return _from_directory(build_once(cache_dir() / f"{name}-v{_TINY}", build), TINY)
+    place = cache_dir() / f"{name}-v{_TINY}"
+    return _from_directory(build_once(place, build, needed_bytes=_TINY_BYTES), TINY)
 
 
 def _from_hub(model: str, progress: Progress, *, allow_hub: bool, near: str = "") -> ModelFiles:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from ..protocol.stdio import prepare_stdio
 from .engines.base import Phase, Progress
 from .model_error import ModelError
 from .models import PACKAGES, TINY, fetch, is_ready
@@ -14,6 +15,7 @@ from .models import PACKAGES, TINY, fetch, is_ready
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    prepare_stdio()
     parser = argparse.ArgumentParser(prog="zmqrt models")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the models that can be fetched by name")
@@ -37,7 +39,7 @@ def _fetch(name: str) -> int:
     try:
         with _bar() as progress:
             files = fetch(name, progress)
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     print(f"{files.name} is ready in {files.path}")  # noqa: T201

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..protocol.children import python
 from ..protocol.errors import ConfigurationError
 from .engines.base import Phase
 from .model_error import ModelError
@@ -45,7 +46,7 @@ async def resolve_apart(
     """
     flags = json.dumps({"allow_hub": allow_hub, "allow_download": allow_download, "max_model_len": max_model_len})
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, model, flags, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+        *python(__name__, model, flags), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout is not None
     try:
@@ -66,7 +67,7 @@ async def resolve_apart(
 
 def _child(model: str, flags: str) -> None:
     def tell(line: _Line) -> None:
-        sys.stdout.write(msgspec.json.encode(line, enc_hook=_as_text).decode() + "\n")
+        sys.stdout.buffer.write(msgspec.json.encode(line, enc_hook=_as_text) + b"\n")  # UTF-8 in every locale
         sys.stdout.flush()
 
     options = json.loads(flags)

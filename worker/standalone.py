@@ -11,10 +11,10 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
+from ..protocol.children import python
 from ..protocol.errors import ZmqrtError
 from .config import WorkerSettings
 from .node import serve
@@ -51,12 +51,7 @@ async def _own_broker(
 ) -> AsyncGenerator[tuple[asyncio.subprocess.Process, dict[str, str]], None]:
     """Run a broker; yield it with its endpoints by name (`clients`, `workers`)."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "zmqrt.worker.leashed",
-        str(os.getpid()),
-        "zmqrt.broker",
-        *_arguments(settings),
+        *python("zmqrt.worker.leashed", str(os.getpid()), "zmqrt.broker", *_arguments(settings)),
         stdin=asyncio.subprocess.PIPE,  # its end of file tells the broker that we are gone, killed or not
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the worker, which drains first and stops the broker then

@@ -17,8 +17,9 @@ def command(directory: Path) -> None:
         click.echo(f"wrote {path}")
     click.echo(
         f"""
-Each machine needs its own part: the broker all of {directory} but the secrets of workers and clients, a worker
-worker/ and broker/public.key, a client client/ and broker/public.key. Then, with HOST as the broker's address:
+Each machine needs its own part: the broker all of {directory} but the secrets of the others, a worker worker/ and
+broker/public.key, a client client/ and broker/public.key. Who may drain nodes and see everybody's requests has
+admin/ too; the zmqrt command uses it where it is. Then, with HOST as the broker's address:
 
   zmqrt-broker --keys {directory} --clients tcp://0.0.0.0:7555 --workers tcp://0.0.0.0:7556
   zmqrt-worker --keys {directory} --broker tcp://HOST:7556

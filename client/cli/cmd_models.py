@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 
 import click
 import msgspec
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...protocol.children import python
 from ...protocol.errors import ZmqrtError
 from ...protocol.printable import printable
 from ...protocol.settings import options
@@ -59,7 +59,7 @@ def list_known(context: click.Context) -> None:
 def _ask_worker(*words: str) -> int:
     if importlib.util.find_spec(_WORKER_MODELS) is None:
         raise ZmqrtError("this needs the worker: pip install 'zmqrt[worker,models]'")
-    return subprocess.run([sys.executable, "-m", _WORKER_MODELS, *words], check=False).returncode
+    return subprocess.run(python(_WORKER_MODELS, *words), check=False).returncode
 
 
 def _table(services: list[ServiceStatus]) -> Table:

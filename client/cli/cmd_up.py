@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from ...protocol.errors import EXIT_OK
+from ...protocol.keys import generate
 from .interrupts import Interrupts
 from .session import Session
 from .stack import Plan, has_bridge
 from .up_display import display
 
+_PEOPLE: Final = range(1000, 60_000)
+"""User ids that systems give to people; below are daemons, above are containers' and nobody."""
 _PORT: Final = click.IntRange(0, 65535)
 
 
@@ -25,7 +31,11 @@ _PORT: Final = click.IntRange(0, 65535)
 @click.option("--client-port", type=_PORT, help="Of the broker, for clients [default: 7555].")
 @click.option("--worker-port", type=_PORT, help="Of the broker, for workers [default: 7556].")
 @click.option("--bridge/--no-bridge", default=True, help="Serve HTTP too.")
-@click.option("--keys", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder made by keygen.")
+@click.option(
+    "--keys",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of keys; made when it is not there. For machines with other users.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", hidden=True)
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER FLAGS]")
 @click.pass_context
@@ -36,6 +46,11 @@ def command(context: click.Context, /, *, mock: bool, model: str | None, engine:
     engine = "mock" if mock else engine
     named = [*(("--engine", engine) if engine else ()), *(("--model", model) if model else ())]
     plan = make_plan(tuple(named), **given)
+    if plan.keys is not None and not (plan.keys / "broker" / "secret.key").exists():
+        generate(plan.keys)
+        click.echo(f"made keys in {plan.keys}", err=True)
+    if plan.keys is None and has_other_users():
+        click.echo("other users of this machine can reach what starts here; --keys DIR keeps them out", err=True)
     if given["bridge"] and not plan.has_bridge:
         click.echo("no HTTP bridge: pip install 'zmqrt[bridge]' brings it", err=True)
     context.exit(run(plan))
@@ -65,6 +80,18 @@ def make_plan(
         keys=keys,
         log_level=log_level,
     )
+
+
+def has_other_users(processes: Path = Path("/proc")) -> bool:
+    """Say whether somebody else works on this machine: a person's process that is not ours (Linux)."""
+    if sys.platform != "linux":
+        return False
+    owners: set[int] = set()
+    with contextlib.suppress(OSError):
+        for process in processes.iterdir():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                owners.add(process.stat().st_uid if process.name.isdigit() else 0)
+    return any(owner in _PEOPLE and owner != os.geteuid() for owner in owners)
 
 
 def run(plan: Plan) -> int:

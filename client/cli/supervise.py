@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
+from ...protocol.children import UTF8_OUTPUT, python
 from ...protocol.errors import EXIT_FAILED, ZmqrtError
 from ...protocol.timing import Backoff
 
@@ -85,12 +86,12 @@ class Child:
         self.words.clear()  # a later end is not to be explained by words of an earlier life
         self._started_at = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.child", self.module, *self.arguments],
+            python(f"{__package__}.child", self.module, *self.arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             bufsize=0,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **UTF8_OUTPUT, "PYTHONUNBUFFERED": "1"},
             # A terminal sends Ctrl-C to its whole group; the children are told by us, in the right order.
             start_new_session=sys.platform != "win32",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

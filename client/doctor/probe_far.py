@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ import msgspec
 
 from ...protocol import checkup
 from ...protocol.checkup import Checkup
+from ...protocol.children import UTF8_OUTPUT, python
 from ...protocol.errors import ZmqrtError
 from ..config import ClientSettings
 from ..sync import Client
@@ -61,10 +62,16 @@ def is_worker_here() -> bool:
 
 def worker(*, patience_s: float = PATIENCE_S) -> Checkup | str:
     """Have the worker package look, in a process of its own: a client never imports it. Else return why it did not."""
-    command = [sys.executable, "-m", CHECKUP]
     try:
         ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=patience_s, check=False
+            python(CHECKUP),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **UTF8_OUTPUT},
+            timeout=patience_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {patience_s:.0f} s"

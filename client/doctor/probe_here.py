@@ -17,6 +17,7 @@ import zmq
 
 from ...protocol import keys
 from ...protocol.errors import ConfigurationError
+from ...protocol.own_files import LooseFileError
 from .. import diagnose
 from .key_files import KeyFacts, KeyFile, Part, PartFacts
 from .machine import PORTS, Kind, Machine, Port
@@ -98,8 +99,8 @@ def key_files(directory: Path | None) -> KeyFacts | None:
 
 def _loaders(directory: Path) -> Iterator[tuple[Part, Callable[[], object]]]:
     """Name the parts that are here, with what reads each; broker/public.key alone is no broker's part."""
-    if (directory / "client").exists():
-        yield "client", lambda: keys.load_peer(directory, "client")
+    if (directory / "client").exists() or (directory / "admin").exists():
+        yield "client", lambda: [keys.load_peer(directory, "client", as_admin=admin) for admin in (False, True)]
     if (directory / "worker").exists():
         yield "worker", lambda: keys.load_peer(directory, "worker")
     if (directory / "broker" / "secret.key").exists():
@@ -115,6 +116,8 @@ def _load_broker(directory: Path) -> None:
 def _complaint(load: Callable[[], object]) -> str:
     try:
         load()
+    except LooseFileError:
+        return ""  # modes are judged by themselves, all of them
     except ConfigurationError as error:
         return str(error)
     return ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Final, cast
 
 from .base import CannotLoadError, Engine, EngineSpec, Factory, Phase
@@ -19,6 +22,7 @@ def find_factory(name: str) -> Factory:
     """Return the factory of an installed engine, or of `package.module:factory`. Raises LookupError."""
     module, colon, attribute = name.partition(":")
     if colon:
+        _allow_working_directory()
         found: object = getattr(importlib.import_module(module), attribute, None)
         if not callable(found):
             raise LookupError(f"module {module!r} has no function {attribute!r}")
@@ -27,6 +31,14 @@ def find_factory(name: str) -> Factory:
         return cast("Factory", entry.load())
     known = ", ".join(sorted({entry.name for entry in entry_points(group=GROUP)}))
     raise LookupError(f"no engine is named {name!r}; there are {known}, and your own is MODULE:FACTORY")
+
+
+def _allow_working_directory() -> None:
+    """Let an engine of the user's own lie in the working directory: last, so that it hides nothing installed."""
+    with contextlib.suppress(OSError):  # the directory is gone
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)
 
 
 def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> dict[str, Engine]:

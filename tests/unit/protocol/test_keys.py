@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -21,7 +22,89 @@ def test_a_fleets_keys_are_made_and_read_back(tmp_path: Path) -> None:
     client = keys.load_peer(tmp_path, "client")
     assert worker.server_public == client.server_public == server.public
     assert keys.load_allowed(tmp_path, "workers") == {worker.own.public: keys.Principal("worker")}
-    assert keys.load_allowed(tmp_path, "clients") == {client.own.public: keys.Principal("client", is_admin=True)}
+    admin = keys.load_peer(tmp_path, "client", as_admin=True)
+    assert keys.load_allowed(tmp_path, "clients") == {
+        client.own.public: keys.Principal("client"),
+        admin.own.public: keys.Principal("admin", is_admin=True),
+    }
+
+
+def test_a_client_is_an_admin_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Or where there is no other pair; a folder of before, without admin/, works as it did."""
+    keys.generate(tmp_path)
+    plain = (tmp_path / "client" / "public.key").read_bytes().strip()
+    admin = (tmp_path / "admin" / "public.key").read_bytes().strip()
+    assert plain != admin
+
+    (tmp_path / "client").rename(tmp_path / "away")
+    assert keys.load_peer(tmp_path, "client").own.public == admin
+    (tmp_path / "away").rename(tmp_path / "client")
+    (tmp_path / "admin").rename(tmp_path / "away")
+    assert keys.load_peer(tmp_path, "client", as_admin=True).own.public == plain
+    (tmp_path / "authorized_clients").write_text(f"{plain.decode()} client admin\n")
+    assert keys.load_allowed(tmp_path, "clients") == {plain: keys.Principal("client", is_admin=True)}
+
+
+def test_one_name_cannot_have_two_kinds_of_rights(tmp_path: Path) -> None:
+    """Rights go by the name, so the plain key would be an admin's."""
+    listing = tmp_path / "authorized_clients"
+    listing.write_text(f"{'a' * 40} alice admin\n{'b' * 40} alice\n")
+
+    with pytest.raises(ConfigurationError, match=r"line 2: alice is admin on one line and not on another"):
+        keys.load_allowed(tmp_path, "clients")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_files_from_windows_are_read(tmp_path: Path, encoding: str) -> None:
+    """With a byte order mark, in UTF-16, with its line ends. Without a mark it is said what to do."""
+    keys.generate(tmp_path)
+    before = keys.load_peer(tmp_path, "client")
+    for path in (*tmp_path.glob("*/*.key"), *tmp_path.glob("authorized_*")):
+        path.write_bytes(path.read_text(encoding="ascii").replace("\n", "\r\n").encode(encoding))
+
+    if encoding == "utf-16-be":
+        with pytest.raises(ConfigurationError, match=r"public\.key is not UTF-8 text; save it as UTF-8"):
+            keys.load_peer(tmp_path, "client")
+        return
+    assert keys.load_peer(tmp_path, "client") == before
+    keys.load_server(tmp_path)
+    assert len(keys.load_allowed(tmp_path, "clients")) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o660])
+def test_a_secret_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    """As ssh does; file and remedy are named. Each role, and the admin's too."""
+    keys.generate(tmp_path)
+    for role in ("broker", "worker", "client"):
+        (tmp_path / role / "secret.key").chmod(mode)
+    remedy = rf"secret\.key holds a secret.*mode {mode:04o}.*run: chmod 600 "
+    for load in (
+        lambda: keys.load_server(tmp_path),
+        lambda: keys.load_peer(tmp_path, "worker"),
+        lambda: keys.load_peer(tmp_path, "client"),
+    ):
+        with pytest.raises(ConfigurationError, match=remedy):
+            load()
+
+    keys.load_peer(tmp_path, "client", as_admin=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
+@pytest.mark.parametrize("name", ["authorized_clients", "broker/public.key"])
+def test_what_everybody_may_change_is_refused(tmp_path: Path, name: str) -> None:
+    """Whoever adds a line would be let in. What keygen writes nobody else may change, whatever the umask."""
+    before = os.umask(0)
+    try:
+        keys.generate(tmp_path)
+    finally:
+        os.umask(before)
+    keys.load_allowed(tmp_path, "clients")
+    keys.load_peer(tmp_path, "worker")
+
+    (tmp_path / name).chmod(0o666)
+    with pytest.raises(ConfigurationError, match=f"{name} may be changed by every user"):
+        _ = keys.load_allowed(tmp_path, "clients"), keys.load_peer(tmp_path, "worker")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
@@ -29,7 +112,9 @@ def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
     """0600 from the first byte on."""
     keys.generate(tmp_path)
 
-    modes = {stat.S_IMODE((tmp_path / role / "secret.key").stat().st_mode) for role in ("broker", "worker", "client")}
+    secrets = list(tmp_path.glob("*/secret.key"))
+    assert len(secrets) == 4
+    modes = {stat.S_IMODE(secret.stat().st_mode) for secret in secrets}
     assert modes == {0o600}
 
 

@@ -30,7 +30,10 @@ def test_keygen_makes_keys_that_fit_together_and_says_what_next(empty_house: Pat
 
     assert result.exit_code == 0
     assert load_peer(keys, "worker").server_public == load_server(keys).public
-    assert list(load_allowed(keys, "clients")) == [load_peer(keys, "client").own.public]
+    assert list(load_allowed(keys, "clients")) == [
+        load_peer(keys, "client").own.public,
+        load_peer(keys, "client", as_admin=True).own.public,
+    ]
     assert "zmqrt-worker --keys keys --broker tcp://HOST:7556" in result.output
     assert load_server(keys).secret.decode() not in result.output
 
