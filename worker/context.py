@@ -21,13 +21,16 @@ POSITIONS: Final = (
 """Where families of models say how many positions they have; the first that is there counts."""
 _SCALED_ALREADY: Final = ("default", "llama3", "longrope", "su", "mrope", "proportional")
 """Ways of stretching after which `max_position_embeddings` is the whole context."""
+GROWING: Final = frozenset({"dynamic", "longrope", "su"})
+"""Ways of stretching that depend on the length of a text, so that no one table of positions has what they compute."""
 _SCALED_FAMILIES: Final = ("gemma3", "gemma3_text", "gpt_oss")
 """Families that count their factor into `max_position_embeddings`, whichever the way."""
 
 
 def context_of(config: dict[str, Any]) -> int | None:
     """Return the context of a model from its config.json; None if it does not say. Raises ValueError."""
-    text = cast("dict[str, Any]", config.get("text_config") or config)
+    part = config.get("text_config")
+    text = cast("dict[str, Any]", part) if isinstance(part, dict) and part else config
     found = [(name, text[name]) for name in POSITIONS if text.get(name) is not None]
     if not found:
         return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .context import context_of
 from .model_error import ModelError
 from .model_look import Look, enumerate_names
+from .safetensors_file import entry
 
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _OTHERS: Final = {
@@ -54,6 +55,15 @@ _QUANTISERS: Final = {
     "hqq": "hqq",
 }
 """Ways of storing weights in fewer bits that transformers reads, and the package it needs for each."""
+_LLAMAS: Final = ("llama", "mistral", "qwen2", "qwen3")
+_PARTS: Final = (
+    "input_layernorm",
+    *(f"self_attn.{one}_proj" for one in "qkvo"),
+    "post_attention_layernorm",
+    *(f"mlp.{one}_proj" for one in ("gate", "up", "down")),
+)
+"""What each layer of these has; of other types, and of what else these may have, the loader knows."""
+_MOST_LAYERS: Final = 1000
 _PLAIN: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _SENTENCES: Final = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
@@ -66,7 +76,7 @@ def makes_text(directory: Path, config: dict[str, Any]) -> bool:
 def why_no_generator(directory: Path, config: dict[str, Any]) -> str | None:
     """Say what a model is instead of a generator of text; None if it is one."""
     kind = str(config.get("model_type") or "")
-    names = [str(one) for one in cast("list[object]", config.get("architectures") or [])]
+    names = [str(one) for one in entry(config, "architectures", list[object], directory / "config.json")]
     named = names[0] if names else f"of type {kind}"
     if config.get("is_encoder_decoder") or kind in _TWO_PARTS:
         return f"it is a model of an encoder and a decoder ({named}); only decoders are served"
@@ -90,6 +100,7 @@ def check_generator(directory: Path, look: Look, *, max_model_len: int = 0) -> N
             f"{directory} cannot generate text: {why}; name a model whose architecture ends in ForCausalLM"
         )
     _check_numbers(directory, look)
+    _check_layers(directory, look)
     context = context_of(look.config)
     if context is not None and max_model_len > context:
         raise ModelError(
@@ -98,10 +109,34 @@ def check_generator(directory: Path, look: Look, *, max_model_len: int = 0) -> N
         )
 
 
+def _check_layers(directory: Path, look: Look) -> None:
+    """Find layers that are missing or too many, where their names are known: a loader would find them after minutes."""
+    count = look.config.get("num_hidden_layers")
+    is_known = look.config.get("model_type") in _LLAMAS and "model.embed_tokens.weight" in look.tensors
+    if not is_known or "quantization_config" in look.config or not isinstance(count, int):
+        return
+    if not 0 < count <= _MOST_LAYERS:
+        raise ModelError(f"{directory}/config.json says that the model has {count} layers")
+    names = [f"model.layers.{layer}.{part}.weight" for layer in range(count) for part in _PARTS]
+    missing = [name for name in [*names, "model.norm.weight"] if name not in look.tensors]
+    if missing:
+        what = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors"
+        raise ModelError(
+            f"{directory} lacks {what} that its config.json asks for: {enumerate_names(missing)}; fetch the model "
+            "again, or the config.json that belongs to it"
+        )
+    over = sorted(name for name in look.tensors if name.startswith(f"model.layers.{count}."))
+    if over:
+        raise ModelError(
+            f"{directory} has more layers than the {count} of its config.json: {enumerate_names(over)}; fetch the "
+            "config.json that belongs to the weights"
+        )
+
+
 def _check_numbers(directory: Path, look: Look) -> None:
     """Compare how the weights are stored with what the configuration says of it."""
-    quantisation = cast("dict[str, Any] | None", look.config.get("quantization_config"))
-    if quantisation is None:
+    quantisation = entry(look.config, "quantization_config", dict[str, Any], directory / "config.json")
+    if not quantisation:
         strange = {name: one.dtype for name, one in look.tensors.items() if one.dtype not in _PLAIN}
         odd = sorted(f"{name} ({dtype})" for name, dtype in strange.items() if not name.endswith(_BUFFERS))
         if odd:

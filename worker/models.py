@@ -27,7 +27,7 @@ from .model_error import ModelError
 from .model_fetch import Package, check, download, file_sha256, locate
 from .model_fit import check_generator, makes_text
 from .model_look import look_at
-from .safetensors_file import read_json_object
+from .safetensors_file import entry, read_json_object
 from .tiny_model import TinyConfig, write_tiny_model
 
 Kind = Literal["generate", "embed"]
@@ -199,7 +199,11 @@ def _convert(source: Path, sha256: str, name: str, progress: Progress) -> ModelF
     def build(directory: Path) -> None:
         convert_gguf(source, directory, _phase(progress, "converting"))
 
-    return _from_directory(build_once(_converted(name, sha256), build), name, revision=_converted_revision(sha256))
+    place = build_once(_converted(name, sha256), build)
+    try:
+        return _from_directory(place, name, revision=_converted_revision(sha256))
+    except ModelError as error:
+        raise ModelError(f"{error} ({place} was made of {source}: remove it, and it is made anew)") from None
 
 
 def _from_tiny(config: TinyConfig, progress: Progress) -> ModelFiles:
@@ -264,8 +268,9 @@ def _context(path: Path, config: dict[str, Any]) -> int:
         positions = context_of(config)
     except ValueError as error:
         raise ModelError(f"{path}/config.json: {error}") from None
-    trained = read_json_object(path / "sentence_bert_config.json").get("max_seq_length")
-    known = [int(length) for length in (positions, trained) if length]
+    sentences = path / "sentence_bert_config.json"
+    trained = entry(read_json_object(sentences), "max_seq_length", int, sentences)
+    known = [length for length in (positions, trained) if length]
     if not known:
         raise ModelError(f"{path}/config.json does not say how many positions the model has (max_position_embeddings)")
     return min(known)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from .model_error import ModelError
 
+T = TypeVar("T")
 _MOST_HEADER_BYTES: Final = 100_000_000
 """What the safetensors format allows."""
 _HEAD_BYTES: Final = 512
@@ -60,6 +61,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds no JSON object but {type(found).__name__}: {_AGAIN}")
     return cast("dict[str, Any]", found)
+
+
+def entry(content: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
+    """Return an entry of a JSON object; empty if there is none, or null. Raises ModelError if it is of another type."""
+    found = content.get(name)
+    try:
+        return kind() if found is None else msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{path}: {name} is not what it should be ({error}); fetch it again") from None
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .safetensors_file import read_json_object
+from .safetensors_file import entry, read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +34,8 @@ def special_tokens(config: dict[str, Any]) -> dict[str, Any]:
     """Return the names that transformers gives a template; a token may stand as text or as an object with content."""
     named = {name: content_of(config[name]) for name in NAMES if config.get(name)}
     extra = config.get("additional_special_tokens")
-    return named | ({"additional_special_tokens": [content_of(one) for one in extra]} if extra else {})
+    listed = cast("list[object]", extra) if isinstance(extra, list) else []
+    return named | ({"additional_special_tokens": [content_of(one) for one in listed]} if listed else {})
 
 
 def content_of(token: object) -> str:
@@ -47,13 +48,17 @@ def complete(tokenizer: Tokenizer, directory: Path, config: dict[str, Any]) -> N
     from tokenizers import AddedToken
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    listed = cast("dict[str, Any]", config.get("added_tokens_decoder") or {})
+    listed = entry(config, "added_tokens_decoder", dict[str, Any], directory / "tokenizer_config.json")
     numbered = [one for _, one in sorted(listed.items(), key=lambda pair: _number(pair[0]))]
     if not listed:
         added = read_json_object(directory / "added_tokens.json")
         numbered = [text for text, _ in sorted(added.items(), key=lambda pair: _number(pair[1]))]
-    named = set(special_tokens({name: config.get(name) for name in NAMES}).values())
-    for one in (*numbered, *(config.get(name) for name in NAMES)):
+    plain = [config.get(name) for name in NAMES]
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        more = config.get(name)
+        plain += cast("list[object]", more) if isinstance(more, list) else []
+    named = {content_of(one) for one in plain if one}
+    for one in (*numbered, *plain):
         text = content_of(one) if one else ""
         if not text or text in known:
             continue
@@ -86,7 +91,7 @@ def end_ids(
     for name in ("generation_config.json", "config.json"):
         content = read_json_object(directory / name)
         found |= ids_in(content.get("eos_token_id"))
-        found |= ids_in(cast("dict[str, Any]", content.get("text_config") or {}).get("eos_token_id"))
+        found |= ids_in(entry(content, "text_config", dict[str, Any], directory / name).get("eos_token_id"))
     tokens = [content_of(config["eos_token"])] if config.get("eos_token") else []
     for text in (*tokens, *closers):
         token_id = tokenizer.token_to_id(text)

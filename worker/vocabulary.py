@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+import msgspec
+
 from ..protocol.errors import Kind, request_error
 from ..protocol.tasks import ChatMessage
 from .model_error import ModelError
-from .safetensors_file import read_json_object
+from .safetensors_file import entry, read_json_object
 from .special_tokens import complete, end_ids, read_tokenizer_config, special_tokens
 from .text import ByteDetokenizer, Detokenizer, WindowDetokenizer
 
@@ -237,7 +239,7 @@ def load_vocabulary(directory: Path) -> FileVocabulary:
     complete(tokenizer, directory, config)
     rows = _rows(directory)
     words = tokenizer.get_vocab_size(with_added_tokens=False)
-    if rows and words > rows:
+    if rows and words > rows and _has_words_beyond(tokenizer, rows):
         raise ModelError(
             f"{path} knows {words} tokens, but the model has only {rows} (vocab_size in config.json): they are not of "
             "one model; fetch both again"
@@ -257,9 +259,22 @@ def end_ids_of(directory: Path) -> frozenset[int]:
 def _rows(directory: Path) -> int:
     """Return how many ids the model itself has; 0 if its configuration does not say."""
     config = read_json_object(directory / "config.json")
-    text_config = cast("dict[str, Any]", config.get("text_config") or config)
-    found = text_config.get("vocab_size")
+    found = (entry(config, "text_config", dict[str, Any], directory / "config.json") or config).get("vocab_size")
     return found if isinstance(found, int) and found > 0 else 0
+
+
+def _has_words_beyond(tokenizer: Tokenizer, rows: int) -> bool:
+    """Whether ordinary text would get ids that the model lacks; some models come with a special token too many."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    return any(token_id >= rows and text not in added for text, token_id in vocab.items())
+
+
+class _NamedTemplate(msgspec.Struct):
+    """One of several templates of a model."""
+
+    name: str
+    template: str
 
 
 def _template_source(directory: Path, config: dict[str, Any]) -> str:
@@ -269,9 +284,14 @@ def _template_source(directory: Path, config: dict[str, Any]) -> str:
         return own.read_text(encoding="utf-8")
     found = config.get("chat_template") or ""
     if isinstance(found, list):
-        named = {str(one["name"]): str(one["template"]) for one in cast("list[dict[str, Any]]", found)}
-        return named.get("default", "")
-    return str(found)
+        try:
+            named = msgspec.convert(found, list[_NamedTemplate])
+        except msgspec.ValidationError as error:
+            raise ModelError(f"{directory / 'tokenizer_config.json'}: chat_template: {error}") from None
+        return next((one.template for one in named if one.name == "default"), "")
+    if not isinstance(found, str):
+        raise ModelError(f"{directory / 'tokenizer_config.json'}: chat_template is neither a text nor a list of them")
+    return found
 
 
 def _template(directory: Path, source: str, names: dict[str, Any]) -> ChatTemplate:

@@ -1,5 +1,6 @@
 """A model that is not what it says is refused before it is loaded: file, reason, remedy. No torch is needed for it."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from support.tiny import tiny_model
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.model_error import ModelError
 from zmqrt.worker.models import ModelFiles, check_fit, resolve
+from zmqrt.worker.vocabulary import load_vocabulary
 
 SMALL = "layers=1,hidden=32"
 Break = Callable[[Path], object]
@@ -257,6 +259,22 @@ def test_directories_without_a_model_say_what_is_in_them(whole: Path, tmp_path: 
         look(place)
 
 
+def test_layers_that_are_missing_or_too_many_are_found_before_loading(model: Path) -> None:
+    """Where a family's names are known; the rest is its loader's affair."""
+    broken.edit_json(model / "config.json", num_hidden_layers=2)
+    with pytest.raises(ModelError, match=r"lacks 9 tensors .*model\.layers\.1\.input_layernorm\.weight.* and 4 more"):
+        look(model)
+
+    broken.edit_json(model / "config.json", num_hidden_layers=1)
+    broken.add(model, "model.layers.1.mlp.up_proj.weight", (88, 32))
+    with pytest.raises(ModelError, match=r"more layers than the 1 of its config\.json: model\.layers\.1\.mlp"):
+        look(model)
+
+    broken.edit_json(model / "config.json", num_hidden_layers=10**9)
+    with pytest.raises(ModelError, match="says that the model has 1000000000 layers"):
+        look(model)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_file_of_a_model_names_its_directory(model: Path, name: str) -> None:
     """Since that is what was meant."""
@@ -328,3 +346,52 @@ def test_a_header_that_makes_no_sense_is_refused(model: Path, header: object) ->
 
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         look(model)
+
+
+STRANGE: list[object] = [
+    None,
+    True,
+    -1,
+    2**70,
+    float("nan"),
+    "",
+    "x",
+    [],
+    [1],
+    [None],
+    {},
+    {"content": 5},
+    [[]],
+    {"0": 1},
+]
+ENTRIES = {
+    "config.json": [
+        *("architectures", "model_type", "text_config", "max_position_embeddings", "rope_scaling", "rope_parameters"),
+        *("vocab_size", "num_hidden_layers", "quantization_config", "eos_token_id"),
+    ],
+    "tokenizer_config.json": [
+        *("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "additional_special_tokens"),
+        "extra_special_tokens",
+    ],
+    "generation_config.json": ["eos_token_id", "text_config"],
+    "special_tokens_map.json": ["bos_token", "additional_special_tokens"],
+    "added_tokens.json": ["<z>"],
+    "sentence_bert_config.json": ["max_seq_length"],
+    "tokenizer.json": ["model", "added_tokens", "decoder", "post_processor"],
+}
+
+
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file, names in ENTRIES.items() for name in names])
+def test_whatever_stands_in_an_entry_the_words_are_ours(model: Path, file: str, name: str) -> None:
+    """It passes, or is refused in a sentence; nothing else comes out of a file that somebody edited."""
+    path = model / file
+    before = path.read_bytes() if path.exists() else b"{}"
+    if name == "chat_template":
+        (model / "chat_template.jinja").unlink()  # else it would win
+
+    for value in STRANGE:
+        path.write_bytes(before)
+        broken.edit_json(path, **{name: value})
+        with contextlib.suppress(ModelError):
+            look(model)
+            load_vocabulary(model).encode("a text", is_raw=True)

@@ -13,14 +13,12 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import embedding, linear, rms_norm
 
-from ...context import kind_of, scalings
+from ...context import GROWING, kind_of, scalings
 from .attention import Attention, Shape
 from .operations import TorchOperations
 
 FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are what `_Layer` says."""
-_GROWING: Final = {"dynamic", "longrope"}
-"""Ways of stretching a rotary embedding after which one table for all positions is not what transformers computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configur
         return "its MLP has a bias, or another activation than SiLU"
     if getattr(config, "quantization_config", None):
         return "its weights are quantised"
-    growing = {kind_of(one) for one in scalings(config.to_dict())} & _GROWING
+    growing = {kind_of(one) for one in scalings(config.to_dict())} & GROWING
     if growing:
         return f"its rotary embedding changes with the length of a text ({', '.join(sorted(growing))})"
     return None

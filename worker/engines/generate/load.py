@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import torch
 
+from ...context import GROWING, kind_of, scalings
 from ..base import CannotLoadError, EngineSpec, Progress, TokenEngine
 from ..cb_load import Loaded, load
 from ..cb_load import plan as plan_blocks
@@ -70,6 +71,7 @@ def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
         engine = TransformersEngine(loaded.model, pool=pool, context=loaded.context, eos_ids=sorted(loaded.eos_ids))
         warm_up(engine, progress)
         return engine
+    _warn_of_growth(loaded)
     progress("warming", 0.0)
     operations = _operations(spec, loaded)
     model = loaded.model
@@ -82,6 +84,18 @@ def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
     reference.check(own)
     progress("warming", 100.0)
     return own
+
+
+def _warn_of_growth(loaded: Loaded) -> None:
+    """Say it if a rotary embedding changes when a text grows: transformers turns a whole batch by its longest text."""
+    config = loaded.model.config.get_text_config().to_dict()
+    stretched = [one for one in scalings(config) if kind_of(one) in GROWING]
+    if not stretched:
+        return
+    original = int(stretched[0].get("original_max_position_embeddings") or config["max_position_embeddings"])
+    if loaded.context > original:
+        text = "beyond %d tokens a text changes how all in its batch are computed; --max-model-len %d rules that out"
+        log.warning(text, original, original)
 
 
 def _engine(
