@@ -112,7 +112,7 @@ class Watch:
         self._snapshot: Snapshot | None = None
         self._problem = ""
         self._has_seen = False
-        self._asked_at = -FRESH_S
+        self._asked_at = self._began_at = -FRESH_S
         self._asking: asyncio.Task[None] | None = None
 
     async def health(self) -> Health:
@@ -120,17 +120,31 @@ class Watch:
         sight = await self.look()
         return judge(sight.snapshot, sight.problem)
 
-    async def look(self) -> Sight:
-        """Return the newest snapshot that is to be had within PATIENCE_S: an old one if the broker takes longer."""
-        if self._asking is None and self._clock() - self._asked_at >= FRESH_S:
-            self._asking = asyncio.create_task(self._refresh())
-        if self._asking is not None:
-            await asyncio.wait({self._asking}, timeout=PATIENCE_S)
+    async def look(self, *, news: bool = False) -> Sight:
+        """Return the newest snapshot that is to be had within PATIENCE_S: an old one if the broker takes longer.
+
+        One that says that requests are served is good for FRESH_S, unless `news` are wanted. Any other one is not given
+        to whoever came after it was asked for: a node may have become ready since.
+        """
+        came_at = self._clock()
+        for _ in range(2):  # a question under way was asked before: its answer may be one too old
+            if self._asking is None:
+                if self._is_good(came_at, news=news):
+                    break
+                self._began_at = self._clock()
+                self._asking = asyncio.create_task(self._refresh())
+            _, late = await asyncio.wait({self._asking}, timeout=PATIENCE_S)
+            if late:
+                break
         return Sight(self._snapshot, self._problem or _SILENT, self._clock() - self._asked_at)
 
-    async def snapshot(self) -> Snapshot:
+    def _is_good(self, came_at: float, *, news: bool) -> bool:
+        is_served = self._snapshot is not None and self._snapshot.ready
+        return self._began_at >= came_at or (is_served and not news and came_at - self._asked_at < FRESH_S)
+
+    async def snapshot(self, *, news: bool = False) -> Snapshot:
         """Return the newest snapshot that is to be had within PATIENCE_S. Raises ConnectError."""
-        sight = await self.look()
+        sight = await self.look(news=news)
         if sight.snapshot is None:
             raise ConnectError(sight.problem)
         return sight.snapshot

@@ -104,14 +104,16 @@ class Liveness:
                 self._suspect(node, now)
             if now >= node.next_beat:
                 node.next_beat = now + node.beat_every
-                self._beat(node)
+                self.beat(node)
         if node.state is not NodeState.REMOVED:
             self.watch(node)
 
-    def _beat(self, node: Node) -> None:
+    def beat(self, node: Node) -> None:
+        """Give a node a sign of life, and tell which of its own was the last that counts here."""
         node.beats_sent += 1
         queued = sum(offer.service.queue.count for offer in node.offers.values())
-        self._house.tell_worker(node, m.BrokerHeartbeat(node.epoch, node.beats_sent, queued))
+        heard: m.Ext = {"heard": node.beat.count} if node.beat is not None else {}
+        self._house.tell_worker(node, m.BrokerHeartbeat(node.epoch, node.beats_sent, queued, heard))
 
     def _suspect(self, node: Node, now: float) -> None:
         """Give a node no new work for now, and ask it at once."""
@@ -123,7 +125,7 @@ class Liveness:
         self._note("suspect", node, f"{what}: it gets no new work", now)
         self._recount(node, now)
         settle(node)
-        self._beat(node)
+        self.beat(node)
 
     def _evict(self, node: Node, now: float) -> None:
         node.move(NodeEvent.SILENT)

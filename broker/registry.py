@@ -128,6 +128,7 @@ class Registry:
         if beat.epoch != node.epoch:
             return
         self._note_news(node, beat, now)
+        is_news = beat.services is not None or beat.phase != node.phase
         node.hear_load(beat)
         node.is_stalled = beat.loop_age_ms > self._house.timing.heartbeat_s * 1000
         node.allow(beat.dispatch_limit)
@@ -135,6 +136,8 @@ class Registry:
             self.offer(node, beat.services, now)
         if beat.phase == "draining":
             self._liveness.drain(node, now)
+        if is_news:
+            self._liveness.beat(node)  # at once: the node tells nobody that it serves before it is known here
 
     def _note_news(self, node: Node, beat: m.Heartbeat, now: float) -> None:
         """Write down what an operator waits for, or should look at."""

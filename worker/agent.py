@@ -69,7 +69,7 @@ class Agent:
         links: Sequence[BrokerLink],
         *,
         vocabulary: Callable[[], Vocabulary],
-        on_pass: Callable[[], None] = lambda: None,
+        on_pass: Callable[[float], None] = lambda now: None,  # noqa: ARG005 - nobody looks
     ) -> None:
         self.core = core
         self.links = links
@@ -128,7 +128,7 @@ class Agent:
                 self.core.tick(now)
             self.core.settle(now)
             self._carry_out(now)
-            self._on_pass()
+            self._on_pass(now)
         except Exception:
             log.exception("the agent met a fault of its own and cannot go on")
             self.stop(1)

@@ -38,13 +38,13 @@ class Console:
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
             self._progress = Progress(*columns, TimeElapsedColumn(), console=terminal, transient=True)
 
-    def follow(self) -> None:
+    def follow(self, now: float) -> None:
         """Show what has changed; cheap when nothing has."""
         for device in self._core.fleet.devices.values():
             state = device.phase, int(device.percent)
             if self._shown.get(device.info.id) != state:
                 self._show(device)
-        if not self._is_announced and self._is_serving():
+        if not self._is_announced and self._core.is_served(now):
             self._is_announced = True
             self.close()
             self._announce()
@@ -54,10 +54,6 @@ class Console:
         if self._progress is not None:
             self._progress.stop()
             _log_to_standard_error()
-
-    def _is_serving(self) -> bool:
-        devices = self._core.fleet.devices.values()
-        return any(one.is_ready for one in devices) and any(one.is_active for one in self._core.sessions)
 
     def _show(self, device: Device) -> None:
         name = device.info.id

@@ -29,6 +29,8 @@ _SWEEP_S: Final = 0.25
 """How exactly deadlines of jobs are kept; the broker keeps its own, so this is a safety net."""
 _BEAT_GAP_S: Final = 0.2
 """News of many devices that load is told in few heartbeats: a broker takes ten a second, more are a strike."""
+_OTHERS_S: Final = 1.0
+"""How long the word that the node serves waits for further brokers, once one of them knows it."""
 _REFUSED_BY_BROKER: Final = (403, 426)
 """Dismissals that somebody has to look into; 401 only means: register anew."""
 
@@ -63,6 +65,7 @@ class WorkerCore:
         self._started_at = now
         self._sweep_at = now
         self._drain_until = float("inf")
+        self._known_at: float | None = None
 
     # --- brokers -----------------------------------------------------------------------------------------------------
 
@@ -102,8 +105,10 @@ class WorkerCore:
                 self.desk.dispatch(session, message, now)
             case m.WorkerCancel(lease):
                 self.desk.cancel(session, lease, now)
-            case m.BrokerHeartbeat():
-                pass  # any message counts as life; that is all it says
+            case m.BrokerHeartbeat():  # any message counts as life
+                heard = message.ext.get("heard")
+                # An earlier broker does not say it; this one comes after ours, and links keep the order.
+                session.heard_count = heard if isinstance(heard, int) else session.heartbeat_count
             case m.WorkerWelcome():
                 self._welcome(session, message, now)
             case m.Drain(deadline_ms):
@@ -170,6 +175,13 @@ class WorkerCore:
                 device.told = (device.phase, device.percent)
         if self.state is NodeState.DRAINING and not self.desk.jobs:
             self._leave(0, "drained")
+
+    def is_served(self, now: float) -> bool:
+        """Whether requests find this node: a broker knows that it is ready, and no other one is about to."""
+        if self.state is not NodeState.READY or not any(session.knows_ready for session in self.sessions):
+            return False
+        self._known_at = now if self._known_at is None else self._known_at
+        return now >= self._known_at + _OTHERS_S or not any(session.is_coming for session in self.sessions)
 
     def _follow_fleet(self) -> None:
         has_engine = any(device.is_ready for device in self.fleet.devices.values())
@@ -261,6 +273,8 @@ class WorkerCore:
             services=None if session.is_announced else self.fleet.offers(),
         )
         session.is_announced = True
+        if self.state is NodeState.READY and not session.ready_count:
+            session.ready_count = session.heartbeat_count
         self._send(session, beat)
 
     def _sweep(self, now: float) -> None:

@@ -55,12 +55,14 @@ class Session:
         "endpoint",
         "epoch",
         "eviction_s",
+        "heard_count",
         "heartbeat_at",
         "heartbeat_count",
         "heartbeat_s",
         "held_until",
         "is_announced",
         "leases",
+        "ready_count",
         "received",
         "refused",
         "state",
@@ -86,6 +88,10 @@ class Session:
         self.heartbeat_at = 0.0
         self.beaten_at = float("-inf")
         self.heartbeat_count = 0
+        self.ready_count = 0
+        """Number of the first heartbeat of this epoch that said that the node serves; 0 = none yet."""
+        self.heard_count = 0
+        """Number of the last heartbeat that the broker has taken note of."""
         self.held_until = 0.0
         """While not ACTIVE: until when its leases are kept."""
         self.is_announced = False
@@ -100,6 +106,16 @@ class Session:
         """Whether messages can be sent."""
         return self.state is SessionState.ACTIVE
 
+    @property
+    def knows_ready(self) -> bool:
+        """Whether the broker has taken note that the node serves: a request that it gets now finds it."""
+        return self.is_active and 0 < self.ready_count <= self.heard_count
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether the broker is about to know, as far as can be seen: nothing has gone wrong with it yet."""
+        return not self.knows_ready and self.state is not SessionState.LEFT and not self.trouble
+
     def move(self, to: SessionState, deadline: float) -> None:
         """Change state. A move that is not in the table is a fault of the core."""
         assert to in TRANSITIONS[self.state], f"{self.state} -> {to}"
@@ -112,7 +128,7 @@ class Session:
         self.received = 0
         self.dispatch_limit = 0
         self.refused.clear()
-        self.heartbeat_count = 0
+        self.heartbeat_count = self.ready_count = self.heard_count = 0
         self.heartbeat_s = max(message.params.heartbeat_ms, 20) / 2000
         self.eviction_s = max(message.params.eviction_ms, 20) / 1000
         self.backoff.reset()

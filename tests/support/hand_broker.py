@@ -88,6 +88,8 @@ class HandBroker:
             self.peers[peer] = message
             rebound, self.rebound = self.rebound, []
             self._send(peer, m.WorkerWelcome("hand", 1, next(self._epochs), self._params, rebound))
+        elif isinstance(message, m.Heartbeat) and not self.is_silent:
+            self._send(peer, m.BrokerHeartbeat(message.epoch, 1, 0, {"heard": message.count}))
 
     def all(self, kind: type[M], lease: int | None = None) -> list[M]:
         """Return what was said of one kind (about one lease)."""

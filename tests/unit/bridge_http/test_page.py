@@ -82,7 +82,7 @@ def test_the_status_is_the_snapshot_and_what_the_bridge_knows_about_it() -> None
     assert body == msgspec.to_builtins(snapshot)
 
 
-def test_many_pages_ask_the_broker_once() -> None:
+def test_many_pages_ask_the_broker_as_one() -> None:
     """Together with the probes."""
     fleet = FakeFleet()
 
@@ -91,7 +91,7 @@ def test_many_pages_ask_the_broker_once() -> None:
         await asyncio.gather(*(call(app, "GET", path) for path in ["/status"] * 20 + ["/health"]))
 
     asyncio.run(scenario())
-    assert fleet.status_calls == 1
+    assert fleet.status_calls <= 2  # who comes while it is asked is not given an answer that may be too old
 
 
 def test_without_a_broker_the_status_says_why() -> None:

@@ -435,3 +435,33 @@ def test_unary_results_survive_a_reconnect_too() -> None:
     assert result(back).text == "ab"
     assert node.core.sessions[0].state is SessionState.ACTIVE
     assert STREAM & m.STREAM
+
+
+def test_a_node_is_served_once_a_broker_knows_that_it_is_ready() -> None:
+    """What the engines say is not enough: a request at that moment would find no node at the broker."""
+    node = Node(brokers=2)
+    node.register(0)
+    node.load()
+    node.done()
+    assert not node.core.is_served(node.now)
+
+    (beat,) = [one for one in sent(node.log, m.Heartbeat) if one.phase == "ready"]
+    node.receive(m.BrokerHeartbeat(1, 1, 0, {"heard": beat.count - 1}))
+    assert not node.core.is_served(node.now)
+    node.receive(m.BrokerHeartbeat(1, 2, 0, {"heard": beat.count}))
+    assert not node.core.is_served(node.now)  # the other broker is about to know it too
+
+    node.core.lost(1, "nobody listens there", node.now)
+    assert node.core.is_served(node.now)
+
+
+def test_a_broker_that_hangs_keeps_a_node_from_being_announced_for_a_second_only() -> None:
+    """Its connection is neither there nor refused."""
+    node = Node(brokers=2)
+    node.register(0)
+    node.load()
+    node.done()
+    node.receive(m.BrokerHeartbeat(1, 1))  # of a broker that does not say what it has heard
+    assert not node.core.is_served(node.now)
+
+    assert node.core.is_served(node.now + 1.0)
