@@ -1,7 +1,8 @@
 """Requests of HTTP callers under way: started under the right name, given up when nobody waits for them any more.
 
 What a caller may say about a request beside its body stands in headers, for /infer and the OpenAI paths alike:
-`Idempotency-Key` makes equal requests one, `X-Request-Id` names it, `traceparent` goes along to the node. A caller who
+`Idempotency-Key` makes equal requests one, `X-Request-Id` names it, `X-Request-Timeout` gives it another time than the
+settings do, `traceparent` goes along to the node. A caller who
 leaves ends the work at once; with an Idempotency-Key only after a while, since it may come back for the rest.
 """
 
@@ -18,6 +19,7 @@ from starlette.requests import Request
 
 from ..client.calls import CallOptions
 from ..client.results import Chunk, Embeddings, Result
+from ..protocol.errors import Kind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.tasks import Embed, Generate
 from .config import BridgeSettings
@@ -28,6 +30,8 @@ from .metrics import Metrics
 RETURN_S: Final = 5.0
 """How long a request with an Idempotency-Key goes on after its caller has left."""
 _KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
+_LEAST_S: Final = 0.001
 R = TypeVar("R")
 
 
@@ -35,6 +39,29 @@ def name_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> 
     """Return what a request is called on the wire if its caller may send it again; None if it is like no other."""
     key = headers.get("idempotency-key", "")
     return rid_of(tenant, method, path, key) if _KEY.fullmatch(key) else None
+
+
+def asked_timeout_s(request: Request, settings: BridgeSettings) -> float:
+    """Return the caller's time in seconds, as far as the settings allow it, else theirs. Raises BadHeaderError."""
+    given = request.headers.get("x-request-timeout")
+    if given is None:
+        return settings.request_timeout_s
+    if not _SECONDS.fullmatch(given) or float(given) < _LEAST_S:
+        raise BadHeaderError("x-request-timeout", f"a number of seconds is meant, such as 120, not {given[:64]!r}")
+    # The settings' own time is nobody's to lose, even if it is above what may be asked for.
+    return min(float(given), max(settings.max_request_timeout_s, settings.request_timeout_s))
+
+
+def _out_of_time(error: RequestError, settings: BridgeSettings) -> RequestError:
+    """Name what would have given it more time."""
+    if error.kind not in (Kind.DEADLINE, Kind.STALLED):
+        return error
+    more = (
+        f"{error.text}. REQUEST_TIMEOUT_SEC (--request-timeout) of this bridge is {settings.request_timeout_s:g} s; a "
+        f"request may ask for up to {settings.max_request_timeout_s:g} s (--max-request-timeout) with the header "
+        "X-Request-Timeout"
+    )
+    return request_error(error.kind, more, request_id=error.request_id, resume_n=error.resume_n)
 
 
 def idempotency_key(request: Request) -> str:
@@ -71,14 +98,20 @@ class Asked(Generic[R]):
 
     async def result(self) -> R:
         """Wait for the end. Raises RequestError or ConnectError."""
-        result = await self._handle.result()
+        try:
+            result = await self._handle.result()
+        except RequestError as error:
+            raise _out_of_time(error, self._desk.settings) from None
         if isinstance(result, Result) and self._first_s is not None:
             self._desk.metrics.streamed(result, self._first_s)
         return result
 
     async def next_chunk(self) -> Chunk | None:
         """Wait for the next part of a stream; None at the end."""
-        chunk = await self._handle.next_chunk()
+        try:
+            chunk = await self._handle.next_chunk()
+        except RequestError as error:
+            raise _out_of_time(error, self._desk.settings) from None
         if self._first_s is None:
             self._first_s = time.monotonic() - self._began_at
         return chunk
@@ -107,16 +140,23 @@ class Desk:
     def __init__(self, fleet: Fleet, settings: BridgeSettings, metrics: Metrics) -> None:
         self.metrics = metrics
         self._fleet = fleet
-        self._settings = settings
+        self.settings = settings
         self._under_way: dict[tuple[str, str], list[Asked[Any]]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._under_way.values()))
 
-    def generate(self, task: Generate, request: Request, *, stream: bool, model: str | None = None) -> Asked[Result]:
-        """Start a generation; close what is returned. Raises BadHeaderError and what the library raises."""
+    def generate(
+        self, task: Generate, request: Request, *, stream: bool, model: str | None = None, is_v1: bool = False
+    ) -> Asked[Result]:
+        """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
+
+        `is_v1`: by the locked contract, where the time of a whole answer is its whole time.
+        """
         may_return = bool(idempotency_key(request))
-        options = self._options(request, model or self._settings.default_model)
+        options = self._options(request, model or self.settings.default_model)
+        if is_v1 and not stream:
+            options["total_s"] = options["timeout_s"]
         handle = self._fleet.submit_task(task, stream=stream, rid=request.state.rid, **options)
         return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
 
@@ -152,7 +192,8 @@ class Desk:
     def _options(self, request: Request, model: str | None) -> CallOptions:
         return CallOptions(
             model=model,
-            timeout_s=self._settings.request_timeout_s,
+            timeout_s=asked_timeout_s(request, self.settings),
+            total_s=self.settings.request_total_timeout_s,
             request_id=request.state.request_id,
             traceparent=_traceparent(request),
             retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile

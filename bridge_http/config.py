@@ -72,7 +72,23 @@ class BridgeSettings(CommonSettings):
         help="Model of /infer; without it the only one that generates text.",
     )
     request_timeout_s: float = setting(
-        30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=0.001, help="Longest wait for an answer; then 504."
+        30.0,
+        env=("REQUEST_TIMEOUT_SEC",),
+        minimum=0.001,
+        maximum=86_400,
+        help="Longest time of a whole answer of /infer; of streams and on /v1, the longest without progress. Then 504.",
+    )
+    max_request_timeout_s: float = setting(
+        600.0,
+        minimum=0.001,
+        maximum=86_400,
+        help="Most that a request may ask for with the header X-Request-Timeout.",
+    )
+    request_total_timeout_s: float | None = setting(
+        None,
+        minimum=0.001,
+        maximum=86_400,
+        help="Longest time of a stream, or of an answer on /v1, in all; else as long as it makes progress.",
     )
     body_limit_bytes: int = setting(4 << 20, minimum=1, help="Largest body of a request; above it 413.")
     body_timeout_s: float = setting(30.0, minimum=0.001, help="Longest time for a body to arrive; then 408.")

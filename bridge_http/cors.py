@@ -18,7 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..protocol.origins import ANY, Origin, matches_origin, read_origin
 
 _METHODS: Final = "GET, HEAD, POST, DELETE, OPTIONS"
-_USUAL_HEADERS: Final = "authorization, content-type, x-api-key, x-request-id, idempotency-key, last-event-id, accept"
+_USUAL_HEADERS: Final = (
+    "authorization, content-type, x-api-key, x-request-id, x-request-timeout, idempotency-key, last-event-id, accept"
+)
 _EXPOSED: Final = "x-request-id, retry-after, x-should-retry, traceresponse, www-authenticate, allow"
 """What a page may read beside the body: which request it was, and when to come back."""
 _MAX_AGE_S: Final = "600"

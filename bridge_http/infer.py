@@ -46,7 +46,7 @@ class Infer:
             body = await read_body(request, self._settings)
             is_stream = sse.wants_stream(request.headers.get("accept", ""))
             delivered = delivered_before(request) if is_stream else 0
-            asked = self._desk.generate(to_task(parse(body)), request, stream=is_stream)
+            asked = self._desk.generate(to_task(parse(body)), request, stream=is_stream, is_v1=True)
             if is_stream:
                 return EventStream(_events(asked, request_id, delivered), asked.close, _Shape(request_id))
             return json_response(200, encode(await _whole(asked, request)))

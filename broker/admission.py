@@ -19,7 +19,7 @@ from .journal import Journal, split_blob
 from .leases import grant
 from .outcomes import Outcome
 from .prefixes import place
-from .requests import Request
+from .requests import LOOKS, Request
 from .services import Service
 from .sessions import Session
 from .twins import Twins
@@ -60,7 +60,7 @@ class Admission:
             service is not None
             and service.ring.mask
             and not service.queue.count
-            and not ask.ext
+            and len(ask.ext) < MAX_EXT_KEYS
             and house.drain_until is None
             and len(session.readers) < self._most_outstanding
             and house.held_bytes + house.outcomes.size_bytes < self._ample_bytes
@@ -182,9 +182,11 @@ class Admission:
         size = OVERHEAD_BYTES + len(ask.body)
         deadline = now + ttl_s
         request = Request(ask, session.user, service, session, ext, ttl_s, deadline, now, size, [])
-        if ask.ext:
+        request.is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
+        if request.is_patient:
+            request.told_until = deadline
             request.ends_at = _end_of(ask, now)
-            deadline = min(deadline, request.ends_at)
+            deadline = min(now + ttl_s / LOOKS, request.ends_at)
         if start is not _FROM_THE_BEGINNING:
             size += _go_on(request, start)
             request.begun_elsewhere = request.next_n
@@ -226,9 +228,7 @@ def _with_seed(ask: m.Request) -> m.Ext:
 
 
 def _end_of(ask: m.Request, now: float) -> float:
-    """Return when a stream must be over, whatever its progress (`total_ms` in ext)."""
-    if not ask.flags & m.STREAM:
-        return math.inf
+    """Return when a patient request must be over, whatever its progress (`total_ms` in ext)."""
     total_ms = ask.ext.get("total_ms")
     return now + total_ms / 1000 if type(total_ms) is int and total_ms > 0 else math.inf
 

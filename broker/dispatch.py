@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from ..protocol import messages as m
 from ..protocol.errors import Kind
 from .absence import why_absent
 from .counters import LossReason
@@ -15,7 +16,7 @@ from .endings import Endings
 from .house import House
 from .leases import grant, release
 from .prefixes import place
-from .requests import TRANSITIONS, Request, RequestEvent, RequestState
+from .requests import LOOKS, TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
 from .stories import end_try
 from .workers import Offer
@@ -65,7 +66,7 @@ class Dispatcher:
         request.service.queue.strand(request)
         if is_nowhere:
             request.hopeless_at = now + self._house.timing.eviction_s
-            self._house.request_timers.set(request, min(request.deadline, request.hopeless_at))
+            self._house.request_timers.set(request, min(request.due_at, request.hopeless_at))
 
     # --- back from a node ------------------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class Dispatcher:
             return Kind.POISON, f"{request.crashes} engines or nodes in a row died of it"
         if request.attempts >= bounds.attempts:
             return Kind.WORKER_LOST, f"all {bounds.attempts} attempts are used up"
-        if now >= min(request.deadline, request.ends_at):
+        if now >= request.due_at:
             return Kind.DEADLINE, "and its time is up"
         return None
 
@@ -138,9 +139,13 @@ class Dispatcher:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def expire(self, request: Request, now: float) -> None:
-        """Act on the deadline of a request; that of a stream may have moved on since it was set."""
-        deadline = min(request.deadline, request.ends_at)
+        """Act on the timer of a request; its deadline may have moved on since it was set."""
+        if request.is_patient and now < request.ends_at:
+            self._follow(request)
+        deadline = request.due_at
         if now < deadline:
+            if request.is_patient:
+                deadline = min(deadline, now + request.ttl_s / LOOKS)
             if now >= request.hopeless_at and self._is_hopeless(request):
                 text = f"no node has the weights (revision {request.revision}) that began this stream"
                 self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
@@ -149,6 +154,18 @@ class Dispatcher:
                 self._house.request_timers.set(request, when)
             return
         self._endings.fail(request, *_deadline_error(request, now), now)
+
+    def _follow(self, request: Request) -> None:
+        """Count waiting in a queue that moves as progress, and tell readers of progress that they do not see."""
+        house = self._house
+        if request.state is RequestState.QUEUED:
+            request.move_on(request.service.moved_at)
+        if request.deadline <= request.told_until:
+            return
+        request.told_until = request.deadline
+        for reader in request.readers:
+            reader.is_heard = True
+            house.tell_client(reader.session, m.Accepted(reader.rid, {"units": request.next_n}))
 
     def _is_hopeless(self, request: Request) -> bool:
         is_waiting = request.state is RequestState.QUEUED
@@ -169,8 +186,12 @@ class Dispatcher:
 
 def _deadline_error(request: Request, now: float) -> tuple[Kind, str]:
     waited_s = now - request.admitted_at
+    if now >= request.ends_at:
+        return Kind.DEADLINE, f"not done within its whole time ({waited_s:.1f} s), after {request.next_n} units"
     if request.state is RequestState.QUEUED:
-        return Kind.DEADLINE, f"no node was free within its time ({waited_s:.1f} s); send less, or allow more"
-    if request.is_stream and request.next_n and now < request.ends_at:
-        return Kind.STALLED, f"the stream made no progress for {request.ttl_s:.1f} s after {request.next_n} units"
+        still = " and nobody before it made progress" if request.is_patient else ""
+        return Kind.DEADLINE, f"no node was free within its time ({waited_s:.1f} s){still}; send less, or allow more"
+    if request.is_patient and request.next_n:
+        what = "stream" if request.is_stream else "answer"
+        return Kind.STALLED, f"the {what} made no progress for {request.ttl_s:.1f} s after {request.next_n} units"
     return Kind.DEADLINE, f"no answer within its time ({waited_s:.1f} s)"

@@ -23,6 +23,7 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     request.state = TRANSITIONS[request.state][DISPATCHED]
     request.offer = offer
     request.lease = lease
+    request.move_on(request.service.moved_at if request.dispatched_at else now)  # the first one ends its waiting
     request.dispatched_at = now
     request.from_unit = request.next_n
     request.attempts += 1
@@ -78,8 +79,8 @@ def _dispatch(house: House, request: Request, lease: int, now: float) -> m.Dispa
         blob = request.journal.blob()
         flags |= m.RESUME
         house.counters.resumes += 1
-    until = min(request.ends_at, request.deadline)
-    ttl_ms = int((until - now) * 1000)
+    left_s = min(request.ttl_s, request.ends_at - now) if request.is_patient else request.deadline - now
+    ttl_ms = int(left_s * 1000)
     ttl_ms = ttl_ms if ttl_ms > 0 else 1  # its timer is a few milliseconds late at most
     user = request.user.name
     return m.Dispatch(

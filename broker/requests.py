@@ -45,6 +45,8 @@ class RequestEvent(enum.IntEnum):
     ENDED = 3
 
 
+LOOKS: Final = 4
+"""How often within its time a patient request is looked at, and its readers are told whether it has moved."""
 QUEUED: Final = RequestState.QUEUED
 DISPATCHED: Final = RequestEvent.DISPATCHED
 UNITS: Final = RequestEvent.UNITS
@@ -77,9 +79,11 @@ class Request(msgspec.Struct, eq=False):
     Attributes:
         ask: What the client sent; its body is kept until the end.
         origin: Whose turn it takes in the queue.
-        ttl_s: Unary: total time; stream: time without progress.
-        deadline: When that is over; moves on with each unit of a stream.
-        ends_at: The end of a stream's total time, if it has one.
+        is_patient: Its time is time without progress (streams, and who says so); else it is the whole time.
+        ttl_s: That time.
+        deadline: When that is over; moves on with each progress of a patient one.
+        told_until: The deadline that its readers know of.
+        ends_at: The end of its whole time, if it has one beside.
         held_bytes: What it adds to the broker's total: bodies, journal, overhead.
         attempts: Dispatches since the last new unit.
         crashes: Engines and nodes that died before they had made a unit of it, since the last new unit.
@@ -105,6 +109,8 @@ class Request(msgspec.Struct, eq=False):
     admitted_at: float
     held_bytes: int
     readers: list[Reader]
+    is_patient: bool = False
+    told_until: float = 0.0
     ends_at: float = math.inf
     state: RequestState = QUEUED
     offer: Offer | None = None
@@ -126,6 +132,16 @@ class Request(msgspec.Struct, eq=False):
     queued_why: str = ""
     begun_elsewhere: int = 0
     slot: int = 0
+
+    @property
+    def due_at(self) -> float:
+        """When its time is up."""
+        return min(self.deadline, self.ends_at)
+
+    def move_on(self, moved_at: float) -> None:
+        """Count its time from a progress on, if it is the time without one."""
+        if self.is_patient:
+            self.deadline = max(self.deadline, moved_at + self.ttl_s)
 
     @property
     def is_stream(self) -> bool:

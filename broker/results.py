@@ -32,11 +32,15 @@ class Results:
         if request is None or message.epoch != node.epoch:
             self._late(node, message.lease)
             return
+        if not message.n:
+            if message.ext.get("progress") is True:  # no new unit, but its prompt is being read, or it comes nearer
+                request.service.moved_at = now
+                request.move_on(now)
+            return
         if message.seq != request.next_n:
             self._gap(node, request, message.seq, now)
             return
-        if not message.n:
-            return  # nothing was made: no progress either
+        request.service.moved_at = now
         chunk = self._record(request, message, now)
         self._house.counters.partials += 1
         if request.is_stream:
@@ -60,6 +64,7 @@ class Results:
         node.completed += 1
         self._house.counters.completed += 1
         service, first_at, past = request.service, request.first_at, request.past
+        service.moved_at = now
         queued_s = (request.dispatched_at if past is None else past[0].dispatched_at) - request.admitted_at
         service.note_result(message.meta, queued_s, now - request.dispatched_at, now - request.admitted_at)
         if message.ext:
@@ -109,8 +114,10 @@ class Results:
         request.next_n = message.seq + message.n
         request.attempts = request.crashes = 0
         flags = request.ask.flags
-        if flags & m.STREAM:
+        if request.is_patient:
             request.deadline = now + request.ttl_s
+            if flags & m.STREAM:
+                request.told_until = request.deadline  # its readers see the units
         if request.revision is None and request.offer is not None:
             request.revision = request.offer.told.revision
         if not flags & (m.STREAM | m.RESUMABLE):

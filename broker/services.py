@@ -49,6 +49,7 @@ class Service(msgspec.Struct, eq=False):
     revisions: dict[str, int] = {}
     running: int = 0
     mean_s: float = 0.0
+    moved_at: float = -math.inf
     slot: int = 0
     queue_time: Meter = msgspec.field(default_factory=Meter)
     first_token: Meter = msgspec.field(default_factory=Meter)

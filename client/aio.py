@@ -170,6 +170,7 @@ class AsyncClient:
         insecure: bool = False,
         connect_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
+        total_s: float | None = None,
         default_model: str | None = None,
         name: str = "python",
         max_outstanding: int = MAX_OUTSTANDING,
@@ -182,6 +183,7 @@ class AsyncClient:
                 insecure=insecure,
                 connect_timeout_s=connect_timeout_s,
                 timeout_s=timeout_s,
+                total_s=total_s,
                 default_model=default_model,
                 name=name,
                 max_outstanding=max_outstanding,
@@ -190,7 +192,7 @@ class AsyncClient:
         )
 
     def _use(self, config: ClientConfig) -> None:
-        self._defaults = calls.Defaults(timeout_s=config.timeout_s, model=config.default_model)
+        self._defaults = calls.Defaults(timeout_s=config.timeout_s, total_s=config.total_s, model=config.default_model)
         self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
         self._io = IoThread(config)
         self._finalizer = weakref.finalize(self, self._io.stop)
@@ -207,6 +209,7 @@ class AsyncClient:
             insecure=settings.insecure,
             connect_timeout_s=settings.connect_timeout_s,
             timeout_s=settings.timeout_s,
+            total_s=settings.total_timeout_s,
             default_model=settings.default_model,
             name=name,
             max_outstanding=max_outstanding,

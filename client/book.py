@@ -29,6 +29,8 @@ class Book:
         """Ready to be sent, first come first."""
         self.unnamed: dict[bytes, Request] = {}
         """Waiting for the name of a model."""
+        self.moved_at = 0.0
+        """When any of them came further: those in line have come nearer then."""
         self._max_waiting = max_waiting
         self._deadlines: Timers[Request] = Timers()
         self._rests: Timers[Request] = Timers()
@@ -46,7 +48,7 @@ class Book:
             text = f"{self._max_waiting} requests wait in this client already; send fewer at a time"
             return self._refuse(request, Kind.QUEUE_FULL, text)
         self.live[rid] = request
-        self._deadlines.add(request.deadline, request)
+        self._deadlines.add(request.due_at, request)
         return True
 
     def _refuse(self, request: Request, kind: Kind, text: str) -> bool:
@@ -106,7 +108,9 @@ class Book:
     def expired(self, now: float) -> Iterator[Request]:
         """Yield the requests whose time is up; the others are looked at again when theirs is."""
         for request in self._deadlines.due(now):
-            limit = request.deadline + (GRACE_S if request.link is not None else 0.0)
+            if request.state is State.WAITING:
+                request.move_on(self.moved_at)
+            limit = request.due_at + (GRACE_S if request.link is not None else 0.0)
             if limit <= now:
                 yield request
             else:

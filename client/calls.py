@@ -40,7 +40,8 @@ class CallOptions(TypedDict, total=False):
     """What every verb takes.
 
     model: Service to ask; else the client's `default_model`, else the only one for the task.
-    timeout_s: Whole time of an answer; of a stream, the longest time without progress. Waiting counts.
+    timeout_s: Longest time without progress: new tokens, a part of the prompt read, a queue that moves.
+    total_s: Whole time, however it goes on; None = none.
     priority: -100 .. 100, higher first.
     idempotent: False = never run twice, not even after a loss; then a loss is an error (`OUTCOME_UNKNOWN`).
     request_id: Your name for it in logs and errors; it does not make two requests one.
@@ -50,6 +51,7 @@ class CallOptions(TypedDict, total=False):
 
     model: str | None
     timeout_s: float | None
+    total_s: float | None
     priority: int
     idempotent: bool
     request_id: str | None
@@ -94,6 +96,7 @@ class Call:
     body: bytes
     flags: int
     timeout_s: float
+    total_s: float | None = None
     priority: int = 0
     retries: int | None = None
     cost: int = 0
@@ -105,6 +108,7 @@ class Defaults:
     """What a client fills in where a call says nothing."""
 
     timeout_s: float
+    total_s: float | None = None
     model: str | None = None
 
 
@@ -113,6 +117,7 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: str | None = None
     timeout_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_MS / 1000)] | None = None
+    total_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_MS / 1000)] | None = None
     priority: m.Priority = 0
     idempotent: bool = True
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")] | None = None
@@ -183,10 +188,11 @@ def _make(
             body=_packed(task) if body is None else body,
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
             timeout_s=options.timeout_s or defaults.timeout_s,
+            total_s=options.total_s or defaults.total_s,
             priority=options.priority,
             retries=options.retries,
             cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
-            ext=_ext(options, task),
+            ext=_ext(options, task, stream=stream),
         )
     except RequestError as error:
         raise request_error(error.kind, error.text, request_id=request_id) from None
@@ -270,8 +276,9 @@ def _checked_service(name: str) -> str:
     return name
 
 
-def _ext(options: _Checked, task: tasks.Task) -> dict[str, str | int | bool | None]:
-    given = {
+def _ext(options: _Checked, task: tasks.Task, *, stream: bool) -> dict[str, str | int | bool | None]:
+    given: dict[str, str | int | bool | None] = {
+        "progress": None if stream else True,  # the time of a stream is time without progress anyway
         "request_id": options.request_id,
         "traceparent": options.traceparent,
         prefix.EXT_KEY: prefix.prefix_hint(task),

@@ -35,7 +35,10 @@ class ClientSettings(CommonSettings):
     )
     connect_timeout_s: float = setting(5.0, minimum=0.1, maximum=3600, help="Longest wait for a broker to answer.")
     timeout_s: float = setting(
-        30.0, minimum=0.001, maximum=86_400, help="Longest wait for an answer, or for the next part of a stream."
+        30.0, minimum=0.001, maximum=86_400, help="Longest time without progress of an answer: tokens, prompt, queue."
+    )
+    total_timeout_s: float | None = setting(
+        None, minimum=0.001, maximum=86_400, help="Longest time of an answer in all, however it goes on."
     )
     default_model: str | None = setting(
         None, metavar="MODEL", check=check_service, help="Model asked when none is named."
@@ -51,6 +54,7 @@ class ClientConfig:
     insecure: bool = False
     connect_timeout_s: float = 5.0
     timeout_s: float = 30.0
+    total_s: float | None = None
     default_model: str | None = None
     name: str = "python"
     max_outstanding: int = MAX_OUTSTANDING
@@ -65,7 +69,10 @@ class ClientConfig:
             check_endpoint(endpoint)
             if endpoint.endswith((":0", ":*")):
                 raise ConfigurationError(f"{endpoint!r} names no port to connect to; expected something like {EXAMPLE}")
-        for name, value in (("connect_timeout_s", self.connect_timeout_s), ("timeout_s", self.timeout_s)):
+        times = {"connect_timeout_s": self.connect_timeout_s, "timeout_s": self.timeout_s}
+        if self.total_s is not None:
+            times["total_s"] = self.total_s
+        for name, value in times.items():
             if not _is_number(value) or not 0 < value <= MAX_TTL_MS / 1000:
                 raise ConfigurationError(
                     f"{name} is {arguments.shown(value)}; it must be above 0, and at most {MAX_TTL_MS // 1000} seconds"
@@ -87,6 +94,7 @@ def make_config(
     name: str,
     max_outstanding: int,
     as_admin: bool = False,
+    total_s: float | None = None,
 ) -> ClientConfig:
     """Check the arguments of a client. Raises ConfigurationError naming the one that is wrong."""
     return ClientConfig(
@@ -95,6 +103,7 @@ def make_config(
         insecure=insecure,
         connect_timeout_s=connect_timeout_s,
         timeout_s=timeout_s,
+        total_s=total_s,
         default_model=default_model,
         name=name,
         max_outstanding=max_outstanding,

@@ -166,7 +166,7 @@ class ClientCore:
             case m.Final():
                 self._replies.final(link, message, now)
             case m.Accepted():
-                self._replies.accepted(link, message)
+                self._replies.accepted(link, message, now)
             case m.Error():
                 self._replies.error(link, message, now)
             case _:
@@ -206,12 +206,11 @@ class ClientCore:
         self._pump(now)
 
     def _expire(self, request: Request, now: float) -> None:
-        seconds = f"{request.call.timeout_s:g} s"
+        is_over = now >= request.ends_at
+        seconds = f"{request.call.total_s if is_over else request.call.timeout_s:g} s"
         error: ZmqrtError
         if request.link is not None:
-            what = f"no new token for {seconds}" if request.expect else f"no answer within {seconds}"
-            kind = Kind.STALLED if request.expect else Kind.DEADLINE
-            error = request.error(kind, f"{what} from {request.service} through {request.link.endpoint}")
+            error = request.error(*_why_late(request, seconds, is_over=is_over))
             request.link.cancel(request, "its time is up")
         elif self.sessions.current is not None:
             error = request.error(Kind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time")
@@ -257,3 +256,13 @@ class ClientCore:
             link.add(request, now)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a fault in one is no fault in all
             self.book.fail(request, request.error(Kind.BAD_REQUEST, f"this request cannot be sent: {error}"))
+
+
+def _why_late(request: Request, seconds: str, *, is_over: bool) -> tuple[Kind, str]:
+    assert request.link is not None
+    where = f"from {request.service} through {request.link.endpoint}"
+    if is_over:
+        return Kind.DEADLINE, f"not done within {seconds} in all, {where}"
+    if request.expect:
+        return Kind.STALLED, f"no new token for {seconds} {where}"
+    return Kind.DEADLINE, f"no answer within {seconds} {where}"

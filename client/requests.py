@@ -21,6 +21,7 @@ from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.errors import Kind, RequestError, request_error
 from ..protocol.limits import MAX_RESUME_BYTES
+from .timers import INFINITY
 
 if TYPE_CHECKING:
     from .calls import Call
@@ -80,12 +81,15 @@ class Request:
         known_to: The broker that has shown to have it, with all units received so far.
         was_accepted: A broker took it once; a later one that is busy is asked again as long as there is time.
         was_sent: It may have been run (a refusal before the start takes that back).
+        deadline: When it has made no progress for its time; moves on with each.
+        ends_at: The end of its whole time, if that is bounded.
         resyncs: Gaps in a row with no new unit between them.
     """
 
     __slots__ = (
         "call",
         "deadline",
+        "ends_at",
         "expect",
         "home",
         "is_resyncing",
@@ -113,6 +117,7 @@ class Request:
         self.service = call.service
         self.submitted_at = now
         self.deadline = now + call.timeout_s
+        self.ends_at = now + call.total_s if call.total_s is not None else INFINITY
         self.link: Link | None = None
         self.home: Identity | None = None
         self.known_to: Identity | None = None
@@ -133,6 +138,15 @@ class Request:
         """Whether units are delivered as they come."""
         return bool(self.call.flags & m.STREAM)
 
+    @property
+    def due_at(self) -> float:
+        """When its time is up: so long after its last progress, or as a whole."""
+        return min(self.deadline, self.ends_at)
+
+    def move_on(self, now: float) -> None:
+        """Count its time without progress from here on."""
+        self.deadline = max(self.deadline, now + self.call.timeout_s)
+
     def move(self, state: State) -> None:
         """Change state; an illegal move is a fault of this library."""
         if state not in MOVES[self.state]:
@@ -146,18 +160,20 @@ class Request:
         if self.expect and self.known_to != home:
             flags |= m.RESUME
             resume = _blob.encode([partial.body for partial in self.journal or ()])
-        left_s = self.call.timeout_s if self.is_stream else self.deadline - now
+        ext = self.call.ext
+        if self.ends_at != INFINITY:
+            ext = {**ext, "total_ms": max(1, int((self.ends_at - now) * 1000))}
         return m.Request(
             self.call.rid,
             self.service,
-            max(1, int(left_s * 1000)),
+            max(1, int(self.call.timeout_s * 1000)),
             flags,
             self.call.priority,
             self.expect,
             self.call.cost,
             self.call.body,
             resume,
-            self.call.ext,
+            ext,
         )
 
     def obstacle(self, home: Identity, now: float, dedupe_s: float) -> RequestError | None:
@@ -196,7 +212,7 @@ class Request:
                 return None
             partial = trimmed(partial, self.expect - partial.seq)
         self.expect = partial.seq + partial.n
-        self.deadline = now + self.call.timeout_s
+        self.move_on(now)
         self.resyncs = 0
         self._keep(partial)
         return partial

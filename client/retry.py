@@ -26,13 +26,13 @@ def before_deadline(request: Request, wake_at: float, now: float) -> float:
 
     When the queue will have emptied is only a broker's guess, and this one was promised an end.
     """
-    if not request.was_accepted or wake_at < request.deadline:
+    if not request.was_accepted or wake_at < request.due_at:
         return wake_at
-    return now + max(_LEAST_PAUSE_S, (request.deadline - now) / 2)
+    return now + max(_LEAST_PAUSE_S, (request.due_at - now) / 2)
 
 
 def may_retry(request: Request, wake_at: float, *, is_free: bool = False) -> bool:
     """Say whether to ask again at `wake_at`; a free try (the broker is leaving, another is there) is not counted."""
     retries = request.call.retries
     is_wanted = is_free or retries is None or request.refusals < retries
-    return is_wanted and wake_at < request.deadline
+    return is_wanted and wake_at < request.due_at

@@ -159,7 +159,8 @@ class Client:
         keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
         insecure: Go without keys even off this machine.
         connect_timeout_s: Longest wait for a broker to answer.
-        timeout_s: Longest wait for an answer, or for the next part of a stream; verbs may set their own.
+        timeout_s: Longest time without progress of an answer, whole or streamed; verbs may set their own.
+        total_s: Longest time of an answer in all; None = as long as it makes progress.
         default_model: Asked when a verb names none; else the only one there is for the task.
         name: What the broker's status calls this client.
         max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
@@ -174,6 +175,7 @@ class Client:
         insecure: bool = False,
         connect_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
+        total_s: float | None = None,
         default_model: str | None = None,
         name: str = "python",
         max_outstanding: int = MAX_OUTSTANDING,
@@ -186,6 +188,7 @@ class Client:
                 insecure=insecure,
                 connect_timeout_s=connect_timeout_s,
                 timeout_s=timeout_s,
+                total_s=total_s,
                 default_model=default_model,
                 name=name,
                 max_outstanding=max_outstanding,
@@ -194,7 +197,7 @@ class Client:
         )
 
     def _use(self, config: ClientConfig) -> None:
-        self._defaults = calls.Defaults(timeout_s=config.timeout_s, model=config.default_model)
+        self._defaults = calls.Defaults(timeout_s=config.timeout_s, total_s=config.total_s, model=config.default_model)
         self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
         self._io = IoThread(config)
         self._finalizer = weakref.finalize(self, self._io.stop)
@@ -210,6 +213,7 @@ class Client:
             insecure=settings.insecure,
             connect_timeout_s=settings.connect_timeout_s,
             timeout_s=settings.timeout_s,
+            total_s=settings.total_timeout_s,
             default_model=settings.default_model,
             name=name,
             max_outstanding=max_outstanding,

@@ -25,7 +25,8 @@ from .sessions import Session
 
 _DEADLINE_GRACE_S: Final = 1.0
 """The broker's deadline comes first: its answer names the reason better."""
-_NEVER: Final = float("inf")
+_TOLD_TIMES: Final = 4
+"""How often within its time a request's broker is told of progress that no units tell of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,6 @@ class Desk:
             self._refuse_dispatch(session, dispatch)
             return
         job = Job(next(self._numbers), session.broker, dispatch, info.kind, now)
-        job.deadline += _DEADLINE_GRACE_S
         self.jobs[job.key] = session.leases[job.lease] = self._preparing[job.number] = job
         self._per_service[job.service] += 1
         bounds = Bounds(
@@ -119,8 +119,11 @@ class Desk:
     def prepared(self, number: int, result: Prepared | PreparedTask | RequestError, now: float) -> None:
         """Take the result of a `Prepare`; its job may be gone by now."""
         job = self._preparing.pop(number, None)
+        for other in self._preparing.values():
+            other.moved_at = now
         if job is None:
             return
+        job.moved_at = now
         if isinstance(result, RequestError):
             self.failed(job, result.kind, result.text)
             return
@@ -147,8 +150,6 @@ class Desk:
     def progressed(self, job: Job, since: int) -> None:
         """Send the new units, if anybody wants them before the end."""
         session = self._sessions[job.broker]
-        if job.is_stream:
-            job.deadline = _NEVER  # set anew by the next sweep: cheaper than the clock on every token
         if session.is_active and job.has_partials:
             self._send_partial(session, job, since)
 
@@ -217,6 +218,7 @@ class Desk:
     def _send_partial(self, session: Session, job: Job, since: int) -> None:
         body = job.chunk_since(since)
         if body is not None:
+            job.told_at = job.moved_at
             ext: m.Ext = {} if job.is_told else job.account()
             self._send(session, m.WorkerPartial(session.epoch, job.lease, since, job.total_n - since, body, ext))
 
@@ -260,12 +262,22 @@ class Desk:
             _, session, job = self._finished.popleft()
             if session.leases.get(job.lease) is job:
                 del session.leases[job.lease]
+        self.scheduler.follow()
         for job in list(self.jobs.values()):
-            if job.deadline == _NEVER:
-                job.deadline = now + job.ttl_s + _DEADLINE_GRACE_S
-            elif now >= job.deadline:
-                kind, what = (Kind.STALLED, "progress") if job.is_stream else (Kind.DEADLINE, "result")
-                self.failed(job, kind, f"no {what} within {job.ttl_s:.1f} s")
+            if not job.is_patient and now >= job.deadline + _DEADLINE_GRACE_S:
+                self.failed(job, Kind.DEADLINE, f"no result within {job.ttl_s:.1f} s")
+            elif job.is_patient and now >= job.moved_at + job.ttl_s + _DEADLINE_GRACE_S:
+                self.failed(job, Kind.STALLED, f"no progress within {job.ttl_s:.1f} s")
+            elif job.is_patient and job.moved_at > job.told_at and now >= job.told_at + job.ttl_s / _TOLD_TIMES:
+                self._tell_progress(job)
+
+    def _tell_progress(self, job: Job) -> None:
+        """Say that a request moves although there are no units of it for the broker yet."""
+        session = self._sessions[job.broker]
+        if session.is_active:
+            job.told_at = job.moved_at
+            sent = max(job.first_unit, job.total_n if job.has_partials else 0)
+            self._send(session, m.WorkerPartial(session.epoch, job.lease, sent, 0, b"", {"progress": True}))
 
     def hand_back(self) -> None:
         """Return everything that still runs to its broker: it goes on elsewhere."""

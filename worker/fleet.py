@@ -44,6 +44,10 @@ class Lane:
     is_blocked: bool = False
     """The engine said that it is full although slots seemed free; nothing goes there until its next sign."""
     stats: EngineStats = field(default_factory=EngineStats)
+    moved_at: float = 0.0
+    """When anything came of a request here."""
+    turned_at: float = 0.0
+    """When the first of its line was over, so that those behind it have come nearer."""
 
     @property
     def free(self) -> int:

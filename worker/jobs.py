@@ -66,12 +66,14 @@ class Job:
         "device",
         "ext",
         "first_at",
+        "first_unit",
         "flags",
         "ids",
         "is_told",
         "kind",
         "lease",
         "logprobs",
+        "moved_at",
         "number",
         "outcome",
         "pieces",
@@ -85,6 +87,7 @@ class Job:
         "submitted_at",
         "tail",
         "ticket",
+        "told_at",
         "ttl_s",
         "user",
     )
@@ -109,6 +112,13 @@ class Job:
         self.is_told = False
         """Whether its broker knows device, batch and times."""
         self.deadline = now + self.ttl_s
+        """Of a request that has so much time in all; that of a patient one runs from `moved_at` on."""
+        self.moved_at = now
+        """When it made progress: units, a part of its prompt, a place in a line."""
+        self.told_at = now
+        """The progress that its broker knows of."""
+        self.first_unit = dispatch.resume_n
+        """Units that its broker has had from an earlier node."""
         self.state = JobState.PREPARING
         self.prepared: Prepared | None = None
         self.plain: PreparedTask | None = None
@@ -120,7 +130,7 @@ class Job:
         self.tail = ""
         self.crashes = 0
         """Engines that died with this job before they had made a unit of it, since its last new unit."""
-        self.run_from = 0
+        self.run_from = dispatch.resume_n
         """Units that were there when its engine got it."""
         self.outcome: Outcome | None = None
 
@@ -146,6 +156,16 @@ class Job:
     def is_stream(self) -> bool:
         """Whether the client wants units as they come."""
         return bool(self.flags & m.STREAM)
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether its time is time without progress, as that of every stream is; else it is the whole time."""
+        return self.is_stream or self.ext.get("progress") is True
+
+    @property
+    def waits_in_line(self) -> bool:
+        """Whether it has made nothing yet where it is: then it moves with the line that it stands in."""
+        return self.total_n == self.run_from
 
     @property
     def has_partials(self) -> bool:

@@ -88,6 +88,22 @@ class Scheduler:
             for job in list(queue):
                 self._listener.failed(job, Kind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment")
 
+    def follow(self) -> None:
+        """Let those that have made nothing yet move with the line that they stand in.
+
+        Whoever waits here comes nearer with whatever the engines make. In an engine of tokens that is so for what those
+        before it do, in one of batches for every batch. Tasks of a stream engine run beside each other: none waits.
+        """
+        for service, queue in self._waiting.items():
+            if queue:
+                moved_at = max((lane.moved_at for _, lane in self.fleet.lanes(service)), default=0.0)
+                for job in queue:
+                    job.moved_at = max(job.moved_at, moved_at)
+        for device in self.fleet.devices.values():
+            for lane in device.lanes.values():
+                if lane.info.kind != "stream":
+                    _follow_lane(lane)
+
     def _queue(self, service: str) -> deque[Job]:
         return self._waiting.setdefault(service, deque())
 
@@ -175,7 +191,7 @@ class Scheduler:
 
     def _on_event(self, device: Device, event: TokenEvent, batch: int, now: float) -> None:
         lane, job = _find(device, event.ticket)
-        if job is not None and job.first_at is None:
+        if job is not None and job.first_at is None and (event.token_ids or event.finish_reason):
             job.begin(batch, now)
         if lane is not None and event.ticket in lane.given_up:
             device.tokens_after_cancel += len(event.token_ids)
@@ -183,6 +199,7 @@ class Scheduler:
             _free(device, lane, event.ticket, now)
         if lane is None or job is None:
             return
+        lane.moved_at = job.moved_at = now
         if event.error is not None or job.prepared is None:
             text = event.error or "the engine answered with tokens where none were asked for"
             self._listener.failed(job, Kind.MODEL_RAISED, text)
@@ -209,6 +226,7 @@ class Scheduler:
             return
         if job is not None:
             job.begin(batch, now)
+        lane.moved_at = lane.turned_at = now
         _free(device, lane, result.ticket, now)
         if job is None:
             return
@@ -235,6 +253,7 @@ class Scheduler:
         if chunk.error is not None:
             self._listener.failed(job, Kind.MODEL_RAISED, chunk.error)
             return
+        lane.moved_at = job.moved_at = now
         if chunk.text:
             job.absorb_text(chunk.text)
             self._listener.progressed(job, job.total_n - 1)
@@ -262,10 +281,22 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 def _free(device: Device, lane: Lane, ticket: int, now: float) -> None:
     """Take the word of an engine that a ticket is over: its slot is free."""
+    if next(iter(lane.running)) == ticket:
+        lane.turned_at = now
     del lane.running[ticket]
     cancelled_at = lane.given_up.pop(ticket, None)
     if cancelled_at is not None:
         device.cancel_latency.add(now - cancelled_at)
+
+
+def _follow_lane(lane: Lane) -> None:
+    moved_at = lane.turned_at
+    for job in lane.running.values():  # the oldest first
+        if job is None:
+            continue
+        if job.waits_in_line:
+            job.moved_at = max(job.moved_at, moved_at)
+        moved_at = max(moved_at, job.moved_at)
 
 
 def _find(device: Device, ticket: int) -> tuple[Lane | None, Job | None]:

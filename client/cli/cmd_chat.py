@@ -14,7 +14,7 @@ from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..sync import Client
 from .conversation import HELP, Conversation, Order, order_of
-from .generation import Sampling, sampling_options
+from .generation import Sampling, naming_the_flag, sampling_options
 from .stdio import is_terminal
 
 
@@ -63,7 +63,7 @@ def _answer(client: Client, conversation: Conversation, line: str, asked: Genera
     said: list[str] = []
     asked["messages"] = conversation.ask(line)
     try:
-        with client.stream(**asked) as stream:
+        with naming_the_flag(), client.stream(**asked) as stream:
             for chunk in stream:
                 said.append(chunk.text)
                 click.echo(chunk.text, nl=False)

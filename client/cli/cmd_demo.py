@@ -12,7 +12,7 @@ from ..sync import Client
 from .http_submit import post
 from .interrupts import Interrupts
 from .session import Session
-from .stack import Plan, has_bridge
+from .stack import Plan, has_bridge, timeout_option
 from .up_display import display
 
 _QUESTION: Final = "What is the capital of France?"
@@ -20,18 +20,27 @@ _MAX_TOKENS: Final = 48
 _START_S: Final = 1200.0
 """A first start downloads and converts a model; on a slow line and an old machine that takes minutes."""
 _ANSWER_S: Final = 300.0
+"""Time for each answer: whoever sees this for the first time may sit before an old machine."""
 
 
 @click.command(help="Start everything, ask one question in two ways, stop everything.")
 @click.option("--model", metavar="NAME", default="smollm2-135m", show_default=True, help="Model to ask.")
 @click.option("--mock", is_flag=True, help="Ask a toy model on two mock devices instead: no torch, over in seconds.")
+@timeout_option
 @click.pass_context
-def command(context: click.Context, /, *, model: str, mock: bool) -> None:
+def command(context: click.Context, /, *, model: str, mock: bool, request_timeout_s: float | None) -> None:
     """Exit with 0 only if both answers are the same."""
     if not has_bridge():
         raise ZmqrtError("the demo asks over HTTP too: pip install 'zmqrt[bridge]'")
     chosen = ("--engine", "mock") if mock else ("--model", model, "--allow-download")
-    plan = Plan(http_port=0, client_port=0, worker_port=0, worker_arguments=chosen, log_level="warning")
+    plan = Plan(
+        http_port=0,
+        client_port=0,
+        worker_port=0,
+        worker_arguments=chosen,
+        request_timeout_s=_ANSWER_S if request_timeout_s is None else request_timeout_s,
+        log_level="warning",
+    )
     context.exit(run(plan))
 
 
@@ -67,8 +76,9 @@ def _ask(session: Session, took_s: float) -> int:
     assert clients is not None
     assert http is not None
     click.secho(f"Broker, worker and bridge run; the model was ready after {took_s:.1f} s.\n", dim=True)
-    natively = _ask_natively(clients)
-    over_http = _ask_over_http(http)
+    answer_s = session.stack.plan.request_timeout_s or _ANSWER_S
+    natively = _ask_natively(clients, answer_s)
+    over_http = _ask_over_http(http, answer_s)
     if natively != over_http:
         click.secho("The two answers differ.", fg="red")
         return EXIT_FAILED
@@ -76,12 +86,12 @@ def _ask(session: Session, took_s: float) -> int:
     return 0
 
 
-def _ask_natively(clients: str) -> str:
+def _ask_natively(clients: str, timeout_s: float) -> str:
     """Stream the answer to the terminal."""
     click.secho(f'zmqrt infer --temperature 0 "{_QUESTION}"   (native, over ZeroMQ to {clients})', bold=True)
     said: list[str] = []
     with (
-        Client(clients, timeout_s=_ANSWER_S, name="zmqrt demo") as client,
+        Client(clients, timeout_s=timeout_s, name="zmqrt demo") as client,
         client.stream(_QUESTION, temperature=0.0, max_tokens=_MAX_TOKENS) as stream,
     ):
         for chunk in stream:
@@ -91,9 +101,9 @@ def _ask_natively(clients: str) -> str:
     return "".join(said)
 
 
-def _ask_over_http(http: str) -> str:
+def _ask_over_http(http: str, timeout_s: float) -> str:
     click.secho(f"POST {http}/infer   (over HTTP)", bold=True)
     body: dict[str, object] = {"prompt": _QUESTION, "max_tokens": _MAX_TOKENS, "temperature": 0.0}
-    text = str(post(http, body, timeout_s=_ANSWER_S)["text"])
+    text = str(post(http, body, timeout_s=timeout_s)["text"])
     click.echo(f"{text}\n")
     return text

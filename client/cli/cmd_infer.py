@@ -11,7 +11,7 @@ from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..results import Result
 from ..sync import Client
-from .generation import Sampling, messages, sampling_options
+from .generation import Sampling, messages, naming_the_flag, sampling_options
 from .stdio import is_terminal, read_prompt
 
 
@@ -42,7 +42,7 @@ def command(
         asked["messages"] = messages(text, system)
     elif raw:
         asked["raw"] = True
-    with Client.from_settings(settings, name="zmqrt infer") as client:
+    with naming_the_flag(), Client.from_settings(settings, name="zmqrt infer") as client:
         wanted = None if system else text
         if as_json:
             click.echo(to_json(client.infer(wanted, **asked)))

@@ -6,11 +6,11 @@ import json
 
 import click
 
-from ...protocol.settings import options
+from ...protocol.settings import is_named, options
 from ..config import ClientSettings
 from ..sync import Client
 from .cmd_infer import to_json
-from .generation import Sampling, sampling_options
+from .generation import Sampling, naming_the_flag, sampling_options
 from .http_submit import post
 from .stdio import read_prompt
 
@@ -34,13 +34,15 @@ def command(
     """Ask, wait, print: the request's id on standard error, so that the answer alone can be piped on."""
     text = read_prompt(prompt)
     if url is None:
-        with Client.from_settings(settings, name="zmqrt submit") as client:
+        with naming_the_flag(), Client.from_settings(settings, name="zmqrt submit") as client:
             handle = client.submit(text, **sampling.options())
             click.echo(f"request {handle.request_id}", err=True)
             result = handle.result()
         click.echo(to_json(result) if as_json else result.text)
         return
-    answer = post(url, _v1(sampling, text), timeout_s=settings.timeout_s, api_key=api_key)
+    # /infer knows a whole time alone; unsaid, the bridge's own counts.
+    timeout_s = settings.total_timeout_s or (settings.timeout_s if is_named("timeout") else None)
+    answer = post(url, _v1(sampling, text), timeout_s=timeout_s, api_key=api_key)
     click.echo(f"request {answer.get('request_id', '')}", err=True)
     click.echo(json.dumps(answer, ensure_ascii=False) if as_json else str(answer.get("text", "")))
 

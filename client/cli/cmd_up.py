@@ -14,7 +14,7 @@ from ...protocol.errors import EXIT_OK
 from ...protocol.keys import generate
 from .interrupts import Interrupts
 from .session import Session
-from .stack import Plan, has_bridge
+from .stack import Plan, has_bridge, timeout_option
 from .up_display import display
 
 _PEOPLE: Final = range(1000, 60_000)
@@ -31,6 +31,7 @@ _PORT: Final = click.IntRange(0, 65535)
 @click.option("--client-port", type=_PORT, help="Of the broker, for clients [default: 7555].")
 @click.option("--worker-port", type=_PORT, help="Of the broker, for workers [default: 7556].")
 @click.option("--bridge/--no-bridge", default=True, help="Serve HTTP too.")
+@timeout_option
 @click.option(
     "--keys",
     type=click.Path(file_okay=False, path_type=Path),
@@ -65,6 +66,7 @@ def make_plan(
     worker_port: int | None,
     bridge: bool,
     keys: Path | None,
+    request_timeout_s: float | None,
     log_level: str,
     worker_arguments: tuple[str, ...],
 ) -> Plan:
@@ -78,6 +80,7 @@ def make_plan(
         has_bridge=bridge and has_bridge(),
         worker_arguments=(*named, *worker_arguments),
         keys=keys,
+        request_timeout_s=request_timeout_s,
         log_level=log_level,
     )
 

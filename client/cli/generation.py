@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import click
 
+from ...protocol.errors import Kind, RequestError, request_error
 from ...protocol.tasks import ChatMessage
 from ..calls import GenerateOptions
 
@@ -74,6 +76,18 @@ def sampling_options(function: Callable[Concatenate[Sampling, P], R]) -> Callabl
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+@contextlib.contextmanager
+def naming_the_flag() -> Generator[None]:
+    """Let the error of a request that ran out of time say which flags give it more."""
+    try:
+        yield
+    except RequestError as error:
+        if error.kind not in (Kind.DEADLINE, Kind.STALLED):
+            raise
+        text = f"{error.text}; --timeout allows more time without progress, --total-timeout bounds the whole"
+        raise request_error(error.kind, text, request_id=error.request_id, resume_n=error.resume_n) from None
 
 
 def messages(prompt: str, system: str | None) -> list[ChatMessage]:

@@ -31,6 +31,8 @@ _EXIT_OF_STATUS: Final = {
 }
 _SPARE_S: Final = 5.0
 """The bridge's own 504 should arrive before we stop waiting for it."""
+_MOST_S: Final = 600.0
+"""A bridge whose time for an answer is longer is asked with a time of one's own."""
 _MAX_ANSWER_BYTES: Final = 64 << 20
 
 
@@ -42,15 +44,21 @@ class HttpError(ZmqrtError):
         self.exit_code = exit_code
 
 
-def post(url: str, body: dict[str, object], *, timeout_s: float, api_key: str | None = None) -> dict[str, Any]:
-    """Send a request and return the v1 response. Raises HttpError."""
+def post(
+    url: str, body: dict[str, object], *, timeout_s: float | None = None, api_key: str | None = None
+) -> dict[str, Any]:
+    """Send a request and return the v1 response. Without a time of ours the bridge's own counts. Raises HttpError."""
     target = _target(url)
-    headers = {"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"}
+    headers = {
+        "Content-Type": "application/json; charset=utf-8",
+        "Accept": "application/json",
+        **({"X-Request-Timeout": f"{timeout_s:.3f}"} if timeout_s is not None else {}),
+    }
     if api_key:
         headers["Authorization"] = f"Bearer {_key(api_key)}"
     request = urllib.request.Request(target, json.dumps(body).encode(), headers, method="POST")  # noqa: S310 - checked
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s + _SPARE_S) as answer:  # noqa: S310 - checked
+        with urllib.request.urlopen(request, timeout=(timeout_s or _MOST_S) + _SPARE_S) as answer:  # noqa: S310 - checked
             return _read(answer.read(_MAX_ANSWER_BYTES), target)
     except urllib.error.HTTPError as error:
         with error:
@@ -107,7 +115,7 @@ def _detail(raw: bytes) -> str:
 def _unreachable(error: Exception, target: str) -> HttpError:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
-        return HttpError(f"{target} did not answer in time", EXIT_TRY_AGAIN)
+        return HttpError(f"{target} did not answer in time (--timeout)", EXIT_TRY_AGAIN)
     words = "nobody listens there" if isinstance(reason, ConnectionRefusedError) else str(reason)
     text = f"{target} cannot be reached: {words}; start a bridge with `zmqrt up` or zmqrt-bridge"
     return HttpError(text, EXIT_UNREACHABLE)

@@ -9,11 +9,39 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import click
+
+from ...protocol.settings.values import time_kind
 from .supervise import Child, Supervisor
 
 _LOOPBACK: Final = "127.0.0.1"
+_STALL_S: Final = 30.0
+"""After which a worker gives an engine up by default."""
+_duration: Final = time_kind("s", is_whole=False)
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, given: str | None) -> float | None:
+    if given is None:
+        return None
+    try:
+        seconds = float(cast("float", _duration.parse(given)))
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise click.BadParameter(f"expected {_duration.expected}, from 0.1s to 24h, not {given!r}")
+    return seconds
+
+
+timeout_option: Final = click.option(
+    "--request-timeout",
+    "request_timeout_s",
+    metavar="DURATION",
+    callback=_seconds,
+    help="Longest time of a whole answer of /infer, and else without progress [default: 30s].",
+)
+"""What `up` and `demo` both take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +55,8 @@ class Plan:
     has_bridge: bool = True
     worker_arguments: tuple[str, ...] = ()
     keys: Path | None = None
+    request_timeout_s: float | None = None
+    """None = what the roles have by default, or by their environment."""
     log_level: str = "info"
 
     @property
@@ -34,6 +64,17 @@ class Plan:
         """Arguments that every role gets. It reports in JSON, because it is a program that reads it."""
         keys = ["--keys", str(self.keys)] if self.keys is not None else []
         return ["--log-format", "json", "--log-level", self.log_level, *keys]
+
+    @property
+    def timeout(self) -> list[str]:
+        """Arguments for who keeps the time of requests."""
+        return [] if self.request_timeout_s is None else ["--request-timeout", f"{self.request_timeout_s}s"]
+
+    @property
+    def stall(self) -> list[str]:
+        """Arguments for who watches the engines: a step may not end its request's time before that is over."""
+        longer = self.request_timeout_s is not None and self.request_timeout_s > _STALL_S
+        return ["--stall-timeout", f"{self.request_timeout_s}s"] if longer else []
 
 
 def has_bridge() -> bool:
@@ -45,7 +86,7 @@ class Stack:
     """The roles of a plan, each started as soon as what it needs is there."""
 
     def __init__(self, plan: Plan, supervisor: Supervisor) -> None:
-        self._plan = plan
+        self.plan = plan
         self._supervisor = supervisor
         self.broker = Child("broker", "zmqrt.broker", self._broker(plan.client_port, plan.worker_port))
         self.workers: list[Child] = []
@@ -91,22 +132,24 @@ class Stack:
         endpoints = self.broker.endpoints
         # Started anew, it has to come back where the others look for it.
         self.broker.arguments = self._broker(_port(endpoints["clients"]), _port(endpoints["workers"]))
-        for number in range(self._plan.nodes):
+        for number in range(self.plan.nodes):
             child = Child(f"node-{number}", "zmqrt.worker", self._worker(f"node-{number}", endpoints["workers"]))
             self.workers.append(self._supervisor.add(child))
-        if self._plan.has_bridge:
-            self.bridge = self._supervisor.add(Child("bridge", "zmqrt.bridge_http", self._bridge(self._plan.http_port)))
+        if self.plan.has_bridge:
+            self.bridge = self._supervisor.add(Child("bridge", "zmqrt.bridge_http", self._bridge(self.plan.http_port)))
 
     def _broker(self, client_port: int, worker_port: int) -> list[str]:
         clients, workers = (f"tcp://{_LOOPBACK}:{port}" for port in (client_port, worker_port))
-        return ["--clients", clients, "--workers", workers, *self._plan.common]
+        return ["--clients", clients, "--workers", workers, *self.plan.common, *self.plan.timeout]
 
     def _worker(self, node_id: str, endpoint: str) -> list[str]:
-        return ["--broker", endpoint, "--node-id", node_id, *self._plan.common, *self._plan.worker_arguments]
+        plan = self.plan
+        return ["--broker", endpoint, "--node-id", node_id, *plan.common, *plan.stall, *plan.worker_arguments]
 
     def _bridge(self, port: int) -> list[str]:
         broker = self.broker.endpoints["clients"]
-        return ["--host", _LOOPBACK, "--port", str(port), "--broker", broker, *self._plan.common]
+        plan = self.plan
+        return ["--host", _LOOPBACK, "--port", str(port), "--broker", broker, *plan.common, *plan.timeout]
 
 
 def _port(endpoint: str) -> int:

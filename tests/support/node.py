@@ -169,6 +169,7 @@ class Node:
         ttl_ms: int = 6000,
         prefix: Sequence[Chunk] = (),
         attempt: int = 1,
+        ext: m.Ext | None = None,
     ) -> list[a.Action]:
         """Hear a dispatch; the lease is the request's number unless given."""
         resume = b"" if not prefix else msgspec.msgpack.encode([tasks.encode(chunk) for chunk in prefix])
@@ -183,7 +184,7 @@ class Node:
             user=user,
             body=body() if payload is None else payload,
             resume=resume,
-            ext={"seed": 5},
+            ext={"seed": 5} if ext is None else ext,
         )
         return self.receive(message, broker=broker)
 

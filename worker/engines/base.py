@@ -54,6 +54,9 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
 class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     """What one step did for one request: new token ids, and at the very end a finish reason.
 
+    An event with neither says that the request has come further without a token: a piece of its prompt is done. Without
+    any event for the time that its caller allows, a request is given up.
+
     Exactly one event of a ticket carries `finish_reason`, and none follows it. With `error` set the reason is "error".
     A sampled stop id is reported in `token_ids` and followed (or accompanied) by finish_reason "stop".
     """

@@ -125,7 +125,8 @@ class World:
             self.agenda.after(self.rng.uniform(0.0, 1.0), lambda: client.cancel(asked))
 
     def _finish_what_is_open(self) -> None:
-        self.agenda.run(self.agenda.now + 2 * self.timing.request_timeout_s, self._is_answered)
+        # What makes progress lives on: twice its time would do for what makes none.
+        self.agenda.run(self.agenda.now + 6 * self.timing.request_timeout_s, self._is_answered)
         for client in self.clients:
             assert client.is_idle(), f"{client.name} still waits for {[a.wish.prompt for a in client.asked]}"
 

@@ -33,6 +33,7 @@ def test_a_request_reaches_the_fleet_as_a_task() -> None:
     assert {name: value for name, value in options.items() if name != "rid"} == {
         "model": "tiny",
         "timeout_s": 12.0,
+        "total_s": 12.0,  # by the contract
         "request_id": "r1",
         "traceparent": "00-ab-cd-01",
         "retries": 0,

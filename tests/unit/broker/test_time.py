@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.stage import STREAM, Client, Stage, Worker, rid_of
+from support.stage import STREAM, UNARY, Client, Stage, Worker, rid_of
 from zmqrt.protocol import messages as m
 
 
@@ -134,3 +134,87 @@ def test_nothing_is_left_once_everything_is_over() -> None:
     assert not house.unheard
     wheels = (house.request_timers, house.session_timers, house.node_timers, house.service_timers)
     assert [len(wheel) for wheel in wheels] == [0, 0, 0, 0]
+
+
+PATIENT = {"progress": True}
+
+
+def test_a_whole_answer_that_makes_progress_is_alive_and_its_client_is_told() -> None:
+    """Its units are journalled here, so they are known; ACCEPTED comes again while there are new ones."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1, flags=UNARY | m.RESUMABLE, ttl_s=4.0, ext=PATIENT)
+    (job,) = worker.work()
+    assert job.ttl_ms == 4000
+    for seq in range(5):
+        stage.pass_time(2.0)
+        worker.partial(job.lease, seq)
+    stage.pass_time(1.1)
+
+    told = [one.ext["units"] for one in client.hear_only(m.Accepted) if one.ext]
+    assert told == [1, 2, 3, 4, 5]
+    stage.pass_time(3.0)
+    (error,) = client.hear_only(m.Error)
+    assert (error.code, error.reason) == (504, "stalled")
+
+
+def test_a_whole_answer_of_a_client_that_does_not_say_so_has_its_whole_time() -> None:
+    """As in every earlier version."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.request(1, flags=UNARY | m.RESUMABLE, ttl_s=4.0)
+    (job,) = worker.work()
+    for seq in range(3):
+        stage.pass_time(1.5)
+        worker.partial(job.lease, seq)
+
+    assert [(e.code, e.reason) for e in client.hear_only(m.Error)] == [(504, "deadline_exceeded")]
+
+
+def test_a_prompt_that_is_read_is_progress_if_its_node_says_so() -> None:
+    """For a stream too: its first unit may take long. An empty PARTIAL that says nothing is none."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=2)
+    client.request(1, flags=STREAM, ttl_s=4.0)
+    client.request(2, flags=STREAM, ttl_s=4.0)
+    one, two = worker.work()
+    for _ in range(3):
+        stage.pass_time(2.0)
+        worker.send(m.WorkerPartial(worker.epoch, one.lease, 0, 0, b"", {"progress": True}))
+        worker.partial(two.lease, 0, 0)
+
+    assert [error.rid for error in client.hear_only(m.Error)] == [two.rid]
+
+
+def test_waiting_in_a_queue_that_moves_is_progress() -> None:
+    """Whatever moves it, and as long as it does."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=1)
+    client.request(1, flags=STREAM, ttl_s=4.0)
+    waits = client.request(2, ttl_s=4.0, ext=PATIENT)
+    total = client.request(3, ttl_s=30.0, ext={**PATIENT, "total_ms": 5000})
+    (job,) = worker.work()
+    for seq in range(4):
+        stage.pass_time(3.0)
+        worker.partial(job.lease, seq)
+
+    said = client.hear()
+    assert [one.rid for one in said if isinstance(one, m.Error)] == [total]
+    assert {one.rid for one in said if isinstance(one, m.Accepted) and one.ext} == {waits}
+    stage.pass_time(4.5)
+    assert {error.rid for error in client.hear_only(m.Error)} == {waits, job.rid}
+
+
+def test_the_first_dispatch_is_progress_and_gives_the_node_the_whole_time() -> None:
+    """However long it waited for a node before."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(credit=0)
+    client.request(1, flags=STREAM, ttl_s=4.0)
+    stage.pass_time(3.0)
+    worker.limit = 1
+    worker.beat()
+
+    (job,) = worker.work()
+    assert job.ttl_ms == 4000
+    stage.pass_time(3.5)
+    assert client.hear_only(m.Error) == []

@@ -438,3 +438,48 @@ def test_too_many_waiting_requests_are_refused_here() -> None:
 
     assert isinstance(ears[3].error, RequestError)
     assert ears[3].error.kind is Kind.QUEUE_FULL
+
+
+def test_progress_of_a_whole_answer_gives_it_new_time() -> None:
+    """The broker says so; a first ACCEPTED alone does not."""
+    talk = Talk()
+    ear, other = talk.submit(timeout_s=3), talk.submit(timeout_s=3)
+    link = talk.up()
+    (request, _) = talk.sent(link, m.Request)
+    assert request.ext["progress"] is True
+    for units in range(5):
+        talk.hear(link, m.Accepted(ear.rid, {"units": units}), m.Accepted(other.rid))
+        talk.after(2.0)
+    assert ear.ends == []
+    assert isinstance(other.error, DeadlineError)
+
+    talk.after(2.0)
+    assert isinstance(ear.error, DeadlineError)
+
+
+def test_a_whole_time_ends_what_goes_on_and_is_told_as_what_is_left() -> None:
+    """For whole answers and streams."""
+    talk = Talk()
+    ears = [talk.submit(timeout_s=3, total_s=6, stream=stream) for stream in (False, True)]
+    talk.after(0.5)
+    link = talk.up()
+    assert [(one.ttl_ms, one.ext["total_ms"]) for one in talk.sent(link, m.Request)] == [(3000, 5500)] * 2
+    for seq in range(3):
+        talk.hear(link, m.Accepted(ears[0].rid, {"units": seq}), partial(ears[1].rid, seq))
+        talk.after(2.0)
+
+    assert [ear.error.kind for ear in ears if isinstance(ear.error, DeadlineError)] == [Kind.DEADLINE] * 2
+
+
+def test_waiting_in_this_client_is_progress_while_its_others_move() -> None:
+    """Only so many are at the broker at once; who waits for their turn is not given up for that."""
+    talk = Talk()
+    first, second = talk.submit(stream=True, timeout_s=3), talk.submit(timeout_s=3)
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
+    for seq in range(4):
+        talk.hear(link, partial(first.rid, seq))
+        talk.after(2.0)
+    assert second.events == []
+
+    talk.after(2.0)
+    assert isinstance(second.error, DeadlineError)

@@ -621,3 +621,67 @@ def test_logprobs_name_the_sampled_token_and_the_likeliest() -> None:
 
     spelled = {65: b"A", 66: b"B"}
     assert result(made).logprobs == [tasks.TokenLogprobs(logprob=-2.0, top={66: -0.5}, spelled=spelled)]
+
+
+PATIENT: m.Ext = {"seed": 5, "progress": True}
+
+
+def notices(made: list[a.Action]) -> list[m.WorkerPartial]:
+    """Return what was said of progress without units."""
+    return [one for one in sent(made, m.WorkerPartial) if one.ext.get("progress") is True]
+
+
+def beat_until(node: Node, seconds: float, *events: TokenEvent) -> list[a.Action]:
+    """Let time pass with a broker that lives and an engine that says the same every half second."""
+    made: list[a.Action] = []
+    for _ in range(int(2 * seconds)):
+        made += node.wait(0.5) + node.receive(m.BrokerHeartbeat(1, 1)) + node.step(*events)
+    return made
+
+
+def test_reading_a_prompt_is_progress_and_the_broker_is_told() -> None:
+    """The engine's events without tokens; who stands in line behind it moves along, whoever overtook it does not."""
+    node = serving()
+    node.dispatch(1, ttl_ms=2000)
+    node.dispatch(2, ttl_ms=2000, flags=RUN, ext=PATIENT)
+    first, second = node.ticket(1), node.ticket(2)
+
+    made = beat_until(node, 5, TokenEvent(ticket=first))
+    assert {one.lease for one in notices(made)} == {1, 2}
+    assert all((one.seq, one.n, one.body) == (0, 0, b"") for one in notices(made))
+    assert len(notices(made)) <= 2 * 4 * 3  # four times in their time
+    assert sent(made, m.WorkerError) == []
+
+    made = beat_until(node, 4, TokenEvent(ticket=second))
+    assert [(one.lease, one.reason) for one in sent(made, m.WorkerError)] == [(1, "stalled")]
+
+
+def test_waiting_for_a_slot_is_progress_while_the_engine_makes_something() -> None:
+    """For whole answers that count by progress; others have their whole time."""
+    node = serving(slots=1, batch=2)
+    node.dispatch(1, ttl_ms=2000)
+    node.dispatch(2, ttl_ms=2000, flags=RUN, ext=PATIENT)
+    node.dispatch(3, ttl_ms=2000, flags=RUN)
+
+    made = beat_until(node, 6, TokenEvent(ticket=node.ticket(1), token_ids=ids_of("a")))
+    assert {one.lease for one in notices(made)} == {2}
+    assert [(one.lease, one.reason) for one in sent(made, m.WorkerError)] == [(3, "deadline_exceeded")]
+
+    made = beat_until(node, 4)
+    assert {(one.lease, one.reason) for one in sent(made, m.WorkerError)} == {(1, "stalled"), (2, "stalled")}
+
+
+def test_pieces_of_text_are_progress_of_a_whole_answer() -> None:
+    """Their units are no tokens, so nothing of them travels before the end."""
+    node = Node()
+    node.register()
+    node.load(kind="stream")
+    node.dispatch(1, ttl_ms=2000, flags=RUN, ext=PATIENT)
+    ticket = node.ticket(1)
+    made: list[a.Action] = []
+    for _ in range(8):
+        made += node.wait(0.5) + node.receive(m.BrokerHeartbeat(1, 1)) + node.engine(ipc.TextChunk(ticket, "a"))
+
+    assert sent(made, m.WorkerError) == []
+    assert [(one.seq, one.n) for one in sent(made, m.WorkerPartial)] == [(0, 0)] * len(notices(made))
+    assert len(notices(made)) >= 3

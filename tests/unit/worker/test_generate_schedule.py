@@ -201,7 +201,7 @@ def test_nobody_waits_for_a_prompt() -> None:
     engine.submit(TokenRequest(ticket=3, prompt_ids=[3] * 3000, max_new_tokens=5))
 
     for _ in range(40):
-        assert {event.ticket for event in engine.poll(0)} == {1, 2}
+        assert {event.ticket: len(event.token_ids) for event in engine.poll(0)} == {1: 1, 2: 1, 3: 0}
 
 
 def test_whoever_is_first_in_line_is_let_in_first() -> None:

@@ -164,6 +164,12 @@ class GenerateEngine:
         logprobs = {
             part.row: each for part, each in zip(step.drawing, drawn.logprobs or (), strict=drawn.logprobs is not None)
         }
+        self._events += [  # no tokens, but a piece of their prompts is done
+            TokenEvent(ticket=part.row.request.ticket)
+            for part in step.parts
+            if part.is_prompt and not part.draws
+            if not part.row.has_ended
+        ]
         for row, token_id, reason in self._scheduler.finish(step, drawn.tokens):
             if reason is not None:
                 self._live.remove(row.request.ticket)
