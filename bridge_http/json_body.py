@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
 from ..protocol.errors import PortableError
 
 _BOM: Final = b"\xef\xbb\xbf"
+_SURROGATE: Final = "a lone surrogate is not a character; check that each \\ud83d is followed by its second half"
+_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
+_BYTE: Final = re.compile(r"\(byte (\d+)\)")
+_CONSTANT: Final = re.compile(r"\b(NaN|Infinity)\b")
+_NEAR: Final = 12
+"""So much of a stranger's words on each side is repeated to them."""
+_MOST_DIGITS: Final = 400
+"""More digits than any double has before its point."""
 _decoder: Final = msgspec.json.Decoder()
 
 
@@ -17,11 +26,9 @@ class NotJsonError(PortableError):
     """400: the bytes are not JSON in UTF-8."""
 
 
-def read_json(body: bytes) -> str:
-    """Return the text of a body that is JSON as a whole, whatever its fields. Raises NotJsonError."""
-    text = _text(body)
-    _check(text)
-    return text
+def read_value(body: bytes) -> object:
+    """Return what a JSON body holds. A number beyond a double is read as infinite. Raises NotJsonError."""
+    return _value(_text(body))
 
 
 def _text(body: bytes) -> str:
@@ -37,20 +44,52 @@ def _text(body: bytes) -> str:
         ) from None
 
 
-def _check(text: str) -> None:
+def _value(text: str) -> object:
     """Refuse what is not JSON anywhere, also behind a wrong field; NaN and lone surrogates are not JSON."""
     try:
-        _decoder.decode(text)
+        return _decoder.decode(text)
     except msgspec.ValidationError:
-        return  # a number beyond a double: the typed decoder, which runs next, names its field
+        return _value_with_huge_numbers(text)
     except msgspec.DecodeError as error:
         raise NotJsonError(_why_not(str(error), text)) from None
     except RecursionError:
         raise NotJsonError("the body is not valid JSON: nested too deeply") from None
 
 
+def _value_with_huge_numbers(text: str) -> object:
+    """Read what msgspec does not, so that the field with the number can be named; the rest is as strict as there."""
+    try:
+        value: object = json.loads(text, parse_constant=_no_constant, parse_int=_int)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotJsonError(f"the body is not valid JSON: {_SURROGATE}") from None
+    except json.JSONDecodeError as error:
+        raise NotJsonError(_at(len(text[: error.pos].encode()), text)) from None
+    except RecursionError:
+        raise NotJsonError("the body is not valid JSON: nested too deeply") from None
+    return value
+
+
+def _int(digits: str) -> float:
+    """Python refuses to read an integer of many digits, which takes quadratic time."""
+    return int(digits) if len(digits) < _MOST_DIGITS else float(f"{digits[:2]}e999")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise NotJsonError(f"the body is not valid JSON: {name} is no number there; null may be what is meant")
+
+
 def _why_not(reason: str, text: str) -> str:
     # msgspec calls a lone surrogate "truncated", which would send its author looking at the wrong end.
-    if re.search(r"\\u[dD][89a-fA-F]", text) and ("truncated" in reason or "surrogate" in reason):
-        reason += "; check that each \\ud83d is followed by its second half: a lone surrogate is not a character"
-    return f"the body is not valid JSON: {reason}"
+    if _HALF.search(text) and ("truncated" in reason or "surrogate" in reason):
+        return f"the body is not valid JSON: {_SURROGATE}"
+    if "truncated" in reason:
+        return "the body is not valid JSON: it ends in the middle of a value"
+    found = _BYTE.search(reason)
+    return _at(int(found[1]), text) if found else "the body is not valid JSON"
+
+
+def _at(byte: int, text: str) -> str:
+    near = text.encode()[max(0, byte - _NEAR) : byte + _NEAR].decode("utf-8", "ignore")
+    hint = "; NaN and Infinity are no numbers there" if _CONSTANT.search(near) else ""
+    return f"the body is not valid JSON at byte {byte}, near {json.dumps(near, ensure_ascii=False)}{hint}"

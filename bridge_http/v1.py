@@ -5,20 +5,26 @@ Pure: it knows no HTTP and no broker. Nothing is ever added to this contract; wh
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from ..protocol.errors import PortableError
+from ..protocol.faults import Word, find_fault
 from ..protocol.tasks import Generate
-from .json_body import read_json
+from .json_body import read_value
 
 DEFAULT_MAX_TOKENS: Final = 100
 DEFAULT_TEMPERATURE: Final = 0.7
-_MAX_FIELD_CHARS: Final = 100
-"""A field name that somebody else chose is repeated in our answer, so it is cut."""
+_WORDS: Final[dict[Word, str]] = {
+    "missing": "missing",
+    "unknown": "extra_forbidden",
+    "type": "type_error",
+    "range": "out_of_range",
+    "value": "value_error",
+}
+"""A word for programs for each kind of mistake: part of the contract."""
 
 
 class InferRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,9 +54,6 @@ class InvalidFieldError(PortableError):
         self.type = type_
 
 
-_decoder: Final = msgspec.json.Decoder(InferRequest)
-
-
 def parse(body: bytes) -> InferRequest:
     """Read the body of a request.
 
@@ -60,11 +63,11 @@ def parse(body: bytes) -> InferRequest:
         NotJsonError: (400)
         InvalidFieldError: (422)
     """
-    text = read_json(body)
+    value = read_value(body)
     try:
-        return _decoder.decode(text)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
+        return msgspec.convert(value, InferRequest)
+    except msgspec.ValidationError:
+        raise _explain(value) from None
 
 
 def to_task(request: InferRequest) -> Generate:
@@ -76,30 +79,10 @@ def to_task(request: InferRequest) -> Generate:
     )
 
 
-_SHAPES: Final = (
-    (re.compile(r"Object missing required field `(?P<name>\w+)`"), "missing", "this field is required"),
-    (
-        re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL),
-        "extra_forbidden",
-        f"unknown field; v1 has {', '.join(InferRequest.__struct_fields__)}",
-    ),
-)
-_AT: Final = re.compile(r"^(?P<text>.*?)(?: - at `\$\.(?P<path>[^`]*)`)?$", re.DOTALL)
-
-
-def _explain(text: str) -> InvalidFieldError:
-    """Turn msgspec's sentence into a place, a sentence and a word."""
-    for shape, type_, said in _SHAPES:
-        if found := shape.match(text):
-            return InvalidFieldError(("body", found["name"][:_MAX_FIELD_CHARS]), said, type_)
-    found = _AT.match(text)
-    assert found is not None
-    path = tuple((found["path"] or "").split(".")) if found["path"] else ()
-    said = found["text"].replace("`", "")
-    return InvalidFieldError(("body", *path), said[:1].lower() + said[1:], _word(said))
-
-
-def _word(said: str) -> str:
-    if "got" in said:
-        return "type_error"
-    return "out_of_range" if "range" in said or "=" in said else "value_error"
+def _explain(value: object) -> InvalidFieldError:
+    """Say which field is wrong, and what is meant there."""
+    fault = find_fault(value, InferRequest)
+    text = fault.text
+    if fault.word == "unknown":
+        text = f"unknown field; v1 has {', '.join(InferRequest.__struct_fields__)}"
+    return InvalidFieldError(("body", fault.path) if fault.path else ("body",), text, _WORDS[fault.word])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from zmqrt.bridge_http.openai import extras
 from zmqrt.broker import requests as broker_requests
 from zmqrt.broker import workers as broker_workers
 from zmqrt.client import requests as client_requests
@@ -61,7 +63,49 @@ def _section(title: str, module: str, moves: Iterable[tuple[S, S, str]], first: 
     return f"## {title}\n\n`{module}`\n\n{diagram}\n"
 
 
+_FIELDS_INTRO = """# Fields of the OpenAI API that are let pass, or refused by name
+
+Made by `make docs` from `bridge_http/openai/extras.py`. What is obeyed stands in [openai.md](openai.md). Other servers
+and SDKs send more than that. It is let pass where it asks for nothing that is not done anyway, and is 400 with its name
+in `error.param` where the answer would be another one. `null` asks for nothing everywhere. A name that stands in no
+table is 400 too, as at OpenAI.
+"""
+
+
+def fields_page() -> str:
+    """List every field that is known and not obeyed."""
+    aliases = [f"| `{alias}` | `{name}` |" for alias, name in extras.ALIASES.items()]
+    parts = [
+        _FIELDS_INTRO,
+        "## Other names of what is obeyed\n\nThe fields of Ollama's `options` are taken as if they stood beside it.\n",
+        "\n".join(["| name | is |", "|---|---|", *aliases, ""]),
+        _fields("In every body", extras.EXTRAS),
+        _fields("In conversations, otherwise", extras.CHAT_EXTRAS),
+        _fields("In messages", extras.MESSAGE_EXTRAS),
+        _fields("In parts of type text", extras.PART_EXTRAS),
+    ]
+    return "\n".join(parts)
+
+
+def _fields(title: str, table: Mapping[str, extras.Extra]) -> str:
+    """Write one line for each reason and its values."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for name, row in table.items():
+        lines.setdefault((_let_pass(row), row.why), []).append(f"`{name}`")
+    rows = [f"| {', '.join(names)} | {at} | {why} |" for (at, why), names in lines.items()]
+    return "\n".join([f"## {title}", "", "| fields | let pass at | since |", "|---|---|---|", *rows, ""])
+
+
+def _let_pass(row: extras.Extra) -> str:
+    if row.at is None:
+        return "any value"
+    if callable(row.at):
+        return row.when
+    return ", ".join(f"`{json.dumps(value)}`" for value in row.at) or "`null` alone"
+
+
 PAGES = {
+    "openai_fields.md": fields_page,
     "settings.md": lambda: settings.markdown_table(settings.known_roles()),
     "states.md": states_page,
 }

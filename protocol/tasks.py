@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from .errors import Kind, RequestError, request_error
+from .faults import find_fault
 from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
 from .unicode import HALF, half_in
 
@@ -73,11 +74,15 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
 
 
 class Embed(_Body, frozen=True, tag="embed", tag_field="task"):
-    """Embed text: one string, several, or token ids. Too long is an error unless `truncate`."""
+    """Embed text: one string, several, or token ids. Too long is an error unless `truncate`, which cuts off the end.
+
+    `truncate_to`: so many tokens of each input, where the model holds so many; for models that tell their vocabulary.
+    """
 
     input: str | Annotated[list[str | list[TokenId]], Meta(min_length=1, max_length=2048)]
     dimensions: Annotated[int, Meta(ge=1, le=65536)] | None = None
     truncate: bool = False
+    truncate_to: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
 Task = Generate | Embed
@@ -188,8 +193,10 @@ def check(values: dict[str, Any], schema: type[B]) -> B:
         return msgspec.convert(values, schema, strict=True, str_keys=False)
     except UnicodeEncodeError:
         raise _bad(f"{half_in(values) or 'the text'}: {HALF}") from None
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise request_error(Kind.BAD_REQUEST, f"{error}") from None
+    except msgspec.ValidationError:
+        raise _bad(str(find_fault(values, schema))) from None
+    except RecursionError:
+        raise _bad("the body is nested too deeply") from None
 
 
 def decode(body: bytes, schema: type[B]) -> B:

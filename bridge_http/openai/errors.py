@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...protocol.errors import ConnectError, Kind, RequestError
-from ...protocol.tasks import Generate
+from ...protocol.tasks import Embed, Generate
 from ..errors import (
     Answer,
     BadHeaderError,
@@ -16,9 +16,13 @@ from ..errors import (
     told,
 )
 from ..json_body import NotJsonError
-from .requests import InvalidRequestError
 from .schema import ErrorBody, ErrorReply
+from .settle import InvalidRequestError
 
+_FIELDS = frozenset((*Generate.__struct_fields__, *Embed.__struct_fields__, "prompt_ids"))
+_PROMPTS = ("prompt", "messages", "token_ids", "prompt_ids", "input")
+"""What engines call that which the caller calls `subject`."""
+_CALLED = {"truncate_to": "truncate_prompt_tokens", "truncate": "truncate_prompt_tokens"}
 _PARAM = {Kind.NOT_FOUND: "model", Kind.WRONG_TASK: "model"}
 
 
@@ -27,8 +31,8 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
     match error:
         case RequestError():
             row, status = error.row, error.row.openai_status
-            param = _param(error, subject)
             code, text = told(error)
+            param, text = _param(error.kind, text, subject)
             body = ErrorBody(message=text, type=row.openai_type, param=param, code=code)
             return _answer(status, body, headers_of(error, status))
         case InvalidRequestError():
@@ -55,14 +59,16 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
             return _answer(500, body, {"x-should-retry": "false"})
 
 
-def _param(error: RequestError, subject: str | None) -> str | None:
-    """Name the field that a node or broker complained about: its words begin with it."""
-    if error.kind is Kind.CONTEXT_EXCEEDED:
-        return subject
-    first = error.text.split(maxsplit=1)[0].rstrip(":") if error.text else ""
-    if error.kind is Kind.BAD_REQUEST and first in Generate.__struct_fields__:
-        return first
-    return _PARAM.get(error.kind)
+def _param(kind: Kind, text: str, subject: str | None) -> tuple[str | None, str]:
+    """Name the field that a node or broker complained about, whose words begin with it, as OpenAI calls it."""
+    if kind is Kind.CONTEXT_EXCEEDED:
+        return subject, text
+    first, _, rest = text.partition(" ")
+    name = first.rstrip(":")
+    if kind is not Kind.BAD_REQUEST or name not in _FIELDS:
+        return _PARAM.get(kind), text
+    theirs = subject if name in _PROMPTS and subject else _CALLED.get(name, name)
+    return theirs, f"{theirs}{first[len(name) :]} {rest}"
 
 
 def no_route(status: int, text: str, code: str) -> Answer:

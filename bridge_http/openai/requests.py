@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from ...protocol.errors import PortableError
+from ...protocol.faults import Fault, find_fault, show, soften
 from ...protocol.tasks import ChatMessage, Embed, Generate
-from ..json_body import read_json
+from ..json_body import read_value
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Message, Texts
+from .settle import InvalidRequestError, refused, settle
 
 DEFAULT_TEMPERATURE: Final = 1.0
 _MOST_STOPS: Final = 16
+_LONGEST_STOP: Final = 512
+_MOST_STOP_IDS: Final = 64
 _LEAST_TOP_P: Final = 1e-6
 """What `top_p` 0 means: the likeliest token alone."""
 R = TypeVar("R", ChatRequest, CompletionRequest, EmbeddingRequest)
-_DECODERS: Final[dict[type, msgspec.json.Decoder[Any]]] = {
-    schema: msgspec.json.Decoder(schema) for schema in (ChatRequest, CompletionRequest, EmbeddingRequest)
-}
-
-
-class InvalidRequestError(PortableError):
-    """400: JSON, but not what this API takes. `param` names the field, `code` is a word for programs."""
-
-    def __init__(self, text: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(text)
-        self.text = text
-        self.param = param
-        self.code = code
+_TEXTS: Final = "a text, a list of texts, the token ids of a text, or a list of such lists, is meant"
+_TOKEN_ID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_MOST_INPUTS: Final = 2048
+_MOST_BIASES: Final = 1024
 
 
 def parse(body: bytes, schema: type[R]) -> R:
@@ -40,25 +34,39 @@ def parse(body: bytes, schema: type[R]) -> R:
         NotJsonError: (400) it is not JSON in UTF-8.
         InvalidRequestError: (400) it is not this API, or asks for what cannot be done.
     """
-    text = read_json(body)
+    value = read_value(body)
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"the body: an object is meant, not {show(value)}")
+    fields, called = settle(cast("dict[str, object]", value), schema)
     try:
-        request: R = _DECODERS[schema].decode(text)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-    for name, is_neutral in _REFUSED.items():
-        value = getattr(request, name, None)
-        if value is not None and not is_neutral(value):
-            raise _unsupported(name)
-    return request
+        return msgspec.convert(fields, schema)
+    except (msgspec.ValidationError, OverflowError):
+        pass  # 5.0 is 5 to other servers; only bodies that have such a thing pay for it
+    softened = soften(fields, schema)
+    try:
+        return msgspec.convert(softened, schema)
+    except (msgspec.ValidationError, OverflowError):
+        raise _explain(find_fault(softened, schema), called) from None
+
+
+def _explain(fault: Fault, called: Mapping[str, str]) -> InvalidRequestError:
+    root = re.split(r"[.\[]", fault.path, maxsplit=1)[0]
+    param = called.get(root, root) + fault.path[len(root) :]
+    if fault.word == "missing":
+        return InvalidRequestError(f"you must provide {param}", param=param, code="missing")
+    if fault.word == "unknown":
+        return InvalidRequestError(f"Unrecognized request argument supplied: {param}", param=param)
+    text = _TEXTS if root in ("prompt", "input") and fault.word == "type" else fault.text
+    return InvalidRequestError(f"{param}: {text}", param=param)
 
 
 def chat_task(request: ChatRequest) -> Generate:
     """Turn a chat into the task that engines get. Raises InvalidRequestError."""
     if request.top_logprobs and not request.logprobs:
-        raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        raise InvalidRequestError("top_logprobs: it needs logprobs: true", param="top_logprobs")
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    messages = [_message(number, one) for number, one in enumerate(request.messages)]
+    messages = [_message(one) for one in request.messages]
     return Generate(messages=messages, max_tokens=most, logprobs=logprobs, **_sampling(request))
 
 
@@ -78,15 +86,30 @@ def completion_task(request: CompletionRequest) -> Generate:
 def embedding_task(request: EmbeddingRequest) -> Embed:
     """Turn texts, or ids, into the task that engines get. Raises InvalidRequestError."""
     texts = _several("input", request.input)
-    return Embed(input=texts, dimensions=request.dimensions)
+    if len(texts) > _MOST_INPUTS:
+        raise InvalidRequestError(f"input: at most {_MOST_INPUTS} are meant, not {len(texts)}", param="input")
+    empty = next((at for at, one in enumerate(texts) if not one), None)
+    if empty is not None:
+        where = "it is empty" if isinstance(request.input, str) else f"number {empty} of the list is empty"
+        raise InvalidRequestError(f"input: {where}, and the empty text has no embedding", param="input")
+    most = request.truncate_prompt_tokens
+    if most == 0:
+        text = "truncate_prompt_tokens: a whole number from 1, -1 or null is meant, not 0"
+        raise InvalidRequestError(text, param="truncate_prompt_tokens")
+    if most is not None and request.truncation_side == "left":
+        raise refused("truncation_side", "what is cut off is the end")
+    return Embed(
+        input=texts,
+        dimensions=request.dimensions,
+        truncate=most is not None,
+        truncate_to=most if most is not None and most > 0 else None,
+    )
 
 
 def _sampling(request: Generation) -> dict[str, Any]:
     """Return the fields that both kinds share; what is not given keeps the default of the task."""
     if request.n not in (None, 1):
-        raise InvalidRequestError(f"n is {request.n}: one answer a request; send several requests", param="n")
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequestError("stream_options are for stream: true", param="stream_options")
+        raise InvalidRequestError(f"n: {show(request.n)}; one answer a request, send several requests", param="n")
     given = {
         "top_p": None if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
         "top_k": request.top_k,
@@ -95,7 +118,7 @@ def _sampling(request: Generation) -> dict[str, Any]:
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
         "min_tokens": request.min_tokens,
-        "stop_token_ids": request.stop_token_ids,
+        "stop_token_ids": _stop_ids(request.stop_token_ids),
         "ignore_eos": request.ignore_eos,
         "logit_bias": _bias(request.logit_bias),
         "stop": _stops(request.stop),
@@ -105,25 +128,18 @@ def _sampling(request: Generation) -> dict[str, Any]:
     return {"temperature": temperature, **{name: value for name, value in given.items() if value is not None}}
 
 
-def _message(number: int, message: Message) -> ChatMessage:
-    param = f"messages[{number}]"
-    if message.tool_calls:
-        raise InvalidRequestError("tool calls are not understood here", param=f"{param}.tool_calls", code=_UNSUPPORTED)
+def _message(message: Message) -> ChatMessage:
     content = message.content
     if content is None or isinstance(content, str):
         return ChatMessage(role=message.role, content=content or "")
-    for part in content:
-        if part.type != "text" or part.text is None:
-            text = f"parts of type {part.type[:40]!r} are not understood, only text"
-            raise InvalidRequestError(text, param=f"{param}.content", code=_UNSUPPORTED)
-    return ChatMessage(role=message.role, content="".join(part.text or "" for part in content))
+    return ChatMessage(role=message.role, content="".join(part.text for part in content))
 
 
 def _single_prompt(prompt: Texts) -> tuple[str | None, list[int] | None]:
     """Return the text, or the ids, of the one prompt."""
     texts = _several("prompt", prompt)
     if len(texts) > 1:
-        raise InvalidRequestError(f"{len(texts)} prompts: send one request for each", param="prompt")
+        raise InvalidRequestError(f"prompt: {len(texts)} of them; send one request for each", param="prompt")
     (only,) = texts
     return (only, None) if isinstance(only, str) else (None, only)
 
@@ -137,84 +153,33 @@ def _several(name: str, given: Texts) -> list[str | list[int]]:
         return [ids]
     texts = [one for one in given if not isinstance(one, int)]
     if ids or len({type(one) for one in texts}) > 1:
-        text = f"{name}: a text, a list of texts, the token ids of a text, or a list of such lists"
-        raise InvalidRequestError(text, param=name)
+        raise InvalidRequestError(f"{name}: {_TEXTS}, and not a mixture", param=name)
     return texts
 
 
 def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
-    try:
-        return None if given is None else {int(token_id): bias for token_id, bias in given.items()}
-    except ValueError:
-        raise InvalidRequestError("logit_bias: its keys are token ids", param="logit_bias") from None
+    if given is None:
+        return None
+    if len(given) > _MOST_BIASES:
+        text = f"logit_bias: at most {_MOST_BIASES} tokens are meant, not {len(given)}"
+        raise InvalidRequestError(text, param="logit_bias")
+    for name in given:
+        if not _TOKEN_ID.fullmatch(name) or int(name) >= 2**31:
+            raise InvalidRequestError(f"logit_bias: its names are token ids, not {show(name)}", param="logit_bias")
+    return {int(name): bias for name, bias in given.items()}
 
 
 def _stops(given: str | list[str] | None) -> list[str] | None:
-    stops = [given] if isinstance(given, str) else given
-    if stops is not None and (len(stops) > _MOST_STOPS or not all(0 < len(one) <= 512 for one in stops)):
-        text = f"stop: at most {_MOST_STOPS} texts of 1 to 512 characters"
+    """Return the stops; empty ones, which other servers take for none, are left out."""
+    stops = [one for one in ([given] if isinstance(given, str) else given or []) if one]
+    if len(stops) > _MOST_STOPS or any(len(one) > _LONGEST_STOP for one in stops):
+        text = f"stop: at most {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters are meant"
         raise InvalidRequestError(text, param="stop")
-    return stops
+    return stops or None
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
-
-_UNSUPPORTED: Final = "unsupported_parameter"
-
-
-def _empty(value: Any) -> bool:  # noqa: ANN401 - whatever a client sent
-    return not value
-
-
-def _never(_value: Any) -> bool:  # noqa: ANN401 - whatever a client sent
-    return False
-
-
-_REFUSED: Final[dict[str, Callable[[Any], bool]]] = {
-    "response_format": lambda value: value == {"type": "text"},
-    "modalities": lambda value: value == ["text"],
-    "tools": _empty,
-    "tool_choice": lambda value: value in ("none", "auto"),
-    "functions": _empty,
-    "function_call": lambda value: value in ("none", "auto"),
-    "audio": _never,
-    "prediction": _never,
-    "reasoning_effort": lambda value: value == "none",
-    "verbosity": lambda value: value == "medium",
-    "web_search_options": _never,
-    "moderation": _never,
-    "best_of": lambda value: value == 1,
-    "echo": _empty,
-    "suffix": _empty,
-}
-"""Fields that would change the answer, and which values of them ask for what is done anyway."""
-
-
-def _unsupported(name: str) -> InvalidRequestError:
-    text = f"{name}: no engine here obeys it, so the answer would not be what you ask for; leave it out"
-    return InvalidRequestError(text, param=name, code=_UNSUPPORTED)
-
-
-_MISSING: Final = re.compile(r"Object missing required field `(?P<name>\w+)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
-_UNKNOWN: Final = re.compile(
-    r"Object contains unknown field `(?P<name>.*)`(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
-)
-_AT: Final = re.compile(r"^(?P<text>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
-
-
-def _explain(text: str) -> InvalidRequestError:
-    """Turn msgspec's sentence into OpenAI's."""
-    if found := _MISSING.match(text):
-        return InvalidRequestError(f"you must provide {_join(found)}", param=_join(found), code="missing")
-    if found := _UNKNOWN.match(text):
-        name = _join(found)[:100]
-        return InvalidRequestError(f"Unrecognized request argument supplied: {name}", param=name)
-    found = _AT.match(text)
-    assert found is not None
-    said = found["text"].replace("`", "")
-    param = found["path"] or None
-    return InvalidRequestError(f"{param}: {said}" if param else said, param=param)
-
-
-def _join(found: re.Match[str]) -> str:
-    return f"{found['path']}.{found['name']}" if found["path"] else found["name"]
+def _stop_ids(given: list[int] | None) -> list[int] | None:
+    if given is not None and len(given) > _MOST_STOP_IDS:
+        text = f"stop_token_ids: at most {_MOST_STOP_IDS} are meant, not {len(given)}"
+        raise InvalidRequestError(text, param="stop_token_ids")
+    return given

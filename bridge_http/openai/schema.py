@@ -1,12 +1,11 @@
-"""The bodies of the OpenAI API as structs: what is understood, what is let pass, and what is refused by name.
+"""The bodies of the OpenAI API as structs: what is obeyed. What is let pass or refused beside it, `extras.py` says.
 
-Pure. Names and meanings are OpenAI's; `docs/openai.md` says where this bridge differs. A field that would change the
-answer and that no engine here obeys is refused, whatever else a client may think of; one that would not is let pass.
+Pure. Names and meanings are OpenAI's; `docs/openai.md` says where this bridge differs.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -20,7 +19,7 @@ Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 """A text, or the token ids of one; or a list of several of either kind."""
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
     """A body that a client sends."""
 
 
@@ -31,32 +30,36 @@ class _Reply(msgspec.Struct, frozen=True, kw_only=True):
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+class ContentPart(_Request, frozen=True, kw_only=True):
     """A part of a message; only text is understood."""
 
-    type: str
-    text: str | None = None
+    type: Literal["text", "input_text", "output_text"]
+    text: str
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn. Fields that say more about who speaks, such as `name`, are let pass."""
+class Message(_Request, frozen=True, kw_only=True):
+    """One turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
 
 
-class StreamOptions(_Request, frozen=True, kw_only=True):
-    """How a stream is sent. Padding against eavesdroppers is let pass: there is none."""
+class StreamOptions(_Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a stream is sent; of no meaning without one. Padding against eavesdroppers is let pass: there is none.
+
+    `continuous_usage_stats` is vLLM's: the usage so far in each event.
+    """
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class Generation(_Request, frozen=True, kw_only=True):
     """What both kinds of generation share.
 
-    The second group is ours, under the names that open engines use; the third is let pass, for it changes no answer.
+    The second group is ours, under the names that open engines use. Null means "not said", and
+    so does -1 where a whole number stands.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -67,7 +70,7 @@ class Generation(_Request, frozen=True, kw_only=True):
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     stop: str | list[str] | None = None
     seed: Int64 | None = None
-    n: int | None = None
+    n: Int64 | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -77,60 +80,39 @@ class Generation(_Request, frozen=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
-
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
+    return_tokens_as_token_ids: bool | None = None
 
 
 class ChatRequest(Generation, frozen=True, kw_only=True):
-    """POST /v1/chat/completions. The last group is refused unless it asks for what is done anyway."""
+    """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    parallel_tool_calls: Any = None
-
-    response_format: Any = None
-    modalities: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    audio: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-    moderation: Any = None
 
 
 class CompletionRequest(Generation, frozen=True, kw_only=True):
-    """POST /v1/completions: plain text to go on from. The last group is refused unless it asks for nothing."""
+    """POST /v1/completions: plain text to go on from."""
 
     prompt: Texts
     max_tokens: Count | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
-    best_of: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-
 
 class EmbeddingRequest(_Request, frozen=True, kw_only=True):
-    """POST /v1/embeddings."""
+    """POST /v1/embeddings.
+
+    `truncate_prompt_tokens` is vLLM's: so many tokens of each input, -1 = as many as the model takes.
+    """
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
     input: Texts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=65536)] | None = None
-    user: Any = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """A fleet that answers as it is told: for tests of what the bridge makes of answers, not of answering."""
 
 import asyncio
+from array import array
 from collections.abc import Sequence
 from typing import Any, Unpack
 
 from zmqrt.client.calls import CallOptions
-from zmqrt.client.results import Chunk, Result
+from zmqrt.client.results import Chunk, Embeddings, Result
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import DeviceStatus, Health, NodeStatus, Snapshot
-from zmqrt.protocol.tasks import Usage
+from zmqrt.protocol.tasks import Embed, Usage
 
 EMPTY = Snapshot(
     broker_id="b",
@@ -86,7 +87,7 @@ class FakeHandle:
         """Say whether its end has been read."""
         return self.is_done
 
-    async def result(self) -> Result:
+    async def result(self) -> Any:
         """End as told."""
         await self._gate.wait()
         self.is_done = True
@@ -112,6 +113,16 @@ class FakeHandle:
         self._index += 1
         piece = self._pieces.pop(0)
         return Chunk(text=piece, token_ids=[self._index], index=self._index - 1, pieces=[piece])
+
+
+class FakeEmbedding(FakeHandle):
+    """One vector, whatever was asked."""
+
+    async def result(self) -> Any:
+        """End as told."""
+        await super().result()
+        usage = Usage(prompt_tokens=1, completion_tokens=0)
+        return Embeddings(vectors=[array("f", [1.0])], usage=usage, model="m", revision="r", request_id="")
 
 
 class FakeFleet:
@@ -142,7 +153,8 @@ class FakeFleet:
         if self.refuse is not None:
             raise self.refuse
         self.asked.append((task, stream, {"rid": rid, **options}))
-        self.handles.append(FakeHandle(self.pieces, self.error, self.gate))
+        made = FakeEmbedding if isinstance(task, Embed) else FakeHandle
+        self.handles.append(made(self.pieces, self.error, self.gate))
         self.was_asked.set()
         return self.handles[-1]
 

@@ -41,15 +41,28 @@ def test_an_unknown_field_is_answered_with_those_that_there_are() -> None:
     ("body", "expected"),
     [
         (b"{}", (("body", "prompt"), "this field is required", "missing")),
-        (b"[1]", (("body",), "expected object, got array", "type_error")),
-        (b'{"prompt": 5}', (("body", "prompt"), "expected str, got int", "type_error")),
+        (b"[1]", (("body",), "an object is meant, not a list", "type_error")),
+        (b'{"prompt": 5}', (("body", "prompt"), "a text is meant, not 5", "type_error")),
         (
             b'{"prompt": "", "max_tokens": 1.5}',
-            (("body", "max_tokens"), "expected int | null, got float", "type_error"),
+            (("body", "max_tokens"), "a whole number from 1 or null is meant, not 1.5", "type_error"),
         ),
-        (b'{"prompt": "", "max_tokens": 0}', (("body", "max_tokens"), "expected int >= 1", "out_of_range")),
-        (b'{"prompt": "", "temperature": 1e999}', (("body", "temperature"), "number out of range", "out_of_range")),
-        (b'{"prompt": "", "api_version": "v2"}', (("body", "api_version"), "invalid enum value 'v2'", "value_error")),
+        (
+            b'{"prompt": "", "max_tokens": 0}',
+            (("body", "max_tokens"), "a whole number from 1 or null is meant, not 0", "out_of_range"),
+        ),
+        (
+            b'{"prompt": "", "temperature": 1e999}',
+            (
+                ("body", "temperature"),
+                "a number from 0 to 2 or null is meant, not a number beyond all bounds",
+                "out_of_range",
+            ),
+        ),
+        (
+            b'{"prompt": "", "api_version": "v2"}',
+            (("body", "api_version"), '"v1" is meant, not "v2"', "value_error"),
+        ),
     ],
 )
 def test_each_mistake_names_its_field_and_reason(body: bytes, expected: object) -> None:

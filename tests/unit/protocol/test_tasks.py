@@ -33,7 +33,7 @@ from zmqrt.protocol.errors import BadRequestError
         ({"token_ids": [-1]}, "token_ids"),
         ({"task": "embed", "input": []}, "input"),
         ({"task": "sing", "prompt": "a"}, "sing"),
-        ({5: 6}, "key"),
+        ({5: 6}, "unknown field"),
     ],
 )
 def test_a_wrong_task_is_refused_with_its_field(values: dict[Any, Any], named: str) -> None:
