@@ -35,7 +35,7 @@ class Delivery:
                 if self._is_too_slow(reader):
                     slow.append(reader)
             elif reader.session.sent_bytes < reader.session.send_until:
-                self._send_units(reader, partial, request.revision)
+                self._send_units(reader, partial, request)
             else:
                 self._lag(reader, request.journal, chunk, now)
         return slow
@@ -145,7 +145,7 @@ class Delivery:
             seq, n, body = journal.chunk(reader.cursor)
             reader.cursor += 1
             request = reader.request
-            self._send_units(reader, m.Partial(reader.rid, seq, n, body), request.revision if request else None)
+            self._send_units(reader, m.Partial(reader.rid, seq, n, body), request)
             if reader.cursor < journal.end or reader.ending is not None:
                 return False
         if reader.ending is not None:
@@ -156,13 +156,17 @@ class Delivery:
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    def _send_units(self, reader: Reader, partial: m.Partial, revision: str | None) -> None:
+    def _send_units(self, reader: Reader, partial: m.Partial, request: Request | None) -> None:
         session = reader.session
         session.sent_bytes += len(partial.body)
         reader.is_heard = True
-        if not reader.knows_revision and revision:
+        if not reader.knows_revision and request is not None and request.revision:
             reader.knows_revision = True
-            partial = m.Partial(partial.rid, partial.seq, partial.n, partial.body, {"revision": revision})
+            ext: m.Ext = {"revision": request.revision}
+            prompt_tokens = (request.told or {}).get("prompt_tokens")
+            if isinstance(prompt_tokens, int):
+                ext["prompt_tokens"] = prompt_tokens
+            partial = m.Partial(partial.rid, partial.seq, partial.n, partial.body, ext)
         self._house.out.append((CLIENTS, session.peer, partial))
 
     def _send_end(self, reader: Reader, message: m.Final | m.Error) -> None:

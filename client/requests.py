@@ -237,4 +237,4 @@ def trimmed(partial: m.Partial, skip: int) -> m.Partial:
     chunk = tasks.decode(partial.body, tasks.Chunk)
     logprobs = chunk.logprobs[skip:] if chunk.logprobs is not None else None
     rest = tasks.Chunk(ids=chunk.ids[skip:], text=chunk.text[skip:], logprobs=logprobs)
-    return m.Partial(partial.rid, partial.seq + skip, partial.n - skip, tasks.encode(rest))
+    return m.Partial(partial.rid, partial.seq + skip, partial.n - skip, tasks.encode(rest), partial.ext)

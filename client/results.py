@@ -24,7 +24,8 @@ class Chunk:
         token_ids: The new tokens; empty in a last chunk that only brings held-back text.
         index: Tokens before this chunk.
         pieces: The text of each token by itself.
-        revision: The weights that made them.
+        revision: Weights, dtype and engine that make this stream; "" where the broker did not tell.
+        prompt_tokens: Tokens of the prompt, after the template; None where the node did not tell.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Chunk:
     pieces: list[str] = field(default_factory=list[str])
     logprobs: list[TokenLogprobs] | None = None
     revision: str = ""
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ class StreamFold:
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._revision = ""
+        self._prompt_tokens: int | None = None
 
     def chunk(self, partial: m.Partial) -> Chunk:
         """Read one PARTIAL."""
@@ -95,27 +98,36 @@ class StreamFold:
         self._pieces += body.text
         self._ids += body.ids
         self._logprobs += body.logprobs or ()
-        text = "".join(body.text)
-        told = partial.ext.get("revision")  # with the first one that a broker sends
-        if isinstance(told, str):
-            self._revision = told
-        return Chunk(
-            text=text,
-            token_ids=body.ids,
-            index=partial.seq,
-            pieces=body.text,
-            logprobs=body.logprobs,
-            revision=self._revision,
-        )
+        if partial.ext:
+            self._learn(partial.ext)
+        return self._chunk("".join(body.text), body, partial.seq)
 
     def end(self, final: m.Final) -> tuple[Chunk | None, Result]:
         """Read FINAL: a last chunk if text was held back, and the result."""
         body = tasks.decode(final.body, tasks.GenerateResult)
         if body.tail:
             self._pieces.append(body.tail)
-        last = Chunk(text=body.tail, token_ids=[], index=len(self._ids), revision=body.revision) if body.tail else None
+        tail = tasks.Chunk(ids=[], text=[])
+        last = self._chunk(body.tail, tail, len(self._ids)) if body.tail else None
         result = _result(body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
         return last, result
+
+    def _learn(self, ext: m.Ext) -> None:
+        """Take what the first units tell about the whole stream."""
+        revision, prompt_tokens = ext.get("revision"), ext.get("prompt_tokens")
+        self._revision = revision if isinstance(revision, str) else self._revision
+        self._prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else self._prompt_tokens
+
+    def _chunk(self, text: str, body: tasks.Chunk, index: int) -> Chunk:
+        return Chunk(
+            text=text,
+            token_ids=body.ids,
+            index=index,
+            pieces=body.text,
+            logprobs=body.logprobs,
+            revision=self._revision,
+            prompt_tokens=self._prompt_tokens,
+        )
 
 
 def _result(

@@ -213,10 +213,11 @@ class Job:
         self.batch = batch
 
     def account(self) -> m.Ext:
-        """Tell, once for each lease, where it runs and how long that took, on this node's clock."""
+        """Tell, once for each lease, where it runs and how long that took, on this node's clock; and of what prompt."""
         self.is_told = True
         begun_at = self.submitted_at if self.first_at is None else self.first_at
-        return {
+        prompt: m.Ext = {} if self.prepared is None else {"prompt_tokens": len(self.prepared.prompt_ids)}
+        return prompt | {
             "device": self.device,
             "batch": self.batch,
             "wait_us": max(0, round(1e6 * (self.submitted_at - self.received_at))),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from ...client.results import Chunk, Embeddings, Result
 from ...protocol.tasks import TokenLogprobs
 from ..errors import encode
 from . import schema as s
 
+_REPLACEMENT = "\ufffd"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -41,11 +43,11 @@ def finish_reason(result: Result) -> s.FinishReason:
 # --- whole answers ---------------------------------------------------------------------------------------------------
 
 
-def chat(result: Result, id_: str, now: int) -> s.ChatCompletion:
+def chat(result: Result, id_: str, now: int, spelling: Spelling) -> s.ChatCompletion:
     """Build the answer to a chat."""
     choice = s.ChatChoice(
         message=s.ReplyMessage(content=result.text),
-        logprobs=chat_logprobs(result.logprobs, result.token_ids),
+        logprobs=chat_logprobs(result.logprobs, result.token_ids, spelling),
         finish_reason=finish_reason(result),
     )
     return s.ChatCompletion(
@@ -58,11 +60,11 @@ def chat(result: Result, id_: str, now: int) -> s.ChatCompletion:
     )
 
 
-def completion(result: Result, id_: str, now: int) -> s.Completion:
+def completion(result: Result, id_: str, now: int, spelling: Spelling) -> s.Completion:
     """Build the answer to a completion."""
     choice = s.CompletionChoice(
         text=result.text,
-        logprobs=completion_logprobs(result.logprobs, result.token_ids, 0),
+        logprobs=completion_logprobs(result.logprobs, result.token_ids, Offsets(), spelling),
         finish_reason=finish_reason(result),
     )
     return s.Completion(
@@ -96,16 +98,64 @@ def _base64(vector: array[float]) -> str:
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
+class Offsets:
+    """Where tokens begin in the text: a function of their bytes alone, and so the same whole, streamed or resumed."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at = 0
+
+    def of(self, spelled: bytes) -> int:
+        """Return where the next token begins: at the character that it goes on with, if that is not whole yet."""
+        waiting, begins = self._decoder.getstate()[0], self._at
+        text = self._decoder.decode(spelled)
+        self._at += len(text)
+        if waiting and text.startswith(_REPLACEMENT) and not (waiting + spelled).startswith(_REPLACEMENT.encode()):
+            begins += len(waiting.decode("utf-8", "replace"))  # what waited has turned out to be no character
+        return begins
+
+
 @dataclass(kw_only=True)
-class ChatStream:
-    """The events of a streamed chat."""
+class Stream:
+    """What the events of every stream share. `fingerprint` and `prompt_tokens` are known once it has begun."""
 
     id: str
     created: int
     model: str
     with_usage: bool
-    fingerprint: str = ""
+    with_usage_so_far: bool = False
+    """vLLM's `continuous_usage_stats`: the usage so far in each event."""
+    spelling: Spelling
+    fingerprint: str | None = None
+    prompt_tokens: int | None = None
+    offsets: Offsets = field(default_factory=Offsets)
+    _made: int = 0
     _has_begun: bool = False
+
+    def learn(self, revision: str, prompt_tokens: int | None) -> None:
+        """Note what a part of the stream tells about all of it."""
+        self.fingerprint = revision or self.fingerprint
+        self.prompt_tokens = prompt_tokens
+
+    def count(self, chunk: Chunk) -> None:
+        """Note that tokens were made."""
+        self._made += len(chunk.token_ids)
+
+    def usage_so_far(self) -> s.Usage | UnsetType | None:
+        """Return what each event says about usage: nothing, null, or (if it was asked for) how much it is by now."""
+        if not self.with_usage:
+            return UNSET
+        if not self.with_usage_so_far or self.prompt_tokens is None:
+            return None
+        return s.Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self._made,
+            total_tokens=self.prompt_tokens + self._made,
+        )
+
+
+class ChatStream(Stream):
+    """The events of a streamed chat."""
 
     def first(self) -> bytes | None:
         """Begin: who speaks; None if that has been said."""
@@ -121,7 +171,8 @@ class ChatStream:
 
     def piece(self, chunk: Chunk) -> bytes | None:
         """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
-        logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids)
+        self.count(chunk)
+        logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling)
         if not chunk.text and logprobs is None:
             return None
         return self._event([s.ChatChunkChoice(delta=s.Delta(content=chunk.text), logprobs=logprobs)])
@@ -137,23 +188,15 @@ class ChatStream:
             id=self.id,
             created=self.created,
             model=self.model,
-            system_fingerprint=self.fingerprint or None,
+            system_fingerprint=self.fingerprint,
             choices=choices,
-            usage=usage if self.with_usage else UNSET,
+            usage=usage or self.usage_so_far(),
         )
         return event(chunk)
 
 
-@dataclass(kw_only=True)
-class CompletionStream:
+class CompletionStream(Stream):
     """The events of a streamed completion."""
-
-    id: str
-    created: int
-    model: str
-    with_usage: bool
-    fingerprint: str = ""
-    _offset: int = 0
 
     def first(self) -> bytes | None:
         """Begin: nothing is said before the first text."""
@@ -165,8 +208,8 @@ class CompletionStream:
 
     def piece(self, chunk: Chunk) -> bytes | None:
         """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
-        logprobs = completion_logprobs(chunk.logprobs, chunk.token_ids, self._offset)
-        self._offset += len(chunk.text)
+        self.count(chunk)
+        logprobs = completion_logprobs(chunk.logprobs, chunk.token_ids, self.offsets, self.spelling)
         if not chunk.text and logprobs is None:
             return None
         return self._event([s.CompletionChoice(text=chunk.text, logprobs=logprobs, finish_reason=None)])
@@ -182,56 +225,76 @@ class CompletionStream:
             id=self.id,
             created=self.created,
             model=self.model,
-            system_fingerprint=self.fingerprint or None,
+            system_fingerprint=self.fingerprint,
             choices=choices,
-            usage=usage if self.with_usage else UNSET,
+            usage=usage or self.usage_so_far(),
         )
         return event(chunk)
 
 
 # --- log probabilities -----------------------------------------------------------------------------------------------
 
+Spelling = Callable[[int, bytes], str]
+"""How a token is written: by its text, or (vLLM's `return_tokens_as_token_ids`) by its number."""
 
-def chat_logprobs(told: Sequence[TokenLogprobs] | None, ids: Sequence[int]) -> s.ChatLogprobs | None:
-    """Write log probabilities as chats have them; None where they were not asked for."""
+
+def as_text(_token_id: int, spelled: bytes) -> str:
+    """Write a token as its text; half a character as its replacement."""
+    return spelled.decode("utf-8", "replace")
+
+
+def as_id(token_id: int, _spelled: bytes) -> str:
+    """Write a token as its number."""
+    return f"token_id:{token_id}"
+
+
+def chat_logprobs(
+    told: Sequence[TokenLogprobs] | None, ids: Sequence[int], spelling: Spelling
+) -> s.ChatLogprobs | None:
+    """Write log probabilities as chats have them; None where they were not asked for.
+
+    The token that came is always among the likeliest, in the place of the last if it is none of them.
+    """
     if told is None:
         return None
     content: list[s.TokenLogprob] = []
     for token_id, one in zip(ids, told, strict=True):
-        own = one.spelled.get(token_id, b"")
-        top = [_likely(one.spelled.get(other, b""), logprob) for other, logprob in one.top.items()]
-        likely = _likely(own, one.logprob)
+        likeliest = list(one.top.items())
+        if likeliest and token_id not in one.top:
+            likeliest[-1] = (token_id, one.logprob)
+        top = [_likely(other, logprob, one, spelling) for other, logprob in likeliest]
+        likely = _likely(token_id, one.logprob, one, spelling)
         content.append(s.TokenLogprob(token=likely.token, logprob=likely.logprob, bytes=likely.bytes, top_logprobs=top))
     return s.ChatLogprobs(content=content)
 
 
 def completion_logprobs(
-    told: Sequence[TokenLogprobs] | None, ids: Sequence[int], offset: int
+    told: Sequence[TokenLogprobs] | None, ids: Sequence[int], offsets: Offsets, spelling: Spelling
 ) -> s.CompletionLogprobs | None:
-    """Write log probabilities as completions have them; `offset` is the length of the text before."""
+    """Write log probabilities as completions have them: the token that came is always one of the likeliest."""
     if told is None:
         return None
-    tokens = [_read(one.spelled.get(token_id, b"")) for token_id, one in zip(ids, told, strict=True)]
-    offsets: list[int] = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
+    pairs = list(zip(ids, told, strict=True))
     return s.CompletionLogprobs(
-        tokens=tokens,
+        tokens=[spelling(token_id, one.spelled.get(token_id, b"")) for token_id, one in pairs],
         token_logprobs=[_finite(one.logprob) for one in told],
-        top_logprobs=[
-            {_read(one.spelled.get(other, b"")): _finite(logprob) for other, logprob in one.top.items()} for one in told
-        ],
-        text_offset=offsets,
+        top_logprobs=[_by_token(token_id, one, spelling) for token_id, one in pairs],
+        text_offset=[offsets.of(one.spelled.get(token_id, b"")) for token_id, one in pairs],
     )
 
 
-def _likely(spelled: bytes, logprob: float) -> s.Likely:
-    return s.Likely(token=_read(spelled), logprob=_finite(logprob), bytes=list(spelled))
+def _by_token(token_id: int, one: TokenLogprobs, spelling: Spelling) -> dict[str, float]:
+    """Write the likeliest, and the one that came: of two that are written alike (halves of characters), that one."""
+    likeliest: dict[str, float] = {}
+    for other, logprob in one.top.items():
+        likeliest.setdefault(spelling(other, one.spelled.get(other, b"")), _finite(logprob))
+    likeliest[spelling(token_id, one.spelled.get(token_id, b""))] = _finite(one.logprob)
+    return likeliest
 
 
-def _read(spelled: bytes) -> str:
-    return spelled.decode("utf-8", "replace")
+def _likely(token_id: int, logprob: float, one: TokenLogprobs, spelling: Spelling) -> s.Likely:
+    spelled = one.spelled.get(token_id, b"")
+    return s.Likely(token=spelling(token_id, spelled), logprob=_finite(logprob), bytes=list(spelled))
 
 
 def _finite(logprob: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypedDict
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -24,7 +24,7 @@ from ..streaming import Events, EventStream
 from . import responses as r
 from .errors import answer, within
 from .requests import chat_task, completion_task, embedding_task, parse
-from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList
+from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
 
 log = logging.getLogger(__name__)
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -68,19 +68,19 @@ class OpenAi:
         body = parse(await read_body(request, self._settings), ChatRequest)
         id_, now = f"chatcmpl-{request.state.rid.hex()}", int(time.time())
         if body.stream:
-            stream = r.ChatStream(id=id_, created=now, model=body.model, with_usage=_wants_usage(body))
+            stream = r.ChatStream(id=id_, created=now, model=body.model, **_wishes(body))
             return self._stream(chat_task(body), body, request, stream)
         result = await self._whole(chat_task(body), body, request)
-        return json_response(200, encode(r.chat(result, id_, now)))
+        return json_response(200, encode(r.chat(result, id_, now, _spelling(body))))
 
     async def _completion(self, request: Request) -> Response:
         body = parse(await read_body(request, self._settings), CompletionRequest)
         id_, now = f"cmpl-{request.state.rid.hex()}", int(time.time())
         if body.stream:
-            stream = r.CompletionStream(id=id_, created=now, model=body.model, with_usage=_wants_usage(body))
+            stream = r.CompletionStream(id=id_, created=now, model=body.model, **_wishes(body))
             return self._stream(completion_task(body), body, request, stream)
         result = await self._whole(completion_task(body), body, request)
-        return json_response(200, encode(r.completion(result, id_, now)))
+        return json_response(200, encode(r.completion(result, id_, now, _spelling(body))))
 
     async def _embed(self, request: Request) -> Response:
         body = parse(await read_body(request, self._settings), EmbeddingRequest)
@@ -109,13 +109,13 @@ class OpenAi:
 async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
     """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
     while (chunk := await asked.next_chunk()) is not None:
-        stream.fingerprint = chunk.revision or stream.fingerprint
+        stream.learn(chunk.revision, chunk.prompt_tokens)
         if (first := stream.first()) is not None:
             yield first
         if (piece := stream.piece(chunk)) is not None:
             yield piece
     result = await asked.result()
-    stream.fingerprint = result.revision
+    stream.learn(result.revision, result.usage.prompt_tokens)
     for piece in stream.last(result):
         yield piece
     yield r.DONE
@@ -142,8 +142,22 @@ class _Shape:
         return within(error)
 
 
-def _wants_usage(body: Generation) -> bool:
-    return body.stream_options is not None and bool(body.stream_options.include_usage)
+class _Wishes(TypedDict):
+    """How a stream is wanted."""
+
+    with_usage: bool
+    with_usage_so_far: bool
+    spelling: r.Spelling
+
+
+def _wishes(body: Generation) -> _Wishes:
+    options = body.stream_options or StreamOptions()
+    so_far = bool(options.continuous_usage_stats)
+    return _Wishes(with_usage=bool(options.include_usage) or so_far, with_usage_so_far=so_far, spelling=_spelling(body))
+
+
+def _spelling(body: Generation) -> r.Spelling:
+    return r.as_id if body.return_tokens_as_token_ids else r.as_text
 
 
 def _answered(endpoint: Endpoint, subject: str | None = None) -> Endpoint:

@@ -28,7 +28,7 @@ def test_the_first_units_say_where_they_were_made_and_how_long_that_took() -> No
     more = node.step(TokenEvent(ticket=first, token_ids=ids_of("b"), finish_reason="length"))
 
     (partial,), (again,), (final,) = sent(made, m.WorkerPartial), sent(more, m.WorkerPartial), sent(more, m.WorkerFinal)
-    assert partial.ext == {"device": "mock:0", "batch": 1, "wait_us": 0, "prefill_us": 2_000_000}
+    assert partial.ext == {"prompt_tokens": 3, "device": "mock:0", "batch": 1, "wait_us": 0, "prefill_us": 2_000_000}
     assert (again.ext, final.ext) == ({}, {})
 
 
@@ -44,7 +44,13 @@ def test_the_wait_for_a_slot_is_told_apart() -> None:
     node.now += 0.5
     (partial,) = sent(node.step(TokenEvent(ticket=node.ticket(2), token_ids=ids_of("a"))), m.WorkerPartial)
 
-    assert partial.ext == {"device": "mock:0", "batch": 1, "wait_us": 3_000_000, "prefill_us": 500_000}
+    assert partial.ext == {
+        "prompt_tokens": 3,
+        "device": "mock:0",
+        "batch": 1,
+        "wait_us": 3_000_000,
+        "prefill_us": 500_000,
+    }
 
 
 def test_a_whole_answer_says_it_with_its_end() -> None:
