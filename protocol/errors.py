@@ -141,6 +141,18 @@ def clip(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
 
 
+def too_long(what: str, tokens: int, context: int) -> str:
+    """Say that a prompt (`what` the client calls it) does not fit a context.
+
+    The first sentences are OpenAI's own: litellm looks for them, to fall back on a model with a longer context.
+    LangChain looks for "prompt is too long", since OpenAI's SDK does not show it the code.
+    """
+    return (
+        f"This model's maximum context length is {context} tokens. However, your {what} resulted in {tokens} tokens. "
+        f"The prompt is too long: please reduce the length of the {what}."
+    )
+
+
 class PortableError(Exception):
     """An exception that can be pickled and copied, whatever its constructor asks for: process pools and queues do so.
 

@@ -82,6 +82,7 @@ class Desk:
             task=info.task,
             context=self._fleet.context(job.service),
             default_max_tokens=self._config.default_max_tokens,
+            vocabulary=info.capacity.vocabulary,
         )
         self._out.append(Prepare(job.number, dispatch, bounds, info.kind))
 

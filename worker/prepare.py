@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ..protocol import tasks
-from ..protocol.errors import Kind, request_error
+from ..protocol.errors import Kind, request_error, too_long
 from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
 from ..protocol.tasks import ChatMessage, Chunk, Embed, FinishReason, Generate, TokenLogprobs
@@ -30,6 +30,8 @@ class Bounds:
     task: str
     context: int
     default_max_tokens: int
+    vocabulary: int = 0
+    """For whole tasks: token ids below it are understood as inputs; 0 = texts alone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,7 +87,7 @@ def prepare_generation(dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bound
     """
     task = _generation(dispatch.body, bounds)
     prompt_ids = _encode(task, vocabulary)
-    _check_length(len(prompt_ids), bounds)
+    _check_length(_given(task), len(prompt_ids), bounds)
     _check_known(max(prompt_ids), vocabulary)
     _check_ids(task, vocabulary)
     room = bounds.context - len(prompt_ids)
@@ -119,7 +121,24 @@ def prepare_task(dispatch: Dispatch, bounds: Bounds) -> PreparedTask:
     values = tasks.unpack_map(dispatch.body)
     task = tasks.decode_task(dispatch.body)
     _check_task(task, bounds)
+    if isinstance(task, Embed):
+        _check_inputs(task, bounds)
     return PreparedTask(values=values, length=len(dispatch.body))
+
+
+def _check_inputs(task: Embed, bounds: Bounds) -> None:
+    """Refuse token ids that are not the model's: the vectors would be of another text, and nobody would see it."""
+    ids = [token_id for one in task.input if not isinstance(one, str) for token_id in one]
+    if ids and not bounds.vocabulary:
+        text = f"input: {bounds.service} takes texts, not token ids: it does not say which tokenizer they would be of"
+        raise request_error(Kind.BAD_REQUEST, text)
+    if ids and max(ids) >= bounds.vocabulary:
+        text = f"input: the model has no token {max(ids)}, only those below {bounds.vocabulary}"
+        text += "; token ids are of each model's own tokenizer, so send texts"
+        raise request_error(Kind.BAD_REQUEST, text)
+    if task.truncate_to is not None and not bounds.vocabulary:
+        text = f"truncate_to: {bounds.service} does not say how it counts tokens"
+        raise request_error(Kind.BAD_REQUEST, text)
 
 
 def _generation(body: bytes, bounds: Bounds) -> Generate:
@@ -149,17 +168,18 @@ def _encode(task: Generate, vocabulary: Vocabulary) -> list[int]:
     return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)])
 
 
-def _check_length(prompt_tokens: int, bounds: Bounds) -> None:
+def _given(task: Generate) -> str:
+    """Name the one field that the prompt came in."""
+    return "messages" if task.messages is not None else "prompt" if task.prompt is not None else "token_ids"
+
+
+def _check_length(given: str, prompt_tokens: int, bounds: Bounds) -> None:
     if prompt_tokens < 1:
-        raise request_error(
-            Kind.BAD_REQUEST, f"the prompt is empty: 0 tokens, at least 1 of at most {bounds.context - 1} is needed"
-        )
+        text = f"{given}: it is empty: 0 tokens, at least 1 of at most {bounds.context - 1} is needed"
+        raise request_error(Kind.BAD_REQUEST, text)
     if prompt_tokens >= bounds.context:
-        raise request_error(
-            Kind.CONTEXT_EXCEEDED,
-            f"the prompt has {prompt_tokens} tokens, but the context of {bounds.service} is {bounds.context} tokens "
-            "for prompt and answer together",
-        )
+        what = "messages" if given == "messages" else "prompt"
+        raise request_error(Kind.CONTEXT_EXCEEDED, too_long(what, prompt_tokens, bounds.context))
 
 
 def _check_known(largest: int, vocabulary: Vocabulary) -> None:

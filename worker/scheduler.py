@@ -231,7 +231,8 @@ class Scheduler:
         if job is None:
             return
         if result.body is None:
-            self._listener.failed(job, Kind.MODEL_RAISED, result.error or "the model gave no result")
+            kind = Kind(result.refused) if result.refused else Kind.MODEL_RAISED
+            self._listener.failed(job, kind, result.error or "the model gave no result")
             return
         body = _encode(result.body)
         if len(body) > MAX_FRAME_BYTES:

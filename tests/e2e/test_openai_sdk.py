@@ -77,6 +77,38 @@ def test_a_streamed_chat_is_the_same_text(client: Any) -> None:
     assert all(chunk.usage is None for chunk in plain)
 
 
+def test_every_event_of_a_stream_names_what_made_it(client: Any) -> None:
+    """By the fingerprint that a whole answer has; and the usage so far, where it is asked for as of vLLM."""
+    whole = client.chat.completions.create(**CHAT, max_tokens=5)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chat = list(client.chat.completions.create(**CHAT, max_tokens=5, stream=True, stream_options=options))
+    plain = list(client.completions.create(model="mock", prompt="x", max_tokens=5, stream=True, stream_options=options))
+
+    assert {chunk.system_fingerprint for chunk in (*chat, *plain)} == {whole.system_fingerprint}
+    assert {chunk.usage.prompt_tokens for chunk in chat} == {whole.usage.prompt_tokens}
+    for chunks in (chat, plain):
+        counts = [chunk.usage.completion_tokens for chunk in chunks]
+        assert (counts == sorted(counts), counts[-1]) == (True, 5)
+        assert all(
+            chunk.usage.total_tokens == chunk.usage.prompt_tokens + made
+            for chunk, made in zip(chunks, counts, strict=True)
+        )
+
+
+def test_offsets_are_the_same_whole_and_streamed(client: Any) -> None:
+    """Over half characters too: the mock's tokens are bytes."""
+    for seed in range(5):
+        ask: dict[str, Any] = {"model": "mock", "prompt": "x", "max_tokens": 30, "logprobs": 1, "seed": seed}
+        whole = client.completions.create(**ask).choices[0].logprobs
+        chunks = [chunk.choices[0].logprobs for chunk in client.completions.create(**ask, stream=True)]
+
+        assert [at for one in chunks if one for at in one.text_offset] == whole.text_offset
+        assert all(
+            token in top and top[token] == logprob
+            for token, top, logprob in zip(whole.tokens, whole.top_logprobs, whole.token_logprobs, strict=True)
+        )
+
+
 def test_a_stop_ends_it(client: Any) -> None:
     """And is not part of the text."""
     whole = client.chat.completions.create(**CHAT, max_tokens=40).choices[0].message.content or ""
@@ -133,6 +165,45 @@ def test_embeddings(client: Any) -> None:
     assert usual.usage.prompt_tokens > 0
 
 
+def test_token_ids_are_the_model_s_own(client: Any) -> None:
+    """The same vector as their text; those of another tokenizer are refused, for nobody would see the difference."""
+    text = client.embeddings.create(model="mock-embed", input="hi", encoding_format="float")
+    ids = client.embeddings.create(model="mock-embed", input=[[*b"hi"]], encoding_format="float")
+    assert (ids.data[0].embedding, ids.usage) == (text.data[0].embedding, text.usage)
+
+    for given in ([15339], [[104], [100277]]):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="mock-embed", input=given)
+        assert caught.value.param == "input"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="mock", prompt=[15339])
+    assert caught.value.param == "prompt"
+
+
+def test_inputs_that_are_too_long_are_refused_or_cut(client: Any) -> None:
+    """As vLLM cuts them: to what the model takes, or to a number of tokens, from the front."""
+
+    def embed(text: str, most: int | None = None) -> Any:
+        extra = {"truncate_prompt_tokens": most}
+        return client.embeddings.create(model="mock-embed", input=text, encoding_format="float", extra_body=extra)
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        embed("x" * 2001)
+    assert (caught.value.param, caught.value.code) == ("input", "context_length_exceeded")
+    assert embed("x" * 3000, -1).usage.prompt_tokens == 2000
+    assert embed("hi there", 2).data == embed("hi").data
+    assert embed("hi", 500).data == embed("hi").data
+
+
+def test_dimensions_beyond_those_of_the_model_are_refused(client: Any) -> None:
+    """Not cut in silence."""
+    most = client.embeddings.create(model="mock-embed", input="x", dimensions=4096, encoding_format="float")
+    assert len(most.data[0].embedding) == 4096
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="mock-embed", input="x", dimensions=4097)
+    assert (caught.value.param, caught.value.code) == ("dimensions", "bad_request")
+
+
 def test_models(client: Any) -> None:
     """All services of the fleet, and one of them by name."""
     assert {one.id for one in client.models.list()} == {"mock", "mock-embed"}
@@ -172,6 +243,8 @@ def test_engines_of_ours_take_more(client: Any) -> None:
         ({"messages": []}, "messages", None),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, "messages", "context_length_exceeded"),
         ({"logit_bias": {"99999": 1}}, "logit_bias", "bad_request"),
+        ({"logit_bias": {"99999999999999999999": 1}}, "logit_bias", None),
+        ({"max_tokens": 2, "extra_body": {"min_tokens": 3}}, "min_tokens", "bad_request"),
         ({"model": "mock-embed"}, "model", "wrong_task"),
     ],
 )
@@ -184,6 +257,8 @@ def test_what_cannot_be_is_a_bad_request_that_names_it(
             client.chat.completions.create(**{**CHAT, **options}, stream=stream)
 
         assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
+        is_too_long = "This model's maximum context length is 2000 tokens" in caught.value.message
+        assert is_too_long is ("prompt is too long" in caught.value.message) is (code == "context_length_exceeded")
 
 
 def test_failures_are_the_exceptions_of_the_client(fleet: tuple[Stack, Process], client: Any) -> None:

@@ -105,4 +105,4 @@ def test_prompts_of_every_length_get_their_documented_answer(smollm2: HandBroker
         8192: "context_length_exceeded",
         16384: "context_length_exceeded",
     }
-    assert "16384 tokens, but the context of smollm2-135m is 8192" in getattr(errors[16384], "text", "")
+    assert "length is 8192 tokens. However, your prompt resulted in 16384 tokens" in getattr(errors[16384], "text", "")

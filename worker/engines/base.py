@@ -70,11 +70,13 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine can hold at once: `slots` requests beside each other, `context` tokens in one (prompt + output),
-    `kv_tokens` over all (0 = not limited apart from slots x context)."""
+    `kv_tokens` over all (0 = not limited apart from slots x context). `vocabulary` of a BatchEngine: it takes token ids
+    below this as inputs, and can cut inputs to a number of tokens; 0 = it takes texts alone."""
 
     slots: int
     context: int
     kv_tokens: int = 0
+    vocabulary: int = 0
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,11 +153,16 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with it."""
+    """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with it.
+
+    `refused` says that the item is at fault and not the model: the caller is told by a 400 with those words, which
+    begin with the field. "context_length_exceeded": it is longer than the context (`protocol.errors.too_long`).
+    """
 
     ticket: int
     body: dict[str, Any] | None = None
     error: str | None = None
+    refused: Literal["", "bad_request", "context_length_exceeded"] = ""
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from ...protocol.errors import too_long
 from ...protocol.toy_model import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
 from .base import (
     Capacity,
@@ -209,46 +210,77 @@ class HashLM(GenerateEngine):
 
 
 class HashEmbed:
-    """Unit vectors drawn from a hash of the text: equal texts have equal vectors, whatever stands beside them."""
+    """Unit vectors drawn from a hash of the text: equal texts have equal vectors, whatever stands beside them.
+
+    Its tokens are those of the mock's text model: bytes, and a few markers without text.
+    """
 
     revision: ClassVar[str] = REVISION
 
-    def __init__(self, *, model: str, dim: int, batch: int, step_s: float, fail_on: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        dim: int,
+        batch: int,
+        step_s: float,
+        fail_on: str = "",
+        context: int = DEFAULT_CONTEXT,
+    ) -> None:
         self._model = model
         self._dim = dim
         self._batch = batch
         self._step_s = step_s
         self._fail_on = fail_on
+        self._context = context
 
     def run(self, items: list[Item]) -> list[Result]:
         """Embed a batch. Raises ValueError if it holds the text that was chosen to fail."""
         time.sleep(self._step_s)
-        return [Result(ticket=item.ticket, body=self._embed(item.task)) for item in items]
+        return [self._result(item) for item in items]
 
     def capacity(self) -> Capacity:
         """Tell how much waits and runs at once: a batch that runs, and one that fills."""
-        return Capacity(slots=8 * self._batch, context=DEFAULT_CONTEXT)
+        return Capacity(slots=8 * self._batch, context=self._context, vocabulary=VOCABULARY)
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def _embed(self, task: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, item: Item) -> Result:
+        task = item.task
+        dim = task.get("dimensions") or self._dim
+        if dim > _MAX_DIM:
+            text = f"dimensions: {self._model} has {_MAX_DIM} at most, not {dim}"
+            return Result(ticket=item.ticket, error=text, refused="bad_request")
         given = task["input"]
-        inputs = [given] if isinstance(given, str) else list(given)
-        dim = min(task.get("dimensions") or self._dim, _MAX_DIM)
-        raw = [one.encode("utf-8", "replace") if isinstance(one, str) else repr(one).encode() for one in inputs]
-        if self._fail_on and any(self._fail_on.encode() in one for one in raw):
+        inputs = [_tokens(one) for one in ([given] if isinstance(given, str) else given)]
+        if task.get("truncate") or task.get("truncate_to"):
+            most = min(task.get("truncate_to") or self._context, self._context)
+            inputs = [one[:most] for one in inputs]
+        longest = max(map(len, inputs))
+        if longest > self._context:
+            text = too_long("input", longest, self._context)
+            return Result(ticket=item.ticket, error=text, refused="context_length_exceeded")
+        return Result(ticket=item.ticket, body=self._embed(inputs, dim))
+
+    def _embed(self, inputs: list[Sequence[int]], dim: int) -> dict[str, Any]:
+        texts = [bytes(token for token in one if token < 256) for one in inputs]
+        if self._fail_on and any(self._fail_on.encode() in one for one in texts):
             raise ValueError(f"told to fail by {self._fail_on!r} in the input")
         return {
             "vectors": {
                 "dtype": "f4",
-                "shape": [len(raw), dim],
-                "data": b"".join(_unit_vector(one, dim) for one in raw),
+                "shape": [len(texts), dim],
+                "data": b"".join(_unit_vector(one, dim) for one in texts),
             },
-            "usage": {"prompt_tokens": sum(map(len, raw)), "completion_tokens": 0},
+            "usage": {"prompt_tokens": sum(map(len, inputs)), "completion_tokens": 0},
             "model": self._model,
             "revision": REVISION,
         }
+
+
+def _tokens(given: str | list[int]) -> Sequence[int]:
+    return given.encode("utf-8", "replace") if isinstance(given, str) else given
 
 
 def _unit_vector(data: bytes, dim: int) -> bytes:
@@ -291,6 +323,7 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
         batch=spec.batch_max_size,
         step_s=step_ms / 1000,
         fail_on=options.get("fail_on_prompt", ""),
+        context=spec.max_model_len or DEFAULT_CONTEXT,
     )
     return {"": text, "embed": vectors}
 

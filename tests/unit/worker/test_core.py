@@ -134,8 +134,13 @@ def test_all_of_a_step_goes_out_in_one_pass() -> None:
 @pytest.mark.parametrize(
     ("payload", "code", "reason", "words"),
     [
-        (body("x" * 63), 400, "context_length_exceeded", "64 tokens, but the context of toy is 64"),
-        (body("x" * 200), 400, "context_length_exceeded", "201 tokens, but the context of toy is 64"),
+        (
+            body("x" * 63),
+            400,
+            "context_length_exceeded",
+            "maximum context length is 64 tokens. However, your prompt resulted in 64 tokens",
+        ),
+        (body("x" * 200), 400, "context_length_exceeded", "your prompt resulted in 201 tokens"),
         (tasks.encode(tasks.Generate(token_ids=[])), 400, "bad_request", "0 tokens"),
         (tasks.encode(tasks.Generate(token_ids=[9999])), 400, "bad_request", "no token 9999"),
         (body(logit_bias={500: 1.0}), 400, "bad_request", "no token 500"),
