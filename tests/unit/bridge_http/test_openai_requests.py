@@ -276,7 +276,7 @@ def test_stream_options_without_a_stream_say_nothing() -> None:
 
 def test_what_other_servers_answered_may_stand_in_the_history() -> None:
     """An assistant's message comes back as its client got it."""
-    answered = {
+    answered: dict[str, Any] = {
         "role": "assistant",
         "content": "hello",
         "refusal": None,
