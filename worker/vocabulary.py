@@ -7,6 +7,7 @@ library; `ByteVocabulary` needs no file and serves the mock. Neither imports tor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -183,23 +184,34 @@ class FileVocabulary:
         return WindowDetokenizer(lambda ids: self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def spell(self, token_id: int) -> bytes:
-        """Return the bytes of one token; of a vocabulary that is not made of bytes, what it reads like alone."""
+        """Return the bytes of one token; of a vocabulary that is not made of bytes, what it reads like in a text."""
         found = self._bytes.get(token_id)
         if found is None:
             found = self._bytes[token_id] = self._look_up(token_id)
         return found
+
+    def _as_in_text(self, token_id: int) -> bytes:
+        """Decode it behind another token: at the beginning of a text decoders drop the space that belongs to it."""
+        if byte := _FALLBACK.fullmatch(self._tokenizer.id_to_token(token_id) or ""):
+            return bytes([int(byte[1], 16)])
+        alone, twice = (self._tokenizer.decode([token_id] * times, skip_special_tokens=True) for times in (1, 2))
+        return _utf8(twice[len(alone) :] if twice.startswith(alone) else alone)
 
     def _look_up(self, token_id: int) -> bytes:
         """Undo byte-level BPE's alphabet; a token outside it (added by hand) is itself, a special one nothing."""
         if token_id in self._special_ids:
             return b""
         if not self._is_byte_level:
-            return _utf8(self._tokenizer.decode([token_id], skip_special_tokens=True))
+            return self._as_in_text(token_id)
         token: str | None = self._tokenizer.id_to_token(token_id)
         try:
             return bytes(_BYTE_OF_CHAR[char] for char in token or "")
         except KeyError:
             return _utf8(token or "")
+
+
+_FALLBACK: Final = re.compile(r"<0x([0-9A-F]{2})>")
+"""How vocabularies that are not made of bytes name the single bytes that they have for everything else."""
 
 
 def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from ...protocol.errors import PortableError
@@ -13,6 +13,10 @@ from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingReques
 Request = type[ChatRequest] | type[CompletionRequest] | type[EmbeddingRequest]
 UNSUPPORTED: Final = "unsupported_parameter"
 _MOST_NAME: Final = 100
+_MOST_MESSAGES: Final = 4096
+_OF_CHATS: Final = EXTRAS | CHAT_EXTRAS
+_OF_MESSAGES: Final = frozenset(Message.__struct_fields__)
+_OF_PARTS: Final = frozenset(ContentPart.__struct_fields__)
 _DEFAULT_BY_MINUS_ONE: Final = frozenset(
     {"max_tokens", "max_completion_tokens", "min_tokens", "top_k", "seed", "n", "logprobs", "top_logprobs"}
     | {"dimensions"}
@@ -38,12 +42,15 @@ def settle(given: dict[str, object], schema: Request) -> tuple[dict[str, object]
     """
     fields, called = _lift_options(given)
     _rename(fields, called, schema)
-    extras = EXTRAS | CHAT_EXTRAS if schema is ChatRequest else EXTRAS
-    kept = _without_extras(fields, schema.__struct_fields__, extras, called)
-    if schema is ChatRequest and isinstance(kept.get("messages"), list):
-        kept["messages"] = [
-            _message(f"messages[{at}]", one) for at, one in enumerate(cast("list[object]", kept["messages"]))
-        ]
+    extras = _OF_CHATS if schema is ChatRequest else EXTRAS
+    kept = _without_extras(fields, frozenset(schema.__struct_fields__), extras, lambda name: called.get(name, name))
+    messages = kept.get("messages")
+    if schema is ChatRequest and isinstance(messages, list):
+        turns = cast("list[object]", messages)
+        if len(turns) > _MOST_MESSAGES:
+            text = f"messages: at most {_MOST_MESSAGES} are meant, not {len(turns)}"
+            raise InvalidRequestError(text, param="messages")
+        kept = {**kept, "messages": [_message(f"messages[{at}]", one) for at, one in enumerate(turns)]}
     return {name: value for name, value in kept.items() if not _is_default(name, value, schema)}, called
 
 
@@ -78,30 +85,32 @@ def _rename(fields: dict[str, object], called: dict[str, str], schema: Request) 
 
 
 def _without_extras(
-    fields: Mapping[str, object], known: tuple[str, ...], extras: Mapping[str, Extra], called: Mapping[str, str]
+    fields: dict[str, object], known: frozenset[str], extras: Mapping[str, Extra], named: Callable[[str], str]
 ) -> dict[str, object]:
+    """Leave out what asks for nothing; `named` says how the client called a field."""
+    if fields.keys() <= known:
+        return fields
     kept: dict[str, object] = {}
     for name, value in fields.items():
         if name in known:
             kept[name] = value
         elif name not in extras:
-            param = called.get(name, name)[:_MOST_NAME]
+            param = named(name)[:_MOST_NAME]
             raise InvalidRequestError(f"Unrecognized request argument supplied: {param}", param=param)
         elif not extras[name].is_neutral(value, fields):
-            raise refused(called.get(name, name), extras[name].why)
+            raise refused(named(name), extras[name].why)
     return kept
 
 
 def _message(path: str, given: object) -> object:
     if not isinstance(given, dict):
         return given
-    message = _nested(path, cast("dict[str, object]", given), Message.__struct_fields__, MESSAGE_EXTRAS)
+    message = _nested(path, cast("dict[str, object]", given), _OF_MESSAGES, MESSAGE_EXTRAS)
     content = message.get("content")
-    if isinstance(content, list):
-        message["content"] = [
-            _part(f"{path}.content[{at}]", one) for at, one in enumerate(cast("list[object]", content))
-        ]
-    return message
+    if not isinstance(content, list):
+        return message
+    parts = [_part(f"{path}.content[{at}]", one) for at, one in enumerate(cast("list[object]", content))]
+    return {**message, "content": parts}
 
 
 def _part(path: str, given: object) -> object:
@@ -115,13 +124,13 @@ def _part(path: str, given: object) -> object:
     if kind not in ("text", "input_text", "output_text"):
         text = f"{path}.type: parts of type {show(kind)} are not understood, only text"
         raise InvalidRequestError(text, param=path.partition(".content")[0] + ".content", code=UNSUPPORTED)
-    return _nested(path, part, ContentPart.__struct_fields__, PART_EXTRAS)
+    return _nested(path, part, _OF_PARTS, PART_EXTRAS)
 
 
 def _nested(
-    path: str, given: dict[str, object], known: tuple[str, ...], extras: Mapping[str, Extra]
+    path: str, given: dict[str, object], known: frozenset[str], extras: Mapping[str, Extra]
 ) -> dict[str, object]:
-    return _without_extras(given, known, extras, {name: f"{path}.{name}" for name in given})
+    return _without_extras(given, known, extras, lambda name: f"{path}.{name}")
 
 
 def _is_default(name: str, value: object, schema: Request) -> bool:

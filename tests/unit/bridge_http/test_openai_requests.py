@@ -327,6 +327,13 @@ def test_a_wrong_word_is_answered_with_the_right_ones() -> None:
     assert (param, '"base64" or "float" or null is meant' in message) == ("encoding_format", True)
 
 
+def test_too_many_messages_are_refused_by_their_number() -> None:
+    """Without a look at each."""
+    param, message = error_of({"messages": [{"role": "user", "content": "x"}] * 5000})
+
+    assert (param, message) == ("messages", "messages: at most 4096 are meant, not 5000")
+
+
 # --- embeddings ------------------------------------------------------------------------------------------------------
 
 

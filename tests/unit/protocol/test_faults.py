@@ -73,6 +73,19 @@ def test_what_is_wrong_first_in_the_document_comes_first() -> None:
     assert find_fault({"flag": 1, "count": 0}, Outer).path == "flag"
 
 
+def test_what_a_program_gives_as_a_tuple_is_a_list() -> None:
+    """The library takes any; what is wrong is something else."""
+    assert find_fault({"texts": ("a", "b"), "count": 0}, Outer).path == "count"
+
+
+def test_a_very_long_list_is_not_walked_to_its_end() -> None:
+    """A stranger's body holds up everybody else as long as it is looked at."""
+    fault = find_fault({"texts": ["a"] * 10**6 + [None]}, Outer)
+
+    assert (fault.path, fault.word) == ("texts", "range")
+    assert find_fault({"inner": [{}] * 10**6 + [None]}, Outer).text.startswith("something in the body")
+
+
 def test_integers_written_as_floats_become_integers_where_only_those_are_meant() -> None:
     """Not the halves, not the infinite, and not where a number with a point may stand."""
     given = {"count": 5.0, "share": 1.0, "texts": ["a", 3.0], "bias": {"7": 1.0}}

@@ -199,3 +199,17 @@ def test_the_mock_counts_its_tokens_as_the_toy_model_does() -> None:
     assert toy_model.EOS == ByteVocabulary.EOS
     assert toy_model.VOCABULARY == ByteVocabulary.SIZE
     assert ByteVocabulary().encode("é", is_raw=True) == [256, 0xC3, 0xA9]
+
+
+def test_tokens_of_a_vocabulary_that_is_not_made_of_bytes_are_spelled_as_in_a_text(tmp_path: Path) -> None:
+    """With the space that decoders drop at the beginning of a text; and a single byte as that byte."""
+    words = ["▁Hello", "▁there", "s", "<0xE2>", "<0x82>", "<0xAC>"]
+    tokenizer: Any = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = load_vocabulary(tmp_path)
+    ids = [0, 1, 2, 3, 4, 5]
+
+    assert [vocabulary.spell(one) for one in ids] == [b" Hello", b" there", b"s", b"\xe2", b"\x82", b"\xac"]
+    assert b"".join(map(vocabulary.spell, ids)).decode() == f" {tokenizer.decode(ids)}"
