@@ -84,7 +84,7 @@ def _faults(value: object, kind: t.Type, path: str) -> Iterator[Fault]:
     """Yield what is wrong, in the order of the document."""
     branch = _branch(value, kind)
     if branch is None:
-        yield _meant(value, kind, path, "value" if _has_enum(value, kind) else "type")
+        yield _meant(value, kind, path, _word_for(value, kind))
     elif isinstance(branch, t.StructType):
         yield from _of_struct(cast("dict[object, object]", value), branch, path)
     elif isinstance(branch, t.ListType):
@@ -113,14 +113,14 @@ def _of_struct(value: dict[object, object], struct: t.StructType, path: str) -> 
 
 def _of_list(value: list[object], kind: t.ListType, path: str) -> Iterator[Fault]:
     if not _fits(len(value), kind.min_length, kind.max_length):
-        yield Fault(path=path, text=f"{_entries(kind)} are meant, not {len(value)}", word="range")
+        yield Fault(path=path, text=f"{_entries(kind)} meant, not {len(value)}", word="range")
     for index, one in enumerate(islice(value, _MOST_WALKED)):
         yield from _faults(one, kind.item_type, f"{path}[{index}]")
 
 
 def _of_map(value: dict[object, object], kind: t.DictType, path: str) -> Iterator[Fault]:
     if not _fits(len(value), kind.min_length, kind.max_length):
-        yield Fault(path=path, text=f"{_entries(kind)} are meant, not {len(value)}", word="range")
+        yield Fault(path=path, text=f"{_entries(kind)} meant, not {len(value)}", word="range")
     for key, one in value.items():
         for fault in _faults(key, kind.key_type, path):
             yield Fault(path=path, text=f"as a name in it, {fault.text}", word=fault.word)
@@ -153,9 +153,13 @@ def _types_of(value: object) -> tuple[type, ...]:
     return next(((kind,) for kind in (str, float, list, dict, bytes) if isinstance(value, kind)), (type(value),))
 
 
-def _has_enum(value: object, kind: t.Type) -> bool:
+def _word_for(value: object, kind: t.Type) -> Word:
+    """Say what kind of mistake a value of none of the types is."""
     kinds = kind.types if isinstance(kind, t.UnionType) else (kind,)
-    return isinstance(value, str) and any(isinstance(one, t.LiteralType) for one in kinds)
+    if isinstance(value, str) and any(isinstance(one, t.LiteralType) for one in kinds):
+        return "value"
+    is_too_large = isinstance(value, float) and not math.isfinite(value)
+    return "range" if is_too_large and any(isinstance(one, t.IntType) for one in kinds) else "type"
 
 
 def _is_within(value: object, kind: t.Type) -> bool:
@@ -205,7 +209,7 @@ def describe(kind: t.Type) -> str:
         case t.LiteralType():
             return " or ".join(json.dumps(one) for one in kind.values)
         case t.ListType():
-            return f"a list{_length(kind, 'entries')}, each {describe(kind.item_type)}"
+            return f"a list{_length(kind, 'entries')} (each {describe(kind.item_type)})"
         case _:
             return _PLAINLY.get(type(kind), "something else")
 
@@ -266,10 +270,10 @@ def _length(kind: t.StrType | t.ListType, what: str) -> str:
 
 def _entries(kind: t.ListType | t.DictType) -> str:
     if kind.min_length and kind.max_length:
-        return f"{kind.min_length} to {kind.max_length} entries"
+        return f"{kind.min_length} to {kind.max_length} entries are"
     if kind.min_length:
-        return f"at least {kind.min_length} entr{'y' if kind.min_length == 1 else 'ies'}"
-    return f"at most {kind.max_length} entries"
+        return f"at least {kind.min_length} entr{'y is' if kind.min_length == 1 else 'ies are'}"
+    return f"at most {kind.max_length} entries are"
 
 
 # --- integers written as floats --------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ _LEAST_TOP_P: Final = 1e-6
 R = TypeVar("R", ChatRequest, CompletionRequest, EmbeddingRequest)
 _TEXTS: Final = "a text, a list of texts, the token ids of a text, or a list of such lists, is meant"
 _TOKEN_ID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_FLAT: Final = frozenset({"prompt", "input", "stop", "stop_token_ids", "logit_bias"})
+"""Fields that are a list or a map of plain values: `param` names the field, and the sentence the place in it."""
 _MOST_INPUTS: Final = 2048
 _MOST_BIASES: Final = 1024
 
@@ -57,7 +59,7 @@ def _explain(fault: Fault, called: Mapping[str, str]) -> InvalidRequestError:
     if fault.word == "unknown":
         return InvalidRequestError(f"Unrecognized request argument supplied: {param}", param=param)
     text = _TEXTS if root in ("prompt", "input") and fault.word == "type" else fault.text
-    return InvalidRequestError(f"{param}: {text}", param=param)
+    return InvalidRequestError(f"{param}: {text}", param=called.get(root, root) if root in _FLAT else param)
 
 
 def chat_task(request: ChatRequest) -> Generate:

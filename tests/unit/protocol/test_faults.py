@@ -35,6 +35,12 @@ class Outer(msgspec.Struct):
         ([], "", "an object is meant, not a list", "type"),
         ({"count": 0}, "count", "a whole number from 1 or null is meant, not 0", "range"),
         ({"count": 10**30}, "count", "a whole number from 1 or null is meant, not a number beyond 64 bits", "range"),
+        (
+            {"count": float("inf")},
+            "count",
+            "a whole number from 1 or null is meant, not a number beyond all bounds",
+            "range",
+        ),
         ({"count": True}, "count", "a whole number from 1 or null is meant, not true", "type"),
         ({"count": "5"}, "count", 'a whole number from 1 or null is meant, not "5"', "type"),
         ({"share": 0}, "share", "a number above 0, at most 1 is meant, not 0", "range"),
