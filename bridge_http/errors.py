@@ -6,8 +6,10 @@ Pure; it knows no framework. The OpenAI paths get their own shape from the same 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -26,36 +28,67 @@ _REUSED: Final = (
     "this Idempotency-Key was used before, for another body or model; choose a new key for each new request",
 )
 _encoder: Final = msgspec.json.Encoder()
+_LINE_ENDS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
 
 
-class BodyTooLargeError(PortableError):
-    """413: more bytes than the limit."""
+class HttpError(PortableError):
+    """What is refused over HTTP before anybody in the fleet is asked. The text is the exception's own."""
+
+    status: ClassVar[int]
+    reason: ClassVar[str]
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+
+class BodyTooLargeError(HttpError):
+    """More bytes than the limit."""
+
+    status, reason = 413, "too_large"
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the body is larger than {limit_bytes} bytes, the limit of this bridge (--body-limit)")
 
 
-class BodyTooSlowError(PortableError):
-    """408: its end was not there in time."""
+class BodyTooSlowError(HttpError):
+    """Its end was not there in time."""
+
+    status, reason = 408, "too_slow"
+    headers = MappingProxyType({"connection": "close"})
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the body was not there within {timeout_s:g} s, the limit of this bridge (--body-timeout)")
 
 
-class BadHeaderError(PortableError):
-    """400: a header that cannot be what its sender meant. `name` is in small letters."""
+class EncodedBodyError(HttpError):
+    """A compressed body."""
+
+    status, reason = 415, "encoded_body"
+    headers = MappingProxyType({"accept-encoding": "identity"})
+
+    def __init__(self, coding: str) -> None:
+        super().__init__(f"content-encoding {coding[:40]!r} is not understood here: send the body as it is")
+
+
+class BadHeaderError(HttpError):
+    """A header that cannot be what its sender meant. `name` is in small letters."""
+
+    status, reason = 400, "bad_header"
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(f"header {name}: {text}")
         self.name = name
 
 
-class UnauthorizedError(PortableError):
-    """401: no key, or one that is not listed."""
+class UnauthorizedError(HttpError):
+    """No key, or one that is not listed."""
+
+    status, reason = 401, "unauthorized"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
 
 
-class ForbiddenHostError(PortableError):
-    """403: a foreign Host or Origin, with no keys to tell friend from foe."""
+class ForbiddenHostError(HttpError):
+    """A foreign Host or Origin, with no keys to tell friend from foe."""
+
+    status, reason = 403, "forbidden_host"
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,8 +124,16 @@ class Answer:
 
 
 def encode(value: object) -> bytes:
-    """Write JSON in UTF-8."""
-    return _encoder.encode(value)
+    """Write JSON in UTF-8, without the three characters beyond ASCII that many a reader takes for the end of a line.
+
+    JSON and server-sent events allow them, but whoever reads a stream by `str.splitlines` (httpx's `iter_lines`,
+    `requests` with `decode_unicode`) would cut an event in two there.
+    """
+    encoded = _encoder.encode(value)
+    for character, escaped in _LINE_ENDS:
+        if character in encoded:
+            encoded = encoded.replace(character, escaped)
+    return encoded
 
 
 def answer(error: Exception, request_id: str) -> Answer:
@@ -104,16 +145,8 @@ def answer(error: Exception, request_id: str) -> Answer:
             return _invalid(error, request_id)
         case NotJsonError():
             return _simple(400, "not_json", str(error), request_id)
-        case BodyTooLargeError():
-            return _simple(413, "too_large", str(error), request_id)
-        case BodyTooSlowError():
-            return _simple(408, "too_slow", str(error), request_id, {"connection": "close"})
-        case BadHeaderError():
-            return _simple(400, "bad_header", str(error), request_id)
-        case UnauthorizedError():
-            return _simple(401, "unauthorized", str(error), request_id, {"www-authenticate": "Bearer"})
-        case ForbiddenHostError():
-            return _simple(403, "forbidden_host", str(error), request_id)
+        case HttpError():
+            return _simple(error.status, error.reason, str(error), request_id, dict(error.headers))
         case ConnectError():
             return _simple(503, "broker_unreachable", str(error), request_id, {"retry-after": "1"})
         case _:

@@ -62,6 +62,7 @@ _MEANING: Final = {
     408: "The body did not come in time.",
     409: "The key was used before, with another body.",
     413: "The body is over the limit.",
+    415: "The body is compressed.",
     422: "JSON, but not this contract: the field is named.",
     429: "All are busy; Retry-After says when to come back.",
     499: "It was given up.",
@@ -72,11 +73,11 @@ _MEANING: Final = {
 }
 _EVERYWHERE: Final[tuple[int, ...]] = (401, 403)
 _INFER_FAILURES: Final[dict[int, type]] = {
-    **dict.fromkeys((400, *_EVERYWHERE, 408, 409, 413, 429, 499, 500, 503, 504), Problem),
+    **dict.fromkeys((400, *_EVERYWHERE, 408, 409, 413, 415, 429, 499, 500, 503, 504), Problem),
     422: Invalid,
 }
 _OPENAI_FAILURES: Final[dict[int, type]] = dict.fromkeys(
-    (400, *_EVERYWHERE, 404, 408, 409, 413, 429, 499, 500, 502, 503, 504), s.ErrorReply
+    (400, *_EVERYWHERE, 404, 408, 409, 413, 415, 429, 499, 500, 502, 503, 504), s.ErrorReply
 )
 _PROBE: Final[dict[int, type]] = {503: Health, 403: Problem}
 _TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`; idle, a comment."

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from .config import BridgeSettings
-from .errors import BodyTooLargeError, BodyTooSlowError
+from .errors import BodyTooLargeError, BodyTooSlowError, EncodedBodyError
 
 T = TypeVar("T")
 
@@ -22,8 +22,12 @@ async def read_body(request: Request, settings: BridgeSettings) -> bytes:
     Raises:
         BodyTooLargeError: (413)
         BodyTooSlowError: (408) it was not there in time.
+        EncodedBodyError: (415) it is compressed.
         ClientDisconnect: the caller left before its end.
     """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise EncodedBodyError(coding)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await _read(request.headers, request.receive, settings.body_limit_bytes)

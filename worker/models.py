@@ -82,7 +82,7 @@ def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_do
     """Find a model, converting or (if allowed) downloading it first. Blocks; raises ModelError."""
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - leaves ~ alone where there is no home
     if path.is_dir():
-        return _from_directory(path, path.resolve().name)
+        return _from_directory(path, _name_of(path.resolve()))
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(_no_model_file(path))
@@ -94,6 +94,13 @@ def resolve(model: str, *, progress: Progress, allow_hub: bool = False, allow_do
     if hub := _HUB_ID.fullmatch(model):
         return _from_hub(hub["id"], progress, allow_hub=allow_hub, near="" if hub[1] else _near_path(path))
     raise ModelError(_unknown(model))
+
+
+def _name_of(directory: Path) -> str:
+    """Return what a directory's model is called: its last part, unless it is a revision in the cache of the hub."""
+    if directory.parent.name == "snapshots" and directory.parents[1].name.startswith("models--"):
+        return directory.parents[1].name.rpartition("--")[2]
+    return directory.name
 
 
 def is_servable(model: str) -> bool:

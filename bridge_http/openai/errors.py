@@ -7,9 +7,8 @@ from ...protocol.tasks import Embed, Generate
 from ..errors import (
     Answer,
     BadHeaderError,
-    BodyTooLargeError,
-    BodyTooSlowError,
     ForbiddenHostError,
+    HttpError,
     UnauthorizedError,
     encode,
     headers_of,
@@ -41,15 +40,13 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
             return _answer(400, _invalid(str(error), "not_json"))
         case BadHeaderError():
             return _answer(400, _invalid(str(error), "bad_header", error.name))
-        case BodyTooLargeError():
-            return _answer(413, _invalid(str(error), "too_large"))
-        case BodyTooSlowError():
-            return _answer(408, _invalid(str(error), "too_slow"), {"connection": "close"})
         case UnauthorizedError():
             body = ErrorBody(message=str(error), type="authentication_error", code="invalid_api_key")
-            return _answer(401, body, {"www-authenticate": "Bearer"})
+            return _answer(401, body, dict(error.headers))
         case ForbiddenHostError():
             return _answer(403, ErrorBody(message=str(error), type="permission_error", code="forbidden_host"))
+        case HttpError():
+            return _answer(error.status, _invalid(str(error), error.reason), dict(error.headers))
         case ConnectError():
             body = ErrorBody(message=str(error), type="server_error", code="broker_unreachable")
             return _answer(503, body, {"retry-after": "1"})

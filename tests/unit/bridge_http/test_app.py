@@ -73,6 +73,18 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_so(promised: st
     assert fleet.asked == []
 
 
+@pytest.mark.parametrize("path", ["/infer", "/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "GZip, identity"])
+def test_a_compressed_body_is_415_and_says_what_is_understood(path: str, coding: str) -> None:
+    """Not "no UTF-8", which sends its sender to look in the wrong place."""
+    headers = {"content-encoding": coding}
+    reply = asyncio.run(call(make_app(FakeFleet("ok"), SETTINGS), "POST", path, body=[b"\x1f\x8b"], headers=headers))
+
+    assert reply.status == 415
+    assert reply.headers["accept-encoding"] == "identity"
+    assert "content-encoding" in reply.body.decode()
+
+
 def test_a_body_may_come_in_pieces() -> None:
     """As long as it stays under the limit."""
     pieces = [BODY[:5], b"", BODY[5:]]

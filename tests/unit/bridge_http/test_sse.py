@@ -1,5 +1,7 @@
 """Server-sent events as bytes."""
 
+import json
+
 import pytest
 
 from zmqrt.bridge_http import sse
@@ -15,6 +17,15 @@ def test_an_event_is_four_lines() -> None:
 def test_an_id_may_be_absent() -> None:
     """An error has no place to go on from."""
     assert sse.event("error", {}) == b"event: error\ndata: {}\n\n"
+
+
+@pytest.mark.parametrize("end", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r", "\n"])
+def test_no_reader_finds_the_end_of_a_line_within_an_event(end: str) -> None:
+    """Not even one that knows more ends of lines than the specification has."""
+    told = sse.event("token", {"text": f"a{end}b"}).decode()
+
+    assert len(told.splitlines()) == 3
+    assert json.loads(told.splitlines()[1].removeprefix("data: ")) == {"text": f"a{end}b"}
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,16 @@ def test_directory_is_used_where_it_lies(tmp_path: Path) -> None:
     assert not cache_dir().exists()
 
 
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_a_snapshot_of_the_hubs_cache_is_called_by_its_repository(tmp_path: Path, ending: str) -> None:
+    """Its directory is named after a revision, which tells nobody anything."""
+    snapshot = tmp_path / "models--acme--Small-Model" / "snapshots" / "0a1b2c3d4e5f"
+    snapshot.parent.mkdir(parents=True)
+    tiny_model(tmp_path).rename(snapshot)
+
+    assert resolve(f"{snapshot}{ending}", progress=silent).name == "Small-Model"
+
+
 @pytest.mark.parametrize(
     ("missing", "words"),
     [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer.json"), ("model.safetensors", "no weights")],
