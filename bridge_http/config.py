@@ -93,6 +93,12 @@ class BridgeSettings(CommonSettings):
     body_limit_bytes: int = setting(4 << 20, minimum=1, help="Largest body of a request; above it 413.")
     body_timeout_s: float = setting(30.0, minimum=0.001, help="Longest time for a body to arrive; then 408.")
     head_timeout_s: float = setting(10.0, minimum=0.001, help="Longest time for the head of a request to arrive.")
+    keep_alive_timeout_s: float = setting(
+        120.0, minimum=0.001, help="Longest time that a connection may idle between two requests."
+    )
+    max_connections: int = setting(
+        0, minimum=0, help="Connections at once; idle ones make room. 0: as many as the limit of open files allows."
+    )
     write_timeout_s: float = setting(
         30.0, minimum=0.001, help="Longest time that a reader may let its answer pile up; then it is cut off."
     )

@@ -9,8 +9,10 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
+from .replies import CLIENT_GONE
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"})
+_SCRAPE: Final = "/metrics"
 
 
 class Counted:
@@ -34,11 +36,16 @@ class Counted:
                 status = message["status"]
             await send(message)
 
-        self._metrics.in_flight.inc()
+        in_flight = 0 if scope["path"].rstrip("/") == _SCRAPE else 1  # who counts is not counted
+        self._metrics.in_flight.inc(in_flight)
         try:
             await self._app(scope, receive, watched)
+        except Exception:
+            status = status or 500  # the server answers so
+            raise
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight.dec(in_flight)
+            status = status or CLIENT_GONE  # a stream whose reader has left before its head
             path = self._paths.get(scope.get("endpoint"), "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.answered(path, method, status, time.monotonic() - began_at)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from ..protocol.errors import ConnectError, Kind, PortableError, RequestError
+from .heads import RefusedError
 from .json_body import NotJsonError
 from .v1 import InvalidFieldError
 
@@ -152,6 +153,17 @@ def answer(error: Exception, request_id: str) -> Answer:
         case _:
             text = "the bridge failed; its log has the details under this request id"
             return _simple(500, "bridge_failed", text, request_id, {"x-should-retry": "false"})
+
+
+def refused(error: RefusedError, request_id: str) -> Answer:
+    """Answer a request that no endpoint has seen: which API it meant is not known, so it has the shapes of both."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    said = {"message": str(error), "type": kind, "param": None, "code": error.reason}
+    body = encode({"detail": str(error), "reason": error.reason, "request_id": request_id, "error": said})
+    headers = {"content-type": MEDIA_TYPE, "x-request-id": request_id}
+    if error.status in _ALWAYS_SAY_WHEN:
+        headers["retry-after"] = "1"
+    return Answer(status=error.status, body=body, headers=headers)
 
 
 def problem(error: Exception, request_id: str) -> dict[str, Any]:

@@ -1,20 +1,49 @@
-"""uvicorn's HTTP/1.1 connection, with an end to its patience: for the head of a request, and for a reader that does not
-read. Bodies have their own limit (`reading.py`), idle connections uvicorn's.
+"""One connection of the bridge: bytes in, exchanges one after the other, bytes out, and an end to every wait.
+
+uvicorn's own class trusts its peers more than a service may (docs/adr/0007): this one stands in its place. What is read
+before its turn stays bytes, and few of them; then reading stops until the answer before is out. A caller who has ended
+its sending half may still read, so that ends nothing: only a byte that its machine refuses does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvicorn
+from uvicorn.server import ServerState
 
-if TYPE_CHECKING:
-    from .config import BridgeSettings
+from ..client.calls import new_rid
+from .bodies import Body, body_of
+from .config import BridgeSettings
+from .crowd import Crowd, most_connections
+from .errors import refused
+from .exchange import Exchange, status_line
+from .heads import Head, RefusedError, end_of_head, read_head
 
+READ_AHEAD_BYTES: Final = 64 << 10
+"""Of requests whose turn has not come; a read may bring a quarter of a megabyte more."""
+WRITE_AHEAD_BYTES: Final = 64 << 10
+"""Of answers that nobody has taken; then whoever writes waits."""
+_LINGER_S: Final = 2.0
+"""How long what a refused caller still sends is thrown away: closing at once would take the answer from it."""
+_PROBES_S: Final = (0.25, 0.05, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+"""When to see whether a caller that sends no more still reads: its machine says no to the first byte, ours says so at
+the second. Nine, since so many letters of an answer are known before it is; later than most answers take."""
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a connection is waited for."""
+
+    head_s: float
+    body_s: float
+    write_s: float
+    keep_alive_s: float
 
 
 class _Clock:
@@ -30,60 +59,336 @@ class _Clock:
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
 
-class PatientProtocol(HttpToolsProtocol):
+class Connection(asyncio.Protocol):
     """One connection. Who is too slow is cut off; what ran for it sees a caller that has left."""
 
-    head_timeout_s: ClassVar[float]
-    write_timeout_s: ClassVar[float]
+    limits: ClassVar[Limits]
+    crowd: ClassVar[Crowd]
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - uvicorn's own
-        super().__init__(*arguments, **named)
-        self._head = _Clock()
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._config = config
+        self._state = server_state
+        self._app_state = app_state
+        self._transport: asyncio.Transport
+        self._came = bytearray()  # and was not looked at; `_seen` bytes of it have no end of a head
+        self._seen = 0
+        self._is_reading_head = False
+        self._exchange: Exchange | None = None
+        self._body: Body | None = None  # what is missing of the exchange's
+        self._has_eof = False
+        self._is_over = False  # no request is taken any more
+        self._reads = True
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._patience = _Clock()  # for the next head, or the rest of one, or of a body
         self._write = _Clock()
+        self._probing = _Clock()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    # The transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request."""
-        super().connection_made(transport)
-        self._head.start(self.head_timeout_s, transport.close)
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
+        self._state.connections.add(cast("Any", self))
+        if not self.crowd.admit(self):
+            self._refuse(RefusedError(503, "too_many_connections", "this bridge has no room for a further connection"))
+            self._close()
+            return
+        self.crowd.idles(self)
+        self._patience.start(self.limits.head_s, self._close)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
-        self._head.stop()
-        self._write.stop()
-        super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio has it
+        """Stop all clocks, and tell whoever works for it."""
+        for clock in (self._patience, self._write, self._probing):
+            clock.stop()
+        self._is_over = True
+        self._came.clear()
+        self.crowd.leave(self)
+        self._state.connections.discard(cast("Any", self))
+        self._writable.set()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.leave()
 
-    def on_message_begin(self) -> None:
-        """Begin to wait for the rest of a head."""
-        self._head.start(self.head_timeout_s, self.transport.close)
-        super().on_message_begin()
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        if not self._is_over:
+            self._came += data
+            self._advance()
 
-    def on_headers_complete(self) -> None:
-        """Have it."""
-        self._head.stop()
-        super().on_headers_complete()
+    def eof_received(self) -> bool:
+        """Keep on writing what was asked for; half a request asks for nothing."""
+        self._has_eof = True
+        if self._is_over or self._exchange is None:
+            self._close()
+            return False
+        if self._body is not None:
+            self._give_up(RefusedError(400, "not_http", "the body of the request ended before its length"))
+            return False
+        self._probe(0)
+        return True
 
     def pause_writing(self) -> None:
         """Begin to wait for a reader that lets what was sent pile up."""
-        super().pause_writing()
-        self._write.start(self.write_timeout_s, self._cut_off)
+        self._writable.clear()
+        self._write.start(self.limits.write_s, self._cut_off)
 
     def resume_writing(self) -> None:
         """Go on: it has read."""
         self._write.stop()
-        super().resume_writing()
+        self._writable.set()
+
+    def shutdown(self) -> None:
+        """Finish what runs, and take nothing more (uvicorn calls when it drains)."""
+        if self._exchange is None:
+            self._close()
+        else:
+            self._exchange.keeps_alive = False
+
+    def make_room(self) -> None:
+        """Close: no request is under way here."""
+        self._is_over = True
+        self._transport.abort()
+
+    # An exchange asks.
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens where the caller has left."""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until a reader has taken enough of what was sent."""
+        await self._writable.wait()
+
+    def want_body(self) -> None:
+        """Read on, if reading stood still for a body that nobody asked for."""
+        self._throttle()
+
+    def answered(self) -> None:
+        """Go on with the next request, or wait for it, or for the rest of this one, or close."""
+        assert self._exchange is not None
+        self._probing.stop()
+        self._state.total_requests += 1
+        self.crowd.idles(self)
+        if self._body is None:
+            self._next(keeps_alive=self._exchange.keeps_alive)
+        elif not self._exchange.keeps_alive:
+            self._linger()
+        else:
+            self._throttle()
+
+    def cut_short(self) -> None:
+        """Close: the answer broke off, and its reader has to see that."""
+        self._close()
+
+    # Inside.
+
+    def _advance(self) -> None:
+        """Read as far as it is this connection's turn."""
+        try:
+            while self._came and not self._is_over:
+                if self._body is not None:
+                    if not self._take_body(self._body):
+                        break
+                elif self._exchange is not None or not self._take_head():
+                    break
+        except RefusedError as error:
+            self._give_up(error)
+        self._throttle()
+
+    def _take_head(self) -> bool:
+        if self._came[:1] in b"\r\n":  # RFC 9112 2.2: empty lines before a request are none of it
+            self._came = self._came.lstrip(b"\r\n")
+            self._seen = 0
+        size = end_of_head(self._came, self._seen)
+        self._seen = len(self._came)
+        if not size:
+            if self._came and not self._is_reading_head:
+                self._patience.start(self.limits.head_s, self._close)
+                self._is_reading_head = True
+            return False
+        head = read_head(bytes(self._came[:size]))
+        del self._came[:size]
+        self._begin(head)
+        return True
+
+    def _begin(self, head: Head) -> None:
+        self._seen = 0
+        self._is_reading_head = False
+        self._patience.stop()
+        self.crowd.works(self)
+        scope = self._scope_of(head)
+        fields = self._state.default_headers
+        self._exchange = Exchange(head, scope, self, fields, logs=self._config.access_log)
+        body = body_of(head.length)
+        if body.is_complete:
+            self._exchange.end_body()
+        else:
+            self._body = body
+            self._patience.start(self.limits.body_s, self._body_is_late)
+        task = asyncio.get_running_loop().create_task(self._exchange.run(self._config.loaded_app))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+        if self._has_eof:
+            self._probe(1)
+
+    def _scope_of(self, head: Head) -> dict[str, Any]:
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "method": head.method,
+            "scheme": "http",
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "root_path": "",
+            "headers": head.fields,
+            "client": _address(self._transport, "peername"),
+            "server": _address(self._transport, "sockname"),
+            "state": self._app_state.copy(),
+        }
+
+    def _take_body(self, body: Body) -> bool:
+        """Take what others need not wait for; False if there is more than that."""
+        assert self._exchange is not None
+        data = bytes(self._came[: body.AT_ONCE_BYTES])
+        piece, rest = body.feed(data)
+        del self._came[: len(data) - len(rest)]
+        if piece:
+            self._exchange.feed(piece)
+        if not body.is_complete:
+            if self._came:
+                asyncio.get_running_loop().call_soon(self._advance)
+            return not self._came
+        self._body = None
+        self._patience.stop()
+        self._exchange.end_body()
+        if self._exchange.is_complete:
+            self._next(keeps_alive=self._exchange.keeps_alive)
+        return True
+
+    def _body_is_late(self) -> None:
+        """Wait no longer; an app that waits has a clock of its own, and its answer is let out."""
+        assert self._exchange is not None
+        self._exchange.keeps_alive = False
+        if self._exchange.is_complete:
+            self._linger()
+
+    def _next(self, *, keeps_alive: bool) -> None:
+        self._exchange = None
+        if not keeps_alive or (self._has_eof and not self._came):
+            if self._came:
+                self._linger()
+            else:
+                self._close()
+            return
+        self._patience.start(self.limits.keep_alive_s, self._close)
+        if self._came:
+            self._advance()
+        if self._has_eof and self._exchange is None:
+            self._close()  # what is left is half a request
+        self._throttle()
+
+    def _throttle(self) -> None:
+        """Read on, or not: what waits for its turn is bounded, and so is a body that nobody asks for."""
+        is_ahead = self._exchange is not None and self._exchange.is_ahead
+        reads = self._is_over or not (is_ahead or len(self._came) > READ_AHEAD_BYTES)
+        if reads == self._reads or self._transport.is_closing() or self._has_eof:
+            return
+        self._reads = reads
+        if reads:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _probe(self, at: int) -> None:
+        """Send a byte that changes nothing, and again later: see whether a caller that sends no more still reads."""
+        exchange = self._exchange
+        if exchange is None or at >= len(_PROBES_S):
+            return
+
+        def now() -> None:
+            self.write(exchange.probe())
+            self._probe(at + 1)
+
+        self._probing.start(_PROBES_S[at], now)
+
+    def _give_up(self, error: RefusedError) -> None:
+        """Refuse what came; an answer that has begun breaks off, since what it answers was never complete."""
+        exchange, self._exchange, self._body = self._exchange, None, None
+        if exchange is not None:
+            has_begun = exchange.has_started
+            exchange.leave()
+            if has_begun and not exchange.is_complete:
+                self.cut_short()
+                return
+            if has_begun:
+                self._linger()
+                return
+        self._refuse(error)
+        self._linger()
+
+    def _refuse(self, error: RefusedError) -> None:
+        request_id = new_rid().hex()
+        if error.status < 500:  # of a lack of room, the crowd tells once a minute
+            log.info("refused with %d: %s", error.status, error, extra={"request_id": request_id})
+        said = refused(error, request_id)
+        lines = [status_line(error.status)]
+        fields = [*self._state.default_headers, *((n.encode(), v.encode()) for n, v in said.headers.items())]
+        lines += [b"%s: %s\r\n" % field for field in fields]
+        lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(said.body))
+        self.write(b"".join(lines) + said.body)
+
+    def _linger(self) -> None:
+        """Let the last answer be read: what still comes is thrown away, for a while."""
+        self._is_over = True
+        self._came.clear()
+        self._throttle()
+        if self._has_eof or self._transport.is_closing():
+            self._close()
+            return
+        self._transport.write_eof()
+        self._patience.start(_LINGER_S, self._close)
+
+    def _close(self) -> None:
+        """Close as soon as all is sent; a reader that takes nothing is not waited for."""
+        self._is_over = True
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._write.start(self.limits.write_s, self._cut_off)
 
     def _cut_off(self) -> None:
-        log.info("a reader took nothing for %g s and is cut off", self.write_timeout_s)
-        self.transport.abort()  # closing would wait until it has read the rest
+        log.info("a reader took nothing for %g s and is cut off", self.limits.write_s)
+        self._transport.abort()  # closing would wait until it has read the rest
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+    found: Sequence[Any] | None = transport.get_extra_info(name)
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) and len(found) >= 2 else None
 
 
 def protocol_for(settings: BridgeSettings) -> type[asyncio.Protocol]:
     """Make the class of connections for these settings: uvicorn takes a class, not an object."""
 
-    class Connection(PatientProtocol):
-        head_timeout_s = settings.head_timeout_s
-        write_timeout_s = settings.write_timeout_s
+    class Configured(Connection):
+        limits = Limits(
+            head_s=settings.head_timeout_s,
+            body_s=settings.body_timeout_s,
+            write_s=settings.write_timeout_s,
+            keep_alive_s=settings.keep_alive_timeout_s,
+        )
+        crowd = Crowd(most_connections(settings.max_connections))
 
-    return Connection
+    return Configured

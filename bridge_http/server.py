@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final
 
 import click
 import uvicorn
@@ -20,10 +19,7 @@ from ..protocol.errors import ConfigurationError, ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
 from .app import make_app
 from .config import BridgeSettings
-from .patience import protocol_for
-
-_BACKLOG: Final = 2048
-"""Connections that wait to be accepted: a burst of clients, as uvicorn itself would have it."""
+from .defaults import BACKLOG, uvicorn_config
 
 
 def serve(settings: BridgeSettings) -> None:
@@ -54,17 +50,7 @@ def _serve(settings: BridgeSettings) -> None:
         name="bridge",
         max_outstanding=MAX_OUTSTANDING_BRIDGE,
     )
-    config = uvicorn.Config(
-        make_app(client, settings),
-        log_config=None,  # our own format, set already
-        access_log=settings.access_log,
-        lifespan="off",
-        http=protocol_for(settings),
-        ws="none",
-        proxy_headers=False,  # X-Forwarded-* from anybody would be believed
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),  # open streams would be waited for forever
-    )
+    config = uvicorn_config(make_app(client, settings), settings)
     if settings.log_level == "info":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # that it starts and stops, our own lines say
     with listen(settings) as listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -81,7 +67,7 @@ def listen(settings: BridgeSettings) -> socket.socket:
         if sys.platform != "win32":  # there it would let two processes have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         taken = "is in use by another process; choose another with --port"
         reason = taken if error.errno == errno.EADDRINUSE else f"cannot be used: {error}"

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
-from collections.abc import AsyncGenerator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from support.served import Address, connect, read_all
+from support.served import serving as serving_app
 from support.stack import eventually
-from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.errors import Answer
-from zmqrt.bridge_http.patience import protocol_for
 from zmqrt.bridge_http.streaming import EventStream
 
 pytestmark = pytest.mark.integration
@@ -63,38 +59,15 @@ class _Plain:
         raise error
 
 
-@contextmanager
-def serving(served: Served, **limits: float) -> Generator[tuple[str, int]]:
-    """Serve in a thread, on a free port."""
-    app = Starlette(routes=[Route("/pour", served.pour), Route("/", served.hello)])
-    settings = BridgeSettings(**limits)  # type: ignore[arg-type]
-    config = uvicorn.Config(app, http=protocol_for(settings), log_config=None, lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-        thread.start()
-        eventually(lambda: server.started, what="the server")
-        try:
-            yield listener.getsockname()
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def read_all(caller: socket.socket) -> bytes:
-    """Read until the server closes."""
-    caller.settimeout(20)
-    parts: list[bytes] = []
-    while part := caller.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
+def serving(served: Served, **limits: float) -> AbstractContextManager[Address]:
+    """Serve both."""
+    return serving_app(Starlette(routes=[Route("/pour", served.pour), Route("/", served.hello)]), **limits)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\nsome: "])
 def test_a_head_that_does_not_end_is_not_waited_for(said: bytes) -> None:
     """Nothing at all, and half of a head: many such connections would be an attack."""
-    with serving(Served(), head_timeout_s=0.3) as address, socket.create_connection(address) as caller:
+    with serving(Served(), head_timeout_s=0.3) as address, connect(address) as caller:
         caller.sendall(said)
 
         assert read_all(caller) == b""
@@ -102,8 +75,7 @@ def test_a_head_that_does_not_end_is_not_waited_for(said: bytes) -> None:
 
 def test_the_clock_runs_for_each_head_anew_and_not_for_the_rest() -> None:
     """A connection that is kept may be as slow as one that is new."""
-    with serving(Served(), head_timeout_s=0.5) as address, socket.create_connection(address) as caller:
-        caller.settimeout(20)
+    with serving(Served(), head_timeout_s=0.5) as address, connect(address) as caller:
         for _ in range(2):
             caller.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             answer = b""
@@ -118,7 +90,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_its_work_ends() -> None:
     """And the one beside it is served meanwhile."""
     served = Served()
     with serving(served, write_timeout_s=0.5) as address:
-        with socket.create_connection(address) as stuck, socket.create_connection(address) as other:
+        with connect(address) as stuck, connect(address) as other:
             stuck.sendall(b"GET /pour HTTP/1.1\r\nhost: x\r\n\r\n")
             other.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
 
@@ -132,9 +104,8 @@ def test_a_reader_that_does_not_read_is_cut_off_and_its_work_ends() -> None:
 def test_a_reader_that_is_slow_but_reads_is_served_on() -> None:
     """Longer than the limit, as long as it takes what piles up."""
     served = Served()
-    with serving(served, write_timeout_s=0.5) as address, socket.create_connection(address) as caller:
+    with serving(served, write_timeout_s=0.5) as address, connect(address) as caller:
         caller.sendall(b"GET /pour HTTP/1.1\r\nhost: x\r\n\r\n")
-        caller.settimeout(20)
         got = 0
         while got < 64 << 20:
             got += len(caller.recv(1 << 20))

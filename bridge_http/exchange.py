@@ -1,0 +1,242 @@
+"""One request and its answer, between the bytes of a connection (`patience.py`) and the app, in ASGI's words."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from starlette.types import ASGIApp, Message, Scope
+
+from .heads import Field, Head
+
+BODY_AHEAD_BYTES: Final = 64 << 10
+"""Of a body that its reader has not asked for, so much is kept; then nothing more is read from the socket."""
+_CLIENT_GONE: Final = 499
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_VERSION: Final = b"HTTP/1.1 "
+_UNNAMED: Final = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+_UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_WITHOUT_BODY: Final = (204, 304)
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("uvicorn.access")
+
+
+class Wire(Protocol):
+    """What an exchange asks of its connection."""
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens where the caller has left."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until a reader has taken enough of what was sent."""
+        ...
+
+    def want_body(self) -> None:
+        """Read on, if reading stood still."""
+        ...
+
+    def answered(self) -> None:
+        """Take note that the answer is complete."""
+        ...
+
+    def cut_short(self) -> None:
+        """Close: the answer broke off, and its reader has to see that."""
+        ...
+
+
+def status_line(status: int) -> bytes:
+    """Write the first line of an answer."""
+    phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus.__members__.values() else ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+_STATUS_LINES: Final = {status: status_line(status) for status in range(100, 600)}
+
+
+class Exchange:
+    """One request and its answer.
+
+    An answer has a length, or comes in chunks, or (to HTTP/1.0) ends with its connection.
+    """
+
+    def __init__(self, head: Head, scope: Scope, wire: Wire, default_fields: Iterable[Field], *, logs: bool) -> None:
+        self._head = head
+        self._scope = scope
+        self._wire = wire
+        self._default_fields = default_fields
+        self._logs = logs
+        self._news = asyncio.Event()
+        self._body = bytearray()
+        self._waits_for_continue = head.expects_continue
+        self._begun = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
+        self._left: int | None = None  # bytes of an answer that has a length; None: it has none
+        self._is_chunked = False
+        self.has_whole_body = False
+        self.is_left = False
+        self.has_started = False
+        self.is_complete = False
+        self.keeps_alive = head.keeps_alive
+
+    # The connection tells.
+
+    def feed(self, piece: bytes) -> None:
+        """Take a piece of the body. Nobody asks for it after the answer."""
+        if not self.is_complete:
+            self._body += piece
+            self._news.set()
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether more of the body is here than should be before somebody asks for it."""
+        return len(self._body) > BODY_AHEAD_BYTES
+
+    def end_body(self) -> None:
+        """Note that the body is complete."""
+        self.has_whole_body = True
+        self._news.set()
+
+    def leave(self) -> None:
+        """Note that the caller has left; the app is told as soon as it asks."""
+        self.is_left = not self.is_complete
+        self._news.set()
+
+    def probe(self) -> bytes:
+        """Return a byte that changes no answer, for a caller who may have left: if so, its machine says so.
+
+        Every answer begins with the same letters, and a chunk's length may have zeros before it.
+        """
+        if not self.has_started:
+            byte = _VERSION[self._begun : self._begun + 1]
+            self._begun += len(byte)
+            return byte
+        return b"0" if self._is_chunked and not self.is_complete else b""
+
+    # The app runs.
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the app answer, and answer for it where it fails."""
+        try:
+            await app(self._scope, self.receive, self.send)
+            if not self.is_complete and not self.is_left:
+                log.error("an answer has no end: %s %s", self._head.method, self._scope["path"])
+                await self._fail()
+        except asyncio.CancelledError:  # the time to drain is over
+            await self._fail()
+        except Exception:
+            log.exception("an answer broke off")
+            await self._fail()
+        if not self.has_started:
+            self._note(_CLIENT_GONE)
+
+    async def _fail(self) -> None:
+        if self.is_complete:
+            return
+        if self.has_started or self.is_left:
+            self._wire.cut_short()
+            return
+        said = b"Internal Server Error"
+        fields = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(said)), (b"connection", b"close")]
+        self._start({"status": 500, "headers": fields})
+        self._continue({"body": said})
+
+    async def receive(self) -> Message:
+        """Give the app the next piece of the body, or the news that its caller has left."""
+        if self._waits_for_continue and not self.has_whole_body and not self._body:
+            self._wire.write(_CONTINUE)
+        self._waits_for_continue = False
+        if not self.is_left and not self.is_complete:
+            self._wire.want_body()
+            await self._news.wait()
+            self._news.clear()
+        if self.is_left or self.is_complete:
+            return {"type": "http.disconnect"}
+        body, self._body = bytes(self._body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": not self.has_whole_body}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if not self.is_left:
+            await self._wire.drain()
+        if message["type"] == "http.response.start" and not self.has_started:
+            self._start(message)
+        elif message["type"] == "http.response.body" and self.has_started and not self.is_complete:
+            self._continue(message)
+        elif not self.is_left:
+            raise RuntimeError(f"{message['type']} is out of turn")
+
+    def _start(self, message: Message) -> None:
+        status: int = message["status"]
+        self.has_started = True
+        self._note(status)
+        if self.is_left:
+            return
+        if self._waits_for_continue and not self.has_whole_body:
+            self.keeps_alive = False  # it may send the body or not, so what comes next cannot be told
+        lines = [_STATUS_LINES[status][self._begun :]]
+        for name, value in (*self._default_fields, *message.get("headers", ())):
+            lines.append(self._field(name.lower(), value))
+        lines += self._frame(status)
+        self._wire.write(b"".join((*lines, b"\r\n")))
+
+    def _field(self, name: bytes, value: bytes) -> bytes:
+        if _UNNAMED.search(name) or _UNWRITABLE.search(value):
+            raise RuntimeError("a field of an answer cannot be written: it would end the line")
+        if name == b"content-length":
+            self._left = int(value)
+        elif name == b"connection":
+            self.keeps_alive = self.keeps_alive and value.lower() != b"close"
+            return b""  # written once, with the frame
+        return b"%s: %s\r\n" % (name, value)
+
+    def _frame(self, status: int) -> list[bytes]:
+        """Decide where the answer ends, and say so."""
+        lines: list[bytes] = []
+        if self._head.method == "HEAD" or status in _WITHOUT_BODY:
+            self._left = None
+        elif self._left is None and self._head.version == "1.1":
+            self._is_chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif self._left is None:
+            self.keeps_alive = False
+        if not self.keeps_alive:
+            lines.append(b"connection: close\r\n")
+        elif self._head.version == "1.0":
+            lines.append(b"connection: keep-alive\r\n")
+        return lines
+
+    def _continue(self, message: Message) -> None:
+        body: bytes = message.get("body", b"")
+        is_last = not message.get("more_body", False)
+        if not self.is_left:
+            self._wire.write(self._framed(body, is_last=is_last))
+        if is_last:
+            self.is_complete = True
+            self._body.clear()
+            self._news.set()
+            if not self.is_left:
+                self._wire.answered()
+
+    def _framed(self, body: bytes, *, is_last: bool) -> bytes:
+        if self._head.method == "HEAD":
+            return b""
+        if self._is_chunked:
+            chunk = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
+            return chunk + b"0\r\n\r\n" if is_last else chunk
+        if self._left is not None:
+            self._left -= len(body)
+            if self._left < 0 or (is_last and self._left):
+                raise RuntimeError("an answer has another length than it said")
+        return body
+
+    def _note(self, status: int) -> None:
+        if self._logs:
+            query = b"?" + self._head.query if self._head.query else b""
+            target = (self._head.raw_path + query).decode("ascii")
+            caller: Any = self._scope["client"]
+            peer = f"{caller[0]}:{caller[1]}" if caller else ""
+            access_log.info('%s - "%s %s HTTP/%s" %d', peer, self._head.method, target, self._head.version, status)

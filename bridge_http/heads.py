@@ -1,0 +1,208 @@
+"""The head of a request: bytes to what they ask for, or the status that refuses them. Pure.
+
+llhttp judges the syntax. Beyond it, whatever two servers in a row could read in two ways is refused here: that is how a
+request is smuggled past the first of them. Upgrades are never taken, so a head that asks for one is like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+import httptools
+
+from ..protocol.errors import PortableError
+
+MAX_HEAD_BYTES: Final = 64 << 10
+"""Request line and fields. Browsers and proxies send a few KiB; the largest tokens and cookies in use are 16 KiB."""
+MAX_FIELDS: Final = 100
+"""A request through three proxies has some forty."""
+_END: Final = b"\r\n\r\n"
+_LINE: Final = re.compile(rb"([A-Z][A-Z_-]*) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_ONLY_ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_MAX_DIGITS: Final = 18
+"""Of a Content-Length: an exabyte. Python refuses to read numbers that are much longer."""
+Field = tuple[bytes, bytes]
+
+
+class RefusedError(PortableError):
+    """A head, or the frame of a body, that gets an answer and the end of its connection."""
+
+    def __init__(self, status: int, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Head:
+    """What a head says. `length` is that of the body; None: it comes in chunks. Fields have names in small letters."""
+
+    method: str
+    version: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    fields: list[Field]
+    keeps_alive: bool
+    expects_continue: bool
+    length: int | None
+
+
+def end_of_head(raw: bytearray, seen: int) -> int:
+    """Return how many bytes the head has, or 0 while its end has not come; `seen` bytes were looked at before.
+
+    Raises:
+        RefusedError: it has no end within the limit, or its beginning is not HTTP.
+    """
+    at = raw.find(_END, max(0, seen - len(_END) + 1), MAX_HEAD_BYTES)
+    if at >= 0:
+        return at + len(_END)
+    line = raw.find(b"\r\n", 0, MAX_HEAD_BYTES)
+    if len(raw) >= MAX_HEAD_BYTES:
+        raise _too_large() if line >= 0 else _too_long()
+    if line >= 0 and seen <= line + 1:
+        _read_line(bytes(raw[:line]))
+    elif raw and not raw[:1].isupper():
+        raise _not_http(bytes(raw[:1]))
+    return 0
+
+
+def read_head(raw: bytes) -> Head:
+    """Read a whole head. Raises RefusedError."""
+    method, target, version = _read_line(raw[: raw.index(b"\r\n")])
+    if raw.count(b"\r\n") > MAX_FIELDS + 2:
+        text = f"the head has more than {MAX_FIELDS} fields, the limit of this bridge"
+        raise RefusedError(431, "head_too_large", text)
+    fields = _read_fields(raw)
+    once = _single(fields)
+    path, host = _path_of(method, target)
+    if host is not None:  # RFC 9112 3.2.2: a target with a name counts, and the field does not
+        fields = [(b"host", host), *(field for field in fields if field[0] != b"host")]
+    elif b"host" not in once and version == "1.1":
+        raise RefusedError(400, "bad_host", "the request has no Host field, and HTTP/1.1 asks for one")
+    if not _HOST.fullmatch(once.get(b"host", b"") if host is None else host):
+        raise RefusedError(400, "bad_host", "the Host field is neither a name nor an address")
+    raw_path, _, query = path.partition(b"?")
+    connection = b",".join(value for name, value in fields if name == b"connection").lower()
+    options = [option.strip() for option in connection.split(b",")] if connection else []
+    return Head(
+        method=method,
+        version=version,
+        path=unquote(raw_path.decode("ascii")) if b"%" in raw_path else raw_path.decode("ascii"),
+        raw_path=raw_path,
+        query=query,
+        fields=fields,
+        keeps_alive=b"close" not in options and (version == "1.1" or b"keep-alive" in options),
+        expects_continue=version == "1.1" and _expects_continue(fields),
+        length=_length_of(once, version),
+    )
+
+
+def _read_line(line: bytes) -> tuple[str, bytes, str]:
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise _not_http(line)
+    method, target, major, minor = found.groups()
+    if major != b"1":
+        text = "this bridge speaks HTTP/1.1; HTTP/2 and later belong in a proxy before it"
+        raise RefusedError(505, "http_version", text)
+    if method == b"CONNECT":
+        raise RefusedError(405, "method_not_allowed", "this bridge is no proxy")
+    return method.decode(), target, "1.0" if minor == b"0" else "1.1"
+
+
+def _not_http(beginning: bytes) -> RefusedError:
+    text = "this is not a request of HTTP/1.1"
+    if beginning[:1] == b"\x16":
+        text += "; it looks like TLS, which belongs in a proxy before this bridge: use http://, not https://"
+    return RefusedError(400, "not_http", text)
+
+
+def _too_large() -> RefusedError:
+    text = f"the head of the request is larger than {MAX_HEAD_BYTES} bytes, the limit of this bridge"
+    return RefusedError(431, "head_too_large", text)
+
+
+def _too_long() -> RefusedError:
+    text = f"the first line of the request is longer than {MAX_HEAD_BYTES} bytes, the limit of this bridge"
+    return RefusedError(414, "target_too_long", text)
+
+
+class _Listener:
+    """Notes what llhttp finds in a head. It sees nothing else: a body is never fed to the parser of its head."""
+
+    def __init__(self) -> None:
+        self.fields: list[Field] = []
+        self.is_complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep one; spaces around a value are none of it."""
+        self.fields.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Have all."""
+        self.is_complete = True
+
+
+def _read_fields(raw: bytes) -> list[Field]:
+    listener = _Listener()
+    try:
+        with contextlib.suppress(httptools.HttpParserUpgrade):  # one that is not taken
+            httptools.HttpRequestParser(listener).feed_data(raw)
+    except httptools.HttpParserInvalidMethodError:
+        raise RefusedError(501, "method_unknown", "the method of the request is not known") from None
+    except httptools.HttpParserError as error:
+        raise RefusedError(400, "not_http", f"the head of the request is not HTTP/1.1: {error}") from None
+    if not listener.is_complete:
+        raise _not_http(raw)
+    return listener.fields
+
+
+def _single(fields: list[Field]) -> dict[bytes, bytes]:
+    """Return those that may come once; two of them are two readings."""
+    once: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name not in _ONLY_ONCE:
+            continue
+        if name in once:
+            reason = "bad_host" if name == b"host" else "not_http"
+            raise RefusedError(400, reason, f"the request has two {name.decode().title()} fields")
+        once[name] = value
+    return once
+
+
+def _path_of(method: str, target: bytes) -> tuple[bytes, bytes | None]:
+    """Return path and query, and the host if the target names it."""
+    if target.startswith(b"/"):
+        return target.partition(b"#")[0], None
+    if found := _ABSOLUTE.fullmatch(target):
+        host, path = found.groups()
+        return path if path.startswith(b"/") else b"/" + path, host
+    if target == b"*" and method == "OPTIONS":
+        return target, None
+    raise RefusedError(400, "not_http", "the target of the request is neither a path nor a URL")
+
+
+def _length_of(once: dict[bytes, bytes], version: str) -> int | None:
+    encoding, length = once.get(b"transfer-encoding"), once.get(b"content-length")
+    if encoding is not None:
+        if length is not None or version == "1.0":
+            raise RefusedError(400, "not_http", "Transfer-Encoding is said beside Content-Length, or in HTTP/1.0")
+        if encoding.lower() != b"chunked":
+            raise RefusedError(501, "encoding_unknown", "the only transfer encoding here is 'chunked'")
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit() or len(length) > _MAX_DIGITS:
+        raise RefusedError(400, "not_http", "the Content-Length is not a number of bytes")
+    return int(length)
+
+
+def _expects_continue(fields: list[Field]) -> bool:
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in fields)
