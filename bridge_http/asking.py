@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar
 
@@ -27,6 +28,8 @@ from .errors import BadHeaderError
 from .fleet import Fleet, Handle
 from .metrics import Metrics
 
+_MOST_BEGUN: Final = 4096
+"""Requests with a key whose beginning is remembered, some 200 bytes each: about what a broker keeps of answers."""
 RETURN_S: Final = 5.0
 """How long a request with an Idempotency-Key goes on after its caller has left."""
 _KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
@@ -142,6 +145,7 @@ class Desk:
         self._fleet = fleet
         self.settings = settings
         self._under_way: dict[tuple[str, str], list[Asked[Any]]] = {}
+        self._begun: OrderedDict[bytes, int] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._under_way.values()))
@@ -165,6 +169,15 @@ class Desk:
         may_return = bool(idempotency_key(request))
         handle = self._fleet.submit_task(task, rid=request.state.rid, **self._options(request, model))
         return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
+
+    def begun_at(self, request: Request) -> int:
+        """Return when it was asked for first, in seconds since 1970: an answer given again is as old as it was."""
+        if not idempotency_key(request):
+            return int(time.time())
+        at = self._begun.setdefault(request.state.rid, int(time.time()))
+        if len(self._begun) > _MOST_BEGUN:
+            self._begun.popitem(last=False)
+        return at
 
     def cancel(self, tenant: str, request_id: str) -> bool:
         """Give up every request of that name; False if there is none here."""

@@ -69,7 +69,7 @@ def tenants_of(entries: Iterable[str]) -> dict[str, str]:
 def by_spelling(tenants: Mapping[str, str]) -> dict[bytes, str]:
     """Map each key as clients put it into a header to its tenant: in UTF-8, and in ISO-8859-1 if that has its letters.
 
-    What the environment held as bytes that are no UTF-8 stays those bytes. Raises ValueError where two tenants meet.
+    Bytes that Python could not read count as what they are. Raises ValueError where two tenants meet.
     """
     spelled: dict[bytes, str] = {}
     for key, tenant in tenants.items():
@@ -92,10 +92,14 @@ def _given_twice(one: str, other: str) -> ValueError:
 
 
 def _spellings(key: str) -> set[bytes]:
-    found = {key.encode("utf-8", "surrogateescape")}
+    raw = key.encode("utf-8", "surrogateescape")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:  # from an environment in ISO-8859-1
+        return {raw, raw.decode("latin-1").encode()}
     with contextlib.suppress(UnicodeEncodeError):
-        found.add(key.encode("latin-1"))
-    return found
+        return {raw, text.encode("latin-1")}
+    return {raw}
 
 
 def _split(entry: str) -> tuple[str, str]:

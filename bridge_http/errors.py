@@ -26,7 +26,7 @@ _SDK_RETRIES: Final = (408, 409, 429)
 _BAD_VALUE: Final = (Kind.BAD_REQUEST, Kind.CONTEXT_EXCEEDED, Kind.WRONG_TASK)
 _REUSED: Final = (
     "idempotency_key_reused",
-    "this Idempotency-Key was used before, for another body or model; choose a new key for each new request",
+    "this Idempotency-Key was used before, for another body or model, or streamed and whole; choose a new key",
 )
 _encoder: Final = msgspec.json.Encoder()
 _LINE_ENDS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))

@@ -66,7 +66,7 @@ class OpenAi:
 
     async def _chat(self, request: Request) -> Response:
         body = parse(await read_body(request, self._settings), ChatRequest)
-        id_, now = f"chatcmpl-{request.state.rid.hex()}", int(time.time())
+        id_, now = f"chatcmpl-{request.state.rid.hex()}", self._desk.begun_at(request)
         if body.stream:
             stream = r.ChatStream(id=id_, created=now, model=body.model, **_wishes(body))
             return self._stream(chat_task(body), body, request, stream)
@@ -75,7 +75,7 @@ class OpenAi:
 
     async def _completion(self, request: Request) -> Response:
         body = parse(await read_body(request, self._settings), CompletionRequest)
-        id_, now = f"cmpl-{request.state.rid.hex()}", int(time.time())
+        id_, now = f"cmpl-{request.state.rid.hex()}", self._desk.begun_at(request)
         if body.stream:
             stream = r.CompletionStream(id=id_, created=now, model=body.model, **_wishes(body))
             return self._stream(completion_task(body), body, request, stream)

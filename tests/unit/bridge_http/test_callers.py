@@ -34,8 +34,10 @@ def test_a_key_of_any_letters_matches_in_every_encoding_that_has_them(key: str, 
 
 
 def test_bytes_of_the_environment_that_are_no_text_are_a_key_too() -> None:
-    """As Python keeps them."""
-    assert status(BridgeSettings(api_keys=("acme:k\udcff",)), b"k\xff") == 200
+    """As Python keeps them: of an environment in ISO-8859-1, or in UTF-8 under a locale that knows ASCII alone."""
+    for kept, sent in (("k\udcfc", (b"k\xfc", "k\u00fc".encode())), ("k\udcc3\udcbc", (b"k\xfc", "k\u00fc".encode()))):
+        settings = BridgeSettings(api_keys=(f"acme:{kept}",))
+        assert [status(settings, key) for key in sent] == [200, 200]
 
 
 @pytest.mark.parametrize("entry", ["acme: abc", " acme :abc ", "acme:\tabc\n"])

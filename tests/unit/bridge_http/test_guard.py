@@ -1,12 +1,15 @@
 """Who may ask."""
 
 import asyncio
+import itertools
+import time
 from typing import Any
 
 import pytest
 
 from support.asgi import call, infer
 from support.fake_fleet import FakeFleet
+from zmqrt.bridge_http import asking
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.protocol.errors import ConfigurationError
@@ -278,3 +281,23 @@ def test_an_answer_that_is_given_again_has_the_ids_that_it_had() -> None:
     assert other.json["request_id"] != first.json["request_id"]
     assert named.json["request_id"] == "mine"
     assert fleet.asked[3][2]["rid"] == fleet.asked[0][2]["rid"]
+
+
+def test_an_answer_given_again_is_as_old_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's `created` says when it was made; of a bounded number of requests."""
+    monkeypatch.setattr(asking, "_MOST_BEGUN", 3)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    app = make_app(FakeFleet("ok"), BridgeSettings())
+    body = b'{"model": "m", "prompt": "Hi"}'
+
+    def created(**headers: str) -> int:
+        reply = asyncio.run(call(app, "POST", "/v1/completions", body=body, headers=headers))
+        return int(reply.json["created"])
+
+    first = created(**{"idempotency-key": "k"})
+    assert created(**{"idempotency-key": "k"}) == first
+    assert created() > first
+    for other in "abc":
+        created(**{"idempotency-key": other})
+    assert created(**{"idempotency-key": "k"}) > first
