@@ -61,7 +61,7 @@ def read_host(text: str) -> Host | None:
 
 def _read_host(text: str, *, is_dns: bool) -> Host | None:
     found = _HOST.fullmatch(text) if len(text) <= _LONGEST + 8 else None
-    if found is None or found["port"] == ANY or found["name"].startswith(ANY):
+    if found is None or found["port"] == ANY or ANY in found["name"]:
         return None
     try:
         return Host(_plain(found["name"], is_dns=is_dns), _port(found["port"]))
@@ -198,10 +198,10 @@ def _plain(name: str, *, is_dns: bool) -> str:
 
     What stands behind the scheme of an app (`app://-`) is no name of DNS, and may be anything.
     """
-    if not is_dns:
-        return name.lower()
     if name.startswith("["):
         return str(ipaddress.ip_address(name[1:-1].replace("%25", "%")))
+    if not is_dns:
+        return name.lower()
     plain = name.lower().removesuffix(".")
     if not plain.isascii():
         try:
