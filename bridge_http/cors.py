@@ -27,6 +27,7 @@ _MAX_AGE_S: Final = "600"
 """How long a browser need not ask again: a request costs one round trip instead of two, and a changed setting shows
 soon."""
 _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(\s*,\s*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
+_ORIGIN_FIELD: Final = re.compile(rb"\r\norigin:[ \t]*([^\r\n]{1,300})\r", re.IGNORECASE)
 _LONGEST: Final = 4096
 """Characters of header names that are repeated; a browser's list has a few hundred."""
 
@@ -113,6 +114,12 @@ class Cors:
             await send(message)
 
         await self._app(scope, receive, send_marked)
+
+
+def origin_in(raw: bytes | bytearray) -> str | None:
+    """Return the origin in a head that was refused before it could be read; None where it has not come."""
+    found = _ORIGIN_FIELD.search(raw)
+    return None if found is None else found[1].rstrip().decode("latin-1")
 
 
 def is_preflight(method: str, headers: Mapping[str, str]) -> bool:

@@ -91,6 +91,11 @@ class Exchange:
             self._news.set()
 
     @property
+    def origin(self) -> str | None:
+        """Which page asked."""
+        return next((value.decode("latin-1") for name, value in self._head.fields if name == b"origin"), None)
+
+    @property
     def is_ahead(self) -> bool:
         """Whether more of the body is here than should be before somebody asks for it."""
         return len(self._body) > BODY_AHEAD_BYTES

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from ..client.calls import new_rid
 from .bodies import Body, body_of
 from .config import BridgeSettings
+from .cors import Origins, origin_in
 from .crowd import Crowd, most_connections
 from .errors import refused
 from .exchange import Exchange, status_line
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
 
     limits: ClassVar[Limits]
     crowd: ClassVar[Crowd]
+    origins: ClassVar[Origins]
 
     def __init__(
         self,
@@ -328,6 +330,7 @@ class Connection(asyncio.Protocol):
     def _give_up(self, error: RefusedError) -> None:
         """Refuse what came; an answer that has begun breaks off, since what it answers was never complete."""
         exchange, self._exchange, self._body = self._exchange, None, None
+        origin = origin_in(self._came) if exchange is None else exchange.origin
         if exchange is not None:
             has_begun = exchange.has_started
             exchange.leave()
@@ -337,16 +340,17 @@ class Connection(asyncio.Protocol):
             if has_begun:
                 self._linger()
                 return
-        self._refuse(error)
+        self._refuse(error, origin)
         self._linger()
 
-    def _refuse(self, error: RefusedError) -> None:
+    def _refuse(self, error: RefusedError, origin: str | None = None) -> None:
         request_id = new_rid().hex()
         if error.status < 500:  # of a lack of room, the crowd tells once a minute
             log.info("refused with %d: %s", error.status, error, extra={"request_id": request_id})
         said = refused(error, request_id)
         lines = [status_line(error.status)]
-        fields = [*self._state.default_headers, *((n.encode(), v.encode()) for n, v in said.headers.items())]
+        headers = {**said.headers, **self.origins.headers_for(origin)}  # a page reads why, too
+        fields = [*self._state.default_headers, *((n.encode(), v.encode("latin-1")) for n, v in headers.items())]
         lines += [b"%s: %s\r\n" % field for field in fields]
         lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(said.body))
         self.write(b"".join(lines) + said.body)
@@ -390,5 +394,6 @@ def protocol_for(settings: BridgeSettings) -> type[asyncio.Protocol]:
             keep_alive_s=settings.keep_alive_timeout_s,
         )
         crowd = Crowd(most_connections(settings.max_connections))
+        origins = Origins(settings.cors_origins)
 
     return Configured

@@ -419,3 +419,25 @@ def test_an_answer_that_breaks_off_looks_broken(caplog: pytest.LogCaptureFixture
         assert statuses(say(address, b"GET /at-once HTTP/1.1\r\nhost: x\r\n\r\n")) == [500]
 
     assert "broken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"x: " + b"x" * 70000, 431),
+        (b"".join(b"x: y\r\n" for _ in range(120)) + b"\r\n", 431),
+        (b"host: two\r\n\r\n", 400),
+        (b"content-length: x\r\n\r\n", 400),
+        (b"transfer-encoding: chunked\r\n\r\nno chunk\r\n", 400),
+    ],
+)
+def test_a_page_reads_what_the_connection_itself_refuses(served: Served, rest: bytes, status: int) -> None:
+    """If its origin is allowed and has come; other pages read nothing."""
+    with serving(served.app, cors_origin=("https://app.example",)) as address:
+        for origin, is_told in ((b"https://app.example", True), (b"https://evil.example", False)):
+            with connect(address) as caller:
+                caller.sendall(b"POST /hello HTTP/1.1\r\nHost: localhost\r\nOrigin: " + origin + b"\r\n" + rest)
+                head = read_all(caller).partition(b"\r\n\r\n")[0].lower()
+            assert head.startswith(b"http/1.1 %d" % status)
+            assert (b"\r\naccess-control-allow-origin: https://app.example" in head) is is_told
+            assert (b"\r\naccess-control-" in head) is is_told
