@@ -70,7 +70,7 @@ def judge(snapshot: Snapshot | None, problem: str = "") -> Health:
         devices=sum(len(node.devices) for node in snapshot.nodes),
         running=snapshot.running,
         queued=snapshot.queued,
-        models=[service.service for service in snapshot.services],
+        models=[service.service for service in snapshot.services if service.is_listed],
     )
 
 

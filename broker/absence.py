@@ -12,10 +12,13 @@ from ..protocol.errors import Kind
 from ..protocol.messages import Heartbeat
 from .house import House
 from .services import Service
+from .workers import NodeState
 
 _LISTED_CHARS = 300
 _LONGEST_GUESS_S = 60.0
 _FIRST_GUESS_S = 5.0
+_NOT_COMING = ("ready", "failed", "draining")
+_GONE = (NodeState.EVICTED, NodeState.REMOVED, NodeState.DRAINING)
 
 
 def wait_until(house: House, service: Service | None) -> float:
@@ -29,22 +32,45 @@ def wait_until(house: House, service: Service | None) -> float:
     return house.started_at + eviction_s
 
 
-def why_absent(house: House, name: str) -> tuple[Kind, str, float]:
+def why_absent(house: House, name: str, now: float) -> tuple[Kind, str, float]:
     """Return (kind, sentence, when to try again in seconds)."""
     service = house.services.get(name)
     if service is not None and service.told is not None:
-        starting = [node for node in service.offers if node.phase not in ("ready", "failed", "draining")]
+        starting = [node for node in service.offers if node.phase not in _NOT_COMING]
         if starting:
             node = max(starting, key=lambda one: one.beat.percent if one.beat else 0)
             percent = node.beat.percent if node.beat else 0
             return Kind.STARTING, f"model {name!r} is not ready: {node.phase}, {percent} %", _time_left_s(node.beat)
         return Kind.NO_WORKER, f"model {name!r} has no healthy worker; see 'zmqrt status'", 1.0
-    known = sorted(other.name for other in house.services.values() if other.told is not None)
-    if known:
-        listed = ", ".join(known)
+    if is_anything_known(house):
+        listed = ", ".join(sorted(other.name for other in choices(house, now))) or "none at the moment"
         listed = listed if len(listed) <= _LISTED_CHARS else listed[:_LISTED_CHARS] + " …"
         return Kind.NOT_FOUND, f"no model {name!r} here; known: {listed}", 0.0
     return Kind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
+
+
+def choices(house: House, now: float) -> set[Service]:
+    """Return the services that there are, for lists and for requests that name none: for each task the best it has.
+
+    Those that live, or were lost a moment ago and are due back; without any, those whose last node has just left; and
+    else those that load. So neither what is gone stands beside what serves, nor what has never come up.
+    """
+    ranked: dict[str, dict[int, set[Service]]] = {}
+    for service in house.services.values():
+        rank = _rank(house, service, now)
+        if service.told is not None and rank is not None:
+            ranked.setdefault(service.told.task, {}).setdefault(rank, set()).add(service)
+    return set().union(*(ranks[min(ranks)] for ranks in ranked.values()))
+
+
+def _rank(house: House, service: Service, now: float) -> int | None:
+    is_recent = now < service.unhealthy_since + house.timing.eviction_s
+    if service.healthy or (is_recent and service.is_due_back):
+        return 0
+    if is_recent:
+        return 1
+    is_coming = any(node.phase not in _NOT_COMING and node.state not in _GONE for node in service.offers)
+    return 2 if is_coming else None
 
 
 def is_anything_known(house: House) -> bool:

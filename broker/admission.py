@@ -17,6 +17,7 @@ from .bounds import OVERHEAD_BYTES
 from .house import House, error
 from .journal import Journal, split_blob
 from .leases import grant
+from .names import expect
 from .outcomes import Outcome
 from .prefixes import place
 from .requests import LOOKS, Request
@@ -147,7 +148,7 @@ class Admission:
         house = self._house
         until = wait_until(house, service)
         if until <= now:
-            kind, text, retry_after_s = why_absent(house, ask.service)
+            kind, text, retry_after_s = why_absent(house, ask.service, now)
             if kind is Kind.NOT_FOUND:
                 house.counters.rejected_not_found += 1
             else:
@@ -155,8 +156,12 @@ class Admission:
             self._refuse(session, ask, kind, text, now, retry_after_s=retry_after_s)
             return None
         if service is None:
-            service = house.services[ask.service] = Service(ask.service)
-        if not service.slot:
+            service = expect(house, ask.service, until)
+            if service is None:
+                house.counters.rejected_no_worker += 1
+                text = f"model {ask.service!r} is not here yet, and as many others as may be are waited for"
+                self._refuse(session, ask, Kind.NO_WORKER, text, now, retry_after_s=1.0)
+        elif not service.slot:
             house.service_timers.set(service, until)
         return service
 

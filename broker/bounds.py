@@ -26,6 +26,8 @@ class Bounds:
     attempts: int = limits.MAX_ATTEMPTS
     crashes: int = limits.MAX_CRASHES
     sessions: int = limits.MAX_SESSIONS
+    node_capacity: int = limits.MAX_HELD
+    """Requests one node may have, whatever it claims: a lie costs no more than that."""
     readers: int = 8
     """Twins of one request: more are a mistake, not a retry."""
     brokers: tuple[str, ...] = ()

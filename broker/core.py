@@ -35,6 +35,7 @@ from .house import CLIENTS, WORKERS, House, Ids, Out, Side, error
 from .intake import Intake
 from .invariants import check
 from .liveness import Liveness
+from .names import forget
 from .registry import Registry
 from .requests import RequestState
 from .results import Results
@@ -52,6 +53,7 @@ class SendFailure(enum.Enum):
 
     UNREACHABLE = "the peer is gone"
     FULL = "the peer takes nothing, and too much waits for it"
+    UNPACKABLE = "they are too large, or hold what no message can carry"
 
 
 class Broker:
@@ -85,7 +87,6 @@ class Broker:
         self._endings = endings
         self._dispatcher = dispatcher
         self._liveness = liveness
-        self._registry = registry
         self._fleet = fleet
         self._desk = desk
         self._intake = Intake(
@@ -159,6 +160,11 @@ class Broker:
     def send_failed(self, side: Side, peer: bytes, messages: Sequence[m.Message], why: SendFailure, now: float) -> None:
         """Take back what could not be sent: a request that never left goes to another node at once."""
         house = self.house
+        if why is SendFailure.UNPACKABLE:
+            house.counters.internal_errors += 1
+            self._endings.replace_unpackable(side is WORKERS, peer, messages, now)
+            self._dispatcher.pump(now)
+            return
         if why is SendFailure.FULL:
             house.counters.egress_overflows += 1
         node = house.nodes.get(peer) if side is WORKERS else None
@@ -288,7 +294,7 @@ class Broker:
                 self.house.service_timers.set(service, until)
                 return
             self._dispatcher.end_grace(service, now)
-        self._registry.forget_service(service, now)
+        forget(self.house, service, now)
 
     def _complain(self, side: Side, peer: bytes, rid: bytes | None, why: str) -> None:
         if side is CLIENTS:

@@ -81,8 +81,9 @@ class Diary:
     def _begin(self, kind: EventKind, subject: str, now: float) -> _Entry:
         self._last_id += 1
         entry = _Entry(self._last_id, kind, subject, "", "", "", now, 0)
+        self._last.pop((kind, subject), None)
         if len(self._last) >= MAX_EVENTS:
-            self._last = {key: one for key, one in self._last.items() if now - one.at < _WINDOW_S}
+            del self._last[next(iter(self._last))]  # the oldest: a thousand subjects a second are no window's worth
         self._last[kind, subject] = entry
         self._entries.append(entry)
         self._unlogged.append(entry)

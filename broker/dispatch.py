@@ -180,7 +180,7 @@ class Dispatcher:
             return
         for request in service.queue.waiting():
             if request.last_node is None:
-                kind, text, retry_after_s = why_absent(self._house, service.name)
+                kind, text, retry_after_s = why_absent(self._house, service.name, now)
                 self._endings.fail(request, kind, text, now, retry_after_s=retry_after_s)
 
 

@@ -6,6 +6,7 @@ something", so a peer that did not is tried again by the clock: after 5 ms, then
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -16,12 +17,15 @@ import zmq
 
 from ..protocol import codec, transport
 from ..protocol import messages as m
+from ..protocol.errors import ProtocolError
 from .core import SendFailure
 
 FIRST_RETRY_S: Final = 0.005
 LAST_RETRY_S: Final = 0.05
 MAX_PENDING_BYTES: Final = 16 << 20
 """For one peer, beyond what libzmq holds: twice the default window, so only a peer that reads nothing meets it."""
+
+log = logging.getLogger(__name__)
 
 _Envelope = tuple[codec.Frames, Sequence[m.Message]]
 Failed = tuple[bytes, SendFailure, list[m.Message]]
@@ -60,9 +64,13 @@ class Egress:
         """Send messages in as few envelopes as they need, behind what already waits for that peer.
 
         Returns:
-            None, or why that peer is given up, with everything that has certainly not left.
+            None, or why that peer is given up, with everything that has certainly not left; UNPACKABLE gives up those
+            messages alone.
         """
-        envelopes = codec.pack(messages)
+        try:
+            envelopes = codec.pack(messages)
+        except ProtocolError:
+            return self._send_what_can_be(peer, messages, now)
         waiting = self._pending.get(peer) if self._pending else None
         if waiting is None:
             for index, frames in enumerate(envelopes):
@@ -79,6 +87,14 @@ class Egress:
                 return None
         waiting.add(envelopes, messages)
         return self._give_up(peer, SendFailure.FULL) if waiting.size_bytes > MAX_PENDING_BYTES else None
+
+    def _send_what_can_be(self, peer: bytes, messages: Sequence[m.Message], now: float) -> Failed | None:
+        """Leave out what cannot be packed: it costs the peer that one message, and nobody else anything."""
+        good, bad = codec.split_packable(messages)
+        failed = self.send(peer, good, now) if good else None
+        for message, why in bad:
+            log.error("a message to %s cannot be sent: %s: %s", peer.hex(), type(message).__name__, why)
+        return failed or (peer, SendFailure.UNPACKABLE, [message for message, _ in bad])
 
     def send_raw(self, peer: bytes, frames: codec.Frames) -> None:
         """Try once to send something that nobody will miss."""

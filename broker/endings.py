@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind
+from ..protocol.snapshot import SCHEMA_VERSION, TOO_LARGE
 from .bounds import OVERHEAD_BYTES
 from .counters import Stage
 from .delivery import Delivery
@@ -18,6 +20,7 @@ from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request, RequestState
 from .stories import timings
 
 _CANCELLED: Final = 499
+_UNSENDABLE: Final = "the broker has an answer that no message can carry; see its log"
 _NO_FAILURES: Final = frozenset({Kind.CANCELLED, Kind.BROKER_LOST})
 """Nobody waits any more, or its client goes on with it from its own copy."""
 _STAGES: Final = {
@@ -97,6 +100,24 @@ class Endings:
             self._house.counters.cancelled += 1
             self._house.tallies.cancellations[_STAGES[request.state].value] += 1
             self.fail(request, Kind.CANCELLED, text, now, reason=text[:64])
+
+    def replace_unpackable(self, is_worker: bool, peer: bytes, messages: Sequence[m.Message], now: float) -> None:  # noqa: FBT001
+        """Say to a peer that what it was to be told cannot be sent: that request, or that question, ends here."""
+        house = self._house
+        node = house.nodes.get(peer) if is_worker else None
+        session = None if is_worker else house.sessions.get(peer)
+        for message in messages:
+            if node is not None and isinstance(message, m.Dispatch):
+                request = node.running.get(message.lease)
+                if request is not None:
+                    self.fail(request, Kind.TOO_LARGE, _UNSENDABLE, now)
+            elif session is not None and isinstance(message, m.Status):
+                house.tell_client(session, m.Status(message.qid, TOO_LARGE, SCHEMA_VERSION, b"", {"text": _UNSENDABLE}))
+            elif session is not None and isinstance(message, m.Partial | m.Final | m.Error):
+                reader = session.readers.get(message.rid) if message.rid is not None else None
+                if reader is not None:
+                    self.abandon(reader, _UNSENDABLE, now)
+                house.tell_client(session, error(message.rid, Kind.TOO_LARGE, _UNSENDABLE))
 
     def _keep(self, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float) -> None:
         ask = request.ask

@@ -35,7 +35,7 @@ class Fleet:
             if type(message) is m.Ready:
                 node = self._registry.register(peer, user, message, now)
                 if node is None:
-                    return is_calm
+                    return False  # refused: whoever goes on asking over this connection floods
             elif node is None or node.state is _EVICTED:
                 self._send_away(peer, node, message, now)
                 return is_calm

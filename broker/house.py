@@ -56,10 +56,12 @@ class House:
     """The tables. One owner writes each: see the modules named above."""
 
     __slots__ = (
+        "awaited",
         "bounds",
         "broker_epoch",
         "broker_id",
         "counters",
+        "departed",
         "diary",
         "dirty",
         "drain_until",
@@ -71,6 +73,7 @@ class House:
         "out",
         "outcomes",
         "params",
+        "parts",
         "request_timers",
         "service_timers",
         "services",
@@ -108,7 +111,13 @@ class House:
         self.sessions: dict[bytes, Session] = {}
         self.nodes: dict[bytes, Node] = {}
         self.nodes_by_uuid: dict[bytes, Node] = {}
+        self.parts = 0
+        """Nodes, their devices and their offers: what MAX_FLEET_PARTS bounds."""
         self.services: dict[str, Service] = {}
+        self.departed: dict[Service, None] = {}
+        """Those that no node offers any more, the first to go first …"""
+        self.awaited: dict[Service, None] = {}
+        """… and those that only clients have named (broker/names.py)."""
         self.outcomes = Outcomes(timing.dedupe_s, bounds.outcome_bytes)
         self.strikes = Strikes()
         self.worker_strikes = Strikes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..protocol.limits import MAX_FLEET_PARTS
 from .house import House
 from .requests import Reader, Request, RequestState
 from .workers import Node, NodeState
@@ -77,7 +78,13 @@ def _check_services(house: House, requests: list[Request]) -> None:
         if service.ring.mask:
             stranded = sum(map(len, service.queue.stranded.values()))
             assert service.queue.count <= stranded, "a node is free and requests wait"
+        assert (service in house.departed) <= (not service.offers)
+        assert (service in house.awaited) == (service.told is None)
+        assert service.offers or service in house.service_timers, "a service that stays for ever"
     assert all(house.services[request.service.name] is request.service for request in requests)
+    assert set(house.departed) | set(house.awaited) <= set(house.services.values())
+    nodes = house.nodes_by_uuid.values()
+    assert house.parts == sum(1 + node.device_parts + len(node.offers) for node in nodes) <= MAX_FLEET_PARTS
 
 
 def _check_sessions(house: House, requests: list[Request]) -> None:

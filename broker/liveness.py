@@ -12,6 +12,7 @@ from ..protocol.snapshot import EventKind
 from .counters import LossReason
 from .dispatch import Dispatcher
 from .house import House
+from .names import depart
 from .placement import settle
 from .requests import RequestState
 from .workers import TRANSITIONS, Node, NodeEvent, NodeState
@@ -145,11 +146,12 @@ class Liveness:
         if house.nodes_by_uuid.get(node.ready.worker_uuid) is node:
             del house.nodes_by_uuid[node.ready.worker_uuid]
         house.node_timers.clear(node)
+        house.parts -= 1 + node.device_parts + len(node.offers)
         for offer in node.offers.values():
             offer.service.offers.pop(node, None)
             offer.service.prefixes.forget(offer)
-            if not offer.service.slot:
-                house.service_timers.set(offer.service, now + house.timing.eviction_s)
+            if not offer.service.offers:
+                depart(house, offer.service, now, may_return=True)
 
     def _lose_all(self, node: Node, now: float, why: str, reason: LossReason) -> None:
         """End the attempts on a node; backwards, because each goes to the very front of its queue."""
@@ -191,4 +193,5 @@ class Liveness:
             service = offer.service
             service.count_healthy(offer.told.revision, -1, now)
             if not service.healthy:
+                service.is_due_back = node.state not in (NodeState.DRAINING, NodeState.REMOVED)
                 self._house.service_timers.set(service, now + self._house.timing.eviction_s)

@@ -26,10 +26,11 @@ class Ring:
 
     def __init__(self) -> None:
         self.mask = 0
-        self._sets: list[OrderedDict[Offer, None]] = [OrderedDict() for _ in _BITS]
+        self._sets: dict[int, OrderedDict[Offer, None]] = {}
+        """Those that are not empty: a service that nobody offers costs next to nothing."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._sets))
+        return sum(map(len, self._sets.values()))
 
     def __contains__(self, offer: Offer) -> bool:
         return offer.index >= 0 and offer in self._sets[offer.index]
@@ -45,11 +46,14 @@ class Ring:
             held = self._sets[old]
             del held[offer]
             if not held:
+                del self._sets[old]
                 self.mask ^= _BITS[old]
         offer.index = index
         if index >= 0:
+            if not self.mask & _BITS[index]:
+                self._sets[index] = OrderedDict()
+                self.mask |= _BITS[index]
             self._sets[index][offer] = None
-            self.mask |= _BITS[index]
 
     def best(self) -> Offer:
         """Return the least loaded offer; only while `mask` is not 0."""

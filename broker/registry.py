@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.limits import MAX_FLEET_PARTS, MAX_FLEET_SERVICES
 from ..protocol.printable import printable
 from ..protocol.snapshot import EventKind
-from .bounds import CONTROL_BURST, CONTROL_RATE, FORGET_SERVICE_S
+from .bounds import CONTROL_BURST, CONTROL_RATE
 from .counters import LossReason
 from .dispatch import Dispatcher
 from .house import House, Side
 from .liveness import Liveness
+from .names import depart, learn
 from .placement import settle
-from .services import Service
 from .sessions import bucket
 from .workers import Node, NodeEvent, NodeState, Offer
+
+PROOF_KEY: Final = "proof"
+"""In ext of READY: a word that a node has made up, so that nobody else can come back as it."""
 
 
 class Registry:
@@ -48,24 +52,42 @@ class Registry:
         if same_session is not None and same_session.ready.worker_uuid != ready.worker_uuid:
             self._liveness.leave(same_session, now)  # evicted, and back under another name
         node = house.nodes_by_uuid.get(ready.worker_uuid)
-        if node is not None and node.user != user:
-            self._turn_away(peer, 403, "this worker_uuid belongs to another principal")
+        refusal = self._why_not(node, peer, user, ready)
+        if refusal is not None:
+            self._turn_away(peer, *refusal)
             return None
-        if node is None and len(house.nodes_by_uuid) >= house.bounds.sessions:
-            self._turn_away(peer, 503, f"{house.bounds.sessions} nodes are registered already")
-            return None
-        rebound: list[m.Rebound] = []
+        lean, rebound = _lean(ready, house.bounds.node_capacity), list[m.Rebound]()
         if node is None:
-            node = self._new(peer, user, ready, now)
+            node = self._new(peer, user, lean, now)
             self._note("joined", node, f"with {_devices(len(ready.devices))}", now)
         else:
-            rebound = self._return(node, peer, ready, now)
+            rebound = self._return(node, peer, lean, ready.held, now)
             self._note("returned", node, f"and goes on with {len(rebound)} of its requests", now)
+        self._count_parts(node, len(ready.devices))
         house.counters.nodes_registered += 1
         self.offer(node, ready.services, now)
         house.tell_worker(node, m.WorkerWelcome(house.broker_id, house.broker_epoch, node.epoch, house.params, rebound))
         self._liveness.watch(node)
         return node
+
+    def _why_not(self, node: Node | None, peer: bytes, user: str, ready: m.Ready) -> tuple[int, str] | None:
+        """Say why a node may not register: somebody else has its uuid, or there is no room. None: it may."""
+        house = self._house
+        if node is not None and node.user != user:
+            return 403, "this worker_uuid belongs to another principal"
+        if node is not None and node.peer != peer and not _may_return(node, ready):
+            house.tell_worker(node, m.BrokerHeartbeat(node.epoch, node.beats_sent))  # if it is gone, this tells
+            return 409, "a node with this worker_uuid is connected, and it registered with another ext.proof"
+        if node is None and len(house.nodes_by_uuid) >= house.bounds.sessions:
+            return 503, f"{house.bounds.sessions} nodes are registered already"
+        more = len(ready.devices) + 1 if node is None else len(ready.devices) - node.device_parts
+        if more > 0 and house.parts + more > MAX_FLEET_PARTS:
+            return 503, f"nodes, devices and offers are {house.parts} already, of {MAX_FLEET_PARTS} at most"
+        return None
+
+    def _count_parts(self, node: Node, devices: int) -> None:
+        self._house.parts += devices - node.device_parts
+        node.device_parts = devices
 
     def _turn_away(self, peer: bytes, code: int, text: str) -> None:
         self._house.out.append((Side.WORKERS, peer, m.Dismiss(code, text)))
@@ -83,11 +105,12 @@ class Registry:
             bucket(CONTROL_RATE, CONTROL_BURST, now),
             capacity=max(1, ready.capacity),
         )
+        self._house.parts += 1
         self._house.nodes[peer] = node
         self._house.nodes_by_uuid[ready.worker_uuid] = node
         return node
 
-    def _return(self, node: Node, peer: bytes, ready: m.Ready, now: float) -> list[m.Rebound]:
+    def _return(self, node: Node, peer: bytes, ready: m.Ready, held: Sequence[m.Held], now: float) -> list[m.Rebound]:
         """Take a node back: it keeps the leases that it still holds and that are still its own."""
         house = self._house
         if node.peer != peer and node.state not in (NodeState.LOST, NodeState.EVICTED):
@@ -103,7 +126,7 @@ class Registry:
         node.is_stalled = False
         node.told_devices = None
         node.fenced.clear()
-        return self._rebind(node, ready.held, now)
+        return self._rebind(node, held, now)
 
     def _rebind(self, node: Node, held: Sequence[m.Held], now: float) -> list[m.Rebound]:
         claimed = {one.lease: one for one in held}
@@ -129,7 +152,7 @@ class Registry:
             return
         self._note_news(node, beat, now)
         is_news = beat.services is not None or beat.phase != node.phase
-        node.hear_load(beat)
+        node.hear_load(self._lean_beat(node, beat))
         node.is_stalled = beat.loop_age_ms > self._house.timing.heartbeat_s * 1000
         node.allow(beat.dispatch_limit)
         if beat.services is not None:
@@ -138,6 +161,17 @@ class Registry:
             self._liveness.drain(node, now)
         if is_news:
             self._liveness.beat(node)  # at once: the node tells nobody that it serves before it is known here
+
+    def _lean_beat(self, node: Node, beat: m.Heartbeat) -> m.Heartbeat:
+        """Return what is kept of a heartbeat: no more devices than there is room for, and nothing that nobody reads."""
+        devices = beat.devices
+        if len(devices) > node.device_parts:
+            room = MAX_FLEET_PARTS - self._house.parts
+            devices = devices[: node.device_parts + max(0, room)]
+            self._count_parts(node, max(len(devices), node.device_parts))
+        if any(device.ext for device in devices):
+            devices = [msgspec.structs.replace(device, ext={}) for device in devices]
+        return msgspec.structs.replace(beat, devices=devices, services=None, ext={})
 
     def _note_news(self, node: Node, beat: m.Heartbeat, now: float) -> None:
         """Write down what an operator waits for, or should look at."""
@@ -162,39 +196,58 @@ class Registry:
         names = {one.service for one in told}
         for name in [name for name in node.offers if name not in names]:
             self._withdraw(node.offers.pop(name), now)
-        for one in told:
-            self._take_offer(node, one)
+        refused = [one.service for one in told if not self._take_offer(node, one)]
+        if refused:
+            text = f"offers too much: {refused[0]!r} is not taken; {MAX_FLEET_SERVICES} models are the most"
+            self._note("failed", node, text, now)
         self._liveness.count_in(node, now)
         settle(node)
 
-    def _take_offer(self, node: Node, told: m.ServiceOffer) -> None:
+    def _take_offer(self, node: Node, told: m.ServiceOffer) -> bool:
         house = self._house
-        service = house.services.get(told.service)
-        if service is None:
-            service = house.services[told.service] = Service(told.service)
-        service.told = told
         offer = node.offers.get(told.service)
         if offer is None:
-            offer = node.offers[told.service] = service.offers[node] = Offer(node, service, told, told.max_inflight)
-        offer.told, offer.max_inflight = told, told.max_inflight
+            service = learn(house, told.service) if house.parts < MAX_FLEET_PARTS else None
+            if service is None:
+                return False
+            house.parts += 1
+            offer = node.offers[told.service] = service.offers[node] = Offer(node, service, told, 0)
+        offer.service.told = offer.told = told
+        offer.max_inflight = told.max_inflight
+        return True
 
     def _withdraw(self, offer: Offer, now: float) -> None:
-        offer.service.ring.put(offer, -1)
-        offer.service.prefixes.forget(offer)
-        offer.service.offers.pop(offer.node, None)
-        self._house.service_timers.set(offer.service, now + self._house.timing.eviction_s)
+        """Take back one offer of a node that stays: of a service that it alone had, nobody waits for it to return."""
+        service = offer.service
+        service.ring.put(offer, -1)
+        service.prefixes.forget(offer)
+        service.offers.pop(offer.node, None)
+        self._house.parts -= 1
+        if not service.healthy:
+            service.is_due_back = False
+        if not service.offers:
+            depart(self._house, service, now, may_return=False)
 
-    def forget_service(self, service: Service, now: float) -> None:
-        """Forget a service that nobody offers, once nothing waits for it and long enough has passed."""
-        if service.offers:
-            return
-        until = -math.inf if service.told is None else service.unhealthy_since + FORGET_SERVICE_S
-        if service.queue.count or service.running:
-            until = max(until, now + self._house.timing.eviction_s)
-        if now < until:
-            self._house.service_timers.set(service, until)
-        else:
-            self._house.services.pop(service.name, None)
+
+def _lean(ready: m.Ready, most: int) -> m.Ready:
+    """Return what is kept of READY: what it claims within bounds, and nothing that nobody reads again."""
+    devices = [msgspec.structs.replace(device, ext={}) for device in ready.devices]
+    capacity = min(ready.capacity, most)
+    proof = ready.ext.get(PROOF_KEY)
+    ext: m.Ext = {PROOF_KEY: proof} if isinstance(proof, str) else {}
+    return msgspec.structs.replace(ready, capacity=capacity, services=[], devices=devices, held=[], ext=ext)
+
+
+def _may_return(node: Node, ready: m.Ready) -> bool:
+    """Whether another connection may go on as this node.
+
+    A uuid is no secret (`status` tells it), and a key may be shared. So while the node is connected, only who brings
+    the proof that it came with can come back as it.
+    """
+    if node.state in (NodeState.LOST, NodeState.EVICTED):
+        return True
+    proof = node.ready.ext.get(PROOF_KEY)
+    return proof is not None and proof == ready.ext.get(PROOF_KEY)
 
 
 def _devices(number: int) -> str:

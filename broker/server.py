@@ -30,7 +30,7 @@ from ..protocol.keys import load_server
 from ..protocol.metrics_port import MetricsPort, ask_loop
 from .auth import Gate
 from .config import BrokerSettings
-from .core import Broker, Side
+from .core import Broker, SendFailure, Side
 from .diary import NODE_EVENTS
 from .egress import Failed
 from .garbage import GarbageCollection
@@ -321,7 +321,8 @@ class Server:
 
     def _give_back(self, port: Port, failed: Failed, now: float) -> None:
         peer, why, messages = failed
-        port.forget(peer)
+        if why is not SendFailure.UNPACKABLE:
+            port.forget(peer)
         self._core.send_failed(port.side, peer, messages, why, now)
 
     def _look_after_broken(self) -> None:

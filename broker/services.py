@@ -9,6 +9,7 @@ import msgspec
 
 from ..protocol.histogram import Meter
 from ..protocol.messages import Ext, ServiceOffer
+from ..protocol.snapshot import ServiceStatus
 from ..protocol.tasks import FinishReason
 from .placement import Ring
 from .prefixes import Prefixes
@@ -32,7 +33,8 @@ class Service(msgspec.Struct, eq=False):
     Attributes:
         told: What the last node to register said of it; None until one has.
         healthy: Nodes that are well and offer it, full or not.
-        unhealthy_since: When the last healthy one went.
+        unhealthy_since: When the last healthy one went …
+        is_due_back: … and whether it fell silent, was lost or restarts, rather than leave of its own accord.
         revisions: Healthy nodes by revision.
         mean_s: Time from dispatch to end, smoothed; 0 until one has ended.
         queue_time, first_token, token_time, duration: See ServiceStatus, as the counts below.
@@ -46,6 +48,7 @@ class Service(msgspec.Struct, eq=False):
     told: ServiceOffer | None = None
     healthy: int = 0
     unhealthy_since: float = -math.inf
+    is_due_back: bool = False
     revisions: dict[str, int] = {}
     running: int = 0
     mean_s: float = 0.0
@@ -58,6 +61,17 @@ class Service(msgspec.Struct, eq=False):
     finished: dict[str, int] = msgspec.field(default_factory=_no_results)
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    shown: ServiceStatus | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request waits for it or runs."""
+        return bool(self.queue.count or self.running)
+
+    @property
+    def has_served(self) -> bool:
+        """Whether it has ever answered anything."""
+        return any(self.finished.values())
 
     def note_result(self, meta: Ext, queued_s: float, ran_s: float, whole_s: float) -> None:
         """Learn from a request that was answered.

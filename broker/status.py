@@ -9,13 +9,15 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
 from ..protocol import delta, story
 from ..protocol import messages as m
 from ..protocol import snapshot as s
+from ..protocol.limits import MAX_FRAME_BYTES
+from .absence import choices
 from .bounds import QUERY_RATE
 from .house import House, counters_as_dict
 from .requests import Request, RequestState
@@ -27,6 +29,8 @@ _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
 _REMEMBERED = 32
 """Snapshots kept to tell differences from: three seconds of as many questions as may be, else half a minute."""
+_REMEMBERED_NODES = 16_384
+"""In all of them: a large fleet is remembered for a shorter time, in some ten MiB."""
 _MOST_ANSWERS = 8
 """Different answers about one snapshot; who asks about yet another state gets the whole one, which is made already."""
 _HEALTH: dict[NodeState, s.Health] = {
@@ -79,6 +83,8 @@ class Board:
         self._serial += 1
         self._made_at = now
         self._recent.append(snapshot(self._house, now, serial=self._serial))
+        while len(self._recent) > 1 and sum(len(one.nodes) for one in self._recent) > _REMEMBERED_NODES:
+            self._recent.popleft()
         self._answers.clear()
 
     def _since(self, query: m.Query) -> int:
@@ -97,21 +103,36 @@ class Board:
         if not for_admin:
             now, before = s.for_everybody(now), s.for_everybody(before) if before is not None else None
         if what == "services":
-            return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, s.encode(_brief(now)))
-        if before is None:
-            return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, s.encode(now))
-        return m.Status(0, delta.SCHEMA, s.SCHEMA_VERSION, delta.encode(delta.difference(before, now)))
+            return self._fitting(_brief(now))
+        if before is not None:
+            body = delta.encode(delta.difference(before, now))
+            if len(body) <= MAX_FRAME_BYTES:
+                return m.Status(0, delta.SCHEMA, s.SCHEMA_VERSION, body)
+        return self._fitting(now, s.without_details(now))
+
+    def _fitting(self, *forms: s.Snapshot) -> m.Status:
+        """Tell the first form that a frame can carry."""
+        for form in forms:
+            body = s.encode(form)
+            if len(body) <= MAX_FRAME_BYTES:
+                return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, body)
+        text = f"this fleet's status is over the {MAX_FRAME_BYTES} bytes of a frame; ask for 'services'"
+        return m.Status(0, s.TOO_LARGE, s.SCHEMA_VERSION, b"", {"text": text})
 
     def _explain(self, query: m.Query, user: str, now: float) -> m.Status:
         name, whose = query.args.get("request"), None if self._is_admin(user) else user
         stories = self._house.stories.find(self._house, name, whose, now) if isinstance(name, str) and name else []
-        return m.Status(query.qid, story.SCHEMA, story.SCHEMA_VERSION, story.encode(stories))
+        body = story.encode(stories)
+        if len(body) > MAX_FRAME_BYTES:
+            body = story.encode(stories[:1])
+        return m.Status(query.qid, story.SCHEMA, story.SCHEMA_VERSION, body)
 
 
 def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:
     """Describe everything."""
     nodes = sorted(house.nodes_by_uuid.values(), key=lambda node: (node.node_id, node.ready.worker_uuid))
     services = [service for _, service in sorted(house.services.items()) if service.told is not None]
+    listed = choices(house, now)
     return s.Snapshot(
         broker_id=house.broker_id,
         broker_epoch=house.broker_epoch,
@@ -122,7 +143,7 @@ def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:
         queued=sum(service.queue.count for service in services),
         running=sum(service.running for service in services),
         nodes=[_node(node, house.started_at, now) for node in nodes],
-        services=[_service(service, nodes) for service in services],
+        services=[_service(service, is_listed=service in listed) for service in services],
         counters=counters_as_dict(house.counters),
         serial=serial,
         unix_s=house.unix_s + now - house.started_at if house.unix_s else 0.0,
@@ -133,7 +154,8 @@ def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:
 
 
 def _brief(whole: s.Snapshot) -> s.Snapshot:
-    return msgspec.structs.replace(whole, serial=0, nodes=[], requests=[], events=[])
+    listed = [one for one in whole.services if one.is_listed]
+    return msgspec.structs.replace(whole, serial=0, services=listed, nodes=[], requests=[], events=[])
 
 
 def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:
@@ -170,18 +192,18 @@ def _devices(node: Node) -> list[s.DeviceStatus]:
     return node.told_devices
 
 
-def _service(service: Service, nodes: Iterable[Node]) -> s.ServiceStatus:
+def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
     told = service.told
     assert told is not None
-    able = [node for node in nodes if node.is_usable and service.name in node.offers]
-    return s.ServiceStatus(
+    able = [(node, offer) for node, offer in service.offers.items() if node.is_usable]
+    status = s.ServiceStatus(
         service=service.name,
         task=told.task,
         model=told.model,
         revision=told.revision,
         context=told.context,
         nodes=len(able),
-        capacity=sum(min(node.capacity, node.offers[service.name].max_inflight) for node in able),
+        capacity=sum(min(node.capacity, offer.max_inflight) for node, offer in able),
         queued=service.queue.count,
         running=service.running,
         prompt_tokens=service.prompt_tokens,
@@ -191,7 +213,11 @@ def _service(service: Service, nodes: Iterable[Node]) -> s.ServiceStatus:
         first_token=service.first_token.read(),
         token_time=service.token_time.read(),
         duration=service.duration.read(),
+        is_listed=is_listed,
     )
+    if status != service.shown:
+        service.shown = status  # else the same object again: what did not change costs snapshots no memory
+    return service.shown
 
 
 def _oldest(house: House) -> list[Request]:

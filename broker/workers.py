@@ -106,6 +106,7 @@ class Node(msgspec.Struct, eq=False):
         running: Its leases.
         fenced: Leases taken from it and cancelled there, so that each is cancelled once.
         told_devices: Its devices as snapshots tell them; None = to be made anew.
+        device_parts: How many devices it counts for in the bound of the fleet.
         is_usable: Whether it counts as healthy for its services: active, and its models are up.
     """
 
@@ -137,6 +138,7 @@ class Node(msgspec.Struct, eq=False):
     told_devices: list[DeviceStatus] | None = None
     was_ready: bool = False
     slot: int = 0
+    device_parts: int = 0
 
     @property
     def node_id(self) -> str:

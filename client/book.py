@@ -91,6 +91,15 @@ class Book:
             self.line[request.call.rid] = request
             self.line.move_to_end(request.call.rid, last=False)
 
+    def name_again(self, request: Request) -> None:
+        """Choose anew for a request that named no model: the one that was chosen is gone."""
+        if request.link is not None:
+            request.link.drop(request)
+        request.refusals += 1
+        request.move(State.WAITING)
+        request.service = ""
+        self.enqueue(request)
+
     def rest(self, request: Request, wake_at: float) -> None:
         """Let a refused request wait before it lines up again."""
         request.move(State.RESTING)

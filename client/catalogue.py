@@ -11,6 +11,8 @@ from ..protocol.snapshot import ServiceStatus
 
 _FRESH_S: Final = 5.0
 """Models come and go rarely; a wrong guess meanwhile is answered 404, which empties the catalogue."""
+_REFUSABLE_S: Final = 0.5
+"""A request is refused by a list that is younger than this: of two models one may be gone a second later."""
 
 
 class Catalogue:
@@ -20,10 +22,12 @@ class Catalogue:
         self._default = default_model
         self._services: Sequence[ServiceStatus] = ()
         self._fresh_until = 0.0
+        self._told_at = 0.0
 
     def learn(self, services: Sequence[ServiceStatus], now: float) -> None:
         """Take over what the broker told; an empty list is asked for again at once."""
-        self._services = services
+        self._services = [one for one in services if one.is_listed]
+        self._told_at = now
         self._fresh_until = now + (_FRESH_S if services else 0.0)
 
     def forget(self) -> None:
@@ -33,6 +37,10 @@ class Catalogue:
     def is_fresh(self, now: float) -> bool:
         """Whether `choose` may be asked."""
         return now < self._fresh_until
+
+    def may_refuse(self, now: float) -> bool:
+        """Whether the list is new enough to refuse a request by it, rather than ask for another one."""
+        return now < self._told_at + _REFUSABLE_S
 
     def choose(self, task: TaskName) -> str:
         """Return the service for a task. Raises RequestError that lists what there is."""

@@ -50,7 +50,7 @@ class Naming:
             return
         if self._catalogue.is_fresh(now):
             self._choose_all(now)
-        elif link is not None and not self._is_asking:
+        if self._book.unnamed and link is not None and not self._is_asking:
             self._is_asking = True
             self._asks.add(Ask(questions.services().message, self, now, _ASK_S, is_own=True), link, now)
 
@@ -71,7 +71,8 @@ class Naming:
         try:
             request.service = self._catalogue.choose(request.call.task)
         except RequestError as error:
-            self._refuse(request, error, now)
+            if self._catalogue.may_refuse(now):
+                self._refuse(request, error, now)
             return
         del self._book.unnamed[request.call.rid]
         self._book.enqueue(request)

@@ -130,6 +130,9 @@ class Replies:
     def _end(self, link: Link, request: Request, kind: Kind, error: m.Error, now: float) -> None:
         if kind is Kind.NOT_FOUND:
             self._naming.forget()
+            if not request.call.service and request.refusals == 0 and request.refused():
+                self._book.name_again(request)
+                return
         if error.retryable and error.code in retry.REFUSED and self._rest(link, request, kind, error, now):
             return
         if error.code == 499:

@@ -33,6 +33,8 @@ MAGIC: Final = b"ZR"
 PREFIX: Final = MAGIC + bytes([m.VERSION, 0])
 _VERSION_PREFIX: Final = MAGIC + b"\x00\x00"
 _BODY_FIELDS: Final = ("body", "resume")
+_HEAD_BYTES: Final = 16
+"""Room for what begins a header: the prefix and the head of the array."""
 
 T = TypeVar("T", bound=m.Message)
 Frames = list[bytes]
@@ -62,11 +64,33 @@ def pack(messages: Sequence[m.Message]) -> list[Frames]:
     """Pack messages for one peer into as few envelopes as the limits allow (nearly always one).
 
     Raises:
-        ProtocolError: one body is larger than a frame may be; check before you accept it.
+        ProtocolError: one of them is larger than may be, or holds what MessagePack cannot carry; nothing is packed.
+            `split_packable` tells which.
     """
+    try:
+        return _pack(messages)
+    except (OverflowError, UnicodeError, TypeError) as error:
+        raise ProtocolError(f"a message cannot be encoded: {error}") from error
+
+
+def split_packable(messages: Sequence[T]) -> tuple[list[T], list[tuple[T, str]]]:
+    """Tell apart what can be packed and, with the reason, what cannot."""
+    good: list[T] = []
+    bad: list[tuple[T, str]] = []
+    for message in messages:
+        try:
+            pack([message])
+        except ProtocolError as error:
+            bad.append((message, str(error)))
+        else:
+            good.append(message)
+    return good, bad
+
+
+def _pack(messages: Sequence[m.Message]) -> list[Frames]:
     if len(messages) > MAX_MESSAGES:
         starts = range(0, len(messages), MAX_MESSAGES)
-        return [frames for start in starts for frames in pack(messages[start : start + MAX_MESSAGES])]
+        return [frames for start in starts for frames in _pack(messages[start : start + MAX_MESSAGES])]
     header = _encoder.encode(messages)
     if len(header) < INLINE_BODY_BYTES:  # then no body can be large: no need to look at each
         return [[PREFIX + header]]
@@ -92,7 +116,7 @@ def _pack_in_parts(messages: Sequence[m.Message]) -> list[Frames]:
         item, bodies = _split_bodies(message, len(large))
         full = (
             len(header) == MAX_MESSAGES
-            or header_bytes + len(item) > MAX_HEADER_BYTES - 16
+            or header_bytes + len(item) > MAX_HEADER_BYTES - _HEAD_BYTES
             or len(large) + len(bodies) > MAX_LARGE_BODIES
             or (large and bodies and sum(map(len, large)) + sum(map(len, bodies)) > MAX_ENVELOPE_BYTES // 2)
         )
@@ -120,7 +144,10 @@ def _split_bodies(message: m.Message, frames_before: int) -> tuple[bytes, Frames
             large.append(value)
             value = frames_before + len(large)
         fields.append(value)
-    return (_encoder.encode(fields) if large else _encoder.encode(message)), large
+    item = _encoder.encode(fields) if large else _encoder.encode(message)
+    if len(item) > MAX_HEADER_BYTES - _HEAD_BYTES:
+        raise ProtocolError(f"a message of {len(item)} bytes beside its body is over the limit of {MAX_HEADER_BYTES}")
+    return item, large
 
 
 def _close(items: list[bytes], large: Frames) -> Frames:

@@ -32,10 +32,18 @@ MAX_SERVICES: Final = 256
 """Services one node may offer."""
 MAX_DEVICES: Final = 64
 """Devices of one node: four times the largest GPU server."""
+MAX_FLEET_SERVICES: Final = 1024
+"""Names of services a broker knows at once, whoever told them: a status still fits a frame, and memory a few MiB."""
+MAX_FLEET_PARTS: Final = 16_384
+"""Nodes, their devices and what they offer, together: a thousand servers of eight devices, and half as much again."""
+MAX_AWAITED_SERVICES: Final = 64
+"""Names that only clients have said, waited for while a broker is new: what a fleet has and a typo or two."""
 MAX_BUCKETS: Final = 64
 """Counts of one histogram: those of histogram.py, and room for finer ones."""
 MAX_HELD: Final = 4096
-"""Leases a returning worker may claim: NODE_MAX_CAPACITY is far below."""
+"""Leases a returning worker may claim: NODE_MAX_CAPACITY is far below. A broker gives no node more than that."""
+MAX_ANSWER_TOKENS: Final = 1 << 24
+"""Tokens of one prompt or answer, where its node tells no context: what says more is mistaken."""
 MAX_BROKERS: Final = 16
 MAX_TTL_MS: Final = 86_400_000
 """One day: longer waits are a mistake in units."""

@@ -20,6 +20,9 @@ SCHEMA_VERSION: Final = 2
 LATER: Final = "later"
 """Schema of a STATUS without a body: its client asks too often, and asks again in `retry_after_ms` (in ext)."""
 
+TOO_LARGE: Final = "too_large"
+"""Schema of a STATUS without a body: the answer does not fit a frame; `text` in ext says what to ask instead."""
+
 MAX_EVENTS: Final = 200
 """Events told; older ones are in the broker's log."""
 MAX_REQUESTS: Final = 20
@@ -113,6 +116,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
         token_time: For each further unit, the mean of one answer.
         duration: From admission to the result.
         finished: Results by finish reason; embeddings have "".
+        is_listed: Whether it stands in lists of models, and is a choice for requests that name none: it lives or is due
+            back, or nothing of its task does.
     """
 
     service: str
@@ -131,6 +136,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     first_token: Histogram = msgspec.field(default_factory=Histogram)
     token_time: Histogram = msgspec.field(default_factory=Histogram)
     duration: Histogram = msgspec.field(default_factory=Histogram)
+    is_listed: bool = True
 
 
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +205,12 @@ def for_everybody(whole: Snapshot) -> Snapshot:
         if event.kind not in ("rejected", "request_failed")
     ]
     return msgspec.structs.replace(whole, requests=[], events=events)
+
+
+def without_details(whole: Snapshot) -> Snapshot:
+    """Return a snapshot of a fleet that is too large to be told whole: nodes without devices. No delta follows it."""
+    nodes = [msgspec.structs.replace(node, devices=[], services=node.services[:1]) for node in whole.nodes]
+    return msgspec.structs.replace(whole, serial=0, nodes=nodes)
 
 
 def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:

@@ -17,7 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from ..protocol import addresses, codec, transport
 from ..protocol import messages as m
-from ..protocol.errors import ProtocolError
+from ..protocol.errors import TABLE, Kind, ProtocolError
 from ..protocol.keys import PeerKeys
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,11 @@ class BrokerLink:
 
     def send(self, messages: Sequence[m.FromWorker]) -> bool:
         """Queue messages, all in one envelope if they fit; False when the broker has not taken any for too long."""
-        self._unsent.extend(codec.pack(messages))
+        try:
+            envelopes = codec.pack(messages)
+        except ProtocolError:
+            envelopes = codec.pack(_what_can_be_sent(messages))
+        self._unsent.extend(envelopes)
         self._flush()
         return len(self._unsent) <= _MAX_UNSENT
 
@@ -167,3 +171,15 @@ class BrokerLink:
     def _flush_later(self) -> None:
         self._flush()
         self._wake()  # a send may eat the wake-up of what has arrived
+
+
+def _what_can_be_sent(messages: Sequence[m.FromWorker]) -> list[m.FromWorker]:
+    """Replace results that no message can carry by the failure of their lease: the others go out as they are."""
+    good, bad = codec.split_packable(messages)
+    for message, why in bad:
+        log.error("a message to the broker cannot be sent: %s: %s", type(message).__name__, why)
+        if isinstance(message, m.WorkerPartial | m.WorkerFinal | m.WorkerError):
+            row, text = TABLE[Kind.MODEL_RAISED], "the node has a result that no message can carry; see its log"
+            lost = m.WorkerError(message.epoch, message.lease, row.code, Kind.MODEL_RAISED.value, False, 0, text)
+            good.append(lost)
+    return good

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import random
+import secrets
 import signal
 import uuid
 from collections.abc import Generator, Mapping
@@ -223,6 +224,11 @@ def _config(settings: WorkerSettings, node_id: str, rng: random.Random) -> NodeC
         capacity=settings.node_max_capacity,
         default_max_tokens=settings.default_max_tokens,
         stall_s=settings.stall_timeout_s,
-        ext={"version": metadata.version("zmqrt"), "engine": settings.engine_name, "pid": os.getpid()},
+        ext={
+            "version": metadata.version("zmqrt"),
+            "engine": settings.engine_name,
+            "pid": os.getpid(),
+            "proof": secrets.token_hex(16),  # so that nobody else can come back as this node
+        },
         jitter=lambda: rng.uniform(0.9, 1.1),
     )

@@ -52,13 +52,13 @@ class OpenAi:
 
     async def _models(self, _request: Request) -> Response:
         snapshot = await self._watch.snapshot(news=True)
-        data = [Model(id=one.service, created=_STARTED) for one in snapshot.services]
+        data = [Model(id=one.service, created=_STARTED) for one in snapshot.services if one.is_listed]
         return json_response(200, encode(ModelList(data=data)))
 
     async def _model(self, request: Request) -> Response:
         name: str = request.path_params["model"]
         snapshot = await self._watch.snapshot(news=True)
-        names = [one.service for one in snapshot.services]
+        names = [one.service for one in snapshot.services if one.is_listed]
         if name not in names:
             text = f"there is no model {name[:128]!r}; there are {', '.join(names) or 'none yet'}"
             raise request_error(Kind.NOT_FOUND, text)

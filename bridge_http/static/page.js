@@ -156,7 +156,7 @@ function showFleet(status) {
     showNode(element, node, status.tokens_per_s[node.worker_uuid] ?? {}),
   );
   list($("models"), status.services.sort(byName("service")), (service) => service.service, "service", showService);
-  offerModels(status.services.filter((service) => service.task === "generate").map((service) => service.service));
+  offerModels(status.services.filter((service) => service.task === "generate" && service.is_listed).map((service) => service.service));
 }
 
 /** Add the nodes that the broker has forgotten lately, unless they are back. */

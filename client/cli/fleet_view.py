@@ -28,7 +28,7 @@ def fleet_view(snapshot: Snapshot) -> RenderableType:
 def headline(snapshot: Snapshot) -> Text:
     """Say in one line whether requests are served."""
     state = "draining" if snapshot.draining else "ready" if snapshot.ready else "not ready"
-    models = ", ".join(service.service for service in snapshot.services) or "none yet"
+    models = ", ".join(service.service for service in snapshot.services if service.is_listed) or "none yet"
     text = Text.assemble(
         (f"broker {snapshot.broker_id} ", "bold"),
         (state, "green" if state == "ready" else "yellow"),

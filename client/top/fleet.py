@@ -141,6 +141,7 @@ def _whole(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> ServiceSt
     able = [node for node in nodes if is_serving(node) and parts[0].service in node.services]
     return msgspec.structs.replace(
         parts[0],
+        is_listed=any(one.is_listed for one in parts),
         nodes=len(able),
         capacity=sum(node.capacity for node in able),
         queued=sum(one.queued for one in parts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -229,6 +230,56 @@ def test_rubbish_disturbs_nobody(network: Network, broker: Process, port: str) -
     assert seen.counters["internal_errors"] == 0
     assert seen.counters["strikes"] <= ENVELOPES
     assert process.memory_info().rss - before < GROWTH_BYTES
+    assert "Traceback" not in broker.output()
+
+
+def push_names(network: Network, endpoint: str, over: threading.Event) -> None:
+    """Be a node that offers 256 new models in each heartbeat, as often as is no flood, and now and then returns."""
+    number = 0
+    for who in range(40):
+        dealer = network.dial(endpoint)
+        say(dealer, m.Ready(who.to_bytes(16, "big"), "pusher", 1000, [], []))
+        for _ in range(20):
+            names = [m.ServiceOffer(f"{number}-{each}-".ljust(128, "x"), 2**32 - 1, "embed") for each in range(256)]
+            say(dealer, m.Heartbeat(who + 2, number, 0, 2**62, "ready", services=names))
+            number += 1
+        if over.wait(0.05):
+            break
+        if who % 2:
+            dealer.close(200)
+    over.set()
+
+
+def test_names_without_end_neither_fill_the_broker_nor_cost_others_their_answers(
+    network: Network, broker: Process
+) -> None:
+    """A worker's key is enough to offer models: 200,000 of them, and the broker stays as it is."""
+    process, over = psutil.Process(broker.pid), threading.Event()
+    with Service(network, broker.endpoints["workers"]):
+        honest = Honest(network, broker.endpoints["clients"])
+        for _ in range(50):
+            honest.ask()
+        honest.status()
+        before = process.memory_info().rss
+        attack = threading.Thread(target=push_names, args=(network, broker.endpoints["workers"], over))
+        attack.start()
+        try:
+            slowest_s, grown = 0.0, 0
+            while not over.is_set():
+                began = time.monotonic()
+                seen = honest.status()
+                slowest_s = max(slowest_s, time.monotonic() - began)
+                honest.ask()
+                grown = max(grown, process.memory_info().rss - before)
+        finally:
+            over.set()
+            attack.join()
+        assert len(seen.services) > 200
+        assert honest.status().counters["internal_errors"] == 0
+
+    print(f"grown {grown >> 20} MiB, status within {slowest_s:.2f} s")
+    assert grown < 32 << 20
+    assert slowest_s < 5.0
     assert "Traceback" not in broker.output()
 
 

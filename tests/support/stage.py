@@ -165,12 +165,14 @@ class Worker(Peer):
         self.limit = 0
         self.beats = 0
         self.offers = [offer()]
+        self.ext: m.Ext = {"proof": f"made up by {name}"}
 
     def register(self, **ready: Any) -> m.WorkerWelcome | None:
         """Send READY; return the WELCOME."""
         self.offers = ready.pop("services", self.offers)
         devices = ready.pop("devices", [])
-        self.send(m.Ready(self.uuid, self.name, self.capacity, self.offers, devices, **ready))
+        ext = {**self.ext, **ready.pop("ext", {})}
+        self.send(m.Ready(self.uuid, self.name, self.capacity, self.offers, devices, ext=ext, **ready))
         for message in self.stage.said.get((self.side, self.peer), []):
             if isinstance(message, m.WorkerWelcome):
                 self.epoch = message.epoch

@@ -44,7 +44,7 @@ class WorkerProcess(Process):
             default_max_tokens=16,
             stall_s=world.timing.request_timeout_s / 2,
             held_s=world.timing.lost_grace_s + 1.0,
-            ext={},
+            ext={"proof": f"{host} alone"},
             jitter=lambda: rng.uniform(0.9, 1.1),
         )
         self._brokers = [broker.host for broker in world.brokers]

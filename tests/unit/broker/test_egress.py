@@ -11,6 +11,7 @@ from zmqrt.broker.core import SendFailure
 from zmqrt.broker.egress import FIRST_RETRY_S, LAST_RETRY_S, MAX_PENDING_BYTES, Egress
 from zmqrt.protocol import codec
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.limits import MAX_FRAME_BYTES
 
 PEER = b"peer"
 
@@ -125,3 +126,20 @@ def test_what_may_have_left_is_not_given_back() -> None:
 
         assert failed == (PEER, SendFailure.UNREACHABLE, [])
         assert len(router.sent) == 1
+
+
+def test_what_cannot_be_packed_costs_nothing_but_itself() -> None:
+    """A body beyond a frame, a number beyond 64 bits, half a character: the neighbours leave, in order."""
+    router = Router()
+    egress = make(router)
+    good = partials(3)
+    bad: list[m.Message] = [
+        m.Partial(b"r" * 16, 7, 1, b"x" * (MAX_FRAME_BYTES + 1)),
+        m.Partial(b"r" * 16, 2**64, 1, b"x"),
+        m.Error(b"r" * 16, 500, "no", False, 0, "caf\ud83d"),
+    ]
+
+    failed = egress.send(PEER, [good[0], bad[0], good[1], bad[1], bad[2], good[2]], 0.0)
+
+    assert failed == (PEER, SendFailure.UNPACKABLE, bad)
+    assert seqs(router) == [0, 1, 2]

@@ -207,7 +207,7 @@ class Crowd:
             self.users[peer] = "eve"
         elif (side, peer) not in self.spoke:
             pass
-        elif what == "unsent" and details[0] is SendFailure.FULL:
+        elif what == "unsent" and details[0] is not SendFailure.UNREACHABLE:
             self.broker.send_failed(side, peer, self.last.pop((side, peer), []), details[0], self.now)
         else:
             if what == "unsent":

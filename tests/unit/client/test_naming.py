@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from support.client_core import A, B, Talk, error, final
@@ -73,6 +74,53 @@ def test_several_models_are_listed() -> None:
     assert isinstance(ear.error, BadRequestError)
     assert "a, b" in str(ear.error)
     assert talk.sent(link, m.Request) == []
+
+
+def test_what_does_not_live_is_no_choice() -> None:
+    """A model that has departed, or that never comes up, stands in the way of nobody who names none."""
+    talk = Talk()
+    talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    gone = msgspec.structs.replace(service("gone"), is_listed=False, nodes=0)
+    talk.hear(link, answer(query, service("toy"), gone))
+
+    assert [one.service for one in talk.sent(link, m.Request)] == ["toy"]
+
+
+def test_nobody_is_refused_by_an_old_list() -> None:
+    """Of two models one may be gone since: it is asked once more before the request is refused."""
+    talk = Talk()
+    first = talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("a"), service("b")))
+    assert isinstance(first.error, BadRequestError)
+
+    talk.after(1.0)
+    talk.submit(model=None)
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("b")))
+
+    assert [one.service for one in talk.sent(link, m.Request)] == ["b"]
+
+
+def test_a_request_that_named_no_model_goes_to_the_one_that_came_instead() -> None:
+    """The one that was chosen is gone by the time it is asked: another is chosen, once."""
+    talk = Talk()
+    ear = talk.submit(model=None)
+    link = talk.up()
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("old")))
+    assert [one.service for one in talk.sent(link, m.Request)] == ["old"]
+
+    talk.hear(link, error(ear.rid, 404, "model_not_found"))
+    (query,) = talk.sent(link, m.Query)
+    talk.hear(link, answer(query, service("new")))
+    assert [one.service for one in talk.sent(link, m.Request)] == ["new"]
+
+    talk.hear(link, error(ear.rid, 404, "model_not_found"))
+    assert isinstance(ear.error, NotFoundError)
 
 
 def test_no_model_yet_is_asked_for_until_there_is_one() -> None:

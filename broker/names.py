@@ -1,0 +1,78 @@
+"""The names of services a broker knows: who may bring one in, and how long it stays when nobody offers it any more.
+
+A peer can say any number of names. So those that nodes offer are bounded in all, those that only clients have said are
+a few, and one that has never answered anything goes as soon as it cannot be waited for. What has served is remembered
+for a while, because its numbers are asked for; it makes room when room is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_SERVICES
+from .bounds import FORGET_SERVICE_S
+from .house import House
+from .services import Service
+
+
+def learn(house: House, name: str) -> Service | None:
+    """Return the service that a node offers under a name; None if no more names are taken."""
+    service = house.services.get(name)
+    if service is None:
+        if len(house.services) >= MAX_FLEET_SERVICES and not _make_room(house):
+            return None
+        service = house.services[name] = Service(name)
+    house.departed.pop(service, None)
+    house.awaited.pop(service, None)
+    return service
+
+
+def expect(house: House, name: str, until: float) -> Service | None:
+    """Return the service that a client waits for, though no node has offered it yet; None if too many are."""
+    if len(house.awaited) >= MAX_AWAITED_SERVICES or len(house.services) >= MAX_FLEET_SERVICES:
+        return None
+    service = house.services[name] = Service(name)
+    house.awaited[service] = None
+    house.service_timers.set(service, until)
+    return service
+
+
+def depart(house: House, service: Service, now: float, *, may_return: bool) -> None:
+    """Note that the last node that offered a service is gone, or (`may_return` False) offers it no more."""
+    if not may_return and not service.has_served and not service.is_wanted:
+        _drop(house, service)
+        return
+    house.departed[service] = None
+    house.service_timers.set(service, now + house.timing.eviction_s)
+
+
+def forget(house: House, service: Service, now: float) -> None:
+    """Forget a service that nobody offers, once nothing waits for it and long enough has passed."""
+    if service.offers:
+        return
+    until = service.unhealthy_since + FORGET_SERVICE_S if service.has_served else -math.inf
+    if service.is_wanted:
+        until = max(until, now + house.timing.eviction_s)
+    if now < until:
+        house.service_timers.set(service, until)
+    else:
+        _drop(house, service)
+
+
+def _make_room(house: House) -> bool:
+    """Forget the one that departed first: of those that have never answered anything, if there are any."""
+    idle = (one for one in house.departed if not one.is_wanted)
+    oldest = next(idle, None)
+    if oldest is None:
+        return False
+    if oldest.has_served:
+        oldest = next((one for one in idle if not one.has_served), oldest)
+    _drop(house, oldest)
+    return True
+
+
+def _drop(house: House, service: Service) -> None:
+    house.services.pop(service.name, None)
+    house.departed.pop(service, None)
+    house.awaited.pop(service, None)
+    house.service_timers.clear(service)
