@@ -88,6 +88,11 @@ def rid_of(tenant: str, method: str, path: str, key: str) -> bytes:
     return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
 
 
+def _party(tenant: str) -> str:
+    """Say for whom a request is, so that tenants wait in turn; the broker need not know their names."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:16]
+
+
 class Asked(Generic[R]):
     """One request under way, as its caller sees it."""
 
@@ -203,7 +208,7 @@ class Desk:
         return request.state.tenant, request.state.request_id
 
     def _options(self, request: Request, model: str | None) -> CallOptions:
-        return CallOptions(
+        options = CallOptions(
             model=model,
             timeout_s=asked_timeout_s(request, self.settings),
             total_s=self.settings.request_total_timeout_s,
@@ -211,3 +216,6 @@ class Desk:
             traceparent=_traceparent(request),
             retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
         )
+        if request.state.tenant:
+            options["party"] = _party(request.state.tenant)
+        return options

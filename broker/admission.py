@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
+
+import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind
@@ -33,6 +36,7 @@ class Start(NamedTuple):
     revision: str | None
 
 
+PARTY_KEY = "party"
 _FROM_THE_BEGINNING = Start(None, None)
 _SEED_FLAGS = m.RESUMABLE | m.SEEDED
 
@@ -40,11 +44,12 @@ _SEED_FLAGS = m.RESUMABLE | m.SEEDED
 class Admission:
     """Takes requests in."""
 
-    __slots__ = ("_ample_bytes", "_house", "_most_outstanding", "_twins")
+    __slots__ = ("_ample_bytes", "_house", "_is_admin", "_most_outstanding", "_twins")
 
-    def __init__(self, house: House, twins: Twins) -> None:
+    def __init__(self, house: House, twins: Twins, is_admin: Callable[[str], bool]) -> None:
         self._house = house
         self._twins = twins
+        self._is_admin = is_admin
         self._most_outstanding = house.bounds.outstanding
         self._ample_bytes = house.bounds.held_bytes - MAX_ENVELOPE_BYTES - OVERHEAD_BYTES
         """While less than this is held, there is room for any request."""
@@ -53,6 +58,8 @@ class Admission:
         """Take a request, join it to its twin, or refuse it."""
         house, user, rid = self._house, session.user, ask.rid
         house.counters.requests += 1
+        if ask.prio > house.bounds.priority and not self._is_admin(user.name):
+            ask = msgspec.structs.replace(ask, prio=house.bounds.priority)
         if ask.resume_n or rid in user.requests or rid in user.outcomes:
             self._again(session, ask, now)
             return
@@ -134,7 +141,7 @@ class Admission:
     def _admit_to_queue(self, session: Session, ask: m.Request, service: Service, now: float) -> Service | None:
         bounds, queue = self._house.bounds, service.queue
         bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
-        is_room = queue.count < bound and queue.size_bytes + len(ask.body) <= bounds.queue_bytes
+        is_room = queue.has_room(_party(session, ask), session.user, len(ask.body), bound, bounds.queue_bytes)
         if is_room and not ask.flags & m.NO_QUEUE:
             return service
         self._house.counters.rejected_queue_full += 1
@@ -186,7 +193,8 @@ class Admission:
         ext = ask.ext if ask.flags & _SEED_FLAGS != m.RESUMABLE else _with_seed(ask)
         size = OVERHEAD_BYTES + len(ask.body)
         deadline = now + ttl_s
-        request = Request(ask, session.user, service, session, ext, ttl_s, deadline, now, size, [])
+        party = _party(session, ask)
+        request = Request(ask, session.user, service, party, ext, ttl_s, deadline, now, size, [])
         request.is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
         if request.is_patient:
             request.told_until = deadline
@@ -206,6 +214,12 @@ class Admission:
             request.queued_behind, request.queued_why = service.queue.count, _why_queued(service)
             (service.queue.push if start is _FROM_THE_BEGINNING else service.queue.push_begun)(request)
             house.dirty[service] = None
+
+
+def _party(session: Session, ask: m.Request) -> Hashable:
+    """Return whose turn it is in queues: a bridge asks for many, and says for whom each time."""
+    name = ask.ext.get(PARTY_KEY) if ask.ext else None
+    return (session, name) if isinstance(name, str) else session
 
 
 def _why_queued(service: Service) -> str:
@@ -247,6 +261,8 @@ def _find_start(ask: m.Request, outcome: Outcome | None) -> Start | tuple[Kind, 
     if resume_n and ask.flags & m.RESUME:
         if len(ask.resume) > MAX_RESUME_BYTES:
             return Kind.TOO_LARGE, f"the units to resume from are over {MAX_RESUME_BYTES} bytes"
+        if resume_n > len(ask.resume):
+            return Kind.BAD_REQUEST, f"{len(ask.resume)} bytes cannot hold {resume_n} units"
         journal, revision = _journal_of(ask), _revision_of(ask)
     if journal is not None and ask.flags & m.RESUMABLE and journal.chunk_at(resume_n) is not None:
         return Start(journal, revision)

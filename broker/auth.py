@@ -15,7 +15,9 @@ import zmq
 from zmq.utils import z85
 
 from ..protocol import keys, transport
+from ..protocol.errors import ConfigurationError
 from ..protocol.keys import Principal
+from ..protocol.limits import MAX_NAME_CHARS
 
 _POLL_MS: Final = 200
 _VERSION: Final = b"1.0"
@@ -30,6 +32,10 @@ class Gate:
             b"zmqrt.client": keys.load_allowed(directory, "clients"),
             b"zmqrt.worker": keys.load_allowed(directory, "workers"),
         }
+        for one in (one for listed in self._lists.values() for one in listed.values()):
+            if len(one.name) > MAX_NAME_CHARS:
+                text = f"{directory}: the name {one.name[:20]!r}… has {len(one.name)} characters, over {MAX_NAME_CHARS}"
+                raise ConfigurationError(text)
         self._socket = transport.zap_socket(context)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)

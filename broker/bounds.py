@@ -28,6 +28,8 @@ class Bounds:
     sessions: int = limits.MAX_SESSIONS
     node_capacity: int = limits.MAX_HELD
     """Requests one node may have, whatever it claims: a lie costs no more than that."""
+    priority: int = 0
+    """Of clients that are no admins: what they ask for above it is lowered to it."""
     readers: int = 8
     """Twins of one request: more are a mistake, not a retry."""
     brokers: tuple[str, ...] = ()

@@ -50,6 +50,12 @@ class BrokerSettings(CommonSettings):
         minimum=0,
         help="Further nodes a request is given to after losses.",
     )
+    max_priority: int = setting(
+        0,
+        minimum=-100,
+        maximum=100,
+        help="Highest priority of clients without the mark admin; a higher one is lowered to it.",
+    )
     max_outstanding: int = setting(
         4096, minimum=1, help="Unanswered requests of one client connection; the client library waits beyond it."
     )
@@ -70,6 +76,10 @@ class BrokerSettings(CommonSettings):
             raise ValueError(
                 "node_eviction_timeout: must be above the heartbeat interval, or healthy nodes are evicted"
             )
+
+        if len(self.peers) > limits.MAX_BROKERS or any(len(one) > limits.MAX_ENDPOINT_CHARS for one in self.peers):
+            most = f"{limits.MAX_BROKERS} endpoints of {limits.MAX_ENDPOINT_CHARS} characters"
+            raise ValueError(f"peers: {most} are the most that clients are told")
 
     @property
     def name(self) -> str:
@@ -95,5 +105,6 @@ class BrokerSettings(CommonSettings):
             outstanding=self.max_outstanding,
             window_bytes=self.window_bytes,
             attempts=self.max_retries + 1,
+            priority=self.max_priority,
             brokers=self.peers,
         )

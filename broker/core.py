@@ -80,7 +80,7 @@ class Broker:
         results = Results(house, delivery, endings, dispatcher)
         fleet = Fleet(house, registry, liveness, results)
         desk = Desk(house, delivery, endings)
-        admission = Admission(house, Twins(house, delivery, endings))
+        admission = Admission(house, Twins(house, delivery, endings), is_admin)
         self.house = house
         """The tables; for looking in, only their owners write."""
         self._delivery = delivery

@@ -58,6 +58,8 @@ class LossReason(enum.Enum):
     NODE_LOST = "node_lost"
     """Its connection broke, and it did not come back in time."""
     NODE_SILENT = "node_silent"
+    NODE_MUTE = "node_mute"
+    """It was heard, and answered nothing."""
     NODE_LEFT = "node_left"
     NODE_RETURNED = "node_returned"
     """It came back without it."""

@@ -10,7 +10,7 @@ from ..protocol.errors import Kind
 from .bounds import CONTROL_BURST, CONTROL_RATE, IDLE_PROBE_S, QUERY_RATE
 from .delivery import Delivery
 from .endings import Endings
-from .house import House, Side, error
+from .house import House, Side, error, milliseconds
 from .sessions import Session, User, bucket
 
 
@@ -74,7 +74,7 @@ class Desk:
         """Tell a client that this broker is leaving, and how long what runs here has."""
         house = self._house
         left_s = (house.drain_until or now) - now
-        left_ms = int(1000 * min(max(left_s, 0.0), house.timing.drain_s))
+        left_ms = milliseconds(min(left_s, house.timing.drain_s))
         house.tell_client(session, m.Goaway("this broker is leaving", left_ms, list(house.bounds.brokers)))
 
     def ping(self, session: Session, ping: m.Ping) -> None:

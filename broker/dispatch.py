@@ -14,12 +14,16 @@ from .absence import why_absent
 from .counters import LossReason
 from .endings import Endings
 from .house import House
-from .leases import grant, release
+from .leases import fence, grant, release
+from .placement import settle
 from .prefixes import place
 from .requests import LOOKS, TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
 from .stories import end_try
-from .workers import Offer
+from .workers import Node, Offer
+
+_LEAST_DOUBT_S = 0.05
+"""Timers are that exact, and no request is looked at more often."""
 
 
 class Dispatcher:
@@ -142,18 +146,79 @@ class Dispatcher:
         """Act on the timer of a request; its deadline may have moved on since it was set."""
         if request.is_patient and now < request.ends_at:
             self._follow(request)
-        deadline = request.due_at
-        if now < deadline:
-            if request.is_patient:
-                deadline = min(deadline, now + request.ttl_s / LOOKS)
-            if now >= request.hopeless_at and self._is_hopeless(request):
-                text = f"no node has the weights (revision {request.revision}) that began this stream"
-                self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
-            else:
-                when = min(deadline, request.hopeless_at) if now < request.hopeless_at else deadline
-                self._house.request_timers.set(request, when)
+        if now >= request.due_at:
+            self._doubt_late(request, now)
+            self._endings.fail(request, *_deadline_error(request, now), now)
+        elif now >= request.hopeless_at and self._is_hopeless(request):
+            text = f"no node has the weights (revision {request.revision}) that began this stream"
+            self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
+        elif request.state is RequestState.LEASED and now >= request.doubt_at and self._is_at_silent_node(request, now):
+            self._move_on(request, now)
+        else:
+            self._watch(request, now)
+
+    def _watch(self, request: Request, now: float) -> None:
+        """Set the timer of a request to whatever is next."""
+        when = min(request.due_at, now + request.ttl_s / LOOKS) if request.is_patient else request.due_at
+        if now < request.hopeless_at < when:
+            when = request.hopeless_at
+        if request.state is RequestState.LEASED:
+            if now >= request.doubt_at:
+                request.doubt_at = now + (request.deadline - now) / 4
+            when = min(when, max(request.doubt_at, now + _LEAST_DOUBT_S))
+        self._house.request_timers.set(request, min(when, request.due_at))
+
+    def _is_at_silent_node(self, request: Request, now: float) -> bool:
+        """Whether a node has said nothing at all since it was given a request, and another one could do it in time.
+
+        How long a first sign takes is known from the other requests of the service; where it usually takes most of the
+        time there is, nobody is suspected.
+        """
+        offer, time_s = request.offer, request.deadline - request.dispatched_at
+        assert offer is not None
+        if offer.node.answered_at >= request.dispatched_at:
+            return False
+        if request.was_moved or not request.is_idempotent or request.attempts >= self._house.bounds.attempts:
+            return False
+        usual_s = request.service.first_s
+        patience_s = max(time_s / 4, 4 * usual_s) if usual_s else time_s * 2 / 3
+        if offer.node.worked_at > request.dispatched_at:
+            patience_s = max(patience_s, time_s * 2 / 3)  # it says that it computes: a long prompt, perhaps
+        if not patience_s - _LEAST_DOUBT_S <= now - request.dispatched_at or patience_s > time_s * 3 / 4:
+            return False
+        other = request.service.ring.best_for(offer.node, request.revision)
+        return other is not None and other.node is not offer.node
+
+    def _move_on(self, request: Request, now: float) -> None:
+        """Take a request from a node that answers nothing, and give the node less."""
+        assert request.offer is not None
+        node, lease = request.offer.node, request.lease
+        self._silence(node, request, now)
+        text = f"node {node.node_id} has answered nothing for {now - request.dispatched_at:.1f} s"
+        request.was_moved = True
+        if self.lose(request, now, text, LossReason.NODE_MUTE):
+            self._watch(request, now)
+        fence(self._house, node, lease, "no answer")
+        settle(node)
+
+    def _doubt_late(self, request: Request, now: float) -> None:
+        """Count a request that has run out of its time at a node that never said a word, where others serve."""
+        offer = request.offer
+        if offer is None or request.state is not RequestState.LEASED or request.service.healthy < 2:
             return
-        self._endings.fail(request, *_deadline_error(request, now), now)
+        usual_s, node = request.service.first_s, offer.node
+        is_silent = max(node.answered_at, node.worked_at) < request.dispatched_at
+        if is_silent and usual_s and 4 * usual_s < now - request.dispatched_at:
+            self._silence(node, request, now)
+
+    def _silence(self, node: Node, request: Request, now: float) -> None:
+        """Give a node nothing for a while; what it got before that counts only once."""
+        if request.dispatched_at < node.silent_until or not node.most:
+            return
+        node.fall_silent(now)
+        text = f"has {len(node.running)} requests and answers none: it gets nothing until it has had time to"
+        self._house.diary.note("suspect", node.node_id, text, now)
+        settle(node)
 
     def _follow(self, request: Request) -> None:
         """Count waiting in a queue that moves as progress, and tell readers of progress that they do not see."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from ..protocol import messages as m
-from .house import House, Side
+from .house import House, Side, milliseconds
 from .leases import settle_and_wake
 from .liveness import Liveness
 from .registry import Registry
@@ -94,6 +94,6 @@ class Fleet:
         """Ask a node to finish and leave; False if it is not one that could."""
         if not self._liveness.drain(node, now):
             return False
-        self._house.tell_worker(node, m.Drain(int(self._house.timing.drain_s * 1000)))
+        self._house.tell_worker(node, m.Drain(milliseconds(self._house.timing.drain_s)))
         settle_and_wake(self._house, node)
         return True

@@ -48,6 +48,7 @@ WORKERS: Final = Side.WORKERS
 # passes, the names are used.
 
 Out = tuple[Side, bytes, m.ToClient | m.ToWorker]
+_MOST_U32: Final = 2**32 - 1
 Ids = Callable[[], int]
 """Gives a fresh integer of at most 63 bits each time."""
 
@@ -165,19 +166,22 @@ class House:
 def error(rid: bytes | None, kind: Kind, text: str, *, retry_after_s: float = 0.0, resume_n: int = 0) -> m.Error:
     """Build the ERROR message of a kind."""
     row = TABLE[kind]
-    return m.Error(
-        rid, row.code, kind.value, row.resend, min(int(retry_after_s * 1000), 2**32 - 1), clip(text), resume_n
-    )
+    return m.Error(rid, row.code, kind.value, row.resend, milliseconds(retry_after_s), clip(text), resume_n)
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a time as a field of a message tells it: seven weeks are the most."""
+    return int(min(max(seconds, 0.0) * 1000, _MOST_U32))
 
 
 def _params(timing: Timing, bounds: Bounds) -> m.Params:
     return m.Params(
-        heartbeat_ms=int(timing.heartbeat_s * 1000),
-        eviction_ms=int(timing.eviction_s * 1000),
-        request_timeout_ms=int(timing.request_timeout_s * 1000),
-        ack_ms=int(timing.client_ack_s * 1000),
+        heartbeat_ms=milliseconds(timing.heartbeat_s),
+        eviction_ms=milliseconds(timing.eviction_s),
+        request_timeout_ms=milliseconds(timing.request_timeout_s),
+        ack_ms=milliseconds(timing.client_ack_s),
         max_frame_bytes=MAX_FRAME_BYTES,
-        max_outstanding=bounds.outstanding,
+        max_outstanding=min(bounds.outstanding, _MOST_U32),
         window_bytes=bounds.window_bytes,
         brokers=list(bounds.brokers),
     )

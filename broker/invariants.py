@@ -58,7 +58,8 @@ def _check_offers(node: Node) -> None:
     assert running <= len(node.running)  # a withdrawn offer may still have some
     for offer in node.offers.values():
         assert offer.running == sum(request.offer is offer for request in node.running.values())
-        can_take = node.is_usable and node.dispatched < node.limit and len(node.running) < node.ready.capacity
+        most = min(node.most, node.ready.capacity)
+        can_take = node.is_usable and node.dispatched < node.limit and len(node.running) < most
         assert (offer in offer.service.ring) == (can_take and offer.running < offer.max_inflight)
         assert offer.service.offers[node] is offer
 

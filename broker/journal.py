@@ -92,20 +92,18 @@ class Journal:
 
 
 def split_blob(blob: bytes) -> tuple[int, bytes] | None:
-    """Read the array head of a client's RESUME blob: (count, elements), or None if it is no array.
+    """Read the array head of a client's RESUME blob: (count, elements), or None if it cannot be one.
 
     The elements stay as they are: they are the client's own, and only a worker can judge them.
     """
     if not blob:
         return None
-    head = blob[0]
-    if head & 0xF0 == 0x90:
-        return head & 0x0F, blob[1:]
-    if head == 0xDC and len(blob) >= 3:
-        return int.from_bytes(blob[1:3], "big"), blob[3:]
-    if head == 0xDD and len(blob) >= 5:
-        return int.from_bytes(blob[1:5], "big"), blob[5:]
-    return None
+    head, size = blob[0], {0xDC: 2, 0xDD: 4}.get(blob[0], 0)
+    if not size and head & 0xF0 != 0x90:
+        return None
+    count = int.from_bytes(blob[1 : 1 + size], "big") if size else head & 0x0F
+    elements = blob[1 + size :]
+    return (count, elements) if count <= len(elements) else None  # each takes a byte at least
 
 
 def _bin_head(size: int) -> bytes:

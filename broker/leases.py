@@ -12,6 +12,8 @@ from .requests import DISPATCHED, TRANSITIONS, Request
 from .workers import Node, NodeState, Offer
 
 _NOT_RESUME = ~m.RESUME
+_FIRST_DOUBT = 0.25
+"""Share of its time after which a request is asked for whose node has not said a word."""
 _MOST_FENCED = 4096
 """Cancelled leases remembered per node; beyond it a late result may be answered by a second CANCEL."""
 
@@ -27,6 +29,8 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     request.dispatched_at = now
     request.from_unit = request.next_n
     request.attempts += 1
+    request.doubt_at = now + (request.deadline - now) * _FIRST_DOUBT
+    house.request_timers.set(request, min(request.doubt_at, request.ends_at))
     node.running[lease] = request
     node.dispatched += 1
     offer.running += 1

@@ -12,6 +12,7 @@ from ..protocol.snapshot import EventKind
 from .counters import LossReason
 from .dispatch import Dispatcher
 from .house import House
+from .leases import settle_and_wake
 from .names import depart
 from .placement import settle
 from .requests import RequestState
@@ -103,6 +104,8 @@ class Liveness:
         else:
             if silence_s >= timing.suspect_s:
                 self._suspect(node, now)
+            if node.silences and node.probe(now):
+                settle_and_wake(self._house, node)
             if now >= node.next_beat:
                 node.next_beat = now + node.beat_every
                 self.beat(node)

@@ -82,7 +82,9 @@ class Ring:
 def level(node: Node) -> int:
     """Return the set in which a node's offers belong; -1 if it may not be given one more request."""
     running = len(node.running)
-    if not node.is_usable or node.dispatched >= node.limit or running >= node.ready.capacity:
+    if not node.is_usable or node.dispatched >= node.limit:
+        return -1
+    if running >= node.most or running >= node.ready.capacity:
         return -1
     load = running * LOAD_STEPS // node.capacity
     return (load if load < LOAD_STEPS else LOAD_STEPS - 1) * KV_STEPS + node.kv_step

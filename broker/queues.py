@@ -1,7 +1,8 @@
 """Requests of one service that wait for a node: who comes first, and how much waits.
 
-First those that come back from a lost node, then by priority (higher first), and within one priority each client in
-turn, so that one that sends a thousand requests does not starve one that sends a single one.
+First those that come back from a lost node, then by priority (higher first), and within one priority each party in
+turn (a connection, or whom it says it asks for), so that one that sends a thousand requests does not starve one that
+sends a single one.
 
 A request that ends while it waits is only counted out; its entry is skipped when its turn comes, and swept up when
 such entries are the majority.
@@ -11,60 +12,72 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Hashable
 from typing import Final
 
 from .requests import QUEUED, Request
-from .sessions import Session
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
 _SWEEP_FROM_BYTES: Final = 1 << 20
 """Their bodies count nowhere any more, so they must not be many."""
+_NEWCOMER: Final = 8
+"""Who has less than an eighth of the bound waiting finds room beyond it."""
 
 
 class _Level:
-    """One priority: a line for each client, served in turn."""
+    """One priority: a line for each party, served in turn."""
 
     __slots__ = ("_turns", "lines")
 
     def __init__(self) -> None:
-        self.lines: dict[Session, deque[Request]] = {}
-        self._turns: deque[Session] = deque()
+        self.lines: dict[Hashable, deque[Request]] = {}
+        self._turns: deque[Hashable] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
     def push(self, request: Request) -> None:
-        line = self.lines.get(request.origin)
+        line = self.lines.get(request.party)
         if line is None:
-            line = self.lines[request.origin] = deque()
-            self._turns.append(request.origin)
+            line = self.lines[request.party] = deque()
+            self._turns.append(request.party)
         line.append(request)
 
     def pop(self) -> Request:
-        origin = self._turns[0]
-        line = self.lines[origin]
+        party = self._turns[0]
+        line = self.lines[party]
         request = line.popleft()
         if line:
             self._turns.rotate(-1)
         else:
             self._turns.popleft()
-            del self.lines[origin]
+            del self.lines[party]
         return request
 
     def sweep(self) -> None:
-        for origin in list(self._turns):
-            alive = deque(_alive(self.lines[origin]))
-            self.lines[origin] = alive
+        for party in list(self._turns):
+            alive = deque(_alive(self.lines[party]))
+            self.lines[party] = alive
             if not alive:
-                del self.lines[origin]
-        self._turns = deque(origin for origin in self._turns if origin in self.lines)
+                del self.lines[party]
+        self._turns = deque(party for party in self._turns if party in self.lines)
 
 
 class ServiceQueue:
     """What waits for one service. `count` and `size_bytes` are exact; bounds are the business of whoever pushes."""
 
-    __slots__ = ("_dead", "_dead_bytes", "_front", "_levels", "_order", "count", "size_bytes", "stranded")
+    __slots__ = (
+        "_dead",
+        "_dead_bytes",
+        "_front",
+        "_levels",
+        "_order",
+        "_waiting_of",
+        "count",
+        "size_bytes",
+        "stranded",
+    )
 
     def __init__(self) -> None:
         self.count = 0
@@ -76,6 +89,21 @@ class ServiceQueue:
         self._order: list[int] = []  # negated priorities, so that the highest comes first
         self._dead = 0
         self._dead_bytes = 0
+        self._waiting_of: dict[Hashable, int] = {}
+        """By party, and by user."""
+
+    def has_room(self, party: Hashable, user: Hashable, size: int, most: int, most_bytes: int) -> bool:
+        """Say whether one more may wait.
+
+        The bound is for all together, but nobody can use it up for others: half as much again is for parties that have
+        little waiting, and another half for users that have. So one that fills the queue, over however many
+        connections, is told to come later, and the others are not.
+        """
+        few = max(1, most // _NEWCOMER)
+        halves = 2
+        if self._waiting_of.get(party, 0) < few:
+            halves = 3 if self._waiting_of.get(user, 0) >= few else 4
+        return 2 * self.count < halves * most and 2 * (self.size_bytes + size) <= halves * most_bytes
 
     def push(self, request: Request) -> None:
         """Add a new request at the end of its client's line."""
@@ -128,8 +156,7 @@ class ServiceQueue:
 
     def discard(self, request: Request) -> None:
         """Count out a request that has ended while it waited."""
-        self.count -= 1
-        self.size_bytes -= len(request.ask.body)
+        self._count_out(request)
         self._dead += 1
         self._dead_bytes += len(request.ask.body)
         if self._dead > _SWEEP_FROM + self.count or self._dead_bytes > _SWEEP_FROM_BYTES + self.size_bytes:
@@ -148,14 +175,25 @@ class ServiceQueue:
     def _count_in(self, request: Request) -> None:
         self.count += 1
         self.size_bytes += len(request.ask.body)
+        for one in (request.party, request.user):
+            self._waiting_of[one] = self._waiting_of.get(one, 0) + 1
+
+    def _count_out(self, request: Request) -> None:
+        self.count -= 1
+        self.size_bytes -= len(request.ask.body)
+        for one in (request.party, request.user):
+            left = self._waiting_of[one] - 1
+            if left:
+                self._waiting_of[one] = left
+            else:
+                del self._waiting_of[one]
 
     def _take(self, request: Request) -> bool:
         if request.state is not QUEUED:
             self._dead -= 1
             self._dead_bytes -= len(request.ask.body)
             return False
-        self.count -= 1
-        self.size_bytes -= len(request.ask.body)
+        self._count_out(request)
         return True
 
     def _sweep(self) -> None:

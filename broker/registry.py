@@ -152,7 +152,7 @@ class Registry:
             return
         self._note_news(node, beat, now)
         is_news = beat.services is not None or beat.phase != node.phase
-        node.hear_load(self._lean_beat(node, beat))
+        node.hear_load(self._lean_beat(node, beat), now)
         node.is_stalled = beat.loop_age_ms > self._house.timing.heartbeat_s * 1000
         node.allow(beat.dispatch_limit)
         if beat.services is not None:

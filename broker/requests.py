@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -78,7 +79,7 @@ class Request(msgspec.Struct, eq=False):
 
     Attributes:
         ask: What the client sent; its body is kept until the end.
-        origin: Whose turn it takes in the queue.
+        party: Whose turn it takes in the queue: its connection, or somebody for whom that asks.
         is_patient: Its time is time without progress (streams, and who says so); else it is the whole time.
         ttl_s: That time.
         deadline: When that is over; moves on with each progress of a patient one.
@@ -91,6 +92,8 @@ class Request(msgspec.Struct, eq=False):
         revision: Of the weights that made those units; it may go on only there.
         hopeless_at: Until then it waits for a node with those weights, if there is none at all.
         last_node: Who had its last lease.
+        was_moved: Whether it was taken from a node that answered nothing: once is enough.
+        doubt_at: When to ask whether the node that has it answers at all.
         first_at, first_n: When the first units of this attempt came, and how many.
         from_unit: What had been delivered before this attempt.
         told: What the node says about this attempt: device, batch, its own times.
@@ -102,7 +105,7 @@ class Request(msgspec.Struct, eq=False):
     ask: m.Request
     user: User
     service: Service
-    origin: Session
+    party: Hashable
     ext: m.Ext
     ttl_s: float
     deadline: float
@@ -123,6 +126,8 @@ class Request(msgspec.Struct, eq=False):
     revision: str | None = None
     hopeless_at: float = math.inf
     last_node: Node | None = None
+    was_moved: bool = False
+    doubt_at: float = math.inf
     first_at: float | None = None
     first_n: int = 0
     from_unit: int = 0

@@ -34,14 +34,17 @@ class Results:
             return
         if not message.n:
             if message.ext.get("progress") is True:  # no new unit, but its prompt is being read, or it comes nearer
-                request.service.moved_at = now
+                request.service.moved_at = node.answered_at = now
                 request.move_on(now)
             return
         if message.seq != request.next_n:
             self._gap(node, request, message.seq, now)
             return
+        if message.n > len(message.body):
+            self._overclaim(node, request, message.n, now)
+            return
         request.service.moved_at = now
-        chunk = self._record(request, message, now)
+        chunk = self._record(node, request, message, now)
         self._house.counters.partials += 1
         if request.is_stream:
             for reader in self._delivery.units(request, message, chunk, now):
@@ -60,13 +63,19 @@ class Results:
         if message.total_n != request.next_n and request.ask.flags & m.STREAM:
             self._gap(node, request, message.total_n, now)
             return
+        if message.total_n > request.next_n + len(message.body):
+            self._overclaim(node, request, message.total_n, now)
+            return
+        self._heard_of(node, request, now)
+        offer = request.offer
         release(request)
         node.completed += 1
         self._house.counters.completed += 1
         service, first_at, past = request.service, request.first_at, request.past
         service.moved_at = now
         queued_s = (request.dispatched_at if past is None else past[0].dispatched_at) - request.admitted_at
-        service.note_result(message.meta, queued_s, now - request.dispatched_at, now - request.admitted_at)
+        context = offer.told.context if offer is not None else 0
+        service.note_result(message.meta, context, queued_s, now - request.dispatched_at, now - request.admitted_at)
         if message.ext:
             request.told = message.ext
         further = message.total_n - request.from_unit - request.first_n
@@ -88,6 +97,7 @@ class Results:
             node.refuse()
             self._dispatcher.unsent(request)
             return
+        self._heard_of(node, request, now)
         node.failed += 1
         row = TABLE[kind]
         if row.redispatch:
@@ -106,10 +116,14 @@ class Results:
             return 0
         return max(0, min(told, self._house.bounds.crashes))
 
-    def _record(self, request: Request, message: m.WorkerPartial, now: float) -> int:
+    def _record(self, node: Node, request: Request, message: m.WorkerPartial, now: float) -> int:
         """Note the progress, keep the units; return the number of the chunk."""
         if request.first_at is None:
+            self._heard_of(node, request, now)
             self._begin(request, message, now)
+        elif node.silences:
+            self._heard_of(node, request, now)
+        node.answered_at = now
         request.state = TRANSITIONS[request.state][UNITS]
         request.next_n = message.seq + message.n
         request.attempts = request.crashes = 0
@@ -152,6 +166,22 @@ class Results:
         else:
             journal.trim(journal.end)
             request.journal = None
+
+    def _heard_of(self, node: Node, request: Request, now: float) -> None:
+        """Note that a node answers what it is given: it may have more of it."""
+        if request.state is RequestState.LEASED:
+            request.service.note_first(now - request.dispatched_at)
+        if node.silences:
+            self._house.diary.note("recovered", node.node_id, "answers again", now)
+        node.answer(now)
+
+    def _overclaim(self, node: Node, request: Request, units: int, now: float) -> None:
+        """End an attempt that counts more units than it sends bytes: its node is mistaken, or worse."""
+        self._house.counters.stream_gaps += 1
+        lease = request.lease
+        text = f"node {node.node_id} claims {units} units in an answer that is too small for them"
+        self._dispatcher.lose(request, now, text, LossReason.GAP)
+        fence(self._house, node, lease, "gap")
 
     def _gap(self, node: Node, request: Request, got: int, now: float) -> None:
         """Something of a stream was lost or repeated on the way: this attempt cannot be trusted any more."""

@@ -8,6 +8,7 @@ from typing import get_args
 import msgspec
 
 from ..protocol.histogram import Meter
+from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
 from ..protocol.snapshot import ServiceStatus
 from ..protocol.tasks import FinishReason
@@ -19,8 +20,6 @@ from .workers import Node, Offer
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
 _SMOOTHING = 0.1
-_MOST_TOKENS = 1 << 32
-"""Of one answer; what says more is mistaken, and its sum would not fit a message."""
 
 
 def _no_results() -> dict[str, int]:
@@ -37,6 +36,7 @@ class Service(msgspec.Struct, eq=False):
         is_due_back: … and whether it fell silent, was lost or restarts, rather than leave of its own accord.
         revisions: Healthy nodes by revision.
         mean_s: Time from dispatch to end, smoothed; 0 until one has ended.
+        first_s: The same to the first sign of a node that it works on it.
         queue_time, first_token, token_time, duration: See ServiceStatus, as the counts below.
     """
 
@@ -53,6 +53,7 @@ class Service(msgspec.Struct, eq=False):
     running: int = 0
     mean_s: float = 0.0
     moved_at: float = -math.inf
+    first_s: float = 0.0
     slot: int = 0
     queue_time: Meter = msgspec.field(default_factory=Meter)
     first_token: Meter = msgspec.field(default_factory=Meter)
@@ -73,11 +74,16 @@ class Service(msgspec.Struct, eq=False):
         """Whether it has ever answered anything."""
         return any(self.finished.values())
 
-    def note_result(self, meta: Ext, queued_s: float, ran_s: float, whole_s: float) -> None:
+    def note_first(self, first_s: float) -> None:
+        """Learn how long a node took for its first sign."""
+        self.first_s += (first_s - self.first_s) * (_SMOOTHING if self.first_s else 1.0)
+
+    def note_result(self, meta: Ext, context: int, queued_s: float, ran_s: float, whole_s: float) -> None:
         """Learn from a request that was answered.
 
         Args:
             meta: What its node says of it.
+            context: The most tokens its node can see; 0 = not told.
             queued_s: Until its first dispatch.
             ran_s: From its last dispatch.
             whole_s: From its coming in.
@@ -94,7 +100,8 @@ class Service(msgspec.Struct, eq=False):
         else:
             self.finished[""] += 1  # they become names of counters, so a node may not invent any
         prompt, generated = meta.get("prompt_tokens"), meta.get("completion_tokens")
-        if type(prompt) is int and type(generated) is int and 0 <= prompt < _MOST_TOKENS > generated >= 0:
+        most = min(context, MAX_ANSWER_TOKENS) if context else MAX_ANSWER_TOKENS
+        if type(prompt) is int and type(generated) is int and 0 <= prompt <= most >= generated >= 0:
             self.prompt_tokens += prompt
             self.generated_tokens += generated
 

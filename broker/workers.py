@@ -14,6 +14,7 @@ So a message that carries it may be repeated, and a lost one does no harm.
 from __future__ import annotations
 
 import enum
+import math
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 
 KV_STEPS: Final = 4
+UNPROVEN: Final = 32
+"""Requests for a node that has answered none yet, whatever it claims; each answer makes room for two more."""
+_FIRST_SILENCE_S: Final = 5.0
+_MOST_SILENCE_S: Final = 60.0
 
 
 class NodeState(enum.Enum):
@@ -107,6 +112,11 @@ class Node(msgspec.Struct, eq=False):
         fenced: Leases taken from it and cancelled there, so that each is cancelled once.
         told_devices: Its devices as snapshots tell them; None = to be made anew.
         device_parts: How many devices it counts for in the bound of the fleet.
+        most: Requests it may have now: it has to earn its capacity, and loses it by silence.
+        answered_at: When a result of it came last.
+        worked_at: When its heartbeats last told of more work done.
+        silences: How often in a row it was given up on because it answered nothing.
+        silent_until: Until then it gets nothing; afterwards one request, until it has answered that.
         is_usable: Whether it counts as healthy for its services: active, and its models are up.
     """
 
@@ -139,6 +149,11 @@ class Node(msgspec.Struct, eq=False):
     was_ready: bool = False
     slot: int = 0
     device_parts: int = 0
+    most: int = UNPROVEN
+    answered_at: float = -math.inf
+    worked_at: float = -math.inf
+    silences: int = 0
+    silent_until: float = -math.inf
 
     @property
     def node_id(self) -> str:
@@ -160,8 +175,31 @@ class Node(msgspec.Struct, eq=False):
         """Note that it had no slot for what it was given: nothing more until it tells a higher limit."""
         self.limit = min(self.limit, self.dispatched)
 
-    def hear_load(self, beat: m.Heartbeat) -> None:
+    def answer(self, now: float) -> None:
+        """Note that it has answered something: it may have more at a time."""
+        self.answered_at = now
+        if self.silences:
+            self.silences, self.most = 0, UNPROVEN
+        elif self.most < self.ready.capacity:
+            self.most += 2
+
+    def fall_silent(self, now: float) -> None:
+        """Note that it keeps what it is given and answers nothing: nothing more for a while, each time for longer."""
+        self.silent_until = now + min(_MOST_SILENCE_S, _FIRST_SILENCE_S * 2.0 ** min(self.silences, 10))
+        self.silences += 1
+        self.most = 0
+
+    def probe(self, now: float) -> bool:
+        """Give it a new chance, one request, if its time of silence is over; say whether that is so."""
+        if self.most or now < self.silent_until:
+            return False
+        self.most = 1
+        return True
+
+    def hear_load(self, beat: m.Heartbeat, now: float) -> None:
         """Take what a heartbeat tells about the node as a whole."""
+        if self.beat is not None and _work(beat) > _work(self.beat):
+            self.worked_at = now
         self.beat = beat
         self.told_devices = None
         self.phase = beat.phase
@@ -170,3 +208,7 @@ class Node(msgspec.Struct, eq=False):
         if beat.devices:
             kv_percent = sum(device.kv_percent for device in beat.devices) // len(beat.devices)
             self.kv_step = min(kv_percent * KV_STEPS // 100, KV_STEPS - 1)
+
+
+def _work(beat: m.Heartbeat) -> int:
+    return sum(device.steps + device.prompt_tokens + device.tokens for device in beat.devices)

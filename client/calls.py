@@ -42,10 +42,11 @@ class CallOptions(TypedDict, total=False):
     model: Service to ask; else the client's `default_model`, else the only one for the task.
     timeout_s: Longest time without progress: new tokens, a part of the prompt read, a queue that moves.
     total_s: Whole time, however it goes on; None = none.
-    priority: -100 .. 100, higher first.
+    priority: -100 .. 100, higher first; above 0 only for keys marked admin (or as the broker's `max_priority` says).
     idempotent: False = never run twice, not even after a loss; then a loss is an error (`OUTCOME_UNKNOWN`).
     request_id: Your name for it in logs and errors; it does not make two requests one.
     traceparent: W3C trace context, carried along.
+    party: For whom you ask, if for many: at a broker they wait in turn, and none fills the queue for the others.
     retries: How often a busy or unavailable fleet is asked again; None = as long as there is time.
     """
 
@@ -56,6 +57,7 @@ class CallOptions(TypedDict, total=False):
     idempotent: bool
     request_id: str | None
     traceparent: str | None
+    party: str | None
     retries: int | None
 
 
@@ -122,6 +124,7 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idempotent: bool = True
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")] | None = None
     traceparent: m.ExtText | None = None
+    party: m.ExtText | None = None
     retries: Annotated[int, Meta(ge=0)] | None = None
 
 
@@ -281,6 +284,7 @@ def _ext(options: _Checked, task: tasks.Task, *, stream: bool) -> dict[str, str 
         "progress": None if stream else True,  # the time of a stream is time without progress anyway
         "request_id": options.request_id,
         "traceparent": options.traceparent,
+        "party": options.party,
         prefix.EXT_KEY: prefix.prefix_hint(task),
     }
     return {name: value for name, value in given.items() if value is not None}

@@ -95,6 +95,9 @@ class StreamFold:
     def chunk(self, partial: m.Partial) -> Chunk:
         """Read one PARTIAL."""
         body = tasks.decode(partial.body, tasks.Chunk)
+        if len(body.text) != partial.n:
+            text = f"{partial.n} units were announced, and {len(body.text)} came"
+            raise request_error(Kind.MODEL_RAISED, text)
         self._pieces += body.text
         self._ids += body.ids
         self._logprobs += body.logprobs or ()

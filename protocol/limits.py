@@ -45,6 +45,7 @@ MAX_HELD: Final = 4096
 MAX_ANSWER_TOKENS: Final = 1 << 24
 """Tokens of one prompt or answer, where its node tells no context: what says more is mistaken."""
 MAX_BROKERS: Final = 16
+MAX_ENDPOINT_CHARS: Final = 256
 MAX_TTL_MS: Final = 86_400_000
 """One day: longer waits are a mistake in units."""
 MAX_RESUME_BYTES: Final = 1 << 20

@@ -15,6 +15,7 @@ from .limits import (
     MAX_BROKERS,
     MAX_BUCKETS,
     MAX_DEVICES,
+    MAX_ENDPOINT_CHARS,
     MAX_EXT_KEY_CHARS,
     MAX_EXT_KEYS,
     MAX_EXT_VALUE_CHARS,
@@ -43,7 +44,7 @@ SessionId = Annotated[bytes, Meta(min_length=8, max_length=8)]
 ServiceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]+\Z", min_length=1, max_length=MAX_SERVICE_CHARS)]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
-Endpoint = Annotated[str, Meta(max_length=256)]
+Endpoint = Annotated[str, Meta(max_length=MAX_ENDPOINT_CHARS)]
 ExtText = Annotated[str, Meta(max_length=MAX_EXT_VALUE_CHARS)]
 ExtInt = Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)]
 ExtKey = Annotated[str, Meta(min_length=1, max_length=MAX_EXT_KEY_CHARS)]

@@ -259,7 +259,7 @@ def test_names_without_end_neither_fill_the_broker_nor_cost_others_their_answers
         honest = Honest(network, broker.endpoints["clients"])
         for _ in range(50):
             honest.ask()
-        honest.status()
+        seen = honest.status()
         before = process.memory_info().rss
         attack = threading.Thread(target=push_names, args=(network, broker.endpoints["workers"], over))
         attack.start()

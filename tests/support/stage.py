@@ -194,9 +194,9 @@ class Worker(Peer):
         """Take what was dispatched."""
         return self.hear_only(m.Dispatch)
 
-    def partial(self, lease: int, seq: int, n: int = 1, body: bytes = b"u") -> None:
-        """Send units."""
-        self.send(m.WorkerPartial(self.epoch, lease, seq, n, body))
+    def partial(self, lease: int, seq: int, n: int = 1, body: bytes | None = None) -> None:
+        """Send units, of a byte each unless told otherwise."""
+        self.send(m.WorkerPartial(self.epoch, lease, seq, n, b"u" * n if body is None else body))
 
     def final(self, lease: int, total_n: int = 0, body: bytes = b"done", *, credit: int = 1) -> None:
         """Send a result, and credit for the slot it frees."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.wire import of_struct, plausible, weighted
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
-from zmqrt.protocol import codec
+from zmqrt.protocol import admin, codec, delta, snapshot, story
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.codec import BadMessage
 from zmqrt.protocol.errors import ProtocolError
@@ -26,8 +26,21 @@ PEERS = 3
 UUIDS = [bytes([number]) * 16 for number in range(1, 4)]
 SMALL = st.integers(0, 4)
 CREDIT = st.integers(0, 40)
-RESUME = st.lists(st.binary(max_size=20), max_size=3).map(msgspec.msgpack.encode)
+HUGE = st.sampled_from([2**31, 2**32 - 1, 2**62, 2**63 - 1])
+LYING = st.sampled_from([b"\xdd\xff\xff\xff\xff\xc0", b"\xdc\xff\xff", b"\x9f\xc0", b"\xc0"])
+RESUME = weighted((4, st.lists(st.binary(max_size=20), max_size=3).map(msgspec.msgpack.encode)), (1, LYING))
 SERVICES = [m.ServiceOffer(name, 2, "generate", name, "r1", 64) for name in "ab"]
+MANY = [m.ServiceOffer(f"many-{number}", 2**32 - 1, "embed") for number in range(40)]
+EXTS: list[m.Ext] = [
+    {},
+    {"total_ms": 5},
+    {"seed": 1},
+    {"revision": "r1"},
+    {"crashes": 2**63 - 1},
+    {"traceparent": "x" * 256},
+    {"device": "\x1b" * 256, "batch": 2**63 - 1, "wait_us": -(2**63 - 1), "prefill_us": 2**63 - 1},
+    {"request_id": "\U0001f600" * 256, "party": "\x1b" * 256, "prefix": ",".join("abc")},
+]
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "min_version": st.just(1),
     "max_version": st.just(1),
@@ -35,28 +48,31 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "worker_uuid": st.sampled_from(UUIDS),
     "service": st.sampled_from(["a", "b"]),
     "revision": st.sampled_from(["r1", "r2"]),
-    "max_inflight": SMALL,
-    "capacity": SMALL,
+    "max_inflight": weighted((6, SMALL), (1, HUGE)),
+    "capacity": weighted((6, SMALL), (1, HUGE)),
     "phase": st.just("ready"),
     "loop_age_ms": st.just(0),
     "ttl_ms": st.integers(1, 60_000),
     "flags": st.sampled_from([m.IDEMPOTENT, m.IDEMPOTENT | m.STREAM | m.RESUMABLE, m.STREAM, 0]),
-    "resume_n": st.integers(0, 2),
+    "resume_n": weighted((9, st.integers(0, 2)), (1, HUGE)),
     "resume": RESUME,
     "dispatch_limit": CREDIT,
     "lease": st.integers(0, 2),
     "seq": st.integers(0, 2),
-    "n": st.integers(0, 3),
-    "total_n": st.integers(0, 2),
+    "n": weighted((9, st.integers(0, 3)), (1, HUGE)),
+    "total_n": weighted((9, st.integers(0, 2)), (1, HUGE)),
+    "node_id": st.sampled_from(["n", "\x1b" * 128, "\U0001f600" * 128]),
+    "prio": st.sampled_from([-100, 0, 1, 100]),
+    "meta": st.sampled_from([{}, {"finish_reason": "\x1b" * 256, "prompt_tokens": 2**63 - 1, "completion_tokens": -1}]),
     "code": st.sampled_from([400, 429, 499, 500, 502, 503]),
     "reason": st.sampled_from(["no_slot", "model_raised", "engine_restarted", "draining", "nonsense"]),
     "window_bytes": st.sampled_from([0, 1, 50, 1 << 20]),
     "bytes_consumed": st.integers(0, 2000),
     "what": st.sampled_from(["status", "services", "metrics", "explain"]),
     "verb": st.sampled_from(["drain", "load"]),
-    "args": st.sampled_from([{}, {"node": "a"}, {"rid": UUIDS[0].hex()}]),
-    "services": st.sampled_from([SERVICES, SERVICES[:1], []]),
-    "ext": st.sampled_from([{}, {"total_ms": 5}, {"seed": 1}, {"revision": "r1"}, {"crashes": 1}]),
+    "args": st.sampled_from([{}, {"node": "a"}, {"request": UUIDS[0].hex()}]),
+    "services": st.sampled_from([SERVICES, SERVICES[:1], [], MANY]),
+    "ext": st.sampled_from(EXTS),
 }
 BOUNDS = Bounds(
     in_flight=3,
@@ -70,6 +86,8 @@ BOUNDS = Bounds(
     attempts=3,
     sessions=5,
 )
+MOST_SERVICES = PEERS * (len(MANY) + 2) + 8
+"""What all nodes can offer at a time, and a few that only clients have named."""
 TIMING = Timing(heartbeat_s=2.0, eviction_s=4.0, request_timeout_s=10.0)
 WHO = st.integers(0, PEERS - 1)
 GREETING = st.builds(m.Hello, st.sampled_from(UUIDS), st.just(1), st.just(1))
@@ -116,6 +134,19 @@ def check_legal(side: Side, message: Any) -> None:
     assert reader.unpack(frames) == codec.Unpacked([message])
 
 
+def check_readable(status: m.Status) -> None:
+    """Check that whoever asked can read the answer."""
+    match status.schema:
+        case snapshot.SCHEMA:
+            assert snapshot.decode(status.body).broker_id == "b"
+        case story.SCHEMA:
+            story.decode(status.body)
+        case delta.SCHEMA:
+            delta.decode(status.body)
+        case _:
+            assert status.schema in (snapshot.LATER, snapshot.TOO_LARGE, admin.SCHEMA, "unknown")
+
+
 class Crowd:
     """A broker, and what its peers have said and heard."""
 
@@ -139,9 +170,12 @@ class Crowd:
     def settle(self) -> None:
         """Check everything that must be true after each event."""
         assert len(self.broker.out) < 1000
+        assert len(self.broker.house.services) <= MOST_SERVICES
         for side, peer, message in self.broker.out:
             assert (side, peer) in self.spoke, f"said to a peer that is not there: {message}"
             check_legal(side, message)
+            if isinstance(message, m.Status):
+                check_readable(message)
             self.last.setdefault((side, peer), []).append(message)
             if isinstance(message, m.Dispatch):
                 assert message.lease not in self.leases

@@ -17,9 +17,9 @@ def test_a_unary_answer_goes_to_its_client_untouched() -> None:
     client.request(1)
     (job,) = worker.work()
 
-    worker.send(m.WorkerFinal(worker.epoch, job.lease, 5, 5, {"finish_reason": "stop"}, b"\x80"))
+    worker.send(m.WorkerFinal(worker.epoch, job.lease, 5, 5, {"finish_reason": "stop"}, b"\x80" * 9))
 
-    assert client.hear() == [m.Final(rid_of(1), 5, {"finish_reason": "stop"}, b"\x80")]
+    assert client.hear() == [m.Final(rid_of(1), 5, {"finish_reason": "stop"}, b"\x80" * 9)]
 
 
 def test_a_stream_arrives_unit_by_unit() -> None:

@@ -26,7 +26,7 @@ def test_a_request_that_survived_its_node() -> None:
     (job,) = first.work()
     stage.pass_time(0.5)
     told: m.Ext = {"device": "cuda:1", "batch": 3, "wait_us": 100_000, "prefill_us": 300_000}
-    first.send(m.WorkerPartial(first.epoch, job.lease, 0, 4, b"u", told))
+    first.send(m.WorkerPartial(first.epoch, job.lease, 0, 4, b"four", told))
     stage.pass_time(1.0)
     stage.gone(first)
     stage.pass_time(1.5)
