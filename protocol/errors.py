@@ -28,6 +28,8 @@ EXIT_TRY_AGAIN: Final = 75
 EXIT_NOT_AUTHORISED: Final = 77
 EXIT_CONFIGURATION: Final = 78
 EXIT_INTERRUPTED: Final = 130
+EXIT_READER_GONE: Final = 141
+"""As of any program in a pipe that SIGPIPE ends: no failure of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Final, TextIO
 
-from .printable import printable
+from .printable import escaped, indented, printable
 from .stdio import prepare_stdio
 
 FIELDS: Final = ("request_id", "rid", "trace_id", "worker_id")
@@ -52,13 +52,15 @@ class TextFormatter(logging.Formatter):
         self._role = f" {role}" if role else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one message; a traceback follows on lines of its own."""
+        """Write one message. Only its first line begins like one: others, and a traceback's, stand further in."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        name = record.name.removeprefix("zmqrt.")
-        words = "\n".join(map(printable, record.getMessage().split("\n")))
+        name = printable(record.name.removeprefix("zmqrt."))
+        words = indented(record.getMessage())
         line = f"{clock}.{record.msecs:03.0f} {record.levelname:7}{self._role} {name}: {words}"
         line += "".join(f" {key}={printable(value)}" for key, value in fields_of(record).items())
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        traces = [self.formatException(record.exc_info)] if record.exc_info else []
+        traces += [record.stack_info] if record.stack_info else []
+        return "\n    ".join([line, *map(indented, traces)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -83,4 +85,6 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        if record.stack_info:
+            entry["stack"] = record.stack_info
+        return escaped(json.dumps(entry, ensure_ascii=False))

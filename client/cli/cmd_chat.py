@@ -15,7 +15,7 @@ from ..config import ClientSettings
 from ..sync import Client
 from .conversation import HELP, Conversation, Order, order_of
 from .generation import Sampling, naming_the_flag, sampling_options
-from .stdio import is_terminal
+from .stdio import answer, is_terminal, note
 
 
 @click.command(help="Talk with a model; it remembers the conversation.", epilog=HELP)
@@ -49,7 +49,7 @@ def _obeyed(line: str, conversation: Conversation) -> bool:
     try:
         order = order_of(line)
     except ValueError as error:
-        click.echo(str(error), err=True)
+        note(str(error))
         return True
     if order is Order.HELP:
         click.echo(HELP, err=True)
@@ -66,10 +66,10 @@ def _answer(client: Client, conversation: Conversation, line: str, asked: Genera
         with naming_the_flag(), client.stream(**asked) as stream:
             for chunk in stream:
                 said.append(chunk.text)
-                click.echo(chunk.text, nl=False)
+                answer(chunk.text, nl=False)
     except KeyboardInterrupt:
         click.echo(" …", nl=False)
     except RequestError as error:  # a conversation outlives one bad answer
-        click.echo(f"error: {error}", err=True)
+        note(f"error: {error}")
     click.echo()
     conversation.answered("".join(said))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ...protocol.errors import ZmqrtError
 from ...protocol.settings import Origin, known_roles, resolve, toml_template
 from ...protocol.settings.sources import FILE_NAME
+from .screen import PIPE_WIDTH, screen
+from .stdio import data, note
 
 
 @click.group(help="Write a settings file, or show each setting and where it comes from.")
@@ -50,18 +48,12 @@ def show(role: str | None, config: Path | None, as_json: bool) -> None:
     resolved = {name: resolve(cls, config=config) for name, cls in roles.items() if role in (None, name)}
     shown = {name: one.origins for name, one in resolved.items()}
     for warning in dict.fromkeys(warning for one in resolved.values() for warning in one.warnings):
-        click.echo(f"warning: {warning}", err=True)
+        note(f"warning: {warning}")
     if as_json:
-        click.echo(json.dumps({name: list(map(_plain, found)) for name, found in shown.items()}, ensure_ascii=False))
+        data({name: list(map(_plain, found)) for name, found in shown.items()})
         return
     for name, found in shown.items():
-        Console(width=None if _is_terminal() else 160).print(_table(name, found))
-
-
-def _is_terminal() -> bool:
-    with contextlib.suppress(OSError):
-        return os.isatty(1)
-    return False
+        screen(pipe_width=PIPE_WIDTH).print(_table(name, found))
 
 
 def _plain(one: Origin) -> dict[str, str]:

@@ -13,6 +13,7 @@ from .http_submit import post
 from .interrupts import Interrupts
 from .session import Session
 from .stack import Plan, has_bridge, timeout_option
+from .stdio import answer
 from .up_display import display
 
 _QUESTION: Final = "What is the capital of France?"
@@ -96,7 +97,7 @@ def _ask_natively(clients: str, timeout_s: float) -> str:
     ):
         for chunk in stream:
             said.append(chunk.text)
-            click.echo(chunk.text, nl=False)
+            answer(chunk.text, nl=False)
     click.echo("\n")
     return "".join(said)
 
@@ -105,5 +106,5 @@ def _ask_over_http(http: str, timeout_s: float) -> str:
     click.secho(f"POST {http}/infer   (over HTTP)", bold=True)
     body: dict[str, object] = {"prompt": _QUESTION, "max_tokens": _MAX_TOKENS, "temperature": 0.0}
     text = str(post(http, body, timeout_s=timeout_s)["text"])
-    click.echo(f"{text}\n")
+    answer(f"{text}\n")
     return text

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Final
 
 import click
-from rich.console import Console
+from rich.text import Text
 
+from ...protocol.printable import printable
 from ...protocol.settings import is_named, options
 from ..config import ClientSettings
 from ..doctor.check import Check, exit_code
 from ..doctor.rounds import Step, steps
 from ..doctor.view import summary, to_dict, views
-from .stdio import is_terminal
+from .screen import screen
+from .stdio import data
 
 _PIPE_WIDTH: Final = 120
 _TEACHES: Final = """\b
@@ -39,7 +40,7 @@ Several brokers are asked one by one. A broker that nobody named (by flag, varia
 @options(ClientSettings)
 def command(settings: ClientSettings, context: click.Context, as_json: bool, no_worker: bool) -> None:
     """Go through all parts, and show each as soon as it is known."""
-    console = Console(width=None if is_terminal() else _PIPE_WIDTH, highlight=False)
+    console = screen(pipe_width=_PIPE_WIDTH)
     checks: list[Check] = []
     for step in steps(settings, are_named=is_named("broker"), with_worker=not no_worker):
         found = _look(step)
@@ -47,14 +48,14 @@ def command(settings: ClientSettings, context: click.Context, as_json: bool, no_
         if not as_json:
             console.print(*views(found))
     if as_json:
-        click.echo(json.dumps(to_dict(checks), ensure_ascii=False))
+        data(to_dict(checks))
     else:
         console.print(summary(checks))
     context.exit(exit_code(checks))
 
 
 def _look(step: Step) -> list[Check]:
-    errors = Console(stderr=True)
-    waiting = errors.status(f"{step.doing} …") if errors.is_terminal else contextlib.nullcontext()
+    errors = screen(stderr=True)
+    waiting = errors.status(Text(printable(f"{step.doing} …"))) if errors.is_terminal else contextlib.nullcontext()
     with waiting:
         return step.look()

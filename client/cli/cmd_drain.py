@@ -6,23 +6,24 @@ Every broker given is asked, each through a client of its own: brokers share not
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import click
-from rich.console import Console
+from rich.text import Text
 
 from ...protocol.admin import AdminOutcome
 from ...protocol.errors import Kind, NotFoundError, UnauthorizedError, ZmqrtError, request_error
+from ...protocol.printable import printable
 from ...protocol.settings import options
 from ...protocol.snapshot import NodeStatus
 from ..config import ClientSettings
 from ..sync import Client
 from .fleet_view import duration
-from .stdio import is_terminal
+from .screen import screen
+from .stdio import data, is_terminal, note
 
 _EVERY_S: Final = 0.25
 _REJOIN_S: Final = 10.0
@@ -98,9 +99,9 @@ def command(settings: ClientSettings, node: str, wait: bool, as_json: bool) -> N
         brokers = [
             {"endpoint": desk.endpoint, "is_done": desk.outcome is not None, "text": _words(desk)} for desk in desks
         ]
-        click.echo(json.dumps({"node": node, "is_gone": wait, "seconds": seconds, "brokers": brokers}))
+        data({"node": node, "is_gone": wait, "seconds": seconds, "brokers": brokers})
     else:
-        click.echo(f"node {node} has left after {duration(seconds)}" if wait else done[0].text)
+        click.echo(printable(f"node {node} has left after {duration(seconds)}" if wait else done[0].text))
 
 
 def _client(stack: contextlib.ExitStack, settings: ClientSettings, endpoint: str) -> Client:
@@ -125,7 +126,7 @@ def _decide(desks: Sequence[Desk]) -> list[AdminOutcome]:
         raise min(errors, key=lambda one: (not isinstance(one, UnauthorizedError), not isinstance(one, NotFoundError)))
     for desk in desks:
         if desk.error is not None and not isinstance(desk.error, NotFoundError):
-            click.echo(f"warning: {desk.endpoint}: {desk.error}", err=True)
+            note(f"warning: {desk.endpoint}: {desk.error}")
     return done
 
 
@@ -147,8 +148,8 @@ def _progress(*, is_quiet: bool) -> Generator[Callable[[str], None]]:
     if is_quiet or not is_terminal():
         yield lambda _: None
         return
-    with Console().status("asking") as status:
-        yield status.update
+    with screen().status("asking") as status:
+        yield lambda words: status.update(Text(printable(words)))
 
 
 def _words(desk: Desk) -> str:

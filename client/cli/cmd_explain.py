@@ -5,11 +5,8 @@ Brokers share nothing, so each one given is asked for its part.
 
 from __future__ import annotations
 
-import json
-
 import click
 import msgspec
-from rich.console import Console
 from rich.text import Text
 
 from ...protocol.errors import ZmqrtError
@@ -17,7 +14,8 @@ from ...protocol.settings import options
 from ...protocol.story import Story
 from ..config import ClientSettings
 from ..sync import Client
-from .stdio import is_terminal
+from .screen import screen
+from .stdio import data, note
 from .story_view import story_view
 
 _PIPE_WIDTH = 120
@@ -43,10 +41,10 @@ def command(settings: ClientSettings, request: str, as_json: bool) -> None:
     if len(errors) == len(settings.broker):
         raise next(iter(errors.values()))
     for endpoint, problem in errors.items():
-        click.echo(f"warning: {problem if endpoint in str(problem) else f'{endpoint}: {problem}'}", err=True)
+        note(f"warning: {problem if endpoint in str(problem) else f'{endpoint}: {problem}'}")
     stories.sort(key=lambda story: story.ago_s)
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(stories), ensure_ascii=False))
+        data(msgspec.to_builtins(stories))
     elif stories:
         _show(stories)
     if not stories:
@@ -69,7 +67,7 @@ def ask(settings: ClientSettings, endpoint: str, request: str) -> list[Story]:
 
 
 def _show(stories: list[Story]) -> None:
-    console = Console(width=None if is_terminal() else _PIPE_WIDTH)
+    console = screen(pipe_width=_PIPE_WIDTH)
     for number, story in enumerate(stories):
         if number:
             console.print(Text())

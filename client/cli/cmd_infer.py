@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from ...protocol.settings import options
@@ -12,7 +10,7 @@ from ..config import ClientSettings
 from ..results import Result
 from ..sync import Client
 from .generation import Sampling, messages, naming_the_flag, sampling_options
-from .stdio import is_terminal, read_prompt
+from .stdio import answer, data, is_terminal, read_prompt
 
 
 @click.command(help="Send one prompt and print the answer as it is made.")
@@ -45,26 +43,26 @@ def command(
     with naming_the_flag(), Client.from_settings(settings, name="zmqrt infer") as client:
         wanted = None if system else text
         if as_json:
-            click.echo(to_json(client.infer(wanted, **asked)))
+            data(to_fields(client.infer(wanted, **asked)))
         elif stream if stream is not None else is_terminal():
             _print_stream(client, wanted, asked)
         else:
-            click.echo(client.infer(wanted, **asked).text)
+            answer(client.infer(wanted, **asked).text)
 
 
 def _print_stream(client: Client, prompt: str | None, asked: GenerateOptions) -> None:
     try:
         with client.stream(prompt, **asked) as stream:
             for chunk in stream:
-                click.echo(chunk.text, nl=False)
+                answer(chunk.text, nl=False)
     finally:
         click.echo()  # an error, or the shell's prompt, starts on a line of its own
 
 
-def to_json(result: Result) -> str:
-    """Write a result for programs, on one line."""
+def to_fields(result: Result) -> dict[str, object]:
+    """Return a result as programs are told it."""
     usage = result.usage
-    fields = {
+    return {
         "text": result.text,
         "finish_reason": result.finish_reason,
         "usage": {
@@ -77,4 +75,3 @@ def to_json(result: Result) -> str:
         "revision": result.revision,
         "request_id": result.request_id,
     }
-    return json.dumps(fields, ensure_ascii=False)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +17,8 @@ from ...protocol.settings import options
 from ...protocol.snapshot import ServiceStatus
 from ..config import ClientSettings
 from ..sync import Client
+from .screen import screen
+from .stdio import data
 
 _WORKER_MODELS = "zmqrt.worker.models"
 
@@ -34,9 +34,9 @@ def command(settings: ClientSettings, context: click.Context, as_json: bool) -> 
     with Client.from_settings(settings, name="zmqrt models") as client:
         services = client.models()
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(services), ensure_ascii=False))
+        data(msgspec.to_builtins(services))
     elif services:
-        Console().print(_table(services))
+        screen().print(_table(services))
     else:
         click.echo("no node offers a model yet; `zmqrt status` shows what the nodes are doing", err=True)
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import Final
-
 import click
 import msgspec
-from rich.console import Console
 
 from ...protocol.settings import options
 from ..config import ClientSettings
 from ..sync import Client
 from .fleet_view import fleet_view
-from .stdio import is_terminal
-
-_PIPE_WIDTH: Final = 160
-"""A pipe has no width; a log file is read on wide screens."""
+from .screen import PIPE_WIDTH, screen
+from .stdio import data
 
 
 @click.command(help="Show nodes and devices: health, load, what they are doing.")
@@ -27,6 +21,6 @@ def command(settings: ClientSettings, as_json: bool) -> None:
     with Client.from_settings(settings, name="zmqrt status") as client:
         snapshot = client.status()
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(snapshot), ensure_ascii=False))
+        data(msgspec.to_builtins(snapshot))
     else:
-        Console(width=None if is_terminal() else _PIPE_WIDTH).print(fleet_view(snapshot))
+        screen(pipe_width=PIPE_WIDTH).print(fleet_view(snapshot))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from ...protocol.settings import is_named, options
 from ..config import ClientSettings
 from ..sync import Client
-from .cmd_infer import to_json
+from .cmd_infer import to_fields
 from .generation import Sampling, naming_the_flag, sampling_options
 from .http_submit import post
-from .stdio import read_prompt
+from .stdio import answer, data, note, read_prompt
 
 
 @click.command(help="Send one prompt, natively or to a bridge (--url), and print request id and answer.")
@@ -36,15 +34,15 @@ def command(
     if url is None:
         with naming_the_flag(), Client.from_settings(settings, name="zmqrt submit") as client:
             handle = client.submit(text, **sampling.options())
-            click.echo(f"request {handle.request_id}", err=True)
+            note(f"request {handle.request_id}")
             result = handle.result()
-        click.echo(to_json(result) if as_json else result.text)
+        data(to_fields(result)) if as_json else answer(result.text)
         return
     # /infer knows a whole time alone; unsaid, the bridge's own counts.
     timeout_s = settings.total_timeout_s or (settings.timeout_s if is_named("timeout") else None)
-    answer = post(url, _v1(sampling, text), timeout_s=timeout_s, api_key=api_key)
-    click.echo(f"request {answer.get('request_id', '')}", err=True)
-    click.echo(json.dumps(answer, ensure_ascii=False) if as_json else str(answer.get("text", "")))
+    got = post(url, _v1(sampling, text), timeout_s=timeout_s, api_key=api_key)
+    note(f"request {got.get('request_id', '')}")
+    data(got) if as_json else answer(str(got.get("text", "")))
 
 
 def _v1(sampling: Sampling, prompt: str) -> dict[str, object]:

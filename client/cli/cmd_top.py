@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 
 from ...protocol.errors import ConnectError
 from ...protocol.settings import options
@@ -21,9 +18,8 @@ from ..top.history import History
 from ..top.recording import Recorder
 from ..top.sources import Brokers, Player, Source
 from ..top.view import once as once_view
-from .stdio import is_terminal
-
-_PIPE_WIDTH: Final = 160
+from .screen import PIPE_WIDTH, screen
+from .stdio import data, is_terminal
 
 
 @click.command(
@@ -55,10 +51,9 @@ def command(settings: ClientSettings, once: bool, as_json: bool, record: Path | 
             from ..top.app import Top
             from ..top.keyboard import open_keyboard
 
-            Top(source, Console(), open_keyboard(), recorder).run()
+            Top(source, screen(), open_keyboard(), recorder).run()
         else:
-            with contextlib.suppress(BrokenPipeError):
-                _print(source, recorder, goes_on=as_json and not once, as_json=as_json)
+            _print(source, recorder, goes_on=as_json and not once, as_json=as_json)
 
 
 def _print(source: Source, recorder: Recorder | None, *, goes_on: bool, as_json: bool) -> None:
@@ -70,21 +65,12 @@ def _print(source: Source, recorder: Recorder | None, *, goes_on: bool, as_json:
         if recorder is not None:
             recorder.write(sights, at_s)
         if as_json:
-            _write_line(json.dumps(_as_data(sights, history, at_s), ensure_ascii=False))
+            data(_as_data(sights, history, at_s))
         else:
-            console = Console(width=None if is_terminal() else _PIPE_WIDTH)
+            console = screen(pipe_width=PIPE_WIDTH)
             console.print(once_view(merge(sights), history, console.width))
         if not goes_on:
             return
-
-
-def _write_line(line: str) -> None:
-    """Print a line. Raises BrokenPipeError once nobody reads; Python is kept from noticing that again at its end."""
-    try:
-        click.echo(line)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
 
 
 def _as_data(sights: list[Sight], history: History, at_s: float) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Final
 
 import click
 
-from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, ZmqrtError
+from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_READER_GONE, ZmqrtError
 from ...protocol.stdio import prepare_stdio
 from ...protocol.unicode import is_unicode
+from .stdio import note
 
 COMMANDS: Final = {
     "up": "Run broker, workers and bridge on this machine until Ctrl-C.",
@@ -106,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         powershell.register()
     try:
         code = cli.main(arguments, prog_name="zmqrt", standalone_mode=False)
+    except SystemExit as error:  # raised by click and rich alike, with 1, when nobody reads on: `zmqrt … | head`
+        return EXIT_READER_GONE if error.code == EXIT_FAILED else int(error.code or 0)
     except click.Abort:  # Ctrl-C
         click.echo(err=True)
         return EXIT_INTERRUPTED
@@ -125,5 +128,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: BaseException, text: str, exit_code: int) -> int:
     if os.environ.get("ZMQRT_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"error: {text}", err=True)
+    note(f"error: {text}")
     return exit_code

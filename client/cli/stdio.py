@@ -1,18 +1,43 @@
-"""Questions about terminals, and the prompt that comes through a pipe."""
+"""Questions about terminals, what is said there, and the prompt that comes through a pipe.
+
+What comes from elsewhere (answers, errors, names) is cleaned before a terminal sees it. An answer that goes to a file
+or another program is left as it is, byte for byte: there it moves nothing, and somebody may need it so.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 import click
 
 from ...protocol.own_files import decode
+from ...protocol.printable import escaped, indented, readable
 
 
 def is_terminal() -> bool:
     """Say whether a person reads standard output."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    has_one: bool = getattr(sys.stdout, "isatty", bool)()  # a closed standard output is None
+    return has_one and os.environ.get("TERM") != "dumb"
+
+
+def answer(text: str, *, nl: bool = True) -> None:
+    """Print what a model wrote, or a piece of it."""
+    if getattr(sys.stdout, "isatty", bool)():
+        click.echo(readable(text), nl=nl)
+    else:
+        click.echo(text, nl=nl, color=True)  # which means: take nothing out of it
+
+
+def note(text: str) -> None:
+    """Print a sentence on standard error; more lines of it stand further in, and cannot be taken for another."""
+    click.echo(indented(text), err=True)
+
+
+def data(value: object) -> None:
+    """Print a line of JSON for programs, in which nothing can be taken for an order to a terminal."""
+    click.echo(escaped(json.dumps(value, ensure_ascii=False)))
 
 
 def read_prompt(given: str | None) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from ...protocol.printable import printable, readable
 from ...protocol.snapshot import Snapshot
+from ..top.text import Clean
+from .screen import screen
 from .stack import message_of
 from .stdio import is_terminal
 from .supervise import Child
@@ -51,7 +53,7 @@ class LogDisplay:
 
     def say(self, words: str) -> None:
         """Print a line."""
-        click.echo(words)
+        click.echo(readable(words))
 
     def clear(self) -> None:
         """Leave what has been told."""
@@ -69,7 +71,7 @@ class LiveDisplay:
         if hints and not self._has_hinted:
             self._has_hinted = True
             self.say("\n".join([*hints, ""]))
-        self._live.update(live_view(children, snapshot), refresh=True)
+        self._live.update(Clean(live_view(children, snapshot)), refresh=True)
 
     def say(self, words: str) -> None:
         """Print a line above the view."""
@@ -87,7 +89,7 @@ def display() -> Generator[Display]:
     if not is_terminal():
         yield LogDisplay()
         return
-    with Live(console=Console(), auto_refresh=False, transient=True, vertical_overflow="visible") as live:
+    with Live(console=screen(), auto_refresh=False, transient=True, vertical_overflow="visible") as live:
         yield LiveDisplay(live)
 
 
@@ -95,9 +97,9 @@ def tell_record(shown: Display, child: Child, record: dict[str, Any]) -> None:
     """Pass on what a role logs, where a person should see it."""
     words = message_of(record)
     if words is not None:
-        shown.say(f"{child.name}: {words}")
+        shown.say(printable(f"{child.name}: {words}"))
 
 
 def tell_end(shown: Display, child: Child, why: str) -> None:
     """Tell that a child has ended and comes back."""
-    shown.say(f"{child.name} ended: {why}; starting it again")
+    shown.say(printable(f"{child.name} ended: {why}; starting it again"))

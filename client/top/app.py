@@ -22,6 +22,7 @@ from .keyboard import Keyboard
 from .recording import Recorder
 from .sources import EVERY_S, Source
 from .state import Drain, Explain, Page, Quit, State, Wish, press
+from .text import Clean
 from .view import Frame, screen
 
 
@@ -77,7 +78,7 @@ class Top:
             self._look()
         self._take_answers()
         fleet, history = self._paused or (self._fleet, self._history)
-        live.update(screen(fleet, history, self._state, self._frame()), refresh=True)
+        live.update(Clean(screen(fleet, history, self._state, self._frame())), refresh=True)
         is_waiting = self._drain is not None or self._story is not None
         return self._keyboard.keys(min(self._look_at - time.monotonic(), 0.1 if is_waiting else EVERY_S))
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.text import Text
 
-from ...protocol.printable import printable
+from ...protocol.printable import printable, readable
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"
@@ -105,3 +107,26 @@ def ago(seconds: float) -> str:
 def size(count: int) -> str:
     """Write bytes."""
     return f"{count / 2**30:.1f}G" if count < 100 * 2**30 else f"{count / 2**30:.0f}G"
+
+
+class Cleaning(RenderHook):
+    """Puts everything that is printed into a Clean: whatever a broker, a node or a recording says, it moves nothing."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Wrap each."""
+        return [Clean(one) for one in renderables]
+
+
+class Clean:
+    """Something to draw, with marks for what a terminal would obey; rich's own codes come apart from the text.
+
+    What a Live shows has to be put into it by hand.
+    """
+
+    def __init__(self, inner: RenderableType) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, and look at every piece."""
+        for segment in console.render(self._inner, options):
+            yield segment if segment.control else Segment(readable(segment.text), segment.style)

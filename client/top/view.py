@@ -22,7 +22,7 @@ from .history import History
 from .pages import device_page, models_lines, models_page
 from .state import Focus, Page, State, events_of, nodes_of, requests_of
 from .tables import WIDE, events_lines, nodes_lines, requests_lines
-from .text import clean
+from .text import Cleaning, clean
 
 T = TypeVar("T")
 _WRAPPER: Final = Console(width=80, file=io.StringIO())
@@ -162,7 +162,8 @@ def _window(items: list[T], ids: list[str], selected: str, count: int) -> list[T
 def _story_lines(state: State, width: int) -> list[Text]:
     if not state.stories:
         return [Text("asking the broker …", style="dim")]
-    console = Console(width=width, force_terminal=True, color_system="standard", file=io.StringIO())
+    console = Console(width=width, force_terminal=True, color_system="standard", file=io.StringIO(), markup=False)
+    console.push_render_hook(Cleaning())
     lines: list[Text] = []
     for story in state.stories:
         with console.capture() as captured:

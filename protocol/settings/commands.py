@@ -19,7 +19,8 @@ from click.types import OptionHelpExtra
 
 from ..errors import ZmqrtError
 from ..logs import json_line
-from ..stdio import prepare_stdio
+from ..printable import indented, printable
+from ..stdio import prepare_stdio, reader_gone
 from .declare import CommonSettings, Setting, settings_of
 from .sources import DEFAULT, FILE_NAME, Resolved, resolve
 from .variables import CONFIG_ENV, DEBUG_ENV
@@ -75,7 +76,7 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
             except ZmqrtError as error:
                 if os.environ.get(DEBUG_ENV):
                     traceback.print_exception(error)
-                click.echo(f"error: {error}", err=True)
+                click.echo(f"error: {indented(str(error))}", err=True)
                 context.exit(error.exit_code)
 
         wrapped: Callable[P, R] = _config_option(run)
@@ -99,7 +100,7 @@ def _tell(role: str, resolved: Resolved[S]) -> None:
             if resolved.settings.log_format == "json":
                 click.echo(json_line(level, SETTINGS_LOGGER, line, role=role), err=True)
             else:
-                click.echo(f"{'warning' if level == 'warning' else 'settings'}: {line}", err=True)
+                click.echo(printable(f"{'warning' if level == 'warning' else 'settings'}: {line}"), err=True)
 
 
 def version_text() -> str:
@@ -152,6 +153,20 @@ class _Program(click.Command):
         """Make the standard streams safe, then run."""
         prepare_stdio()
         return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401 - as above
+        """Read the command line. A reader who leaves (`… --help | head`) is no failure."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:
+            raise SystemExit(reader_gone()) from None
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as above
+        """Run. The same holds for whoever read the ready line and nothing more."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise SystemExit(reader_gone()) from None
 
 
 class _SettingOption(click.Option):

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -66,3 +67,39 @@ def test_a_second_call_replaces_the_first(stream: io.StringIO) -> None:
     log.info("once")
 
     assert stream.getvalue().count("once") == 1
+
+
+FORGED = "x\n12:00:00.000 ERROR   broker forged: y\x1b[2J\u202e\x9b"
+
+
+def _is_record(line: str) -> bool:
+    return re.match(r"\d\d:\d\d:\d\d\.\d{3} ", line) is not None
+
+
+def test_no_words_of_others_forge_a_line(stream: io.StringIO) -> None:
+    """Neither in a message nor in a field, a name, a traceback or a stack: one record begins one line."""
+    configure_logging("info", role="bridge", stream=stream)
+
+    log.warning("field %s", FORGED, extra={"request_id": FORGED, "worker_id": FORGED})
+    logging.getLogger(f"zmqrt.{FORGED}").warning("from a name")
+    try:
+        raise LookupError(FORGED)
+    except LookupError:
+        log.exception("it raised", stack_info=True)
+
+    lines = stream.getvalue().splitlines()
+    assert sum(map(_is_record, lines)) == 3
+    assert all(_is_record(line) or line.startswith("    ") for line in lines)
+    assert not set("\x1b\u202e\x9b") & set(stream.getvalue())
+    assert any("LookupError: x" in line for line in lines)
+
+
+def test_json_holds_no_character_that_a_terminal_obeys(stream: io.StringIO) -> None:
+    """Though it says them all."""
+    configure_logging("info", "json", role="bridge", stream=stream)
+
+    log.warning("field %s", FORGED, extra={"request_id": FORGED})
+
+    (line,) = stream.getvalue().splitlines()
+    assert not set("\x1b\u202e\x9b") & set(line)
+    assert json.loads(line)["request_id"] == FORGED
