@@ -10,7 +10,7 @@ from typing import Final
 
 from ..protocol import messages as m
 from ..protocol import snapshot
-from ..protocol.errors import Kind, ZmqrtError, request_error
+from ..protocol.errors import ZmqrtError
 from .connection import Link
 from .reading import Event
 from .requests import Sink
@@ -121,7 +121,7 @@ class Asks:
         else:
             self._events.append((ask.sink, event))
 
-    def tick(self, link: Link | None, now: float) -> None:
+    def tick(self, link: Link | None, now: float, overdue: Callable[[], ZmqrtError]) -> None:
         """Put again what was put off, and end those whose time is up."""
         for ask in self._again.due(now):
             if link is not None and not ask.wire_qid:  # else it was put in a session that was opened meanwhile
@@ -130,7 +130,7 @@ class Asks:
             self._is_off_wire(ask.wire_qid)  # whoever asks next asks anew
             if link is not None and len(self._sharing.get(ask.wire_qid, ())) == 1:
                 link.asked.discard(ask.wire_qid)  # nobody waits for it any more
-            self.end(ask, request_error(Kind.DEADLINE, "the broker did not answer the question in time"))
+            self.end(ask, overdue())
 
     def _is_off_wire(self, qid: int) -> None:
         self._on_wire = {what: one for what, one in self._on_wire.items() if one != qid}

@@ -201,7 +201,7 @@ class ClientCore:
         self.book.wake(now)
         for request in self.book.expired(now):
             self._expire(request, now)
-        self._asks.tick(self.sessions.current, now)
+        self._asks.tick(self.sessions.current, now, self.sessions.unanswered)
         self._judge(now)
         self._pump(now)
 

@@ -226,8 +226,16 @@ class Sessions:
     def unreachable(self, waited_s: float) -> ZmqrtError:
         """Put into one error why there is no session."""
         if self._is_leaving() and not self._endpoints.is_explained:
-            return request_error(Kind.DRAINING, "the broker is shutting down, and there is no other", retry_after_s=1.0)
+            return _leaving()
         return self._endpoints.error(waited_s)
+
+    def unanswered(self) -> ZmqrtError:
+        """Say why a question was not answered in its time."""
+        if self.current is None and self._is_leaving():
+            return _leaving()
+        if self.current is None and self._endpoints.is_explained:
+            return self._endpoints.error(0.0)
+        return request_error(Kind.DEADLINE, "the broker did not answer the question in time")
 
     def _is_leaving(self) -> bool:
         return any(link.state is LinkState.LEAVING for link in self.links.values())
@@ -236,3 +244,7 @@ class Sessions:
     def has_others(self) -> bool:
         """Whether there is more than one broker to choose from."""
         return self._endpoints.count > 1
+
+
+def _leaving() -> ZmqrtError:
+    return request_error(Kind.DRAINING, "the broker is shutting down, and there is no other", retry_after_s=1.0)

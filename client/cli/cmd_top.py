@@ -68,7 +68,7 @@ def _print(source: Source, recorder: Recorder | None, *, goes_on: bool, as_json:
             data(_as_data(sights, history, at_s))
         else:
             console = screen(pipe_width=PIPE_WIDTH)
-            console.print(once_view(merge(sights), history, console.width))
+            console.print(once_view(merge(sights, history.outages.tell()), history, console.width))
         if not goes_on:
             return
 
@@ -77,6 +77,9 @@ def _as_data(sights: list[Sight], history: History, at_s: float) -> dict[str, An
     return {
         "at": at_s,
         "brokers": [msgspec.to_builtins(one) for one in sights],
+        "broker_events": [
+            {"endpoint": one.endpoint, **msgspec.to_builtins(one.event)} for one in history.outages.tell()
+        ],
         "tokens_per_s": history.tokens_per_s,
         "first_token": {"p50_s": history.first_token.median_s, "p99_s": history.first_token.p99_s},
         "answer": {"p50_s": history.duration.median_s, "p99_s": history.duration.p99_s},

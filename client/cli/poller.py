@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ...protocol.errors import DeadlineError, ZmqrtError
+from ...protocol.errors import DeadlineError, UnavailableError, ZmqrtError
 from ...protocol.snapshot import Snapshot
 from ..sync import Client
+from ..top.fleet import NOT_ASKED
 
 _EVERY_S: Final = 0.5
 _TIMEOUT_S: Final = 2.0
@@ -34,7 +35,8 @@ class Poller:
     ) -> None:
         self.endpoint = endpoint
         self.snapshot: Snapshot | None = None
-        self.problem = "not asked yet"
+        self.problem = NOT_ASKED
+        self.is_leaving = False
         self._every_s = every_s
         self._make: Callable[[], Client] = lambda: Client(
             endpoint,
@@ -75,6 +77,11 @@ class Poller:
         while not self._stop.is_set():
             try:
                 self._ask()
+            except UnavailableError as error:  # it has said goodbye, and may finish what it has
+                self.snapshot, self.problem, self.is_leaving = None, str(error), True
+                self._has_asked.set()
+                self._stop.wait(self._every_s)
+                continue
             except DeadlineError:
                 text = f"{self.endpoint}: no answer within {_TIMEOUT_S:.0f} s; it is frozen, or overloaded"
                 self.snapshot, self.problem = None, text
@@ -82,6 +89,7 @@ class Poller:
                 self.snapshot, self.problem = None, str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the picture must not stand still as if it were now
                 self.snapshot, self.problem = None, f"{self.endpoint}: {type(error).__name__}: {error}"
+            self.is_leaving = False
             self._has_asked.set()
             self._stop.wait(self._every_s)
 

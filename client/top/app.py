@@ -85,8 +85,8 @@ class Top:
     def _look(self) -> None:
         sights, self._at_s = self._source.look(is_paused=self._state.is_paused)
         self._record(sights)
-        self._fleet = merge(sights)
         self._history.fold(sights, self._at_s)
+        self._fleet = merge(sights, self._history.outages.tell())
         if self._state.page is Page.REQUEST and self._opened is not None and self._story is None:
             self._wish(self._opened)  # it goes on, and so does its story
 

@@ -12,15 +12,18 @@ import msgspec
 from ...protocol.histogram import total
 from ...protocol.snapshot import FleetEvent, NodeStatus, RequestStatus, ServiceStatus, Snapshot
 
+NOT_ASKED: Final = "not asked yet"
+"""The problem of a broker that nobody knows anything of, which is none yet."""
 _LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
-    """One broker as it was last seen; without a snapshot, why there is none."""
+    """One broker as it was last seen; without a snapshot, why there is none, and whether it said that it leaves."""
 
     endpoint: str
     snapshot: Snapshot | None = None
     problem: str = ""
+    is_leaving: bool = False
 
     @property
     def name(self) -> str:
@@ -88,8 +91,8 @@ def is_serving(node: NodeStatus) -> bool:
     return node.health == "active" and node.phase == "ready"
 
 
-def merge(sights: Sequence[Sight]) -> Fleet:
-    """Put together what is known now. A broker that is named twice counts once."""
+def merge(sights: Sequence[Sight], of_brokers: Sequence[Event] = ()) -> Fleet:
+    """Put together what is known now, and what happened to brokers. One that is named twice counts once."""
     epochs: set[int] = set()
     sights = [one for one in sights if one.snapshot is None or not _is_among(one.snapshot.broker_epoch, epochs)]
     seen = snapshots(sights)
@@ -103,7 +106,7 @@ def merge(sights: Sequence[Sight]) -> Fleet:
         nodes=nodes,
         services=_services(seen, nodes),
         requests=_requests(sights),
-        events=_events(sights),
+        events=sorted([*_events(sights), *of_brokers], key=lambda one: one.ago_s),
         counters=counters,
     )
 
@@ -173,10 +176,9 @@ def _requests(sights: Iterable[Sight]) -> list[Running]:
 
 
 def _events(sights: Iterable[Sight]) -> list[Event]:
-    found = [
+    return [
         Event(broker=one.name, endpoint=one.endpoint, event=event, ago_s=one.snapshot.uptime_s - event.at_s)
         for one in sights
         if one.snapshot is not None
         for event in one.snapshot.events
     ]
-    return sorted(found, key=lambda one: one.ago_s)

@@ -11,6 +11,7 @@ from ...protocol.histogram import Histogram, total
 from ...protocol.snapshot import ServiceStatus, Snapshot
 from ..rates import Pace
 from .fleet import Sight, snapshots
+from .outages import Outages
 
 WINDOW_S: Final = 60.0
 """Quantiles are of what ended in this time."""
@@ -49,6 +50,7 @@ class History:
         """By worker_uuid and device."""
         self.first_token = Latency(None, None)
         self.duration = Latency(None, None)
+        self.outages = Outages()
         self._paces: dict[str, Pace] = {}
         self._before: dict[int, Snapshot] = {}
         self._window: deque[tuple[float, dict[int, Snapshot]]] = deque(maxlen=_MOST_LOOKS)
@@ -56,6 +58,7 @@ class History:
 
     def fold(self, sights: Sequence[Sight], now: float) -> None:
         """Take in one look at all brokers, at a time on any clock; what was seen already changes nothing."""
+        self.outages.fold(sights, now)
         seen = {one.broker_epoch: one for one in snapshots(sights)}
         if seen and all(self._before.get(epoch) is one for epoch, one in seen.items()):
             return

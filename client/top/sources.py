@@ -101,7 +101,10 @@ class Brokers:
 
     def look(self, *, is_paused: bool = False) -> tuple[list[Sight], float]:  # noqa: ARG002 - the fleet goes on
         """Return what each has told last."""
-        sights = [Sight(endpoint=one.endpoint, snapshot=one.snapshot, problem=one.problem) for one in self._pollers]
+        sights = [
+            Sight(endpoint=one.endpoint, snapshot=one.snapshot, problem=one.problem, is_leaving=one.is_leaving)
+            for one in self._pollers
+        ]
         return sights, time.time()
 
     def looks(self) -> Iterator[tuple[list[Sight], float]]:
