@@ -7,6 +7,7 @@ the reason and the remedy. Knows files and their headers; whether an engine can 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -149,6 +150,10 @@ def _indexed(directory: Path) -> dict[str, Stored]:
             f"{index} lists tensors that are not in their files: {enumerate_names(absent)}; the index and the files "
             "are not of one model, or a file is of another one: fetch the model again"
         )
+    places = Counter(name for tensors in found.values() for name in tensors)
+    twice = sorted(name for name, times in places.items() if times > 1)
+    if twice:
+        raise ModelError(f"{directory} has tensors in more than one file: {enumerate_names(twice)}; fetch it again")
     return {name: one for tensors in found.values() for name, one in tensors.items()}
 
 

@@ -140,7 +140,8 @@ def _unknown(model: str) -> str:
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - leaves ~ alone where there is no home
     near = _near_path(path) if looks_like_path else _near_name(model)
     known = ", ".join([*PACKAGES, TINY])
-    return f"model {model!r}: {reason}{near}; known: {known}, a directory, a .gguf file, or hf:ORG/NAME"
+    link = " Known" if near else "; known"
+    return f"model {model!r}: {reason}{near}{link}: {known}, a directory, a .gguf file, or hf:ORG/NAME"
 
 
 def _near_name(model: str) -> str:
@@ -238,7 +239,8 @@ def _from_hub(model: str, progress: Progress, *, allow_hub: bool, near: str = ""
     except LocalEntryNotFoundError:
         why = "the hub cannot be reached" if allow_hub else "this worker may not download"
         how = f"where there is a network, run: zmqrt models fetch hf:{model}"
-        here = "" if Path(model).exists() else f"there is no directory {model} here{near}, "
+        link = " As" if near else "; as"
+        here = "" if Path(model).exists() else f"there is no directory {model} here{near}{link} a model of the hub, "
         raise ModelError(f"{here}{model} is not in the hub's cache here, and {why}; {how}") from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"the hub did not give {model}: {error}") from error

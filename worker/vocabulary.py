@@ -240,6 +240,16 @@ def load_vocabulary(directory: Path) -> FileVocabulary:
 
     Raises ModelError if they are no tokenizer, or not that of the model beside them.
     """
+    tokenizer, template, ends = _read(directory)
+    return FileVocabulary(tokenizer, template=template, eos_ids=ends, rows=_rows(directory))
+
+
+def end_ids_of(directory: Path) -> frozenset[int]:
+    """Return the ids that end an answer of a model, for an engine, which needs no more. Raises ModelError."""
+    return _read(directory)[2] if (directory / "tokenizer.json").is_file() else frozenset()
+
+
+def _read(directory: Path) -> tuple[Tokenizer, ChatTemplate | None, frozenset[int]]:
     from tokenizers import Tokenizer
 
     path = directory / "tokenizer.json"
@@ -259,13 +269,7 @@ def load_vocabulary(directory: Path) -> FileVocabulary:
     source = _template_source(directory, config)
     template = _template(directory, source, special_tokens(config)) if source else None
     closer = closing_token(template, tokenizer) if template else None
-    ends = end_ids(directory, tokenizer, config, [closer] if closer else [])
-    return FileVocabulary(tokenizer, template=template, eos_ids=ends, rows=rows)
-
-
-def end_ids_of(directory: Path) -> frozenset[int]:
-    """Return the ids that end an answer of the model in a directory; an engine asks, which has no use for the rest."""
-    return load_vocabulary(directory).eos_ids if (directory / "tokenizer.json").is_file() else frozenset()
+    return tokenizer, template, end_ids(directory, tokenizer, config, [closer] if closer else [])
 
 
 def _rows(directory: Path) -> int:

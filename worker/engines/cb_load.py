@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from ..context import context_of
+from ..model_error import ModelError
 from ..special_tokens import ids_in
 from ..vocabulary import end_ids_of
 from .base import CannotLoadError, EngineSpec, Progress
@@ -127,10 +128,17 @@ def _describe(model: Any, spec: EngineSpec, *, is_cuda: bool) -> Loaded:  # noqa
     return Loaded(
         model=model,
         context=context,
-        eos_ids=end_ids_of(Path(spec.model_path)) or frozenset(ids_in(model.generation_config.eos_token_id)),
+        eos_ids=_end_ids(spec) or frozenset(ids_in(model.generation_config.eos_token_id)),
         kv_bytes_per_token=2 * int(config.num_hidden_layers) * heads * head_size * int(model.dtype.itemsize),
         is_cuda=is_cuda,
     )
+
+
+def _end_ids(spec: EngineSpec) -> frozenset[int]:
+    try:
+        return end_ids_of(Path(spec.model_path))  # what the agent goes by
+    except ModelError as error:
+        raise CannotLoadError(str(error)) from None
 
 
 def _context(config: Any, spec: EngineSpec) -> int:  # noqa: ANN401 - transformers is badly typed

@@ -18,10 +18,10 @@ from .base import CannotLoadError
 log = logging.getLogger(__name__)
 _NAMED: Final = 5
 _HARMLESS: Final = re.compile(
-    r"(^|\.)(position_ids|num_batches_tracked|masked_bias|rotary_emb\.inv_freq|(attn|attention)\.bias)$"
-    r"|(^|\.)(vision\w*|visual|audio\w*|image\w*|multi_modal_projector|mm_projector|vit|mtp|talker|embed_vision)\."
+    r"(^|\.)(position_ids|num_batches_tracked|masked_bias|rotary_emb\.\w+|(attn|attention)\.bias)$"
+    r"|(^|\.)(vision\w*|visual|audio\w*|image\w*|multi_modal_projector|mm_projector|vit|mtp|talker|v_head|embed_vision)\."
 )
-"""Tensors that a text model may leave alone: masks and counters of old checkpoints, and eyes and ears."""
+"""Tensors that a text model may leave alone: tables and counters of old checkpoints, eyes, ears, heads for training."""
 
 
 def check_report(report: Mapping[str, Any], where: str) -> None:

@@ -94,7 +94,7 @@ def test_weights_that_were_cut_off_say_so(model: Path, share: float) -> None:
 def test_a_shard_that_is_missing_cut_off_or_of_another_model_is_named(model: Path) -> None:
     """So is an index that is missing, or lists nothing."""
     first, second = broken.shard(model, 2)
-    content = second.read_bytes()
+    content, second_tensors = second.read_bytes(), broken.read_tensors(second)
 
     second.unlink()
     with pytest.raises(ModelError, match=r"lacks 1 of the 2 files.*model-00002-of-00002\.safetensors"):
@@ -108,7 +108,13 @@ def test_a_shard_that_is_missing_cut_off_or_of_another_model_is_named(model: Pat
     with pytest.raises(ModelError, match="tensors that are not in their files"):
         look(model)
 
+    first_tensors = broken.read_tensors(first)
+    broken.write_tensors(first, first_tensors | dict(list(second_tensors.items())[:1]))
     second.write_bytes(content)
+    with pytest.raises(ModelError, match="tensors in more than one file: "):
+        look(model)
+
+    broken.write_tensors(first, first_tensors)
     index = (model / broken.INDEX).read_text()
     (model / broken.INDEX).write_text('{"weight_map": {}}')
     with pytest.raises(ModelError, match="lists no weights"):

@@ -72,7 +72,7 @@ class LlamaDecoder:
         self._embed: torch.Tensor = model.model.embed_tokens.weight.data
         self._norm: torch.Tensor = model.model.norm.weight.data
         self._head: torch.Tensor = model.lm_head.weight.data
-        self._cos, self._sin = _rotations(model, max(context, int(config.max_position_embeddings)))
+        self._cos, self._sin = _rotations(model, context or int(config.max_position_embeddings))
 
     @property
     def shape(self) -> Shape:
