@@ -123,14 +123,16 @@ class Node:
         welcome = m.WorkerWelcome(f"b{broker}", 7, epoch, PARAMS, list(rebound))
         return self.receive(welcome, broker=broker)
 
-    def load(self, device: int = 0, slots: int = 2, *, kind: ipc.Kind = "token", context: int = 64) -> list[a.Action]:
+    def load(
+        self, device: int = 0, slots: int = 2, *, kind: ipc.Kind = "token", context: int = 64, vocabulary: int = 0
+    ) -> list[a.Action]:
         """Let an engine become ready; a moment later, for heartbeats out of turn keep a distance."""
         self.now += 0.25
         service = ipc.EngineService(
             name="",
             kind=kind,
             task="embed" if kind == "batch" else "generate",
-            capacity=Capacity(slots=slots, context=context),
+            capacity=Capacity(slots=slots, context=context, vocabulary=vocabulary),
             model="toy",
             revision="r1",
         )

@@ -1,6 +1,6 @@
 """Requests on a node: dispatch, results, refusals, resume, cancel, engines that die. Events in, actions out."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -519,6 +519,56 @@ def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
     assert submit.task == {"task": "embed", "input": "hello"}
     (final,) = sent(made, m.WorkerFinal)
     assert tasks.unpack_map(final.body) == {"vectors": "…"}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "task", "words"),
+    [
+        (0, tasks.Embed(input=[[1]]), "input: toy takes texts, not token ids"),
+        (0, tasks.Embed(input="x", truncate_to=2), "truncate_to: toy does not say how it counts tokens"),
+        (262, tasks.Embed(input=["x", [5, 262]]), "input: the model has no token 262, only those below 262"),
+    ],
+)
+def test_inputs_that_a_batch_engine_would_misread_are_refused(vocabulary: int, task: tasks.Embed, words: str) -> None:
+    """Vectors of another text look like any other."""
+    node = Node()
+    node.register()
+    node.load(kind="batch", vocabulary=vocabulary)
+
+    (error,) = sent(node.dispatch(1, payload=tasks.encode(task), flags=RUN), m.WorkerError)
+    assert (error.code, error.reason) == (400, "bad_request")
+    assert error.text.startswith(words)
+
+
+def test_token_ids_of_a_batch_engine_s_own_vocabulary_reach_it() -> None:
+    """It has said that it understands them."""
+    node = Node()
+    node.register()
+    node.load(kind="batch", vocabulary=262)
+
+    assert submitted(node.dispatch(1, payload=tasks.encode(tasks.Embed(input=[[5, 261]], truncate_to=1)), flags=RUN))
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "reason"),
+    [
+        ("bad_request", 400, "bad_request"),
+        ("context_length_exceeded", 400, "context_length_exceeded"),
+        ("", 500, "model_raised"),
+    ],
+)
+def test_an_item_may_be_at_fault_and_not_the_model(
+    refused: Literal["", "bad_request", "context_length_exceeded"], code: int, reason: str
+) -> None:
+    """Its caller is told so by the status."""
+    node = Node()
+    node.register()
+    node.load(kind="batch")
+    node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
+    made = node.step(results=[Result(ticket=node.ticket(), error="dimensions: 8 at most", refused=refused)])
+
+    (error,) = sent(made, m.WorkerError)
+    assert (error.code, error.reason, error.text) == (code, reason, "dimensions: 8 at most")
 
 
 def test_an_engine_that_deals_in_text_streams_chunks() -> None:
