@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from support.http import address_of
-from support.served import connect, read_all, statuses
+from support.served import connect, read_all, say, statuses
 from support.stack import Process, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -119,6 +119,16 @@ def test_what_has_no_end_makes_nothing_grow(bridge: Process, kind: str) -> None:
         said = pour(bridge, itertools.chain([first], itertools.repeat(again)))
 
     assert status is None or statuses(said)[:1] == [status]
+
+
+def test_a_key_in_a_trailer_is_no_key(bridge: Process) -> None:
+    """It comes when the request has been let in already, or not; nor is it the key of the next one."""
+    body = b'{"prompt": "hi", "max_tokens": 1}'
+    head = b"POST /infer HTTP/1.1\r\nhost: localhost\r\ntrailer: x-api-key\r\ntransfer-encoding: chunked\r\n%s\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\nx-api-key: s3cret\r\nauthorization: Bearer s3cret\r\n\r\n" % (len(body), body)
+    said = say(address_of(bridge), head % b"", chunks, head % b"connection: close\r\n", chunks)
+
+    assert statuses(said) == [401, 401]
 
 
 def pipelined(method: str) -> bytes:
