@@ -6,6 +6,7 @@ leaves it out. What PYTHONPATH names stays: the user said that.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
@@ -15,4 +16,9 @@ UTF8_OUTPUT: Final = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 def python(module: str, *arguments: str) -> list[str]:
     """Return the command line that runs a module."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+    return [sys.executable, "-P", "-m", module, *map(_passable, arguments)]
+
+
+def _passable(argument: str) -> str:
+    """Return an argument that can be handed over in any locale: as the bytes of UTF-8, which `names.as_typed` reads."""
+    return os.fsdecode(argument.encode("utf-8", "surrogateescape"))

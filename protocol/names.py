@@ -26,6 +26,14 @@ def check_service(name: str | None) -> None:
     raise ValueError(f"expected 1 to {MAX_SERVICE_CHARS} of the letters A-Z a-z 0-9 . _ : / - (and no space)")
 
 
+def as_typed(name: str) -> str:
+    """Return a name as it was typed: in a locale without its letters Python hands over bytes, each as half a pair."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return name
+
+
 def check_name(name: str | None) -> None:
     """Refuse the name of a node or broker that is too long, or that would break the line it is shown in."""
     if name is None or (0 < len(name) <= MAX_NAME_CHARS and name.strip() and printable(name) == name):

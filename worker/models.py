@@ -54,6 +54,8 @@ TINY: Final = "tiny-random"
 _TINY_BYTES: Final = 2 << 20
 """What the plain one takes on disk."""
 
+_OTHER_FORMATS: Final = {".bin", ".ckpt", ".engine", ".h5", ".keras", ".onnx", ".pb", ".pkl", ".pt", ".pth", ".tflite"}
+"""What other programs load as a model, and this one never does."""
 _HUB_ID: Final = re.compile(r"(hf:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf))")
 _HUB_FILES: Final = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _SHA_LETTERS: Final = 12
@@ -110,9 +112,11 @@ def is_servable(model: str) -> bool:
         if path.is_dir():
             return (path / "config.json").is_file() or any(path.glob("*.gguf"))
         if path.is_file():
-            return path.suffix == ".gguf"
+            return path.suffix.lower() == ".gguf"
+    if path.suffix.lower() in _OTHER_FORMATS:
+        return False
     is_known = model in PACKAGES or model == TINY or model.startswith(f"{TINY}:")
-    return is_known or os.sep in model or _HUB_ID.fullmatch(model) is not None or model.endswith(".gguf")
+    return is_known or os.sep in model or _HUB_ID.fullmatch(model) is not None or model.lower().endswith(".gguf")
 
 
 def check_fit(files: ModelFiles, *, max_model_len: int) -> None:

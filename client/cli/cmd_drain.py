@@ -111,6 +111,7 @@ def _client(stack: contextlib.ExitStack, settings: ClientSettings, endpoint: str
         insecure=settings.insecure,
         connect_timeout_s=settings.connect_timeout_s,
         timeout_s=settings.timeout_s,
+        as_admin=True,
         name="zmqrt drain",
     )
     stack.callback(client.close)

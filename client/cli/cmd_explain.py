@@ -61,6 +61,7 @@ def ask(settings: ClientSettings, endpoint: str, request: str) -> list[Story]:
         insecure=settings.insecure,
         connect_timeout_s=settings.connect_timeout_s,
         timeout_s=settings.timeout_s,
+        as_admin=True,
         name="zmqrt explain",
     ) as client:
         return client.explain(request)

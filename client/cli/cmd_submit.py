@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import click
+from click.core import ParameterSource
 
-from ...protocol.settings import is_named, options
+from ...protocol.settings import is_named, options, unquoted
+from ...protocol.settings.variables import API_KEY_ENV
 from ..config import ClientSettings
 from ..sync import Client
 from .cmd_infer import to_fields
@@ -16,7 +18,7 @@ from .stdio import answer, data, note, read_prompt
 @click.command(help="Send one prompt, natively or to a bridge (--url), and print request id and answer.")
 @click.option("--prompt", metavar="TEXT", help="What to ask; - or none reads it from a pipe.")
 @click.option("--url", metavar="URL", help="Bridge to ask over HTTP, such as http://127.0.0.1:8000.")
-@click.option("--api-key", metavar="KEY", envvar="API_KEY", show_envvar=True, help="With --url: key for the bridge.")
+@click.option("--api-key", metavar="KEY", envvar=API_KEY_ENV, show_envvar=True, help="With --url: key for the bridge.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @sampling_options
 @options(ClientSettings)
@@ -38,9 +40,12 @@ def command(
             result = handle.result()
         data(to_fields(result)) if as_json else answer(result.text)
         return
+    if click.get_current_context().get_parameter_source("api_key") is ParameterSource.COMMANDLINE:
+        note(f"warning: --api-key shows the key in the list of processes; set {API_KEY_ENV} instead")
+    key = unquoted(api_key) if api_key else None
     # /infer knows a whole time alone; unsaid, the bridge's own counts.
     timeout_s = settings.total_timeout_s or (settings.timeout_s if is_named("timeout") else None)
-    got = post(url, _v1(sampling, text), timeout_s=timeout_s, api_key=api_key)
+    got = post(url, _v1(sampling, text), timeout_s=timeout_s, api_key=key)
     note(f"request {got.get('request_id', '')}")
     data(got) if as_json else answer(str(got.get("text", "")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import urllib.error
 import urllib.request
 from typing import Any, Final, cast
@@ -18,6 +19,9 @@ from ...protocol.errors import (
     ConfigurationError,
     ZmqrtError,
 )
+from ...protocol.printable import printable
+from ...protocol.settings.variables import API_KEY_ENV
+from .proxies import Proxy, opener_for, proxy_for
 
 _EXIT_OF_STATUS: Final = {
     400: EXIT_USAGE,
@@ -57,14 +61,15 @@ def post(
     if api_key:
         headers["Authorization"] = f"Bearer {_key(api_key)}"
     request = urllib.request.Request(target, json.dumps(body).encode(), headers, method="POST")  # noqa: S310 - checked
+    proxy = proxy_for(target)
     try:
-        with urllib.request.urlopen(request, timeout=(timeout_s or _MOST_S) + _SPARE_S) as answer:  # noqa: S310 - checked
+        with opener_for(proxy).open(request, timeout=(timeout_s or _MOST_S) + _SPARE_S) as answer:
             return _read(answer.read(_MAX_ANSWER_BYTES), target)
     except urllib.error.HTTPError as error:
         with error:
-            raise _refused(error.code, error.read(_MAX_ANSWER_BYTES), target) from None
+            raise _refused(error, error.read(_MAX_ANSWER_BYTES), target, proxy) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(error, target) from None
+        raise _unreachable(error, target, proxy) from None
 
 
 def _target(url: str) -> str:
@@ -96,11 +101,18 @@ def _read(raw: bytes, target: str) -> dict[str, Any]:
     return cast("dict[str, Any]", answer)
 
 
-def _refused(status: int, raw: bytes, target: str) -> HttpError:
+def _refused(error: urllib.error.HTTPError, raw: bytes, target: str, proxy: Proxy | None) -> HttpError:
+    status = error.code
     try:
         said = _detail(raw)
     except (ValueError, KeyError, IndexError, TypeError):
         said = "is this the address of a zmqrt bridge?"
+        if proxy is not None:
+            said = f"or {proxy.shown} did; no_proxy={urlsplit(target).hostname} goes without it"
+        if where := error.headers.get("Location"):
+            said = f"it points to {printable(where)}; if that is the bridge, name it with --url"
+    if status == 401 and os.environ.get("API_KEY"):
+        said += f" (the variable API_KEY is not read: other products use it; set {API_KEY_ENV})"
     return HttpError(f"{target} answered {status}: {said}", _EXIT_OF_STATUS.get(status, EXIT_FAILED))
 
 
@@ -112,10 +124,14 @@ def _detail(raw: bytes) -> str:
     return f"{'.'.join(detail[0]['loc'][1:])}: {detail[0]['msg']}"
 
 
-def _unreachable(error: Exception, target: str) -> HttpError:
+def _unreachable(error: Exception, target: str, proxy: Proxy | None) -> HttpError:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
-        return HttpError(f"{target} did not answer in time (--timeout)", EXIT_TRY_AGAIN)
+        through = f" through {proxy.shown}" if proxy is not None else ""
+        return HttpError(f"{target} did not answer in time{through} (--timeout)", EXIT_TRY_AGAIN)
     words = "nobody listens there" if isinstance(reason, ConnectionRefusedError) else str(reason)
+    if proxy is not None:
+        text = f"{target} cannot be reached through {proxy.shown}: {words}"
+        return HttpError(f"{text}; no_proxy={urlsplit(target).hostname} goes without it", EXIT_UNREACHABLE)
     text = f"{target} cannot be reached: {words}; start a bridge with `zmqrt up` or zmqrt-bridge"
     return HttpError(text, EXIT_UNREACHABLE)

@@ -12,6 +12,7 @@ import sys
 
 import click
 
+from ...protocol.names import as_typed
 from ...protocol.own_files import decode
 from ...protocol.printable import escaped, indented, readable
 
@@ -47,7 +48,7 @@ def read_prompt(given: str | None) -> str:
         UsageError: there is none.
     """
     if given is not None and given != "-":
-        return given
+        return as_typed(given)
     if given is None and sys.stdin.isatty():
         raise click.UsageError("no prompt; give it as an argument, or pipe it in and write '-'")
     # Bytes, so that what is no UTF-8 still arrives, marked, in every locale; PowerShell may write UTF-16.

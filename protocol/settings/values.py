@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from ..names import as_typed
+
 Unit = Literal["s", "ms", "bytes"]
 
 _TRUE: Final = {"true", "yes", "on", "1"}
@@ -98,7 +100,7 @@ def _parse_float(raw: object) -> float:
 
 
 def _parse_text(raw: object) -> str:
-    text = _parse_any(raw)
+    text = as_typed(_parse_any(raw))
     text.encode()  # of bytes that are no UTF-8 Python makes halves of characters: a ValueError, too
     return text
 

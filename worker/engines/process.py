@@ -24,6 +24,7 @@ import zmq
 
 from ...protocol import transport
 from ...protocol.logs import configure_logging
+from ...protocol.names import as_typed
 from ..batcher import Batcher
 from . import ipc
 from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
@@ -269,7 +270,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
     parser.add_argument("--worker-id", default="")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args([as_typed(argument) for argument in sys.argv[1:]])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     end_with_parent(arguments.parent)
     faulthandler.enable()
