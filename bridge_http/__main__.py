@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..protocol.descriptors import raise_limit
 from ..protocol.errors import ConfigurationError
 from ..protocol.logs import configure_logging
 from ..protocol.settings import command
@@ -14,6 +15,7 @@ def main(settings: BridgeSettings) -> None:
     settings.check_exposure()
     configure_logging(settings.log_level, settings.log_format, role="bridge")
     settings.warn()
+    raise_limit()
     try:
         from .server import serve
     except ModuleNotFoundError as error:

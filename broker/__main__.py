@@ -8,6 +8,7 @@ import logging
 
 import click
 
+from ..protocol.descriptors import raise_limit
 from ..protocol.logs import configure_logging
 from ..protocol.settings import command
 from .config import BrokerSettings
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 def main(settings: BrokerSettings) -> None:
     """Run a broker until it is told to leave."""
     configure_logging(settings.log_level, settings.log_format, role="broker")
+    raise_limit()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 

@@ -49,6 +49,7 @@ class Counters(msgspec.Struct):
     egress_retries: int = 0
     egress_overflows: int = 0
     endless_envelopes: int = 0
+    turned_away: int = 0
     internal_errors: int = 0
 
 

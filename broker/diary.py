@@ -20,6 +20,7 @@ _MOST_UNLOGGED: Final = 10_000
 """A fleet of thousands that joins at once, within the tenth of a second between two looks."""
 _LEVELS: Final[dict[EventKind, Level]] = {
     "joined": "info",
+    "same_name": "warning",
     "ready": "info",
     "returned": "info",
     "recovered": "info",

@@ -11,14 +11,17 @@ from typing import Any, Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..protocol import transport
+from ..protocol import descriptors, transport
 from ..protocol.codec import Codec
 from .core import Side
 from .egress import Egress
-from .unfinished import Unfinished
+from .unfinished import Unfinished, shut_down
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
+_ACCEPT_FAILED: Final = int(zmq.EVENT_ACCEPT_FAILED)
+_EVENTS_PER_LOOK: Final = 2000
+"""Of connections that come and go; further ones wait for the next look, as everything else waits for this one."""
 
 
 class Port:
@@ -34,6 +37,10 @@ class Port:
         self._fd_of: dict[bytes, int] = {}
         self._peers_of: dict[int, set[bytes]] = {}
         self._unfinished = Unfinished()
+        self.turned_away = 0
+        """Connections that were sent away for want of descriptors, and …"""
+        self.is_starved = False
+        """… whether there was any want, since the server last looked."""
 
     def descriptors(self) -> tuple[int, int]:
         """Return what an event loop watches: (for envelopes, for connections that come and go)."""
@@ -71,17 +78,30 @@ class Port:
     def broken(self) -> list[bytes]:
         """Return the sessions that may be gone: their descriptor was closed since the last time."""
         peers: list[bytes] = []
-        while transport.has_input(self._monitor):
+        for _ in range(_EVENTS_PER_LOOK):
+            if not transport.has_input(self._monitor):
+                break
             event = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))
             fd = int(event["value"])
             if event["event"] == _ACCEPTED:
-                self._unfinished.opened(fd)
-                continue
-            self._unfinished.closed(fd)
-            for peer in self._peers_of.pop(fd, ()):
-                del self._fd_of[peer]
-                peers.append(peer)
+                self._opened(fd)
+            elif event["event"] == _ACCEPT_FAILED:
+                self.is_starved = True
+            else:
+                self._unfinished.closed(fd)
+                for peer in self._peers_of.pop(fd, ()):
+                    del self._fd_of[peer]
+                    peers.append(peer)
         return peers
+
+    def _opened(self, fd: int) -> None:
+        """Note a new connection; send it away if it has one of the last descriptors."""
+        if descriptors.is_spare(fd):
+            self.turned_away += 1
+            self.is_starved = True
+            shut_down(fd)
+        else:
+            self._unfinished.opened(fd)
 
     def cut_endless(self) -> int:
         """Cut off who sends an envelope without end; return how many."""

@@ -63,6 +63,7 @@ class Registry:
         else:
             rebound = self._return(node, peer, lean, ready.held, now)
             self._note("returned", node, f"and goes on with {len(rebound)} of its requests", now)
+        self._note_twins(node, now)
         self._count_parts(node, len(ready.devices))
         house.counters.nodes_registered += 1
         self.offer(node, ready.services, now)
@@ -84,6 +85,20 @@ class Registry:
         if more > 0 and house.parts + more > MAX_FLEET_PARTS:
             return 503, f"nodes, devices and offers are {house.parts} already, of {MAX_FLEET_PARTS} at most"
         return None
+
+    def _note_twins(self, node: Node, now: float) -> None:
+        """Say that there is another node of the same name: whoever watches them must tell them apart."""
+        others = [
+            one
+            for one in self._house.nodes.values()
+            if one is not node and one.node_id == node.node_id and one.state is not NodeState.EVICTED
+        ]
+        if others:
+            text = (
+                f"is the name of {len(others) + 1} nodes now: all serve, metrics name them {node.node_id}@… by their "
+                "uuids, and 'zmqrt drain' means all of them; give each --node-id of its own"
+            )
+            self._note("same_name", node, text, now)
 
     def _count_parts(self, node: Node, devices: int) -> None:
         self._house.parts += devices - node.device_parts

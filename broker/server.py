@@ -23,7 +23,7 @@ import zmq
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-from ..protocol import codec, transport
+from ..protocol import codec, descriptors, transport
 from ..protocol import messages as m
 from ..protocol.errors import ProtocolError, ZmqrtError
 from ..protocol.keys import load_server
@@ -43,6 +43,7 @@ _MAX_PASS_S: Final = 0.002
 _WATCHDOG_S: Final = 0.1
 """A look at the sockets by the clock, in case a wake-up was lost all the same."""
 _FAREWELL_S: Final = 2.0
+_SAY_FULL_S: Final = 60.0
 _LINGER_MS: Final = 250
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Server:
         self._wake: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
+        self._turned_away, self._is_starved = 0, False
+        self._say_full_at = -math.inf
 
     def _open_gate(self, settings: BrokerSettings) -> Gate | None:
         """Begin to answer who may connect, before there is anything to connect to."""
@@ -180,6 +183,7 @@ class Server:
         self._look_after_broken()
         self._cut_endless()
         self._log_news(time.monotonic())
+        self._say_if_full(time.monotonic())
         self._garbage.tick(time.monotonic())
 
     def _pass_again(self) -> None:
@@ -324,6 +328,23 @@ class Server:
         if why is not SendFailure.UNPACKABLE:
             port.forget(peer)
         self._core.send_failed(port.side, peer, messages, why, now)
+
+    def _say_if_full(self, now: float) -> None:
+        """Say, once a minute, that connections are sent away for want of descriptors."""
+        for port in self._ports:
+            self._core.counters.turned_away += port.turned_away
+            self._turned_away += port.turned_away
+            self._is_starved = self._is_starved or port.is_starved
+            port.turned_away, port.is_starved = 0, False
+        if self._is_starved and now >= self._say_full_at:
+            log.error(
+                "out of file descriptors (%s at most): %d new connections were sent away; those that stand are served. "
+                "Allow more: ulimit -n, LimitNOFILE= of systemd, --ulimit nofile of docker",
+                descriptors.limit(),
+                self._turned_away,
+            )
+            self._turned_away, self._is_starved = 0, False
+            self._say_full_at = now + _SAY_FULL_S
 
     def _look_after_broken(self) -> None:
         """Ask whoever may be gone, after reading what they have left behind; a send will tell."""

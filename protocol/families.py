@@ -8,9 +8,11 @@ prometheus-client, which is an extra: only those who serve metrics import this m
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
 from prometheus_client import disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -28,6 +30,7 @@ _REJECTIONS: Final = {
 }
 _IN_TOUCH: Final = ("active", "suspect", "draining")
 """Of nodes that are gone the last numbers say nothing about now."""
+_UUID_CHARS: Final = 8
 disable_created: Any = disable_created_metrics
 disable_created()  # a second series for each counter, which nobody asks for
 
@@ -61,13 +64,22 @@ def of_fleet(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _by_name(nodes: list[NodeStatus]) -> list[NodeStatus]:
-    """Keep one node of a name, the liveliest: one that was started again is listed twice for a while.
+    """Give every node a name of its own: a series that comes twice would make Prometheus refuse the whole page.
 
-    A series that comes twice would make Prometheus refuse the whole page.
+    One that was started again is listed twice for a while; of those only the one that is there is told. Several that
+    are there under one name are told apart by the beginning of their uuid.
     """
-    order = ("evicted", "lost", "suspect", "draining", "active")
-    ranked = sorted(nodes, key=lambda node: order.index(node.health))
-    return list({node.node_id: node for node in ranked}.values())
+    there: dict[str, list[NodeStatus]] = {}
+    for node in nodes:
+        if node.health in _IN_TOUCH:
+            there.setdefault(node.node_id, []).append(node)
+    gone = {node.node_id: node for node in nodes if node.node_id not in there}
+    told = [_apart(node) if len(same) > 1 else node for same in there.values() for node in same]
+    return [*told, *gone.values()]
+
+
+def _apart(node: NodeStatus) -> NodeStatus:
+    return msgspec.structs.replace(node, node_id=f"{node.node_id}@{node.worker_uuid[:_UUID_CHARS]}")
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -188,10 +200,13 @@ def _values(nodes: list[NodeStatus], field: str) -> Iterable[tuple[list[str], fl
 
 
 def _each(nodes: list[NodeStatus]) -> Iterable[tuple[NodeStatus, DeviceStatus]]:
-    """Yield each device of a name once."""
+    """Yield each device under a name of its own: of several with one name the later ones are numbered."""
     for node in nodes:
-        for device in {device.id: device for device in node.devices}.values():
-            yield node, device
+        seen: Counter[str] = Counter()
+        for device in node.devices:
+            seen[device.id] += 1
+            again = seen[device.id] > 1
+            yield node, msgspec.structs.replace(device, id=f"{device.id}#{seen[device.id]}") if again else device
 
 
 # --- the broker ------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ Health = Literal["active", "suspect", "evicted", "lost", "draining"]
 Level = Literal["info", "warning", "error"]
 EventKind = Literal[
     "joined",
+    "same_name",
     "ready",
     "returned",
     "recovered",

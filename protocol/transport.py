@@ -127,8 +127,8 @@ def monitor(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
 
 
 def monitor_connections(router: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Return a PAIR that tells of connections that are accepted and of those that are gone, by descriptor."""
-    return router.get_monitor_socket(int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+    """Return a PAIR that tells of connections: accepted (or not) and gone, by descriptor."""
+    return router.get_monitor_socket(int(zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED))
 
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:

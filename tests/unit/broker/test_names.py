@@ -7,6 +7,7 @@ import pytest
 from support.stage import Stage, Worker, offer
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot as s
+from zmqrt.protocol.families import of_fleet
 from zmqrt.protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_PARTS, MAX_FLEET_SERVICES, MAX_SERVICES
 
 
@@ -254,3 +255,46 @@ def test_a_proof_is_told_to_nobody() -> None:
     stage = Stage()
     stage.worker("w")
     assert b"made up by" not in s.encode(stage.broker.snapshot(stage.now))
+
+
+def test_two_nodes_of_one_name_are_told_of_and_both_counted() -> None:
+    """An event and a log line say so at once; each has series of its own."""
+    stage = Stage()
+    client = stage.client()
+    first, second = Worker(stage, "first", "", 4), Worker(stage, "second", "", 4)
+    device = m.DeviceInfo("cuda:0", "gpu")
+    for worker in (first, second):
+        name, worker.name = worker.name, "gpu-box"
+        worker.register(devices=[device, device])
+        worker.beat(limit=4, devices=[m.DeviceLoad("cuda:0", "ready", capacity=2)] * 2)
+        worker.name = name
+    client.request(1)
+    client.request(2)
+    assert [len(worker.work()) for worker in (first, second)] == [1, 1]
+
+    snapshot = stage.broker.snapshot(stage.now)
+    told = [event for event in snapshot.events if event.kind == "same_name"]
+    assert [(event.subject, event.level) for event in told] == [("gpu-box", "warning")]
+    assert "2 nodes" in told[0].text
+
+    samples = [sample for family in of_fleet(snapshot) for sample in family.samples]
+    up = {sample.labels["node"] for sample in samples if sample.name == "zmqrt_worker_up"}
+    assert up == {f"gpu-box@{one.worker_uuid[:8]}" for one in snapshot.nodes}
+    assert sum(sample.value for sample in samples if sample.name == "zmqrt_worker_requests_in_flight") == 2
+    devices = [tuple(sample.labels.values()) for sample in samples if sample.name == "zmqrt_batch_size"]
+    assert len(devices) == len(set(devices)) == 4
+
+
+def test_a_node_that_was_started_again_is_no_second_one() -> None:
+    """The one before is lost: its name is free, and its successor has the old series."""
+    stage = Stage()
+    before, after = Worker(stage, "before", "", 4), Worker(stage, "after", "", 4)
+    before.name = after.name = "gpu-box"
+    before.register()
+    stage.gone(before)
+    after.register()
+
+    snapshot = stage.broker.snapshot(stage.now)
+    assert [event.kind for event in snapshot.events if event.kind == "same_name"] == []
+    samples = [sample for family in of_fleet(snapshot) for sample in family.samples]
+    assert {one.labels["node"] for one in samples if one.name == "zmqrt_worker_up"} == {"gpu-box"}
