@@ -86,7 +86,7 @@ def level(node: Node) -> int:
         return -1
     if running >= node.most or running >= node.ready.capacity:
         return -1
-    load = running * LOAD_STEPS // node.capacity
+    load = running * LOAD_STEPS // min(node.capacity, node.most)
     return (load if load < LOAD_STEPS else LOAD_STEPS - 1) * KV_STEPS + node.kv_step
 
 

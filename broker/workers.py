@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 
 KV_STEPS: Final = 4
-UNPROVEN: Final = 32
-"""Requests for a node that has answered none yet, whatever it claims; each answer makes room for two more."""
+UNPROVEN: Final = 256
+"""Requests for a node that has answered none yet, whatever it claims: as many as a large GPU runs at once, so that all
+streams of a broker that was lost go on at the next one in one round. Each answer makes room for two more."""
 _FIRST_SILENCE_S: Final = 5.0
 _MOST_SILENCE_S: Final = 60.0
 

@@ -91,7 +91,7 @@ class Pair:
     """A node that answers at once, one that never does, and a client that asks."""
 
     def __init__(self, *, first: str = "honest") -> None:
-        self.stage = Stage()
+        self.stage = Stage(in_flight=1000, outstanding=1000)
         names = ["honest", "liar"] if first == "honest" else ["liar", "honest"]
         made: dict[str, Worker] = {}
         for name in names:
@@ -184,7 +184,7 @@ def test_a_silent_node_that_answers_again_has_its_place_back() -> None:
 def test_a_claim_without_an_answer_is_worth_so_much() -> None:
     """Even before anybody can know that nothing will come."""
     pair = Pair(first="liar")
-    pair.ask(200)
+    pair.ask(2 * UNPROVEN)
     assert len(pair.liar.work()) == UNPROVEN
 
 

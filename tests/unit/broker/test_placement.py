@@ -43,7 +43,7 @@ def test_the_level_follows_load_first_and_memory_second(capacity: int, running: 
     if running >= min(capacity, node.most):
         assert level(node) == -1
     else:
-        assert level(node) == running * LOAD_STEPS // capacity * KV_STEPS + kv_step
+        assert level(node) == running * LOAD_STEPS // min(capacity, node.most) * KV_STEPS + kv_step
 
 
 def test_a_node_that_may_take_nothing_is_taken_out() -> None:
