@@ -29,7 +29,7 @@ from .status import Status
 
 def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
-    watch = Watch(fleet.status)
+    watch = Watch(fleet.status, brokers=settings.broker)
     metrics = Metrics(watch)
     desk = Desk(fleet, settings, metrics)
     infer = Infer(desk, settings)

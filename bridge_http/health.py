@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -106,8 +106,15 @@ class Sight:
 class Watch:
     """Ask for a snapshot when somebody wants to know and the last one is old."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Snapshot]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[Snapshot]],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        brokers: Sequence[str] = (),
+    ) -> None:
         self._ask = ask
+        self._brokers = brokers
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._problem = ""
@@ -136,7 +143,13 @@ class Watch:
             _, late = await asyncio.wait({self._asking}, timeout=PATIENCE_S)
             if late:
                 break
-        return Sight(self._snapshot, self._problem or _SILENT, self._clock() - self._asked_at)
+        return Sight(self._snapshot, self._named(self._problem or _SILENT), self._clock() - self._asked_at)
+
+    def _named(self, problem: str) -> str:
+        """Say which broker is tried, where the problem does not: a wrong address is seen at once."""
+        if not self._brokers or any(one in problem for one in self._brokers):
+            return problem
+        return f"{problem} (trying {', '.join(self._brokers)})"
 
     def _is_good(self, came_at: float, *, news: bool) -> bool:
         is_served = self._snapshot is not None and self._snapshot.ready

@@ -13,8 +13,8 @@ import enum
 from typing import Final
 
 from ..protocol import messages as m
+from ..protocol.failure import Failure, of_silence
 from ..protocol.timing import Timing
-from .endpoints import Failure
 from .requests import Identity, Request, State
 from .timers import INFINITY
 
@@ -239,10 +239,7 @@ class Link:
             return None
         if self.state is LinkState.OPENING:
             return Failure(f"{self.endpoint}: no ZeroMQ handshake within {WELCOME_S:.0f} s")
-        return Failure(
-            f"{self.endpoint}: something there speaks ZeroMQ but does not answer as a broker answers clients; is it "
-            "the broker's port for workers (7556 by default; clients use 7555), or another program?"
-        )
+        return of_silence(self.endpoint, "client")
 
     def _ping(self, now: float) -> int:
         self._nonce += 1

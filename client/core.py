@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, ZmqrtError, clip, request_error
+from ..protocol.failure import Failure
 from .asks import Ask, Asks
 from .book import Book
 from .connection import Link, LinkState
-from .endpoints import Failure
 from .naming import Naming
 from .reading import Event
 from .replies import Replies

@@ -6,10 +6,10 @@ Order is the order given; after a loss the next one is used, and kept. Each fail
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..protocol.errors import ConnectError
+from ..protocol.failure import Failure
 from ..protocol.limits import MAX_BROKERS
 from ..protocol.timing import Backoff
 
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 STEADY_S: Final = 1.0
 """A session that lasted this long was a success; a shorter one (greeted by a broker that is leaving) was none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a broker could not be used.
-
-    Attributes:
-        is_final: Trying again cannot help (a wrong key, an HTTP server).
-    """
-
-    text: str
-    is_final: bool = False
-    not_authorised: bool = False
 
 
 class Endpoints:

@@ -13,10 +13,9 @@ from typing import Final, cast
 
 import zmq
 
-from ..protocol import addresses
+from ..protocol import addresses, diagnose
 from ..protocol import messages as m
 from ..protocol.keys import PeerKeys
-from . import diagnose
 from .connection import Link
 from .core import ClientCore
 from .doorbell import Doorbell

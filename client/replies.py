@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, RequestError, kind_of
+from ..protocol.failure import Failure
 from . import retry
 from .book import Book
 from .connection import Link
-from .endpoints import Failure
 from .naming import Naming
 from .requests import Request
 from .sessions import Sessions

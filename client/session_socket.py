@@ -7,14 +7,13 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ..protocol import codec, transport
+from ..protocol import codec, diagnose, transport
 from ..protocol import messages as m
 from ..protocol.errors import ConfigurationError, ProtocolError
+from ..protocol.failure import Failure, of_other_port, of_stranger, of_version
 from ..protocol.keys import PeerKeys
-from . import diagnose
 from .connection import Link, LinkState
 from .core import ClientCore
-from .endpoints import Failure
 
 _ENVELOPES: Final = 32
 """Read from one broker in a pass; then it is the turn of requests and of time."""
@@ -65,15 +64,15 @@ class SessionSocket:
                 core.link_failed(self.link, self._explain(frames), now)
                 return
             if any(bad.why in _WORKER_COMMANDS for bad in unpacked.bad):
-                core.link_failed(self.link, diagnose.of_worker_port(self.link.endpoint), now)
+                core.link_failed(self.link, of_other_port(self.link.endpoint, "client"), now)
                 return
             core.received(self.link, unpacked.messages, now)
 
     def _explain(self, frames: list[transport.Frame]) -> Failure:
         versions = codec.read_version_answer(frames)
         if versions is None:
-            return diagnose.of_stranger(self.link.endpoint)
-        return diagnose.of_version(*versions, m.VERSION, self.link.endpoint)
+            return of_stranger(self.link.endpoint)
+        return of_version(*versions, m.VERSION, self.link.endpoint, "client")
 
     def read_events(self, core: ClientCore, now: float) -> None:
         """Tell the core about handshakes, failures and the end of the connection."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, ZmqrtError, request_error
+from ..protocol.failure import Failure
 from ..protocol.limits import MAX_NAME_CHARS, WINDOW_BYTES
 from .book import Book
 from .connection import Link, LinkState
-from .endpoints import STEADY_S, Endpoints, Failure
+from .endpoints import STEADY_S, Endpoints
 from .timers import INFINITY
 
 if TYPE_CHECKING:

@@ -27,6 +27,14 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Diagnose:
+    """Look who answers where a broker should, and report by `explained`."""
+
+    broker: int
+    broke_off: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send a message to a broker; all of one pass travel in one envelope."""
 
@@ -79,4 +87,4 @@ class Note:
     rid: str = ""
 
 
-Action = Dial | HangUp | Send | ToEngine | Prepare | RestartEngine | Exit | Note
+Action = Dial | HangUp | Diagnose | Send | ToEngine | Prepare | RestartEngine | Exit | Note

@@ -8,7 +8,9 @@ Prompts that take long to encode do so on another thread, so that heartbeats sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, assert_never
@@ -80,6 +82,7 @@ class Agent:
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-encode")  # one: long prompts keep their order
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
+        self._looking: set[int] = set()
         self._exit: asyncio.Future[int] = self._loop.create_future()
 
     def attach(self, engines: Engines) -> None:
@@ -151,7 +154,7 @@ class Agent:
                 if ending is None:
                     self.core.connected(index, now)
                 else:
-                    self.core.lost(index, ending, now)
+                    self.core.lost(index, ending.cause, now, broke_off=ending.broke_off)
 
     def _has_input(self) -> bool:
         return any(link.has_input() for link in self.links) or (self._engines is not None and self._engines.has_input())
@@ -179,11 +182,11 @@ class Agent:
                     to_engines.setdefault(device, []).append(request)
                 case a.Prepare():
                     self._prepare(action, now)
-                case a.Dial(broker):
-                    self.links[broker].open()
                 case a.HangUp(broker):
                     to_brokers.pop(broker, None)
                     self.links[broker].close()
+                case a.Dial() | a.Diagnose():
+                    self._reach(action)
                 case a.RestartEngine(device, reason):
                     self._restart(device, reason)
                 case a.Note(level, text, request_id, trace_id, rid):
@@ -207,6 +210,29 @@ class Agent:
             if not self.links[broker].send(messages):
                 self.core.lost(broker, "it takes no messages any more", now)
                 self.wake()
+
+    def _reach(self, action: a.Dial | a.Diagnose) -> None:
+        """Connect; or look who answers, in a thread of its own: names and connections may take their time."""
+        broker = action.broker
+        if isinstance(action, a.Dial):
+            self.links[broker].open()
+            return
+        if broker in self._looking:
+            return
+        broke_off = action.broke_off
+        self._looking.add(broker)
+
+        def look() -> None:
+            cause = self.links[broker].diagnose(broke_off=broke_off)
+            with contextlib.suppress(RuntimeError):  # the node is gone meanwhile
+                self._loop.call_soon_threadsafe(self._explained, broker, cause)
+
+        threading.Thread(target=look, name="zmqrt-probe", daemon=True).start()
+
+    def _explained(self, broker: int, cause: str) -> None:
+        self._looking.discard(broker)
+        self.core.explained(broker, cause)
+        self.wake()
 
     def _restart(self, device: str, reason: str) -> None:
         log.error("%s: the engine is killed: %s", device, reason)

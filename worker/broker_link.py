@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..protocol import addresses, codec, transport
+from ..protocol import addresses, codec, diagnose, transport
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, Kind, ProtocolError
+from ..protocol.failure import of_other_port, of_version
 from ..protocol.keys import PeerKeys
 
 log = logging.getLogger(__name__)
@@ -28,13 +30,20 @@ _RETRY_S: Final = (0.005, 0.05)
 _MAX_UNSENT: Final = 10_000
 """Envelopes that a broker has not taken. Beyond it the link is broken: what was lost is replayed when it is back."""
 _FAREWELL_MS: Final = 250
-_ENDINGS: Final = {
-    int(zmq.EVENT_DISCONNECTED): "disconnected",
-    int(zmq.EVENT_CLOSED): "nobody listens there",
-    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "the handshake failed (probably the broker's public key is another one)",
-    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "the handshake failed (keys on one side only, or not a ZeroMQ port)",
-    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the broker does not know this worker's key",
-}
+_FAILED: Final = int(
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_OVER: Final = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+_CLIENT_COMMANDS: Final = frozenset(
+    f"unknown command {int(one.__struct_config__.tag)}" for one in typing.get_args(m.ToClient)
+)
+
+
+class Ending(NamedTuple):
+    """Why a connection is over; None: a look at the broker has to tell. `broke_off`: the handshake had begun."""
+
+    cause: str | None
+    broke_off: bool = False
 
 
 def descriptor(socket: zmq.Socket[bytes]) -> int:
@@ -65,12 +74,14 @@ class BrokerLink:
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._unsent: deque[codec.Frames] = deque()
+        self._is_greeted = False
         self._retry_s = _RETRY_S[0]
         self._retry: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Make a socket and begin to connect."""
         loop = asyncio.get_running_loop()
+        self._is_greeted = False
         self._dealer = transport.make_dealer(self._context, keys=self._keys)
         self._monitor = transport.monitor(self._dealer)
         loop.add_reader(descriptor(self._monitor), self._wake)
@@ -105,18 +116,29 @@ class BrokerLink:
         if self._retry is not None:
             self._retry.cancel()
 
-    def events(self) -> Iterator[str | None]:
+    def events(self) -> Iterator[Ending | None]:
         """Yield what the monitor saw: None for a finished handshake, else why the connection is over."""
         while self._monitor is not None:
             try:
                 frames = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            event = int(parse_monitor_message(frames)["event"])
+            told = parse_monitor_message(frames)
+            event = int(told["event"])
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._is_greeted = True
                 yield None
-            elif event in _ENDINGS:
-                yield _ENDINGS[event]
+            elif event & _FAILED:
+                failure = diagnose.of_handshake(
+                    event, int(told["value"]), self.endpoint, has_keys=self._keys is not None, role="worker"
+                )
+                yield Ending(failure.text if failure is not None else None, broke_off=True)
+            elif event & _OVER:
+                yield Ending("the broker closed the connection" if self._is_greeted else None)
+
+    def diagnose(self, *, broke_off: bool) -> str:
+        """Look who answers there. Blocks for some seconds: for a thread of its own."""
+        return diagnose.probe(self.endpoint, has_keys=self._keys is not None, broke_off=broke_off, role="worker").text
 
     def receive(self) -> Iterator[list[m.ToWorker]]:
         """Yield the messages of each envelope that has arrived, up to the budget of one pass."""
@@ -129,12 +151,14 @@ class BrokerLink:
     def _decode(self, frames: Sequence[bytes | memoryview]) -> list[m.ToWorker]:
         version = codec.read_version_answer(frames)
         if version is not None:
-            return [m.Dismiss(426, f"it speaks ZRT/{version[0]} to ZRT/{version[1]}, this worker ZRT/{m.VERSION}")]
+            return [m.Dismiss(426, of_version(*version, m.VERSION, self.endpoint, "worker").text)]
         try:
             unpacked = codec.TO_WORKER.unpack(frames)
         except ProtocolError as error:
             log.warning("broker %s sent what is not ZRT/1: %s", self.endpoint, error)
             return []
+        if any(bad.why in _CLIENT_COMMANDS for bad in unpacked.bad):
+            return [m.Dismiss(403, of_other_port(self.endpoint, "worker").text)]
         for bad in unpacked.bad:
             level = logging.DEBUG if bad.unknown_command else logging.WARNING  # a newer broker may say more
             log.log(level, "broker %s sent a bad message: %s", self.endpoint, bad.why)

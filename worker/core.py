@@ -17,8 +17,9 @@ from typing import Final, assert_never
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, RequestError, clip
+from ..protocol.failure import of_silence
 from ..protocol.timing import Backoff
-from .actions import Action, Dial, Exit, HangUp, Level, Note, RestartEngine, Send
+from .actions import Action, Diagnose, Dial, Exit, HangUp, Level, Note, RestartEngine, Send
 from .desk import Desk, NodeConfig
 from .engines import ipc
 from .fleet import Fleet
@@ -77,19 +78,33 @@ class WorkerCore:
         session.move(SessionState.GREETING, now + GREETING_S)
         self._send(session, self._ready(session))
 
-    def lost(self, broker: int, cause: str, now: float) -> None:
-        """Take note that the connection to a broker is gone, or never came to be."""
+    def lost(self, broker: int, cause: str | None, now: float, *, broke_off: bool = False) -> None:
+        """Take note that the connection to a broker is gone, or never came to be; None: why, a look will tell."""
         session = self.sessions[broker]
         if session.state in (SessionState.DOWN, SessionState.LEFT):
             return
         if session.is_active:
             session.held_until = now + self._config.held_s
-            self._note("warning", f"lost broker {session.endpoint}: {cause}; trying again")
-        elif cause != session.trouble:
-            session.trouble = cause
-            self._note("warning", f"no session with broker {session.endpoint}: {cause}; trying again and again")
+            self._note("warning", f"lost broker {session.endpoint}: {cause or 'no connection'}; trying again")
+        elif cause is None:
+            self.out.append(Diagnose(broker, broke_off))
+        else:
+            self._tell_trouble(session, cause)
         self.out.append(HangUp(broker))
         session.move(SessionState.DOWN, now + session.backoff.next_delay_s())
+
+    def explained(self, broker: int, cause: str) -> None:
+        """Take the result of a look at a broker with which no session came about."""
+        session = self.sessions[broker]
+        if session.state is SessionState.DOWN or session.state is SessionState.DIALING:
+            self._tell_trouble(session, cause)
+
+    def _tell_trouble(self, session: Session, cause: str) -> None:
+        """Tell an operator why there is no session: once, and not at every try."""
+        if cause != session.trouble:
+            session.trouble = cause
+            where = "" if session.endpoint in cause else f" {session.endpoint}"
+            self._note("warning", f"no session with broker{where}: {cause}; trying again and again")
 
     def received(self, broker: int, messages: Sequence[m.ToWorker], now: float) -> None:
         """Take in what a broker sent, in order."""
@@ -248,7 +263,7 @@ class WorkerCore:
             session.move(SessionState.DIALING, now + GREETING_S)
             self.out.append(Dial(session.broker))
         elif session.state is not SessionState.DOWN and now >= session.deadline:
-            self.lost(session.broker, _SILENCE[session.state], now)
+            self.lost(session.broker, _silence(session), now)
         elif session.is_active and now >= session.heartbeat_at:
             self._beat(session, now)
         if not session.is_active and session.leases and now >= session.held_until:
@@ -322,8 +337,8 @@ class WorkerCore:
         self.out.append(Note(level, text, request_id))
 
 
-_SILENCE: Final = {
-    SessionState.DIALING: "no handshake in time",
-    SessionState.GREETING: "no WELCOME in time",
-    SessionState.ACTIVE: "silent for too long",
-}
+def _silence(session: Session) -> str | None:
+    """Say what a silence means; None where only a look can tell."""
+    if session.state is SessionState.ACTIVE:
+        return "silent for too long"
+    return of_silence(session.endpoint, "worker").text if session.state is SessionState.GREETING else None

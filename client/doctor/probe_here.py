@@ -15,10 +15,9 @@ from typing import Final
 
 import zmq
 
-from ...protocol import keys
+from ...protocol import diagnose, keys
 from ...protocol.errors import ConfigurationError
 from ...protocol.own_files import LooseFileError
-from .. import diagnose
 from .key_files import KeyFacts, KeyFile, Part, PartFacts
 from .machine import PORTS, Kind, Machine, Port
 from .software import NEEDED, UVLOOP, Software

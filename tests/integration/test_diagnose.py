@@ -8,8 +8,8 @@ from collections.abc import Generator, Iterator
 import pytest
 import zmq
 
-from zmqrt.client.diagnose import probe
 from zmqrt.protocol import transport
+from zmqrt.protocol.diagnose import probe
 from zmqrt.protocol.keys import KeyPair
 
 pytestmark = pytest.mark.integration

@@ -14,13 +14,13 @@ from zmqrt.client.calls import Call, GenerateOptions
 from zmqrt.client.config import MAX_WAITING, ClientConfig
 from zmqrt.client.connection import Link
 from zmqrt.client.core import ClientCore
-from zmqrt.client.endpoints import Failure
 from zmqrt.client.reading import Event
 from zmqrt.client.requests import Request
 from zmqrt.client.sessions import Action, Close, Diagnose, Open
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ZmqrtError
+from zmqrt.protocol.failure import Failure
 
 A = "tcp://a:1"
 B = "tcp://b:1"

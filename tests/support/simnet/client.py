@@ -10,10 +10,10 @@ from zmqrt.broker.core import Side
 from zmqrt.client.config import ClientConfig
 from zmqrt.client.connection import Link
 from zmqrt.client.core import ClientCore
-from zmqrt.client.endpoints import Failure
 from zmqrt.client.requests import Request
 from zmqrt.client.sessions import Action, Close, Diagnose, Open
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.failure import Failure
 
 from .oracle import Asked, Wish
 from .process import Process

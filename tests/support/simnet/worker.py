@@ -111,7 +111,7 @@ class WorkerProcess(Process):
         if self.core.state is NodeState.GONE:
             self._leave()
 
-    def _obey(self, action: a.Dial | a.HangUp | a.Prepare | a.RestartEngine | a.Exit | a.Note) -> None:
+    def _obey(self, action: a.Dial | a.HangUp | a.Diagnose | a.Prepare | a.RestartEngine | a.Exit | a.Note) -> None:
         match action:
             case a.Prepare():
                 self._prepare(action)
@@ -122,6 +122,8 @@ class WorkerProcess(Process):
             case a.RestartEngine(device, reason):
                 self.agenda.note(self.name, reason)
                 self.agenda.after(0.001, self.engines[device].crash)
+            case a.Diagnose():
+                pass  # nobody here reads why
             case a.Note():
                 self.agenda.note(self.name, action.text)
             case a.Exit():

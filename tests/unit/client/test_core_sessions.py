@@ -6,7 +6,6 @@ import pytest
 
 from support.client_core import PARAMS, REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, units_of
 from zmqrt.client.connection import LinkState
-from zmqrt.client.endpoints import Failure
 from zmqrt.client.sessions import Open
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
@@ -16,6 +15,7 @@ from zmqrt.protocol.errors import (
     UnavailableError,
     WorkerLostError,
 )
+from zmqrt.protocol.failure import Failure
 
 
 def test_it_greets_after_the_handshake_and_sends_after_the_welcome() -> None:
