@@ -36,9 +36,9 @@ FOREIGN = {
 NEEDS_HOME = ("HOME", "ZMQRT_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 ODD_NAME = "Größe-ночь-夜"
 LOCALES = [
-    {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    {"PYTHONIOENCODING": "ascii"},
+    pytest.param({"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}, marks=pytest.mark.slow),
+    pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
 ]
 
 
