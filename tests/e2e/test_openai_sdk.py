@@ -384,7 +384,7 @@ def test_an_answer_that_is_given_again_has_its_id(client: Any) -> None:
 
 def test_without_a_key_a_504_is_not_asked_again() -> None:
     """The client would ask twice more, were it not told that this does not help."""
-    with running(worker=("--engine-opt", "step_ms=100,eos=never")) as stack:
+    with running(worker=("--engine-opt", "step_ms=3000,eos=never")) as stack:
         bridge = stack.bridge("--request-timeout", "500ms")
         with client_of(bridge) as client, pytest.raises(openai.InternalServerError) as caught:
             client.chat.completions.create(**CHAT, max_tokens=1000)
