@@ -234,16 +234,16 @@ def test_who_does_not_read_waits_alone(context: Context, monkeypatch: pytest.Mon
         node = ToyNode(context, broker.endpoints["workers"])
         slow = ToyClient(context, broker.endpoints["clients"], "slow", is_slow=True)
         quick = ToyClient(context, broker.endpoints["clients"], "quick")
-        slow.ask(*range(500))
-        work = node.take(500)
+        slow.ask(*range(250))
+        work = node.take(250)
         for number in range(50):
-            node.answer(*work[10 * number : 10 * number + 10], body=b"x" * 4000)
+            node.answer(*work[5 * number : 5 * number + 5], body=b"x" * 8000)
             quick.ask(number)
             node.answer(*node.take(1))
             assert quick.answers(1) == [quick.rid(number)]
         assert retries(quick) > 0, "the pipe was never full: this proves nothing"
 
-        assert slow.answers(500) == [slow.rid(one) for one in _numbers(work)]
+        assert slow.answers(250) == [slow.rid(one) for one in _numbers(work)]
 
     during(play)
 
@@ -283,7 +283,7 @@ def test_the_work_of_a_vanished_client_is_cancelled(context: Context, monkeypatc
 
 
 def test_a_flood_lets_others_through(context: Context) -> None:
-    """One client's 20,000 envelopes are there first; another's request is dispatched long before the last of them."""
+    """One client's 20,000 envelopes are there first; another's request is among the first that are dispatched."""
 
     def play(broker: Running) -> None:
         node = ToyNode(context, broker.endpoints["workers"])
@@ -292,8 +292,6 @@ def test_a_flood_lets_others_through(context: Context) -> None:
             flood.ask(*range(20_000))
             quiet.ask(0)
 
-        order = [one.rid for one in node.take(20_001)]
-
-        assert order.index(quiet.rid(0)) < len(order) / 2
+        assert quiet.rid(0) in [one.rid for one in node.take(200)]
 
     during(play)

@@ -29,7 +29,7 @@ class ClientProcess(Process):
     def __init__(self, world: World, host: str) -> None:
         super().__init__(world, host)
         self._rng = random.Random(world.rng.getrandbits(64))
-        endpoints = [f"tcp://{broker.host}:{index}" for index, broker in enumerate(world.brokers)]
+        endpoints = [f"tcp://{broker.host}:{number}" for number, broker in enumerate(world.brokers, 1)]
         if world.plan.spreads_clients:
             self._rng.shuffle(endpoints)
         config = ClientConfig(
@@ -113,7 +113,7 @@ class ClientProcess(Process):
     def _act(self, action: Action) -> None:
         match action:
             case Open(link):
-                wire = self.world.dial(self, int(link.endpoint.rpartition(":")[2]), Side.CLIENTS)
+                wire = self.world.dial(self, int(link.endpoint.rpartition(":")[2]) - 1, Side.CLIENTS)
                 self._wires[link], self._links[wire] = wire, link
                 if not wire.is_cut:
                     wire.greet(self)
