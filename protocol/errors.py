@@ -143,7 +143,7 @@ def clip(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
 
 
-def too_long(what: str, tokens: int, context: int) -> str:
+def too_long(what: str, tokens: int | str, context: int) -> str:
     """Say that a prompt (`what` the client calls it) does not fit a context.
 
     The first sentences are OpenAI's own: litellm looks for them, to fall back on a model with a longer context.

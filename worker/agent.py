@@ -2,7 +2,8 @@
 
 A pass (`_pass`) drains the engines, then the brokers, lets the core decide, carries out what it wants, and looks
 whether something arrived meanwhile: descriptors of ZeroMQ sockets are edge-triggered, and any call may eat the edge.
-Prompts that take long to encode do so on another thread, so that heartbeats stay on time.
+Prompts of a real model are rendered and encoded by processes of their own (`reader.py`), so that heartbeats and streams
+go on whatever a template or a text of megabytes costs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from . import actions as a
 from .broker_link import BrokerLink
 from .core import NodeState, WorkerCore
 from .engines import ipc
-from .prepare import Prepared, PreparedTask, prepare_generation, prepare_task
+from .prepare import Prepared, PreparedTask, is_rendered, prepare_generation, prepare_task
+from .reader import Readers, Reading
 from .vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ class Agent:
         self.core = core
         self.links = links
         self._vocabulary = vocabulary
+        self.readers: Readers | None = None
+        """Who encodes prompts; None = here, as for the bytes of the mock."""
         self._on_pass = on_pass
         self._engines: Engines | None = None
         self._loop = asyncio.get_running_loop()
@@ -117,6 +121,8 @@ class Agent:
             for link in self.links:
                 link.close(is_farewell=True)
             self._encoder.shutdown(wait=False, cancel_futures=True)
+            if self.readers is not None:
+                self.readers.close()
 
     # --- a pass ------------------------------------------------------------------------------------------------------
 
@@ -242,11 +248,47 @@ class Agent:
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def _prepare(self, action: a.Prepare, now: float) -> None:
+        try:
+            is_read = self.readers is not None and self._must_be_read(action)
+        except RequestError as error:
+            self.core.prepared(action.job, error, now)
+            return
+        if self.readers is None or not is_read:
+            self._finish(action, None, now)
+            return
+        self.readers.read(
+            Reading(
+                action.dispatch.body,
+                action.bounds,
+                is_wanted=lambda: self.core.desk.is_preparing(action.job),
+                done=lambda found: self._on_read(action, found),
+            )
+        )
+
+    def _must_be_read(self, action: a.Prepare) -> bool:
+        """Whether a prompt is too long, or its model's template is too much of a stranger, to be encoded here."""
+        body = action.dispatch.body
+        if action.kind != "token":
+            return False
+        return len(body) >= _LONG_BODY_BYTES or is_rendered(body, self._vocabulary(), action.bounds)
+
+    def _on_read(self, action: a.Prepare, found: list[int] | RequestError) -> None:
+        now = self._loop.time()
+        if self.core.state is NodeState.GONE:
+            return
+        if isinstance(found, RequestError):
+            self.core.prepared(action.job, found, now)
+        else:
+            self._finish(action, found, now)
+        self.wake()
+
+    def _finish(self, action: a.Prepare, prompt_ids: list[int] | None, now: float) -> None:
+        """Do the rest: here if it is little, else on a thread."""
         dispatch = action.dispatch
         if len(dispatch.body) + len(dispatch.resume) < _LONG_BODY_BYTES:
-            self.core.prepared(action.job, self._encode(action), now)
+            self.core.prepared(action.job, self._encode(action, prompt_ids), now)
             return
-        future = self._loop.run_in_executor(self._encoder, self._encode, action)
+        future = self._loop.run_in_executor(self._encoder, self._encode, action, prompt_ids)
         future.add_done_callback(lambda done: self._on_encoded(action.job, done))
 
     def _on_encoded(self, job: int, done: asyncio.Future[Prepared | PreparedTask | RequestError]) -> None:
@@ -254,11 +296,11 @@ class Agent:
             self.core.prepared(job, done.result(), self._loop.time())
             self.wake()
 
-    def _encode(self, action: a.Prepare) -> Prepared | PreparedTask | RequestError:
+    def _encode(self, action: a.Prepare, prompt_ids: list[int] | None) -> Prepared | PreparedTask | RequestError:
         """Run on any thread. A fault in a template or tokenizer fails the request, never the node."""
         try:
             if action.kind == "token":
-                return prepare_generation(action.dispatch, self._vocabulary(), action.bounds)
+                return prepare_generation(action.dispatch, self._vocabulary(), action.bounds, prompt_ids)
             return prepare_task(action.dispatch, action.bounds)
         except RequestError as error:
             return error

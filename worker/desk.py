@@ -137,6 +137,10 @@ class Desk:
                 return
         self.scheduler.submit(job, now)
 
+    def is_preparing(self, number: int) -> bool:
+        """Whether the result of a `Prepare` is still wanted."""
+        return number in self._preparing
+
     def _finish_at_once(self, job: Job) -> None:
         """Nothing is left to generate: the node before was lost between its last unit and FINAL."""
         info, prepared = self._fleet.info(job.service), job.prepared

@@ -40,9 +40,10 @@ from .fleet import Fleet
 from .gpu_watch import GpuWatch
 from .model_error import ModelError
 from .models import ModelFiles
+from .reader import Readers
 from .resolving import resolve_apart
 from .supervisor import Supervisor
-from .vocabulary import ByteVocabulary, Vocabulary, load_vocabulary
+from .vocabulary import ByteVocabulary, Known, Vocabulary, load_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,10 @@ class _Node:
             allow_download=self._settings.allow_download,
             max_model_len=self._settings.max_model_len if self._settings.is_our_engine else None,
         )
-        self._vocabulary = await asyncio.to_thread(load_vocabulary, files.path)
+        self._agent.readers = Readers(files.path)
+        loaded = await self._agent.readers.load()
+        known = Known(frozenset(loaded.eos_ids), loaded.has_template)
+        self._vocabulary = await asyncio.to_thread(load_vocabulary, files.path, known)
         return files
 
     def _on_progress(self, phase: Phase, percent: float) -> None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ..protocol import tasks
-from ..protocol.errors import Kind, request_error, too_long
+from ..protocol.errors import Kind, RequestError, request_error, too_long
 from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
 from ..protocol.tasks import ChatMessage, Chunk, Embed, FinishReason, Generate, TokenLogprobs
 from .engines.base import Sampling, TokenRequest
 from .text import TextStream
-from .vocabulary import Vocabulary
+from .vocabulary import TooLongError, Vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +79,32 @@ class PreparedTask:
     length: int
 
 
-def prepare_generation(dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bounds) -> Prepared:
-    """Check and encode a generation, and catch up with what was delivered before.
+def encode_prompt(body: bytes, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
+    """Turn the prompt of a generation into ids, as many as the context has room for.
+
+    Raises:
+        RequestError: (400) with the field and the numbers.
+    """
+    return _encode(_generation(body, bounds), vocabulary, bounds)
+
+
+def is_rendered(body: bytes, vocabulary: Vocabulary, bounds: Bounds) -> bool:
+    """Say whether the model's template is needed to encode this prompt. Raises RequestError (400)."""
+    task = _generation(body, bounds)
+    return task.messages is not None or (task.prompt is not None and not task.raw and vocabulary.has_template)
+
+
+def prepare_generation(
+    dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bounds, prompt_ids: list[int] | None = None
+) -> Prepared:
+    """Check and encode a generation (unless that is done), and catch up with what was delivered before.
 
     Raises:
         RequestError: (400) with the field and the numbers.
     """
     task = _generation(dispatch.body, bounds)
-    prompt_ids = _encode(task, vocabulary)
-    _check_length(_given(task), len(prompt_ids), bounds)
+    if prompt_ids is None:
+        prompt_ids = _encode(task, vocabulary, bounds)
     _check_known(max(prompt_ids), vocabulary)
     _check_ids(task, vocabulary)
     room = bounds.context - len(prompt_ids)
@@ -154,18 +171,28 @@ def _check_task(task: tasks.Task, bounds: Bounds) -> None:
         raise request_error(Kind.WRONG_TASK, f"{bounds.service} serves the task {bounds.task!r}, not {asked!r}")
 
 
-def _encode(task: Generate, vocabulary: Vocabulary) -> list[int]:
+def _encode(task: Generate, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
+    try:
+        ids = _ids_of(task, vocabulary, bounds)
+    except TooLongError as error:
+        raise _too_long(_given(task), f"at least {error.tokens}", bounds) from None
+    _check_length(_given(task), len(ids), bounds)
+    return ids
+
+
+def _ids_of(task: Generate, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
     if task.token_ids is not None:
+        _check_length("token_ids", len(task.token_ids), bounds)
         unknown = next((one for one in task.token_ids if not vocabulary.is_known(one)), None)
         if unknown is not None:
             raise request_error(Kind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
         return task.token_ids
     if task.messages is not None:
-        return vocabulary.encode_chat(task.messages)
+        return vocabulary.encode_chat(task.messages, most=bounds.context)
     assert task.prompt is not None  # checked by tasks.check_generate
     if task.raw or not vocabulary.has_template:
-        return vocabulary.encode(task.prompt, is_raw=task.raw)
-    return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)])
+        return vocabulary.encode(task.prompt, is_raw=task.raw, most=bounds.context)
+    return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)], most=bounds.context)
 
 
 def _given(task: Generate) -> str:
@@ -178,8 +205,12 @@ def _check_length(given: str, prompt_tokens: int, bounds: Bounds) -> None:
         text = f"{given}: it is empty: 0 tokens, at least 1 of at most {bounds.context - 1} is needed"
         raise request_error(Kind.BAD_REQUEST, text)
     if prompt_tokens >= bounds.context:
-        what = "messages" if given == "messages" else "prompt"
-        raise request_error(Kind.CONTEXT_EXCEEDED, too_long(what, prompt_tokens, bounds.context))
+        raise _too_long(given, prompt_tokens, bounds)
+
+
+def _too_long(given: str, tokens: int | str, bounds: Bounds) -> RequestError:
+    what = "messages" if given == "messages" else "prompt"
+    return request_error(Kind.CONTEXT_EXCEEDED, too_long(what, tokens, bounds.context))
 
 
 def _check_known(largest: int, vocabulary: Vocabulary) -> None:

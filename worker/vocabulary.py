@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
     from .chat import ChatTemplate
 
 
+_LONG_CHARS: Final = 64 << 10
+"""From here on it is worth its while to look whether a text can fit at all."""
+ANY: Final = 1 << 62
+"""As many tokens as there may be."""
+
+
+class TooLongError(Exception):
+    """A text is so long that it has too many tokens, whatever they are; at least so many."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"at least {tokens} tokens")
+        self.tokens = tokens
+
+
 class Vocabulary(Protocol):
     """Text <-> ids of one model."""
 
@@ -40,12 +55,15 @@ class Vocabulary(Protocol):
         """Whether the model knows conversations; without a template a prompt is plain text to go on from."""
         ...
 
-    def encode(self, text: str, *, is_raw: bool) -> list[int]:
-        """Encode plain text. `is_raw`: the caller speaks the model's own language, special tokens included."""
+    def encode(self, text: str, *, is_raw: bool, most: int = ANY) -> list[int]:
+        """Encode plain text. `is_raw`: the caller speaks the model's own language, special tokens included.
+
+        Raises TooLongError, without encoding it, if it is plain that there are more than `most` tokens in it.
+        """
         ...
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Render a conversation and encode it; special tokens come from the template alone."""
+    def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
+        """Render a conversation and encode it; special tokens come from the template alone. Raises TooLongError."""
         ...
 
     def detokenizer(self) -> Detokenizer:
@@ -72,12 +90,17 @@ class ByteVocabulary:
     has_template = True
     eos_ids = frozenset({EOS})
 
-    def encode(self, text: str, *, is_raw: bool) -> list[int]:  # noqa: ARG002 - nothing is special in bytes
+    def encode(self, text: str, *, is_raw: bool, most: int = ANY) -> list[int]:  # noqa: ARG002 - nothing is special in bytes
         """BOS, then the bytes."""
+        if len(text) > max(most, _LONG_CHARS):
+            raise TooLongError(len(text))
         return [self.BOS, *_utf8(text)]
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
         """BOS; for each turn the marker of its role, its bytes and EOS; then the assistant's marker."""
+        least = sum(len(message.content) for message in messages)
+        if least > max(most, _LONG_CHARS):
+            raise TooLongError(least)
         ids = [self.BOS]
         for message in messages:
             ids += (self.MARKERS[message.role], *_utf8(message.content), self.EOS)
@@ -113,6 +136,7 @@ class FileVocabulary:
         template: ChatTemplate | None = None,
         eos_ids: frozenset[int] = frozenset(),
         rows: int = 0,
+        has_template: bool | None = None,
     ) -> None:
         """`rows`: how many ids the model has, if that is known; a tokenizer may name more than were ever trained."""
         from tokenizers import Tokenizer
@@ -126,11 +150,13 @@ class FileVocabulary:
         """The same vocabulary, blind to special tokens. A copy: the switch would be shared state between threads."""
         self._ordinary.encode_special_tokens = True
         self._template = template
+        self._has_template = template is not None if has_template is None else has_template
         self.eos_ids = eos_ids
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._shield = Shield(token.content for token in added.values() if token.special)
         self._is_byte_level = _is_byte_level(tokenizer)
+        self._keeps_bytes = cast("dict[str, Any]", json.loads(tokenizer.to_str())).get("normalizer") is None
         self._bytes: dict[int, bytes] = {}
         named = max([tokenizer.get_vocab_size(with_added_tokens=True), *(token_id + 1 for token_id in added)])
         self._size = min(named, rows) if rows else named
@@ -138,24 +164,38 @@ class FileVocabulary:
     @property
     def has_template(self) -> bool:
         """Whether the model directory has a chat template."""
-        return self._template is not None
+        return self._has_template
 
     def is_known(self, token_id: int) -> bool:
         """Whether the id is in the vocabulary."""
         return 0 <= token_id < self._size
 
-    def encode(self, text: str, *, is_raw: bool) -> list[int]:
+    def encode(self, text: str, *, is_raw: bool, most: int = ANY) -> list[int]:
         """Encode with the model's own prefix (BOS where it has one)."""
+        self._check_size(text, most)
         return _encode(self._tokenizer if is_raw else self._ordinary, text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
         """Render and encode; what a user wrote never becomes a special token."""
         if self._template is None:
             raise request_error(Kind.BAD_REQUEST, "messages: this model has no chat template; send a prompt instead")
         if not self._shield.is_needed(messages):
-            return _encode(self._tokenizer, self._template.render(messages), add_special_tokens=False)
+            text = self._template.render(messages)
+            self._check_size(text, most)
+            return _encode(self._tokenizer, text, add_special_tokens=False)
         broken, mark = self._shield.mark(messages)
-        return self._encode_marked(self._template.render(broken), mark)
+        text = self._template.render(broken)
+        self._check_size(text.replace(mark, ""), most)
+        return self._encode_marked(text, mark)
+
+    def _check_size(self, text: str, most: int) -> None:
+        """Refuse a text that is too long even if it were made of the longest tokens alone."""
+        if len(text) < _LONG_CHARS or not self._is_byte_level or not self._keeps_bytes:
+            return
+        longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))  # of bytes, each is a character here
+        least = len(text) // longest
+        if least > most:
+            raise TooLongError(least)
 
     def _encode_marked(self, text: str, mark: str) -> list[int]:
         """Encode; each stretch between special tokens that holds a mark is encoded again without it, as plain text."""
@@ -235,21 +275,37 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF_CHAR: Final = _byte_alphabet()
 
 
-def load_vocabulary(directory: Path) -> FileVocabulary:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a process that has tried the chat template tells of it, so that others need not."""
+
+    eos_ids: frozenset[int]
+    has_template: bool
+
+
+def load_vocabulary(directory: Path, known: Known | None = None) -> FileVocabulary:
     """Read `tokenizer.json`, the chat template and the ids that end an answer. Blocks; call it off the loop.
+
+    With what is `known` of the template it is left alone: prompts are then rendered elsewhere.
 
     Raises ModelError if they are no tokenizer, or not that of the model beside them.
     """
-    tokenizer, template, ends = _read(directory)
+    tokenizer, config = _tokenizer(directory)
+    if known is not None:
+        rows = _rows(directory)
+        return FileVocabulary(tokenizer, eos_ids=known.eos_ids, rows=rows, has_template=known.has_template)
+    template, ends = _template_and_ends(directory, tokenizer, config)
     return FileVocabulary(tokenizer, template=template, eos_ids=ends, rows=_rows(directory))
 
 
 def end_ids_of(directory: Path) -> frozenset[int]:
     """Return the ids that end an answer of a model, for an engine, which needs no more. Raises ModelError."""
-    return _read(directory)[2] if (directory / "tokenizer.json").is_file() else frozenset()
+    if not (directory / "tokenizer.json").is_file():
+        return frozenset()
+    return _template_and_ends(directory, *_tokenizer(directory))[1]
 
 
-def _read(directory: Path) -> tuple[Tokenizer, ChatTemplate | None, frozenset[int]]:
+def _tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
     from tokenizers import Tokenizer
 
     path = directory / "tokenizer.json"
@@ -266,10 +322,16 @@ def _read(directory: Path) -> tuple[Tokenizer, ChatTemplate | None, frozenset[in
             f"{path} knows {words} tokens, but the model has only {rows} (vocab_size in config.json): they are not of "
             "one model; fetch both again"
         )
+    return tokenizer, config
+
+
+def _template_and_ends(
+    directory: Path, tokenizer: Tokenizer, config: dict[str, Any]
+) -> tuple[ChatTemplate | None, frozenset[int]]:
     source = _template_source(directory, config)
     template = _template(directory, source, special_tokens(config)) if source else None
     closer = closing_token(template, tokenizer) if template else None
-    return tokenizer, template, end_ids(directory, tokenizer, config, [closer] if closer else [])
+    return template, end_ids(directory, tokenizer, config, [closer] if closer else [])
 
 
 def _rows(directory: Path) -> int:

@@ -1,0 +1,151 @@
+"""A process that turns prompts into token ids: it renders the model's chat template and encodes what comes of it.
+
+`python -m zmqrt.worker.reader_child PARENT_PID DESCRIPTOR DIRECTORY`, started by `reader.py` and by nobody else. A
+template is a program that came with its model, and a tokenizer may take seconds for a long text; neither can be
+interrupted inside a process that has something else to do. This one has not: the kernel ends it when a prompt takes
+too much of the processor, and bounds its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import struct
+import sys
+from array import array
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..protocol.errors import Kind, RequestError
+from .engines.parentage import end_with_parent
+from .model_error import ModelError
+from .prepare import Bounds, encode_prompt
+from .vocabulary import FileVocabulary, load_vocabulary
+
+MEMORY_BYTES: Final = 2 << 30
+"""Beyond what it needs by itself: a text of the largest frame, encoded, is about half of this."""
+LOAD_S: Final = 20.0
+"""Processor time to read tokenizer and template: large ones take three seconds."""
+PROMPT_S: Final = 1.0
+MIB_S: Final = 3.0
+"""Processor time for a prompt, and more for each MiB of it: usual are less than a millisecond, and half a second."""
+HEAD: Final = struct.Struct("!I")
+"""Before each message: how long it is."""
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """To the child: encode the prompt of a generation (`body` as in DISPATCH) within these bounds."""
+
+    body: bytes
+    bounds: Bounds
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """From the child: token ids, 32 bits each, or why there are none."""
+
+    ids: bytes = b""
+    kind: str = ""
+    text: str = ""
+
+
+class Loaded(msgspec.Struct, frozen=True, array_like=True):
+    """The first message of the child: what rendering the template tells about the model, or why it is of no use."""
+
+    eos_ids: list[int] = []
+    has_template: bool = False
+    error: str = ""
+
+
+def allowed_s(body_bytes: int) -> float:
+    """Say how much of the processor a prompt may take."""
+    return PROMPT_S + MIB_S * body_bytes / (1 << 20)
+
+
+def framed(message: msgspec.Struct) -> bytes:
+    """Write a message as it goes over the channel."""
+    data = msgspec.msgpack.encode(message)
+    return HEAD.pack(len(data)) + data
+
+
+def _receive(channel: socket.socket) -> bytes:
+    (length,) = HEAD.unpack(_exactly(channel, HEAD.size))
+    return _exactly(channel, length)
+
+
+def _exactly(channel: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        piece = channel.recv(min(1 << 20, length - len(data)))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def _bound_memory() -> None:
+    """Let a template that makes an endless text meet a bound of its own, and not the machine's."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, most))
+
+
+def _bound_time(seconds: float) -> None:
+    """Let the kernel end this process after so much time on the processor; 0 = let it live.
+
+    Not by the clock: on a busy machine, or in one that stood still, nothing may end for that.
+    """
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # without a handler, SIGPROF ends a process
+
+
+def _load(directory: Path) -> tuple[FileVocabulary | None, Loaded]:
+    try:
+        vocabulary = load_vocabulary(directory)
+    except (ModelError, OSError, ValueError) as error:
+        return None, Loaded(error=str(error))
+    except MemoryError:
+        return None, Loaded(error=f"tokenizer and chat template of {directory} need more than 2 GiB of memory")
+    return vocabulary, Loaded(eos_ids=sorted(vocabulary.eos_ids), has_template=vocabulary.has_template)
+
+
+def _answer(vocabulary: FileVocabulary, asked: Asked) -> Told:
+    try:
+        return Told(ids=array("I", encode_prompt(asked.body, vocabulary, asked.bounds)).tobytes())
+    except RequestError as error:
+        return Told(kind=error.kind.value, text=error.text)
+    except MemoryError:
+        return Told(kind=Kind.MODEL_RAISED.value, text="the prompt could not be encoded: it needs too much memory")
+    except Exception as error:  # noqa: BLE001 - a fault of a template or tokenizer is the end of one request alone
+        return Told(kind=Kind.MODEL_RAISED.value, text=f"the prompt could not be encoded: {type(error).__name__}")
+
+
+def main() -> None:
+    """Serve one request after the other until the parent is gone."""
+    parent, descriptor, directory = sys.argv[1:]
+    end_with_parent(int(parent))
+    channel = socket.socket(fileno=int(descriptor))
+    _bound_memory()
+    _bound_time(LOAD_S)
+    vocabulary, loaded = _load(Path(directory))
+    _bound_time(0)
+    channel.sendall(framed(loaded))
+    decoder = msgspec.msgpack.Decoder(Asked)
+    with contextlib.suppress(EOFError, OSError):
+        while vocabulary is not None:
+            data = _receive(channel)
+            _bound_time(allowed_s(len(data)))
+            told = framed(_answer(vocabulary, decoder.decode(data)))
+            _bound_time(0)
+            channel.sendall(told)
+
+
+if __name__ == "__main__":
+    main()
