@@ -93,12 +93,12 @@ class ByteVocabulary:
     def encode(self, text: str, *, is_raw: bool, most: int = ANY) -> list[int]:  # noqa: ARG002 - nothing is special in bytes
         """BOS, then the bytes."""
         if len(text) > max(most, _LONG_CHARS):
-            raise TooLongError(len(text))
+            raise TooLongError(1 + len(text))
         return [self.BOS, *_utf8(text)]
 
     def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
         """BOS; for each turn the marker of its role, its bytes and EOS; then the assistant's marker."""
-        least = sum(len(message.content) for message in messages)
+        least = 2 + sum(2 + len(message.content) for message in messages)
         if least > max(most, _LONG_CHARS):
             raise TooLongError(least)
         ids = [self.BOS]
