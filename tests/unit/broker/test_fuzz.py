@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from support.wire import of_struct, plausible, weighted
@@ -312,3 +312,54 @@ def test_what_cannot_be_read_changes_counters_only(inputs: list[tuple[Side, int,
     by_peer = [sum(1 for side, who, _ in inputs if (side, who) == peer) for peer in crowd.names]
     assert crowd.broker.counters.strikes == sum(min(count, 8) for count in by_peer)
     assert crowd.broker.counters.muted == sum(count >= 8 for count in by_peer)
+
+
+UNITS = st.tuples(weighted((2, st.integers(0, 3)), (1, HUGE)), st.binary(max_size=8))
+ENDING = st.sampled_from(["cancelled", "lost", "failed", "handed back"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(UNITS, min_size=1, max_size=4), weighted((1, st.integers(0, 2)), (1, HUGE)), RESUME, ENDING)
+@example([(1, b"x"), (2**63 - 1, b"xx")], 0, b"", "failed")
+@example([(1, b"x")], 1, b"\xdd\xff\xff\xff\xff\xc0", "lost")
+@example([(1, b"x")], 2**63 - 1, b"\x91\xc0", "cancelled")
+def test_whatever_is_counted_all_that_is_said_of_it_can_be_read(
+    units: list[tuple[int, bytes]], resume_n: int, resume: bytes, ending: str
+) -> None:
+    """A stream whose client and whose node count as they like, and that goes on elsewhere or ends."""
+    crowd = Crowd()
+    crowd.step("clients", 0, [m.Hello(UUIDS[0], 1, 1)])
+    for who in (0, 1):
+        crowd.step("workers", who, [m.Ready(UUIDS[who], "n", 3, SERVICES, [])])
+        crowd.step("workers", who, [m.Heartbeat(1, 1, 0, 10, "ready")])
+    flags = m.IDEMPOTENT | m.STREAM | m.RESUMABLE | (m.RESUME if resume_n else 0)
+    crowd.step("clients", 0, [m.Request(UUIDS[0], "a", 9000, flags, 0, resume_n, 0, b"x", resume)])
+    for n, body in units:
+        crowd.step("serve", 0, m.WorkerPartial(0, 0, 0, n, body), 1)
+    for lease, peer in list(crowd.leases.items())[-1:]:
+        who = next(who for who in range(PEERS) if crowd.names[Side.WORKERS, who] == peer)
+        match ending:
+            case "cancelled":
+                crowd.step("clients", 0, [m.Cancel(UUIDS[0])])
+            case "lost":
+                crowd.step("gone", Side.WORKERS, who)
+            case _:
+                reason, code = ("model_raised", 500) if ending == "failed" else ("draining", 503)
+                crowd.step("workers", who, [m.WorkerError(1, lease, code, reason, False, 0, "")])
+    crowd.step("time", 30.0, False)
+
+    assert crowd.broker.counters.internal_errors == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(WHO, st.integers(1, 40), st.booleans()), min_size=1, max_size=60))
+def test_no_node_makes_the_broker_remember_more_than_it_offers(beats: list[tuple[int, int, bool]]) -> None:
+    """New names with every heartbeat, from nodes that stay and nodes that go."""
+    crowd, fresh = Crowd(), itertools.count()
+    for who, count, is_gone in beats:
+        names = [m.ServiceOffer(f"n{next(fresh)}", 1, "generate") for _ in range(count)]
+        crowd.step("workers", who, [m.Ready(UUIDS[who], "n", 3, [], [])])
+        crowd.step("workers", who, [m.Heartbeat(1, 1, 0, 10, "ready", services=names)])
+        if is_gone:
+            crowd.step("gone", Side.WORKERS, who)
+        crowd.step("time", 3.0, False)
