@@ -20,7 +20,7 @@ from zmqrt.broker.server import Server
 from zmqrt.client import Client
 from zmqrt.protocol import addresses, transport
 from zmqrt.protocol.errors import ConfigurationError
-from zmqrt.worker.broker_link import BrokerLink
+from zmqrt.worker.broker_link import BrokerLink, Ending
 
 
 def _has_ipv6() -> bool:
@@ -159,7 +159,7 @@ def test_client_and_node_reach_a_broker_by_address_and_by_name(endpoint: str) ->
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
-    async def first_event(context: zmq.Context[zmq.Socket[bytes]], workers: str) -> str | None:
+    async def first_event(context: zmq.Context[zmq.Socket[bytes]], workers: str) -> Ending | None:
         woken = asyncio.Event()
         link = BrokerLink(context, workers, keys=None, wake=woken.set)
         link.open()
