@@ -172,7 +172,7 @@ class Dispatcher:
         """Whether a node has said nothing at all since it was given a request, and another one could do it in time.
 
         How long a first sign takes is known from the other requests of the service; where it usually takes most of the
-        time there is, nobody is suspected.
+        time there is, or nothing has ever been answered, nobody is suspected: then all may be that slow.
         """
         offer, time_s = request.offer, request.deadline - request.dispatched_at
         assert offer is not None
@@ -180,8 +180,10 @@ class Dispatcher:
             return False
         if request.was_moved or not request.is_idempotent or request.attempts >= self._house.bounds.attempts:
             return False
-        usual_s = request.service.first_s
-        patience_s = max(time_s / 4, 4 * usual_s) if usual_s else time_s * 2 / 3
+        usual_s = request.service.usual_first_s(request.size)
+        if not usual_s:
+            return False
+        patience_s = max(time_s / 4, 4 * usual_s)
         if offer.node.worked_at > request.dispatched_at:
             patience_s = max(patience_s, time_s * 2 / 3)  # it says that it computes: a long prompt, perhaps
         if not patience_s - _LEAST_DOUBT_S <= now - request.dispatched_at or patience_s > time_s * 3 / 4:
@@ -206,7 +208,7 @@ class Dispatcher:
         offer = request.offer
         if offer is None or request.state is not RequestState.LEASED or request.service.healthy < 2:
             return
-        usual_s, node = request.service.first_s, offer.node
+        usual_s, node = request.service.usual_first_s(request.size), offer.node
         is_silent = max(node.answered_at, node.worked_at) < request.dispatched_at
         if is_silent and usual_s and 4 * usual_s < now - request.dispatched_at:
             self._silence(node, request, now)

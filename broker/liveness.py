@@ -104,7 +104,7 @@ class Liveness:
         else:
             if silence_s >= timing.suspect_s:
                 self._suspect(node, now)
-            if node.silences and node.probe(now):
+            if node.silences and node.probe(now, is_needed=_is_needed(node)):
                 settle_and_wake(self._house, node)
             if now >= node.next_beat:
                 node.next_beat = now + node.beat_every
@@ -198,3 +198,11 @@ class Liveness:
             if not service.healthy:
                 service.is_due_back = node.state not in (NodeState.DRAINING, NodeState.REMOVED)
                 self._house.service_timers.set(service, now + self._house.timing.eviction_s)
+
+
+def _is_needed(node: Node) -> bool:
+    """Whether something waits for a node's services that no node may be given: one that was silent is a chance then."""
+    return any(
+        offer.service.queue.count and not any(other.is_usable and other.most for other in offer.service.offers)
+        for offer in node.offers.values()
+    )

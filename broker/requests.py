@@ -143,6 +143,11 @@ class Request(msgspec.Struct, eq=False):
         """When its time is up."""
         return min(self.deadline, self.ends_at)
 
+    @property
+    def size(self) -> int:
+        """How much it asks for before its node can say anything: what is read, and made for a whole answer."""
+        return len(self.ask.body) + (0 if self.is_stream else self.ask.cost)
+
     def move_on(self, moved_at: float) -> None:
         """Count its time from a progress on, if it is the time without one."""
         if self.is_patient:

@@ -170,7 +170,7 @@ class Results:
     def _heard_of(self, node: Node, request: Request, now: float) -> None:
         """Note that a node answers what it is given: it may have more of it."""
         if request.state is RequestState.LEASED:
-            request.service.note_first(now - request.dispatched_at)
+            request.service.note_first(now - request.dispatched_at, request.size)
         if node.silences:
             self._house.diary.note("recovered", node.node_id, "answers again", now)
         node.answer(now)

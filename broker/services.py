@@ -36,7 +36,8 @@ class Service(msgspec.Struct, eq=False):
         is_due_back: … and whether it fell silent, was lost or restarts, rather than leave of its own accord.
         revisions: Healthy nodes by revision.
         mean_s: Time from dispatch to end, smoothed; 0 until one has ended.
-        first_s: The same to the first sign of a node that it works on it.
+        first_s: The same to the first sign of a node that it works on it …
+        first_size: … and the size of those requests: one that is larger may take longer in proportion.
         queue_time, first_token, token_time, duration: See ServiceStatus, as the counts below.
     """
 
@@ -54,6 +55,7 @@ class Service(msgspec.Struct, eq=False):
     mean_s: float = 0.0
     moved_at: float = -math.inf
     first_s: float = 0.0
+    first_size: float = 0.0
     slot: int = 0
     queue_time: Meter = msgspec.field(default_factory=Meter)
     first_token: Meter = msgspec.field(default_factory=Meter)
@@ -74,9 +76,15 @@ class Service(msgspec.Struct, eq=False):
         """Whether it has ever answered anything."""
         return any(self.finished.values())
 
-    def note_first(self, first_s: float) -> None:
-        """Learn how long a node took for its first sign."""
-        self.first_s += (first_s - self.first_s) * (_SMOOTHING if self.first_s else 1.0)
+    def note_first(self, first_s: float, size: int) -> None:
+        """Learn how long a node took for its first sign of a request of that size."""
+        share = _SMOOTHING if self.first_s else 1.0
+        self.first_s += (first_s - self.first_s) * share
+        self.first_size += (size - self.first_size) * share
+
+    def usual_first_s(self, size: int) -> float:
+        """Guess how long the first sign of a request of that size takes; 0 = nothing is known yet."""
+        return self.first_s * max(1.0, size / max(self.first_size, 1.0))
 
     def note_result(self, meta: Ext, context: int, queued_s: float, ran_s: float, whole_s: float) -> None:
         """Learn from a request that was answered.

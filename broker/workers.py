@@ -190,9 +190,9 @@ class Node(msgspec.Struct, eq=False):
         self.silences += 1
         self.most = 0
 
-    def probe(self, now: float) -> bool:
-        """Give it a new chance, one request, if its time of silence is over; say whether that is so."""
-        if self.most or now < self.silent_until:
+    def probe(self, now: float, *, is_needed: bool = False) -> bool:
+        """Give it a new chance, one request, if its time of silence is over or only it is left; say whether that is so."""
+        if self.most or (now < self.silent_until and not is_needed):
             return False
         self.most = 1
         return True

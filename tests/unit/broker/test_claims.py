@@ -247,6 +247,69 @@ def test_a_node_that_says_it_computes_has_longer() -> None:
     assert rid_of(9) in [one.rid for one in client.hear_only(m.Final)]
 
 
+def wait(stage: Stage, client: Client, nodes: list[Worker], seconds: int) -> None:
+    """Let time pass while everybody gives signs of life and nobody answers anything."""
+    for _ in range(seconds):
+        for node in nodes:
+            node.beat()
+        client.send(m.Ping(1))
+        stage.pass_time(1.0)
+
+
+def answer_all(stage: Stage, client: Client, nodes: list[Worker]) -> None:
+    """Let it be known how fast the service usually is."""
+    for number in range(6):
+        client.request(100 + number, ttl_s=30.0)
+        stage.pass_time(0.1)
+        for node in nodes:
+            for job in node.work():
+                node.final(job.lease)
+
+
+def test_a_node_whose_service_has_never_answered_is_not_taken_for_silent() -> None:
+    """An engine that needs most of the time for each answer would never give one, if each began anew elsewhere."""
+    stage = Stage()
+    client = stage.client()
+    nodes = [stage.worker(f"n{number}") for number in range(2)]
+    client.request(1, ttl_s=30.0)
+    wait(stage, client, nodes, 28)
+    ((node, job),) = [(node, job) for node in nodes for job in node.work()]
+    node.final(job.lease)
+
+    assert stage.counters.redispatches == 0
+    assert len(client.hear_only(m.Final)) == 1
+
+
+@pytest.mark.parametrize("more", [{"body": b"x" * 1000}, {"cost": 1000}])
+def test_what_asks_for_more_than_usual_may_take_longer(more: dict[str, Any]) -> None:
+    """A hundred texts to embed among single ones, or a long whole answer: its node says nothing until it is done."""
+    stage = Stage()
+    client = stage.client()
+    nodes = [stage.worker(f"n{number}") for number in range(2)]
+    answer_all(stage, client, nodes)
+    client.request(1, ttl_s=30.0, **more)
+    wait(stage, client, nodes, 28)
+    ((node, job),) = [(node, job) for node in nodes for job in node.work()]
+    node.final(job.lease)
+
+    assert stage.counters.redispatches == 0
+    assert rid_of(1) in [one.rid for one in client.hear_only(m.Final)]
+
+
+def test_a_silent_node_is_asked_at_once_when_it_is_the_only_one_left() -> None:
+    """Its time of silence is for the good of others: without any it would only lose what it might save."""
+    pair = Pair()
+    pair.ask(8)
+    pair.turn(7.0)  # it has just fallen silent, and would get nothing for 5 s
+    assert pair.stage.counters.redispatches == pair.taken
+    pair.honest.send(m.Draining(pair.honest.epoch))
+    pair.ask(2)
+    assert pair.liar.work() == []
+    wait(pair.stage, pair.client, [pair.liar], 3)
+
+    assert len(pair.liar.work()) == 1
+
+
 def test_what_must_not_run_twice_stays_where_it_is() -> None:
     """Silence is no proof that it did not run."""
     stage = Stage()
