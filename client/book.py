@@ -11,6 +11,7 @@ from typing import Final
 
 from ..protocol import messages as m
 from ..protocol.errors import Kind, ZmqrtError
+from ..protocol.limits import MAX_FLEET_SERVICES
 from .reading import Event
 from .requests import Request, Sink, State
 from .timers import Timers
@@ -31,6 +32,8 @@ class Book:
         """Waiting for the name of a model."""
         self.moved_at = 0.0
         """When any of them came further: those in line have come nearer then."""
+        self._moved_at: dict[str, float] = {}
+        """The same by service, for what a broker's queue for it had no room for."""
         self._max_waiting = max_waiting
         self._deadlines: Timers[Request] = Timers()
         self._rests: Timers[Request] = Timers()
@@ -99,6 +102,16 @@ class Book:
         request.move(State.WAITING)
         request.service = ""
         self.enqueue(request)
+
+    def moved(self, request: Request, now: float) -> None:
+        """Note that a request came further."""
+        if len(self._moved_at) >= MAX_FLEET_SERVICES:
+            self._moved_at.clear()  # names of years; who rests then has less time, and not none
+        self.moved_at = self._moved_at[request.service] = now
+
+    def follow_service(self, request: Request) -> None:
+        """Count the time of a refused request from the last progress of others of its service."""
+        request.move_on(self._moved_at.get(request.service, 0.0))
 
     def rest(self, request: Request, wake_at: float) -> None:
         """Let a refused request wait before it lines up again."""

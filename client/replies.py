@@ -43,7 +43,7 @@ class Replies:
         if "units" in accepted.ext:
             request.sent_at = now  # it is known to be there
             request.move_on(now)
-            self._book.moved_at = now
+            self._book.moved(request, now)
 
     def partial(self, link: Link, partial: m.Partial, now: float) -> None:
         """Deliver new units, in order and each once."""
@@ -62,7 +62,7 @@ class Replies:
             self._book.fail(request, request.error(Kind.MODEL_RAISED, f"a chunk cannot be read: {error.text}"))
             return
         if fresh is not None:
-            self._book.moved_at = now
+            self._book.moved(request, now)
             self._book.deliver(request, fresh)
 
     def final(self, link: Link, final: m.Final, now: float) -> None:
@@ -77,7 +77,7 @@ class Replies:
             text = f"the stream ended at {final.total_n} units after {request.expect} were delivered"
             self._book.fail(request, request.error(Kind.MODEL_RAISED, text))
         else:
-            self._book.moved_at = now
+            self._book.moved(request, now)
             self._book.finish(request, final)
 
     def _resync(self, link: Link, request: Request, now: float) -> None:
@@ -143,7 +143,7 @@ class Replies:
     def _rest(self, link: Link, request: Request, kind: Kind, error: m.Error, now: float) -> bool:
         """Let a refused request wait as the broker said; False if it must not or cannot go on."""
         if kind is Kind.QUEUE_FULL:
-            request.move_on(self._book.moved_at)  # a queue that others of this client move in
+            self._book.follow_service(request)  # a queue that others of this client move in
         moves_on = kind is Kind.DRAINING and self._sessions.has_others
         if moves_on:
             self._sessions.leave(link, now + link.timing.drain_s, now)

@@ -318,6 +318,23 @@ def test_what_was_accepted_once_is_not_given_up_for_a_broker_that_is_busy_now() 
     assert talk.now - 100.0 > 19.0
 
 
+@pytest.mark.parametrize(("busy", "is_alive"), [("toy", True), ("another", False)])
+def test_a_full_queue_moves_with_the_answers_of_its_own_model(busy: str, is_alive: bool) -> None:  # noqa: FBT001
+    """What another model of the same fleet makes is no progress: its callers would wait for ever."""
+    talk = Talk()
+    ear, other = talk.submit(timeout_s=5), talk.submit(model=busy, timeout_s=5, stream=True)
+    link = talk.up()
+    talk.said(link)
+    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=900))
+    for unit in range(40):
+        talk.hear(link, partial(other.rid, unit))
+        talk.after(0.5)
+        for request in talk.sent(link, m.Request):
+            talk.hear(link, error(request.rid, 429, "queue_full", retry_after_ms=900))
+
+    assert (not ear.events) == is_alive
+
+
 def test_a_refused_stream_goes_on_with_what_it_has() -> None:
     """The broker let it go, so the next attempt brings the units along."""
     talk = Talk()
