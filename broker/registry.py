@@ -213,7 +213,10 @@ class Registry:
             self._withdraw(node.offers.pop(name), now)
         refused = [one.service for one in told if not self._take_offer(node, one)]
         if refused:
-            text = f"offers too much: {refused[0]!r} is not taken; {MAX_FLEET_SERVICES} models are the most"
+            text = (
+                f"offers too much: {refused[0]!r} and {len(refused) - 1} more are not taken; a broker knows "
+                f"{MAX_FLEET_SERVICES} models and {MAX_FLEET_PARTS} nodes, devices and offers at most"
+            )
             self._note("failed", node, text, now)
         self._liveness.count_in(node, now)
         settle(node)
