@@ -254,7 +254,7 @@ class Dispatcher:
 def _deadline_error(request: Request, now: float) -> tuple[Kind, str]:
     waited_s = now - request.admitted_at
     if now >= request.ends_at:
-        return Kind.DEADLINE, f"not done within its whole time ({waited_s:.1f} s), after {request.next_n} units"
+        return Kind.DEADLINE, f"its whole time is over ({waited_s:.1f} s of it here), after {request.next_n} units"
     if request.state is RequestState.QUEUED:
         still = " and nobody before it made progress" if request.is_patient else ""
         return Kind.DEADLINE, f"no node was free within its time ({waited_s:.1f} s){still}; send less, or allow more"

@@ -191,7 +191,7 @@ class Node(msgspec.Struct, eq=False):
         self.most = 0
 
     def probe(self, now: float, *, is_needed: bool = False) -> bool:
-        """Give it a new chance, one request, if its time of silence is over or only it is left; say whether that is so."""
+        """Give it a new chance, one request, if its silence is over or nobody else is left; say whether that is so."""
         if self.most or (now < self.silent_until and not is_needed):
             return False
         self.most = 1
