@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -25,7 +23,7 @@ from typing import Final, Literal
 import zmq
 
 from .errors import ConfigurationError
-from .own_files import LooseFileError, read_text, refuse_readable
+from .own_files import LooseFileError, everybody_may_write, read_text, refuse_readable
 
 PeerRole = Literal["worker", "client"]
 _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -173,7 +171,7 @@ def _read_key(path: Path) -> bytes:
 def _read(path: Path) -> str:
     try:
         text = read_text(path)
-        is_loose = sys.platform != "win32" and path.stat().st_mode & stat.S_IWOTH
+        is_loose = everybody_may_write(path)
     except FileNotFoundError:
         raise ConfigurationError(f"{path} is missing; 'zmqrt keygen DIR' makes a fleet's keys") from None
     if is_loose:

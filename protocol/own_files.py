@@ -7,7 +7,9 @@ Editors and shells of Windows begin a file with a byte order mark, or write UTF-
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -25,6 +27,11 @@ _BYTE_ORDER_MARKS: Final = (  # the longer ones first: that of UTF-32 begins lik
 _MAX_BYTES: Final = 4 << 20
 """More than any settings, and a list of some 50,000 keys; a device such as /dev/zero has no end."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+_MODELESS: Final = re.compile(
+    r" - (cifs|drvfs|exfat|fuse\.vmhgfs-fuse|fuseblk|msdos|ntfs3?|prl_fs|smb3|vboxsf|vfat|9p .*\baname=drvfs)\b"
+)
+"""File systems that show one mode for all files: drives of Windows in WSL, shares, folders of virtual machines."""
 
 
 class LooseFileError(ConfigurationError):
@@ -61,6 +68,14 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
     return text
 
 
+def is_there(path: Path) -> bool:
+    """Say whether there is a file of this name that we may see; a working directory can be closed to us, and a home."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def refuse_foreign(path: Path, *, any_owner: bool = False) -> None:
     """Refuse a file that somebody else owns, or may write. Root may do everything anyway; a link counts like a file.
 
@@ -73,10 +88,11 @@ def refuse_foreign(path: Path, *, any_owner: bool = False) -> None:
     if sys.platform == "win32":
         return
     for found in (path.lstat(), path.stat()):
-        if not any_owner and found.st_uid not in (0, os.geteuid()):
+        if not any_owner and found.st_uid not in _own_uids():
+            instead = "set its variables in the environment" if path.name == ".env" else "name it with --config"
             raise LooseFileError(
-                f"{path} belongs to another user (uid {found.st_uid}) and is not obeyed; start from another directory, "
-                "remove it, or make it yours with chown"
+                f"{path} belongs to another user (uid {found.st_uid}) and is not obeyed; {instead}, make it yours with "
+                "chown, or start from another directory"
             )
         if not stat.S_ISLNK(found.st_mode) and _others_may_write(found):
             raise LooseFileError(f"{path} may be written by other users and is not obeyed; run: chmod go-w {path}")
@@ -84,7 +100,13 @@ def refuse_foreign(path: Path, *, any_owner: bool = False) -> None:
 
 def is_own(path: Path) -> bool:
     """Say whether the file belongs to this user, or to root."""
-    return sys.platform == "win32" or path.stat().st_uid in (0, os.geteuid())
+    return sys.platform == "win32" or path.stat().st_uid in _own_uids()
+
+
+def _own_uids() -> set[int]:
+    """Return who may tell us what to do: root, this user, and whoever became root by sudo to start us."""
+    sudoer = os.environ.get("SUDO_UID", "") if os.geteuid() == 0 else ""
+    return {0, os.geteuid(), *([int(sudoer)] if sudoer.isdecimal() else [])}
 
 
 def refuse_readable(path: Path) -> None:
@@ -99,26 +121,53 @@ def refuse_readable(path: Path) -> None:
         return
     found = path.stat()
     is_mounted = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-    if found.st_uid == os.geteuid() and found.st_mode & _OTHERS and not is_mounted:
+    if found.st_uid == os.geteuid() and found.st_mode & _OTHERS and not is_mounted and _has_modes(found):
         mode = stat.S_IMODE(found.st_mode)
         raise LooseFileError(
             f"{path} holds a secret, and other users may read or change it (mode {mode:04o}); run: chmod 600 {path}"
         )
 
 
+def everybody_may_write(path: Path) -> bool:
+    """Say whether any user of this machine may change the file."""
+    found = path.stat()
+    return sys.platform != "win32" and bool(found.st_mode & stat.S_IWOTH) and _has_modes(found)
+
+
 def _others_may_write(found: os.stat_result) -> bool:
-    if found.st_mode & stat.S_IWOTH:
-        return True
-    return bool(found.st_mode & stat.S_IWGRP) and not _is_private_group(found.st_gid)
+    is_open = bool(found.st_mode & stat.S_IWOTH)
+    by_group = bool(found.st_mode & stat.S_IWGRP) and not _is_private_group(found.st_gid, found.st_uid)
+    return (is_open or by_group) and _has_modes(found)
 
 
-def _is_private_group(gid: int) -> bool:
-    """Say whether nobody but this user is in the group: with umask 002, many systems give everybody such a one."""
+def _is_private_group(gid: int, owner: int) -> bool:
+    """Say whether the group lets nobody in but root, us and the file's owner.
+
+    With umask 002, many systems give every user such a group. Containers run as numbers without a name, and give their
+    files to root's group.
+    """
     import grp
     import pwd
 
+    if gid == 0:
+        return True
     try:
-        own, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+        group = grp.getgrgid(gid)
     except KeyError:
-        return False
-    return own.pw_gid == gid and group.gr_name == own.pw_name and set(group.gr_mem) <= {own.pw_name}
+        return True  # nobody is listed in a group that has no name
+    for uid in (os.geteuid(), owner):
+        with contextlib.suppress(KeyError):
+            own = pwd.getpwuid(uid)
+            if own.pw_gid == gid and group.gr_name == own.pw_name and set(group.gr_mem) <= {own.pw_name}:
+                return True
+    return False
+
+
+def _has_modes(found: os.stat_result) -> bool:
+    """Say whether a file's mode means anything where it lies, and chmod could change it."""
+    place = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+    try:
+        mounts = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return True
+    return not any(line.split()[2:3] == [place] and _MODELESS.search(line) for line in mounts)

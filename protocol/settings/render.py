@@ -36,9 +36,11 @@ White space and one pair of equal quotes around a value are taken off. Files are
 ## Whose files
 
 `.env` and `{FILE_NAME}` decide what a program does, so one that another user owns (root excepted), or may write, is
-refused, exit code 78; a file named by `--config` or `{CONFIG_ENV}` may have any owner. Which files of the working
-directory count is said once, at the start. `insecure` counts only as a flag, in the environment, or in a file of
-your own.
+refused, exit code 78; a file named by `--config` or `{CONFIG_ENV}` may have any owner. Who started the program by sudo
+counts as yourself; root's group, your private one and one without a name let nobody else in; and on a file system
+without modes (a drive of Windows in WSL, a share) only the owner counts. What the environment says as well is not asked
+of `.env`: Docker Compose and systemd hand such a file on by themselves. Which files of the working directory count is
+said once, at the start. `insecure` counts only as a flag, in the environment, or in a file of your own.
 
 ## Several roles
 

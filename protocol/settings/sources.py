@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import click
 
 from ..errors import ConfigurationError
-from ..own_files import is_own, read_text, refuse_foreign
+from ..own_files import is_own, is_there, read_text, refuse_foreign
 from . import variables
 from .declare import CommonSettings, Setting, settings_of
 from .variables import CONFIG_ENV, Roles, Variables, nearest
@@ -133,7 +133,7 @@ def resolve(
     roles: Roles = {**around.roles, cls.role: cls}
     warnings: list[str] = []
     environ = variables.of_environment(around.environ, roles, warnings.append)
-    dotenv = variables.of_dotenv(around.directory, roles, warnings.append)
+    dotenv = variables.of_dotenv(around.directory, environ, roles, warnings.append)
     tables = _Tables.read(config, _find_file(around, environ, dotenv), roles)
     layers: tuple[_Layer, ...] = (
         lambda one: _in_flags(one, flags or {}),
@@ -215,7 +215,7 @@ def _find_file(around: Surroundings, environ: Variables, dotenv: Variables) -> t
     if named:
         return Path(os.path.expanduser(named)), False  # noqa: PTH111 - as above
     folders = (folder for folder in (around.directory, around.user_directory) if folder is not None)
-    return next((path for path in (folder / FILE_NAME for folder in folders) if path.is_file()), None), False
+    return next((path for path in (folder / FILE_NAME for folder in folders) if is_there(path)), None), False
 
 
 def _working_directory() -> Path | None:

@@ -16,7 +16,7 @@ from typing import Final
 import dotenv
 
 from ..errors import ConfigurationError
-from ..own_files import read_text, refuse_foreign
+from ..own_files import is_there, read_text, refuse_foreign
 from ..printable import printable
 from .declare import PREFIX, CommonSettings, Setting, settings_of
 from .values import unquoted
@@ -85,14 +85,16 @@ def of_environment(environ: Mapping[str, str], roles: Roles, warn: Callable[[str
     return Variables("environment", {name: value for name, value in values.items() if name not in links})
 
 
-def of_dotenv(directory: Path | None, roles: Roles, warn: Callable[[str], None]) -> Variables:
+def of_dotenv(directory: Path | None, environ: Variables, roles: Roles, warn: Callable[[str], None]) -> Variables:
     """Read `.env` in a directory. It may be another program's, in whatever encoding and with whatever rights.
+
+    What the environment says as well is left out: systemd and Docker hand such a file's content on by themselves.
 
     Raises:
         ConfigurationError: it holds names of ours, but one that nobody knows, or others may write it.
     """
     path = directory / ".env" if directory is not None else None
-    if path is None or not path.is_file():
+    if path is None or not is_there(path):
         return Variables(".env")
     try:
         values = _clean(dotenv.dotenv_values(stream=io.StringIO(read_text(path, errors="replace"))))
@@ -101,6 +103,7 @@ def of_dotenv(directory: Path | None, roles: Roles, warn: Callable[[str], None])
         return Variables(".env")
     _refuse_unknown(values, known_names(roles))
     is_ours = (path.parent / "zmqrt.toml").is_file() or any(_is_surely_ours(name, roles) for name in values)
+    values = {name: value for name, value in values.items() if environ.values.get(name) != value}
     if any(name.startswith(PREFIX) or name in _bare_names(roles) for name in values):
         refuse_foreign(path)
     return Variables(".env", values, path, frozenset() if is_ours else frozenset(_EVERYBODYS))

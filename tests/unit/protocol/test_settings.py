@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmqrt.protocol import own_files
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.protocol.settings import (
     CommonSettings,
@@ -427,6 +428,83 @@ def test_a_file_of_another_user_is_refused_unless_it_is_named(house: House) -> N
     assert "only a flag, the environment or a file of your own may say that" in house.refusal(ZMQRT_CONFIG=str(named))
     os.chown(named, 0, 0)
     assert house.load(ZMQRT_CONFIG=str(named)).insecure
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root can give files away")
+def test_what_the_environment_says_as_well_is_not_asked_of_a_file(house: House) -> None:
+    """Docker Compose and systemd hand on a `.env` that lies where the program runs, and belongs to who deployed it."""
+    house.dotenv("ZMQRT_PORT=81\nAPI_KEYS='me:s3cret'\n")
+    os.chown(house.directory / ".env", 54321, 54321)
+
+    resolved = house.resolve({"ZMQRT_PORT": "81", "API_KEYS": "me:s3cret"})
+    assert (resolved.settings.port, resolved.notes) == (81, ())
+    assert "belongs to another user" in house.refusal(ZMQRT_PORT="81")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root can give files away")
+def test_groups_that_let_nobody_else_in_may_write(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as numbers, and with root's group; a group of other people may not. Nor may a stranger's sudo."""
+    import grp
+
+    path = house.directory / "zmqrt.toml"
+    house.toml("[kitchen]\nport = 81")
+    path.chmod(0o664)
+    for uid, gid in ((0, 0), (0, 54321)):
+        os.chown(path, uid, gid)
+        assert house.load().port == 81
+    os.chown(path, 0, grp.getgrnam("daemon").gr_gid)
+    assert "may be written by other users" in house.refusal()
+
+    os.chown(path, 54321, 54321)
+    monkeypatch.setenv("SUDO_UID", "54322")
+    assert "name it with --config" in house.refusal()
+    monkeypatch.setenv("SUDO_UID", "54321")
+    assert house.load().port == 81
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it tells what is mounted")
+@pytest.mark.parametrize(
+    ("kind", "is_obeyed"),
+    [
+        ("9p rw,aname=drvfs;path=C:", True),
+        ("vfat /dev/sdb1 rw", True),
+        ("9p none rw", False),
+        ("ext4 /dev/sda rw", False),
+    ],
+)
+def test_modes_count_where_there_are_modes(
+    house: House, monkeypatch: pytest.MonkeyPatch, kind: str, *, is_obeyed: bool
+) -> None:
+    """A drive of Windows in WSL shows 0777 for all files, and chmod changes nothing there."""
+    house.toml("[kitchen]\nport = 81")
+    (house.directory / "zmqrt.toml").chmod(0o777)
+    device = (house.directory / "zmqrt.toml").stat().st_dev
+    mounts = house.user_directory / "mountinfo"
+    mounts.write_text(f"22 27 {os.major(device)}:{os.minor(device)} / /mnt/c rw,noatime - {kind}\n")
+    monkeypatch.setattr(own_files, "_MOUNTS", mounts)
+
+    if is_obeyed:
+        assert house.load().port == 81
+    else:
+        assert "may be written by other users" in house.refusal()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
+def test_folders_that_are_closed_to_this_user_hold_no_settings(house: House) -> None:
+    """As after `sudo -u SERVICE zmqrt …` in root's own folder, or with the HOME of somebody else."""
+    house.dotenv("ZMQRT_PORT=81")
+    house.directory.chmod(0)
+    house.user_directory.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(54321)
+    try:
+        assert house.load().port == 8000
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for folder in (house.directory, house.user_directory):
+            folder.chmod(0o700)
 
 
 def test_a_foreign_dotenv_may_have_any_owner_and_mode(house: House) -> None:
