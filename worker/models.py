@@ -25,7 +25,7 @@ from .gguf_split import find_parts
 from .model_cache import build_once, cache_dir
 from .model_error import ModelError
 from .model_fetch import Package, check, download, file_sha256, locate
-from .model_fit import check_generator, makes_text
+from .model_fit import check_generator, makes_text, why_no_generator
 from .model_look import look_at
 from .safetensors_file import entry, read_json_object
 from .tiny_model import TinyConfig, write_tiny_model
@@ -284,6 +284,8 @@ def _context(path: Path, config: dict[str, Any]) -> int:
     sentences = path / "sentence_bert_config.json"
     trained = entry(read_json_object(sentences), "max_seq_length", int, sentences)
     known = [length for length in (positions, trained) if length]
+    if not known and (why := why_no_generator(path, config)) is not None:
+        raise ModelError(f"{path} cannot be served: {why}")
     if not known:
         raise ModelError(f"{path}/config.json does not say how many positions the model has (max_position_embeddings)")
     return min(known)

@@ -95,7 +95,9 @@ def test_what_the_configuration_does_not_know_is_refused(model: Path, name: str,
     refused(model, name)
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.layers.0.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "rope_freqs.weight", "vision_tower.layers.0.weight"]
+)
 def test_what_no_text_needs_may_be_left_over(model: Path, name: str) -> None:
     """Old checkpoints keep tables, and some have eyes."""
     broken.add(model, name, (16,))
@@ -225,6 +227,20 @@ def test_a_stretched_rotary_embedding_is_computed_as_transformers_does(
     engine.close()
     with pytest.raises(CannotLoadError, match=rf"--max-model-len 257 .* its context is {context} tokens"):
         factory(spec(folder, max_model_len="257"), silent)
+
+
+def test_the_same_numbers_in_any_batch_end_where_a_text_changes_its_neighbours(whole: Path, tmp_path: Path) -> None:
+    """Beyond its original length a text of such a model changes how all beside it are computed."""
+    folder = broken.copy(whole, tmp_path / "growing")
+    scaling = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 4.0}
+    broken.edit_json(folder / "config.json", rope_parameters=scaling, max_position_embeddings=64)
+
+    engine = factory(spec(folder, deterministic="1"), silent)
+
+    assert engine.capacity().context == 64
+    engine.close()
+    with pytest.raises(CannotLoadError, match="--max-model-len 64 is the most"):
+        factory(spec(folder, deterministic="1", max_model_len="65"), silent)
 
 
 def test_an_engine_ends_where_any_file_says_so(model: Path) -> None:

@@ -108,8 +108,15 @@ def _read(
                 "name a model that transformers knows by itself"
             ) from error
         version = transformers.__version__
-        words = " ".join(str(error).split())[:400]
+        words = _own_part(" ".join(str(error).split()))
         raise CannotLoadError(f"transformers {version} cannot load {spec.model_path}: {words}") from error
+
+
+def _own_part(words: str) -> str:
+    """Leave out what is no help here: whom else to ask for an attention, and the list of all models there are."""
+    if "does not support an attention implementation" in words:
+        return f"its attention cannot be replaced ({words.split(maxsplit=1)[0]})"
+    return words.partition(" for this kind of AutoModel")[0][:400]
 
 
 def _dtype(spec: EngineSpec, *, is_cuda: bool) -> str:

@@ -18,8 +18,9 @@ from .base import CannotLoadError
 log = logging.getLogger(__name__)
 _NAMED: Final = 5
 _HARMLESS: Final = re.compile(
-    r"(^|\.)(position_ids|num_batches_tracked|masked_bias|rotary_emb\.\w+|(attn|attention)\.bias)$"
-    r"|(^|\.)(vision\w*|visual|audio\w*|image\w*|multi_modal_projector|mm_projector|vit|mtp|talker|v_head|embed_vision)\."
+    r"(^|\.)(position_ids|num_batches_tracked|masked_bias|rotary_emb\.\w+|rope_freqs\.weight|rope\.freqs"
+    r"|(attn|attention)\.bias)$"
+    r"|(^|\.)(vision\w*|visual|audio\w*|image\w*|multi_modal_projector|mm_projector|vit|mtp\w*|talker|v_head|embed_vision)\."
 )
 """Tensors that a text model may leave alone: tables and counters of old checkpoints, eyes, ears, heads for training."""
 

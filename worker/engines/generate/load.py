@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 from typing import Any, Final
@@ -10,9 +11,10 @@ import msgspec
 import torch
 
 from ...context import GROWING, kind_of, scalings
-from ..base import CannotLoadError, EngineSpec, Progress, TokenEngine
+from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress, TokenEngine
 from ..cb_load import Loaded, load
 from ..cb_load import plan as plan_blocks
+from ..memory import explain
 from ..transformers_cb import TransformersEngine, warm_up
 from . import decoder, flash, modules, self_test
 from .device_runner import DeviceRunner
@@ -43,12 +45,15 @@ def factory(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Load the model of `spec`, choose how to run it, and say which way that is."""
     _check(spec)
     wanted = spec.options.get("path", "auto")
+    engine, words = None, ""
     try:
         engine = _make(spec, progress, wanted)
     except self_test.SelfTestError as error:
         if wanted != "auto":
             raise
-        log.warning("%s: %s; it is loaded anew for the path 'transformers'. Please report this", spec.model, error)
+        words = str(error)
+    if engine is None:  # here, where the error no longer holds on to the model
+        log.warning("%s: %s; it is loaded anew for the path 'transformers'. Please report this", spec.model, words)
         gc.collect()
         if spec.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -69,9 +74,9 @@ def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
         loaded.model.set_attn_implementation("paged|sdpa")
         pool = plan_blocks(spec, loaded)
         engine = TransformersEngine(loaded.model, pool=pool, context=loaded.context, eos_ids=sorted(loaded.eos_ids))
-        warm_up(engine, progress)
+        _try_fallback(engine, reference, spec, progress)
         return engine
-    _warn_of_growth(loaded)
+    loaded = _bound_growth(spec, loaded)
     progress("warming", 0.0)
     operations = _operations(spec, loaded)
     model = loaded.model
@@ -86,16 +91,44 @@ def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
     return own
 
 
-def _warn_of_growth(loaded: Loaded) -> None:
-    """Say it if a rotary embedding changes when a text grows: transformers turns a whole batch by its longest text."""
+def _try_fallback(
+    engine: TransformersEngine, reference: self_test.Reference, spec: EngineSpec, progress: Progress
+) -> None:
+    """See that the last way there is works. Raises CannotLoadError if not: some models are unfit for any batch."""
+    try:
+        warm_up(engine, progress)
+        reference.check(engine)
+    except self_test.SelfTestError as error:
+        words = f"in a batch transformers computes other numbers than alone ({error})"
+    except EngineFatalError as error:
+        if spec.device.startswith("cuda") or explain(error, spec.model):  # it may be the device, or memory
+            raise
+        words = f"transformers cannot batch it ({str(error)[:200]})"
+    else:
+        return
+    raise CannotLoadError(f"{spec.model} cannot be run here: {words}")
+
+
+def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
+    """Say it if a rotary embedding changes when a text grows: transformers turns a whole batch by its longest text.
+
+    Where the same numbers are promised in any batch, the context ends before that.
+    """
     config = loaded.model.config.get_text_config().to_dict()
     stretched = [one for one in scalings(config) if kind_of(one) in GROWING]
     if not stretched:
-        return
+        return loaded
     original = int(stretched[0].get("original_max_position_embeddings") or config["max_position_embeddings"])
-    if loaded.context > original:
-        text = "beyond %d tokens a text changes how all in its batch are computed; --max-model-len %d rules that out"
-        log.warning(text, original, original)
+    if loaded.context <= original:
+        return loaded
+    text = f"beyond {original} tokens a text changes how all in its batch are computed"
+    if not _is_on(spec, "deterministic", default=False):
+        log.warning("%s; --max-model-len %d rules that out", text, original)
+        return loaded
+    if spec.max_model_len > original:
+        raise CannotLoadError(f"--engine-opt deterministic=1: {text}; --max-model-len {original} is the most")
+    log.warning("%s; with deterministic=1 the context is bounded to that", text)
+    return dataclasses.replace(loaded, context=original)
 
 
 def _engine(

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
-from ..base import Sampling, TokenEvent, TokenRequest
+from ..base import EngineFatalError, Sampling, TokenEngine, TokenEvent, TokenRequest
 from ..loaded_check import check_logits
-from .engine import GenerateEngine
+from ..memory import explain
 
 _PROMPT_TOKENS: Final = 24
 _LIKELIEST: Final = 20
@@ -44,9 +44,14 @@ class Reference:
             self._logprobs.append(logprobs)
             self._ids.append(int(logprobs.argmax()))
 
-    def check(self, engine: GenerateEngine) -> None:
+    def check(self, engine: TokenEngine) -> None:
         """Let the engine draw the same tokens. Raises SelfTestError if it is far off, or fails."""
-        events = _run(engine, self._prompt, self._likeliest)
+        try:
+            events = _run(engine, self._prompt, self._likeliest)
+        except EngineFatalError as error:
+            if explain(error, "") is not None:
+                raise
+            raise SelfTestError(f"the self-test failed: {str(error)[:200]}") from error
         reports = [report for event in events for report in event.logprobs or ()]
         drawn = [token for event in events for token in event.token_ids]
         if len(reports) < 2:
@@ -59,7 +64,7 @@ class Reference:
                 return  # two tokens were as likely as each other, and from here on the texts differ
 
 
-def _run(engine: GenerateEngine, prompt: list[int], likeliest: int) -> list[TokenEvent]:
+def _run(engine: TokenEngine, prompt: list[int], likeliest: int) -> list[TokenEvent]:
     sampling = Sampling(temperature=0.0, logprobs=likeliest)
     engine.submit(TokenRequest(ticket=0, prompt_ids=prompt, max_new_tokens=2, ignore_eos=True, sampling=sampling))
     events: list[TokenEvent] = []
