@@ -182,6 +182,7 @@ class Exchange:
             return
         if self._waits_for_continue and not self.has_whole_body:
             self.keeps_alive = False  # it may send the body or not, so what comes next cannot be told
+        self._waits_for_continue = False  # too late: it would stand within the answer
         lines = [_STATUS_LINES[status][self._begun :]]
         for name, value in (*self._default_fields, *message.get("headers", ())):
             lines.append(self._field(name.lower(), value))

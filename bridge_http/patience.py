@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final, cast
 
 import uvicorn
 from uvicorn.server import ServerState
 
 from ..client.calls import new_rid
-from .bodies import Body, body_of
+from .clocks import Clock, Limits
 from .config import BridgeSettings
-from .cors import Origins, origin_in
+from .cors import Origins
 from .crowd import Crowd, most_connections
 from .errors import refused
 from .exchange import Exchange, status_line
-from .heads import Head, RefusedError, end_of_head, read_head
+from .heads import Head, RefusedError
+from .intake import Intake
 
 READ_AHEAD_BYTES: Final = 64 << 10
 """Of requests whose turn has not come; a read may bring a quarter of a megabyte more."""
@@ -35,32 +35,6 @@ _PROBES_S: Final = (0.25, 0.05, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 """When to see whether a caller that sends no more still reads: its machine says no to the first byte, ours says so at
 the second. Nine, since so many letters of an answer are known before it is; later than most answers take."""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long a connection is waited for."""
-
-    head_s: float
-    body_s: float
-    write_s: float
-    keep_alive_s: float
-
-
-class _Clock:
-    """Calls once, so long after it was started last."""
-
-    def __init__(self) -> None:
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, seconds: float, call: Callable[[], object]) -> None:
-        self.stop()
-        self._timer = asyncio.get_running_loop().call_later(seconds, call)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class Connection(asyncio.Protocol):
@@ -81,19 +55,18 @@ class Connection(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._transport: asyncio.Transport
-        self._came = bytearray()  # and was not looked at; `_seen` bytes of it have no end of a head
-        self._seen = 0
+        self._intake = Intake()
         self._is_reading_head = False
         self._exchange: Exchange | None = None
-        self._body: Body | None = None  # what is missing of the exchange's
+        self._turn: asyncio.Handle | None = None  # when more of a body is looked at that others need not wait for
         self._has_eof = False
         self._is_over = False  # no request is taken any more
         self._reads = True
         self._writable = asyncio.Event()
         self._writable.set()
-        self._patience = _Clock()  # for the next head, or the rest of one, or of a body
-        self._write = _Clock()
-        self._probing = _Clock()
+        self._patience = Clock()  # for the next head, or the rest of one, or of a body
+        self._write = Clock()
+        self._probing = Clock()
 
     # The transport tells.
 
@@ -114,7 +87,7 @@ class Connection(asyncio.Protocol):
         for clock in (self._patience, self._write, self._probing):
             clock.stop()
         self._is_over = True
-        self._came.clear()
+        self._intake.drop()
         self.crowd.leave(self)
         self._state.connections.discard(cast("Any", self))
         self._writable.set()
@@ -125,8 +98,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         if not self._is_over:
-            self._came += data
-            self._advance()
+            self._intake.feed(data)
+            if self._turn is None:
+                self._advance()
+            else:
+                self._throttle()
 
     def eof_received(self) -> bool:
         """Keep on writing what was asked for; half a request asks for nothing."""
@@ -134,10 +110,10 @@ class Connection(asyncio.Protocol):
         if self._is_over or self._exchange is None:
             self._close()
             return False
-        if self._body is not None:
-            self._give_up(RefusedError(400, "not_http", "the body of the request ended before its length"))
-            return False
-        self._probe(0)
+        if not self._intake.is_in_body:
+            self._probe(0)
+        elif self._turn is None:  # else the rest of the body may be here
+            self._advance()
         return True
 
     def pause_writing(self) -> None:
@@ -149,13 +125,17 @@ class Connection(asyncio.Protocol):
         """Go on: it has read."""
         self._write.stop()
         self._writable.set()
+        if self._transport.is_closing():  # what it has still to read piles up no more, and holds the connection
+            self._write.start(self.limits.write_s, self._cut_off)
 
     def shutdown(self) -> None:
         """Finish what runs, and take nothing more (uvicorn calls when it drains)."""
         if self._exchange is None:
             self._close()
-        else:
-            self._exchange.keeps_alive = False
+            return
+        self._exchange.keeps_alive = False
+        if self._exchange.is_complete:  # of its body nobody reads the rest
+            self._linger()
 
     def make_room(self) -> None:
         """Close: no request is under way here."""
@@ -183,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._probing.stop()
         self._state.total_requests += 1
         self.crowd.idles(self)
-        if self._body is None:
+        if not self._intake.is_in_body:
             self._next(keeps_alive=self._exchange.keeps_alive)
         elif not self._exchange.keeps_alive:
             self._linger()
@@ -198,50 +178,48 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Read as far as it is this connection's turn."""
+        self._turn = None
         try:
-            while self._came and not self._is_over:
-                if self._body is not None:
-                    if not self._take_body(self._body):
+            while self._intake and not self._is_over:
+                if self._intake.is_in_body:
+                    self._take_piece()
+                    if self._intake and self._intake.is_in_body:  # others come first
+                        self._turn = asyncio.get_running_loop().call_soon(self._advance)
                         break
                 elif self._exchange is not None or not self._take_head():
                     break
         except RefusedError as error:
             self._give_up(error)
+        if self._has_eof and self._intake.is_in_body and not (self._intake or self._is_over):
+            self._give_up(RefusedError(400, "not_http", "the body of the request ended before its length"))
         self._throttle()
 
     def _take_head(self) -> bool:
-        if self._came[:1] in b"\r\n":  # RFC 9112 2.2: empty lines before a request are none of it
-            self._came = self._came.lstrip(b"\r\n")
-            self._seen = 0
-        size = end_of_head(self._came, self._seen)
-        self._seen = len(self._came)
-        if not size:
-            if self._came and not self._is_reading_head:
-                self._patience.start(self.limits.head_s, self._close)
-                self._is_reading_head = True
-            return False
-        head = read_head(bytes(self._came[:size]))
-        del self._came[:size]
-        self._begin(head)
-        return True
+        head = self._intake.next_head()
+        if head is not None:
+            self._begin(head)
+        elif self._intake and not self._is_reading_head:
+            self._patience.start(self.limits.head_s, self._close)
+            self._is_reading_head = True
+        return head is not None
 
     def _begin(self, head: Head) -> None:
-        self._seen = 0
         self._is_reading_head = False
         self._patience.stop()
         self.crowd.works(self)
         scope = self._scope_of(head)
         fields = self._state.default_headers
         self._exchange = Exchange(head, scope, self, fields, logs=self._config.access_log)
-        body = body_of(head.length)
-        if body.is_complete:
-            self._exchange.end_body()
-        else:
-            self._body = body
+        if self._intake.is_in_body:
             self._patience.start(self.limits.body_s, self._body_is_late)
+        else:
+            self._body_is_whole(self._exchange)
         task = asyncio.get_running_loop().create_task(self._exchange.run(self._config.loaded_app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
+
+    def _body_is_whole(self, exchange: Exchange) -> None:
+        exchange.end_body()
         if self._has_eof:
             self._probe(1)
 
@@ -262,24 +240,18 @@ class Connection(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
 
-    def _take_body(self, body: Body) -> bool:
-        """Take what others need not wait for; False if there is more than that."""
-        assert self._exchange is not None
-        data = bytes(self._came[: body.AT_ONCE_BYTES])
-        piece, rest = body.feed(data)
-        del self._came[: len(data) - len(rest)]
+    def _take_piece(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        piece = self._intake.next_piece()
         if piece:
-            self._exchange.feed(piece)
-        if not body.is_complete:
-            if self._came:
-                asyncio.get_running_loop().call_soon(self._advance)
-            return not self._came
-        self._body = None
+            exchange.feed(piece)
+        if self._intake.is_in_body:
+            return
         self._patience.stop()
-        self._exchange.end_body()
-        if self._exchange.is_complete:
-            self._next(keeps_alive=self._exchange.keeps_alive)
-        return True
+        self._body_is_whole(exchange)
+        if exchange.is_complete:
+            self._next(keeps_alive=exchange.keeps_alive)
 
     def _body_is_late(self) -> None:
         """Wait no longer; an app that waits has a clock of its own, and its answer is let out."""
@@ -290,14 +262,14 @@ class Connection(asyncio.Protocol):
 
     def _next(self, *, keeps_alive: bool) -> None:
         self._exchange = None
-        if not keeps_alive or (self._has_eof and not self._came):
-            if self._came:
+        if not keeps_alive or (self._has_eof and not self._intake):
+            if self._intake:
                 self._linger()
             else:
                 self._close()
             return
         self._patience.start(self.limits.keep_alive_s, self._close)
-        if self._came:
+        if self._intake:
             self._advance()
         if self._has_eof and self._exchange is None:
             self._close()  # what is left is half a request
@@ -306,7 +278,7 @@ class Connection(asyncio.Protocol):
     def _throttle(self) -> None:
         """Read on, or not: what waits for its turn is bounded, and so is a body that nobody asks for."""
         is_ahead = self._exchange is not None and self._exchange.is_ahead
-        reads = self._is_over or not (is_ahead or len(self._came) > READ_AHEAD_BYTES)
+        reads = self._is_over or not (is_ahead or len(self._intake) > READ_AHEAD_BYTES)
         if reads == self._reads or self._transport.is_closing() or self._has_eof:
             return
         self._reads = reads
@@ -329,8 +301,8 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self, error: RefusedError) -> None:
         """Refuse what came; an answer that has begun breaks off, since what it answers was never complete."""
-        exchange, self._exchange, self._body = self._exchange, None, None
-        origin = origin_in(self._came) if exchange is None else exchange.origin
+        exchange, self._exchange = self._exchange, None
+        origin = self._intake.origin if exchange is None else exchange.origin
         if exchange is not None:
             has_begun = exchange.has_started
             exchange.leave()
@@ -358,7 +330,8 @@ class Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """Let the last answer be read: what still comes is thrown away, for a while."""
         self._is_over = True
-        self._came.clear()
+        self.crowd.idles(self)
+        self._intake.drop()
         self._throttle()
         if self._has_eof or self._transport.is_closing():
             self._close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -14,11 +15,13 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.server import ServerState
 
 from support.served import Address, connect, read_all, read_until, say, serving, statuses
 from support.stack import eventually
 from zmqrt.bridge_http import patience
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.defaults import uvicorn_config
 from zmqrt.bridge_http.errors import Answer, BodyTooSlowError
 from zmqrt.bridge_http.infer import refusal
 from zmqrt.bridge_http.reading import read_body, unless_gone
@@ -43,6 +46,7 @@ class Served:
             Route("/hello", self.hello, methods=["GET", "POST", "DELETE"]),
             Route("/echo", self.echo, methods=["POST"]),
             Route("/large", self.large, methods=["POST"]),
+            Route("/huge", self.huge, methods=["POST"]),
             Route("/wait", self.wait, methods=["POST"]),
             Route("/stream", self.stream, methods=["POST"]),
         ]
@@ -69,6 +73,10 @@ class Served:
         """Answer with more than a thousandth of what the buffers of the system hold."""
         self.finished += 1
         return PlainTextResponse(b"x" * 65536)
+
+    async def huge(self, _request: Request) -> Response:
+        """Answer with more than the buffers of the system hold."""
+        return PlainTextResponse(b"x" * (1 << 20))
 
     async def wait(self, request: Request) -> Response:
         """Answer when the gate opens, and not for a caller who has left."""
@@ -253,6 +261,20 @@ def test_a_half_closed_row_is_answered_to_its_end(served: Served, address: Addre
 
     assert statuses(say(address, post(b"/wait", b"a"), post(b"/echo", b"b"), GET, half_close=True)) == [200] * 3
     assert statuses(say(address, post(b"/wait", b"a"), GET[:-3], half_close=True)) == [200]
+    row = post(b"/wait", b"a") + post(b"/echo", b"abc")[:-1]
+    assert statuses(say(address, row, half_close=True)) == [200, 400]
+
+
+@pytest.mark.parametrize("size", [20_000, 200_000, 2_000_000])
+def test_a_large_body_in_chunks_is_whole_though_its_sender_sends_no_more(address: Address, size: int) -> None:
+    """Its end is here before all of it is read: chunks are read in small parts, so that others come first."""
+    head = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = (b"3e8\r\n" + b"x" * 1000 + b"\r\n") * (size // 1000)
+    said = say(address, head + chunks + b"0\r\n\r\n", half_close=True)
+
+    assert statuses(said) == [200]
+    assert said.endswith(b"x" * size)
+    assert statuses(say(address, head + chunks, half_close=True)) == [400], "without a last chunk it is half a body"
 
 
 @pytest.mark.parametrize("path", [b"/wait", b"/stream"])
@@ -400,6 +422,49 @@ def test_a_reader_that_takes_none_of_many_answers_is_cut_off(served: Served, cap
 
         eventually(lambda: "took nothing for 0.5 s" in caplog.text, what="the end of patience")
         assert served.finished < many
+
+
+def test_a_reader_that_stops_before_the_last_bytes_is_cut_off(served: Served) -> None:
+    """Also when so little is left that nothing piles up, and the connection is closing already."""
+
+    async def story() -> None:
+        config = uvicorn_config(served.app, BridgeSettings(write_timeout_s=0.2))
+        config.load()
+        state = ServerState()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.setblocking(False)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.connect_accepted_socket(lambda: config.http(config, state, {}), ours)  # type: ignore[call-arg, operator]
+            await loop.sock_sendall(theirs, post(b"/huge", b"", b"connection: close\r\n"))
+            await loop.sock_recv(theirs, 1)
+            while not transport.is_closing():  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+            while transport.get_write_buffer_size() > 16 << 10:
+                await loop.sock_recv(theirs, 1024)
+            assert transport.get_write_buffer_size() > 0
+            async with asyncio.timeout(20):
+                while state.connections:  # noqa: ASYNC110 - nor does this
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("rest", [b"content-length: 9\r\n\r\nabc", b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"])
+def test_a_drain_does_not_wait_for_bodies_that_nobody_reads(
+    served: Served, rest: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for callers who idle: the end comes before the time for it is over."""
+    monkeypatch.setattr(patience, "_LINGER_S", 0.1)
+    with contextlib.ExitStack() as callers, serving(served.app, body_timeout_s=60, drain_timeout_s=10) as address:
+        for raw in (b"POST /hello HTTP/1.1\r\nhost: x\r\n" + rest, GET, GET[:-3], b""):
+            caller = callers.enter_context(connect(address))
+            caller.sendall(raw)
+            if raw.startswith((b"POST", GET)):
+                read_until(caller, b"hello")
+
+    assert "timeout graceful shutdown exceeded" not in caplog.text
 
 
 def test_an_answer_that_breaks_off_looks_broken(caplog: pytest.LogCaptureFixture) -> None:
