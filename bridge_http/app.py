@@ -22,6 +22,7 @@ from .health import Probes, Watch
 from .infer import Infer
 from .metrics import Metrics
 from .openai.routes import OpenAi
+from .reading import Bodies
 from .refusals import misrouted, refusal
 from .replies import json_response
 from .status import Status
@@ -32,7 +33,8 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     watch = Watch(fleet.status, brokers=settings.broker)
     metrics = Metrics(watch)
     desk = Desk(fleet, settings, metrics)
-    infer = Infer(desk, settings)
+    bodies = Bodies(settings)
+    infer = Infer(desk, bodies)
     probes = Probes(watch)
     routes = [
         Route("/infer", infer.post, methods=["POST"]),
@@ -44,7 +46,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/metrics", metrics.scrape),
         Route("/status", Status(watch).get),
         *Description().routes(),
-        *OpenAi(desk, watch, settings).routes(),
+        *OpenAi(desk, watch, bodies).routes(),
         *page.routes(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _misrouted, Exception: _failed})

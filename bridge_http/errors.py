@@ -59,6 +59,16 @@ class BodyTooSlowError(HttpError):
         super().__init__(f"the body was not there within {timeout_s:g} s, the limit of this bridge (--body-timeout)")
 
 
+class BodiesFullError(HttpError):
+    """Bodies of others take all the room."""
+
+    status, reason = 503, "bodies_full"
+    headers = MappingProxyType({"retry-after": "1"})
+
+    def __init__(self) -> None:
+        super().__init__("this bridge is reading as many large bodies as it has room for; come back in a moment")
+
+
 class EncodedBodyError(HttpError):
     """A compressed body."""
 

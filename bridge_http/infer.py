@@ -14,9 +14,8 @@ from starlette.responses import Response
 from ..client.results import Chunk, Result
 from . import sse
 from .asking import Asked, Desk, idempotency_key
-from .config import BridgeSettings
 from .errors import Answer, BadHeaderError, Problem, answer, encode, problem
-from .reading import read_body, unless_gone
+from .reading import Bodies, unless_gone
 from .replies import CLIENT_GONE, json_response
 from .streaming import Events, EventStream
 from .v1 import InferResponse, parse, to_task
@@ -35,18 +34,19 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
 class Infer:
     """The endpoint."""
 
-    def __init__(self, desk: Desk, settings: BridgeSettings) -> None:
+    def __init__(self, desk: Desk, bodies: Bodies) -> None:
         self._desk = desk
-        self._settings = settings
+        self._bodies = bodies
 
     async def post(self, request: Request) -> Response:
         """Answer POST /infer."""
         request_id: str = request.state.request_id
         try:
-            body = await read_body(request, self._settings)
+            body = await self._bodies.read(request)
             is_stream = sse.wants_stream(request.headers.get("accept", ""))
             delivered = delivered_before(request) if is_stream else 0
             asked = self._desk.generate(to_task(parse(body)), request, stream=is_stream, is_v1=True)
+            del body  # it may be large, and the answer far away
             if is_stream:
                 return EventStream(_events(asked, request_id, delivered), asked.close, _Shape(request_id))
             return json_response(200, encode(await _whole(asked, request)))

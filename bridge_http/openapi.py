@@ -68,7 +68,7 @@ _MEANING: Final = {
     499: "It was given up.",
     500: "The model raised; asking again does not help.",
     502: "The node was lost, and it cannot go on elsewhere.",
-    503: "No node serves it now, or the broker does not answer; Retry-After says when to come back.",
+    503: "No node serves it now, the broker does not answer, or there is no room; Retry-After says when to come back.",
     504: "No answer in time.",
 }
 _EVERYWHERE: Final[tuple[int, ...]] = (401, 403)

@@ -4,51 +4,71 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from .config import BridgeSettings
-from .errors import BodyTooLargeError, BodyTooSlowError, EncodedBodyError
+from .errors import BodiesFullError, BodyTooLargeError, BodyTooSlowError, EncodedBodyError
 
+_MOST_BYTES: Final = 256 << 20
+"""Of unfinished bodies in all: 64 of the largest. Without it each connection could hold one, 64 GiB of them."""
+_SMALL_BYTES: Final = 64 << 10
+"""So much of each body is not counted: usual requests are let in while large ones are told to come back."""
 T = TypeVar("T")
 
 
-async def read_body(request: Request, settings: BridgeSettings) -> bytes:
-    """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
+class Bodies:
+    """The bodies that are being read, all of one bridge, within one bound."""
 
-    Raises:
-        BodyTooLargeError: (413)
-        BodyTooSlowError: (408) it was not there in time.
-        EncodedBodyError: (415) it is compressed.
-        ClientDisconnect: the caller left before its end.
-    """
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("", "identity"):
-        raise EncodedBodyError(coding)
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            return await _read(request.headers, request.receive, settings.body_limit_bytes)
-    except TimeoutError:
-        raise BodyTooSlowError(settings.body_timeout_s) from None
+    def __init__(self, settings: BridgeSettings) -> None:
+        self._limit_bytes = settings.body_limit_bytes
+        self._timeout_s = settings.body_timeout_s
+        self._room_bytes = max(_MOST_BYTES, settings.body_limit_bytes)
 
+    async def read(self, request: Request) -> bytes:
+        """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
 
-async def _read(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:20]) > limit_bytes:
-        raise BodyTooLargeError(limit_bytes)
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit_bytes:
-            raise BodyTooLargeError(limit_bytes)
-        if not message.get("more_body", False):
-            return bytes(body)
+        Raises:
+            BodyTooLargeError: (413)
+            BodyTooSlowError: (408) it was not there in time.
+            EncodedBodyError: (415) it is compressed.
+            BodiesFullError: (503) others leave no room for it.
+            ClientDisconnect: the caller left before its end.
+        """
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise EncodedBodyError(coding)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._read(request.headers, request.receive)
+        except TimeoutError:
+            raise BodyTooSlowError(self._timeout_s) from None
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared[:20]) > self._limit_bytes:
+            raise BodyTooLargeError(self._limit_bytes)
+        body, held = bytearray(), 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                if len(body) > self._limit_bytes:
+                    raise BodyTooLargeError(self._limit_bytes)
+                more = max(0, len(body) - _SMALL_BYTES - held)
+                if more > self._room_bytes:
+                    raise BodiesFullError
+                self._room_bytes -= more
+                held += more
+                if not message.get("more_body", False):
+                    return bytes(body)
+        finally:
+            self._room_bytes += held
 
 
 async def until_gone(receive: Receive) -> None:

@@ -46,7 +46,10 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
         case ForbiddenHostError():
             return _answer(403, ErrorBody(message=str(error), type="permission_error", code="forbidden_host"))
         case HttpError():
-            return _answer(error.status, _invalid(str(error), error.reason), dict(error.headers))
+            kind = "server_error" if error.status >= 500 else "invalid_request_error"
+            return _answer(
+                error.status, ErrorBody(message=str(error), type=kind, code=error.reason), dict(error.headers)
+            )
         case ConnectError():
             body = ErrorBody(message=str(error), type="server_error", code="broker_unreachable")
             return _answer(503, body, {"retry-after": "1"})

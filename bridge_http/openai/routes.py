@@ -15,10 +15,9 @@ from ...client.results import Result
 from ...protocol.errors import Kind, request_error
 from ...protocol.tasks import Generate
 from ..asking import Asked, Desk
-from ..config import BridgeSettings
 from ..errors import Answer, encode
 from ..health import Watch
-from ..reading import read_body, unless_gone
+from ..reading import Bodies, unless_gone
 from ..replies import CLIENT_GONE, json_response
 from ..streaming import Events, EventStream
 from . import responses as r
@@ -35,10 +34,10 @@ _STARTED: Final = int(time.time())
 class OpenAi:
     """The endpoints."""
 
-    def __init__(self, desk: Desk, watch: Watch, settings: BridgeSettings) -> None:
+    def __init__(self, desk: Desk, watch: Watch, bodies: Bodies) -> None:
         self._desk = desk
         self._watch = watch
-        self._settings = settings
+        self._bodies = bodies
 
     def routes(self) -> list[Route]:
         """Return what is where."""
@@ -65,7 +64,7 @@ class OpenAi:
         return json_response(200, encode(Model(id=name, created=_STARTED)))
 
     async def _chat(self, request: Request) -> Response:
-        body = parse(await read_body(request, self._settings), ChatRequest)
+        body = parse(await self._bodies.read(request), ChatRequest)
         id_, now = f"chatcmpl-{request.state.rid.hex()}", self._desk.begun_at(request)
         if body.stream:
             stream = r.ChatStream(id=id_, created=now, model=body.model, **_wishes(body))
@@ -74,7 +73,7 @@ class OpenAi:
         return json_response(200, encode(r.chat(result, id_, now, _spelling(body))))
 
     async def _completion(self, request: Request) -> Response:
-        body = parse(await read_body(request, self._settings), CompletionRequest)
+        body = parse(await self._bodies.read(request), CompletionRequest)
         id_, now = f"cmpl-{request.state.rid.hex()}", self._desk.begun_at(request)
         if body.stream:
             stream = r.CompletionStream(id=id_, created=now, model=body.model, **_wishes(body))
@@ -83,7 +82,7 @@ class OpenAi:
         return json_response(200, encode(r.completion(result, id_, now, _spelling(body))))
 
     async def _embed(self, request: Request) -> Response:
-        body = parse(await read_body(request, self._settings), EmbeddingRequest)
+        body = parse(await self._bodies.read(request), EmbeddingRequest)
         asked = self._desk.embed(embedding_task(body), request, model=body.model)
         try:
             found = await unless_gone(asked.result(), request.receive)

@@ -19,12 +19,12 @@ from uvicorn.server import ServerState
 
 from support.served import Address, connect, read_all, read_until, say, serving, statuses
 from support.stack import eventually
-from zmqrt.bridge_http import patience
+from zmqrt.bridge_http import patience, reading
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.defaults import uvicorn_config
-from zmqrt.bridge_http.errors import Answer, BodyTooSlowError
+from zmqrt.bridge_http.errors import Answer, BodiesFullError, BodyTooSlowError
 from zmqrt.bridge_http.infer import refusal
-from zmqrt.bridge_http.reading import read_body, unless_gone
+from zmqrt.bridge_http.reading import Bodies, unless_gone
 from zmqrt.bridge_http.streaming import EventStream
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -41,6 +41,7 @@ class Served:
         self.closed = 0
         self.most_at_once = 0
         self.gate = threading.Event()
+        self.bodies = Bodies(BridgeSettings(body_timeout_s=0.5))
         self._running = 0
         routes = [
             Route("/hello", self.hello, methods=["GET", "POST", "DELETE"]),
@@ -61,10 +62,10 @@ class Served:
         self._running += 1
         self.most_at_once = max(self.most_at_once, self._running)
         try:
-            return Response(await read_body(request, BridgeSettings(body_timeout_s=0.5)))
+            return Response(await self.bodies.read(request))
         except ClientDisconnect:
             return Response(status_code=499)
-        except BodyTooSlowError as error:
+        except (BodyTooSlowError, BodiesFullError) as error:
             return refusal(error, "r")
         finally:
             self._running -= 1
@@ -372,6 +373,26 @@ def test_an_early_answer_is_read_by_a_caller_who_is_still_sending(address: Addre
 
     assert statuses(said) == [200, 200]
     assert statuses(say(address, post(b"/hello", body, b"connection: close\r\n"))) == [200]
+
+
+def test_large_bodies_share_one_bound_and_small_ones_are_let_in(
+    served: Served, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds no room is told when to come back; it is free again when the others are read, too slow, or gone."""
+    monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 20)
+    served.bodies = Bodies(BridgeSettings(body_limit_bytes=1 << 20, body_timeout_s=20))
+    large = post(b"/echo", b"x" * 700_000)
+    for end in (large[-1:], b""):
+        with connect(address) as first:
+            first.sendall(large[:-1])
+            eventually(lambda: statuses(say(address, large + LAST)) == [503, 200], what="the bound")
+            said = say(address, large, LAST)
+            assert b"retry-after: 1" in said
+            assert b"bodies_full" in said
+            assert statuses(say(address, post(b"/echo", b"x" * 60_000), LAST)) == [200, 200]
+            first.sendall(end)
+            assert not end or statuses(read_until(first, large[-700_000:])) == [200]
+        eventually(lambda: statuses(say(address, large + LAST)) == [200, 200], what="room")
 
 
 def test_a_connection_may_idle_as_long_as_it_is_told_and_no_longer(served: Served) -> None:
