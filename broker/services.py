@@ -121,7 +121,8 @@ class Service(msgspec.Struct, eq=False):
         """
         if not self.mean_s:
             return 1.0
-        room = sum(min(node.capacity, offer.max_inflight) for node, offer in self.offers.items() if node.is_usable)
+        able = [(node, offer) for node, offer in self.offers.items() if node.is_usable]
+        room = sum(min(node.capacity, node.most, offer.max_inflight) for node, offer in able)  # not what it claims
         at_once = max(1, self.running, room)
         return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, (self.queue.count + 1) * self.mean_s / at_once))
 

@@ -247,6 +247,19 @@ def test_a_node_that_says_it_computes_has_longer() -> None:
     assert rid_of(9) in [one.rid for one in client.hear_only(m.Final)]
 
 
+def test_a_silent_node_makes_no_promise_for_the_queue() -> None:
+    """When to come again follows from nodes that answer, whatever another one claims."""
+    pair = Pair()
+    pair.ask(8)
+    pair.turn(7.0)
+    (service,) = pair.stage.broker.house.services.values()
+    shares = [node.most for node in service.offers]
+    service.mean_s = 8.0
+
+    assert min(shares) == 0
+    assert service.retry_after_s() == 1.0  # one more at eight places
+
+
 def wait(stage: Stage, client: Client, nodes: list[Worker], seconds: int) -> None:
     """Let time pass while everybody gives signs of life and nobody answers anything."""
     for _ in range(seconds):
