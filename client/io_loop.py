@@ -55,6 +55,7 @@ class IoLoop:
         self._sessions: dict[Link, SessionSocket] = {}
         self._of_dealer: dict[zmq.Socket[bytes], SessionSocket] = {}
         self._of_monitor: dict[zmq.Socket[bytes], SessionSocket] = {}
+        self._names = addresses.Names()
         self._probing: set[str] = set()
         self._is_stopping = False
 
@@ -162,10 +163,10 @@ class IoLoop:
             session.connect(self._core, now)
             return
 
-        def found(ipv6: bool) -> None:  # noqa: FBT001 - called with what was found
-            self._doorbell.post(lambda now: session.connect(self._core, now, ipv6=ipv6))
+        def found(at: str) -> None:
+            self._doorbell.post(lambda now: session.connect(self._core, now, at=at))
 
-        addresses.look_up(session.link.endpoint, found)
+        self._names.look_up(session.link.endpoint, found)
 
     def _flush(self, session: SessionSocket, now: float) -> None:
         was_blocked = session.is_blocked

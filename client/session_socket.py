@@ -39,15 +39,15 @@ class SessionSocket:
         self._insecure = insecure
         self._unsent: list[codec.Frames] = []
 
-    def connect(self, core: ClientCore, now: float, *, ipv6: bool | None = None) -> None:
-        """Begin to connect; `ipv6` as `addresses.look_up` has found it, for a name."""
+    def connect(self, core: ClientCore, now: float, *, at: str | None = None) -> None:
+        """Begin to connect; `at` what `addresses.Names` has found, for a name."""
         endpoint = self.link.endpoint
         if self.dealer.closed:  # given up while its name was looked up
             return
         try:
             # Checked at the start already, but not for the brokers that another one named since.
             transport.check_exposure(endpoint, has_keys=self._has_keys, insecure=self._insecure)
-            transport.connect(self.dealer, endpoint, ipv6=ipv6)
+            transport.connect(self.dealer, endpoint, at=at)
         except (ConfigurationError, ValueError) as error:  # a name from another broker may hold anything
             text = str(error) if isinstance(error, ConfigurationError) else f"{endpoint!a} is no endpoint: {error}"
             core.link_failed(self.link, Failure(text, is_final=True), now)

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -21,6 +22,10 @@ _MAX_PORT: Final = 65_535
 _TRANSPORTS: Final = ("tcp", "ipc", "inproc")
 _TRY_S: Final = 0.5
 """For each address of a name with several: within the two seconds that a client waits for a handshake."""
+_MOST_TRIED: Final = 4
+_LONG_S: Final = 1.0
+_KEPT_S: Final = 10.0
+"""What took so long to look up is good for one more try within this time."""
 EXAMPLE: Final = "tcp://127.0.0.1:7555"
 
 
@@ -139,37 +144,65 @@ def is_name(endpoint: str) -> bool:
     return False
 
 
-def needs_ipv6(endpoint: str) -> bool:
-    """Say whether to connect over IPv6. libzmq takes one family, and its first address, so a name is looked up here.
+def resolve(endpoint: str) -> str:
+    """Return the endpoint with an address for its name; itself if there is none to be found.
 
-    A name with both is tried: a broker may listen in one of them. Blocks as long as the resolver does, and a second.
+    libzmq looks a name up in one family, and its other connections wait meanwhile, so it is done here. A name with
+    several addresses is tried: a broker may listen at one of them. Blocks as long as the resolver does, and a second.
     """
     if not is_name(endpoint):
-        return endpoint.startswith("tcp://[")
+        return endpoint
     host, port = split_tcp(endpoint)
     try:
         addresses = addresses_of(host)
-    except (OSError, UnicodeError):  # whoever waits for the connection will look closer, and say why
-        return False
-    families = {":" in address for address in addresses}
-    if len(families) == 2 and port.isdigit():
-        return ":" in next((one for one in addresses if _accepts(one, int(port))), addresses[0])
-    return True in families
+    except (OSError, ValueError):  # whoever waits for the connection will look closer, and say why
+        return endpoint
+    if len(addresses) > 1 and port.isdigit():
+        tried = (one for one in addresses[:_MOST_TRIED] if _accepts(one, int(port)))
+        addresses = [next(tried, addresses[0])]
+    return f"tcp://{join_host(addresses[0], port)}" if addresses else endpoint
 
 
 def _accepts(address: str, port: int) -> bool:
     try:
         socket.create_connection((address, port), _TRY_S).close()
-    except OSError:
+    except (OSError, OverflowError):  # a broker may have named any port
         return False
     return True
 
 
-def look_up(endpoint: str, then: Callable[[bool], object]) -> None:
-    """Find out in a thread of its own whether the endpoint needs IPv6, and call `then` from there."""
+class Names:
+    """Looks endpoints up beside everything else, each in one thread at a time.
 
-    def look() -> None:
+    A resolver may take longer than a try to connect (five seconds, where the first of two servers is dead). So a new
+    try waits for the look-up of the one before, and finds what came too late for that.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, Callable[[str], object]] = {}
+        self._late: dict[str, tuple[float, str]] = {}
+
+    def look_up(self, endpoint: str, then: Callable[[str], object]) -> None:
+        """Call `then` with what `resolve` finds, from any thread; whoever waited for this endpoint waits no more."""
+        with self._lock:
+            until, found = self._late.pop(endpoint, (0.0, ""))
+            if time.monotonic() >= until:
+                is_new = endpoint not in self._waiting
+                self._waiting[endpoint] = then
+                if is_new:
+                    threading.Thread(target=self._look, args=(endpoint,), name="zmqrt-lookup", daemon=True).start()
+                return
+        then(found)
+
+    def _look(self, endpoint: str) -> None:
+        began = time.monotonic()
+        found = resolve(endpoint)
+        now = time.monotonic()
+        with self._lock:
+            then = self._waiting.pop(endpoint)
+            self._late = {one: kept for one, kept in self._late.items() if now < kept[0]}
+            if now - began > _LONG_S:
+                self._late[endpoint] = (now + _KEPT_S, found)
         with contextlib.suppress(RuntimeError, OSError):  # whoever asked may be gone meanwhile
-            then(needs_ipv6(endpoint))
-
-    threading.Thread(target=look, name="zmqrt-lookup", daemon=True).start()
+            then(found)

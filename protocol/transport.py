@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import zmq
 
-from .addresses import check_endpoint, is_loopback, join_host, needs_ipv6, split_tcp, to_bind
+from .addresses import check_endpoint, is_loopback, join_host, resolve, split_tcp, to_bind
 from .errors import ConfigurationError
 from .keys import KeyPair, PeerKeys
 from .limits import MAX_FRAME_BYTES, MAX_LARGE_BODIES
@@ -103,18 +103,19 @@ def make_dealer(context: zmq.Context[zmq.Socket[bytes]], *, keys: PeerKeys | Non
     return dealer
 
 
-def connect(dealer: zmq.Socket[bytes], endpoint: str, *, ipv6: bool | None = None) -> None:
+def connect(dealer: zmq.Socket[bytes], endpoint: str, *, at: str | None = None) -> None:
     """Begin to connect (after `monitor`, so that no event is missed).
 
     Args:
-        ipv6: What `addresses.look_up` has found; None looks now, and blocks for a name.
+        at: What `addresses.resolve` has found; None looks now, and blocks for a name.
 
     Raises:
         ConfigurationError: a bad endpoint.
     """
-    dealer.ipv6 = needs_ipv6(endpoint) if ipv6 is None else ipv6
+    at = resolve(endpoint) if at is None else at
+    dealer.ipv6 = at.startswith("tcp://[")
     try:
-        dealer.connect(endpoint)
+        dealer.connect(at)
     except zmq.ZMQError as error:
         raise ConfigurationError(
             f"{endpoint!r} is not an endpoint ({error}); expected something like tcp://127.0.0.1:7555"

@@ -75,6 +75,7 @@ class BrokerLink:
         self._monitor: zmq.Socket[bytes] | None = None
         self._unsent: deque[codec.Frames] = deque()
         self._is_greeted = False
+        self._names = addresses.Names()
         self._retry_s = _RETRY_S[0]
         self._retry: asyncio.TimerHandle | None = None
 
@@ -95,11 +96,11 @@ class BrokerLink:
             transport.connect(dealer, self.endpoint)
             return
 
-        def connect(ipv6: bool) -> None:  # noqa: FBT001 - called with what was found
+        def connect(at: str) -> None:
             if dealer is self._dealer:  # not given up meanwhile
-                transport.connect(dealer, self.endpoint, ipv6=ipv6)
+                transport.connect(dealer, self.endpoint, at=at)
 
-        addresses.look_up(self.endpoint, lambda ipv6: loop.call_soon_threadsafe(connect, ipv6))
+        self._names.look_up(self.endpoint, lambda at: loop.call_soon_threadsafe(connect, at))
 
     def close(self, *, is_farewell: bool = False) -> None:
         """Drop the socket; on a farewell, give what is queued a moment to leave."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,16 +124,38 @@ def test_a_connection_takes_the_family_that_leads_somewhere(
     names(broker=found)
     router, bound = transport.bind_frontend(context, f"tcp://{addresses.join_host(listening, 0)}")
     with router:
-        assert addresses.needs_ipv6(f"tcp://broker:{port_of(bound)}") == (listening == V6)
+        assert addresses.resolve(f"tcp://broker:{port_of(bound)}") == bound
 
 
 def test_a_name_without_any_address_harms_nobody(names: Callable[..., None]) -> None:
     """Nor does one that cannot be a name."""
     names(nothing=[])
 
-    assert not addresses.needs_ipv6("tcp://nothing:1")
-    assert not addresses.needs_ipv6("tcp://no-such-name.invalid:1")
-    assert not addresses.needs_ipv6(f"tcp://{'a' * 70}.invalid:1")
+    for host in ("nothing", "no-such-name.invalid", f"{'a' * 70}.invalid", "a\0b"):
+        assert addresses.resolve(f"tcp://{host}:1") == f"tcp://{host}:1"
+
+
+def test_a_resolver_that_takes_longer_than_a_try_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next try gets what an earlier one asked for, while it is under way and when it has come too late."""
+    asked: list[str] = []
+    may_answer = threading.Event()
+
+    def slow(host: str) -> list[str]:
+        asked.append(host)
+        assert may_answer.wait(30)
+        return [V4]
+
+    monkeypatch.setattr(addresses, "addresses_of", slow)
+    monkeypatch.setattr(addresses, "_LONG_S", 0.0)
+    names, told = addresses.Names(), queue.Queue[tuple[int, str]]()
+    for number in (1, 2):
+        names.look_up("tcp://broker:7", lambda at, number=number: told.put((number, at)))
+    may_answer.set()
+    assert told.get(timeout=30) == (2, f"tcp://{V4}:7")
+    names.look_up("tcp://broker:7", lambda at: told.put((3, at)))
+    assert told.get(timeout=30) == (3, f"tcp://{V4}:7")
+
+    assert (asked, told.empty()) == (["broker"], True)
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://[::1]:0", "tcp://localhost:0"])
