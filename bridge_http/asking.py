@@ -165,7 +165,7 @@ class Desk:
         may_return = bool(idempotency_key(request))
         options = self._options(request, model or self.settings.default_model)
         if is_v1 and not stream:
-            options["total_s"] = options["timeout_s"]
+            options["total_s"] = options.get("timeout_s")
         handle = self._fleet.submit_task(task, stream=stream, rid=request.state.rid, **options)
         return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
 

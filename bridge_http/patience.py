@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from ..client.calls import new_rid
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._config = config
+        self._app = cast("ASGIApp", config.loaded_app)  # pyright: ignore[reportUnknownMemberType] - as uvicorn has it
         self._state = server_state
         self._app_state = app_state
         self._transport: asyncio.Transport
@@ -214,7 +216,7 @@ class Connection(asyncio.Protocol):
             self._patience.start(self.limits.body_s, self._body_is_late)
         else:
             self._body_is_whole(self._exchange)
-        task = asyncio.get_running_loop().create_task(self._exchange.run(self._config.loaded_app))
+        task = asyncio.get_running_loop().create_task(self._exchange.run(self._app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 

@@ -60,7 +60,7 @@ def choices(house: House, now: float) -> set[Service]:
         rank = _rank(house, service, now)
         if service.told is not None and rank is not None:
             ranked.setdefault(service.told.task, {}).setdefault(rank, set()).add(service)
-    return set().union(*(ranks[min(ranks)] for ranks in ranked.values()))
+    return {service for ranks in ranked.values() for service in ranks[min(ranks)]}
 
 
 def _rank(house: House, service: Service, now: float) -> int | None:

@@ -215,9 +215,10 @@ def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
         duration=service.duration.read(),
         is_listed=is_listed,
     )
-    if status != service.shown:
-        service.shown = status  # else the same object again: what did not change costs snapshots no memory
-    return service.shown
+    if service.shown is not None and status == service.shown:
+        return service.shown  # the same object again: what did not change costs snapshots no memory
+    service.shown = status
+    return status
 
 
 def _oldest(house: House) -> list[Request]:

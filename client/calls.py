@@ -157,12 +157,16 @@ def make_call(
     **options: Unpack[CallOptions],
 ) -> Call:
     """Build a call from a task made elsewhere. Whatever is in it is checked: constructing a struct checks nothing."""
+    _refuse_others(task, rid)
+    return _make(defaults, task, rid, {**options}, stream=stream, body=_packed_and_read(task))
+
+
+def _refuse_others(task: object, rid: object) -> None:
+    """Look at what annotations promise: not every caller has a type checker."""
     if not isinstance(task, tasks.Task):
         raise arguments.bad("task", f"expected Generate or Embed, got {arguments.kind_of(task)}")
-    given: object = rid
-    if given is not None and not (isinstance(given, bytes) and len(given) == _RID_BYTES):
+    if rid is not None and not (isinstance(rid, bytes) and len(rid) == _RID_BYTES):
         raise arguments.bad("rid", f"expected {_RID_BYTES} bytes, got {arguments.shown(rid)}")
-    return _make(defaults, task, rid, {**options}, stream=stream, body=_packed_and_read(task))
 
 
 def _make(

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -117,7 +118,7 @@ def to_bind(endpoint: str) -> list[str]:
 
 def _refuse_to_replace(path: str) -> None:
     """Keep libzmq, which removes whatever has the name of an ipc endpoint, from removing all but a dead socket."""
-    if path.startswith("@") or path == "*":  # an abstract name, or one that libzmq makes up
+    if sys.platform == "win32" or path.startswith("@") or path == "*":  # an abstract name, or one that libzmq makes up
         return
     try:
         mode = os.lstat(path).st_mode

@@ -142,7 +142,10 @@ def _is_of(value: object, kind: t.Type) -> bool:
     return _JSON_TYPES.get(type(kind), object) in _types_of(value)
 
 
-def _types_of(value: object) -> tuple[type, ...]:
+_KINDS: Final[tuple[type[Any], ...]] = (str, float, list, dict, bytes)
+
+
+def _types_of(value: object) -> tuple[type[Any], ...]:
     """Return what a value may stand for: whole numbers are numbers too, true is none, and a tuple is a list."""
     if isinstance(value, bool):
         return (bool,)
@@ -150,7 +153,10 @@ def _types_of(value: object) -> tuple[type, ...]:
         return (int, float)
     if isinstance(value, tuple | set | frozenset):
         return (list,)
-    return next(((kind,) for kind in (str, float, list, dict, bytes) if isinstance(value, kind)), (type(value),))
+    for kind in _KINDS:
+        if isinstance(value, kind):
+            return (kind,)
+    return (type(value),)
 
 
 def _word_for(value: object, kind: t.Type) -> Word:

@@ -105,6 +105,8 @@ def is_own(path: Path) -> bool:
 
 def _own_uids() -> set[int]:
     """Return who may tell us what to do: root, this user, and whoever became root by sudo to start us."""
+    if sys.platform == "win32":
+        return set()
     sudoer = os.environ.get("SUDO_UID", "") if os.geteuid() == 0 else ""
     return {0, os.geteuid(), *([int(sudoer)] if sudoer.isdecimal() else [])}
 
@@ -146,6 +148,8 @@ def _is_private_group(gid: int, owner: int) -> bool:
     With umask 002, many systems give every user such a group. Containers run as numbers without a name, and give their
     files to root's group.
     """
+    if sys.platform == "win32":
+        return False  # nobody asks there
     import grp
     import pwd
 
@@ -165,6 +169,8 @@ def _is_private_group(gid: int, owner: int) -> bool:
 
 def _has_modes(found: os.stat_result) -> bool:
     """Say whether a file's mode means anything where it lies, and chmod could change it."""
+    if sys.platform == "win32":
+        return False
     place = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
     try:
         mounts = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()

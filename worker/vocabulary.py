@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
 
-from ..protocol.errors import Kind, request_error
+from ..protocol.errors import Kind, PortableError, request_error
 from ..protocol.tasks import ChatMessage
 from .model_error import ModelError
 from .safetensors_file import entry, read_json_object
@@ -34,7 +34,7 @@ ANY: Final = 1 << 62
 """As many tokens as there may be."""
 
 
-class TooLongError(Exception):
+class TooLongError(PortableError):
     """A text is so long that it has too many tokens, whatever they are; at least so many."""
 
     def __init__(self, tokens: int) -> None:

@@ -117,10 +117,10 @@ def _part(path: str, given: object) -> object:
     """Take a part of type text; another kind is named before its fields are."""
     if not isinstance(given, dict):
         return given
-    part = cast("dict[str, Any]", given)
+    part: dict[str, Any] = cast("dict[str, Any]", given)
     kind = part.get("type")
     if not isinstance(kind, str):
-        return given
+        return part
     if kind not in ("text", "input_text", "output_text"):
         text = f"{path}.type: parts of type {show(kind)} are not understood, only text"
         raise InvalidRequestError(text, param=path.partition(".content")[0] + ".content", code=UNSUPPORTED)

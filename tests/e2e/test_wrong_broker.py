@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
 @contextmanager
-def program(module: str, *words: str) -> Iterator[Callable[[str], str]]:
+def program(module: str, *words: str) -> Generator[Callable[[str], str]]:
     """Run a role; what it gives is a wait for a line that holds some words."""
     command = [sys.executable, "-m", f"zmqrt.{module}", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as popen:
@@ -56,7 +56,7 @@ def program(module: str, *words: str) -> Iterator[Callable[[str], str]]:
 
 
 @contextmanager
-def broker(*words: str) -> Iterator[tuple[str, str]]:
+def broker(*words: str) -> Generator[tuple[str, str]]:
     """Run a broker; give its port for clients and that for workers."""
     ports = ("--clients", "tcp://127.0.0.1:0", "--workers", "tcp://127.0.0.1:0")
     with program("broker", *ports, *words) as until:

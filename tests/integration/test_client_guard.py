@@ -104,8 +104,8 @@ def test_what_slips_through_and_cannot_be_packed_ends_alone(broken: dict[str, An
         other = client.submit("stay", stream=True, model="toy")
         call = calls.generate(calls.Defaults(timeout_s=5.0), "x", stream=False, options={"model": "toy"})
         inbox = Inbox()
-        client._io.submit(replace(call, **broken), inbox)  # noqa: SLF001 - no public way leads there
-        end = inbox.take(client._io, 10)  # noqa: SLF001
+        client._io.submit(replace(call, **broken), inbox)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way leads there
+        end = inbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert isinstance(end, RequestError)
         assert "cannot be" in end.text
@@ -118,8 +118,8 @@ def test_a_question_that_cannot_be_packed_ends_alone() -> None:
     """As for a request."""
     with TinyBroker() as broker, Client(broker.endpoint) as client:
         inbox = Inbox()
-        client._io.ask(lambda qid: m.Query(qid, HALF), inbox, timeout_s=5.0)  # noqa: SLF001 - as above
-        end = inbox.take(client._io, 10)  # noqa: SLF001
+        client._io.ask(lambda qid: m.Query(qid, HALF), inbox, timeout_s=5.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
+        end = inbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert isinstance(end, BadRequestError)
         assert client.status().broker_id == "tiny"
@@ -134,7 +134,7 @@ def test_a_reader_that_fails_harms_no_other() -> None:
 
     with TinyBroker() as broker, Client(broker.endpoint) as client:
         call = calls.generate(calls.Defaults(timeout_s=5.0), "x", stream=True, options={"model": "toy"})
-        client._io.submit(call, Broken())  # noqa: SLF001 - as above
+        client._io.submit(call, Broken())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
 
         assert client.infer("still here", model="toy").text == "still here"
 
@@ -143,8 +143,8 @@ def test_a_broker_that_names_rubbish_as_another_one_harms_nobody() -> None:
     """Endpoints come over the wire, too; they are text, and that is all that is known of them."""
     with TinyBroker(never) as broker, Client([broker.endpoint, "tcp://127.0.0.1:1"]) as client:
         for rubbish in ("tcp://a\0b:1", "tcp://", "ipc://\0", "x://y", "tcp://127.0.0.1:99999"):
-            client._io._core.sessions._endpoints.learn([rubbish])  # noqa: SLF001 - what WELCOME does
-        client._io._core.sessions._endpoints._names = ("tcp://a\0b:1", broker.endpoint)  # noqa: SLF001
+            client._io._core.sessions._endpoints.learn([rubbish])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - what WELCOME does
+        client._io._core.sessions._endpoints._names = ("tcp://a\0b:1", broker.endpoint)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert client.status().broker_id == "tiny"
 

@@ -49,8 +49,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return real(host, port, *more, **options)
         return [one for address in known[host] for one in real(address, port, *more, **options)]
 
+    def know(**given: Any) -> None:
+        known.update({name.replace("_", "-"): value for name, value in given.items()})
+
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return lambda **given: known.update({name.replace("_", "-"): value for name, value in given.items()})
+    return know
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 _ELSEWHERE = (type, ModuleType, CodeType, BuiltinFunctionType)
 """What belongs to the program and not to the core."""
@@ -14,20 +14,20 @@ _ELSEWHERE = (type, ModuleType, CodeType, BuiltinFunctionType)
 def held(*roots: object) -> int:
     """Count the objects that hang on the roots, and the bytes of the bodies among them in hundreds."""
     seen: set[int] = set()
-    found: list[Any] = list(roots)
+    found: list[object] = list(roots)
     total = 0
     while found:
         one = found.pop()
         if id(one) in seen or isinstance(one, _ELSEWHERE):
             continue
         seen.add(id(one))
-        total += 1 + (len(one) // 100 if isinstance(one, bytes | bytearray) else 0)
+        total += 1 + (len(one) // 100 if isinstance(one, (bytes, bytearray)) else 0)
         if isinstance(one, FunctionType):
-            found += one.__closure__ or ()  # its globals are the program
+            found += cast("tuple[Any, ...]", one.__closure__ or ())  # its globals are the program
             continue
         found += gc.get_referents(one)
         # The collector does not look into messages (`gc=False`); this does.
-        found += [getattr(one, name) for name in getattr(type(one), "__struct_fields__", ())]
+        found += [getattr(one, name) for name in getattr(one, "__struct_fields__", ())]
     return total
 
 

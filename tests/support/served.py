@@ -22,7 +22,8 @@ Address = tuple[str, int]
 @contextlib.contextmanager
 def serving(app: ASGIApp, **settings: Any) -> Generator[Address]:
     """Serve in a thread, on a free port."""
-    config = uvicorn_config(app, BridgeSettings(**{"drain_timeout_s": 2.0, **settings}))
+    settings.setdefault("drain_timeout_s", 2.0)
+    config = uvicorn_config(app, BridgeSettings(**settings))
     server = uvicorn.Server(config)
 
     def run() -> None:

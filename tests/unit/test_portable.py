@@ -1,5 +1,7 @@
 """What the library raises and returns goes through pickle, copy, queues and process pools, with all that it says."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import concurrent.futures

@@ -1,5 +1,7 @@
 """What clients of many servers send to the OpenAI paths: obeyed, let pass, or refused by name."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import asyncio

@@ -345,10 +345,9 @@ def test_what_must_not_run_twice_stays_where_it_is() -> None:
 def test_a_name_that_no_dispatch_could_carry_is_refused_at_the_start(tmp_path: Any) -> None:
     """Else every request of that principal would be lost on the way to a node."""
     from zmqrt.broker.auth import Gate
-    from zmqrt.protocol import keys, transport
+    from zmqrt.protocol import transport
     from zmqrt.protocol.errors import ConfigurationError
 
-    keys.write_keys(tmp_path) if hasattr(keys, "write_keys") else None
     (tmp_path / "authorized_workers").write_text("")
     (tmp_path / "authorized_clients").write_text(f"{'a' * 40} {'n' * 200}\n")
     context = transport.make_context()

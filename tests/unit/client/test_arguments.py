@@ -72,7 +72,6 @@ def _task(task: Any, rid: Any = None) -> calls.Call:
         ({"retries": -1}, "retries"),
         ({"retries": math.nan}, "retries"),
     ],
-    ids=lambda one: next(iter(one)) if isinstance(one, dict) else one,
 )
 def test_what_a_generation_cannot_mean_is_named(options: dict[str, Any], named: str) -> None:
     """The field stands in the error, and no other exception comes out."""

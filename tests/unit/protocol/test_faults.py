@@ -89,7 +89,8 @@ def test_a_very_long_list_is_not_walked_to_its_end() -> None:
     fault = find_fault({"texts": ["a"] * 10**6 + [None]}, Outer)
 
     assert (fault.path, fault.word) == ("texts", "range")
-    assert find_fault({"inner": [{}] * 10**6 + [None]}, Outer).text.startswith("something in the body")
+    many: list[object] = [{}] * 10**6
+    assert find_fault({"inner": [*many, None]}, Outer).text.startswith("something in the body")
 
 
 def test_integers_written_as_floats_become_integers_where_only_those_are_meant() -> None:

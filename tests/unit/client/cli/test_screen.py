@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import cast
 
 import msgspec
 import pytest
@@ -30,8 +31,8 @@ def evil(value: object) -> object:
     if isinstance(value, str):
         return value if value in ("active", "ready", "generate", "embed", "done") else f"{EVIL}{MARKUP}"
     if isinstance(value, dict):
-        return {key: evil(one) for key, one in value.items()}
-    return [evil(one) for one in value] if isinstance(value, list) else value
+        return {key: evil(one) for key, one in cast("dict[str, object]", value).items()}
+    return [evil(one) for one in cast("list[object]", value)] if isinstance(value, list) else value
 
 
 SERVICE = ServiceStatus(
