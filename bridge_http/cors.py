@@ -95,7 +95,7 @@ class Cors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not self._origins:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
