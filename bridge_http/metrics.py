@@ -17,6 +17,10 @@ from ..client.results import Result
 from ..protocol.families import FleetCollector
 from .health import Watch
 
+REFUSED: Final = Counter(
+    "zmqrt_http_refused", "Requests and connections refused before any path was looked at.", ["status"], registry=None
+)
+"""Of the process: connections know no app."""
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -44,6 +48,7 @@ class Metrics:
         self._left = Counter("zmqrt_http_callers_left", "Callers who left before the end.", ["stage"], registry=own)
         for stage in ("waiting", "streaming"):
             self._left.labels(stage)  # a series exists once it is named, and alerts want it from the start
+        own.register(REFUSED)
         own.register(FleetCollector(lambda: watch.latest))
 
     def answered(self, path: str, method: str, status: int, seconds: float) -> None:

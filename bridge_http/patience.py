@@ -25,6 +25,7 @@ from .errors import refused
 from .exchange import Exchange, status_line
 from .heads import Head, RefusedError
 from .intake import Intake
+from .metrics import REFUSED
 
 READ_AHEAD_BYTES: Final = 64 << 10
 """Of requests whose turn has not come; a read may bring a quarter of a megabyte more."""
@@ -222,7 +223,7 @@ class Connection(asyncio.Protocol):
 
     def _body_is_whole(self, exchange: Exchange) -> None:
         exchange.end_body()
-        if self._has_eof:
+        if self._has_eof or not self._reads:
             self._probe(1)
 
     def _scope_of(self, head: Head) -> dict[str, Any]:
@@ -288,6 +289,8 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
+            if not self._intake.is_in_body:  # whether it is still there shows only in what it is sent
+                self._probe(0)
 
     def _probe(self, at: int) -> None:
         """Send a byte that changes nothing, and again later: see whether a caller that sends no more still reads."""
@@ -318,6 +321,7 @@ class Connection(asyncio.Protocol):
         self._linger()
 
     def _refuse(self, error: RefusedError, origin: str | None = None) -> None:
+        REFUSED.labels(str(error.status)).inc()
         request_id = new_rid().hex()
         if error.status < 500:  # of a lack of room, the crowd tells once a minute
             log.info("refused with %d: %s", error.status, error, extra={"request_id": request_id})

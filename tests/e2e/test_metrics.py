@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.http import EVENTS, answer_of, asked, calling
+from support.http import EVENTS, address_of, answer_of, asked, calling
+from support.served import say, statuses
 from support.stack import Process, Stack, eventually, running
 
 pytestmark = pytest.mark.e2e
@@ -45,6 +46,7 @@ def test_every_documented_name_is_there_after_a_load_and_no_other() -> None:
             answer.read()
         assert answer_of(bridge, "POST", "/infer", {"prompt": 5})[0] == 422
         assert answer_of(bridge, "GET", "/a/path/of/my/own")[0] == 404
+        assert statuses(say(address_of(bridge), b"GET / HTTP/9.9\r\n\r\n")) == [505]
         with calling(bridge, "/infer", b'{"prompt": "hi", "max_tokens": 5000}'):
             eventually(
                 lambda: [one.phase for one in stack.status().requests] == ["streaming"], what="a request that decodes"
@@ -64,6 +66,7 @@ def test_every_documented_name_is_there_after_a_load_and_no_other() -> None:
         assert value(found, "zmqrt_cancel_latency_seconds", node="node-0", device="mock:0") == 1
         assert value(found, "zmqrt_http_requests_total", path="/infer", method="POST", status="422") == 1
         assert value(found, "zmqrt_http_requests_total", path="other", method="GET", status="404") == 1
+        assert value(found, "zmqrt_http_refused_total", status="505") == 1
         assert value(found, "zmqrt_http_callers_left_total", stage="waiting") == 1
         assert value(found, "zmqrt_cancellations_total", stage="decode") == 1
         assert value(found, "zmqrt_worker_up", node="node-0") == 1

@@ -278,11 +278,17 @@ def test_a_large_body_in_chunks_is_whole_though_its_sender_sends_no_more(address
     assert statuses(say(address, head + chunks, half_close=True)) == [400], "without a last chunk it is half a body"
 
 
+@pytest.mark.parametrize("row", [b"", GET * 10_000])
 @pytest.mark.parametrize("path", [b"/wait", b"/stream"])
-def test_a_caller_who_is_gone_is_told_from_one_who_reads(served: Served, address: Address, path: bytes) -> None:
-    """Both send the same; only of one who is gone the machine refuses what it is sent."""
+def test_a_caller_who_is_gone_is_told_from_one_who_reads(
+    served: Served, address: Address, path: bytes, row: bytes
+) -> None:
+    """Both send the same; only of one who is gone the machine refuses what it is sent.
+
+    Also if it has sent so much that reading stands still, and its end is not seen.
+    """
     with connect(address) as caller:
-        caller.sendall(post(path, b"abc"))
+        caller.sendall(post(path, b"abc") + row)
         if path == b"/stream":
             read_until(caller, b"data: 1\n\n")
     eventually(lambda: served.cancelled + served.closed == 1, within_s=10, what="the end of the work")
