@@ -55,7 +55,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if words is not None:
         raise ModelError(words)
     try:
-        found = json.loads(content)
+        found = json.loads(content.decode("utf-8"))  # from bytes it would guess, and read what transformers does not
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON ({error}): it was cut off or edited; {_AGAIN}") from None
     if not isinstance(found, dict):

@@ -126,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: BaseException, text: str, exit_code: int) -> int:
-    if os.environ.get("ZMQRT_DEBUG"):
+    from ...protocol.settings import wants_tracebacks
+
+    if wants_tracebacks():
         traceback.print_exception(error)
     note(f"error: {text}")
     return exit_code

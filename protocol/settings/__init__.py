@@ -23,6 +23,7 @@ from .declare import LOG_LEVELS, CommonSettings, Setting, setting, settings_of
 from .render import markdown_table, toml_template
 from .sources import Origin, Resolved, Surroundings, known_roles, load, origins, resolve
 from .values import unquoted
+from .variables import wants_tracebacks
 
 __all__ = [
     "LOG_LEVELS",
@@ -44,4 +45,5 @@ __all__ = [
     "toml_template",
     "unquoted",
     "version_text",
+    "wants_tracebacks",
 ]

@@ -4,7 +4,6 @@ click parses flags and tells which were given; everything else comes from `sourc
 """
 
 import functools
-import os
 import platform
 import traceback
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from ..printable import indented, printable
 from ..stdio import prepare_stdio, reader_gone
 from .declare import CommonSettings, Setting, settings_of
 from .sources import DEFAULT, FILE_NAME, Resolved, resolve
-from .variables import CONFIG_ENV, DEBUG_ENV
+from .variables import CONFIG_ENV, wants_tracebacks
 
 S = TypeVar("S", bound=CommonSettings)
 P = ParamSpec("P")
@@ -74,7 +73,7 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
                 _tell(cls.role, resolved)
                 return function(resolved.settings, *args, **kwargs)
             except ZmqrtError as error:
-                if os.environ.get(DEBUG_ENV):
+                if wants_tracebacks():
                     traceback.print_exception(error)
                 click.echo(f"error: {indented(str(error))}", err=True)
                 context.exit(error.exit_code)

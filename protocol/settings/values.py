@@ -19,7 +19,7 @@ from ..names import as_typed
 Unit = Literal["s", "ms", "bytes"]
 
 _TRUE: Final = {"true", "yes", "on", "1"}
-_FALSE: Final = {"false", "no", "off", "0"}
+FALSE: Final = {"false", "no", "off", "0"}
 _TIME: Final = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _SIZE: Final = {
     "b": 1,
@@ -79,7 +79,7 @@ def _parse_bool(raw: object) -> bool:
     word = raw.strip().lower() if isinstance(raw, str) else ""
     if word in _TRUE:
         return True
-    if word in _FALSE:
+    if word in FALSE:
         return False
     raise ValueError
 

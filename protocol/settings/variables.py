@@ -7,6 +7,7 @@ bare names (PORT, LOG_LEVEL, …) belong to everybody: a value that cannot be ou
 import dataclasses
 import difflib
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..errors import ConfigurationError
 from ..own_files import is_there, read_text, refuse_foreign
 from ..printable import printable
 from .declare import PREFIX, CommonSettings, Setting, settings_of
-from .values import unquoted
+from .values import FALSE, unquoted
 
 Roles = Mapping[str, type[CommonSettings]]
 
@@ -35,6 +36,11 @@ _LINK_NAME: Final = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_
 _LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://\S+", re.IGNORECASE)
 _EVERYBODYS: Final = {"HOST", "PORT", "LOG_LEVEL", "MODEL_NAME", "MODEL_PATH", "NODE_ID", "MAX_RETRIES"}
 """Historic names that other programs use as well; API_KEYS too, but leaving a key out would let strangers in."""
+
+
+def wants_tracebacks() -> bool:
+    """Say whether whoever started the program asked to see where an error came from."""
+    return unquoted(os.environ.get(DEBUG_ENV, "")).lower() not in {"", *FALSE}
 
 
 @dataclass(frozen=True)

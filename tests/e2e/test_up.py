@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -80,19 +81,22 @@ def test_a_role_that_dies_comes_back(role: str) -> None:
         assert up.ask()
 
 
-def test_two_nodes_show_in_the_status() -> None:
-    """With two mock devices each."""
-    with Running("up", "--mock", "--port", "0", "--nodes", "2") as running:
+def test_two_nodes_show_in_the_status_to_whoever_has_the_keys(tmp_path: Path) -> None:
+    """With two mock devices each. Keys that are not there are made, and keep everybody else out."""
+    keys = tmp_path / "keys"
+    with Running("up", "--mock", "--port", "0", "--nodes", "2", "--keys", str(keys)) as running:
         up = Up(running)
+        assert f"made keys in {keys}" in running.lines
+        assert "pass `--keys DIR`" in zmqrt("status", "--broker", up.clients).stderr
 
         def all_there() -> bool:
-            status = json.loads(zmqrt("status", "--json", "--broker", up.clients).stdout)
+            status = json.loads(zmqrt("status", "--json", "--broker", up.clients, "--keys", str(keys)).stdout)
             nodes = status["nodes"]
             assert {node["node_id"] for node in nodes} == {"node-0", "node-1"}
             return sum(len(node["devices"]) for node in nodes) == 4 and all(node["capacity"] for node in nodes)
 
         eventually(all_there, what="two nodes with two devices each")
-        shown = zmqrt("status", "--broker", up.clients).stdout
+        shown = zmqrt("status", "--broker", up.clients, "--keys", str(keys)).stdout
         assert shown.count("mock") >= 4
         assert "active" in shown
 

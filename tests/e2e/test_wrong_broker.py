@@ -78,10 +78,14 @@ def node(endpoint: str, *words: str) -> tuple[str, ...]:
     return ("worker", "--engine", "mock", "--devices", "0", "--broker", endpoint, *words)
 
 
-def test_a_node_tells_keys_and_ports_as_a_client_does(keys: Path) -> None:
-    """Keyless at a keyed broker, keyed at a keyless one, and at the port of the clients."""
-    with broker("--keys", str(keys)) as (_, workers), program(*node(workers)) as until:
-        assert "demands a key; pass `--keys DIR`" in until(workers)
+def test_a_node_tells_keys_and_ports_as_a_client_does(keys: Path, tmp_path: Path) -> None:
+    """Keyless at a keyed broker, with another broker's key, keyed at a keyless one, and at the port of the clients."""
+    with broker("--keys", str(keys)) as (_, workers):
+        with program(*node(workers)) as until:
+            assert "demands a key; pass `--keys DIR`" in until(workers)
+        assert main(["keygen", str(tmp_path / "others")]) == 0
+        with program(*node(workers, "--keys", str(tmp_path / "others"))) as until:
+            assert "the broker's public key here is probably not its own" in until(workers)
     with broker() as (clients, workers):
         with program(*node(workers, "--keys", str(keys))) as until:
             assert "uses no keys, but this worker does" in until(workers)
@@ -89,8 +93,8 @@ def test_a_node_tells_keys_and_ports_as_a_client_does(keys: Path) -> None:
             assert "port for clients; workers connect to the other one (7556" in until(clients)
 
 
-def test_a_node_tells_other_servers_and_nobody(keys: Path) -> None:
-    """An HTTP server, an empty port, a name that means nothing; the wrong public key is guessed."""
+def test_a_node_tells_other_servers_and_nobody() -> None:
+    """An HTTP server, an empty port, a name that means nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         threading.Thread(target=_serve, args=(server,), daemon=True).start()

@@ -160,6 +160,8 @@ def test_a_traceback_is_shown_to_those_who_ask() -> None:
     assert result.exit_code == 69
     assert "Traceback" in result.stderr
     assert result.stderr.endswith("error: nobody answers at tcp://127.0.0.1:1; start zmqrt-broker\n")
+    for no in ("0", "false", '"off"', " "):
+        assert "Traceback" not in run("--bread", "stone", ZMQRT_DEBUG=no).stderr
 
 
 def test_a_deprecated_setting_warns_on_standard_error() -> None:

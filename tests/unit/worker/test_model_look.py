@@ -387,6 +387,16 @@ ENTRIES = {
 }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_an_editor_saved_in_another_encoding_is_named(model: Path, encoding: str) -> None:
+    """transformers does not read it: that was an error of its own, after three engine processes."""
+    path = model / "config.json"
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+
+    with pytest.raises(ModelError, match=r"config\.json is not JSON .*: it was cut off or edited"):
+        look(model)
+
+
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file, names in ENTRIES.items() for name in names])
 def test_whatever_stands_in_an_entry_the_words_are_ours(model: Path, file: str, name: str) -> None:
     """It passes, or is refused in a sentence; nothing else comes out of a file that somebody edited."""

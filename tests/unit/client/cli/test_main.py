@@ -87,6 +87,9 @@ def test_a_traceback_is_for_those_who_ask(monkeypatch: pytest.MonkeyPatch, capsy
 
     assert main([]) == 1
     assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("ZMQRT_DEBUG", "0")
+    assert main([]) == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_interrupted_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
