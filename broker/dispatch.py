@@ -198,6 +198,7 @@ class Dispatcher:
         self._silence(node, request, now)
         text = f"node {node.node_id} has answered nothing for {now - request.dispatched_at:.1f} s"
         request.was_moved = True
+        request.move_on(now)  # the node may have been honest and slow: what is next has as long as that one had
         if self.lose(request, now, text, LossReason.NODE_MUTE):
             self._watch(request, now)
         fence(self._house, node, lease, "no answer")

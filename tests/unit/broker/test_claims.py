@@ -309,6 +309,21 @@ def test_what_asks_for_more_than_usual_may_take_longer(more: dict[str, Any]) -> 
     assert rid_of(1) in [one.rid for one in client.hear_only(m.Final)]
 
 
+def test_what_is_taken_from_a_node_by_mistake_has_its_whole_time_at_the_next() -> None:
+    """Now and then an engine needs most of the time for a request like all others, and says nothing meanwhile."""
+    stage = Stage()
+    client = stage.client()
+    nodes = [stage.worker(f"n{number}") for number in range(2)]
+    answer_all(stage, client, nodes)
+    client.request(1, flags=STREAM, ttl_s=30.0)
+    first = next(node for node in nodes if node.work())
+    wait(stage, client, nodes, 34)
+    (second,) = [node for node in nodes if node is not first]
+    second.final(second.work()[0].lease)
+
+    assert rid_of(1) in [one.rid for one in client.hear_only(m.Final)]
+
+
 def test_a_silent_node_is_asked_at_once_when_it_is_the_only_one_left() -> None:
     """Its time of silence is for the good of others: without any it would only lose what it might save."""
     pair = Pair()
