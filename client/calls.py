@@ -179,8 +179,10 @@ def _make(
     body: bytes | None = None,
 ) -> Call:
     options = tasks.check(common, _Checked)
-    if options.traceparent is not None and not is_unicode(options.traceparent):
-        raise arguments.bad("traceparent", HALF)
+    for name in ("traceparent", "party"):
+        value: str | None = getattr(options, name)
+        if value is not None and not is_unicode(value):
+            raise arguments.bad(name, HALF)
     rid = rid or new_rid()
     is_generation = isinstance(task, tasks.Generate)
     # The default is meant for text; which model embeds is then found by its task.

@@ -39,6 +39,7 @@ MISTAKES: dict[str, Callable[[Any], Any]] = {
     "a model": lambda client: client.infer("x", model=HALF),
     "a request id": lambda client: client.infer("x", model="toy", request_id=HALF),
     "a trace": lambda client: client.infer("x", model="toy", traceparent=HALF),
+    "a party": lambda client: client.infer("x", model="toy", party=HALF),
     "a time": lambda client: client.infer("x", model="toy", timeout_s=math.nan),
     "embed": lambda client: client.embed([HALF]),
     "explain": lambda client: client.explain(HALF),
