@@ -389,7 +389,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_file_that_an_editor_saved_in_another_encoding_is_named(model: Path, encoding: str) -> None:
-    """transformers does not read it: that was an error of its own, after three engine processes."""
+    """The library does not read it: that was an error of its own, after three engine processes."""
     path = model / "config.json"
     path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
 
