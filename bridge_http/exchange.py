@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from .errors import Answer
 from .heads import Field, Head
 
 BODY_AHEAD_BYTES: Final = 64 << 10
@@ -53,6 +54,14 @@ def status_line(status: int) -> bytes:
     """Write the first line of an answer."""
     phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus.__members__.values() else ""
     return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+def whole(said: Answer, default_fields: Iterable[Field]) -> bytes:
+    """Write an answer that ends its connection, to a request that no app has seen."""
+    fields = [*default_fields, *((name.encode(), value.encode("latin-1")) for name, value in said.headers.items())]
+    head = b"".join(b"%s: %s\r\n" % field for field in fields)
+    end = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(said.body)
+    return status_line(said.status) + head + end + said.body
 
 
 _STATUS_LINES: Final = {status: status_line(status) for status in range(100, 600)}

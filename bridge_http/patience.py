@@ -17,12 +17,12 @@ from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from ..client.calls import new_rid
-from .clocks import Clock, Limits
+from .clocks import Clock, Limits, Probes
 from .config import BridgeSettings
 from .cors import Origins
 from .crowd import Crowd, most_connections
 from .errors import refused
-from .exchange import Exchange, status_line
+from .exchange import Exchange, whole
 from .heads import Head, RefusedError
 from .intake import Intake
 from .metrics import REFUSED
@@ -33,9 +33,6 @@ WRITE_AHEAD_BYTES: Final = 64 << 10
 """Of answers that nobody has taken; then whoever writes waits."""
 _LINGER_S: Final = 2.0
 """How long what a refused caller still sends is thrown away: closing at once would take the answer from it."""
-_PROBES_S: Final = (0.25, 0.05, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
-"""When to see whether a caller that sends no more still reads: its machine says no to the first byte, ours says so at
-the second. Nine, since so many letters of an answer are known before it is; later than most answers take."""
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._patience = Clock()  # for the next head, or the rest of one, or of a body
         self._write = Clock()
-        self._probing = Clock()
+        self._probes = Probes(self.write)
 
     # The transport tells.
 
@@ -87,7 +84,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio has it
         """Stop all clocks, and tell whoever works for it."""
-        for clock in (self._patience, self._write, self._probing):
+        for clock in (self._patience, self._write, self._probes):
             clock.stop()
         self._is_over = True
         self._intake.drop()
@@ -114,7 +111,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return False
         if not self._intake.is_in_body:
-            self._probe(0)
+            self._probes.start(self._exchange)
         elif self._turn is None:  # else the rest of the body may be here
             self._advance()
         return True
@@ -163,7 +160,7 @@ class Connection(asyncio.Protocol):
     def answered(self) -> None:
         """Go on with the next request, or wait for it, or for the rest of this one, or close."""
         assert self._exchange is not None
-        self._probing.stop()
+        self._probes.stop()
         self._state.total_requests += 1
         self.crowd.idles(self)
         if not self._intake.is_in_body:
@@ -224,7 +221,7 @@ class Connection(asyncio.Protocol):
     def _body_is_whole(self, exchange: Exchange) -> None:
         exchange.end_body()
         if self._has_eof or not self._reads:
-            self._probe(1)
+            self._probes.start(exchange)
 
     def _scope_of(self, head: Head) -> dict[str, Any]:
         return {
@@ -289,20 +286,8 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
-            if not self._intake.is_in_body:  # whether it is still there shows only in what it is sent
-                self._probe(0)
-
-    def _probe(self, at: int) -> None:
-        """Send a byte that changes nothing, and again later: see whether a caller that sends no more still reads."""
-        exchange = self._exchange
-        if exchange is None or at >= len(_PROBES_S):
-            return
-
-        def now() -> None:
-            self.write(exchange.probe())
-            self._probe(at + 1)
-
-        self._probing.start(_PROBES_S[at], now)
+            if self._exchange is not None and not self._intake.is_in_body:
+                self._probes.start(self._exchange)  # whether it is still there shows only in what it is sent
 
     def _give_up(self, error: RefusedError) -> None:
         """Refuse what came; an answer that has begun breaks off, since what it answers was never complete."""
@@ -326,12 +311,8 @@ class Connection(asyncio.Protocol):
         if error.status < 500:  # of a lack of room, the crowd tells once a minute
             log.info("refused with %d: %s", error.status, error, extra={"request_id": request_id})
         said = refused(error, request_id)
-        lines = [status_line(error.status)]
-        headers = {**said.headers, **self.origins.headers_for(origin)}  # a page reads why, too
-        fields = [*self._state.default_headers, *((n.encode(), v.encode("latin-1")) for n, v in headers.items())]
-        lines += [b"%s: %s\r\n" % field for field in fields]
-        lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(said.body))
-        self.write(b"".join(lines) + said.body)
+        said.headers.update(self.origins.headers_for(origin))  # a page reads why, too
+        self.write(whole(said, self._state.default_headers))
 
     def _linger(self) -> None:
         """Let the last answer be read: what still comes is thrown away, for a while."""

@@ -26,7 +26,7 @@ class Bodies:
     def __init__(self, settings: BridgeSettings) -> None:
         self._limit_bytes = settings.body_limit_bytes
         self._timeout_s = settings.body_timeout_s
-        self._room_bytes = max(_MOST_BYTES, settings.body_limit_bytes)
+        self.room_bytes = max(_MOST_BYTES, settings.body_limit_bytes)
 
     async def read(self, request: Request) -> bytes:
         """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
@@ -61,14 +61,14 @@ class Bodies:
                 if len(body) > self._limit_bytes:
                     raise BodyTooLargeError(self._limit_bytes)
                 more = max(0, len(body) - _SMALL_BYTES - held)
-                if more > self._room_bytes:
+                if more > self.room_bytes:
                     raise BodiesFullError
-                self._room_bytes -= more
+                self.room_bytes -= more
                 held += more
                 if not message.get("more_body", False):
                     return bytes(body)
         finally:
-            self._room_bytes += held
+            self.room_bytes += held
 
 
 async def until_gone(receive: Receive) -> None:
