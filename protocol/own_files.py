@@ -27,6 +27,8 @@ _BYTE_ORDER_MARKS: Final = (  # the longer ones first: that of UTF-32 begins lik
 _MAX_BYTES: Final = 4 << 20
 """More than any settings, and a list of some 50,000 keys; a device such as /dev/zero has no end."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_SECRETS: Final = Path("/run/secrets")
+"""Where containers get theirs: for everybody to read, and there is nobody else. Some are copied there, not mounted."""
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _MODELESS: Final = re.compile(
     r" - (cifs|drvfs|exfat|fuse\.vmhgfs-fuse|fuseblk|msdos|ntfs3?|prl_fs|smb3|vboxsf|vfat|9p .*\baname=drvfs)\b"
@@ -122,7 +124,7 @@ def refuse_readable(path: Path) -> None:
     if sys.platform == "win32":
         return
     found = path.stat()
-    is_mounted = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    is_mounted = bool(os.statvfs(path).f_flag & os.ST_RDONLY) or path.resolve().is_relative_to(_SECRETS)
     if found.st_uid == os.geteuid() and found.st_mode & _OTHERS and not is_mounted and _has_modes(found):
         mode = stat.S_IMODE(found.st_mode)
         raise LooseFileError(

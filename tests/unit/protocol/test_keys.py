@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqrt.protocol import keys
+from zmqrt.protocol import keys, own_files
 from zmqrt.protocol.errors import ConfigurationError
 
 
@@ -116,6 +116,18 @@ def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
     assert len(secrets) == 4
     modes = {stat.S_IMODE(secret.stat().st_mode) for secret in secrets}
     assert modes == {0o600}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
+def test_secrets_of_a_container_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker Compose copies some into /run/secrets with mode 0444; anywhere else that is a mistake."""
+    keys.generate(tmp_path / "fleet")
+    (tmp_path / "fleet/worker/secret.key").chmod(0o444)
+    with pytest.raises(ConfigurationError, match="holds a secret, and other users may read"):
+        keys.load_peer(tmp_path / "fleet", "worker")
+
+    monkeypatch.setattr(own_files, "_SECRETS", tmp_path.resolve())
+    keys.load_peer(tmp_path / "fleet", "worker")
 
 
 def test_keys_are_never_overwritten(tmp_path: Path) -> None:
