@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_READER_GONE, ZmqrtError
+from ...protocol.names import as_typed
 from ...protocol.stdio import prepare_stdio
 from ...protocol.unicode import is_unicode
 from .stdio import note
@@ -40,7 +41,7 @@ class _Unicode(click.types.StringParamType):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuse such bytes where they stand, naming the argument; in paths they stay possible."""
-        words = str(super().convert(value, param, ctx))
+        words = as_typed(str(super().convert(value, param, ctx)))
         if not is_unicode(words):
             self.fail("what was given is no text in UTF-8; does the terminal use another encoding?", param, ctx)
         return words

@@ -1,5 +1,6 @@
 """The command itself: what it lists, and how it ends."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,3 +147,16 @@ def test_bytes_that_are_no_text_are_refused_by_the_real_program() -> None:
         assert (result.returncode, result.stdout) == (2, b"")
         assert result.stderr.count(b"Error: ") == 1
         assert b"Traceback" not in result.stderr
+
+
+def test_text_in_utf_8_is_text_in_any_locale() -> None:
+    """Where the locale has no such letters Python hands over bytes; it is the broker that is missing, and no letter."""
+    words = ("-m", "zmqrt.client.cli", "infer", "--broker", "tcp://127.0.0.1:1", "modèle")
+    command = [sys.executable.encode(), *(word.encode() for word in words)]
+    surroundings = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    result = subprocess.run(
+        command, env=surroundings, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60
+    )
+
+    assert (result.returncode, b"nobody listens" in result.stderr) == (69, True)
