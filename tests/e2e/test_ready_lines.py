@@ -18,7 +18,7 @@ def test_a_request_at_the_ready_line_finds_the_node() -> None:
         stack.broker("--heartbeat-interval", "0.5", "--node-eviction-timeout", "1")
         bridge = stack.bridge()
         with stack.client(name="early") as client:
-            for _ in range(3):
+            for _ in range(2):
                 eventually(lambda: answer_of(bridge, "GET", "/readyz")[0] == 503, what="no node")
                 node = stack.worker()
                 snapshot = client.status()
