@@ -87,7 +87,9 @@ def _target(url: str) -> str:
 def _key(api_key: str) -> str:
     """Write a key so that its bytes are those of UTF-8, or those it was given in: headers are sent as Latin-1."""
     if any(one < " " or one == "\x7f" for one in api_key):
-        raise ConfigurationError("--api-key holds characters that no key has; is there a line break behind it?")
+        raise ConfigurationError(
+            f"the key (--api-key or {API_KEY_ENV}) holds characters that no key has; is there a line break behind it?"
+        )
     return api_key.encode("utf-8", "surrogateescape").decode("latin-1")
 
 

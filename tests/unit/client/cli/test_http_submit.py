@@ -76,6 +76,16 @@ def test_the_address_may_be_that_of_the_bridge_or_of_the_path(bridge: Bridge, ta
     assert "Authorization" not in headers
 
 
+@pytest.mark.parametrize("key", ["s3cret\n", "s3cret\r\nx: y", "s3\0cret", "\x7fs3cret"])
+def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(bridge: Bridge, key: str) -> None:
+    """A line break behind it comes from a file; within it, it would be a header of its own."""
+    with pytest.raises(ConfigurationError, match="line break") as caught:
+        post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key=key)
+
+    assert "cret" not in str(caught.value)
+    assert bridge.requests == []
+
+
 def test_a_key_goes_along(bridge: Bridge) -> None:
     """As a bearer token."""
     post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key="k")
