@@ -109,6 +109,14 @@ class Book:
             self._moved_at.clear()  # names of years; who rests then has less time, and not none
         self.moved_at = self._moved_at[request.service] = now
 
+    def take_turn(self, request: Request) -> None:
+        """Count the time of what leaves the line from when others came further: it is its turn because of them.
+
+        What a broker's full queue sent back has had that already, and follows its service.
+        """
+        if not request.refusals:
+            request.move_on(self.moved_at)
+
     def follow_service(self, request: Request) -> None:
         """Count the time of a refused request from the last progress of others of its service."""
         request.move_on(self._moved_at.get(request.service, 0.0))

@@ -247,6 +247,7 @@ class ClientCore:
             _, request = line.popitem(last=False)
             obstacle = request.obstacle(link.identity, now, link.timing.dedupe_s)
             if obstacle is None:
+                self.book.take_turn(request)
                 self._send(request, link, now)
             else:
                 self.book.fail(request, obstacle)

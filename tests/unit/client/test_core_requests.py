@@ -500,3 +500,18 @@ def test_waiting_in_this_client_is_progress_while_its_others_move() -> None:
 
     talk.after(2.0)
     assert isinstance(second.error, DeadlineError)
+
+
+def test_who_leaves_the_line_has_its_whole_time_at_the_broker() -> None:
+    """Its turn came because another one was done: that is progress, however long ago it was looked at last."""
+    talk = Talk()
+    first, second = talk.submit(stream=True, timeout_s=3), talk.submit(timeout_s=3)
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
+    talk.after(2.0)
+    talk.hear(link, partial(first.rid, 0))
+    talk.after(2.8)  # what counts for the second was 2.8 s ago
+    talk.hear(link, final(first.rid, 1))
+    talk.after(2.8)
+
+    assert [request.rid for request in talk.sent(link, m.Request)] == [first.rid, second.rid]
+    assert second.events == []
