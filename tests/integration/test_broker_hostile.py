@@ -124,9 +124,13 @@ class Honest:
         assert self._wait_for(m.Final).body == rid
 
     def status(self) -> snapshot.Snapshot:
-        """Ask the broker about itself."""
-        say(self._dealer, m.Query(1, "status"))
-        return snapshot.decode(self._wait_for(m.Status).body)
+        """Ask the broker about itself, again when it says so to who asks too often."""
+        while True:
+            say(self._dealer, m.Query(1, "status"))
+            answer = self._wait_for(m.Status)
+            if answer.schema != snapshot.LATER:
+                return snapshot.decode(answer.body)
+            time.sleep(answer.ext["retry_after_ms"] / 1000)
 
     def _wait_for(self, kind: type[Any]) -> Any:
         while True:
