@@ -177,17 +177,16 @@ class Results:
 
     def _overclaim(self, node: Node, request: Request, units: int, now: float) -> None:
         """End an attempt that counts more units than it sends bytes: its node is mistaken, or worse."""
-        self._house.counters.stream_gaps += 1
-        lease = request.lease
         text = f"node {node.node_id} claims {units} units in an answer that is too small for them"
-        self._dispatcher.lose(request, now, text, LossReason.GAP)
-        fence(self._house, node, lease, "gap")
+        self._distrust(node, request, text, now)
 
     def _gap(self, node: Node, request: Request, got: int, now: float) -> None:
         """Something of a stream was lost or repeated on the way: this attempt cannot be trusted any more."""
+        self._distrust(node, request, f"unit {request.next_n} was due, {got} came from node {node.node_id}", now)
+
+    def _distrust(self, node: Node, request: Request, text: str, now: float) -> None:
         self._house.counters.stream_gaps += 1
         lease = request.lease
-        text = f"unit {request.next_n} was due, {got} came from node {node.node_id}"
         self._dispatcher.lose(request, now, text, LossReason.GAP)
         fence(self._house, node, lease, "gap")
 
