@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from .config import BridgeSettings
-from .patience import protocol_for
+from .connection import protocol_for
 
 BACKLOG: Final = 2048
 """Connections that wait to be accepted: a burst of clients comes at once, and the system caps it (somaxconn)."""
@@ -50,11 +50,11 @@ UVICORN: Final[dict[str, tuple[object, str]]] = {
     "headers": (None, "each answer says what it needs"),
     "server_header": (False, "who attacks need not be told the version"),
     "date_header": (True, "RFC 9110 6.6.1: an origin server with a clock sends it"),
-    # How long and how many: patience.py has the clocks and the crowd.
+    # How long and how many: connection.py has the clocks and the limit.
     "timeout_keep_alive": (120, "not read by our class of connections: --keep-alive-timeout is"),
     "limit_concurrency": (
         None,
-        "the broker's queue is the bound of requests, patience.py has that of connections",
+        "the broker's queue is the bound of requests, connection_limit.py that of connections",
     ),
     "limit_max_requests": (None, "a bridge that leaves by itself is a failure, not a cure for leaks"),
     "limit_max_requests_jitter": (0, "not used"),

@@ -1,4 +1,4 @@
-"""One request and its answer, between the bytes of a connection (`patience.py`) and the app, in ASGI's words."""
+"""One request and its answer, between the bytes of a connection (`connection.py`) and the app, in ASGI's words."""
 
 from __future__ import annotations
 

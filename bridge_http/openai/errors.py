@@ -15,8 +15,8 @@ from ..errors import (
     told,
 )
 from ..json_body import NotJsonError
+from .normalize import InvalidRequestError
 from .schema import ErrorBody, ErrorReply
-from .settle import InvalidRequestError
 
 _FIELDS = frozenset((*Generate.__struct_fields__, *Embed.__struct_fields__, "prompt_ids"))
 _PROMPTS = ("prompt", "messages", "token_ids", "prompt_ids", "input")

@@ -11,8 +11,8 @@ import msgspec
 from ...protocol.faults import Fault, find_fault, show, soften
 from ...protocol.tasks import ChatMessage, Embed, Generate
 from ..json_body import read_value
+from .normalize import InvalidRequestError, normalize, refused
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Message, Texts
-from .settle import InvalidRequestError, refused, settle
 
 DEFAULT_TEMPERATURE: Final = 1.0
 _MOST_STOPS: Final = 16
@@ -39,7 +39,7 @@ def parse(body: bytes, schema: type[R]) -> R:
     value = read_value(body)
     if not isinstance(value, dict):
         raise InvalidRequestError(f"the body: an object is meant, not {show(value)}")
-    fields, called = settle(cast("dict[str, object]", value), schema)
+    fields, called = normalize(cast("dict[str, object]", value), schema)
     try:
         return msgspec.convert(fields, schema)
     except (msgspec.ValidationError, OverflowError):

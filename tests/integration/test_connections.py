@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from support.served import Address, connect, read_all, read_until, say, serving, statuses
 from support.stack import eventually
-from zmqrt.bridge_http import clocks, patience, reading
+from zmqrt.bridge_http import clocks, connection, reading
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.defaults import uvicorn_config
 from zmqrt.bridge_http.errors import Answer, BodiesFullError, BodyTooSlowError
@@ -350,7 +350,7 @@ def test_a_body_without_an_end_ends_with_the_clock(
     address: Address, path: bytes, framing: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind an early answer too; and also if it goes on and on."""
-    monkeypatch.setattr(patience, "_LINGER_S", 0.1)
+    monkeypatch.setattr(connection, "_LINGER_S", 0.1)
     head = b"POST " + path + b" HTTP/1.1\r\nhost: x\r\n"
     with connect(address) as caller:
         caller.sendall(head + framing)
@@ -485,7 +485,7 @@ def test_a_drain_does_not_wait_for_bodies_that_nobody_reads(
     served: Served, rest: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor for callers who idle: the end comes before the time for it is over."""
-    monkeypatch.setattr(patience, "_LINGER_S", 0.1)
+    monkeypatch.setattr(connection, "_LINGER_S", 0.1)
     with contextlib.ExitStack() as callers, serving(served.app, body_timeout_s=60, drain_timeout_s=10) as address:
         for raw in (b"POST /hello HTTP/1.1\r\nhost: x\r\n" + rest, GET, GET[:-3], b""):
             caller = callers.enter_context(connect(address))

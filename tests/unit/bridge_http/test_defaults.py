@@ -8,8 +8,8 @@ from starlette.applications import Starlette
 from starlette.routing import Router
 
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.connection import Connection
 from zmqrt.bridge_http.defaults import STARLETTE, UVICORN, uvicorn_config
-from zmqrt.bridge_http.patience import Connection
 
 FROM_SETTINGS = {"app", "http", "access_log", "timeout_graceful_shutdown"}
 

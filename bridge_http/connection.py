@@ -19,8 +19,8 @@ from uvicorn.server import ServerState
 from ..client.calls import new_rid
 from .clocks import Clock, Limits, Probes
 from .config import BridgeSettings
+from .connection_limit import ConnectionLimit, most_connections
 from .cors import Origins
-from .crowd import Crowd, most_connections
 from .errors import refused
 from .exchange import Exchange, whole
 from .heads import Head, RefusedError
@@ -40,7 +40,7 @@ class Connection(asyncio.Protocol):
     """One connection. Who is too slow is cut off; what ran for it sees a caller that has left."""
 
     limits: ClassVar[Limits]
-    crowd: ClassVar[Crowd]
+    limit: ClassVar[ConnectionLimit]
     origins: ClassVar[Origins]
 
     def __init__(
@@ -75,11 +75,11 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
         self._state.connections.add(cast("Any", self))
-        if not self.crowd.admit(self):
+        if not self.limit.admit(self):
             self._refuse(RefusedError(503, "too_many_connections", "this bridge has no room for a further connection"))
             self._close()
             return
-        self.crowd.idles(self)
+        self.limit.idles(self)
         self._patience.start(self.limits.head_s, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio has it
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
             clock.stop()
         self._is_over = True
         self._intake.drop()
-        self.crowd.leave(self)
+        self.limit.leave(self)
         self._state.connections.discard(cast("Any", self))
         self._writable.set()
         exchange, self._exchange = self._exchange, None
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
         assert self._exchange is not None
         self._probes.stop()
         self._state.total_requests += 1
-        self.crowd.idles(self)
+        self.limit.idles(self)
         if not self._intake.is_in_body:
             self._next(keeps_alive=self._exchange.keeps_alive)
         elif not self._exchange.keeps_alive:
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, head: Head) -> None:
         self._is_reading_head = False
         self._patience.stop()
-        self.crowd.works(self)
+        self.limit.works(self)
         scope = self._scope_of(head)
         fields = self._state.default_headers
         self._exchange = Exchange(head, scope, self, fields, logs=self._config.access_log)
@@ -308,7 +308,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RefusedError, origin: str | None = None) -> None:
         REFUSED.labels(str(error.status)).inc()
         request_id = new_rid().hex()
-        if error.status < 500:  # of a lack of room, the crowd tells once a minute
+        if error.status < 500:  # of a lack of room, the limit tells once a minute
             log.info("refused with %d: %s", error.status, error, extra={"request_id": request_id})
         said = refused(error, request_id)
         said.headers.update(self.origins.headers_for(origin))  # a page reads why, too
@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """Let the last answer be read: what still comes is thrown away, for a while."""
         self._is_over = True
-        self.crowd.idles(self)
+        self.limit.idles(self)
         self._intake.drop()
         self._throttle()
         if self._has_eof or self._transport.is_closing():
@@ -353,7 +353,7 @@ def protocol_for(settings: BridgeSettings) -> type[asyncio.Protocol]:
             write_s=settings.write_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,
         )
-        crowd = Crowd(most_connections(settings.max_connections))
+        limit = ConnectionLimit(most_connections(settings.max_connections))
         origins = Origins(settings.cors_origins)
 
     return Configured

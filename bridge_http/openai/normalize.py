@@ -34,7 +34,7 @@ class InvalidRequestError(PortableError):
         self.code = code
 
 
-def settle(given: dict[str, object], schema: Request) -> tuple[dict[str, object], dict[str, str]]:
+def normalize(given: dict[str, object], schema: Request) -> tuple[dict[str, object], dict[str, str]]:
     """Return the fields of the schema alone, and how the client called those that it calls otherwise.
 
     Raises:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Guest(Protocol):
-    """A connection, as the crowd sees it."""
+    """A connection, as the limit sees it."""
 
     def make_room(self) -> None:
         """Close: no request is under way here."""
@@ -47,7 +47,7 @@ def _room() -> int:
     return max(_AT_LEAST, min(_AT_MOST, soft - _KEPT_FREE))
 
 
-class Crowd:
+class ConnectionLimit:
     """The connections of one bridge."""
 
     def __init__(self, most: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zmqrt.bridge_http.crowd import Crowd, most_connections
+from zmqrt.bridge_http.connection_limit import ConnectionLimit, most_connections
 
 
 class Seat:
@@ -18,29 +18,29 @@ class Seat:
 
 def test_who_has_idled_longest_makes_room_for_a_newcomer() -> None:
     """Not who has a request under way."""
-    crowd = Crowd(3)
+    limit = ConnectionLimit(3)
     busy, older, newer = Seat(), Seat(), Seat()
     for one in (busy, older, newer):
-        assert crowd.admit(one)
-        crowd.idles(one)
-    crowd.works(busy)
+        assert limit.admit(one)
+        limit.idles(one)
+    limit.works(busy)
 
-    assert crowd.admit(Seat())
+    assert limit.admit(Seat())
     assert [one.is_gone for one in (busy, older, newer)] == [False, True, False]
 
 
 def test_among_the_busy_there_is_no_room_until_one_leaves(caplog: pytest.LogCaptureFixture) -> None:
     """It is said once and not for each: who asks for attention must not fill the log."""
-    crowd = Crowd(2)
+    limit = ConnectionLimit(2)
     first = Seat()
-    assert crowd.admit(first)
-    assert crowd.admit(Seat())
+    assert limit.admit(first)
+    assert limit.admit(Seat())
 
-    assert not any(crowd.admit(Seat()) for _ in range(100))
+    assert not any(limit.admit(Seat()) for _ in range(100))
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "--max-connections" in caplog.text
-    crowd.leave(first)
-    assert crowd.admit(Seat())
+    limit.leave(first)
+    assert limit.admit(Seat())
 
 
 def test_the_limit_of_open_files_is_the_last_word(caplog: pytest.LogCaptureFixture) -> None:
