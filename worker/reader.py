@@ -2,7 +2,8 @@
 
 What a prompt costs is decided by strangers: the model's template is a program, a text may have megabytes. So neither
 runs in the agent, whose heartbeats and streams would stand still (`reader_child.py` says why a thread would not do). A
-process that was ended by a prompt is started again, the request gets an error, and those behind it are read then.
+process that was ended by a prompt is started again, the request gets an error, and those behind it are read then. One
+that was ended or stopped from outside is no fault of its prompt: that is read again, here or by another node.
 """
 
 from __future__ import annotations
@@ -10,23 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import subprocess
-import sys
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from ..protocol.children import python
 from ..protocol.errors import Kind, RequestError, request_error
 from .model_error import ModelError
 from .prepare import Bounds
-from .reader_child import HEAD, Asked, Loaded, Told, allowed_s, framed
+from .reader_child import Asked, Loaded, allowed_s
+from .reader_process import EndedByPromptError, EndedFromOutsideError, ReaderProcess
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +29,8 @@ LONG_BYTES: Final = 64 << 10
 """From here on a prompt may take longer than the others should wait."""
 _RELIEF_S: Final = 0.25
 """A usual prompt is read in a few milliseconds, and who waits behind one that is not waits no longer than this."""
-_START_S: Final = 180.0
-_STUCK_S: Final = 120.0
-"""By the clock: far beyond what the process may take of the processor, for one that waits for something else."""
-_MODULE: Final = f"{__package__}.reader_child"
-_loaded: Final = msgspec.msgpack.Decoder(Loaded)
-_told: Final = msgspec.msgpack.Decoder(Told)
+_TRIES: Final = 2
+"""For a prompt whose process is ended from outside: what kills two in a row (the machine's memory?) may kill all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +86,11 @@ class Readers:
 
 
 class _Reader:
-    """One process, started when it is needed, and who waits for it."""
+    """One process and who waits for it."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
         self._queue: asyncio.Queue[Reading] = asyncio.Queue()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
+        self._process = ReaderProcess(directory)
         self._task: asyncio.Task[None] | None = None
         self.is_busy = False
         self.count = 0
@@ -109,7 +98,7 @@ class _Reader:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        return self._process.pid
 
     def take_waiting(self) -> list[Reading]:
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
@@ -122,18 +111,16 @@ class _Reader:
 
     async def load(self) -> Loaded:
         try:
-            async with asyncio.timeout(_START_S):
-                return await self._start()
-        except (TimeoutError, EOFError, OSError) as error:
-            self._end()
-            why = "it takes too long" if isinstance(error, TimeoutError | EOFError) else str(error)
-            text = f"tokenizer and chat template of {self._directory} cannot be used: {why}"
-            raise ModelError(text) from None
+            return await self._process.load()
+        except EndedFromOutsideError as error:
+            raise ModelError(
+                f"the process that reads prompts {error}, while it loaded tokenizer and template"
+            ) from None
 
     def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._end()
+        self._process.end()
 
     async def _work(self) -> None:
         while True:
@@ -143,79 +130,34 @@ class _Reader:
             self.count += 1
             if reading.is_wanted():
                 reading.done(await self._read(reading))
-            if self._channel is None:
+            if not self._process.is_there:
                 with contextlib.suppress(ModelError):  # tried again when there is something to read
                     await self.load()
 
     async def _read(self, reading: Reading) -> list[int] | RequestError:
-        try:
-            if self._channel is None:
-                await self.load()
-            async with asyncio.timeout(_STUCK_S):
-                told = _told.decode(await self._exchange(framed(Asked(reading.body, reading.bounds))))
-        except ModelError as error:
-            return request_error(Kind.MODEL_RAISED, str(error))
-        except (TimeoutError, EOFError, OSError):
-            self._end()
-            text = (
-                "the prompt could not be encoded: the model's chat template, or the text itself, takes more than "
-                f"{allowed_s(len(reading.body)):.0f} s of computing, or too much memory"
-            )
-            log.warning("%s; the process that reads prompts is started again", text)
-            return request_error(Kind.MODEL_RAISED, text)
-        if told.kind:
-            return request_error(Kind(told.kind), told.text)
-        return array("I", told.ids).tolist()
+        for _ in range(_TRIES):
+            try:
+                told = await self._process.ask(Asked(reading.body, reading.bounds))
+            except ModelError as error:  # it could be used when the node started
+                return request_error(Kind.ENGINE_RESTARTED, f"no process can be started that reads prompts: {error}")
+            except EndedByPromptError:
+                return _too_costly(reading)
+            except EndedFromOutsideError as error:
+                log.warning(
+                    "the process that reads prompts %s; a new one is started, and reads the prompt again", error
+                )
+                continue
+            if told.kind:
+                return request_error(Kind(told.kind), told.text)
+            return array("I", told.ids).tolist()
+        text = f"the process that reads prompts was ended from outside {_TRIES} times in a row"
+        return request_error(Kind.ENGINE_RESTARTED, f"{text} (is the machine out of memory?)")
 
-    # --- the process -------------------------------------------------------------------------------------------------
 
-    async def _start(self) -> Loaded:
-        self._spawn()
-        loaded = _loaded.decode(await self._message())
-        if loaded.error:
-            self._end()
-            raise ModelError(loaded.error)
-        return loaded
-
-    def _spawn(self) -> None:
-        """Start the process from the main thread: it ends with the thread that started it (`parentage.py`)."""
-        self._channel, its = socket.socketpair()
-        with its:
-            self._channel.setblocking(False)
-            self._process = subprocess.Popen(
-                python(_MODULE, str(os.getpid()), str(its.fileno()), str(self._directory)),
-                pass_fds=[its.fileno()],
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},  # one text at a time; engines want the rest
-                stdin=subprocess.PIPE,  # its end of file tells the child that we are gone
-                stdout=sys.__stderr__,
-                process_group=0,  # Ctrl-C reaches the agent alone, which drains first
-            )
-
-    async def _exchange(self, data: bytes) -> bytes:
-        assert self._channel is not None
-        await asyncio.get_running_loop().sock_sendall(self._channel, data)
-        return await self._message()
-
-    async def _message(self) -> bytes:
-        (length,) = HEAD.unpack(await self._exactly(HEAD.size))
-        return await self._exactly(length)
-
-    async def _exactly(self, length: int) -> bytes:
-        assert self._channel is not None
-        loop, data = asyncio.get_running_loop(), b""
-        while len(data) < length:
-            piece = await loop.sock_recv(self._channel, length - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
-        return data
-
-    def _end(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()  # killed, it goes at once
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        self._channel = self._process = None
+def _too_costly(reading: Reading) -> RequestError:
+    text = (
+        "the prompt could not be encoded: the model's chat template, or the text itself, takes more than "
+        f"{allowed_s(len(reading.body)):.0f} s of computing, or too much memory"
+    )
+    log.warning("%s; the process that reads prompts is started again", text)
+    return request_error(Kind.MODEL_RAISED, text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,53 @@ def test_a_template_that_loops_or_explodes_costs_its_request_alone(tmp_path: Pat
     asking.run(scenario())
     if bad == "loop":
         assert asking.order.index("hello 3") < asking.order.index("loop")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+@pytest.mark.parametrize("when", ["idle", "reading"])
+def test_a_process_that_is_ended_or_stopped_from_outside_costs_nobody_anything(
+    tmp_path: Path, number: signal.Signals, when: str
+) -> None:
+    """It is no fault of the prompt: a new process reads it."""
+    asking = Asking(model(tmp_path))
+
+    async def scenario() -> None:
+        await asking.readers.load()
+        (pid,) = asking.readers.pids
+        os.kill(pid, signal.SIGSTOP if when == "reading" else number)
+        reading = asyncio.create_task(asking.ask("hello"))
+        if when == "reading":
+            await asyncio.sleep(0.1)
+            os.kill(pid, number)
+            if number is signal.SIGTERM:
+                os.kill(pid, signal.SIGCONT)
+        assert isinstance(await reading, list)
+        assert asking.readers.pids != [pid]
+        assert not psutil.pid_exists(pid)
+
+    asking.run(scenario())
+
+
+def test_a_prompt_whose_processes_are_ended_again_and_again_goes_to_another_node(tmp_path: Path) -> None:
+    """Once more here, then elsewhere: an end that may be sent again, and what comes behind it is read."""
+    asking = Asking(model(tmp_path))
+
+    async def scenario() -> None:
+        await asking.readers.load()
+        reading, ended = asyncio.create_task(asking.ask("loop")), set[int]()
+        while not reading.done():
+            for pid in set(asking.readers.pids) - ended:
+                if psutil.Process(pid).cpu_times().user > 0.05 or not ended:
+                    ended.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.05)
+        lost = await reading
+        assert isinstance(lost, RequestError)
+        assert lost.kind is Kind.ENGINE_RESTARTED
+        assert "2 times" in lost.text
+        assert isinstance(await asking.ask("hello"), list)
+
+    asking.run(scenario())
 
 
 def test_a_text_of_megabytes_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
