@@ -130,12 +130,10 @@ class HashRunner:
     def collect(self, timeout_s: float) -> Drawn | None:
         """Wait until the oldest step is over."""
         left_s = self._under_way[0][0] - self._clock()
-        if left_s > timeout_s:
-            time.sleep(timeout_s)
-            return None
-        if left_s > 0:
-            time.sleep(left_s)
-        return self._under_way.popleft()[1]
+        wait_s = min(left_s, timeout_s)
+        if wait_s > 0:  # to sleep for no time at all still gives the processor away
+            time.sleep(wait_s)
+        return None if left_s > timeout_s else self._under_way.popleft()[1]
 
     def close(self) -> None:
         """Forget everything."""
