@@ -17,12 +17,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from support.served import Address, connect, read_all, read_until, say, serving, statuses
+from support.served import Address, Faceless, connect, read_all, read_until, say, serving, statuses
 from support.stack import eventually
 from zmqrt.bridge_http import clocks, connection, reading
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.defaults import uvicorn_config
-from zmqrt.bridge_http.errors import Answer, BodiesFullError, BodyTooSlowError
+from zmqrt.bridge_http.errors import BodiesFullError, BodyTooSlowError
 from zmqrt.bridge_http.infer import refusal
 from zmqrt.bridge_http.reading import Bodies, unless_gone
 from zmqrt.bridge_http.streaming import EventStream
@@ -93,7 +93,7 @@ class Served:
     async def stream(self, request: Request) -> Response:
         """Answer with one event when the gate opens, and another."""
         await request.body()
-        return EventStream(self._events(), self._close, _Plain())
+        return EventStream(self._events(), self._close, Faceless())
 
     async def _events(self) -> AsyncGenerator[bytes]:
         yield b"data: 1\n\n"
@@ -107,22 +107,6 @@ class Served:
     async def _until_open(self) -> None:
         while not self.gate.is_set():  # noqa: ASYNC110 - it is opened from another thread
             await asyncio.sleep(0.01)
-
-
-class _Plain:
-    request_id = "r"
-
-    def idle(self) -> bytes:
-        """Not asked for here."""
-        return b": idle\n"
-
-    def before(self, error: Exception) -> Answer:
-        """Not asked for here."""
-        raise error
-
-    def within(self, error: Exception) -> bytes:
-        """Not asked for here."""
-        raise error
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from support.served import Address, connect, read_all
+from support.served import Address, Faceless, connect, read_all
 from support.served import serving as serving_app
 from support.stack import eventually
-from zmqrt.bridge_http.errors import Answer
 from zmqrt.bridge_http.streaming import EventStream
 
 pytestmark = pytest.mark.integration
@@ -29,7 +28,7 @@ class Served:
 
     async def pour(self, _request: Request) -> Response:
         """Answer with more than any buffer holds."""
-        return EventStream(self._events(), self._close, _Plain())
+        return EventStream(self._events(), self._close, Faceless())
 
     async def hello(self, _request: Request) -> Response:
         """Answer at once."""
@@ -42,21 +41,6 @@ class Served:
 
     def _close(self) -> None:
         self.closed += 1
-
-
-class _Plain:
-    request_id = "r"
-
-    def idle(self) -> bytes:
-        return b": idle\n"
-
-    def before(self, error: Exception) -> Answer:
-        """Not asked for here."""
-        raise error
-
-    def within(self, error: Exception) -> bytes:
-        """Not asked for here."""
-        raise error
 
 
 def serving(served: Served, **limits: float) -> AbstractContextManager[Address]:

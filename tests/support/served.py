@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from support.stack import eventually
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.defaults import uvicorn_config
+from zmqrt.bridge_http.errors import Answer
 
 Address = tuple[str, int]
 
@@ -40,6 +41,24 @@ def serving(app: ASGIApp, **settings: Any) -> Generator[Address]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+class Faceless:
+    """The face of a stream that is of no API: it idles, and whatever goes wrong is raised."""
+
+    request_id = "r"
+
+    def idle(self) -> bytes:
+        """Return a comment."""
+        return b": idle\n"
+
+    def before(self, error: Exception) -> Answer:
+        """Not asked for here."""
+        raise error
+
+    def within(self, error: Exception) -> bytes:
+        """Not asked for here."""
+        raise error
 
 
 def connect(address: Address) -> socket.socket:
