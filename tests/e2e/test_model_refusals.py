@@ -73,7 +73,13 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(BREAKS))
+QUICK = ("cut", "shard", "template")
+"""One of each kind of file; tests/unit/worker/test_model_look.py has them all, at the function that looks."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in sorted(BREAKS)]
+)
 def test_a_directory_that_is_not_what_it_says_is_1(stack: Stack, model: Path, tmp_path: Path, kind: str) -> None:
     """File, reason, remedy."""
     how, words = BREAKS[kind]
@@ -111,6 +117,7 @@ def test_damage_that_the_engine_finds_is_1_after_one_try(stack: Stack, model: Pa
     assert re.search(f"is damaged: .*not finite .{UP}", last_words(node(stack, tmp_path, model)))
 
 
+@pytest.mark.slow
 def test_a_stretched_model_serves_its_whole_context(stack: Stack, model: Path, tmp_path: Path) -> None:
     """And its prompts begin with the token that only a second file names."""
     broken.edit_json(model / "config.json", rope_scaling={"type": "yarn", "factor": 4.0}, max_position_embeddings=512)

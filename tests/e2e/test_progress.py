@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,19 +15,27 @@ from support.http import EVENTS, answer_of, asked, events_of
 from support.stack import Process, Stack
 from zmqrt.client import AsyncClient, RequestError
 from zmqrt.client.results import Result
+from zmqrt.protocol.errors import Kind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
+T = TypeVar("T")
 RT_S = 1.0
 """The time without progress in this file; each answer takes twice as long."""
 TOKENS = 20
-STEP = ("step_ms=100", "eos=never", "prefill_ms_per_token=100", "chunk=4", "slots=1", "hang_on_prompt=hang please")
+SLOTS = 4
+STEP = (
+    *("step_ms=100", "eos=never", "prefill_ms_per_token=30", "chunk=8", f"slots={SLOTS}"),
+    "hang_on_prompt=hang please",
+)
+LONG_PROMPT = "as many tokens as there are letters"
+"""Eight of them are read in a step of a third of a second: all of it takes longer than the time."""
 CHAT = {"model": "mock", "messages": [{"role": "user", "content": "hi"}], "max_tokens": TOKENS}
 PLAIN = {"model": "mock", "prompt": "hi", "max_tokens": TOKENS}
 
 
 class Slow:
-    """A fleet of one slow slot, and a bridge with little time."""
+    """A fleet with one slow engine, and a bridge with little time."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -47,6 +55,12 @@ class Slow:
         return status, said
 
 
+def at_once(*calls: Callable[[], T]) -> list[T]:
+    """Call all of them, each on a thread of its own."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(lambda call: call(), calls))
+
+
 @pytest.fixture(scope="module")
 def slow() -> Generator[Slow]:
     """One fleet for the file."""
@@ -56,18 +70,21 @@ def slow() -> Generator[Slow]:
 
 def test_a_whole_answer_of_infer_has_its_whole_time_and_no_more(slow: Slow) -> None:
     """As the contract has it; the 504 names the setting and the header, and the header gives more, to a bound."""
-    body = {"prompt": "hi", "max_tokens": TOKENS}
-    status, said = slow.post("/infer", body)
-
-    assert status == 504
-    assert "REQUEST_TIMEOUT_SEC" in said["detail"]
-    assert "X-Request-Timeout" in said["detail"]
-    status, said = slow.post("/infer", body, X_Request_Timeout="20")
-    assert status == 200
-    assert said["text"]
-    assert slow.post("/infer", body, X_Request_Timeout="0.5")[0] == 504
     bounded = slow.new_bridge("--max-request-timeout", "1.5")
-    assert slow.post("/infer", body, bounded, X_Request_Timeout="20")[0] == 504
+    ask = partial(slow.post, "/infer", {"prompt": "hi", "max_tokens": TOKENS})
+    usual, patient, hasty, capped = at_once(
+        ask,
+        partial(ask, X_Request_Timeout="20"),
+        partial(ask, X_Request_Timeout="0.5"),
+        partial(ask, bounded, X_Request_Timeout="20"),
+    )
+
+    assert usual[0] == 504
+    assert "REQUEST_TIMEOUT_SEC" in usual[1]["detail"]
+    assert "X-Request-Timeout" in usual[1]["detail"]
+    assert patient[0] == 200
+    assert patient[1]["text"]
+    assert (hasty[0], capped[0]) == (504, 504)
 
 
 @pytest.mark.parametrize("given", ["", "soon", "-1", "0", "nan", "inf", "1e9", "12s", "0.0001"])
@@ -80,106 +97,134 @@ def test_a_time_that_is_none_is_refused_by_name(slow: Slow, given: str) -> None:
     assert (status, said["error"]["param"]) == (400, "x-request-timeout")
 
 
-@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", PLAIN)])
-def test_a_whole_answer_of_the_openai_paths_is_alive_while_it_makes_progress(slow: Slow, path: str, body: Any) -> None:
+def test_a_whole_answer_of_the_openai_paths_is_alive_while_it_makes_progress(slow: Slow) -> None:
     """However long that takes."""
-    status, said = slow.post(path, body)
-
-    assert status == 200, said
-    assert said["usage"]["completion_tokens"] == TOKENS
+    asks = [
+        partial(slow.post, path, body) for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", PLAIN))
+    ]
+    for status, said in at_once(*asks):
+        assert status == 200, said
+        assert said["usage"]["completion_tokens"] == TOKENS
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/v1/chat/completions", CHAT), ("/infer", {"prompt": "hi", "max_tokens": TOKENS})]
+    ("path", "body"),
+    [
+        ("/infer", {"prompt": LONG_PROMPT, "max_tokens": TOKENS}),
+        pytest.param(
+            "/v1/chat/completions",
+            {**CHAT, "messages": [{"role": "user", "content": LONG_PROMPT}], "stream": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_stream_is_alive_while_its_prompt_is_read(slow: Slow, path: str, body: Any) -> None:
-    """The first token comes after twice the time, and the last one after twice more."""
-    prompt = "of twenty tokens"
-    body = body | ({"prompt": prompt} if "prompt" in body else {"messages": [{"role": "user", "content": prompt}]})
-    with asked(slow.bridge, "POST", path, body | {"stream": True} if path != "/infer" else body, EVENTS) as answer:
-        assert answer.status == 200
-        words = answer.read().decode()
+    """The first token comes after more than the time, and the last one after twice more."""
+    words = streamed(slow, path, body)
     assert "error" not in words
     assert "[DONE]" in words or "event: done" in words
 
 
+def streamed(slow: Slow, path: str, body: Any) -> str:
+    """Ask for a stream, and return all of it."""
+    with asked(slow.bridge, "POST", path, body, EVENTS) as answer:
+        assert answer.status == 200
+        return answer.read().decode()
+
+
 def test_the_library_waits_while_there_is_progress(slow: Slow) -> None:
     """Both faces; reading the prompt is progress for whole answers too. A whole time is an argument of its own."""
-    prompt = "of twenty tokens"
-    with slow.stack.client(timeout_s=RT_S) as client:
-        assert client.infer(prompt, max_tokens=TOKENS).usage.completion_tokens == TOKENS
-        with pytest.raises(RequestError) as caught:
-            client.infer("hi", max_tokens=TOKENS, total_s=1.5)
-        assert caught.value.kind.value == "deadline_exceeded"
-        with pytest.raises(RequestError), client.stream("hi", max_tokens=TOKENS, total_s=1.5) as stream:
-            list(stream)
 
-    async def ask() -> Result:
+    async def asyncly() -> Result:
         async with AsyncClient(slow.stack.clients, timeout_s=RT_S) as client:
             return await client.infer("hi", max_tokens=TOKENS)
 
-    assert asyncio.run(ask()).usage.completion_tokens == TOKENS
+    with slow.stack.client(timeout_s=RT_S) as client:
+
+        def whole() -> object:
+            return client.infer("hi", max_tokens=TOKENS, total_s=1.5)
+
+        def stream() -> object:
+            with client.stream("hi", max_tokens=TOKENS, total_s=1.5) as units:
+                return list(units)
+
+        def end_of(ask: Callable[[], object]) -> Kind:
+            with pytest.raises(RequestError) as caught:
+                ask()
+            return caught.value.kind
+
+        with ThreadPoolExecutor(4) as pool:
+            ends = [pool.submit(end_of, ask) for ask in (whole, stream)]
+            answers = [
+                pool.submit(client.infer, LONG_PROMPT, max_tokens=TOKENS),
+                pool.submit(lambda: asyncio.run(asyncly())),
+            ]
+            assert [one.result() for one in ends] == [Kind.DEADLINE] * 2
+            assert [one.result().usage.completion_tokens for one in answers] == [TOKENS] * 2
 
 
 def test_waiting_in_a_queue_that_moves_is_progress(slow: Slow) -> None:
-    """The third of three waits four times the time, at the broker or in the client's own line."""
-    with slow.stack.client(timeout_s=RT_S, max_outstanding=2) as client:
-        handles = [client.submit("hi", max_tokens=TOKENS) for _ in range(3)]
-        assert [handle.result().usage.completion_tokens for handle in handles] == [TOKENS] * 3
+    """Twice as many as there are slots: half of them wait longer than it, at the broker or in the client's own line."""
+    many, tokens = 2 * SLOTS, TOKENS // 2
+    with slow.stack.client(timeout_s=RT_S, max_outstanding=many - 1) as client:
+        handles = [client.submit("hi", max_tokens=tokens) for _ in range(many)]
+        assert [handle.result().usage.completion_tokens for handle in handles] == [tokens] * many
 
 
 @pytest.mark.slow
 def test_waiting_over_http_is_progress_too(slow: Slow) -> None:
     """For whole answers and for streams."""
-    with ThreadPoolExecutor(3) as pool:
-        whole = [pool.submit(slow.post, "/v1/chat/completions", CHAT) for _ in range(2)]
-        streamed = pool.submit(_stream, slow)
-        assert [one.result()[0] for one in whole] == [200, 200]
-        assert "[DONE]" in streamed.result()
-
-
-def _stream(slow: Slow) -> str:
-    with asked(slow.bridge, "POST", "/v1/chat/completions", CHAT | {"stream": True}) as answer:
-        return answer.read().decode()
+    path = "/v1/chat/completions"
+    with ThreadPoolExecutor(2 * SLOTS) as pool:
+        whole = [pool.submit(slow.post, path, CHAT) for _ in range(SLOTS)]
+        streams = [pool.submit(streamed, slow, path, CHAT | {"stream": True}) for _ in range(SLOTS)]
+        assert [one.result()[0] for one in whole] == [200] * SLOTS
+        assert all("[DONE]" in one.result() for one in streams)
 
 
 def test_the_command_line_waits_while_there_is_progress(slow: Slow) -> None:
     """A whole time has a flag; the error of one that is over names both."""
     words = ("--broker", slow.stack.clients, "--max-tokens", str(TOKENS), "--timeout", f"{RT_S}s")
-    for command in (("infer", *words, "hi"), ("submit", *words, "--prompt", "hi")):
-        done = zmqrt(*command)
-        assert done.returncode == 0, done.stderr
-    done = zmqrt("infer", *words, "--total-timeout", "1.5s", "hi")
-    assert done.returncode == 75
-    assert "--timeout" in done.stderr
-    url = slow.bridge.endpoints["http"]
-    over_http = ("submit", "--url", url, "--max-tokens", str(TOKENS), "--prompt", "hi")
-    assert zmqrt(*over_http, "--timeout", "20s").returncode == 0  # it tells the bridge how long it waits
-    assert zmqrt(*over_http).returncode == 75  # unsaid, the bridge's own time counts
+    over_http = ("submit", "--url", slow.bridge.endpoints["http"], "--max-tokens", str(TOKENS), "--prompt", "hi")
+    infer, submit, total, told, untold = at_once(
+        partial(zmqrt, "infer", *words, "hi"),
+        partial(zmqrt, "submit", *words, "--prompt", "hi"),
+        partial(zmqrt, "infer", *words, "--total-timeout", "1.5s", "hi"),
+        partial(zmqrt, *over_http, "--timeout", "20s"),  # it tells the bridge how long it waits
+        partial(zmqrt, *over_http),  # unsaid, the bridge's own time counts
+    )
+    assert [one.returncode for one in (infer, submit, told)] == [0, 0, 0], (infer.stderr, submit.stderr, told.stderr)
+    assert [one.returncode for one in (total, untold)] == [75, 75]
+    assert "--timeout" in total.stderr
 
 
 def test_a_bridge_can_bound_the_whole_time_on_all_paths(slow: Slow) -> None:
     """A setting of its own."""
     bounded = slow.new_bridge("--request-total-timeout", "1.5")
 
-    status, said = slow.post("/v1/chat/completions", CHAT, bounded)
-    assert (status, said["error"]["code"]) == (504, "deadline_exceeded")
-    with asked(bounded, "POST", "/infer", {"prompt": "hi", "max_tokens": TOKENS}, EVENTS) as answer:
-        assert [event.name for event in events_of(answer)][-1] == "error"
+    def last_of_infer() -> str:
+        with asked(bounded, "POST", "/infer", {"prompt": "hi", "max_tokens": TOKENS}, EVENTS) as answer:
+            return [event.name for event in events_of(answer)][-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        stream = pool.submit(last_of_infer)
+        status, said = slow.post("/v1/chat/completions", CHAT, bounded)
+        assert (status, said["error"]["code"]) == (504, "deadline_exceeded")
+        assert stream.result() == "error"
 
 
 def test_without_progress_it_is_over(slow: Slow) -> None:
     """A hung engine: whole, streamed, native, and who waits behind it in the queue. The last test: it stays hung."""
     hung = {"model": "mock", "prompt": "hang please", "max_tokens": 2}
-    behind: list[tuple[int, Any]] = []
-    thread = threading.Thread(target=lambda: behind.append(slow.post("/v1/completions", PLAIN)))
     with asked(slow.bridge, "POST", "/v1/completions", hung | {"stream": True}) as answer:
-        thread.start()
         assert answer.status == 504
         assert "REQUEST_TIMEOUT_SEC" in answer.read().decode()
-    thread.join()
-    assert behind[0][0] == 504
-    assert slow.post("/v1/completions", hung)[0] == 504
-    with slow.stack.client(timeout_s=RT_S) as client, pytest.raises(RequestError) as caught:
-        client.infer("hi", max_tokens=2)
-    assert caught.value.code == 504
+
+    def native() -> tuple[int, Any]:
+        with slow.stack.client(timeout_s=RT_S) as client, pytest.raises(RequestError) as caught:
+            client.infer("hi", max_tokens=2)
+        return caught.value.code, None
+
+    whole = partial(slow.post, "/v1/completions", hung)
+    behind = partial(slow.post, "/v1/completions", PLAIN)
+    assert [status for status, _ in at_once(native, *[whole] * SLOTS, *[behind] * SLOTS)] == [504] * (2 * SLOTS + 1)
