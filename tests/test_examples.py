@@ -11,7 +11,7 @@ import pytest
 from support.stack import Stack, running
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from support.stack import Process, Stack, eventually, running, start
 from zmqrt.client import Client
 from zmqrt.protocol.keys import generate
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 SLOW = ("--engine-opt", "step_ms=200,eos=never")
 LONG = json.dumps({"prompt": "hi", "max_tokens": 1000}).encode()
 

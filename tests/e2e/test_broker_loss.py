@@ -13,7 +13,7 @@ from support.stack import Process, Stack
 from support.streams import Expected, ask_streams, open_all, read_on
 from zmqrt.client import Handle, Result
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 NODES = 2
 ROOM = ("--node-max-capacity", "400", "--devices", "mock:0", "--slots", "400", "--engine-opt", "step_ms=10")
 

@@ -11,7 +11,7 @@ import pytest
 
 from support.stack import running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def chaos(*arguments: str) -> tuple[int, dict[str, Any], str]:

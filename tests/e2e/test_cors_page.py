@@ -14,7 +14,7 @@ import pytest
 from support.browser import Page, browsing, needs_browser
 from support.stack import Process, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), needs_browser]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), needs_browser]
 KEY = "s3cret"
 ASK = """(async () => {
   try {

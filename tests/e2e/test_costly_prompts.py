@@ -14,7 +14,7 @@ from support.stack import Stack
 from support.tiny import tiny_model
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 TEMPLATE = """{% for m in messages %}
 {%- if 'loop' in m.content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}

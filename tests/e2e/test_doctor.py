@@ -19,7 +19,7 @@ from zmqrt.client.doctor import probe_far
 from zmqrt.client.doctor.rounds import steps
 from zmqrt.protocol import checkup, keys
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

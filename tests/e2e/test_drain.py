@@ -15,7 +15,7 @@ from support.streams import Expected, ask_streams, ids_of
 from zmqrt.client import Client, NotFoundError
 from zmqrt.protocol.keys import generate
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PACE = ("--engine-opt", "step_ms=20", "--devices", "mock:0")
 
 

@@ -20,7 +20,7 @@ from support.cli import Running, zmqrt
 from support.process_engines import ENV
 from support.stack import Stack, eventually, running, start
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

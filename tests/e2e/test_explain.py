@@ -12,7 +12,7 @@ from support.stack import Stack, eventually, running
 from zmqrt.client import Client
 from zmqrt.protocol.story import spent
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def where(client: Client, request_id: str) -> str:

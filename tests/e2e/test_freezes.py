@@ -13,7 +13,7 @@ from support.streams import Expected, ask_streams, open_all, read_on
 from zmqrt.client import Client
 from zmqrt.protocol.timing import Timing
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 STEP_MS = 20
 FREEZES = (0.3, 0.7, 1.2, 2.5)
 """In eviction times: shorter than suspicion, shorter than eviction, shorter than oblivion, longer than all."""

@@ -21,7 +21,7 @@ from support.memory import Memory
 from support.served import connect, read_all, say, statuses
 from support.stack import Process, Stack, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 MAX_GROWTH_BYTES = 32 << 20
 MAX_WAIT_S = 1.0
 """Of most probes, from a second connection: kubelet waits so long. One alone may meet a machine that is busy."""
@@ -80,8 +80,10 @@ def steady(bridge: Process) -> Generator[None]:
         finally:
             is_over.set()
             watching.join()
+    usual, longest = statistics.median(waits), max(waits)
+    print(f"grew by {memory.growth / (1 << 20):.1f} MiB; /livez took {usual:.3f} s, {longest:.3f} s at most")
     assert memory.growth < MAX_GROWTH_BYTES
-    assert statistics.median(waits) < MAX_WAIT_S
+    assert usual < MAX_WAIT_S
 
 
 def pour(bridge: Process, pieces: Iterator[bytes], *, most_bytes: int = 96 << 20, most_s: float = 6.0) -> bytes:

@@ -18,7 +18,7 @@ from support.http import address_of
 from support.served import connect, read_all, read_until, statuses
 from support.stack import Process, Stack, eventually, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 CHAT = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8})
 KEEP_ALIVE_S = 2.0
 JAVA = """

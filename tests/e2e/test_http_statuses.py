@@ -14,7 +14,7 @@ import pytest
 from support.http import answer_of, calling
 from support.stack import Process, Stack, eventually, running, start
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 SHORT = {"prompt": "hi", "max_tokens": 2}
 LONG = {"prompt": "hi", "max_tokens": 5000}
 FAULTS = "step_ms=2,eos=never,fail_on_prompt=sulk,crash_on_prompt=die"

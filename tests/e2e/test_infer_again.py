@@ -12,7 +12,7 @@ import pytest
 from support.http import EVENTS, Event, answer_of, asked, calling, events_of
 from support.stack import Process, Stack, eventually, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ASK = {"prompt": "tell me", "max_tokens": 24}
 
 

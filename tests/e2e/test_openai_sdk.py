@@ -13,7 +13,7 @@ from openai import OpenAI
 from support.http import EVENTS, asked
 from support.stack import Process, Stack, eventually, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 CHAT: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "hello"}], "seed": 7}
 WORKER = ("--engine-opt", "step_ms=5,eos=never,fail_on_prompt=sulk", "--devices", "0", "--max-model-len", "2000")
 
@@ -335,7 +335,7 @@ def test_a_stream_that_fails_in_the_middle_ends_with_an_error() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_stream_that_has_nothing_to_tell_is_read_on() -> None:
     """A first token that takes longer than proxies and readers wait: chunks that add nothing come meanwhile."""
     with running(worker=("--engine-opt", "step_ms=18000,eos=never")) as stack:

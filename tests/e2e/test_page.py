@@ -10,7 +10,7 @@ import pytest
 from support.browser import Page, browsing, needs_browser
 from support.stack import Process, Stack, eventually, running, start
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), needs_browser]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), needs_browser]
 STEADY = ("--engine-opt", "step_ms=50,eos=never")
 STATIC: Final = Path(__file__).resolve().parents[2] / "bridge_http" / "static"
 ENTER: Final = ("Enter", 13)

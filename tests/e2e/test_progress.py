@@ -17,7 +17,7 @@ from zmqrt.client import AsyncClient, RequestError
 from zmqrt.client.results import Result
 from zmqrt.protocol.errors import Kind
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 T = TypeVar("T")
 RT_S = 1.0
@@ -58,7 +58,7 @@ class Slow:
 def at_once(*calls: Callable[[], T]) -> list[T]:
     """Call all of them, each on a thread of its own."""
     with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(lambda call: call(), calls))
+        return [running.result() for running in [pool.submit(call) for call in calls]]
 
 
 @pytest.fixture(scope="module")

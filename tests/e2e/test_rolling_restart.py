@@ -11,7 +11,7 @@ import pytest
 from support.load import Load
 from support.stack import Stack, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PACE = ("--engine-opt", "step_ms=10", "--devices", "mock:0")
 NODES = 3
 

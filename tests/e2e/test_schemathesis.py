@@ -14,7 +14,7 @@ from support.http import answer_of
 from support.stack import Process, running
 from zmqrt.bridge_http.openapi import OPERATIONS, document
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 schemathesis: Any = importlib.import_module("schemathesis")  # its types are not all known
 rules: Any = importlib.import_module("schemathesis.specs.openapi.checks")
 CHECKS: list[Any] = [

@@ -19,7 +19,7 @@ from zmqrt.client import CancelledError, Client
 from zmqrt.protocol.errors import Kind
 from zmqrt.protocol.limits import STREAM_BUFFER_BYTES, WINDOW_BYTES
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PIECE = 32 << 10
 OFFERED = 100 << 20
 ALL = f"{OFFERED // PIECE} {PIECE}"
@@ -150,7 +150,7 @@ def text_of(host: str, port: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_stream_of_a_minute_is_kept_by_a_client_that_says_nothing_else() -> None:
     """With the timers as they are: a token every 20 s, longer than any silence that a broker forgives."""
     with running(worker=("--engine-opt", "step_ms=22000", "--devices", "mock:0")) as stack, stack.client() as client:

@@ -15,7 +15,7 @@ import pytest
 from support.stack import Process, Stack, running, start
 from zmqrt.client import Client
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 FOREIGN = {
     "ZMQRT_SERVICE_HOST": "10.0.0.1",
@@ -103,8 +103,8 @@ def test_what_others_put_into_the_environment_stops_no_program(tmp_path: Path) -
     ("role", "words"),
     [
         ("worker", ("--served-model-name", "my model")),
-        ("worker", ("--served-model-name", "modèle")),
-        ("worker", ("--node-id", "a\nb")),
+        pytest.param("worker", ("--served-model-name", "modèle"), marks=pytest.mark.slow),
+        pytest.param("worker", ("--node-id", "a\nb"), marks=pytest.mark.slow),
         ("broker", ("--broker-id", "b" * 200)),
         ("bridge_http", ("--default-model", "my model")),
         ("client.cli", ("infer", "hi", "--default-model", "my model")),

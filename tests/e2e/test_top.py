@@ -24,7 +24,7 @@ from support.cli import zmqrt
 from support.stack import Stack, eventually, running
 from zmqrt.client import Client
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 SLOW = ("--engine-opt", "step_ms=20,eos=never", "--devices", "0")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -28,7 +28,7 @@ from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.client import AsyncClient, RequestError, ZmqrtError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PACE = ("--engine-opt", "step_ms=10,eos=never")
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"

@@ -13,7 +13,7 @@ from support.stack import eventually
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(sys.platform == "win32", reason="ends it by signals"),
 ]
 

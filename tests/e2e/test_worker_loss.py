@@ -15,7 +15,7 @@ from support.streams import Expected, ask_streams, mixed, open_all, read_on
 from zmqrt.client import Client, WorkerLostError
 from zmqrt.protocol.errors import Kind
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PACE = ("--engine-opt", "step_ms=10")
 
 

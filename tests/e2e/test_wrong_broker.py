@@ -19,7 +19,7 @@ from zmqrt.client import Client
 from zmqrt.client.cli.main import main
 from zmqrt.protocol.errors import ConnectError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @contextmanager
@@ -80,31 +80,35 @@ def node(endpoint: str, *words: str) -> tuple[str, ...]:
 
 def test_a_node_tells_keys_and_ports_as_a_client_does(keys: Path, tmp_path: Path) -> None:
     """Keyless at a keyed broker, with another broker's key, keyed at a keyless one, and at the port of the clients."""
-    with broker("--keys", str(keys)) as (_, workers):
-        with program(*node(workers)) as until:
-            assert "demands a key; pass `--keys DIR`" in until(workers)
-        assert main(["keygen", str(tmp_path / "others")]) == 0
-        with program(*node(workers, "--keys", str(tmp_path / "others"))) as until:
-            assert "the broker's public key here is probably not its own" in until(workers)
-    with broker() as (clients, workers):
-        with program(*node(workers, "--keys", str(keys))) as until:
-            assert "uses no keys, but this worker does" in until(workers)
-        with program(*node(clients)) as until:
-            assert "port for clients; workers connect to the other one (7556" in until(clients)
+    assert main(["keygen", str(tmp_path / "others")]) == 0
+    with (
+        broker("--keys", str(keys)) as (_, keyed),
+        broker() as (clients, keyless),
+        program(*node(keyed)) as without,
+        program(*node(keyed, "--keys", str(tmp_path / "others"))) as mistaken,
+        program(*node(keyless, "--keys", str(keys))) as needless,
+        program(*node(clients)) as astray,
+    ):
+        assert "demands a key; pass `--keys DIR`" in without(keyed)
+        assert "the broker's public key here is probably not its own" in mistaken(keyed)
+        assert "uses no keys, but this worker does" in needless(keyless)
+        assert "port for clients; workers connect to the other one (7556" in astray(clients)
 
 
 def test_a_node_tells_other_servers_and_nobody() -> None:
     """An HTTP server, an empty port, a name that means nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = f"tcp://127.0.0.1:{gone.getsockname()[1]}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        program(*node(f"tcp://127.0.0.1:{server.getsockname()[1]}")) as at_http,
+        program(*node(nobody)) as at_nobody,
+        program(*node("tcp://no-such-host.invalid:7556", "--insecure")) as at_no_name,
+    ):
         threading.Thread(target=_serve, args=(server,), daemon=True).start()
-        with program(*node(endpoint)) as until:
-            line = until("is an HTTP server")
-            assert "Workers use 7556" in line
-    with program(*node(endpoint)) as until:
-        assert "start one with `zmqrt up`" in until("nobody listens at")
-    with program(*node("tcp://no-such-host.invalid:7556", "--insecure")) as until:
-        until("the name no-such-host.invalid cannot be resolved")
+        assert "Workers use 7556" in at_http("is an HTTP server")
+        assert "start one with `zmqrt up`" in at_nobody("nobody listens at")
+        at_no_name("the name no-such-host.invalid cannot be resolved")
 
 
 def _serve(server: socket.socket) -> None:

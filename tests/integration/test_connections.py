@@ -27,7 +27,7 @@ from zmqrt.bridge_http.infer import refusal
 from zmqrt.bridge_http.reading import Bodies, unless_gone
 from zmqrt.bridge_http.streaming import EventStream
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 GET = b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n"
 LAST = b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 

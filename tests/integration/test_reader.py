@@ -21,7 +21,7 @@ from zmqrt.worker.prepare import Bounds, encode_prompt
 from zmqrt.worker.reader import LONG_BYTES, Readers, Reading
 from zmqrt.worker.vocabulary import load_vocabulary
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 TEMPLATE = """{% for m in messages %}
 {%- if m.content == 'loop' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}

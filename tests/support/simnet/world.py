@@ -1,8 +1,8 @@
 """A whole network in one process and one thread: from a seed to a verdict.
 
 A run has three parts. Requests come in while things go wrong; then nothing goes wrong any more, and all that was asked
-must end within twice the request timeout; then every client asks once more, must be answered, and nothing may be left
-anywhere. Whatever breaks a rule is raised with the seed and the last events.
+must end within three times the request timeout (what makes progress lives on); then every client asks once more, must
+be answered, and nothing may be left anywhere. Whatever breaks a rule is raised with the seed and the last events.
 """
 
 from __future__ import annotations
@@ -125,8 +125,7 @@ class World:
             self.agenda.after(self.rng.uniform(0.0, 1.0), lambda: client.cancel(asked))
 
     def _finish_what_is_open(self) -> None:
-        # What makes progress lives on: twice its time would do for what makes none.
-        self.agenda.run(self.agenda.now + 6 * self.timing.request_timeout_s, self._is_answered)
+        self.agenda.run(self.agenda.now + 3 * self.timing.request_timeout_s, self._is_answered)
         for client in self.clients:
             assert client.is_idle(), f"{client.name} still waits for {[a.wish.prompt for a in client.asked]}"
 
