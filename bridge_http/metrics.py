@@ -1,7 +1,7 @@
 """GET /metrics: what this bridge has served, and how the fleet is.
 
 The first is counted here, for each request as it goes by, and may be added up over several bridges. The second is the
-broker's last snapshot (`protocol/families.py`), translated when somebody scrapes: every bridge tells the same, so it is
+broker's last snapshot (`protocol/prometheus.py`), translated when somebody scrapes: every bridge tells the same, so it is
 not to be added up. docs/metrics.md lists all names.
 """
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..client.results import Result
-from ..protocol.families import FleetCollector
+from ..protocol.prometheus import FleetCollector
 from .health import Watch
 
 REFUSED: Final = Counter(

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.printable import printable
+from ..protocol.sanitize import printable
 from ..protocol.snapshot import MAX_EVENTS, EventKind, FleetEvent, Level
 
 _WINDOW_S: Final = 1.0

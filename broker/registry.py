@@ -9,7 +9,7 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.limits import MAX_FLEET_PARTS, MAX_FLEET_SERVICES
-from ..protocol.printable import printable
+from ..protocol.sanitize import printable
 from ..protocol.snapshot import EventKind
 from .bounds import CONTROL_BURST, CONTROL_RATE
 from .counters import LossReason

@@ -27,7 +27,7 @@ from ..protocol import codec, descriptors, transport
 from ..protocol import messages as m
 from ..protocol.errors import ProtocolError, ZmqrtError
 from ..protocol.keys import load_server
-from ..protocol.metrics_port import MetricsPort, ask_loop
+from ..protocol.metrics_server import MetricsPort, ask_loop
 from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, SendFailure, Side
@@ -141,7 +141,7 @@ class Server:
             self._close()
 
     def _collector(self, loop: asyncio.AbstractEventLoop) -> Collector:
-        from ..protocol.families import FleetCollector  # prometheus-client is an extra
+        from ..protocol.prometheus import FleetCollector  # prometheus-client is an extra
 
         return FleetCollector(ask_loop(loop, lambda: self._core.snapshot(time.monotonic())))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.printable import printable
+from ..protocol.sanitize import printable
 from ..protocol.story import Attempt, State, Story, spent
 from .requests import QUEUED, Request, RequestState
 

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Final, TextIO
 
-from .printable import escaped, indented, printable
+from .sanitize import escaped, indented, printable
 from .stdio import prepare_stdio
 
 FIELDS: Final = ("request_id", "rid", "trace_id", "worker_id")

@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from .limits import MAX_NAME_CHARS, MAX_SERVICE_CHARS
-from .printable import printable
+from .sanitize import printable
 
 _SERVICE: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 

@@ -13,7 +13,7 @@ import msgspec
 from . import messages as m
 from .histogram import Histogram
 from .messages import TaskName
-from .printable import printable
+from .sanitize import printable
 
 SCHEMA: Final = "snapshot"
 SCHEMA_VERSION: Final = 2

@@ -8,7 +8,7 @@ from typing import Final
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..protocol.families import of_devices, of_nodes
+from ..protocol.prometheus import of_devices, of_nodes
 from ..protocol.snapshot import Health, NodeStatus, device_status
 from .core import NodeState, WorkerCore
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 from ..protocol import transport
 from ..protocol.errors import EXIT_INTERRUPTED, ZmqrtError
 from ..protocol.keys import PeerKeys, load_peer
-from ..protocol.metrics_port import MetricsPort, ask_loop
+from ..protocol.metrics_server import MetricsPort, ask_loop
 from ..protocol.timing import Backoff
 from .agent import Agent
 from .broker_link import BrokerLink

@@ -8,7 +8,7 @@ from typing import Final
 import click
 from rich.text import Text
 
-from ...protocol.printable import printable
+from ...protocol.sanitize import printable
 from ...protocol.settings import is_named, options
 from ..config import ClientSettings
 from ..doctor.check import Check, exit_code

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ...protocol.admin import AdminOutcome
 from ...protocol.errors import Kind, NotFoundError, UnauthorizedError, ZmqrtError, request_error
-from ...protocol.printable import printable
+from ...protocol.sanitize import printable
 from ...protocol.settings import options
 from ...protocol.snapshot import NodeStatus
 from ..config import ClientSettings

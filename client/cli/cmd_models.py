@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ...protocol.children import python
 from ...protocol.errors import ZmqrtError
-from ...protocol.printable import printable
+from ...protocol.sanitize import printable
 from ...protocol.settings import options
 from ...protocol.snapshot import ServiceStatus
 from ..config import ClientSettings

@@ -19,7 +19,7 @@ from ...protocol.errors import (
     ConfigurationError,
     ZmqrtError,
 )
-from ...protocol.printable import printable
+from ...protocol.sanitize import printable
 from ...protocol.settings.variables import API_KEY_ENV
 from .proxies import Proxy, opener_for, proxy_for
 

@@ -14,7 +14,7 @@ import click
 
 from ...protocol.names import as_typed
 from ...protocol.own_files import decode
-from ...protocol.printable import escaped, indented, readable
+from ...protocol.sanitize import escaped, indented, readable
 
 
 def is_terminal() -> bool:

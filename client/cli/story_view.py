@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...protocol.printable import printable
+from ...protocol.sanitize import printable
 from ...protocol.story import Attempt, Story, spent
 from ..top.text import bar
 from .fleet_view import BAR_CELLS

@@ -10,7 +10,7 @@ import click
 from rich.live import Live
 from rich.text import Text
 
-from ...protocol.printable import printable, readable
+from ...protocol.sanitize import printable, readable
 from ...protocol.snapshot import Snapshot
 from ..top.text import Clean
 from .screen import screen

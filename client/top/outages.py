@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from ...protocol.printable import printable
+from ...protocol.sanitize import printable
 from ...protocol.snapshot import EventKind, FleetEvent, Level
 from .fleet import NOT_ASKED, Event, Sight
 

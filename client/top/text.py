@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableT
 from rich.segment import Segment
 from rich.text import Text
 
-from ...protocol.printable import printable, readable
+from ...protocol.sanitize import printable, readable
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"

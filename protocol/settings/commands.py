@@ -18,7 +18,7 @@ from click.types import OptionHelpExtra
 
 from ..errors import ZmqrtError
 from ..logs import json_line
-from ..printable import indented, printable
+from ..sanitize import indented, printable
 from ..stdio import prepare_stdio, reader_gone
 from .declare import CommonSettings, Setting, settings_of
 from .sources import DEFAULT, FILE_NAME, Resolved, resolve

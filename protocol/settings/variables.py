@@ -18,7 +18,7 @@ import dotenv
 
 from ..errors import ConfigurationError
 from ..own_files import is_there, read_text, refuse_foreign
-from ..printable import printable
+from ..sanitize import printable
 from .declare import PREFIX, CommonSettings, Setting, settings_of
 from .values import FALSE, unquoted
 

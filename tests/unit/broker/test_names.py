@@ -7,8 +7,8 @@ import pytest
 from support.stage import Stage, Worker, offer
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot as s
-from zmqrt.protocol.families import of_fleet
 from zmqrt.protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_PARTS, MAX_FLEET_SERVICES, MAX_SERVICES
+from zmqrt.protocol.prometheus import of_fleet
 
 
 def listed(stage: Stage) -> list[str]:

@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support.fake_fleet import node
 from support.top import service, snapshot
-from zmqrt.protocol.families import FleetCollector
 from zmqrt.protocol.histogram import BOUNDS_S, Histogram
+from zmqrt.protocol.prometheus import FleetCollector
 from zmqrt.protocol.snapshot import Snapshot
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrt.protocol.printable import escaped, indented, printable, readable
+from zmqrt.protocol.sanitize import escaped, indented, printable, readable
 
 ORDERS = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u202a\u202e\u2066\u2069\u200e\u2028\u2029\udc80"]
 
