@@ -1,8 +1,8 @@
 """GET /metrics: what this bridge has served, and how the fleet is.
 
 The first is counted here, for each request as it goes by, and may be added up over several bridges. The second is the
-broker's last snapshot (`protocol/prometheus.py`), translated when somebody scrapes: every bridge tells the same, so it is
-not to be added up. docs/metrics.md lists all names.
+broker's last snapshot (`protocol/prometheus.py`), translated when somebody scrapes: every bridge tells the same, so it
+is not to be added up. docs/metrics.md lists all names.
 """
 
 from __future__ import annotations
