@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from ...protocol.errors import ZmqrtError
-from ...protocol.settings import Origin, known_roles, resolve, toml_template
+from ...protocol.settings import EffectiveValue, known_roles, resolve, toml_template
 from ...protocol.settings.sources import FILE_NAME
 from .screen import PIPE_WIDTH, screen
 from .stdio import data, note
@@ -56,11 +56,11 @@ def show(role: str | None, config: Path | None, as_json: bool) -> None:
         screen(pipe_width=PIPE_WIDTH).print(_table(name, found))
 
 
-def _plain(one: Origin) -> dict[str, str]:
+def _plain(one: EffectiveValue) -> dict[str, str]:
     return {"name": one.name, "value": one.shown, "origin": one.origin}
 
 
-def _table(role: str, found: tuple[Origin, ...]) -> Table:
+def _table(role: str, found: tuple[EffectiveValue, ...]) -> Table:
     table = Table("setting", "value", "from", title=f"[{role}]", title_justify="left", box=None, pad_edge=False)
     for one in found:
         table.add_row(one.name, one.shown, one.origin, style="dim" if one.origin == "default" else None)

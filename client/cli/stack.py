@@ -13,13 +13,13 @@ from typing import Any, Final, cast
 
 import click
 
-from ...protocol.settings.values import time_kind
+from ...protocol.settings.values import duration_type
 from .supervise import Child, Supervisor
 
 _LOOPBACK: Final = "127.0.0.1"
 _STALL_S: Final = 30.0
 """After which a worker gives an engine up by default."""
-_duration: Final = time_kind("s", is_whole=False)
+_duration: Final = duration_type("s", is_whole=False)
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, given: str | None) -> float | None:

@@ -21,14 +21,14 @@ A subcommand of a group takes the same flags with `@options(ClientSettings)`; a 
 from .commands import command, is_named, options, version_text
 from .declare import LOG_LEVELS, CommonSettings, Setting, setting, settings_of
 from .render import markdown_table, toml_template
-from .sources import Origin, Resolved, Surroundings, known_roles, load, origins, resolve
+from .sources import EffectiveValue, Resolved, Surroundings, known_roles, load, origins, resolve
 from .values import unquoted
 from .variables import wants_tracebacks
 
 __all__ = [
     "LOG_LEVELS",
     "CommonSettings",
-    "Origin",
+    "EffectiveValue",
     "Resolved",
     "Setting",
     "Surroundings",

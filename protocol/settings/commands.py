@@ -130,14 +130,14 @@ def _config_option(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _option(one: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    names = [f"{one.flag}/--no-{one.flag.removeprefix('--')}"] if one.kind.is_flag else [one.flag]
+    names = [f"{one.flag}/--no-{one.flag.removeprefix('--')}"] if one.value_type.is_flag else [one.flag]
     return click.option(
         *names,
         _DEST + one.field,
         cls=_SettingOption,
-        type=None if one.kind.is_flag else _SettingType(one),
+        type=None if one.value_type.is_flag else _SettingType(one),
         default=None,
-        multiple=one.kind.is_list,
+        multiple=one.value_type.is_list,
         metavar=one.metavar or None,
         hidden=one.declared.deprecated is not None,
         help=one.declared.help,
@@ -180,7 +180,7 @@ class _SettingOption(click.Option):
         extra = super().get_help_extra(ctx)
         extra["envvars"] = self.setting.env_names[:1] + self.setting.declared.env
         shown = self.setting.show(self.setting.default)
-        if shown and not (self.setting.kind.is_flag and not self.setting.default):
+        if shown and not (self.setting.value_type.is_flag and not self.setting.default):
             extra["default"] = shown
         return extra
 
@@ -208,7 +208,7 @@ class _SettingType(click.ParamType[object]):
         incomplete: str,
     ) -> list[CompletionItem]:
         """Offer the accepted words, or files."""
-        if isinstance(self.setting.default, Path) or self.setting.kind.metavar == "PATH":
+        if isinstance(self.setting.default, Path) or self.setting.value_type.metavar == "PATH":
             return [CompletionItem(incomplete, type="file")]
         words = (word for word in self.setting.declared.choices if word.startswith(incomplete))
         return [CompletionItem(word) for word in words]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
 from . import values
-from .values import Kind, Unit
+from .values import Unit, ValueType
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ class Setting:
     field: str
     name: str
     default: object
-    kind: Kind
+    value_type: ValueType
     declared: Declared
 
     @property
@@ -141,7 +141,7 @@ class Setting:
         """What stands for the value in `--help`."""
         if self.declared.metavar:
             return self.declared.metavar
-        return "|".join(self.declared.choices) or self.kind.metavar
+        return "|".join(self.declared.choices) or self.value_type.metavar
 
     @property
     def env_names(self) -> tuple[str, ...]:
@@ -157,10 +157,14 @@ class Setting:
         if self.declared.choices:
             return "one of " + ", ".join(self.declared.choices)
         if low is not None and high is not None:
-            return f"{self.kind.expected} from {self.kind.show(low)} to {self.kind.show(high)}"
+            return f"{self.value_type.expected} from {self.value_type.show(low)} to {self.value_type.show(high)}"
         if low is not None:
-            return f"{self.kind.expected} of at least {self.kind.show(low)}"
-        return self.kind.expected if high is None else f"{self.kind.expected} of at most {self.kind.show(high)}"
+            return f"{self.value_type.expected} of at least {self.value_type.show(low)}"
+        return (
+            self.value_type.expected
+            if high is None
+            else f"{self.value_type.expected} of at most {self.value_type.show(high)}"
+        )
 
     def parse(self, raw: object) -> object:
         """Read text or a TOML value and check it; a ValueError says what was expected."""
@@ -171,10 +175,10 @@ class Setting:
 
     def read(self, raw: object) -> object:
         """Read text or a TOML value; a ValueError says what was expected."""
-        if isinstance(raw, str) and not self.kind.is_list:
+        if isinstance(raw, str) and not self.value_type.is_list:
             raw = values.unquoted(raw)
         try:
-            value = self.kind.parse(raw)
+            value = self.value_type.parse(raw)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"expected {str(error) if self.declared.convert else self.expected}") from None
         if self.declared.choices:
@@ -196,7 +200,7 @@ class Setting:
     def _is_accepted(self, value: object) -> bool:
         if self.declared.choices:
             return value in self.declared.choices
-        if not self.kind.is_number:
+        if not self.value_type.is_number:
             return True
         number = typing.cast("float", value)
         low, high = self.declared.minimum, self.declared.maximum
@@ -208,7 +212,7 @@ class Setting:
             return ""
         if self.declared.is_secret:
             return "****" if value else ""
-        return self.kind.show(value)
+        return self.value_type.show(value)
 
 
 def settings_of(cls: type[CommonSettings]) -> tuple[Setting, ...]:
@@ -223,16 +227,16 @@ def _describe(field: dataclasses.Field[object], annotation: object) -> Setting:
     declared = typing.cast("Declared", field.metadata[_KEY])
     suffix: Unit | None = next((unit for unit in _SUFFIXES if field.name.endswith("_" + unit)), None)
     unit = declared.unit or suffix
-    kind = _own_kind(declared) if declared.convert else values.kind_of(annotation, unit)
-    is_quantity = kind.is_number and suffix is not None
+    value_type = _own_type(declared) if declared.convert else values.value_type_of(annotation, unit)
+    is_quantity = value_type.is_number and suffix is not None
     name = declared.name or (field.name.removesuffix(f"_{suffix}") if is_quantity else field.name)
-    return Setting(field=field.name, name=name, default=field.default, kind=kind, declared=declared)
+    return Setting(field=field.name, name=name, default=field.default, value_type=value_type, declared=declared)
 
 
-def _own_kind(declared: Declared) -> Kind:
+def _own_type(declared: Declared) -> ValueType:
     convert = declared.convert
     assert convert is not None
-    return Kind(
+    return ValueType(
         expected="another value",
         metavar="TEXT",
         parse=lambda raw: convert(raw if isinstance(raw, str) else str(raw)),

@@ -105,11 +105,11 @@ def _commented(one: Setting) -> Iterator[str]:
 def _toml_value(one: Setting) -> str:
     if one.default is None:
         return json.dumps(one.metavar)
-    if one.kind.is_list:
+    if one.value_type.is_list:
         return json.dumps(list(typing.cast("Sequence[str]", one.default)))
-    if one.kind.is_flag or (isinstance(one.default, (int, float)) and one.kind.metavar in ("N", "NUMBER")):
-        return one.kind.show(one.default)
-    return json.dumps(one.kind.show(one.default), ensure_ascii=False)
+    if one.value_type.is_flag or (isinstance(one.default, (int, float)) and one.value_type.metavar in ("N", "NUMBER")):
+        return one.value_type.show(one.default)
+    return json.dumps(one.value_type.show(one.default), ensure_ascii=False)
 
 
 def _table(settings: Iterable[Setting]) -> str:
@@ -123,7 +123,7 @@ def _table(settings: Iterable[Setting]) -> str:
 
 def _row(one: Setting) -> str:
     names = " ".join(f"`{name}`" for name in one.env_names[:1] + one.declared.env)
-    flag = one.flag if one.kind.is_flag else f"{one.flag} {one.metavar}"
+    flag = one.flag if one.value_type.is_flag else f"{one.flag} {one.metavar}"
     shown = one.show(one.default)
     meaning = one.declared.help.replace("|", "\\|")
     return f"| `{one.name}` | `{flag.replace('|', '¦')}` | {names} | {f'`{shown}`' if shown else ''} | {meaning} |"

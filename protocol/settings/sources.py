@@ -54,7 +54,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class EffectiveValue:
     """One effective setting, and where its value came from; `shown` hides a secret."""
 
     setting: Setting
@@ -79,7 +79,7 @@ class Resolved(Generic[S]):
     """
 
     settings: S
-    origins: tuple[Origin, ...]
+    origins: tuple[EffectiveValue, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -116,7 +116,7 @@ def load(cls: type[S], flags: Mapping[str, object] | None = None, *, config: Pat
 
 def origins(
     cls: type[S], flags: Mapping[str, object] | None = None, *, config: Path | None = None
-) -> tuple[Origin, ...]:
+) -> tuple[EffectiveValue, ...]:
     """Return each effective setting with where it came from, for `zmqrt config show`."""
     return resolve(cls, flags, config=config).origins
 
@@ -146,17 +146,17 @@ def resolve(
     return dataclasses.replace(resolved, warnings=(*warnings, *resolved.warnings), notes=notes)
 
 
-def _choose(one: Setting, layers: Iterable[_Layer]) -> Origin:
+def _choose(one: Setting, layers: Iterable[_Layer]) -> EffectiveValue:
     """Take the value of the first layer that has one: the strongest comes first."""
     found = next(filter(None, (layer(one) for layer in layers)), None)
     if found is None:
-        return Origin(setting=one, value=one.default, shown=one.show(one.default), origin=DEFAULT)
+        return EffectiveValue(setting=one, value=one.default, shown=one.show(one.default), origin=DEFAULT)
     value = _parse(one, found)
     if one.name == INSECURE and value and found.path is not None and not is_own(found.path):
         raise ConfigurationError(
             f"setting {INSECURE} ({found.origin}): only a flag, the environment or a file of your own may say that"
         )
-    return Origin(setting=one, value=value, shown=one.show(value), origin=found.origin, path=found.path)
+    return EffectiveValue(setting=one, value=value, shown=one.show(value), origin=found.origin, path=found.path)
 
 
 def _parse(one: Setting, found: _Found) -> object:
@@ -167,7 +167,7 @@ def _parse(one: Setting, found: _Found) -> object:
         raise ConfigurationError(f"setting {one.name} = {shown} ({found.origin}): {error}") from None
 
 
-def _build(cls: type[S], chosen: list[Origin]) -> Resolved[S]:
+def _build(cls: type[S], chosen: list[EffectiveValue]) -> Resolved[S]:
     try:
         values: dict[str, Any] = {each.setting.field: each.value for each in chosen}  # of each field's own type
         settings = cls(**values)
@@ -176,7 +176,7 @@ def _build(cls: type[S], chosen: list[Origin]) -> Resolved[S]:
     return Resolved(settings=settings, origins=tuple(chosen), warnings=tuple(_warnings(chosen)))
 
 
-def _warnings(chosen: Iterable[Origin]) -> Iterator[str]:
+def _warnings(chosen: Iterable[EffectiveValue]) -> Iterator[str]:
     for each in chosen:
         declared = each.setting.declared
         if declared.deprecated and each.origin != DEFAULT:
@@ -197,7 +197,7 @@ def _in_variables(one: Setting, found: Variables, warn: Callable[[str], None]) -
     return _Found(named[1], f"{found.origin} {named[0]}", found.path) if named is not None else None
 
 
-def _say_what_was_read(origins: Iterable[Origin], directory: Path | None) -> tuple[str, ...]:
+def _say_what_was_read(origins: Iterable[EffectiveValue], directory: Path | None) -> tuple[str, ...]:
     """Name each file of the working directory that counts, and for what: it may be there by accident."""
     read: dict[Path, list[str]] = {}
     for one in origins:

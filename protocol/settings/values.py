@@ -1,6 +1,6 @@
-"""What a setting's text means: one `Kind` for each type a settings class may use.
+"""What a setting's text means: one `ValueType` for each type a settings class may use.
 
-A kind reads words and TOML values alike and writes a value back as it would be typed.
+It reads words and TOML values alike and writes a value back as it would be typed.
 It knows no names and no sources.
 """
 
@@ -35,7 +35,7 @@ _QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ValueType:
     """One type of setting: how to read it and how to write it.
 
     Attributes:
@@ -173,14 +173,14 @@ def _whole(number: float) -> int:
     return int(number)
 
 
-def time_kind(unit: Literal["s", "ms"], *, is_whole: bool) -> Kind:
-    """Return the kind of a duration kept in `unit`."""
+def duration_type(unit: Literal["s", "ms"], *, is_whole: bool) -> ValueType:
+    """Return the type of a duration kept in `unit`."""
 
     def parse(raw: object) -> float:
         number = _parse_quantity(raw, _TIME, unit)
         return _whole(number) if is_whole else number
 
-    return Kind(
+    return ValueType(
         expected=f"a duration such as 10s, 250ms or 2m (a bare number counts {'seconds' if unit == 's' else unit})",
         metavar="DURATION",
         parse=parse,
@@ -189,7 +189,7 @@ def time_kind(unit: Literal["s", "ms"], *, is_whole: bool) -> Kind:
     )
 
 
-SIZE: Final = Kind(
+SIZE: Final = ValueType(
     expected="a size such as 64MiB or 1GiB (a bare number counts bytes)",
     metavar="SIZE",
     parse=lambda raw: _whole(_parse_quantity(raw, {**_SIZE, "bytes": 1}, "bytes")),
@@ -197,25 +197,25 @@ SIZE: Final = Kind(
     is_number=True,
 )
 
-PLAIN: Final[dict[object, Kind]] = {
-    bool: Kind(expected="true or false", metavar="", parse=_parse_bool, show=_show_bool, is_flag=True),
-    int: Kind(expected="a whole number", metavar="N", parse=_parse_int, is_number=True),
-    float: Kind(expected="a number", metavar="NUMBER", parse=_parse_float, show=_show_float, is_number=True),
-    str: Kind(expected="text", metavar="TEXT", parse=_parse_text),
-    Path: Kind(expected="a path", metavar="PATH", parse=_parse_path),
-    tuple[str, ...]: Kind(
+PLAIN: Final[dict[object, ValueType]] = {
+    bool: ValueType(expected="true or false", metavar="", parse=_parse_bool, show=_show_bool, is_flag=True),
+    int: ValueType(expected="a whole number", metavar="N", parse=_parse_int, is_number=True),
+    float: ValueType(expected="a number", metavar="NUMBER", parse=_parse_float, show=_show_float, is_number=True),
+    str: ValueType(expected="text", metavar="TEXT", parse=_parse_text),
+    Path: ValueType(expected="a path", metavar="PATH", parse=_parse_path),
+    tuple[str, ...]: ValueType(
         expected="a list of texts", metavar="TEXT[,TEXT]", parse=_parse_list, show=_show_list, is_list=True
     ),
 }
 
 
-def kind_of(annotation: object, unit: Unit | None) -> Kind:
-    """Return the kind that a field's annotation and unit ask for; `X | None` is read as X."""
+def value_type_of(annotation: object, unit: Unit | None) -> ValueType:
+    """Return the type that a field's annotation and unit ask for; `X | None` is read as X."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
     if annotation is int or annotation is float:
         if unit == "bytes":
             return SIZE
         if unit is not None:
-            return time_kind(unit, is_whole=annotation is int)
+            return duration_type(unit, is_whole=annotation is int)
     return PLAIN[annotation]
