@@ -19,7 +19,7 @@ TIMED   := (integration or e2e)
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all soak check format bench bench-gpu kernels docs build clean
+.PHONY: help setup demo up test test-all soak chaos check format bench bench-gpu kernels docs build clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-all: test $(STAMP)-model ## the slow ones too, and those with a real model
 
 soak: $(STAMP)-dev ## minutes of load and failures
 	$(BIN)/pytest -m soak --timeout 3600
+
+chaos: $(STAMP)-dev ## break a fleet under load and judge every answer; ARGS="--duration 60 --seed 1"
+	PYTHONPATH=bench $(BIN)/python -m chaos $(ARGS)
 
 check: $(STAMP)-dev ## lint, format, types twice, import rules, packaging
 	$(BIN)/ruff check .

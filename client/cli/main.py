@@ -28,7 +28,6 @@ COMMANDS: Final = {
     "drain": "Have a node finish what it runs and leave, and wait for it.",
     "models": "List the models that can be asked; fetch and convert others.",
     "demo": "Start everything, ask one question in two ways, stop everything.",
-    "chaos": "Break a fleet under load, and judge every answer.",
     "keygen": "Make the keys of a fleet of several machines.",
     "config": "Write a settings file, or show each setting and where it comes from.",
     "completion": "Print the script that completes commands in your shell.",
@@ -100,14 +99,22 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Errors are one sentence on standard error; ZMQRT_DEBUG=1 shows more."""
+    """Run the command line and return its exit code."""
     prepare_stdio()
     if os.environ.get("_ZMQRT_COMPLETE", "").startswith("powershell"):
         from . import powershell
 
         powershell.register()
+    return run(cli, "zmqrt", arguments)
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a click command and return its exit code.
+
+    Errors are one sentence on standard error; ZMQRT_DEBUG=1 shows the traceback.
+    """
     try:
-        code = cli.main(arguments, prog_name="zmqrt", standalone_mode=False)
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
     except SystemExit as error:  # raised by click and rich alike, with 1, when nobody reads on: `zmqrt … | head`
         return EXIT_READER_GONE if error.code == EXIT_FAILED else int(error.code or 0)
     except click.Abort:  # Ctrl-C

@@ -1,23 +1,25 @@
-"""`zmqrt chaos` as its users run it: a short storm over real processes, and a fleet that is there already."""
+"""`make chaos` as its users run it: a short storm over real processes, and a fleet that is there already."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.stack import running
 
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def chaos(*arguments: str) -> tuple[int, dict[str, Any], str]:
     """Run it; return exit code, report and what it said."""
-    command = [sys.executable, "-m", "zmqrt.client.cli", "chaos", "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    command = [sys.executable, "-m", "chaos", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False, cwd=BENCH)
     print(done.stderr)
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 

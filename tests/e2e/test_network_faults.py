@@ -12,10 +12,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import pytest
+from chaos.proxy import FaultProxy, Way
 
 from support.stack import Process, Stack, eventually
 from zmqrt.client import Client, ConnectError, Embed, Handle, Result
-from zmqrt.client.chaos.proxy import FaultProxy, Way
 from zmqrt.protocol.toy_model import expected_tokens
 
 pytestmark = pytest.mark.e2e

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Self
 
 import pytest
+from chaos.proxy import FaultProxy, Way
 
 from support.stack import eventually
-from zmqrt.client.chaos.proxy import FaultProxy, Way
 from zmqrt.protocol.errors import ConfigurationError
 
 pytestmark = pytest.mark.integration

@@ -1,4 +1,4 @@
-"""`zmqrt chaos`: break a fleet under load, and judge every answer."""
+"""Break a fleet under load and judge every answer: `make chaos`, or `PYTHONPATH=bench python -m chaos`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
-from ..chaos.fleet import FleetPlan, Struck
-from ..chaos.judge import Judge
-from ..chaos.load import LoadPlan
-from ..chaos.plan import Blow, FaultKind, usual_counts
-from ..chaos.report import Demands
-from ..chaos.run import ChaosPlan, run
-from .interrupts import Interrupts
-from .screen import screen
-from .stdio import data
+from zmqrt.client.cli.interrupts import Interrupts
+from zmqrt.client.cli.main import run as run_command
+from zmqrt.client.cli.screen import screen
+from zmqrt.client.cli.stdio import data
+from zmqrt.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
+
+from .fleet import FleetPlan, Struck
+from .judge import Judge
+from .load import LoadPlan
+from .plan import Blow, FaultKind, usual_counts
+from .report import Demands
+from .run import ChaosPlan, run
 
 _TIMEOUT_S: Final = 30.0
 _PIPE_WIDTH: Final = 120
@@ -46,7 +48,19 @@ def _read_fault(_context: click.Context, _parameter: click.Parameter, given: tup
     return counts
 
 
-@click.command(help="Break a fleet under load, and judge every answer.")
+_EPILOG: Final = """\b
+  make chaos                                      a minute of kill -9, SIGSTOP and partitions under 200 streams
+  make chaos ARGS="--model smollm2-135m"          three kills under four streams of a real model
+  make chaos ARGS="--fault broker-kill=5 --seed 1"
+  make chaos ARGS="--broker tcp://broker-1:7555"  load and judge a fleet that you break yourself
+"""
+
+
+@click.command(
+    help="Break a fleet under load, and judge every answer.",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1, 86_400), default=60, show_default=True, help="Seconds."
 )
@@ -238,3 +252,7 @@ def _shown(console: Console, duration_s: float) -> Generator[_Shown]:
     columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield _Shown(progress, progress.add_task("", total=duration_s))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command, "python -m chaos"))

@@ -8,12 +8,11 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from chaos.fleet import Struck
+from chaos.judge import Judge, Watch
+from chaos.plan import Fault, FaultKind
+from chaos.report import COUNTED, Demands, Report
 from rich.console import Console
-
-from zmqrt.client.chaos.fleet import Struck
-from zmqrt.client.chaos.judge import Judge, Watch
-from zmqrt.client.chaos.plan import Fault, FaultKind
-from zmqrt.client.chaos.report import COUNTED, Demands, Report
 
 RIGHT = [10, 11, 12, 13]
 TEXT = "abcd"

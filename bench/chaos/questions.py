@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ...protocol import toy_model
-from ..calls import GenerateOptions
-from ..sync import Client
+from zmqrt.client.calls import GenerateOptions
+from zmqrt.client.sync import Client
+from zmqrt.protocol import toy_model
 
 _STREAM_TOKENS: Final = (60, 160)
 """Length of streamed toy answers: at 50 ms a step a stream lives for 3 to 8 s, long enough to be hit."""

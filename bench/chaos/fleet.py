@@ -20,10 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ...protocol.errors import ZmqrtError
-from ...protocol.snapshot import NodeStatus, Snapshot
-from ..cli.poller import Poller
-from ..cli.supervise import Child, State, Supervisor
+from zmqrt.client.cli.poller import Poller
+from zmqrt.client.cli.supervise import Child, State, Supervisor
+from zmqrt.protocol.errors import ZmqrtError
+from zmqrt.protocol.snapshot import NodeStatus, Snapshot
+
 from .plan import Blow, Fault, Target
 from .proxy import FaultProxy
 

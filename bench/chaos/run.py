@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ...protocol import toy_model
-from ...protocol.errors import ZmqrtError
-from ...protocol.snapshot import ServiceStatus
-from ..sync import Client
+from zmqrt.client.sync import Client
+from zmqrt.protocol import toy_model
+from zmqrt.protocol.errors import ZmqrtError
+from zmqrt.protocol.snapshot import ServiceStatus
+
 from .fleet import ChaosFleet, FleetPlan, Struck
 from .judge import Judge
 from .load import Load, LoadPlan

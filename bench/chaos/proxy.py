@@ -20,8 +20,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from ...protocol.addresses import check_endpoint
-from ...protocol.errors import ConfigurationError
+from zmqrt.protocol.addresses import check_endpoint
+from zmqrt.protocol.errors import ConfigurationError
 
 Way = Literal["to_target", "to_client"]
 _PIECE_BYTES: Final = 256 << 10

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ...protocol.errors import RequestError, ZmqrtError
-from ...protocol.limits import MAX_OUTSTANDING_BRIDGE
-from ..aio import AsyncClient
+from zmqrt.client.aio import AsyncClient
+from zmqrt.protocol.errors import RequestError, ZmqrtError
+from zmqrt.protocol.limits import MAX_OUTSTANDING_BRIDGE
+
 from .judge import Judge
 from .questions import Source
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from chaos.plan import FREEZE_FACTORS, Blow, FaultKind, Target, make_schedule, usual_counts
 from hypothesis import given
 from hypothesis import strategies as st
-
-from zmqrt.client.chaos.plan import FREEZE_FACTORS, Blow, FaultKind, Target, make_schedule, usual_counts
 
 COUNTS = st.dictionaries(st.sampled_from(list(FaultKind)), st.integers(0, 30))
 
