@@ -11,31 +11,31 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..protocol.origins import read_host
 from . import page, paths
-from .asking import Desk
+from .access import AccessCheck
+from .broker_client import BrokerClient
 from .config import BridgeSettings
 from .cors import Cors, Origins
-from .counted import Counted
 from .description import Description
-from .fleet import Fleet
-from .guard import Guard
-from .health import Probes, Watch
+from .health import HealthEndpoints, SnapshotCache
+from .in_flight import InFlight
 from .infer import Infer
 from .metrics import Metrics
+from .middleware import Counted
 from .openai.routes import OpenAi
-from .reading import Bodies
 from .refusals import misrouted, refusal
 from .replies import json_response
-from .status import Status
+from .request_body import BodyReader
+from .status import StatusEndpoint
 
 
-def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
+def make_app(fleet: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
-    watch = Watch(fleet.status, brokers=settings.broker)
+    watch = SnapshotCache(fleet.status, brokers=settings.broker)
     metrics = Metrics(watch)
-    desk = Desk(fleet, settings, metrics)
-    bodies = Bodies(settings)
+    desk = InFlight(fleet, settings, metrics)
+    bodies = BodyReader(settings)
     infer = Infer(desk, bodies)
-    probes = Probes(watch)
+    probes = HealthEndpoints(watch)
     routes = [
         Route("/infer", infer.post, methods=["POST"]),
         Route("/infer/{request_id}", infer.delete, methods=["DELETE"]),
@@ -44,7 +44,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
         Route("/startupz", probes.started),
         Route("/livez", probes.alive),
         Route("/metrics", metrics.scrape),
-        Route("/status", Status(watch).get),
+        Route("/status", StatusEndpoint(watch).get),
         *Description().routes(),
         *OpenAi(desk, watch, bodies).routes(),
         *page.routes(),
@@ -52,7 +52,7 @@ def make_app(fleet: Fleet, settings: BridgeSettings) -> ASGIApp:
     app = Starlette(routes=routes, exception_handlers={HTTPException: _misrouted, Exception: _failed})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
     known = {route.endpoint: route.path for route in routes}
-    marked = Cors(Guard(app, settings), Origins(settings.cors_origins))
+    marked = Cors(AccessCheck(app, settings), Origins(settings.cors_origins))
     counted = Counted(marked, metrics, known)
     if settings.traces == "none":
         return Tidy(counted)

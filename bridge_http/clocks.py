@@ -13,7 +13,7 @@ the second. Nine, since so many letters of an answer are known before it is; lat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Timeouts:
     """How long a connection is waited for."""
 
     head_s: float
@@ -48,7 +48,7 @@ class Probed(Protocol):
         ...
 
 
-class Probes:
+class PeerProbe:
     """Sends a byte that changes nothing, and again later: to see whether a caller still reads."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:

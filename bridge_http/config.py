@@ -15,7 +15,7 @@ from ..protocol.errors import ConfigurationError
 from ..protocol.names import check_service
 from ..protocol.origins import ANY, Host, Origin, host_pattern, is_address, origin_pattern
 from ..protocol.settings import CommonSettings, setting
-from .callers import are_foreign_keys, check_keys, read_keys, tenants_of
+from .api_keys import are_foreign_keys, check_keys, read_keys, tenants_of
 
 log = logging.getLogger(__name__)
 

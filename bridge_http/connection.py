@@ -17,15 +17,15 @@ from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from ..client.calls import new_rid
-from .clocks import Clock, Limits, Probes
+from .clocks import Clock, PeerProbe, Timeouts
 from .config import BridgeSettings
 from .connection_limit import ConnectionLimit, most_connections
 from .cors import Origins
 from .errors import refused
 from .exchange import Exchange, whole
 from .heads import Head, RefusedError
-from .intake import Intake
 from .metrics import REFUSED
+from .request_parser import RequestParser
 
 READ_AHEAD_BYTES: Final = 64 << 10
 """Of requests whose turn has not come; a read may bring a quarter of a megabyte more."""
@@ -36,10 +36,10 @@ _LINGER_S: Final = 2.0
 log = logging.getLogger(__name__)
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection. Who is too slow is cut off; what ran for it sees a caller that has left."""
 
-    limits: ClassVar[Limits]
+    limits: ClassVar[Timeouts]
     limit: ClassVar[ConnectionLimit]
     origins: ClassVar[Origins]
 
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._transport: asyncio.Transport
-        self._intake = Intake()
+        self._intake = RequestParser()
         self._is_reading_head = False
         self._exchange: Exchange | None = None
         self._turn: asyncio.Handle | None = None  # when more of a body is looked at that others need not wait for
@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._patience = Clock()  # for the next head, or the rest of one, or of a body
         self._write = Clock()
-        self._probes = Probes(self.write)
+        self._probes = PeerProbe(self.write)
 
     # The transport tells.
 
@@ -346,8 +346,8 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
 def protocol_for(settings: BridgeSettings) -> type[asyncio.Protocol]:
     """Make the class of connections for these settings: uvicorn takes a class, not an object."""
 
-    class Configured(Connection):
-        limits = Limits(
+    class Configured(HttpConnection):
+        limits = Timeouts(
             head_s=settings.head_timeout_s,
             body_s=settings.body_timeout_s,
             write_s=settings.write_timeout_s,

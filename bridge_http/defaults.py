@@ -86,7 +86,7 @@ STARLETTE: Final[dict[str, tuple[object, str]]] = {
     "debug": (False, "a traceback is nobody's answer"),
     "middleware": (None, "app.py wraps the app itself: BaseHTTPMiddleware sees a disconnect late or never"),
     "lifespan": (None, "server.py starts and ends what the app needs"),
-    "max_body_size": (None, "reading.py counts while it reads, and its 413 names the setting"),
+    "max_body_size": (None, "request_body.py counts while it reads, and its 413 names the setting"),
     "redirect_slashes": (False, "app.py: a redirect names the scheme and host that the bridge sees, not its caller's"),
     "default": (None, "app.py answers where there is no route, through its handler of exceptions"),
 }

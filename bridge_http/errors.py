@@ -89,7 +89,7 @@ class BadHeaderError(HttpError):
         self.name = name
 
 
-class UnauthorizedError(HttpError):
+class BadApiKeyError(HttpError):
     """No key, or one that is not listed."""
 
     status, reason = 401, "unauthorized"

@@ -95,7 +95,7 @@ def _furthest(snapshot: Snapshot) -> NodeStatus | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class LatestSnapshot:
     """The newest snapshot that is to be had and its age; None while the broker is unreachable, and why."""
 
     snapshot: Snapshot | None
@@ -103,7 +103,7 @@ class Sight:
     age_s: float
 
 
-class Watch:
+class SnapshotCache:
     """Ask for a snapshot when somebody wants to know and the last one is old."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Watch:
         sight = await self.look()
         return judge(sight.snapshot, sight.problem)
 
-    async def look(self, *, news: bool = False) -> Sight:
+    async def look(self, *, news: bool = False) -> LatestSnapshot:
         """Return the newest snapshot that is to be had within PATIENCE_S: an old one if the broker takes longer.
 
         One that says that requests are served is good for FRESH_S, unless `news` are wanted. Any other one is not given
@@ -143,7 +143,7 @@ class Watch:
             _, late = await asyncio.wait({self._asking}, timeout=PATIENCE_S)
             if late:
                 break
-        return Sight(self._snapshot, self._named(self._problem or _SILENT), self._clock() - self._asked_at)
+        return LatestSnapshot(self._snapshot, self._named(self._problem or _SILENT), self._clock() - self._asked_at)
 
     def _named(self, problem: str) -> str:
         """Say which broker is tried, where the problem does not: a wrong address is seen at once."""
@@ -185,10 +185,10 @@ class Watch:
             self._asking = None
 
 
-class Probes:
+class HealthEndpoints:
     """The endpoints that probes ask, in constant time and without a key."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: SnapshotCache) -> None:
         self._watch = watch
 
     async def ready(self, _request: Request) -> Response:

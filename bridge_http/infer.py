@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from ..client.results import Chunk, Result
 from . import sse
-from .asking import Asked, Desk, idempotency_key
 from .errors import Answer, BadHeaderError, Problem, answer, encode, problem
-from .reading import Bodies, unless_gone
+from .in_flight import InFlight, InFlightRequest, idempotency_key
 from .replies import CLIENT_GONE, json_response
+from .request_body import BodyReader, unless_gone
 from .streaming import Events, EventStream
 from .v1 import InferResponse, parse, to_task
 
@@ -34,7 +34,7 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
 class Infer:
     """The endpoint."""
 
-    def __init__(self, desk: Desk, bodies: Bodies) -> None:
+    def __init__(self, desk: InFlight, bodies: BodyReader) -> None:
         self._desk = desk
         self._bodies = bodies
 
@@ -80,7 +80,7 @@ def delivered_before(request: Request) -> int:
     return int(found["delivered"])
 
 
-async def _whole(asked: Asked[Result], request: Request) -> InferResponse:
+async def _whole(asked: InFlightRequest[Result], request: Request) -> InferResponse:
     try:
         result = await unless_gone(asked.result(), request.receive)
         return InferResponse(text=result.text, request_id=request.state.request_id)
@@ -88,7 +88,7 @@ async def _whole(asked: Asked[Result], request: Request) -> InferResponse:
         asked.close()
 
 
-async def _events(asked: Asked[Result], request_id: str, delivered: int) -> Events:
+async def _events(asked: InFlightRequest[Result], request_id: str, delivered: int) -> Events:
     """Yield a token event for each piece of text, and the v1 response at the end.
 
     An id says how many units its reader has then had: the tokens, and one more for text held back until the end. A

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ..client.results import Result
 from ..protocol.prometheus import FleetCollector
-from .health import Watch
+from .health import SnapshotCache
 
 REFUSED: Final = Counter(
     "zmqrt_http_refused", "Requests and connections refused before any path was looked at.", ["status"], registry=None
@@ -28,7 +28,7 @@ _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Metrics:
     """What this bridge counts, in a registry of its own."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: SnapshotCache) -> None:
         self._watch = watch
         self.registry = CollectorRegistry()
         own = self.registry

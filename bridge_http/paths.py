@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal
 
-Shape = Literal["own", "openai", "both"]
+ApiShape = Literal["own", "openai", "both"]
 """`both`: who asks where nothing is may be a client of either API, so it finds the fields of both."""
 
 OPENAI: Final[Mapping[str, str]] = {
@@ -72,7 +72,7 @@ def tidy(path: str) -> str:
     return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
-def shape_of(path: str) -> Shape:
+def shape_of(path: str) -> ApiShape:
     """Say in whose shape a path answers what is no success."""
     if path in OPENAI or path.startswith(_MODEL):
         return "openai"

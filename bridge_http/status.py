@@ -12,7 +12,7 @@ from ..client.rates import Pace, Rates
 from ..protocol.errors import ConnectError
 from ..protocol.snapshot import Snapshot, for_everybody
 from .errors import answer, encode
-from .health import Watch
+from .health import SnapshotCache
 from .replies import json_response
 
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -30,10 +30,10 @@ class FleetStatus(Snapshot, frozen=True, kw_only=True):
     tokens_per_s: Rates
 
 
-class Status:
+class StatusEndpoint:
     """The endpoint."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: SnapshotCache) -> None:
         self._watch = watch
         self._pace = Pace()
 

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import sse
 from .errors import MEDIA_TYPE, Answer
-from .reading import until_gone
+from .request_body import until_gone
 
 Events = AsyncGenerator[bytes, None]
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from ...protocol.errors import ConnectError, Kind, RequestError
 from ...protocol.tasks import Embed, Generate
 from ..errors import (
     Answer,
+    BadApiKeyError,
     BadHeaderError,
     ForbiddenHostError,
     HttpError,
-    UnauthorizedError,
     encode,
     headers_of,
     told,
@@ -40,7 +40,7 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
             return _answer(400, _invalid(str(error), "not_json"))
         case BadHeaderError():
             return _answer(400, _invalid(str(error), "bad_header", error.name))
-        case UnauthorizedError():
+        case BadApiKeyError():
             body = ErrorBody(message=str(error), type="authentication_error", code="invalid_api_key")
             return _answer(401, body, dict(error.headers))
         case ForbiddenHostError():

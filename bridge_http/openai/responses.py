@@ -25,10 +25,10 @@ def event(body: object) -> bytes:
     return b"data: " + encode(body) + b"\n\n"
 
 
-def usage_of(result: Result) -> s.Usage:
+def usage_of(result: Result) -> s.TokenUsage:
     """Count tokens."""
     usage = result.usage
-    return s.Usage(
+    return s.TokenUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
@@ -116,7 +116,7 @@ class Offsets:
 
 
 @dataclass(kw_only=True)
-class Stream:
+class _Stream:
     """What the events of every stream share. `fingerprint` and `prompt_tokens` are known once it has begun."""
 
     id: str
@@ -141,20 +141,20 @@ class Stream:
         """Note that tokens were made."""
         self._made += len(chunk.token_ids)
 
-    def usage_so_far(self) -> s.Usage | UnsetType | None:
+    def usage_so_far(self) -> s.TokenUsage | UnsetType | None:
         """Return what each event says about usage: nothing, null, or (if it was asked for) how much it is by now."""
         if not self.with_usage:
             return UNSET
         if not self.with_usage_so_far or self.prompt_tokens is None:
             return None
-        return s.Usage(
+        return s.TokenUsage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self._made,
             total_tokens=self.prompt_tokens + self._made,
         )
 
 
-class ChatStream(Stream):
+class ChatStream(_Stream):
     """The events of a streamed chat."""
 
     def first(self) -> bytes | None:
@@ -163,11 +163,11 @@ class ChatStream(Stream):
 
     def idle(self) -> bytes:
         """Add nothing, so that a reader sees that it goes on."""
-        return self._event([s.ChatChunkChoice(delta=s.Delta(content=""))]) if self._has_begun else self._begin()
+        return self._event([s.ChatChunkChoice(delta=s.ChatDelta(content=""))]) if self._has_begun else self._begin()
 
     def _begin(self) -> bytes:
         self._has_begun = True
-        return self._event([s.ChatChunkChoice(delta=s.Delta(role="assistant", content=""))])
+        return self._event([s.ChatChunkChoice(delta=s.ChatDelta(role="assistant", content=""))])
 
     def piece(self, chunk: Chunk) -> bytes | None:
         """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
@@ -175,15 +175,15 @@ class ChatStream(Stream):
         logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling)
         if not chunk.text and logprobs is None:
             return None
-        return self._event([s.ChatChunkChoice(delta=s.Delta(content=chunk.text), logprobs=logprobs)])
+        return self._event([s.ChatChunkChoice(delta=s.ChatDelta(content=chunk.text), logprobs=logprobs)])
 
     def last(self, result: Result) -> Iterable[bytes]:
         """End: why, and the usage if it was asked for."""
-        yield self._event([s.ChatChunkChoice(delta=s.Delta(), finish_reason=finish_reason(result))])
+        yield self._event([s.ChatChunkChoice(delta=s.ChatDelta(), finish_reason=finish_reason(result))])
         if self.with_usage:
             yield self._event([], usage_of(result))
 
-    def _event(self, choices: list[s.ChatChunkChoice], usage: s.Usage | None = None) -> bytes:
+    def _event(self, choices: list[s.ChatChunkChoice], usage: s.TokenUsage | None = None) -> bytes:
         chunk = s.ChatChunk(
             id=self.id,
             created=self.created,
@@ -195,7 +195,7 @@ class ChatStream(Stream):
         return event(chunk)
 
 
-class CompletionStream(Stream):
+class CompletionStream(_Stream):
     """The events of a streamed completion."""
 
     def first(self) -> bytes | None:
@@ -220,7 +220,7 @@ class CompletionStream(Stream):
         if self.with_usage:
             yield self._event([], usage_of(result))
 
-    def _event(self, choices: list[s.CompletionChoice], usage: s.Usage | None = None) -> bytes:
+    def _event(self, choices: list[s.CompletionChoice], usage: s.TokenUsage | None = None) -> bytes:
         chunk = s.Completion(
             id=self.id,
             created=self.created,

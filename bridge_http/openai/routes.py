@@ -14,11 +14,11 @@ from starlette.routing import Route
 from ...client.results import Result
 from ...protocol.errors import Kind, request_error
 from ...protocol.tasks import Generate
-from ..asking import Asked, Desk
 from ..errors import Answer, encode
-from ..health import Watch
-from ..reading import Bodies, unless_gone
+from ..health import SnapshotCache
+from ..in_flight import InFlight, InFlightRequest
 from ..replies import CLIENT_GONE, json_response
+from ..request_body import BodyReader, unless_gone
 from ..streaming import Events, EventStream
 from . import responses as r
 from .errors import answer, within
@@ -34,7 +34,7 @@ _STARTED: Final = int(time.time())
 class OpenAi:
     """The endpoints."""
 
-    def __init__(self, desk: Desk, watch: Watch, bodies: Bodies) -> None:
+    def __init__(self, desk: InFlight, watch: SnapshotCache, bodies: BodyReader) -> None:
         self._desk = desk
         self._watch = watch
         self._bodies = bodies
@@ -105,7 +105,7 @@ class OpenAi:
         return EventStream(_events(asked, stream), asked.close, _Shape(request.state.request_id, subject, stream))
 
 
-async def _events(asked: Asked[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
+async def _events(asked: InFlightRequest[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
     """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
     while (chunk := await asked.next_chunk()) is not None:
         stream.learn(chunk.revision, chunk.prompt_tokens)

@@ -118,7 +118,7 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
 # --- replies ---------------------------------------------------------------------------------------------------------
 
 
-class Usage(_Reply, frozen=True, kw_only=True):
+class TokenUsage(_Reply, frozen=True, kw_only=True):
     """Tokens of the prompt, after the template, and of the answer."""
 
     prompt_tokens: int
@@ -188,10 +188,10 @@ class ChatCompletion(_Reply, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str | None
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
-class Delta(_Reply, frozen=True, kw_only=True, omit_defaults=True):
+class ChatDelta(_Reply, frozen=True, kw_only=True, omit_defaults=True):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"] | None = None
@@ -202,7 +202,7 @@ class ChatChunkChoice(_Reply, frozen=True, kw_only=True):
     """The one choice, as far as it goes."""
 
     index: int = 0
-    delta: Delta
+    delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
 
@@ -216,7 +216,7 @@ class ChatChunk(_Reply, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str | None = None
     choices: list[ChatChunkChoice]
-    usage: Usage | UnsetType | None = UNSET
+    usage: TokenUsage | UnsetType | None = UNSET
 
 
 class CompletionChoice(_Reply, frozen=True, kw_only=True):
@@ -237,7 +237,7 @@ class Completion(_Reply, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str | None = None
     choices: list[CompletionChoice]
-    usage: Usage | UnsetType | None = UNSET
+    usage: TokenUsage | UnsetType | None = UNSET
 
 
 class Embedding(_Reply, frozen=True, kw_only=True):

@@ -19,12 +19,12 @@ from uvicorn.server import ServerState
 
 from support.served import Address, Faceless, connect, read_all, read_until, say, serving, statuses
 from support.stack import eventually
-from zmqrt.bridge_http import clocks, connection, reading
+from zmqrt.bridge_http import clocks, connection, request_body
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.defaults import uvicorn_config
 from zmqrt.bridge_http.errors import BodiesFullError, BodyTooSlowError
 from zmqrt.bridge_http.infer import refusal
-from zmqrt.bridge_http.reading import Bodies, unless_gone
+from zmqrt.bridge_http.request_body import BodyReader, unless_gone
 from zmqrt.bridge_http.streaming import EventStream
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -41,7 +41,7 @@ class Served:
         self.closed = 0
         self.most_at_once = 0
         self.gate = threading.Event()
-        self.bodies = Bodies(BridgeSettings(body_timeout_s=0.5))
+        self.bodies = BodyReader(BridgeSettings(body_timeout_s=0.5))
         self._running = 0
         routes = [
             Route("/hello", self.hello, methods=["GET", "POST", "DELETE"]),
@@ -369,8 +369,8 @@ def test_large_bodies_share_one_bound_and_small_ones_are_let_in(
     served: Served, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who finds no room is told when to come back; it is free again when the others are read, too slow, or gone."""
-    monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 20)
-    served.bodies = Bodies(BridgeSettings(body_limit_bytes=1 << 20, body_timeout_s=20))
+    monkeypatch.setattr(request_body, "_MOST_BYTES", 1 << 20)
+    served.bodies = BodyReader(BridgeSettings(body_limit_bytes=1 << 20, body_timeout_s=20))
     large = post(b"/echo", b"x" * 700_000)
     for end in (large[-1:], b""):
         with connect(address) as first:

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.routing import Router
 
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.connection import Connection
+from zmqrt.bridge_http.connection import HttpConnection
 from zmqrt.bridge_http.defaults import STARLETTE, UVICORN, uvicorn_config
 
 FROM_SETTINGS = {"app", "http", "access_log", "timeout_graceful_shutdown"}
@@ -43,12 +43,12 @@ def test_what_is_chosen_is_what_the_server_gets(monkeypatch: pytest.MonkeyPatch)
     assert (config.workers, config.forwarded_allow_ips, config.proxy_headers) == (1, "", False)
     assert (config.timeout_graceful_shutdown, config.access_log, config.ws) == (7, True, "none")
     assert isinstance(config.http, type)
-    assert issubclass(config.http, Connection)
+    assert issubclass(config.http, HttpConnection)
 
 
 def test_no_class_of_the_server_s_connections_is_inherited() -> None:
     """What it does by default would come along."""
-    assert [base.__module__ for base in Connection.__mro__ if base.__module__.startswith("uvicorn")] == []
+    assert [base.__module__ for base in HttpConnection.__mro__ if base.__module__.startswith("uvicorn")] == []
 
 
 def test_idle_connections_outlive_those_of_usual_pools_and_proxies() -> None:

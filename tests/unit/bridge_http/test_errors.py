@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from zmqrt.bridge_http.errors import BodyTooLargeError, UnauthorizedError, answer
+from zmqrt.bridge_http.errors import BadApiKeyError, BodyTooLargeError, answer
 from zmqrt.bridge_http.openai.errors import answer as openai_answer
 from zmqrt.protocol.errors import TABLE, ConnectError, Kind, request_error
 
@@ -67,7 +67,7 @@ def test_a_prompt_that_does_not_fit_is_an_invalid_prompt() -> None:
 
 def test_a_missing_key_is_told_how_to_bring_one() -> None:
     """RFC 9110 asks for the challenge."""
-    said = answer(UnauthorizedError("no key"), "i")
+    said = answer(BadApiKeyError("no key"), "i")
 
     assert (said.status, said.headers) == (401, {"www-authenticate": "Bearer"})
 

@@ -10,7 +10,7 @@ from support.asgi import Exchange, call
 from support.fake_fleet import EMPTY, FakeFleet, node
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.health import PATIENCE_S, Watch
+from zmqrt.bridge_http.health import PATIENCE_S, SnapshotCache
 from zmqrt.bridge_http.page import FILES, POLICY
 from zmqrt.protocol.errors import ConnectError
 from zmqrt.protocol.snapshot import Snapshot
@@ -111,7 +111,7 @@ def test_a_silent_broker_leaves_the_last_snapshot_and_its_age() -> None:
     async def scenario() -> None:
         now = 0.0
         answers = asyncio.Queue[Snapshot]()
-        watch = Watch(answers.get, lambda: now)
+        watch = SnapshotCache(answers.get, lambda: now)
         answers.put_nowait(EMPTY)
         first = await watch.look()
         now = 10.0

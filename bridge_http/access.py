@@ -29,11 +29,11 @@ from ..protocol.origins import (
     read_origin,
 )
 from . import page
-from .asking import name_of
-from .callers import by_spelling
+from .api_keys import by_spelling
 from .config import BridgeSettings
 from .cors import is_preflight
-from .errors import MEDIA_TYPE, ForbiddenHostError, UnauthorizedError
+from .errors import MEDIA_TYPE, BadApiKeyError, ForbiddenHostError
+from .in_flight import name_of
 from .refusals import refusal
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
@@ -50,7 +50,7 @@ def request_id_of(headers: Mapping[str, str], rid: bytes) -> str:
     return given if _REQUEST_ID.fullmatch(given) else rid.hex()
 
 
-class Keys:
+class ApiKeys:
     """The keys that are let in. Kept as digests, so that a look-up takes as long for a near miss as for any other.
 
     Of bytes, not of text: what stands in a header is ISO-8859-1 to some clients and UTF-8 to others, so a key with
@@ -64,25 +64,25 @@ class Keys:
         return bool(self._tenants)
 
     def tenant_of(self, headers: Mapping[str, str]) -> str:
-        """Return whose key came with the request. Raises UnauthorizedError."""
+        """Return whose key came with the request. Raises BadApiKeyError."""
         scheme, *credentials = headers.get("authorization", "").split(maxsplit=1) or ("",)
         given = [headers.get("x-api-key", "").strip()]
         if scheme.lower() == "bearer":  # many clients send one whether or not it means anything: either may be right
             given += [one.strip() for one in credentials]
         if not any(given):
-            raise UnauthorizedError("this bridge asks for a key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
+            raise BadApiKeyError("this bridge asks for a key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
         for key in given:
             tenant = self._tenants.get(_digest(key.encode("latin-1", "replace")))  # as it came over the wire
             if tenant is not None:
                 return tenant
-        raise UnauthorizedError("this key is not one of those that the bridge was given (API_KEYS)")
+        raise BadApiKeyError("this key is not one of those that the bridge was given (API_KEYS)")
 
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-class Names:
+class AllowedNames:
     """The names that a bridge without keys answers to, and the pages that it lets ask.
 
     A page from elsewhere is refused, also one that made its name point here (DNS rebinding): a browser tells both.
@@ -153,13 +153,13 @@ def foreign_preflight(given: str) -> str:
     return f"{text}: allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin})" if origin else text
 
 
-class Guard:
+class AccessCheck:
     """Check each request before the app sees it, and give every answer the request's id."""
 
     def __init__(self, app: ASGIApp, settings: BridgeSettings) -> None:
         self._app = app
-        self._keys = Keys(settings.tenants)
-        self._names = None if settings.is_open_to_names else Names(settings.known_hosts, settings.known_origins)
+        self._keys = ApiKeys(settings.tenants)
+        self._names = None if settings.is_open_to_names else AllowedNames(settings.known_hosts, settings.known_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -179,7 +179,7 @@ class Guard:
 
         try:
             tenant = self._admit(method, path, headers)
-        except (UnauthorizedError, ForbiddenHostError) as error:
+        except (BadApiKeyError, ForbiddenHostError) as error:
             said = refusal(error, path, request_id)
             refused = Response(said.body, said.status, said.headers, MEDIA_TYPE)
             await refused(scope, receive, send_with_id)

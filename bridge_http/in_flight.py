@@ -23,9 +23,9 @@ from ..client.results import Chunk, Embeddings, Result
 from ..protocol.errors import Kind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.tasks import Embed, Generate
+from .broker_client import BrokerClient, RequestHandle
 from .config import BridgeSettings
 from .errors import BadHeaderError
-from .fleet import Fleet, Handle
 from .metrics import Metrics
 
 _MOST_BEGUN: Final = 4096
@@ -93,12 +93,12 @@ def _party(tenant: str) -> str:
     return hashlib.sha256(tenant.encode()).hexdigest()[:16]
 
 
-class Asked(Generic[R]):
+class InFlightRequest(Generic[R]):
     """One request under way, as its caller sees it."""
 
-    def __init__(self, desk: Desk, handle: Handle[R], name: tuple[str, str], *, may_return: bool) -> None:
+    def __init__(self, desk: InFlight, handle: RequestHandle[R], name: tuple[str, str], *, may_return: bool) -> None:
         self._desk = desk
-        self._handle: Handle[R] = handle
+        self._handle: RequestHandle[R] = handle
         self._name = name
         self._may_return = may_return
         self._began_at = time.monotonic()
@@ -142,14 +142,14 @@ class Asked(Generic[R]):
         self._handle.cancel()  # nothing happens where it has ended
 
 
-class Desk:
+class InFlight:
     """Starts requests, and knows those under way by tenant and request id, so that they can be given up by name."""
 
-    def __init__(self, fleet: Fleet, settings: BridgeSettings, metrics: Metrics) -> None:
+    def __init__(self, fleet: BrokerClient, settings: BridgeSettings, metrics: Metrics) -> None:
         self.metrics = metrics
         self._fleet = fleet
         self.settings = settings
-        self._under_way: dict[tuple[str, str], list[Asked[Any]]] = {}
+        self._under_way: dict[tuple[str, str], list[InFlightRequest[Any]]] = {}
         self._begun: OrderedDict[bytes, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ class Desk:
 
     def generate(
         self, task: Generate, request: Request, *, stream: bool, model: str | None = None, is_v1: bool = False
-    ) -> Asked[Result]:
+    ) -> InFlightRequest[Result]:
         """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
 
         `is_v1`: by the locked contract, where the time of a whole answer is its whole time.
@@ -167,13 +167,13 @@ class Desk:
         if is_v1 and not stream:
             options["total_s"] = options.get("timeout_s")
         handle = self._fleet.submit_task(task, stream=stream, rid=request.state.rid, **options)
-        return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
+        return self._remember(InFlightRequest(self, handle, self._name(request), may_return=may_return), request)
 
-    def embed(self, task: Embed, request: Request, *, model: str | None = None) -> Asked[Embeddings]:
+    def embed(self, task: Embed, request: Request, *, model: str | None = None) -> InFlightRequest[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
         may_return = bool(idempotency_key(request))
         handle = self._fleet.submit_task(task, rid=request.state.rid, **self._options(request, model))
-        return self._remember(Asked(self, handle, self._name(request), may_return=may_return), request)
+        return self._remember(InFlightRequest(self, handle, self._name(request), may_return=may_return), request)
 
     def begun_at(self, request: Request) -> int:
         """Return when it was asked for first, in seconds since 1970: an answer given again is as old as it was."""
@@ -191,7 +191,7 @@ class Desk:
             asked.cancel()
         return bool(found)
 
-    def forget(self, name: tuple[str, str], asked: Asked[R]) -> None:
+    def forget(self, name: tuple[str, str], asked: InFlightRequest[R]) -> None:
         """Drop a request that is over, or that nobody comes back for."""
         here = self._under_way.get(name, [])
         if asked in here:
@@ -199,7 +199,7 @@ class Desk:
         if not here:
             self._under_way.pop(name, None)
 
-    def _remember(self, asked: Asked[R], request: Request) -> Asked[R]:
+    def _remember(self, asked: InFlightRequest[R], request: Request) -> InFlightRequest[R]:
         self._under_way.setdefault(self._name(request), []).append(asked)
         return asked
 

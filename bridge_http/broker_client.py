@@ -12,7 +12,7 @@ from ..protocol.tasks import Embed, Generate
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Handle(Protocol[R_co]):
+class RequestHandle(Protocol[R_co]):
     """A request that is under way."""
 
     def cancel(self) -> None:
@@ -32,18 +32,18 @@ class Handle(Protocol[R_co]):
         ...
 
 
-class Fleet(Protocol):
+class BrokerClient(Protocol):
     """A client of the brokers."""
 
     @overload
     def submit_task(
         self, task: Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
-    ) -> Handle[Result]: ...
+    ) -> RequestHandle[Result]: ...
 
     @overload
     def submit_task(
         self, task: Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
-    ) -> Handle[Embeddings]: ...
+    ) -> RequestHandle[Embeddings]: ...
 
     async def status(self) -> Snapshot:
         """Ask how the fleet is."""

@@ -20,7 +20,7 @@ _SMALL_BYTES: Final = 64 << 10
 T = TypeVar("T")
 
 
-class Bodies:
+class BodyReader:
     """The bodies that are being read, all of one bridge, within one bound."""
 
     def __init__(self, settings: BridgeSettings) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from support.asgi import call, infer
 from support.fake_fleet import FakeFleet
-from zmqrt.bridge_http import asking
+from zmqrt.bridge_http import in_flight
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.protocol.errors import ConfigurationError
@@ -285,7 +285,7 @@ def test_an_answer_that_is_given_again_has_the_ids_that_it_had() -> None:
 
 def test_an_answer_given_again_is_as_old_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenAI's `created` says when it was made; of a bounded number of requests."""
-    monkeypatch.setattr(asking, "_MOST_BEGUN", 3)
+    monkeypatch.setattr(in_flight, "_MOST_BEGUN", 3)
     clock = itertools.count()
     monkeypatch.setattr(time, "time", lambda: next(clock))
     app = make_app(FakeFleet("ok"), BridgeSettings())

@@ -8,7 +8,7 @@ import h11
 import pytest
 
 from zmqrt.bridge_http.heads import RefusedError
-from zmqrt.bridge_http.intake import Intake
+from zmqrt.bridge_http.request_parser import RequestParser
 
 Asked = tuple[str, bytes, bytes]
 """Method, target and body of a request."""
@@ -23,7 +23,7 @@ DAMAGE = (
 
 def ours(pieces: Sequence[bytes]) -> list[Asked]:
     """Return the whole requests before the first that is refused."""
-    intake, asked = Intake(), list[Asked]()
+    intake, asked = RequestParser(), list[Asked]()
     method, target, body = "", b"", b""
     try:
         for piece in pieces:

@@ -10,7 +10,7 @@ from .cors import origin_in
 from .heads import Head, end_of_head, read_head
 
 
-class Intake:
+class RequestParser:
     """The sending half of one connection."""
 
     def __init__(self) -> None:
