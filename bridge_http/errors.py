@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from ..protocol.errors import ConnectError, Kind, PortableError, RequestError
+from ..protocol.errors import ConnectError, ErrorKind, PortableError, RequestError
 from .heads import RefusedError
 from .json_body import NotJsonError
 from .v1 import InvalidFieldError
@@ -23,7 +23,7 @@ MEDIA_TYPE: Final = "application/json; charset=utf-8"
 _ALWAYS_SAY_WHEN: Final = (429, 503)
 _SDK_RETRIES: Final = (408, 409, 429)
 """The OpenAI SDK sends these and every 5xx again by itself, unless `x-should-retry` says no."""
-_BAD_VALUE: Final = (Kind.BAD_REQUEST, Kind.CONTEXT_EXCEEDED, Kind.WRONG_TASK)
+_BAD_VALUE: Final = (ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_EXCEEDED, ErrorKind.WRONG_TASK)
 _REUSED: Final = (
     "idempotency_key_reused",
     "this Idempotency-Key was used before, for another body or model, or streamed and whole; choose a new key",
@@ -192,7 +192,7 @@ def _request_error(error: RequestError, request_id: str) -> Answer:
 
 def told(error: RequestError) -> tuple[str, str]:
     """Return the word and the sentence for it: what the wire calls a request id, its HTTP caller calls otherwise."""
-    return _REUSED if error.kind is Kind.CONFLICT else (error.kind.value, error.text)
+    return _REUSED if error.kind is ErrorKind.CONFLICT else (error.kind.value, error.text)
 
 
 def _field_of(error: RequestError) -> InvalidFieldError:

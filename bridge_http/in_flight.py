@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from ..client.calls import CallOptions
 from ..client.results import Chunk, Embeddings, Result
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.tasks import Embed, Generate
 from .broker_client import BrokerClient, RequestHandle
@@ -57,7 +57,7 @@ def asked_timeout_s(request: Request, settings: BridgeSettings) -> float:
 
 def _out_of_time(error: RequestError, settings: BridgeSettings) -> RequestError:
     """Name what would have given it more time."""
-    if error.kind not in (Kind.DEADLINE, Kind.STALLED):
+    if error.kind not in (ErrorKind.DEADLINE, ErrorKind.STALLED):
         return error
     more = (
         f"{error.text}. REQUEST_TIMEOUT_SEC (--request-timeout) of this bridge is {settings.request_timeout_s:g} s; a "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from ..protocol.messages import Heartbeat
 from .house import House
 from .services import Service
@@ -32,7 +32,7 @@ def wait_until(house: House, service: Service | None) -> float:
     return house.started_at + eviction_s
 
 
-def why_absent(house: House, name: str, now: float) -> tuple[Kind, str, float]:
+def why_absent(house: House, name: str, now: float) -> tuple[ErrorKind, str, float]:
     """Return (kind, sentence, when to try again in seconds)."""
     service = house.services.get(name)
     if service is not None and service.told is not None:
@@ -40,13 +40,17 @@ def why_absent(house: House, name: str, now: float) -> tuple[Kind, str, float]:
         if starting:
             node = max(starting, key=lambda one: one.beat.percent if one.beat else 0)
             percent = node.beat.percent if node.beat else 0
-            return Kind.STARTING, f"model {name!r} is not ready: {node.phase}, {percent} %", _time_left_s(node.beat)
-        return Kind.NO_WORKER, f"model {name!r} has no healthy worker; see 'zmqrt status'", 1.0
+            return (
+                ErrorKind.STARTING,
+                f"model {name!r} is not ready: {node.phase}, {percent} %",
+                _time_left_s(node.beat),
+            )
+        return ErrorKind.NO_WORKER, f"model {name!r} has no healthy worker; see 'zmqrt status'", 1.0
     if is_anything_known(house):
         listed = ", ".join(sorted(other.name for other in choices(house, now))) or "none at the moment"
         listed = listed if len(listed) <= _LISTED_CHARS else listed[:_LISTED_CHARS] + " …"
-        return Kind.NOT_FOUND, f"no model {name!r} here; known: {listed}", 0.0
-    return Kind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
+        return ErrorKind.NOT_FOUND, f"no model {name!r} here; known: {listed}", 0.0
+    return ErrorKind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
 
 
 def choices(house: House, now: float) -> set[Service]:

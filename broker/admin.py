@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..protocol import admin
 from ..protocol import messages as m
 from ..protocol.admin import AdminOutcome
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from .fleet import Fleet
 from .house import House
 from .workers import NodeState
@@ -29,17 +29,17 @@ class Admin:
     def answer(self, user: str, message: m.Admin, now: float) -> m.Status:
         """Do what is asked, and say what was done."""
         if not self._is_admin(user):
-            outcome = _refusal(Kind.FORBIDDEN, f"{user!r} is not an admin; see authorized_clients")
+            outcome = _refusal(ErrorKind.FORBIDDEN, f"{user!r} is not an admin; see authorized_clients")
         elif message.verb == "drain":
             outcome = self._drain(message.args.get("node"), now)
         else:
-            outcome = _refusal(Kind.BAD_REQUEST, f"unknown verb {message.verb!r}; known: drain")
+            outcome = _refusal(ErrorKind.BAD_REQUEST, f"unknown verb {message.verb!r}; known: drain")
         return m.Status(message.qid, admin.SCHEMA, admin.SCHEMA_VERSION, admin.encode(outcome))
 
     def _drain(self, node_id: object, now: float) -> AdminOutcome:
         nodes = [node for node in self._house.nodes_by_uuid.values() if node.node_id == node_id]
         if not nodes:
-            return _refusal(Kind.NOT_FOUND, f"no node is called {node_id!r}; {self._who_is_here()}")
+            return _refusal(ErrorKind.NOT_FOUND, f"no node is called {node_id!r}; {self._who_is_here()}")
         asked = sum(self._fleet.drain(node, now) for node in nodes)
         deadline_s = self._house.timing.drain_s
         if asked:
@@ -50,7 +50,7 @@ class Admin:
             return AdminOutcome(is_done=True, text=f"node {node_id!r} is draining already", deadline_s=deadline_s)
         states = ", ".join(sorted({node.state.value for node in nodes}))
         text = f"node {node_id!r} cannot be asked, it is {states}; its work goes elsewhere, and it is forgotten soon"
-        return _refusal(Kind.NO_WORKER, text)
+        return _refusal(ErrorKind.NO_WORKER, text)
 
     def _who_is_here(self) -> str:
         names = sorted({node.node_id for node in self._house.nodes_by_uuid.values()})
@@ -58,5 +58,5 @@ class Admin:
         return f"there are: {', '.join(names[:_LISTED])}{more}" if names else "no node has joined"
 
 
-def _refusal(kind: Kind, text: str) -> AdminOutcome:
+def _refusal(kind: ErrorKind, text: str) -> AdminOutcome:
     return AdminOutcome(is_done=False, text=text, reason=kind.value)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
 from .absence import wait_until, why_absent
 from .bounds import OVERHEAD_BYTES
@@ -108,22 +108,24 @@ class Admission:
         bounds = house.bounds
         if house.drain_until is not None:
             house.counters.rejected_draining += 1
-            self._refuse(session, ask, Kind.DRAINING, "this broker is leaving; use another one", now, retry_after_s=1.0)
+            self._refuse(
+                session, ask, ErrorKind.DRAINING, "this broker is leaving; use another one", now, retry_after_s=1.0
+            )
             return None
         if len(session.readers) >= bounds.outstanding:
             house.counters.rejected_queue_full += 1
             text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
-            self._refuse(session, ask, Kind.RATE_LIMITED, text, now, retry_after_s=0.1)
+            self._refuse(session, ask, ErrorKind.RATE_LIMITED, text, now, retry_after_s=0.1)
             return None
         if len(ask.ext) >= MAX_EXT_KEYS and ask.flags & m.RESUMABLE and "seed" not in ask.ext:
             house.counters.rejected_bad += 1
-            self._refuse(session, ask, Kind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys", now)
+            self._refuse(session, ask, ErrorKind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys", now)
             return None
         size = OVERHEAD_BYTES + len(ask.body) + len(ask.resume)
         if house.held_bytes + house.outcomes.size_bytes + size > bounds.held_bytes and not self._make_room(size):
             house.counters.rejected_memory_full += 1
             text = f"this broker holds {house.held_bytes} bytes, near its bound of {bounds.held_bytes}"
-            self._refuse(session, ask, Kind.MEMORY_FULL, text, now, retry_after_s=1.0)
+            self._refuse(session, ask, ErrorKind.MEMORY_FULL, text, now, retry_after_s=1.0)
             return None
         service = house.services.get(ask.service)
         if service is None or not service.healthy:
@@ -147,7 +149,7 @@ class Admission:
         self._house.counters.rejected_queue_full += 1
         retry_after_s = service.retry_after_s()
         text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
-        self._refuse(session, ask, Kind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
+        self._refuse(session, ask, ErrorKind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
         return None
 
     def _absent(self, session: Session, ask: m.Request, service: Service | None, now: float) -> Service | None:
@@ -156,7 +158,7 @@ class Admission:
         until = wait_until(house, service)
         if until <= now:
             kind, text, retry_after_s = why_absent(house, ask.service, now)
-            if kind is Kind.NOT_FOUND:
+            if kind is ErrorKind.NOT_FOUND:
                 house.counters.rejected_not_found += 1
             else:
                 house.counters.rejected_no_worker += 1
@@ -167,13 +169,13 @@ class Admission:
             if service is None:
                 house.counters.rejected_no_worker += 1
                 text = f"model {ask.service!r} is not here yet, and as many others as may be are waited for"
-                self._refuse(session, ask, Kind.NO_WORKER, text, now, retry_after_s=1.0)
+                self._refuse(session, ask, ErrorKind.NO_WORKER, text, now, retry_after_s=1.0)
         elif not service.slot:
             house.service_timers.set(service, until)
         return service
 
     def _refuse(
-        self, session: Session, ask: m.Request, kind: Kind, text: str, now: float, *, retry_after_s: float = 0.0
+        self, session: Session, ask: m.Request, kind: ErrorKind, text: str, now: float, *, retry_after_s: float = 0.0
     ) -> None:
         self._house.diary.note("rejected", kind.value, text, now, ask)
         self._twins.drop_ended(session, ask.rid)
@@ -252,22 +254,22 @@ def _end_of(ask: m.Request, now: float) -> float:
     return now + total_ms / 1000 if type(total_ms) is int and total_ms > 0 else math.inf
 
 
-def _find_start(ask: m.Request, outcome: Outcome | None) -> Start | tuple[Kind, str]:
+def _find_start(ask: m.Request, outcome: Outcome | None) -> Start | tuple[ErrorKind, str]:
     """Find the units to go on from: the client's own, or those of a cancelled stream; or say why there are none."""
     resume_n = ask.resume_n
     journal, revision = (outcome.journal, outcome.revision) if outcome is not None else _FROM_THE_BEGINNING
     if resume_n and not ask.flags & m.RESUMABLE:
-        return Kind.NOT_RESUMABLE, f"the request is not resumable, and {resume_n} units of it were delivered"
+        return ErrorKind.NOT_RESUMABLE, f"the request is not resumable, and {resume_n} units of it were delivered"
     if resume_n and ask.flags & m.RESUME:
         if len(ask.resume) > MAX_RESUME_BYTES:
-            return Kind.TOO_LARGE, f"the units to resume from are over {MAX_RESUME_BYTES} bytes"
+            return ErrorKind.TOO_LARGE, f"the units to resume from are over {MAX_RESUME_BYTES} bytes"
         if resume_n > len(ask.resume):
-            return Kind.BAD_REQUEST, f"{len(ask.resume)} bytes cannot hold {resume_n} units"
+            return ErrorKind.BAD_REQUEST, f"{len(ask.resume)} bytes cannot hold {resume_n} units"
         journal, revision = _journal_of(ask), _revision_of(ask)
     if journal is not None and ask.flags & m.RESUMABLE and journal.chunk_at(resume_n) is not None:
         return Start(journal, revision)
     if resume_n:
-        return Kind.BAD_REQUEST, f"this broker does not hold unit {resume_n}; send the units before it (RESUME)"
+        return ErrorKind.BAD_REQUEST, f"this broker does not hold unit {resume_n}; send the units before it (RESUME)"
     return _FROM_THE_BEGINNING
 
 

@@ -18,7 +18,7 @@ from typing import cast
 
 from ..protocol import messages as m
 from ..protocol.codec import BadMessage
-from ..protocol.errors import Kind, ProtocolError, clip
+from ..protocol.errors import ErrorKind, ProtocolError, clip
 from ..protocol.snapshot import Snapshot
 from ..protocol.timing import Timing
 from .absence import wait_until
@@ -249,7 +249,7 @@ class Broker:
         text = "this broker has left before the request was done; go on with another one"
         for user in self.house.users.values():
             for request in list(user.requests.values()):
-                self._endings.fail(request, Kind.DRAINING, text, now)
+                self._endings.fail(request, ErrorKind.DRAINING, text, now)
 
     # --- looking in ------------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Broker:
             session = self.house.sessions.get(peer)
             if session is not None and rid in session.readers:
                 rid = None  # that request lives, and an ERROR under its id would be its end
-            self.out.append((side, peer, error(rid, Kind.BAD_REQUEST, why)))
+            self.out.append((side, peer, error(rid, ErrorKind.BAD_REQUEST, why)))
 
     def _strike(self, side: Side, peer: bytes, now: float, why: str) -> None:
         house = self.house
@@ -318,7 +318,7 @@ class Broker:
             if node is not None:
                 self._liveness.leave(node, now)
         else:
-            self.out.append((side, peer, error(None, Kind.FORBIDDEN, text)))
+            self.out.append((side, peer, error(None, ErrorKind.FORBIDDEN, text)))
             session = house.sessions.get(peer)
             if session is not None:
                 self._desk.bye(session, now, why)

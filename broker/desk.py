@@ -6,7 +6,7 @@ A session whose connection is lost stays a few seconds with its requests, so tha
 from __future__ import annotations
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from .bounds import CONTROL_BURST, CONTROL_RATE, IDLE_PROBE_S, QUERY_RATE
 from .delivery import Delivery
 from .endings import Endings
@@ -30,11 +30,11 @@ class Desk:
         session = house.sessions.get(peer)
         if not hello.min_version <= m.VERSION <= hello.max_version:
             text = f"this broker speaks ZRT/{m.VERSION}, not {hello.min_version} to {hello.max_version}"
-            self._turn_away(peer, Kind.VERSION, text)
+            self._turn_away(peer, ErrorKind.VERSION, text)
             return None
         if session is None:
             if len(house.sessions) >= house.bounds.sessions:
-                self._turn_away(peer, Kind.RATE_LIMITED, f"{house.bounds.sessions} sessions are open already")
+                self._turn_away(peer, ErrorKind.RATE_LIMITED, f"{house.bounds.sessions} sessions are open already")
                 return None
             session = self._open(peer, user, hello, now)
         self._welcome(session)
@@ -67,7 +67,7 @@ class Desk:
         house = self._house
         house.tell_client(session, m.Welcome(house.broker_id, house.broker_epoch, session.session_id, house.params))
 
-    def _turn_away(self, peer: bytes, kind: Kind, text: str) -> None:
+    def _turn_away(self, peer: bytes, kind: ErrorKind, text: str) -> None:
         self._house.out.append((Side.CLIENTS, peer, error(None, kind, text, retry_after_s=1.0)))
 
     def send_away(self, session: Session, now: float) -> None:
@@ -134,4 +134,4 @@ class Desk:
         text = f"nothing was read for {self._house.timing.eviction_s:.1f} s, with {session.window_bytes} bytes unread"
         for reader in list(session.lagging):
             self._house.counters.slow_readers += 1
-            self._endings.dismiss_reader(reader, Kind.SLOW_READER, text, now)
+            self._endings.dismiss_reader(reader, ErrorKind.SLOW_READER, text, now)

@@ -13,12 +13,12 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.sanitize import printable
-from ..protocol.snapshot import MAX_EVENTS, EventKind, FleetEvent, Level
+from ..protocol.snapshot import MAX_EVENTS, EventKind, EventLevel, FleetEvent
 
 _WINDOW_S: Final = 1.0
 _MOST_UNLOGGED: Final = 10_000
 """A fleet of thousands that joins at once, within the tenth of a second between two looks."""
-_LEVELS: Final[dict[EventKind, Level]] = {
+_LEVELS: Final[dict[EventKind, EventLevel]] = {
     "joined": "info",
     "same_name": "warning",
     "ready": "info",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from .absence import why_absent
 from .counters import LossReason
 from .endings import Endings
@@ -105,22 +105,25 @@ class Dispatcher:
         self._requeue(request)
         return True
 
-    def _why_not_again(self, request: Request, now: float) -> tuple[Kind, str] | None:
+    def _why_not_again(self, request: Request, now: float) -> tuple[ErrorKind, str] | None:
         bounds = self._house.bounds
         if not request.is_idempotent:
-            return Kind.OUTCOME_UNKNOWN, "it is not idempotent, so it is not run a second time"
+            return ErrorKind.OUTCOME_UNKNOWN, "it is not idempotent, so it is not run a second time"
         if request.is_stream and request.next_n:
             if not request.is_resumable:
-                return Kind.NOT_RESUMABLE, f"{request.next_n} units were delivered, and it cannot be resumed"
+                return ErrorKind.NOT_RESUMABLE, f"{request.next_n} units were delivered, and it cannot be resumed"
             if request.journal is None or not request.journal.is_whole:
-                return Kind.WORKER_LOST, "the units delivered are too many to be kept here; resume with your own copy"
+                return (
+                    ErrorKind.WORKER_LOST,
+                    "the units delivered are too many to be kept here; resume with your own copy",
+                )
         if request.crashes >= bounds.crashes:
             self._house.counters.poisoned += 1
-            return Kind.POISON, f"{request.crashes} engines or nodes in a row died of it"
+            return ErrorKind.POISON, f"{request.crashes} engines or nodes in a row died of it"
         if request.attempts >= bounds.attempts:
-            return Kind.WORKER_LOST, f"all {bounds.attempts} attempts are used up"
+            return ErrorKind.WORKER_LOST, f"all {bounds.attempts} attempts are used up"
         if now >= request.due_at:
-            return Kind.DEADLINE, "and its time is up"
+            return ErrorKind.DEADLINE, "and its time is up"
         return None
 
     def _requeue(self, request: Request) -> None:
@@ -151,7 +154,7 @@ class Dispatcher:
             self._endings.fail(request, *_deadline_error(request, now), now)
         elif now >= request.hopeless_at and self._is_hopeless(request):
             text = f"no node has the weights (revision {request.revision}) that began this stream"
-            self._endings.fail(request, Kind.NOT_RESUMABLE, text, now)
+            self._endings.fail(request, ErrorKind.NOT_RESUMABLE, text, now)
         elif request.state is RequestState.LEASED and now >= request.doubt_at and self._is_at_silent_node(request, now):
             self._move_on(request, now)
         else:
@@ -252,14 +255,17 @@ class Dispatcher:
                 self._endings.fail(request, kind, text, now, retry_after_s=retry_after_s)
 
 
-def _deadline_error(request: Request, now: float) -> tuple[Kind, str]:
+def _deadline_error(request: Request, now: float) -> tuple[ErrorKind, str]:
     waited_s = now - request.admitted_at
     if now >= request.ends_at:
-        return Kind.DEADLINE, f"its whole time is over ({waited_s:.1f} s of it here), after {request.next_n} units"
+        return ErrorKind.DEADLINE, f"its whole time is over ({waited_s:.1f} s of it here), after {request.next_n} units"
     if request.state is RequestState.QUEUED:
         still = " and nobody before it made progress" if request.is_patient else ""
-        return Kind.DEADLINE, f"no node was free within its time ({waited_s:.1f} s){still}; send less, or allow more"
+        return (
+            ErrorKind.DEADLINE,
+            f"no node was free within its time ({waited_s:.1f} s){still}; send less, or allow more",
+        )
     if request.is_patient and request.next_n:
         what = "stream" if request.is_stream else "answer"
-        return Kind.STALLED, f"the {what} made no progress for {request.ttl_s:.1f} s after {request.next_n} units"
-    return Kind.DEADLINE, f"no answer within its time ({waited_s:.1f} s)"
+        return ErrorKind.STALLED, f"the {what} made no progress for {request.ttl_s:.1f} s after {request.next_n} units"
+    return ErrorKind.DEADLINE, f"no answer within its time ({waited_s:.1f} s)"

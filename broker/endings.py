@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from ..protocol.snapshot import SCHEMA_VERSION, TOO_LARGE
 from .bounds import OVERHEAD_BYTES
 from .counters import Stage
@@ -21,7 +21,7 @@ from .stories import timings
 
 _CANCELLED: Final = 499
 _UNSENDABLE: Final = "the broker has an answer that no message can carry; see its log"
-_NO_FAILURES: Final = frozenset({Kind.CANCELLED, Kind.BROKER_LOST})
+_NO_FAILURES: Final = frozenset({ErrorKind.CANCELLED, ErrorKind.BROKER_LOST})
 """Nobody waits any more, or its client goes on with it from its own copy."""
 _STAGES: Final = {
     RequestState.QUEUED: Stage.QUEUED,
@@ -65,7 +65,7 @@ class Endings:
         request.journal = None
 
     def fail(
-        self, request: Request, kind: Kind, text: str, now: float, *, retry_after_s: float = 0.0, reason: str = ""
+        self, request: Request, kind: ErrorKind, text: str, now: float, *, retry_after_s: float = 0.0, reason: str = ""
     ) -> None:
         """End a request with an error, wherever it is; a node that works on it is told to stop."""
         node = None
@@ -81,7 +81,7 @@ class Endings:
         if node is not None:
             settle_and_wake(self._house, node)
 
-    def dismiss_reader(self, reader: Reader, kind: Kind, text: str, now: float) -> None:
+    def dismiss_reader(self, reader: Reader, kind: ErrorKind, text: str, now: float) -> None:
         """End one reader with an error; a request that nobody reads any more is cancelled with it."""
         request = reader.request
         resume_n = self._delivery.next_unit(reader, request)
@@ -99,7 +99,7 @@ class Endings:
         if not request.readers:
             self._house.counters.cancelled += 1
             self._house.tallies.cancellations[_STAGES[request.state].value] += 1
-            self.fail(request, Kind.CANCELLED, text, now, reason=text[:64])
+            self.fail(request, ErrorKind.CANCELLED, text, now, reason=text[:64])
 
     def replace_unpackable(self, is_worker: bool, peer: bytes, messages: Sequence[m.Message], now: float) -> None:  # noqa: FBT001
         """Say to a peer that what it was to be told cannot be sent: that request, or that question, ends here."""
@@ -110,14 +110,14 @@ class Endings:
             if node is not None and isinstance(message, m.Dispatch):
                 request = node.running.get(message.lease)
                 if request is not None:
-                    self.fail(request, Kind.TOO_LARGE, _UNSENDABLE, now)
+                    self.fail(request, ErrorKind.TOO_LARGE, _UNSENDABLE, now)
             elif session is not None and isinstance(message, m.Status):
                 house.tell_client(session, m.Status(message.qid, TOO_LARGE, SCHEMA_VERSION, b"", {"text": _UNSENDABLE}))
             elif session is not None and isinstance(message, m.Partial | m.Final | m.Error):
                 reader = session.readers.get(message.rid) if message.rid is not None else None
                 if reader is not None:
                     self.abandon(reader, _UNSENDABLE, now)
-                house.tell_client(session, error(message.rid, Kind.TOO_LARGE, _UNSENDABLE))
+                house.tell_client(session, error(message.rid, ErrorKind.TOO_LARGE, _UNSENDABLE))
 
     def _keep(self, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float) -> None:
         ask = request.ask

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.errors import TABLE, Kind, clip
+from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.limits import MAX_FRAME_BYTES
 from ..protocol.timing import Timing
 from .bounds import Bounds
@@ -143,11 +143,11 @@ class House:
         """Return what MAX_HELD_BYTES bounds."""
         return self.held_bytes + self.outcomes.size_bytes
 
-    def note_failure(self, kind: Kind, text: str, ask: m.Request, now: float) -> None:
+    def note_failure(self, kind: ErrorKind, text: str, ask: m.Request, now: float) -> None:
         """Count a request that ends in an error, and write it down."""
         reason, failures = kind.value, self.tallies.failures
         failures[reason] = failures.get(reason, 0) + 1  # a node may refuse, too: those begin when they happen
-        if kind in (Kind.DEADLINE, Kind.STALLED):
+        if kind in (ErrorKind.DEADLINE, ErrorKind.STALLED):
             self.counters.expired += 1
         else:
             self.counters.failed += 1
@@ -163,7 +163,7 @@ class House:
         self.out.append((WORKERS, node.peer, message))
 
 
-def error(rid: bytes | None, kind: Kind, text: str, *, retry_after_s: float = 0.0, resume_n: int = 0) -> m.Error:
+def error(rid: bytes | None, kind: ErrorKind, text: str, *, retry_after_s: float = 0.0, resume_n: int = 0) -> m.Error:
     """Build the ERROR message of a kind."""
     row = TABLE[kind]
     return m.Error(rid, row.code, kind.value, row.resend, milliseconds(retry_after_s), clip(text), resume_n)

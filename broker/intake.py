@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from .admin import Admin
 from .admission import Admission
 from .desk import Desk
@@ -94,9 +94,9 @@ class Intake:
         """Give one reader up. Unknown or ended: nothing to do, its terminal message is on its way."""
         reader = session.readers.get(cancel.rid)
         if reader is not None:
-            self._endings.dismiss_reader(reader, Kind.CANCELLED, cancel.reason or "cancelled by its client", now)
+            self._endings.dismiss_reader(reader, ErrorKind.CANCELLED, cancel.reason or "cancelled by its client", now)
 
     def _no_session(self, peer: bytes, message: m.FromClient) -> None:
         rid = message.rid if type(message) is m.Request else None
         text = "there is no session on this connection; send HELLO first"
-        self._house.out.append((Side.CLIENTS, peer, error(rid, Kind.NO_SESSION, text)))
+        self._house.out.append((Side.CLIENTS, peer, error(rid, ErrorKind.NO_SESSION, text)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..protocol import messages as m
-from ..protocol.errors import TABLE, Kind, kind_of
+from ..protocol.errors import TABLE, ErrorKind, kind_of
 from .counters import LossReason
 from .delivery import Delivery
 from .dispatch import Dispatcher
@@ -50,7 +50,7 @@ class Results:
             for reader in self._delivery.units(request, message, chunk, now):
                 self._house.counters.slow_readers += 1
                 text = "the stream is read too slowly: more is unread than may be kept"
-                self._endings.dismiss_reader(reader, Kind.SLOW_READER, text, now)
+                self._endings.dismiss_reader(reader, ErrorKind.SLOW_READER, text, now)
 
     def final(self, node: Node, message: m.WorkerFinal, now: float) -> None:
         """Take the end of a request."""
@@ -86,13 +86,13 @@ class Results:
     def error(self, node: Node, message: m.WorkerError, now: float) -> None:
         """Take the failure of an attempt: it goes elsewhere, or it is the end."""
         kind = kind_of(message.code, message.reason)
-        if message.epoch == node.epoch and kind is not Kind.NO_SLOT:
+        if message.epoch == node.epoch and kind is not ErrorKind.NO_SLOT:
             node.allow(message.dispatch_limit)
         request = node.running.get(message.lease)
         if request is None or message.epoch != node.epoch:
             self._late(node, message.lease)
             return
-        if kind is Kind.NO_SLOT and request.state is RequestState.LEASED:
+        if kind is ErrorKind.NO_SLOT and request.state is RequestState.LEASED:
             self._house.counters.refused_by_node += 1
             node.refuse()
             self._dispatcher.unsent(request)
@@ -101,7 +101,7 @@ class Results:
         node.failed += 1
         row = TABLE[kind]
         if row.redispatch:
-            why = LossReason.HANDED_BACK if kind is Kind.DRAINING else LossReason.ENGINE
+            why = LossReason.HANDED_BACK if kind is ErrorKind.DRAINING else LossReason.ENGINE
             self._dispatcher.lose(request, now, message.text, why, crashes=self._crashes(kind, message.ext))
             return
         release(request)
@@ -109,10 +109,10 @@ class Results:
         resume_n = request.next_n if request.is_stream else 0
         self._endings.end(request, error(request.ask.rid, kind, message.text, resume_n=resume_n), now)
 
-    def _crashes(self, kind: Kind, ext: m.Ext) -> int:
+    def _crashes(self, kind: ErrorKind, ext: m.Ext) -> int:
         """Return how many engines of a node died of a request; one that does not say so lost one."""
         told = ext.get("crashes", 1)
-        if kind is not Kind.ENGINE_RESTARTED or not isinstance(told, int):
+        if kind is not ErrorKind.ENGINE_RESTARTED or not isinstance(told, int):
             return 0
         return max(0, min(told, self._house.bounds.crashes))
 

@@ -7,7 +7,7 @@ outcome. A client that brings its own units (RESUME) is believed: it starts the 
 from __future__ import annotations
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from .delivery import Delivery
 from .endings import Endings
 from .house import House, error
@@ -55,11 +55,11 @@ class Twins:
             return False
         if not self._has_unit(request, ask.resume_n):
             text = f"unit {ask.resume_n} of this request is not here: it is at unit {request.next_n}"
-            return self._refuse(session, ask, Kind.BAD_REQUEST, text, now)
+            return self._refuse(session, ask, ErrorKind.BAD_REQUEST, text, now)
         older = _reader_to_replace(session, request)
         if older is None and len(request.readers) >= self._house.bounds.readers:
             text = f"{len(request.readers)} clients read this already"
-            return self._refuse(session, ask, Kind.RATE_LIMITED, text, now)
+            return self._refuse(session, ask, ErrorKind.RATE_LIMITED, text, now)
         if older is not None:
             self._forget(older, request)
         self._house.counters.twins += 1
@@ -77,7 +77,7 @@ class Twins:
         chunk = journal.chunk_at(ask.resume_n) if journal is not None else 0 if is_from_start else None
         if chunk is None:
             text = f"unit {ask.resume_n} of this request is not here"
-            return self._refuse(session, ask, Kind.BAD_REQUEST, text, now)
+            return self._refuse(session, ask, ErrorKind.BAD_REQUEST, text, now)
         self._house.counters.replays += 1
         self.drop_ended(session, ask.rid)
         reader = Reader(session, ask.rid, now, None)
@@ -91,7 +91,7 @@ class Twins:
         older = _reader_to_replace(session, request)
         if older is not None:
             self._forget(older, request)
-        self._endings.fail(request, Kind.BROKER_LOST, "its client went on with it from its own copy", now)
+        self._endings.fail(request, ErrorKind.BROKER_LOST, "its client went on with it from its own copy", now)
 
     def _forget(self, reader: Reader, request: Request) -> None:
         request.readers.remove(reader)
@@ -104,9 +104,9 @@ class Twins:
 
     def _conflict(self, session: Session, ask: m.Request, now: float) -> bool:
         text = "this request id was used before, with another body or model"
-        return self._refuse(session, ask, Kind.CONFLICT, text, now)
+        return self._refuse(session, ask, ErrorKind.CONFLICT, text, now)
 
-    def _refuse(self, session: Session, ask: m.Request, kind: Kind, text: str, now: float) -> bool:
+    def _refuse(self, session: Session, ask: m.Request, kind: ErrorKind, text: str, now: float) -> bool:
         """Say no. To a session that reads the request already, this is the end of it: an ERROR is terminal."""
         self._house.diary.note("rejected", kind.value, text, now, ask)
         older = session.readers.get(ask.rid)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.unicode import HALF, is_unicode
 
 _MOST_SHOWN: Final = 80
@@ -50,4 +50,4 @@ def kind_of(value: object) -> str:
 
 def bad(name: str, words: str) -> RequestError:
     """Build the refusal."""
-    return request_error(Kind.BAD_REQUEST, f"{name}: {words}")
+    return request_error(ErrorKind.BAD_REQUEST, f"{name}: {words}")

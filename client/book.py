@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, ZmqrtError
+from ..protocol.errors import ErrorKind, ZmqrtError
 from ..protocol.limits import MAX_FLEET_SERVICES
 from .reading import Event
 from .requests import Request, Sink, State
@@ -46,15 +46,15 @@ class Book:
             if twin.is_twin(request):
                 return self._join(twin, request.readers[0])
             text = "this client has another request of that id under way; wait for it, or use another id"
-            return self._refuse(request, Kind.CONFLICT, text)
+            return self._refuse(request, ErrorKind.CONFLICT, text)
         if len(self.line) + len(self.unnamed) >= self._max_waiting:
             text = f"{self._max_waiting} requests wait in this client already; send fewer at a time"
-            return self._refuse(request, Kind.QUEUE_FULL, text)
+            return self._refuse(request, ErrorKind.QUEUE_FULL, text)
         self.live[rid] = request
         self._deadlines.add(request.due_at, request)
         return True
 
-    def _refuse(self, request: Request, kind: Kind, text: str) -> bool:
+    def _refuse(self, request: Request, kind: ErrorKind, text: str) -> bool:
         request.move(State.FAILED)
         self._tell(request, request.error(kind, text))
         return False
@@ -65,7 +65,7 @@ class Book:
         twin.readers.append(reader)
         return False
 
-    def part(self, request: Request, reader: Sink | None, kind: Kind, text: str) -> bool:
+    def part(self, request: Request, reader: Sink | None, kind: ErrorKind, text: str) -> bool:
         """Let one of several readers go; False when there is no other, so that the request itself has to end."""
         if reader is None:
             return False
@@ -162,7 +162,7 @@ class Book:
         """End without one."""
         self._end(request, State.FAILED, error)
 
-    def cancel(self, request: Request, kind: Kind, text: str) -> None:
+    def cancel(self, request: Request, kind: ErrorKind, text: str) -> None:
         """End because somebody gave it up."""
         self._end(request, State.CANCELLED, request.error(kind, text))
 

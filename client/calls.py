@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from ..protocol import messages as m
 from ..protocol import prefix, tasks
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import is_service
 from ..protocol.tasks import ChatMessage
@@ -239,7 +239,7 @@ def _packed_and_read(task: tasks.Task) -> bytes:
     except UnicodeEncodeError:
         body = b""  # `_packed` says where
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise request_error(Kind.BAD_REQUEST, f"{_culprit(task)}: {error}") from None
+        raise request_error(ErrorKind.BAD_REQUEST, f"{_culprit(task)}: {error}") from None
     return _bounded(body, task) if body else _packed(task)
 
 
@@ -266,7 +266,7 @@ def _bounded(body: bytes, task: tasks.Task) -> bytes:
         tasks.check_generate(task)
     if len(body) > MAX_FRAME_BYTES:
         text = f"the request has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send a shorter prompt"
-        raise request_error(Kind.TOO_LARGE, text)
+        raise request_error(ErrorKind.TOO_LARGE, text)
     return body
 
 
@@ -280,7 +280,7 @@ def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
 def _checked_service(name: str) -> str:
     if name and not is_service(name):
         raise request_error(
-            Kind.NOT_FOUND, f"{arguments.shown(name)} cannot be the name of a model; see `zmqrt models`"
+            ErrorKind.NOT_FOUND, f"{arguments.shown(name)} cannot be the name of a model; see `zmqrt models`"
         )
     return name
 

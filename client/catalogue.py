@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ..protocol.errors import Kind, request_error
+from ..protocol.errors import ErrorKind, request_error
 from ..protocol.messages import TaskName
 from ..protocol.snapshot import ServiceStatus
 
@@ -51,8 +51,10 @@ class Catalogue:
             return names[0]
         if names:
             text = f"several models can {task}: {', '.join(sorted(names))}; say which one (model=…, or a default model)"
-            raise request_error(Kind.BAD_REQUEST, text)
+            raise request_error(ErrorKind.BAD_REQUEST, text)
         if self._services:
             others = ", ".join(sorted(one.service for one in self._services))
-            raise request_error(Kind.NOT_FOUND, f"no model here can {task}; there are: {others}")
-        raise request_error(Kind.NO_WORKER, "the broker knows of no model yet; is a worker running (`zmqrt-worker`)?")
+            raise request_error(ErrorKind.NOT_FOUND, f"no model here can {task}; there are: {others}")
+        raise request_error(
+            ErrorKind.NO_WORKER, "the broker knows of no model yet; is a worker running (`zmqrt-worker`)?"
+        )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, ZmqrtError, clip, request_error
+from ..protocol.errors import ErrorKind, ZmqrtError, clip, request_error
 from ..protocol.failure import Failure
 from .asks import Ask, Asks
 from .book import Book
@@ -53,7 +53,7 @@ class ClientCore:
     def submit(self, request: Request, now: float) -> None:
         """Take a request; its events will follow."""
         if self._is_closed:
-            self.book.events.append((request.readers[0], request.error(Kind.CANCELLED, _CLOSED)))
+            self.book.events.append((request.readers[0], request.error(ErrorKind.CANCELLED, _CLOSED)))
         elif self.book.admit(request):
             self.book.enqueue(request)
             self.sessions.hurry(now)
@@ -65,7 +65,7 @@ class ClientCore:
         now: float,
         *,
         reader: Sink | None = None,
-        kind: Kind = Kind.CANCELLED,
+        kind: ErrorKind = ErrorKind.CANCELLED,
         text: str = "cancelled here",
     ) -> None:
         """Give a request up, or only one of its readers; nothing happens if it has ended."""
@@ -79,22 +79,22 @@ class ClientCore:
 
     def overflowed(self, rid: bytes, now: float, reader: Sink | None = None) -> None:
         """Give a stream up whose reader is too far behind; the others do not wait for it."""
-        self.cancel(rid, now, reader=reader, kind=Kind.SLOW_READER, text=_SLOW)
+        self.cancel(rid, now, reader=reader, kind=ErrorKind.SLOW_READER, text=_SLOW)
 
     def ask(self, ask: Ask, now: float) -> None:
         """Put a question; its answer will follow."""
         self._asks.add(ask, self.sessions.current, now)
         if self._is_closed:
-            self._asks.end(ask, request_error(Kind.CANCELLED, _CLOSED))
+            self._asks.end(ask, request_error(ErrorKind.CANCELLED, _CLOSED))
         self.sessions.hurry(now)
 
     def close(self) -> None:
         """End: everything under way is cancelled."""
         self._is_closed = True
         for request in list(self.book.live.values()):
-            self.book.cancel(request, Kind.CANCELLED, _CLOSED)
+            self.book.cancel(request, ErrorKind.CANCELLED, _CLOSED)
         for ask in list(self._asks.pending.values()):
-            self._asks.end(ask, request_error(Kind.CANCELLED, _CLOSED))
+            self._asks.end(ask, request_error(ErrorKind.CANCELLED, _CLOSED))
         self.sessions.close()
 
     # --- what the shell carries out
@@ -135,9 +135,9 @@ class ClientCore:
             case m.Request(rid=rid):
                 request = link.requests.get(rid)
                 if request is not None:
-                    self.book.fail(request, request.error(Kind.BAD_REQUEST, text))
+                    self.book.fail(request, request.error(ErrorKind.BAD_REQUEST, text))
             case m.Query(qid=qid) | m.Admin(qid=qid):
-                self._asks.refuse(link, qid, request_error(Kind.BAD_REQUEST, text))
+                self._asks.refuse(link, qid, request_error(ErrorKind.BAD_REQUEST, text))
             case m.Hello():
                 self.sessions.lose(link, Failure(f"{link.endpoint}: no session can be opened: {why}", True), now)
             case _:
@@ -213,9 +213,11 @@ class ClientCore:
             error = request.error(*_why_late(request, seconds, is_over=is_over))
             request.link.cancel(request, "its time is up")
         elif self.sessions.current is not None:
-            error = request.error(Kind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time")
+            error = request.error(
+                ErrorKind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time"
+            )
         elif request.was_sent:
-            error = request.error(Kind.BROKER_LOST, f"no broker could be reached again within {seconds}")
+            error = request.error(ErrorKind.BROKER_LOST, f"no broker could be reached again within {seconds}")
         else:
             error = self.sessions.unreachable(now - request.submitted_at)
         self.book.fail(request, error)
@@ -256,14 +258,14 @@ class ClientCore:
         try:
             link.add(request, now)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a fault in one is no fault in all
-            self.book.fail(request, request.error(Kind.BAD_REQUEST, f"this request cannot be sent: {error}"))
+            self.book.fail(request, request.error(ErrorKind.BAD_REQUEST, f"this request cannot be sent: {error}"))
 
 
-def _why_late(request: Request, seconds: str, *, is_over: bool) -> tuple[Kind, str]:
+def _why_late(request: Request, seconds: str, *, is_over: bool) -> tuple[ErrorKind, str]:
     assert request.link is not None
     where = f"from {request.service} through {request.link.endpoint}"
     if is_over:
-        return Kind.DEADLINE, f"not done within {seconds} in all, {where}"
+        return ErrorKind.DEADLINE, f"not done within {seconds} in all, {where}"
     if request.expect:
-        return Kind.STALLED, f"no new token for {seconds} {where}"
-    return Kind.DEADLINE, f"no answer within {seconds} {where}"
+        return ErrorKind.STALLED, f"no new token for {seconds} {where}"
+    return ErrorKind.DEADLINE, f"no answer within {seconds} {where}"

@@ -55,7 +55,7 @@ class IoLoop:
         self._sessions: dict[Link, SessionSocket] = {}
         self._of_dealer: dict[zmq.Socket[bytes], SessionSocket] = {}
         self._of_monitor: dict[zmq.Socket[bytes], SessionSocket] = {}
-        self._names = addresses.Names()
+        self._names = addresses.Resolver()
         self._probing: set[str] = set()
         self._is_stopping = False
 

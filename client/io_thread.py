@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from ..protocol import keys as key_files
 from ..protocol import messages as m
 from ..protocol import transport
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from .asks import Ask
 from .calls import Call
 from .config import ClientConfig
@@ -103,7 +103,7 @@ class IoThread:
             raise self._unusable()
 
     def _unusable(self) -> RequestError:
-        return request_error(Kind.CANCELLED, f"this client cannot be used: {self._over or _CLOSED}")
+        return request_error(ErrorKind.CANCELLED, f"this client cannot be used: {self._over or _CLOSED}")
 
     def _start(self) -> Doorbell:
         with self._lock:
@@ -150,7 +150,7 @@ def _alone(sink: Sink | None, command: Callable[[float], None]) -> Callable[[flo
         except Exception as error:
             log.exception("the client could not carry out what it was asked for")
             if sink is not None:
-                sink.put(request_error(Kind.BAD_REQUEST, f"this request cannot be carried out: {error!r}"))
+                sink.put(request_error(ErrorKind.BAD_REQUEST, f"this request cannot be carried out: {error!r}"))
 
     return run
 

@@ -13,7 +13,7 @@ from ..protocol import delta, story
 from ..protocol import messages as m
 from ..protocol import snapshot as snapshots
 from ..protocol.admin import AdminOutcome
-from ..protocol.errors import Kind, ProtocolError, request_error
+from ..protocol.errors import ErrorKind, ProtocolError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS, MAX_INT
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from ..protocol.story import Story
@@ -78,7 +78,9 @@ def _read_welcome(answer: Answer) -> m.Welcome:
 def _read_status(answer: Answer) -> m.Status:
     assert isinstance(answer, m.Status)
     if answer.schema == snapshots.TOO_LARGE:
-        raise request_error(Kind.TOO_LARGE, str(answer.ext.get("text") or "the broker's answer does not fit a frame"))
+        raise request_error(
+            ErrorKind.TOO_LARGE, str(answer.ext.get("text") or "the broker's answer does not fit a frame")
+        )
     return answer
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, RequestError, ZmqrtError, request_error
+from ..protocol.errors import ErrorKind, RequestError, ZmqrtError, request_error
 from .results import Chunk, Result, StreamFold, read_result
 
 R = TypeVar("R")
@@ -49,7 +49,7 @@ class Reading(Generic[R]):
                     raise AssertionError(event)
         except RequestError as error:  # raised by a body that is no answer at all
             text = f"the node's answer cannot be read: {error.text}"
-            self.fail(request_error(Kind.MODEL_RAISED, text, request_id=self.request_id))
+            self.fail(request_error(ErrorKind.MODEL_RAISED, text, request_id=self.request_id))
         return None
 
     def fail(self, error: BaseException) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, RequestError, kind_of
+from ..protocol.errors import ErrorKind, RequestError, kind_of
 from ..protocol.failure import Failure
 from . import retry
 from .book import Book
@@ -59,7 +59,7 @@ class Replies:
             fresh = request.take(partial, now)
         except RequestError as error:
             link.cancel(request, "unreadable")
-            self._book.fail(request, request.error(Kind.MODEL_RAISED, f"a chunk cannot be read: {error.text}"))
+            self._book.fail(request, request.error(ErrorKind.MODEL_RAISED, f"a chunk cannot be read: {error.text}"))
             return
         if fresh is not None:
             self._book.moved(request, now)
@@ -75,7 +75,7 @@ class Replies:
             self._resync(link, request, now)
         elif request.is_stream and final.total_n < request.expect:
             text = f"the stream ended at {final.total_n} units after {request.expect} were delivered"
-            self._book.fail(request, request.error(Kind.MODEL_RAISED, text))
+            self._book.fail(request, request.error(ErrorKind.MODEL_RAISED, text))
         else:
             self._book.moved(request, now)
             self._book.finish(request, final)
@@ -88,7 +88,7 @@ class Replies:
         if request.resyncs > _MAX_RESYNCS:
             link.cancel(request, "gap")
             text = f"units from {request.expect} on are missing, and the broker cannot send them again"
-            self._book.fail(request, request.error(Kind.NOT_RESUMABLE, text))
+            self._book.fail(request, request.error(ErrorKind.NOT_RESUMABLE, text))
             return
         request.is_resyncing = True
         link.add(request, now)
@@ -104,7 +104,7 @@ class Replies:
     def error(self, link: Link, error: m.Error, now: float) -> None:
         """End a request without a result, or let it rest and ask again."""
         kind = kind_of(error.code, error.reason)
-        if kind is Kind.NO_SESSION:
+        if kind is ErrorKind.NO_SESSION:
             self._forgotten(link, error.rid, now)
         elif error.rid is None:
             self._complaint(link, error, now)
@@ -127,8 +127,8 @@ class Replies:
             text = f"{link.endpoint}: the broker refused the session: {error.text}"
             self._sessions.lose(link, Failure(text, refused or error.code == 426, refused), now)
 
-    def _end(self, link: Link, request: Request, kind: Kind, error: m.Error, now: float) -> None:
-        if kind is Kind.NOT_FOUND:
+    def _end(self, link: Link, request: Request, kind: ErrorKind, error: m.Error, now: float) -> None:
+        if kind is ErrorKind.NOT_FOUND:
             self._naming.forget()
             if not request.call.service and request.refusals == 0 and request.refused():
                 self._book.name_again(request)
@@ -140,11 +140,11 @@ class Replies:
         else:
             self._book.fail(request, request.error(kind, error.text, retry_after_s=error.retry_after_ms / 1000))
 
-    def _rest(self, link: Link, request: Request, kind: Kind, error: m.Error, now: float) -> bool:
+    def _rest(self, link: Link, request: Request, kind: ErrorKind, error: m.Error, now: float) -> bool:
         """Let a refused request wait as the broker said; False if it must not or cannot go on."""
-        if kind is Kind.QUEUE_FULL:
+        if kind is ErrorKind.QUEUE_FULL:
             self._book.follow_service(request)  # a queue that others of this client move in
-        moves_on = kind is Kind.DRAINING and self._sessions.has_others
+        moves_on = kind is ErrorKind.DRAINING and self._sessions.has_others
         if moves_on:
             self._sessions.leave(link, now + link.timing.drain_s, now)
         wake_at = now + retry.pause_s(request, 0.0 if moves_on else error.retry_after_ms / 1000, self._rng)

@@ -19,7 +19,7 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol import tasks
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_RESUME_BYTES
 from .timers import INFINITY
 
@@ -182,10 +182,10 @@ class Request:
             return None  # a broker that remembers it attaches instead of running it twice
         if not self.call.flags & m.IDEMPOTENT:
             text = "the broker was lost after the request was sent, and it must not run twice: its outcome is unknown"
-            return self.error(Kind.OUTCOME_UNKNOWN, text)
+            return self.error(ErrorKind.OUTCOME_UNKNOWN, text)
         if self.expect and self.journal is None:
             text = f"the broker was lost after {self.expect} units, and this stream cannot go on elsewhere"
-            return self.error(Kind.NOT_RESUMABLE, text)
+            return self.error(ErrorKind.NOT_RESUMABLE, text)
         return None
 
     def is_twin(self, other: Request) -> bool:
@@ -225,7 +225,7 @@ class Request:
         if self.journal_bytes > MAX_RESUME_BYTES:
             self.journal = None  # no broker would take it back
 
-    def error(self, kind: Kind, text: str, *, retry_after_s: float = 0.0) -> RequestError:
+    def error(self, kind: ErrorKind, text: str, *, retry_after_s: float = 0.0) -> RequestError:
         """Build the exception that ends this request."""
         return request_error(
             kind, text, request_id=self.call.request_id, retry_after_s=retry_after_s, resume_n=self.expect
@@ -234,7 +234,7 @@ class Request:
 
 def trimmed(partial: m.Partial, skip: int) -> m.Partial:
     """Drop the first units of a PARTIAL. Raises RequestError when its body is not a chunk."""
-    chunk = tasks.decode(partial.body, tasks.Chunk)
+    chunk = tasks.decode(partial.body, tasks.GenerateChunk)
     logprobs = chunk.logprobs[skip:] if chunk.logprobs is not None else None
-    rest = tasks.Chunk(ids=chunk.ids[skip:], text=chunk.text[skip:], logprobs=logprobs)
+    rest = tasks.GenerateChunk(ids=chunk.ids[skip:], text=chunk.text[skip:], logprobs=logprobs)
     return m.Partial(partial.rid, partial.seq + skip, partial.n - skip, tasks.encode(rest), partial.ext)

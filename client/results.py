@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..protocol import messages as m
 from ..protocol import tasks
-from ..protocol.errors import Kind, request_error
+from ..protocol.errors import ErrorKind, request_error
 from ..protocol.tasks import FinishReason, TokenLogprobs, Usage
 
 
@@ -94,10 +94,10 @@ class StreamFold:
 
     def chunk(self, partial: m.Partial) -> Chunk:
         """Read one PARTIAL."""
-        body = tasks.decode(partial.body, tasks.Chunk)
+        body = tasks.decode(partial.body, tasks.GenerateChunk)
         if len(body.text) != partial.n:
             text = f"{partial.n} units were announced, and {len(body.text)} came"
-            raise request_error(Kind.MODEL_RAISED, text)
+            raise request_error(ErrorKind.MODEL_RAISED, text)
         self._pieces += body.text
         self._ids += body.ids
         self._logprobs += body.logprobs or ()
@@ -110,7 +110,7 @@ class StreamFold:
         body = tasks.decode(final.body, tasks.GenerateResult)
         if body.tail:
             self._pieces.append(body.tail)
-        tail = tasks.Chunk(ids=[], text=[])
+        tail = tasks.GenerateChunk(ids=[], text=[])
         last = self._chunk(body.tail, tail, len(self._ids)) if body.tail else None
         result = _result(body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
         return last, result
@@ -121,7 +121,7 @@ class StreamFold:
         self._revision = revision if isinstance(revision, str) else self._revision
         self._prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else self._prompt_tokens
 
-    def _chunk(self, text: str, body: tasks.Chunk, index: int) -> Chunk:
+    def _chunk(self, text: str, body: tasks.GenerateChunk, index: int) -> Chunk:
         return Chunk(
             text=text,
             token_ids=body.ids,
@@ -155,7 +155,7 @@ def _rows(tensor: tasks.Tensor, request_id: str) -> list[array[float]]:
     rows, columns = tensor.shape if len(tensor.shape) == 2 else (-1, 0)
     if rows < 0 or rows * columns * numbers.itemsize != len(tensor.data):
         text = f"the node answered {len(tensor.data)} bytes for vectors of shape {tensor.shape}"
-        raise request_error(Kind.MODEL_RAISED, text, request_id=request_id)
+        raise request_error(ErrorKind.MODEL_RAISED, text, request_id=request_id)
     numbers.frombytes(tensor.data)
     if sys.byteorder == "big":
         numbers.byteswap()

@@ -40,7 +40,7 @@ class SessionSocket:
         self._unsent: list[codec.Frames] = []
 
     def connect(self, core: ClientCore, now: float, *, at: str | None = None) -> None:
-        """Begin to connect; `at` what `addresses.Names` has found, for a name."""
+        """Begin to connect; `at` what `addresses.Resolver` has found, for a name."""
         endpoint = self.link.endpoint
         if self.dealer.closed:  # given up while its name was looked up
             return

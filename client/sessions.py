@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, ZmqrtError, request_error
+from ..protocol.errors import ErrorKind, ZmqrtError, request_error
 from ..protocol.failure import Failure
 from ..protocol.limits import MAX_NAME_CHARS, WINDOW_BYTES
 from .book import Book
@@ -236,7 +236,7 @@ class Sessions:
             return _leaving()
         if self.current is None and self._endpoints.is_explained:
             return self._endpoints.error(0.0)
-        return request_error(Kind.DEADLINE, "the broker did not answer the question in time")
+        return request_error(ErrorKind.DEADLINE, "the broker did not answer the question in time")
 
     def _is_leaving(self) -> bool:
         return any(link.state is LinkState.LEAVING for link in self.links.values())
@@ -248,4 +248,4 @@ class Sessions:
 
 
 def _leaving() -> ZmqrtError:
-    return request_error(Kind.DRAINING, "the broker is shutting down, and there is no other", retry_after_s=1.0)
+    return request_error(ErrorKind.DRAINING, "the broker is shutting down, and there is no other", retry_after_s=1.0)

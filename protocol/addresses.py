@@ -172,7 +172,7 @@ def _accepts(address: str, port: int) -> bool:
     return True
 
 
-class Names:
+class Resolver:
     """Looks endpoints up beside everything else, each in one thread at a time.
 
     A resolver may take longer than a try to connect (five seconds, where the first of two servers is dead). So a new

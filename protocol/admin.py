@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from .errors import Kind, RequestError, request_error
+from .errors import ErrorKind, RequestError, request_error
 
 SCHEMA: Final = "admin"
 SCHEMA_VERSION: Final = 1
@@ -16,7 +16,7 @@ class AdminOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it was done, in words, and why not.
 
     Attributes:
-        reason: A value of `Kind` when it was not done: "forbidden", "bad_request", "model_not_found" (no such node).
+        reason: A value of `ErrorKind` when it was not done: "forbidden", "bad_request", "model_not_found" (no such node).
         deadline_s: When it is over at the latest; 0 = it is over now.
     """
 
@@ -30,9 +30,9 @@ class AdminOutcome(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_done:
             return None
         try:
-            kind = Kind(self.reason)
+            kind = ErrorKind(self.reason)
         except ValueError:
-            kind = Kind.BAD_REQUEST
+            kind = ErrorKind.BAD_REQUEST
         return request_error(kind, self.text)
 
 

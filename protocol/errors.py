@@ -33,7 +33,7 @@ EXIT_READER_GONE: Final = 141
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ErrorRow:
     """What one kind of failure means to each layer.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row:
     openai_type: str
 
 
-class Kind(enum.Enum):
+class ErrorKind(enum.Enum):
     """A failure by name: the value is the sub-reason that travels beside the code."""
 
     BAD_REQUEST = "bad_request"
@@ -91,50 +91,50 @@ class Kind(enum.Enum):
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 
-TABLE: Final[dict[Kind, Row]] = {
+TABLE: Final[dict[ErrorKind, ErrorRow]] = {
     #                            code  redisp resend infer openai exit
-    Kind.BAD_REQUEST: Row(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
-    Kind.CONTEXT_EXCEEDED: Row(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
-    Kind.WRONG_TASK: Row(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
-    Kind.UNAUTHORIZED: Row(401, False, False, 401, 401, EXIT_NOT_AUTHORISED, "authentication_error"),
-    Kind.NO_SESSION: Row(401, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
-    Kind.FORBIDDEN: Row(403, False, False, 401, 403, EXIT_NOT_AUTHORISED, "permission_error"),
-    Kind.NOT_FOUND: Row(404, False, False, 503, 404, EXIT_USAGE, _INVALID),
-    Kind.CONFLICT: Row(409, False, False, 409, 409, EXIT_FAILED, _INVALID),
-    Kind.TOO_LARGE: Row(413, False, False, 413, 413, EXIT_USAGE, _INVALID),
-    Kind.VERSION: Row(426, False, False, 503, 503, EXIT_FAILED, _SERVER),
-    Kind.QUEUE_FULL: Row(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
-    Kind.NO_SLOT: Row(429, True, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
-    Kind.RATE_LIMITED: Row(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
-    Kind.MEMORY_FULL: Row(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
-    Kind.CANCELLED: Row(499, False, False, 499, 499, EXIT_INTERRUPTED, _SERVER),
-    Kind.SLOW_READER: Row(499, False, False, 499, 499, EXIT_FAILED, _SERVER),
-    Kind.MODEL_RAISED: Row(500, False, False, 500, 500, EXIT_FAILED, _SERVER),
-    Kind.WORKER_LOST: Row(502, False, True, 503, 502, EXIT_TRY_AGAIN, _SERVER),
-    Kind.POISON: Row(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
-    Kind.NOT_RESUMABLE: Row(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
-    Kind.OUTCOME_UNKNOWN: Row(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
-    Kind.NO_WORKER: Row(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
-    Kind.STARTING: Row(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
-    Kind.DRAINING: Row(503, True, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
-    Kind.BROKER_LOST: Row(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
-    Kind.ENGINE_RESTARTED: Row(503, True, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
-    Kind.DEADLINE: Row(504, False, False, 504, 504, EXIT_TRY_AGAIN, _SERVER),
-    Kind.STALLED: Row(504, False, False, 504, 504, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.BAD_REQUEST: ErrorRow(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
+    ErrorKind.CONTEXT_EXCEEDED: ErrorRow(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
+    ErrorKind.WRONG_TASK: ErrorRow(400, False, False, 422, 400, EXIT_USAGE, _INVALID),
+    ErrorKind.UNAUTHORIZED: ErrorRow(401, False, False, 401, 401, EXIT_NOT_AUTHORISED, "authentication_error"),
+    ErrorKind.NO_SESSION: ErrorRow(401, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.FORBIDDEN: ErrorRow(403, False, False, 401, 403, EXIT_NOT_AUTHORISED, "permission_error"),
+    ErrorKind.NOT_FOUND: ErrorRow(404, False, False, 503, 404, EXIT_USAGE, _INVALID),
+    ErrorKind.CONFLICT: ErrorRow(409, False, False, 409, 409, EXIT_FAILED, _INVALID),
+    ErrorKind.TOO_LARGE: ErrorRow(413, False, False, 413, 413, EXIT_USAGE, _INVALID),
+    ErrorKind.VERSION: ErrorRow(426, False, False, 503, 503, EXIT_FAILED, _SERVER),
+    ErrorKind.QUEUE_FULL: ErrorRow(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    ErrorKind.NO_SLOT: ErrorRow(429, True, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    ErrorKind.RATE_LIMITED: ErrorRow(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    ErrorKind.MEMORY_FULL: ErrorRow(429, False, True, 429, 429, EXIT_TRY_AGAIN, "rate_limit_error"),
+    ErrorKind.CANCELLED: ErrorRow(499, False, False, 499, 499, EXIT_INTERRUPTED, _SERVER),
+    ErrorKind.SLOW_READER: ErrorRow(499, False, False, 499, 499, EXIT_FAILED, _SERVER),
+    ErrorKind.MODEL_RAISED: ErrorRow(500, False, False, 500, 500, EXIT_FAILED, _SERVER),
+    ErrorKind.WORKER_LOST: ErrorRow(502, False, True, 503, 502, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.POISON: ErrorRow(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
+    ErrorKind.NOT_RESUMABLE: ErrorRow(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
+    ErrorKind.OUTCOME_UNKNOWN: ErrorRow(502, False, False, 503, 502, EXIT_FAILED, _SERVER),
+    ErrorKind.NO_WORKER: ErrorRow(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.STARTING: ErrorRow(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.DRAINING: ErrorRow(503, True, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.BROKER_LOST: ErrorRow(503, False, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.ENGINE_RESTARTED: ErrorRow(503, True, True, 503, 503, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.DEADLINE: ErrorRow(504, False, False, 504, 504, EXIT_TRY_AGAIN, _SERVER),
+    ErrorKind.STALLED: ErrorRow(504, False, False, 504, 504, EXIT_TRY_AGAIN, _SERVER),
 }
 
-_DEFAULT_OF_CODE: Final[dict[int, Kind]] = {}
+_DEFAULT_OF_CODE: Final[dict[int, ErrorKind]] = {}
 for _kind, _row in TABLE.items():
     _DEFAULT_OF_CODE.setdefault(_row.code, _kind)
 
 
-def kind_of(code: int, reason: str) -> Kind:
+def kind_of(code: int, reason: str) -> ErrorKind:
     """Name the failure a peer reports; one we do not know falls back on its code, then on MODEL_RAISED."""
     try:
-        kind = Kind(reason)
+        kind = ErrorKind(reason)
     except ValueError:
-        return _DEFAULT_OF_CODE.get(code, Kind.MODEL_RAISED)
-    return kind if TABLE[kind].code == code else _DEFAULT_OF_CODE.get(code, Kind.MODEL_RAISED)
+        return _DEFAULT_OF_CODE.get(code, ErrorKind.MODEL_RAISED)
+    return kind if TABLE[kind].code == code else _DEFAULT_OF_CODE.get(code, ErrorKind.MODEL_RAISED)
 
 
 def clip(text: str) -> str:
@@ -224,7 +224,7 @@ class RequestError(ZmqrtError):
     """
 
     def __init__(
-        self, kind: Kind, text: str, *, request_id: str = "", retry_after_s: float = 0.0, resume_n: int = 0
+        self, kind: ErrorKind, text: str, *, request_id: str = "", retry_after_s: float = 0.0, resume_n: int = 0
     ) -> None:
         super().__init__(text)
         self.kind = kind
@@ -235,7 +235,7 @@ class RequestError(ZmqrtError):
         self.exit_code = self.row.exit_code
 
     @property
-    def row(self) -> Row:
+    def row(self) -> ErrorRow:
         """What this failure means to each layer."""
         return TABLE[self.kind]
 
@@ -320,7 +320,7 @@ _CLASS_OF_CODE: Final[dict[int, type[RequestError]]] = {
 
 
 def request_error(
-    kind: Kind, text: str, *, request_id: str = "", retry_after_s: float = 0.0, resume_n: int = 0
+    kind: ErrorKind, text: str, *, request_id: str = "", retry_after_s: float = 0.0, resume_n: int = 0
 ) -> RequestError:
     """Build the exception class that fits the kind."""
     made = _CLASS_OF_CODE[TABLE[kind].code]

@@ -28,8 +28,8 @@ MAX_EVENTS: Final = 200
 MAX_REQUESTS: Final = 20
 """Slowest requests told: what fits on a screen."""
 
-Health = Literal["active", "suspect", "evicted", "lost", "draining"]
-Level = Literal["info", "warning", "error"]
+NodeHealth = Literal["active", "suspect", "evicted", "lost", "draining"]
+EventLevel = Literal["info", "warning", "error"]
 EventKind = Literal[
     "joined",
     "same_name",
@@ -93,7 +93,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     node_id: str
     worker_uuid: str
-    health: Health
+    health: NodeHealth
     phase: str
     percent: int
     elapsed_s: float
@@ -148,7 +148,7 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     at_s: float
-    level: Level
+    level: EventLevel
     kind: EventKind
     subject: str
     text: str

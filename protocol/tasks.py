@@ -12,13 +12,13 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from .errors import Kind, RequestError, request_error
+from .errors import ErrorKind, RequestError, request_error
 from .faults import find_fault
 from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
 from .unicode import HALF, half_in
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-Role = Literal["system", "user", "assistant", "tool", "developer"]
+ChatRole = Literal["system", "user", "assistant", "tool", "developer"]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
@@ -37,7 +37,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ChatMessage(_Body, frozen=True):
     """One turn of a conversation."""
 
-    role: Role
+    role: ChatRole
     content: str
 
 
@@ -111,7 +111,7 @@ class TokenLogprobs(_Body, frozen=True):
     spelled: dict[int, bytes] = {}
 
 
-class Chunk(_Body, frozen=True, omit_defaults=False):
+class GenerateChunk(_Body, frozen=True, omit_defaults=False):
     """Body of PARTIAL: new token ids, one piece of text per id (empty while it is held back).
 
     Units of a generation are tokens: `n` of the header equals `len(ids)`.
@@ -231,7 +231,7 @@ def check_generate(task: Generate) -> None:
 
 
 def _bad(text: str) -> RequestError:
-    return request_error(Kind.BAD_REQUEST, text)
+    return request_error(ErrorKind.BAD_REQUEST, text)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from zmqrt.client.cli.main import COMMANDS
-from zmqrt.protocol.errors import Kind
+from zmqrt.protocol.errors import ErrorKind
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -209,7 +209,7 @@ def test_the_fleet_is_not_counted_once_for_each_who_tells_it() -> None:
 
 def test_reasons_are_those_of_errors() -> None:
     """An alert on a reason that has another name now would be silent."""
-    kinds = {kind.value for kind in Kind}
+    kinds = {kind.value for kind in ErrorKind}
     matched = {use.matched["reason"] for _, use in USES if use.base == "zmqrt_request_failures_total" and use.matched}
 
     assert "poison" in matched

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from . import actions as a
 from .broker_link import BrokerLink
 from .core import NodeState, WorkerCore
@@ -306,4 +306,4 @@ class Agent:
             return error
         except Exception as error:
             log.exception("a request could not be encoded", extra={"request_id": action.dispatch.rid.hex()})
-            return request_error(Kind.MODEL_RAISED, f"the request could not be encoded: {type(error).__name__}")
+            return request_error(ErrorKind.MODEL_RAISED, f"the request could not be encoded: {type(error).__name__}")

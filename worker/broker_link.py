@@ -18,7 +18,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from ..protocol import addresses, codec, diagnose, transport
 from ..protocol import messages as m
-from ..protocol.errors import TABLE, Kind, ProtocolError
+from ..protocol.errors import TABLE, ErrorKind, ProtocolError
 from ..protocol.failure import of_other_port, of_version
 from ..protocol.keys import PeerKeys
 
@@ -75,7 +75,7 @@ class BrokerLink:
         self._monitor: zmq.Socket[bytes] | None = None
         self._unsent: deque[codec.Frames] = deque()
         self._is_greeted = False
-        self._names = addresses.Names()
+        self._names = addresses.Resolver()
         self._retry_s = _RETRY_S[0]
         self._retry: asyncio.TimerHandle | None = None
 
@@ -204,7 +204,7 @@ def _what_can_be_sent(messages: Sequence[m.FromWorker]) -> list[m.FromWorker]:
     for message, why in bad:
         log.error("a message to the broker cannot be sent: %s: %s", type(message).__name__, why)
         if isinstance(message, m.WorkerPartial | m.WorkerFinal | m.WorkerError):
-            row, text = TABLE[Kind.MODEL_RAISED], "the node has a result that no message can carry; see its log"
-            lost = m.WorkerError(message.epoch, message.lease, row.code, Kind.MODEL_RAISED.value, False, 0, text)
+            row, text = TABLE[ErrorKind.MODEL_RAISED], "the node has a result that no message can carry; see its log"
+            lost = m.WorkerError(message.epoch, message.lease, row.code, ErrorKind.MODEL_RAISED.value, False, 0, text)
             good.append(lost)
     return good

@@ -18,7 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..protocol.errors import Kind, request_error
+from ..protocol.errors import ErrorKind, request_error
 from ..protocol.tasks import ChatMessage
 
 _NONCHARACTERS: Final = range(0xFDD0, 0xFDF0)
@@ -58,7 +58,7 @@ class ChatTemplate:
             return self._render(messages, add_generation_prompt=True)
         except TemplateError as error:
             raise request_error(
-                Kind.BAD_REQUEST, f"messages: the model's chat template refuses them: {error}"
+                ErrorKind.BAD_REQUEST, f"messages: the model's chat template refuses them: {error}"
             ) from None
 
     def _render(self, messages: Iterable[ChatMessage], *, add_generation_prompt: bool) -> str:
@@ -138,7 +138,7 @@ def _unused_character(messages: Sequence[ChatMessage]) -> str:
     for code in (*_NONCHARACTERS, *range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)):
         if not any(chr(code) in message.content for message in messages):
             return chr(code)
-    raise request_error(Kind.BAD_REQUEST, "messages: they use every private character of Unicode")
+    raise request_error(ErrorKind.BAD_REQUEST, "messages: they use every private character of Unicode")
 
 
 class _GenerationBlock(Extension):

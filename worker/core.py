@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind, RequestError, clip
+from ..protocol.errors import ErrorKind, RequestError, clip
 from ..protocol.failure import of_silence
 from ..protocol.timing import Backoff
 from .actions import Action, Diagnose, Dial, Exit, HangUp, Level, Note, RestartEngine, Send
@@ -157,7 +157,7 @@ class WorkerCore:
             else:
                 self.desk.drop(session, job)
         for lease in current:  # given up in the very moment in which the broker took it back
-            self.desk.refuse(session, lease, Kind.ENGINE_RESTARTED, "the lease was given up before it was rebound")
+            self.desk.refuse(session, lease, ErrorKind.ENGINE_RESTARTED, "the lease was given up before it was rebound")
         if self.state is NodeState.DRAINING:
             self._send(session, m.Draining(session.epoch))
 

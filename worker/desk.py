@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.errors import TABLE, Kind, RequestError, clip
+from ..protocol.errors import TABLE, ErrorKind, RequestError, clip
 from .actions import Action, Note, Prepare, Send
 from .fleet import Fleet
 from .jobs import Job, JobState, Outcome
@@ -89,11 +89,11 @@ class Desk:
     def _refuse_dispatch(self, session: Session, dispatch: m.Dispatch) -> None:
         service, node_id = dispatch.service, self._config.node_id
         if self.is_closed:
-            self.refuse(session, dispatch.lease, Kind.DRAINING, f"node {node_id} is draining")
+            self.refuse(session, dispatch.lease, ErrorKind.DRAINING, f"node {node_id} is draining")
         elif not self._fleet.knows(service):
-            self.refuse(session, dispatch.lease, Kind.NOT_FOUND, f"node {node_id} does not serve {service!r}")
+            self.refuse(session, dispatch.lease, ErrorKind.NOT_FOUND, f"node {node_id} does not serve {service!r}")
         else:
-            self.refuse(session, dispatch.lease, Kind.NO_SLOT, f"node {node_id} has no free slot for {service!r}")
+            self.refuse(session, dispatch.lease, ErrorKind.NO_SLOT, f"node {node_id} has no free slot for {service!r}")
             session.refused.add(service)
 
     def _supersede(self, session: Session, dispatch: m.Dispatch) -> None:
@@ -163,12 +163,12 @@ class Desk:
         self._remove(job)
         self._keep(job)
 
-    def failed(self, job: Job, kind: Kind, text: str) -> None:
+    def failed(self, job: Job, kind: ErrorKind, text: str) -> None:
         """Send what went wrong."""
         self.scheduler.abort(job)
         self._remove(job)
         row = TABLE[kind]
-        ext: m.Ext = {"crashes": job.crashes} if kind is Kind.ENGINE_RESTARTED else {}
+        ext: m.Ext = {"crashes": job.crashes} if kind is ErrorKind.ENGINE_RESTARTED else {}
         error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
         job.outcome = Outcome(job.total_n, error=error)
         self._out.append(
@@ -187,17 +187,19 @@ class Desk:
         if next_n > job.total_n:
             self.drop(session, job)
             text = f"unit {next_n} is beyond the {job.total_n} made here"
-            self.refuse(session, job.lease, Kind.ENGINE_RESTARTED, text)
+            self.refuse(session, job.lease, ErrorKind.ENGINE_RESTARTED, text)
             return
         if job.has_partials:
             self._send_partial(session, job, next_n)
         if job.outcome is not None:
             self._send_outcome(session, job)
 
-    def refuse(self, session: Session, lease: int, kind: Kind, text: str) -> None:
+    def refuse(self, session: Session, lease: int, kind: ErrorKind, text: str) -> None:
         """End a lease that has no job."""
         row, limit = TABLE[kind], self.grant(session)
-        ext: m.Ext = {"crashes": 0} if kind is Kind.ENGINE_RESTARTED else {}  # it did not run, so nothing died of it
+        ext: m.Ext = (
+            {"crashes": 0} if kind is ErrorKind.ENGINE_RESTARTED else {}
+        )  # it did not run, so nothing died of it
         error = m.WorkerError(session.epoch, lease, row.code, kind.value, row.redispatch, limit, clip(text), ext)
         self._send(session, error)
 
@@ -270,9 +272,9 @@ class Desk:
         self.scheduler.follow()
         for job in list(self.jobs.values()):
             if not job.is_patient and now >= job.deadline + _DEADLINE_GRACE_S:
-                self.failed(job, Kind.DEADLINE, f"no result within {job.ttl_s:.1f} s")
+                self.failed(job, ErrorKind.DEADLINE, f"no result within {job.ttl_s:.1f} s")
             elif job.is_patient and now >= job.moved_at + job.ttl_s + _DEADLINE_GRACE_S:
-                self.failed(job, Kind.STALLED, f"no progress within {job.ttl_s:.1f} s")
+                self.failed(job, ErrorKind.STALLED, f"no progress within {job.ttl_s:.1f} s")
             elif job.is_patient and job.moved_at > job.told_at and now >= job.told_at + job.ttl_s / _TOLD_TIMES:
                 self._tell_progress(job)
 
@@ -287,4 +289,4 @@ class Desk:
     def hand_back(self) -> None:
         """Return everything that still runs to its broker: it goes on elsewhere."""
         for job in list(self.jobs.values()):
-            self.failed(job, Kind.DRAINING, f"node {self._config.node_id} is leaving")
+            self.failed(job, ErrorKind.DRAINING, f"node {self._config.node_id} is leaving")

@@ -20,7 +20,7 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol import tasks
-from ..protocol.tasks import Chunk, FinishReason, GenerateResult, TokenLogprobs, Usage
+from ..protocol.tasks import FinishReason, GenerateChunk, GenerateResult, TokenLogprobs, Usage
 from .engines import ipc
 from .engines.base import TokenEvent
 from .prepare import Prepared, PreparedTask
@@ -263,7 +263,7 @@ class Job:
         if unit >= self.total_n:
             return None
         logprobs = None if self.logprobs is None else self.logprobs[unit:]
-        return tasks.encode(Chunk(ids=self.ids[unit:], text=self.pieces[unit:], logprobs=logprobs))
+        return tasks.encode(GenerateChunk(ids=self.ids[unit:], text=self.pieces[unit:], logprobs=logprobs))
 
 
 def _logprobs(token_id: int, event: TokenEvent, index: int, prepared: Prepared) -> TokenLogprobs:

@@ -9,10 +9,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..protocol.prometheus import of_devices, of_nodes
-from ..protocol.snapshot import Health, NodeStatus, device_status
+from ..protocol.snapshot import NodeHealth, NodeStatus, device_status
 from .core import NodeState, WorkerCore
 
-_HEALTH: Final[Mapping[NodeState, Health]] = {
+_HEALTH: Final[Mapping[NodeState, NodeHealth]] = {
     NodeState.JOINING: "active",
     NodeState.READY: "active",
     NodeState.DRAINING: "draining",

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ..protocol import tasks
-from ..protocol.errors import Kind, RequestError, request_error, too_long
+from ..protocol.errors import ErrorKind, RequestError, request_error, too_long
 from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
-from ..protocol.tasks import ChatMessage, Chunk, Embed, FinishReason, Generate, TokenLogprobs
+from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, GenerateChunk, TokenLogprobs
 from .engines.base import Sampling, TokenRequest
 from .text import TextStream
 from .vocabulary import TooLongError, Vocabulary
@@ -134,7 +134,7 @@ def prepare_task(dispatch: Dispatch, bounds: Bounds) -> PreparedTask:
     """
     if dispatch.resume_n:
         text = f"{dispatch.resume_n} units were delivered, and {bounds.service} cannot go on from there"
-        raise request_error(Kind.NOT_RESUMABLE, text)
+        raise request_error(ErrorKind.NOT_RESUMABLE, text)
     values = tasks.unpack_map(dispatch.body)
     task = tasks.decode_task(dispatch.body)
     _check_task(task, bounds)
@@ -148,14 +148,14 @@ def _check_inputs(task: Embed, bounds: Bounds) -> None:
     ids = [token_id for one in task.input if not isinstance(one, str) for token_id in one]
     if ids and not bounds.vocabulary:
         text = f"input: {bounds.service} takes texts, not token ids: it does not say which tokenizer they would be of"
-        raise request_error(Kind.BAD_REQUEST, text)
+        raise request_error(ErrorKind.BAD_REQUEST, text)
     if ids and max(ids) >= bounds.vocabulary:
         text = f"input: the model has no token {max(ids)}, only those below {bounds.vocabulary}"
         text += "; token ids are of each model's own tokenizer, so send texts"
-        raise request_error(Kind.BAD_REQUEST, text)
+        raise request_error(ErrorKind.BAD_REQUEST, text)
     if task.truncate_to is not None and not bounds.vocabulary:
         text = f"truncate_to: {bounds.service} does not say how it counts tokens"
-        raise request_error(Kind.BAD_REQUEST, text)
+        raise request_error(ErrorKind.BAD_REQUEST, text)
 
 
 def _generation(body: bytes, bounds: Bounds) -> Generate:
@@ -168,7 +168,7 @@ def _generation(body: bytes, bounds: Bounds) -> Generate:
 def _check_task(task: tasks.Task, bounds: Bounds) -> None:
     asked = "embed" if isinstance(task, Embed) else "generate"
     if asked != bounds.task:
-        raise request_error(Kind.WRONG_TASK, f"{bounds.service} serves the task {bounds.task!r}, not {asked!r}")
+        raise request_error(ErrorKind.WRONG_TASK, f"{bounds.service} serves the task {bounds.task!r}, not {asked!r}")
 
 
 def _encode(task: Generate, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
@@ -185,7 +185,7 @@ def _ids_of(task: Generate, vocabulary: Vocabulary, bounds: Bounds) -> list[int]
         _check_length("token_ids", len(task.token_ids), bounds)
         unknown = next((one for one in task.token_ids if not vocabulary.is_known(one)), None)
         if unknown is not None:
-            raise request_error(Kind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
+            raise request_error(ErrorKind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
         return task.token_ids
     if task.messages is not None:
         return vocabulary.encode_chat(task.messages, most=bounds.context)
@@ -203,21 +203,22 @@ def _given(task: Generate) -> str:
 def _check_length(given: str, prompt_tokens: int, bounds: Bounds) -> None:
     if prompt_tokens < 1:
         text = f"{given}: it is empty: 0 tokens, at least 1 of at most {bounds.context - 1} is needed"
-        raise request_error(Kind.BAD_REQUEST, text)
+        raise request_error(ErrorKind.BAD_REQUEST, text)
     if prompt_tokens >= bounds.context:
         raise _too_long(given, prompt_tokens, bounds)
 
 
 def _too_long(given: str, tokens: int | str, bounds: Bounds) -> RequestError:
     what = "messages" if given == "messages" else "prompt"
-    return request_error(Kind.CONTEXT_EXCEEDED, too_long(what, tokens, bounds.context))
+    return request_error(ErrorKind.CONTEXT_EXCEEDED, too_long(what, tokens, bounds.context))
 
 
 def _check_known(largest: int, vocabulary: Vocabulary) -> None:
     """Refuse a token that the tokenizer names and the model was not made with (some models come with one or two)."""
     if not vocabulary.is_known(largest):
         raise request_error(
-            Kind.BAD_REQUEST, f"the prompt holds a token (id {largest}) that the model's tokenizer names but it lacks"
+            ErrorKind.BAD_REQUEST,
+            f"the prompt holds a token (id {largest}) that the model's tokenizer names but it lacks",
         )
 
 
@@ -225,7 +226,7 @@ def _check_ids(task: Generate, vocabulary: Vocabulary) -> None:
     """Refuse ids beyond the vocabulary: an index error on the device would end the engine process."""
     unknown = next((one for one in task.logit_bias if not vocabulary.is_known(one)), None)
     if unknown is not None:
-        raise request_error(Kind.BAD_REQUEST, f"logit_bias: the model has no token {unknown}")
+        raise request_error(ErrorKind.BAD_REQUEST, f"logit_bias: the model has no token {unknown}")
 
 
 def _sampling(task: Generate, dispatch: Dispatch) -> Sampling:
@@ -279,13 +280,13 @@ def _read_prefix(dispatch: Dispatch) -> tuple[list[int], list[TokenLogprobs]]:
     try:
         bodies = _resume_blob.decode(dispatch.resume)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise request_error(Kind.BAD_REQUEST, f"the resume blob is not an array of bodies: {error}") from None
+        raise request_error(ErrorKind.BAD_REQUEST, f"the resume blob is not an array of bodies: {error}") from None
     for body in bodies:
-        chunk = tasks.decode(body, Chunk)
+        chunk = tasks.decode(body, GenerateChunk)
         ids += chunk.ids
         logprobs += chunk.logprobs or []
     if len(ids) < dispatch.resume_n:
         raise request_error(
-            Kind.BAD_REQUEST, f"resume_n is {dispatch.resume_n}, but the resume blob holds {len(ids)} units"
+            ErrorKind.BAD_REQUEST, f"resume_n is {dispatch.resume_n}, but the resume blob holds {len(ids)} units"
         )
     return ids[: dispatch.resume_n], logprobs

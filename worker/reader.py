@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..protocol.errors import Kind, RequestError, request_error
+from ..protocol.errors import ErrorKind, RequestError, request_error
 from .model_error import ModelError
 from .prepare import Bounds
 from .reader_child import Asked, Loaded, allowed_s
@@ -139,7 +139,9 @@ class _Reader:
             try:
                 told = await self._process.ask(Asked(reading.body, reading.bounds))
             except ModelError as error:  # it could be used when the node started
-                return request_error(Kind.ENGINE_RESTARTED, f"no process can be started that reads prompts: {error}")
+                return request_error(
+                    ErrorKind.ENGINE_RESTARTED, f"no process can be started that reads prompts: {error}"
+                )
             except EndedByPromptError:
                 return _too_costly(reading)
             except EndedFromOutsideError as error:
@@ -148,10 +150,10 @@ class _Reader:
                 )
                 continue
             if told.kind:
-                return request_error(Kind(told.kind), told.text)
+                return request_error(ErrorKind(told.kind), told.text)
             return array("I", told.ids).tolist()
         text = f"the process that reads prompts was ended from outside {_TRIES} times in a row"
-        return request_error(Kind.ENGINE_RESTARTED, f"{text} (is the machine out of memory?)")
+        return request_error(ErrorKind.ENGINE_RESTARTED, f"{text} (is the machine out of memory?)")
 
 
 def _too_costly(reading: Reading) -> RequestError:
@@ -160,4 +162,4 @@ def _too_costly(reading: Reading) -> RequestError:
         f"{allowed_s(len(reading.body)):.0f} s of computing, or too much memory"
     )
     log.warning("%s; the process that reads prompts is started again", text)
-    return request_error(Kind.MODEL_RAISED, text)
+    return request_error(ErrorKind.MODEL_RAISED, text)

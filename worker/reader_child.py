@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from ..protocol.errors import Kind, RequestError
+from ..protocol.errors import ErrorKind, RequestError
 from .engines.parentage import end_with_parent
 from .model_error import ModelError
 from .prepare import Bounds, encode_prompt
@@ -122,9 +122,9 @@ def _answer(vocabulary: FileVocabulary, asked: Asked) -> Told:
     except RequestError as error:
         return Told(kind=error.kind.value, text=error.text)
     except MemoryError:
-        return Told(kind=Kind.MODEL_RAISED.value, text="the prompt could not be encoded: it needs too much memory")
+        return Told(kind=ErrorKind.MODEL_RAISED.value, text="the prompt could not be encoded: it needs too much memory")
     except Exception as error:  # noqa: BLE001 - a fault of a template or tokenizer is the end of one request alone
-        return Told(kind=Kind.MODEL_RAISED.value, text=f"the prompt could not be encoded: {type(error).__name__}")
+        return Told(kind=ErrorKind.MODEL_RAISED.value, text=f"the prompt could not be encoded: {type(error).__name__}")
 
 
 def main() -> None:

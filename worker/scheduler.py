@@ -13,7 +13,7 @@ from typing import Final, Protocol, assert_never
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.errors import Kind
+from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_FRAME_BYTES
 from .actions import Action, Note, ToEngine
 from .engines import ipc
@@ -36,7 +36,7 @@ class Listener(Protocol):
         """Send a job's outcome."""
         ...
 
-    def failed(self, job: Job, kind: Kind, text: str) -> None:
+    def failed(self, job: Job, kind: ErrorKind, text: str) -> None:
         """End a job without a result."""
         ...
 
@@ -86,7 +86,9 @@ class Scheduler:
             self._run(queue.popleft(), *chosen, now)
         if queue and not self.fleet.lanes(service):
             for job in list(queue):
-                self._listener.failed(job, Kind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment")
+                self._listener.failed(
+                    job, ErrorKind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment"
+                )
 
     def follow(self) -> None:
         """Let those that have made nothing yet move with the line that they stand in.
@@ -160,7 +162,7 @@ class Scheduler:
             self._queue(job.service).appendleft(job)
             if not self._may_run_again(job):
                 text = f"the engine on {device.info.id} ended while it worked on this request ({reason})"
-                self._listener.failed(job, Kind.ENGINE_RESTARTED, text)
+                self._listener.failed(job, ErrorKind.ENGINE_RESTARTED, text)
         for service in services:
             self.fill(service, now)
 
@@ -202,7 +204,7 @@ class Scheduler:
         lane.moved_at = job.moved_at = now
         if event.error is not None or job.prepared is None:
             text = event.error or "the engine answered with tokens where none were asked for"
-            self._listener.failed(job, Kind.MODEL_RAISED, text)
+            self._listener.failed(job, ErrorKind.MODEL_RAISED, text)
             return
         since = job.total_n
         reason = job.absorb(event)
@@ -210,7 +212,7 @@ class Scheduler:
             job.crashes = 0
             self._listener.progressed(job, since)
         if reason == "cancelled":
-            self._listener.failed(job, Kind.CANCELLED, "the engine gave the request up")
+            self._listener.failed(job, ErrorKind.CANCELLED, "the engine gave the request up")
         elif reason is not None:
             self._give_up_ticket(job)
             self._finish(job, reason, lane)
@@ -231,13 +233,13 @@ class Scheduler:
         if job is None:
             return
         if result.body is None:
-            kind = Kind(result.refused) if result.refused else Kind.MODEL_RAISED
+            kind = ErrorKind(result.refused) if result.refused else ErrorKind.MODEL_RAISED
             self._listener.failed(job, kind, result.error or "the model gave no result")
             return
         body = _encode(result.body)
         if len(body) > MAX_FRAME_BYTES:
             text = f"the result has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send fewer inputs at once"
-            self._listener.failed(job, Kind.TOO_LARGE, text)
+            self._listener.failed(job, ErrorKind.TOO_LARGE, text)
             return
         job.finish_plain(body)
         job.move(JobState.DONE)
@@ -252,7 +254,7 @@ class Scheduler:
         if lane is None or job is None:
             return
         if chunk.error is not None:
-            self._listener.failed(job, Kind.MODEL_RAISED, chunk.error)
+            self._listener.failed(job, ErrorKind.MODEL_RAISED, chunk.error)
             return
         lane.moved_at = job.moved_at = now
         if chunk.text:
@@ -270,7 +272,7 @@ class Scheduler:
         if job is None:
             return
         if not refused.full:
-            self._listener.failed(job, Kind.BAD_REQUEST, refused.error)
+            self._listener.failed(job, ErrorKind.BAD_REQUEST, refused.error)
             return
         job.move(JobState.WAITING)
         self._queue(job.service).appendleft(job)

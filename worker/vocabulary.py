@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
 
-from ..protocol.errors import Kind, PortableError, request_error
+from ..protocol.errors import ErrorKind, PortableError, request_error
 from ..protocol.tasks import ChatMessage
 from .model_error import ModelError
 from .safetensors_file import entry, read_json_object
@@ -178,7 +178,9 @@ class FileVocabulary:
     def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
         """Render and encode; what a user wrote never becomes a special token."""
         if self._template is None:
-            raise request_error(Kind.BAD_REQUEST, "messages: this model has no chat template; send a prompt instead")
+            raise request_error(
+                ErrorKind.BAD_REQUEST, "messages: this model has no chat template; send a prompt instead"
+            )
         if not self._shield.is_needed(messages):
             text = self._template.render(messages)
             self._check_size(text, most)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...protocol.errors import ConnectError, Kind, RequestError
+from ...protocol.errors import ConnectError, ErrorKind, RequestError
 from ...protocol.tasks import Embed, Generate
 from ..errors import (
     Answer,
@@ -22,7 +22,7 @@ _FIELDS = frozenset((*Generate.__struct_fields__, *Embed.__struct_fields__, "pro
 _PROMPTS = ("prompt", "messages", "token_ids", "prompt_ids", "input")
 """What engines call that which the caller calls `subject`."""
 _CALLED = {"truncate_to": "truncate_prompt_tokens", "truncate": "truncate_prompt_tokens"}
-_PARAM = {Kind.NOT_FOUND: "model", Kind.WRONG_TASK: "model"}
+_PARAM = {ErrorKind.NOT_FOUND: "model", ErrorKind.WRONG_TASK: "model"}
 
 
 def answer(error: Exception, subject: str | None = None) -> Answer:
@@ -59,13 +59,13 @@ def answer(error: Exception, subject: str | None = None) -> Answer:
             return _answer(500, body, {"x-should-retry": "false"})
 
 
-def _param(kind: Kind, text: str, subject: str | None) -> tuple[str | None, str]:
+def _param(kind: ErrorKind, text: str, subject: str | None) -> tuple[str | None, str]:
     """Name the field that a node or broker complained about, whose words begin with it, as OpenAI calls it."""
-    if kind is Kind.CONTEXT_EXCEEDED:
+    if kind is ErrorKind.CONTEXT_EXCEEDED:
         return subject, text
     first, _, rest = text.partition(" ")
     name = first.rstrip(":")
-    if kind is not Kind.BAD_REQUEST or name not in _FIELDS:
+    if kind is not ErrorKind.BAD_REQUEST or name not in _FIELDS:
         return _PARAM.get(kind), text
     theirs = subject if name in _PROMPTS and subject else _CALLED.get(name, name)
     return theirs, f"{theirs}{first[len(name) :]} {rest}"

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...client.results import Result
-from ...protocol.errors import Kind, request_error
+from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
 from ..errors import Answer, encode
 from ..health import SnapshotCache
@@ -60,7 +60,7 @@ class OpenAi:
         names = [one.service for one in snapshot.services if one.is_listed]
         if name not in names:
             text = f"there is no model {name[:128]!r}; there are {', '.join(names) or 'none yet'}"
-            raise request_error(Kind.NOT_FOUND, text)
+            raise request_error(ErrorKind.NOT_FOUND, text)
         return json_response(200, encode(Model(id=name, created=_STARTED)))
 
     async def _chat(self, request: Request) -> Response:

@@ -15,7 +15,7 @@ import click
 from rich.text import Text
 
 from ...protocol.admin import AdminOutcome
-from ...protocol.errors import Kind, NotFoundError, UnauthorizedError, ZmqrtError, request_error
+from ...protocol.errors import ErrorKind, NotFoundError, UnauthorizedError, ZmqrtError, request_error
 from ...protocol.sanitize import printable
 from ...protocol.settings import options
 from ...protocol.snapshot import NodeStatus
@@ -138,7 +138,7 @@ def _watch(desks: Sequence[Desk], node: str, give_up_at: float, *, is_quiet: boo
             left_s = give_up_at - _SLACK_S - time.monotonic()
             if left_s < -_SLACK_S:
                 text = f"node {node} is still there ({there[0].health}, {running} running); see 'zmqrt status'"
-                raise request_error(Kind.DEADLINE, text)
+                raise request_error(ErrorKind.DEADLINE, text)
             tell(f"node {node} is {there[0].health}: {running} still running, {duration(max(0.0, left_s))} left")
             time.sleep(_EVERY_S)
 

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import click
 
-from ...protocol.errors import Kind, RequestError, request_error
+from ...protocol.errors import ErrorKind, RequestError, request_error
 from ...protocol.tasks import ChatMessage
 from ..calls import GenerateOptions
 
@@ -84,7 +84,7 @@ def naming_the_flag() -> Generator[None]:
     try:
         yield
     except RequestError as error:
-        if error.kind not in (Kind.DEADLINE, Kind.STALLED):
+        if error.kind not in (ErrorKind.DEADLINE, ErrorKind.STALLED):
             raise
         text = f"{error.text}; --timeout allows more time without progress, --total-timeout bounds the whole"
         raise request_error(error.kind, text, request_id=error.request_id, resume_n=error.resume_n) from None

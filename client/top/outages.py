@@ -13,12 +13,12 @@ from typing import Final
 import msgspec
 
 from ...protocol.sanitize import printable
-from ...protocol.snapshot import EventKind, FleetEvent, Level
+from ...protocol.snapshot import EventKind, EventLevel, FleetEvent
 from .fleet import NOT_ASKED, Event, Sight
 
 _KEPT: Final = 64
 """As many as four brokers make that are lost and come back eight times."""
-_LEVELS: Final[dict[str, Level]] = {"lost": "error", "returned": "info", "draining": "warning"}
+_LEVELS: Final[dict[str, EventLevel]] = {"lost": "error", "returned": "info", "draining": "warning"}
 
 
 @dataclass(slots=True)

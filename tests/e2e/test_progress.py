@@ -15,7 +15,7 @@ from support.http import EVENTS, answer_of, asked, events_of
 from support.stack import Process, Stack
 from zmqrt.client import AsyncClient, RequestError
 from zmqrt.client.results import Result
-from zmqrt.protocol.errors import Kind
+from zmqrt.protocol.errors import ErrorKind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -148,7 +148,7 @@ def test_the_library_waits_while_there_is_progress(slow: Slow) -> None:
             with client.stream("hi", max_tokens=TOKENS, total_s=1.5) as units:
                 return list(units)
 
-        def end_of(ask: Callable[[], object]) -> Kind:
+        def end_of(ask: Callable[[], object]) -> ErrorKind:
             with pytest.raises(RequestError) as caught:
                 ask()
             return caught.value.kind
@@ -159,7 +159,7 @@ def test_the_library_waits_while_there_is_progress(slow: Slow) -> None:
                 pool.submit(client.infer, LONG_PROMPT, max_tokens=TOKENS),
                 pool.submit(lambda: asyncio.run(asyncly())),
             ]
-            assert [one.result() for one in ends] == [Kind.DEADLINE] * 2
+            assert [one.result() for one in ends] == [ErrorKind.DEADLINE] * 2
             assert [one.result().usage.completion_tokens for one in answers] == [TOKENS] * 2
 
 

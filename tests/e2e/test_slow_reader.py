@@ -16,7 +16,7 @@ from support.process_engines import ENV
 from support.raw_client import RawClient
 from support.stack import Stack, eventually, running
 from zmqrt.client import CancelledError, Client
-from zmqrt.protocol.errors import Kind
+from zmqrt.protocol.errors import ErrorKind
 from zmqrt.protocol.limits import STREAM_BUFFER_BYTES, WINDOW_BYTES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -103,7 +103,7 @@ def test_a_reader_that_is_stuck_in_the_library_loses_its_stream_alone(flooded: S
         with pytest.raises(CancelledError) as caught:
             sizes.extend(len(chunk.text) for chunk in handle)
 
-    assert caught.value.kind is Kind.SLOW_READER
+    assert caught.value.kind is ErrorKind.SLOW_READER
     assert sum(sizes) <= 2 * STREAM_BUFFER_BYTES
     assert beside == "x" * 100_000
     assert memory.growth < WINDOW_BYTES + SLACK

@@ -13,7 +13,7 @@ from support.process_engines import ENV
 from support.stack import Stack, eventually, running
 from support.streams import Expected, ask_streams, mixed, open_all, read_on
 from zmqrt.client import Client, WorkerLostError
-from zmqrt.protocol.errors import Kind
+from zmqrt.protocol.errors import ErrorKind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PACE = ("--engine-opt", "step_ms=10")
@@ -94,7 +94,7 @@ def test_what_must_not_run_twice_does_not(tmp_path: Path, kill: Callable[[Stack]
                 try:
                     read_on(handle, first, one)
                 except WorkerLostError as error:
-                    assert error.kind is Kind.OUTCOME_UNKNOWN
+                    assert error.kind is ErrorKind.OUTCOME_UNKNOWN
                     ends["unknown"] += 1
                 else:
                     ends["answered"] += 1
@@ -120,7 +120,7 @@ def test_a_prompt_that_kills_engines_is_given_up_alone() -> None:
             read_on(handle, first, one)
         restarts = eventually(lambda: _restarts(client) if _restarts(client) >= 3 else None, what="three restarts")
 
-        assert caught.value.kind is Kind.POISON
+        assert caught.value.kind is ErrorKind.POISON
         assert restarts == 3, "each engine that it killed, and no more"
         assert client.status().counters["poisoned"] == 1
 

@@ -16,7 +16,7 @@ from support.hand_broker import RUN, HandBroker
 from support.node_process import node
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.tasks import Chunk
+from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.protocol.toy_model import EOS, expected_tokens
 from zmqrt.worker.vocabulary import ByteVocabulary
 
@@ -190,7 +190,7 @@ def test_a_resumed_stream_goes_on_at_the_exact_token(shared: HandBroker) -> None
     """Prefix in, the rest out, however many units were delivered."""
     broker = shared
     ids = expected("resume me", 30)
-    prefixes = {cut: Chunk(ids=ids[:cut], text=[""] * cut) for cut in range(1, len(ids) + 1)}
+    prefixes = {cut: GenerateChunk(ids=ids[:cut], text=[""] * cut) for cut in range(1, len(ids) + 1)}
     body = generate("resume me", max_tokens=30)
     leases = {cut: broker.dispatch(body, prefix=[prefix]) for cut, prefix in prefixes.items()}
     broker.until(lambda: all(broker.outcome(lease) for lease in leases.values()))

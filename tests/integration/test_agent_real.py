@@ -10,7 +10,7 @@ from support.hand_broker import RUN, HandBroker
 from support.node_process import node
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.tasks import Chunk
+from zmqrt.protocol.tasks import GenerateChunk
 
 pytestmark = [pytest.mark.integration, pytest.mark.realmodel]
 
@@ -32,7 +32,7 @@ def generate(prompt: str, **fields: object) -> bytes:
 
 def ask(broker: HandBroker, body: bytes, *, flags: int = RUN | m.STREAM, prefix: list[int] | None = None) -> int:
     """Send a request to SmolLM2; return its lease."""
-    chunks = [Chunk(ids=prefix, text=[""] * len(prefix))] if prefix else []
+    chunks = [GenerateChunk(ids=prefix, text=[""] * len(prefix))] if prefix else []
     return broker.dispatch(body, service="smollm2-135m", flags=flags, prefix=chunks, ttl_ms=120_000)
 
 

@@ -27,7 +27,7 @@ from zmqrt.client import (
 )
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import Kind
+from zmqrt.protocol.errors import ErrorKind
 
 pytestmark = pytest.mark.integration
 
@@ -308,7 +308,7 @@ def test_a_slow_reader_loses_its_own_stream_only() -> None:
         with pytest.raises(CancelledError, match="too slow") as caught:
             slow.result(5)
 
-    assert caught.value.kind is Kind.SLOW_READER
+    assert caught.value.kind is ErrorKind.SLOW_READER
     assert caught.value.resume_n > 100
 
 

@@ -150,7 +150,7 @@ def test_a_resolver_that_takes_longer_than_a_try_is_waited_for(monkeypatch: pyte
 
     monkeypatch.setattr(addresses, "addresses_of", slow)
     monkeypatch.setattr(addresses, "_LONG_S", 0.0)
-    names, told = addresses.Names(), queue.Queue[tuple[int, str]]()
+    names, told = addresses.Resolver(), queue.Queue[tuple[int, str]]()
     names.look_up("tcp://broker:7", lambda at: told.put((1, at)))
     names.look_up("tcp://broker:7", lambda at: told.put((2, at)))
     may_answer.set()

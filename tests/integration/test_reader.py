@@ -15,7 +15,7 @@ import pytest
 
 from support.tiny import tiny_model
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import Kind, RequestError
+from zmqrt.protocol.errors import ErrorKind, RequestError
 from zmqrt.worker.model_error import ModelError
 from zmqrt.worker.prepare import Bounds, encode_prompt
 from zmqrt.worker.reader import LONG_BYTES, Readers, Reading
@@ -87,7 +87,7 @@ def test_a_prompt_is_read_as_it_would_be_here(tmp_path: Path) -> None:
         assert await asking.ask("hello") == encode_prompt(chat("hello"), vocabulary, BOUNDS)
         refused = await asking.ask("word " * 2000)
         assert isinstance(refused, RequestError)
-        assert refused.kind is Kind.CONTEXT_EXCEEDED
+        assert refused.kind is ErrorKind.CONTEXT_EXCEEDED
 
     asking.run(scenario())
 
@@ -103,7 +103,7 @@ def test_a_template_that_loops_or_explodes_costs_its_request_alone(tmp_path: Pat
         for _ in range(2):
             lost, *others = await asyncio.gather(asking.ask(bad), *(asking.ask(f"hello {n}") for n in range(4)))
             assert isinstance(lost, RequestError)
-            assert lost.kind is Kind.MODEL_RAISED
+            assert lost.kind is ErrorKind.MODEL_RAISED
             assert all(isinstance(one, list) for one in others)
         assert len(asking.readers.pids) == 2
         assert isinstance(await asking.ask("hello"), list)
@@ -153,7 +153,7 @@ def test_a_prompt_whose_processes_are_ended_again_and_again_goes_to_another_node
             await asyncio.sleep(0.05)
         lost = await reading
         assert isinstance(lost, RequestError)
-        assert lost.kind is Kind.ENGINE_RESTARTED
+        assert lost.kind is ErrorKind.ENGINE_RESTARTED
         assert "2 times" in lost.text
         assert isinstance(await asking.ask("hello"), list)
 
@@ -171,7 +171,7 @@ def test_a_text_of_megabytes_is_refused_before_it_is_encoded(tmp_path: Path) -> 
         assert isinstance(await asking.ask("hello"), list)
         refused = await long
         assert isinstance(refused, RequestError)
-        assert refused.kind is Kind.CONTEXT_EXCEEDED
+        assert refused.kind is ErrorKind.CONTEXT_EXCEEDED
         assert "at least" in refused.text
 
     asking.run(scenario())

@@ -20,7 +20,7 @@ from support.stage import SERVICE, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.broker.core import SendFailure, Side
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.codec import BadMessage
-from zmqrt.protocol.errors import Kind
+from zmqrt.protocol.errors import ErrorKind
 from zmqrt.protocol.timing import Timing
 
 RIDS = st.integers(1, 8)
@@ -38,7 +38,14 @@ FLAGS = st.sampled_from(
 )
 WHICH = st.integers(0, 5)
 ERRORS = st.sampled_from(
-    [Kind.NO_SLOT, Kind.MODEL_RAISED, Kind.ENGINE_RESTARTED, Kind.DRAINING, Kind.BAD_REQUEST, Kind.WORKER_LOST]
+    [
+        ErrorKind.NO_SLOT,
+        ErrorKind.MODEL_RAISED,
+        ErrorKind.ENGINE_RESTARTED,
+        ErrorKind.DRAINING,
+        ErrorKind.BAD_REQUEST,
+        ErrorKind.WORKER_LOST,
+    ]
 )
 TIMING = Timing(heartbeat_s=2.0, eviction_s=4.0, request_timeout_s=10.0)
 
@@ -343,7 +350,7 @@ class Model(RuleBasedStateMachine):
         self.listen()
 
     @rule(which=WHICH, lease=st.integers(0, 5), kind=ERRORS)
-    def fail(self, which: int, lease: int, kind: Kind) -> None:
+    def fail(self, which: int, lease: int, kind: ErrorKind) -> None:
         """Fail."""
         found = self.job(which, lease)
         if found is None:
@@ -352,7 +359,7 @@ class Model(RuleBasedStateMachine):
         del plant.jobs[chosen]
         from zmqrt.protocol.errors import TABLE
 
-        plant.worker.error(chosen, TABLE[kind].code, kind.value, credit=kind is not Kind.NO_SLOT)
+        plant.worker.error(chosen, TABLE[kind].code, kind.value, credit=kind is not ErrorKind.NO_SLOT)
         self.listen()
 
     @rule(which=WHICH, lease=st.integers(1, 400), epoch=st.integers(0, 3))

@@ -54,7 +54,7 @@ class Ear:
     @property
     def ids(self) -> list[int]:
         """All units delivered, in the order they came."""
-        chunks = [tasks.decode(one.body, tasks.Chunk) for one in self.events if isinstance(one, m.Partial)]
+        chunks = [tasks.decode(one.body, tasks.GenerateChunk) for one in self.events if isinstance(one, m.Partial)]
         return [unit for chunk in chunks for unit in chunk.ids]
 
     @property
@@ -73,7 +73,7 @@ class Ear:
 def partial(rid: bytes, seq: int, n: int = 1) -> m.Partial:
     """Build units `seq` ..; their ids are their numbers."""
     ids = list(range(seq, seq + n))
-    return m.Partial(rid, seq, n, tasks.encode(tasks.Chunk(ids=ids, text=[f"{one} " for one in ids])))
+    return m.Partial(rid, seq, n, tasks.encode(tasks.GenerateChunk(ids=ids, text=[f"{one} " for one in ids])))
 
 
 def final(rid: bytes, total_n: int) -> m.Final:
@@ -92,7 +92,7 @@ def error(rid: bytes | None, code: int, reason: str, *, retry_after_ms: int = 0)
 def units_of(blob: bytes) -> list[int]:
     """Read a RESUME blob: the ids of the units that it holds."""
     bodies = msgspec.msgpack.decode(blob, type=list[bytes])
-    return [unit for body in bodies for unit in tasks.decode(body, tasks.Chunk).ids]
+    return [unit for body in bodies for unit in tasks.decode(body, tasks.GenerateChunk).ids]
 
 
 class Talk:

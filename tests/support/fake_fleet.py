@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from zmqrt.client.calls import CallOptions
 from zmqrt.client.results import Chunk, Embeddings, Result
 from zmqrt.protocol.errors import ZmqrtError
-from zmqrt.protocol.snapshot import DeviceStatus, Health, NodeStatus, Snapshot
+from zmqrt.protocol.snapshot import DeviceStatus, NodeHealth, NodeStatus, Snapshot
 from zmqrt.protocol.tasks import Embed, Usage
 
 EMPTY = Snapshot(
@@ -27,7 +27,7 @@ EMPTY = Snapshot(
 
 
 def node(
-    name: str, *, elapsed_s: float = 1.0, tokens: int = 0, device: str = "dev", health: Health = "active"
+    name: str, *, elapsed_s: float = 1.0, tokens: int = 0, device: str = "dev", health: NodeHealth = "active"
 ) -> NodeStatus:
     """Return a node that is ready and has one device."""
     return NodeStatus(

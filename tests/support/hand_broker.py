@@ -16,7 +16,7 @@ import zmq
 
 from zmqrt.protocol import codec, tasks, transport
 from zmqrt.protocol import messages as m
-from zmqrt.protocol.tasks import Chunk, GenerateResult
+from zmqrt.protocol.tasks import GenerateChunk, GenerateResult
 from zmqrt.protocol.timing import Timing
 
 M = TypeVar("M")
@@ -116,7 +116,7 @@ class HandBroker:
         ids: list[int] = []
         first = None
         for partial in self.all(m.WorkerPartial, lease):
-            chunk = tasks.decode(partial.body, Chunk)
+            chunk = tasks.decode(partial.body, GenerateChunk)
             first = partial.seq if first is None else first
             assert partial.seq == first + len(ids)
             assert partial.n == len(chunk.ids) == len(chunk.text)
@@ -125,7 +125,7 @@ class HandBroker:
 
     def text(self, lease: int) -> str:
         """Return the text of a lease so far."""
-        return "".join("".join(tasks.decode(one.body, Chunk).text) for one in self.all(m.WorkerPartial, lease))
+        return "".join("".join(tasks.decode(one.body, GenerateChunk).text) for one in self.all(m.WorkerPartial, lease))
 
     def outcome(self, lease: int) -> m.WorkerFinal | m.WorkerError | None:
         """Return how a lease ended, if it has; checks that it ended once."""
@@ -155,7 +155,7 @@ class HandBroker:
         rid: bytes | None = None,
         ttl_ms: int = 30_000,
         seed: int = 5,
-        prefix: Sequence[Chunk] = (),
+        prefix: Sequence[GenerateChunk] = (),
     ) -> int:
         """Send a request to the only node; return its lease."""
         lease = next(self._leases)

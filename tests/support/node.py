@@ -11,7 +11,7 @@ import msgspec
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import RequestError
-from zmqrt.protocol.tasks import Chunk, GenerateResult
+from zmqrt.protocol.tasks import GenerateChunk, GenerateResult
 from zmqrt.protocol.timing import Backoff
 from zmqrt.worker import actions as a
 from zmqrt.worker.core import WorkerCore
@@ -169,7 +169,7 @@ class Node:
         user: str = "u",
         service: str = SERVICE,
         ttl_ms: int = 6000,
-        prefix: Sequence[Chunk] = (),
+        prefix: Sequence[GenerateChunk] = (),
         attempt: int = 1,
         ext: m.Ext | None = None,
     ) -> list[a.Action]:
@@ -227,7 +227,7 @@ def submitted(made: Sequence[a.Action], device: str | None = None) -> list[ipc.T
 
 def texts(made: Sequence[a.Action]) -> list[str]:
     """Return the text of each PARTIAL."""
-    return ["".join(tasks.decode(one.body, Chunk).text) for one in sent(made, m.WorkerPartial)]
+    return ["".join(tasks.decode(one.body, GenerateChunk).text) for one in sent(made, m.WorkerPartial)]
 
 
 def result(made: Sequence[a.Action]) -> GenerateResult:

@@ -38,7 +38,7 @@ def words_of(request: m.Request) -> list[str]:
 
 def partial(request: m.Request, seq: int, words: list[str]) -> m.Partial:
     """Build one PARTIAL."""
-    body = tasks.Chunk(ids=list(range(seq, seq + len(words))), text=words)
+    body = tasks.GenerateChunk(ids=list(range(seq, seq + len(words))), text=words)
     return m.Partial(request.rid, seq, len(words), tasks.encode(body))
 
 

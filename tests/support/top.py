@@ -14,8 +14,8 @@ from zmqrt.client.top.history import History
 from zmqrt.client.top.state import State
 from zmqrt.client.top.view import Frame, screen
 from zmqrt.protocol.snapshot import (
+    EventLevel,
     FleetEvent,
-    Level,
     NodeStatus,
     RequestPhase,
     RequestStatus,
@@ -40,7 +40,7 @@ def service(name: str = "m", **fields: Any) -> ServiceStatus:
     return ServiceStatus(service=name, **known)
 
 
-def event(number: int, text: str = "something", *, kind: Any = "joined", level: Level = "info") -> FleetEvent:
+def event(number: int, text: str = "something", *, kind: Any = "joined", level: EventLevel = "info") -> FleetEvent:
     """Describe an event at a time that is its number."""
     return FleetEvent(id=number, at_s=float(number), level=level, kind=kind, subject=f"n{number}", text=text)
 

@@ -27,14 +27,14 @@ import zmqrt.protocol
 import zmqrt.worker
 from zmqrt.client import AsyncClient, Chunk, Client, Embeddings, NotFoundError, Result
 from zmqrt.protocol import errors, tasks
-from zmqrt.protocol.errors import ConnectError, Kind, RequestError, ZmqrtError, request_error
+from zmqrt.protocol.errors import ConnectError, ErrorKind, RequestError, ZmqrtError, request_error
 
 _EXAMPLES: dict[object, object] = {
     str: "wörds\nof two lines",
     int: 7,
     float: 2.5,
     bool: True,
-    Kind: Kind.NOT_FOUND,
+    ErrorKind: ErrorKind.NOT_FOUND,
     str | None: "maybe",
     int | None: 426,
     tuple[str, ...]: ("body", "max_tokens"),
@@ -100,8 +100,8 @@ def test_every_exception_survives_pickle_and_copy(cls: type[Exception], way: Cal
 
 
 @pytest.mark.parametrize("way", _WAYS.values(), ids=_WAYS)
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_of_failure_keeps_what_callers_look_at(kind: Kind, way: Callable[[object], object]) -> None:
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_every_kind_of_failure_keeps_what_callers_look_at(kind: ErrorKind, way: Callable[[object], object]) -> None:
     """Code, exit code, advice and the unit to go on from."""
     error = request_error(kind, "words", request_id="job-7", retry_after_s=1.5, resume_n=3)
     error.add_note("seen in the field")
@@ -146,7 +146,7 @@ class _Own(ZmqrtError):
 def test_causes_come_along_and_what_cannot_be_pickled_leaves_its_words() -> None:
     """What led to an error is still told behind the pool."""
     ours, builtin, foreign = ConnectError("a"), ConnectError("b"), ConnectError("c")
-    ours.__cause__ = request_error(Kind.STALLED, "deep", request_id="x")
+    ours.__cause__ = request_error(ErrorKind.STALLED, "deep", request_id="x")
     builtin.__cause__ = OSError(2, "no such file")
     foreign.__cause__ = msgspec.ValidationError("Expected `int`")
     foreign.__cause__.lock = multiprocessing.get_context("spawn").Lock()  # type: ignore[attr-defined]
@@ -166,9 +166,9 @@ def test_what_is_raised_in_a_process_pool_is_caught_outside() -> None:
     """The pool lives on, and the caller sees the class with its fields; a queue carries it too."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    queue.put(request_error(Kind.NOT_FOUND, "no such model", request_id="job-7"))
+    queue.put(request_error(ErrorKind.NOT_FOUND, "no such model", request_id="job-7"))
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        failed = pool.submit(request_error, Kind.NOT_FOUND, "no such model", request_id="job-7")
+        failed = pool.submit(request_error, ErrorKind.NOT_FOUND, "no such model", request_id="job-7")
         raised = pool.submit(tasks.check, {"task": "generate", "prompt": 7}, tasks.Generate)
         returned = failed.result(30)
         refused = raised.exception(30)
@@ -178,7 +178,7 @@ def test_what_is_raised_in_a_process_pool_is_caught_outside() -> None:
 
     for one in (returned, queued):
         assert isinstance(one, NotFoundError)
-        assert (one.kind, one.request_id, str(one)) == (Kind.NOT_FOUND, "job-7", "no such model (request job-7)")
+        assert (one.kind, one.request_id, str(one)) == (ErrorKind.NOT_FOUND, "job-7", "no such model (request job-7)")
     assert isinstance(refused, errors.BadRequestError)
     assert "prompt" in refused.text
 

@@ -12,7 +12,7 @@ from zmqrt.client.requests import Sink
 from zmqrt.client.results import Result
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import Kind, RequestError, ZmqrtError
+from zmqrt.protocol.errors import ErrorKind, RequestError, ZmqrtError
 from zmqrt.protocol.tasks import FinishReason
 from zmqrt.protocol.toy_model import EOS, expected_tokens
 from zmqrt.worker.engines.base import TokenRequest
@@ -24,19 +24,19 @@ from .engine import SERVICE
 _VOCABULARY = ByteVocabulary()
 NEVER = frozenset(
     {
-        Kind.BAD_REQUEST,
-        Kind.CONTEXT_EXCEEDED,
-        Kind.WRONG_TASK,
-        Kind.UNAUTHORIZED,
-        Kind.FORBIDDEN,
-        Kind.CONFLICT,
-        Kind.TOO_LARGE,
-        Kind.VERSION,
-        Kind.MODEL_RAISED,
-        Kind.NO_SLOT,
-        Kind.NO_SESSION,
-        Kind.NOT_RESUMABLE,
-        Kind.MEMORY_FULL,
+        ErrorKind.BAD_REQUEST,
+        ErrorKind.CONTEXT_EXCEEDED,
+        ErrorKind.WRONG_TASK,
+        ErrorKind.UNAUTHORIZED,
+        ErrorKind.FORBIDDEN,
+        ErrorKind.CONFLICT,
+        ErrorKind.TOO_LARGE,
+        ErrorKind.VERSION,
+        ErrorKind.MODEL_RAISED,
+        ErrorKind.NO_SLOT,
+        ErrorKind.NO_SESSION,
+        ErrorKind.NOT_RESUMABLE,
+        ErrorKind.MEMORY_FULL,
     }
 )
 """Nothing that these networks do may ever end a request so: each of them blames the request or hides a bug."""
@@ -127,8 +127,8 @@ class Asked(Sink):
     def _check_error(self, error: ZmqrtError) -> None:
         kind = error.kind if isinstance(error, RequestError) else None
         assert kind not in NEVER, f"{kind}: {error}"
-        assert kind is not Kind.CANCELLED or self.was_cancelled, error
-        assert kind is not Kind.OUTCOME_UNKNOWN or not self.wish.is_idempotent, error
+        assert kind is not ErrorKind.CANCELLED or self.was_cancelled, error
+        assert kind is not ErrorKind.OUTCOME_UNKNOWN or not self.wish.is_idempotent, error
 
     @property
     def kind(self) -> str:

@@ -12,7 +12,7 @@ from support.fake_fleet import EMPTY, FakeFleet
 from zmqrt.bridge_http import sse, streaming
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.protocol.errors import ConnectError, Kind, request_error
+from zmqrt.protocol.errors import ConnectError, ErrorKind, request_error
 from zmqrt.protocol.tasks import Generate
 
 SETTINGS = BridgeSettings(default_model="tiny", request_timeout_s=12.0, body_limit_bytes=1000)
@@ -42,7 +42,7 @@ def test_a_request_reaches_the_fleet_as_a_task() -> None:
 @pytest.mark.parametrize("where", ["refuse", "error"])
 def test_a_failure_becomes_its_answer(where: str) -> None:
     """Whether the library refuses at once or the fleet later."""
-    failure = request_error(Kind.QUEUE_FULL, "the queue of tiny is full", retry_after_s=4.0)
+    failure = request_error(ErrorKind.QUEUE_FULL, "the queue of tiny is full", retry_after_s=4.0)
     fleet = FakeFleet(refuse=failure) if where == "refuse" else FakeFleet(error=failure)
     reply = infer(make_app(fleet, SETTINGS), ASK)
 
@@ -138,7 +138,7 @@ def test_a_stream_is_tokens_and_then_the_v1_response() -> None:
 
 def test_a_stream_that_fails_before_its_first_event_has_a_status() -> None:
     """So that a client may retry it as any other request."""
-    fleet = FakeFleet(error=request_error(Kind.NO_WORKER, "no node serves tiny", retry_after_s=2.0))
+    fleet = FakeFleet(error=request_error(ErrorKind.NO_WORKER, "no node serves tiny", retry_after_s=2.0))
     reply = infer(make_app(fleet, SETTINGS), ASK, accept="text/event-stream")
 
     assert reply.status == 503
@@ -148,7 +148,7 @@ def test_a_stream_that_fails_before_its_first_event_has_a_status() -> None:
 
 def test_a_stream_that_fails_later_ends_with_an_error_event() -> None:
     """Its status has gone out; the delivered text stays."""
-    fleet = FakeFleet("Hel", error=request_error(Kind.WORKER_LOST, "the node was lost"))
+    fleet = FakeFleet("Hel", error=request_error(ErrorKind.WORKER_LOST, "the node was lost"))
     reply = infer(make_app(fleet, SETTINGS), ASK, accept="text/event-stream", x_request_id="r1")
 
     assert reply.status == 200

@@ -6,22 +6,22 @@ import pytest
 
 from zmqrt.bridge_http.errors import BadApiKeyError, BodyTooLargeError, answer
 from zmqrt.bridge_http.openai.errors import answer as openai_answer
-from zmqrt.protocol.errors import TABLE, ConnectError, Kind, request_error
+from zmqrt.protocol.errors import TABLE, ConnectError, ErrorKind, request_error
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_every_failure_has_the_status_of_the_table(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(ErrorKind))
+def test_every_failure_has_the_status_of_the_table(kind: ErrorKind) -> None:
     """And a body that names the request."""
     said = answer(request_error(kind, "what happened"), "id-1")
 
     assert said.status == TABLE[kind].infer_status
     assert json.loads(said.body)["request_id"] == "id-1"
-    assert b"what happened" in said.body or kind is Kind.CONFLICT  # which has words of HTTP's own
+    assert b"what happened" in said.body or kind is ErrorKind.CONFLICT  # which has words of HTTP's own
 
 
 def test_a_key_used_twice_is_named_as_its_caller_knows_it() -> None:
     """Whoever asks over HTTP has sent an Idempotency-Key, and no request id of the wire."""
-    error = request_error(Kind.CONFLICT, "this request id was used before, with another body or model")
+    error = request_error(ErrorKind.CONFLICT, "this request id was used before, with another body or model")
     own, openai = json.loads(answer(error, "i").body), json.loads(openai_answer(error).body)["error"]
 
     assert own["reason"] == openai["code"] == "idempotency_key_reused"
@@ -30,27 +30,27 @@ def test_a_key_used_twice_is_named_as_its_caller_knows_it() -> None:
     assert "request id" not in own["detail"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Kind if TABLE[kind].infer_status in (429, 503)])
-def test_who_may_come_back_is_told_when_in_whole_seconds(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in ErrorKind if TABLE[kind].infer_status in (429, 503)])
+def test_who_may_come_back_is_told_when_in_whole_seconds(kind: ErrorKind) -> None:
     """Rounded up: an earlier try would be refused again. Never 0, which means at once."""
     assert answer(request_error(kind, "", retry_after_s=2.1), "i").headers["retry-after"] == "3"
     assert answer(request_error(kind, ""), "i").headers["retry-after"] == "1"
 
 
-@pytest.mark.parametrize("kind", [Kind.DEADLINE, Kind.MODEL_RAISED, Kind.POISON, Kind.CONFLICT])
-def test_what_must_not_be_sent_again_says_so(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [ErrorKind.DEADLINE, ErrorKind.MODEL_RAISED, ErrorKind.POISON, ErrorKind.CONFLICT])
+def test_what_must_not_be_sent_again_says_so(kind: ErrorKind) -> None:
     """The OpenAI SDK would send it twice more."""
     assert answer(request_error(kind, ""), "i").headers["x-should-retry"] == "false"
 
 
 def test_what_may_be_sent_again_does_not_say_no() -> None:
     """A full queue, for one."""
-    assert "x-should-retry" not in answer(request_error(Kind.QUEUE_FULL, ""), "i").headers
+    assert "x-should-retry" not in answer(request_error(ErrorKind.QUEUE_FULL, ""), "i").headers
 
 
 def test_a_prompt_that_does_not_fit_is_an_invalid_prompt() -> None:
     """Both numbers are in the sentence; the shape is that of any 422."""
-    said = answer(request_error(Kind.CONTEXT_EXCEEDED, "9000 tokens, the context is 8192"), "i")
+    said = answer(request_error(ErrorKind.CONTEXT_EXCEEDED, "9000 tokens, the context is 8192"), "i")
 
     assert said.status == 422
     assert json.loads(said.body) == {

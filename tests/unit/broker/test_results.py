@@ -7,7 +7,7 @@ import pytest
 
 from support.stage import STREAM, UNARY, Stage, rid_of
 from zmqrt.protocol import messages as m
-from zmqrt.protocol.errors import TABLE, Kind
+from zmqrt.protocol.errors import TABLE, ErrorKind
 
 
 def test_a_unary_answer_goes_to_its_client_untouched() -> None:
@@ -161,8 +161,10 @@ def test_the_credit_of_a_late_answer_counts() -> None:
     assert [d.rid for d in worker.work()] == [rid_of(2)]
 
 
-@pytest.mark.parametrize("kind", [Kind.MODEL_RAISED, Kind.CONTEXT_EXCEEDED, Kind.WRONG_TASK, Kind.TOO_LARGE])
-def test_an_error_that_would_come_again_is_the_end(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [ErrorKind.MODEL_RAISED, ErrorKind.CONTEXT_EXCEEDED, ErrorKind.WRONG_TASK, ErrorKind.TOO_LARGE]
+)
+def test_an_error_that_would_come_again_is_the_end(kind: ErrorKind) -> None:
     """It is told as the node told it, and no other node is bothered."""
     stage = Stage()
     client, worker, other = stage.client(), stage.worker(), stage.worker()

@@ -20,7 +20,7 @@ from zmqrt.protocol import codec, snapshot, tasks
 from zmqrt.protocol import messages as m
 
 NUMBERS = st.integers(0, 3)
-CHUNK = st.integers(0, 2).map(lambda n: tasks.encode(tasks.Chunk(ids=[97] * n, text=["a"] * n)))
+CHUNK = st.integers(0, 2).map(lambda n: tasks.encode(tasks.GenerateChunk(ids=[97] * n, text=["a"] * n)))
 ENTRY = snapshot.ServiceStatus(
     service="toy", task="generate", model="toy", revision="r", context=9, nodes=1, capacity=1, queued=0, running=0
 )

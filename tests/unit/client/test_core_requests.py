@@ -13,7 +13,7 @@ from zmqrt.protocol.errors import (
     CancelledError,
     DeadlineError,
     EngineError,
-    Kind,
+    ErrorKind,
     NotFoundError,
     RequestError,
     UnavailableError,
@@ -72,7 +72,7 @@ def test_a_broker_that_cannot_replay_ends_the_stream_with_what_was_delivered() -
         talk.hear(link, partial(ear.rid, 0), partial(ear.rid, 5))
 
     assert isinstance(ear.error, WorkerLostError)
-    assert ear.error.kind is Kind.NOT_RESUMABLE
+    assert ear.error.kind is ErrorKind.NOT_RESUMABLE
     assert ear.error.resume_n == 1
 
 
@@ -140,7 +140,7 @@ def test_a_slow_reader_loses_its_stream_alone() -> None:
     talk.hear(link, partial(slow.rid, 1), partial(other.rid, 1), final(other.rid, 2))
 
     assert isinstance(slow.error, CancelledError)
-    assert slow.error.kind is Kind.SLOW_READER
+    assert slow.error.kind is ErrorKind.SLOW_READER
     assert [one.rid for one in talk.sent(link, m.Cancel)] == [slow.rid]
     assert other.ids == [0, 1]
 
@@ -237,7 +237,7 @@ def test_each_new_unit_gives_a_stream_new_time() -> None:
 
     talk.after(2.0)
     assert isinstance(ear.error, DeadlineError)
-    assert ear.error.kind is Kind.STALLED
+    assert ear.error.kind is ErrorKind.STALLED
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ def test_too_many_waiting_requests_are_refused_here() -> None:
     ears = [talk.submit() for _ in range(4)]
 
     assert isinstance(ears[3].error, RequestError)
-    assert ears[3].error.kind is Kind.QUEUE_FULL
+    assert ears[3].error.kind is ErrorKind.QUEUE_FULL
 
 
 def test_progress_of_a_whole_answer_gives_it_new_time() -> None:
@@ -485,7 +485,7 @@ def test_a_whole_time_ends_what_goes_on_and_is_told_as_what_is_left() -> None:
         talk.hear(link, m.Accepted(ears[0].rid, {"units": seq}), partial(ears[1].rid, seq))
         talk.after(2.0)
 
-    assert [ear.error.kind for ear in ears if isinstance(ear.error, DeadlineError)] == [Kind.DEADLINE] * 2
+    assert [ear.error.kind for ear in ears if isinstance(ear.error, DeadlineError)] == [ErrorKind.DEADLINE] * 2
 
 
 def test_waiting_in_this_client_is_progress_while_its_others_move() -> None:

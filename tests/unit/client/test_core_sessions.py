@@ -11,7 +11,7 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
     CancelledError,
     ConnectError,
-    Kind,
+    ErrorKind,
     UnavailableError,
     WorkerLostError,
 )
@@ -188,7 +188,7 @@ def test_what_must_not_run_twice_is_not_sent_to_another_broker() -> None:
     talk.settle()
 
     assert isinstance(sent.error, WorkerLostError)
-    assert sent.error.kind is Kind.OUTCOME_UNKNOWN
+    assert sent.error.kind is ErrorKind.OUTCOME_UNKNOWN
     assert [one.rid for one in again] == [waiting.rid]
 
 
@@ -212,7 +212,7 @@ def test_requests_under_way_outlive_a_loss_until_their_time_is_up() -> None:
 
     talk.after(6.0)
     assert isinstance(ear.error, UnavailableError)
-    assert ear.error.kind is Kind.BROKER_LOST
+    assert ear.error.kind is ErrorKind.BROKER_LOST
 
 
 def test_a_broker_that_leaves_finishes_what_it_has() -> None:
@@ -265,7 +265,7 @@ def test_a_broker_that_leaves_and_greets_again_and_again_is_no_session() -> None
             talk.hear(again, m.Welcome("a", 1, b"session!", PARAMS), m.Goaway("drain", 60_000))
 
     assert isinstance(new.error, UnavailableError)
-    assert new.error.kind is Kind.DRAINING
+    assert new.error.kind is ErrorKind.DRAINING
     assert old.ends == []
 
 

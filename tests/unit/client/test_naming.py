@@ -10,7 +10,7 @@ from support.tiny_broker import service
 from zmqrt.client.catalogue import Catalogue
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot
-from zmqrt.protocol.errors import BadRequestError, Kind, NotFoundError, RequestError, UnavailableError, ZmqrtError
+from zmqrt.protocol.errors import BadRequestError, ErrorKind, NotFoundError, RequestError, UnavailableError, ZmqrtError
 from zmqrt.protocol.snapshot import ServiceStatus
 
 
@@ -211,12 +211,12 @@ def test_the_default_is_preferred_where_it_can_do_the_task() -> None:
 @pytest.mark.parametrize(
     ("services", "kind", "words"),
     [
-        ([], Kind.NO_WORKER, "no model yet"),
-        ([service("toy")], Kind.NOT_FOUND, "no model here can embed; there are: toy"),
-        ([service("v1", "embed"), service("v2", "embed")], Kind.BAD_REQUEST, "several models can embed: v1, v2"),
+        ([], ErrorKind.NO_WORKER, "no model yet"),
+        ([service("toy")], ErrorKind.NOT_FOUND, "no model here can embed; there are: toy"),
+        ([service("v1", "embed"), service("v2", "embed")], ErrorKind.BAD_REQUEST, "several models can embed: v1, v2"),
     ],
 )
-def test_what_cannot_be_chosen_is_explained(services: list[ServiceStatus], kind: Kind, words: str) -> None:
+def test_what_cannot_be_chosen_is_explained(services: list[ServiceStatus], kind: ErrorKind, words: str) -> None:
     """With what there is."""
     catalogue = Catalogue()
     catalogue.learn(services, 0.0)
@@ -224,4 +224,4 @@ def test_what_cannot_be_chosen_is_explained(services: list[ServiceStatus], kind:
         catalogue.choose("embed")
 
     assert caught.value.kind is kind
-    assert isinstance(caught.value, NotFoundError) == (kind is Kind.NOT_FOUND)
+    assert isinstance(caught.value, NotFoundError) == (kind is ErrorKind.NOT_FOUND)

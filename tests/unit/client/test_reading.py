@@ -8,7 +8,7 @@ from zmqrt.client.reading import read_generation, read_stream, read_unary
 from zmqrt.client.results import read_embeddings
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import DeadlineError, EngineError, Kind, request_error
+from zmqrt.protocol.errors import DeadlineError, EngineError, ErrorKind, request_error
 from zmqrt.protocol.tasks import TokenLogprobs
 
 RID = b"r" * 16
@@ -18,7 +18,7 @@ def partial(seq: int, *pieces: str, logprobs: bool = False) -> m.Partial:
     """Build a PARTIAL."""
     ids = list(range(seq, seq + len(pieces)))
     alternatives = [TokenLogprobs(logprob=-1.0, top={one: -1.0}) for one in ids] if logprobs else None
-    body = tasks.encode(tasks.Chunk(ids=ids, text=list(pieces), logprobs=alternatives))
+    body = tasks.encode(tasks.GenerateChunk(ids=ids, text=list(pieces), logprobs=alternatives))
     return m.Partial(RID, seq, len(pieces), body)
 
 
@@ -64,7 +64,7 @@ def test_a_unary_answer_comes_whole() -> None:
 def test_an_error_is_raised_as_often_as_asked() -> None:
     """The same one."""
     reading = read_stream("id")
-    reading.feed(request_error(Kind.DEADLINE, "too late", request_id="id"))
+    reading.feed(request_error(ErrorKind.DEADLINE, "too late", request_id="id"))
 
     for _ in range(2):
         with pytest.raises(DeadlineError, match=r"too late \(request id\)"):

@@ -8,7 +8,7 @@ from zmqrt.client.calls import Call
 from zmqrt.client.requests import Request
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import CancelledError, ConflictError, Kind
+from zmqrt.protocol.errors import CancelledError, ConflictError, ErrorKind
 
 RID = b"k" * 16
 
@@ -86,7 +86,7 @@ def test_a_slow_twin_leaves_alone() -> None:
     talk.hear(link, partial(RID, 1), final(RID, 2))
 
     assert isinstance(slow.error, CancelledError)
-    assert slow.error.kind is Kind.SLOW_READER
+    assert slow.error.kind is ErrorKind.SLOW_READER
     assert other.ids == [0, 1]
 
 

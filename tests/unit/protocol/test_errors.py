@@ -8,7 +8,7 @@ from zmqrt.protocol.errors import (
     TABLE,
     BusyError,
     ConnectError,
-    Kind,
+    ErrorKind,
     clip,
     kind_of,
     request_error,
@@ -18,11 +18,11 @@ from zmqrt.protocol.limits import MAX_TEXT_CHARS
 
 def test_every_kind_has_its_row() -> None:
     """No failure is without a code, statuses and an exit code."""
-    assert set(TABLE) == set(Kind)
+    assert set(TABLE) == set(ErrorKind)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_a_kind_survives_the_wire(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(ErrorKind))
+def test_a_kind_survives_the_wire(kind: ErrorKind) -> None:
     """Code and reason name the same kind again, and it becomes an exception with that code."""
     assert kind_of(TABLE[kind].code, kind.value) is kind
     assert request_error(kind, "words").code == TABLE[kind].code
@@ -30,9 +30,9 @@ def test_a_kind_survives_the_wire(kind: Kind) -> None:
 
 def test_an_unknown_reason_falls_back_on_its_code() -> None:
     """A newer peer's reason still means what its code means; an unknown code means the node failed."""
-    assert kind_of(429, "new_kind_of_limit") is Kind.QUEUE_FULL
-    assert kind_of(504, "queue_full") is Kind.DEADLINE
-    assert kind_of(599, "?") is Kind.MODEL_RAISED
+    assert kind_of(429, "new_kind_of_limit") is ErrorKind.QUEUE_FULL
+    assert kind_of(504, "queue_full") is ErrorKind.DEADLINE
+    assert kind_of(599, "?") is ErrorKind.MODEL_RAISED
 
 
 def test_slash_infer_never_answers_502() -> None:
@@ -42,14 +42,14 @@ def test_slash_infer_never_answers_502() -> None:
 
 def test_what_the_model_raised_is_never_run_again() -> None:
     """Neither broker nor client repeats it."""
-    row = TABLE[Kind.MODEL_RAISED]
+    row = TABLE[ErrorKind.MODEL_RAISED]
 
     assert (row.redispatch, row.resend) == (False, False)
 
 
 def test_an_error_says_what_and_which_request() -> None:
     """The sentence, the request, the numbers."""
-    error = request_error(Kind.QUEUE_FULL, "the queue is full", request_id="ab12", retry_after_s=1.5)
+    error = request_error(ErrorKind.QUEUE_FULL, "the queue is full", request_id="ab12", retry_after_s=1.5)
 
     assert isinstance(error, BusyError)
     assert str(error) == "the queue is full (request ab12)"

@@ -18,7 +18,7 @@ from support.node import (
 )
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.tasks import Chunk
+from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker import actions as a
 from zmqrt.worker.core import NodeState
 from zmqrt.worker.engines import ipc
@@ -177,7 +177,7 @@ def test_max_tokens_is_clamped_to_the_room_left(asked: int | None, prompt: int, 
 def test_a_resumed_request_goes_on_after_what_was_delivered() -> None:
     """The engine gets the prefix, the next unit has the next number, half a character is continued."""
     node = serving()
-    prefix = [Chunk(ids=ids_of("ab"), text=["a", "b"]), Chunk(ids=[0xE4, 0xB8], text=["", ""])]
+    prefix = [GenerateChunk(ids=ids_of("ab"), text=["a", "b"]), GenerateChunk(ids=[0xE4, 0xB8], text=["", ""])]
 
     started = node.dispatch(1, payload=body(max_tokens=6), prefix=prefix)
     made = node.step(TokenEvent(ticket=node.ticket(), token_ids=[0xAD, ord("!")], finish_reason="length"))
@@ -207,7 +207,7 @@ def test_a_resume_that_finds_its_end_reached_finishes_at_once(
 ) -> None:
     """The node before was lost between its last unit and FINAL: no engine is asked."""
     node = serving()
-    chunk = Chunk(ids=prefix, text=[""] * len(prefix))
+    chunk = GenerateChunk(ids=prefix, text=[""] * len(prefix))
 
     made = node.dispatch(1, payload=body(**fields), prefix=[chunk])
 
@@ -221,7 +221,7 @@ def test_a_resume_that_finds_its_end_reached_finishes_at_once(
 def test_a_unary_resume_has_the_whole_text_in_the_end() -> None:
     """The prefix counts as if it had been made here."""
     node = serving()
-    node.dispatch(1, flags=RUN, prefix=[Chunk(ids=ids_of("one "), text=[""] * 4)])
+    node.dispatch(1, flags=RUN, prefix=[GenerateChunk(ids=ids_of("one "), text=[""] * 4)])
 
     made = node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("two"), finish_reason="length"))
 
@@ -232,7 +232,7 @@ def test_a_unary_resume_has_the_whole_text_in_the_end() -> None:
 def test_a_broken_resume_blob_is_refused() -> None:
     """Fewer units than promised cannot be continued."""
     node = serving()
-    chunk = tasks.encode(Chunk(ids=[1], text=[""]))
+    chunk = tasks.encode(GenerateChunk(ids=[1], text=[""]))
     message = m.Dispatch(1, "toy", 1000, STREAM, 1, 2, rid(1), "u", body(), b"\x91\xc4" + bytes([len(chunk)]) + chunk)
 
     (error,) = sent(node.receive(message), m.WorkerError)
@@ -353,7 +353,7 @@ def test_a_newer_dispatch_of_a_request_replaces_the_older_one() -> None:
     node.dispatch(1, lease=10)
     old = node.ticket()
 
-    again = node.dispatch(1, lease=11, prefix=[Chunk(ids=ids_of("a"), text=["a"])])
+    again = node.dispatch(1, lease=11, prefix=[GenerateChunk(ids=ids_of("a"), text=["a"])])
     late = node.step(TokenEvent(ticket=old, token_ids=ids_of("a"), finish_reason="cancelled"))
     made = node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("b")))
 
@@ -593,7 +593,7 @@ def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
     node.register()
     node.load(kind="stream")
 
-    made = node.dispatch(1, prefix=[Chunk(ids=[1, 2], text=["one ", "two"])])
+    made = node.dispatch(1, prefix=[GenerateChunk(ids=[1, 2], text=["one ", "two"])])
 
     (error,) = sent(made, m.WorkerError)
     assert (error.code, error.reason) == (502, "not_resumable")

@@ -25,7 +25,7 @@ from zmqrt.worker.sessions import SessionState
 BROKERS, DEVICES = 2, 2
 SMALL = st.integers(0, 4)
 RIDS = st.sampled_from([bytes([number]) * 16 for number in range(1, 5)])
-CHUNK = st.builds(tasks.Chunk, ids=st.just([97, 98]), text=st.just(["a", "b"])).map(tasks.encode)
+CHUNK = st.builds(tasks.GenerateChunk, ids=st.just([97, 98]), text=st.just(["a", "b"])).map(tasks.encode)
 BODY = st.sampled_from(
     [
         body("hi", max_tokens=3),

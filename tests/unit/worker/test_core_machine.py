@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.node import PARAMS, STREAM, Node, body, rid, sent
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.tasks import Chunk
+from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker import actions as a
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import TokenEvent, TokenRequest
@@ -116,7 +116,7 @@ class NodeMachine(RuleBasedStateMachine):
         assert message.epoch == broker.epoch
         if isinstance(message, m.WorkerPartial):
             lease = broker.leases[message.lease]
-            chunk = tasks.decode(message.body, Chunk)
+            chunk = tasks.decode(message.body, GenerateChunk)
             assert message.seq == lease.next_n
             assert chunk.ids == answer(lease.number, message.seq, message.seq + message.n)
             lease.next_n += message.n
@@ -200,7 +200,7 @@ class NodeMachine(RuleBasedStateMachine):
         lease, self.next_lease = self.next_lease, self.next_lease + 1
         broker.given += 1
         broker.leases[lease] = Lease(number, delivered)
-        prefix = [Chunk(ids=answer(number, 0, delivered), text=[""] * delivered)] if delivered else []
+        prefix = [GenerateChunk(ids=answer(number, 0, delivered), text=[""] * delivered)] if delivered else []
         payload = tasks.encode(tasks.Generate(token_ids=[number], max_tokens=MAX_TOKENS))
         made = self.node.dispatch(
             number, broker=index, lease=lease, flags=STREAM, payload=payload, prefix=prefix, ttl_ms=3_600_000

@@ -7,12 +7,12 @@ from click.testing import CliRunner
 
 from zmqrt.client.cli import cmd_drain
 from zmqrt.protocol.admin import AdminOutcome
-from zmqrt.protocol.errors import ConnectError, Kind, ZmqrtError, request_error
+from zmqrt.protocol.errors import ConnectError, ErrorKind, ZmqrtError, request_error
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
 
 DONE = AdminOutcome(is_done=True, text="1 node(s) called 'n' are draining", deadline_s=0.0)
-UNKNOWN = request_error(Kind.NOT_FOUND, "no node is called 'n'; there are: m")
-FORBIDDEN = request_error(Kind.FORBIDDEN, "'guest' is not an admin")
+UNKNOWN = request_error(ErrorKind.NOT_FOUND, "no node is called 'n'; there are: m")
+FORBIDDEN = request_error(ErrorKind.FORBIDDEN, "'guest' is not an admin")
 SILENT = ConnectError("nobody listens")
 
 

@@ -7,7 +7,7 @@ from support import fake_fleet
 from support.top import service
 from zmqrt.client.doctor.brokers import Asked, judge
 from zmqrt.client.doctor.check import Check
-from zmqrt.protocol.snapshot import Health, NodeStatus, Snapshot
+from zmqrt.protocol.snapshot import NodeHealth, NodeStatus, Snapshot
 
 HERE = "tcp://127.0.0.1:7555"
 NOW = 1_795_000_000.0
@@ -31,7 +31,7 @@ def with_nodes(*nodes: NodeStatus) -> Asked:
     return asked(msgspec.structs.replace(SNAPSHOT, nodes=list(nodes)))
 
 
-def node(health: Health = "active", phase: str = "ready") -> NodeStatus:
+def node(health: NodeHealth = "active", phase: str = "ready") -> NodeStatus:
     """Make another node."""
     return msgspec.structs.replace(NODE, node_id="node-1", health=health, phase=phase)
 
