@@ -1,14 +1,19 @@
-"""The shell of the broker: two ROUTERs, one event loop, and nothing decided.
+"""The broker's process: two ROUTER sockets, one event loop, and no decisions.
 
-One pass: take what the workers sent (results before new work), then what the clients sent, each up to a budget; give
-it to the core; send everything the core has to say, one envelope per peer. The descriptors of ZeroMQ are edge-triggered
-and any call on a socket may eat the wake-up, so each pass ends with the question whether something is left.
+Theory of operation
+    One pass reads what the workers sent (results come before new work), then what the clients sent, each up to a
+    budget of messages and time; gives it to the core; and sends everything the core has to say, one envelope per peer.
+    The descriptors of ZeroMQ are edge-triggered, and any call on a socket may consume the wake-up. So a pass ends by
+    asking both sockets whether something is left, and then runs again through the loop: timers get their turn between.
+    A pass that raises is a bug of ours: it is counted and logged, and the watchdog starts the next one, so that a bug
+    that stays cannot spin.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import math
@@ -32,19 +37,21 @@ from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, SendFailure, Side
 from .diary import NODE_EVENTS
-from .egress import Failed
-from .garbage import GarbageCollection
-from .ports import Port
+from .sockets import RouterSocket, Unsent
 
 _MAX_MESSAGES: Final = 2048
-"""Messages of one side in one round …"""
+"""Messages of one side in one pass …"""
 _MAX_PASS_S: Final = 0.002
 """… or this long: what comes in the meantime waits no longer than a few of these."""
 _WATCHDOG_S: Final = 0.1
-"""A look at the sockets by the clock, in case a wake-up was lost all the same."""
+"""A pass by the clock, in case a wake-up was lost all the same."""
 _FAREWELL_S: Final = 2.0
-_SAY_FULL_S: Final = 60.0
+_STARVED_LOG_S: Final = 60.0
 _LINGER_MS: Final = 250
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
+_GC_IDLE_S: Final = 2.0
+_GC_BUSY_OBJECTS: Final = 500
+"""New objects between two looks: a heartbeat makes a handful, a request dozens."""
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 log = logging.getLogger(__name__)
 
@@ -59,7 +66,7 @@ class Server:
             transport.check_exposure(endpoint, has_keys=has_keys, insecure=settings.insecure)
         self._context = transport.make_context(io_threads=settings.io_threads)
         self._gate: Gate | None = None
-        self._ports: list[Port] = []
+        self._routers: list[RouterSocket] = []
         self.endpoints: dict[str, str] = {}
         try:
             self._gate = self._open_gate(settings)
@@ -79,7 +86,7 @@ class Server:
             unix_s=time.time(),
             is_admin=self._gate.is_admin if self._gate is not None else lambda _: True,
         )
-        self._garbage = GarbageCollection()
+        self._garbage = _GarbageCollection()
         self._done = asyncio.Event()
         self._due = -math.inf
         self._wake_at = math.inf
@@ -87,7 +94,7 @@ class Server:
         self._watchdog: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
         self._turned_away, self._is_starved = 0, False
-        self._say_full_at = -math.inf
+        self._starved_log_at = -math.inf
 
     def _open_gate(self, settings: BrokerSettings) -> Gate | None:
         """Begin to answer who may connect, before there is anything to connect to."""
@@ -104,9 +111,9 @@ class Server:
             backend, workers = transport.bind_backend(
                 self._context, settings.workers, timing=settings.timing, keys=pair
             )
-            self._ports.append(Port(Side.WORKERS, backend, codec.FROM_WORKER, with_user=with_user))
+            self._routers.append(RouterSocket(Side.WORKERS, backend, codec.FROM_WORKER, with_user=with_user))
             frontend, clients = transport.bind_frontend(self._context, settings.clients, keys=pair)
-            self._ports.append(Port(Side.CLIENTS, frontend, codec.FROM_CLIENT, with_user=with_user))
+            self._routers.append(RouterSocket(Side.CLIENTS, frontend, codec.FROM_CLIENT, with_user=with_user))
         except OSError as error:
             if isinstance(error, zmq.ZMQError):
                 raise
@@ -122,8 +129,8 @@ class Server:
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, self._asked_to_leave)
         watched: list[int] = []
-        for port in self._ports:
-            for descriptor, react in zip(port.descriptors(), (self._pass, self._look_after_broken), strict=True):
+        for router in self._routers:
+            for descriptor, react in zip(router.descriptors(), (self._pass, self._probe_broken), strict=True):
                 loop.add_reader(descriptor, react)
                 watched.append(descriptor)
         self._garbage.begin()
@@ -160,17 +167,17 @@ class Server:
             if handle is not None:
                 handle.cancel()
         self._core.close()
-        self._log_news(math.inf)
+        self._log_events(math.inf)
         self._flush(time.monotonic())
         give_up_at = time.monotonic() + _FAREWELL_S
-        while (retry_at := min(port.egress.next_retry for port in self._ports)) < give_up_at:
+        while (retry_at := min(router.sender.next_retry for router in self._routers)) < give_up_at:
             await asyncio.sleep(max(0.0, retry_at - time.monotonic()))
-            for port in self._ports:
-                port.egress.retry(time.monotonic())
+            for router in self._routers:
+                router.sender.retry(time.monotonic())
 
     def _close(self) -> None:
-        for port in self._ports:
-            port.close(_LINGER_MS)
+        for router in self._routers:
+            router.close(_LINGER_MS)
         if self._gate is not None:
             self._gate.close()
         self._context.term()
@@ -180,10 +187,10 @@ class Server:
     def _watch(self) -> None:
         """Look by the clock, too: broken connections, sockets, deadlines."""
         self._watchdog = asyncio.get_running_loop().call_later(_WATCHDOG_S, self._watch)
-        self._look_after_broken()
-        self._cut_endless()
-        self._log_news(time.monotonic())
-        self._say_if_full(time.monotonic())
+        self._probe_broken()
+        self._cut_oversized()
+        self._log_events(time.monotonic())
+        self._log_starvation(time.monotonic())
         self._garbage.tick(time.monotonic())
 
     def _pass_again(self) -> None:
@@ -222,13 +229,13 @@ class Server:
 
     def _work(self) -> bool:
         """Read, decide and send until nothing is left or the time of a pass is up; True if something is left."""
-        core, ports = self._core, self._ports
+        core, routers = self._core, self._routers
         stop_at = time.monotonic() + _MAX_PASS_S
         while True:
             begin = now = time.monotonic()
-            for port in ports:
-                if port.has_input():
-                    now = self._read(port, now)
+            for router in routers:
+                if router.has_input():
+                    now = self._read(router, now)
             if now >= self._due:
                 core.tick(now)
                 self._retry(now)
@@ -236,33 +243,33 @@ class Server:
                 return False  # half of all wake-ups are about libzmq's own affairs
             self._flush(now)
             self._due = min(core.next_deadline(), self._due_to_send())
-            if not (ports[0].has_input() or ports[1].has_input()):
+            if not (routers[0].has_input() or routers[1].has_input()):
                 return False
             if time.monotonic() >= stop_at:
                 return True
 
-    def _read(self, port: Port, now: float) -> float:
+    def _read(self, router: RouterSocket, now: float) -> float:
         """Read one side up to the budget; return the time it is then."""
         left, stop_at = _MAX_MESSAGES, now + _MAX_PASS_S
         while True:
-            received = port.receive()
+            received = router.receive()
             if received is None:
                 return now
             peer, user, fd, frames = received
-            left -= self._take(port, peer, user, frames, now)
-            if not port.is_noted(peer, fd) and self._core.is_known(port.side, peer):
-                port.note(peer, fd)
+            left -= self._take(router, peer, user, frames, now)
+            if not router.is_noted(peer, fd) and self._core.is_known(router.side, peer):
+                router.note(peer, fd)
             now = time.monotonic()
-            if left <= 0 or now >= stop_at or not port.has_input():
+            if left <= 0 or now >= stop_at or not router.has_input():
                 return now
 
-    def _take(self, port: Port, peer: bytes, user: str, frames: list[transport.Frame], now: float) -> int:
+    def _take(self, router: RouterSocket, peer: bytes, user: str, frames: list[transport.Frame], now: float) -> int:
         """Give one envelope to the core; return what it counts for in the budget."""
-        core, side = self._core, port.side
+        core, side = self._core, router.side
         if not frames or not len(frames[0]) or core.is_muted(side, peer, now):
             return 1
         try:
-            unpacked = port.codec.unpack(frames)
+            unpacked = router.codec.unpack(frames)
         except ProtocolError as error:
             core.bad_input(side, peer, error, now)
             return 1
@@ -291,16 +298,16 @@ class Server:
                     boxes[peer] = [message]
                 else:
                     box.append(message)
-            for port, boxes in zip(self._ports, (workers, clients), strict=True):
+            for router, boxes in zip(self._routers, (workers, clients), strict=True):
                 for peer, messages in boxes.items():
-                    failed = port.egress.send(peer, messages, now)
-                    if failed is not None:
-                        self._give_back(port, failed, now)
+                    unsent = router.sender.send(peer, messages, now)
+                    if unsent is not None:
+                        self._give_back(router, unsent, now)
         if core.version_answers:
             self._answer_versions()
 
-    def _log_news(self, now: float) -> None:
-        """Log what the diary has new; by the clock, so that a flood of requests is not held up by lines."""
+    def _log_events(self, now: float) -> None:
+        """Log new events; by the clock, so that a flood of requests does not wait for log lines."""
         for event in self._core.house.diary.take_unlogged(now):
             is_node = event.kind in NODE_EVENTS
             about = {"worker_id": event.subject if is_node else "", "request_id": event.request_id, "rid": event.rid}
@@ -310,33 +317,34 @@ class Server:
 
     def _answer_versions(self) -> None:
         for side, peer in self._core.version_answers:
-            self._ports[side is not _WORKERS].egress.send_raw(peer, codec.pack_version_answer())
+            self._routers[side is not _WORKERS].sender.send_once(peer, codec.pack_version_answer())
         self._core.version_answers.clear()
 
     def _retry(self, now: float) -> None:
-        for port in self._ports:
-            for failed in port.egress.retry(now):
-                self._give_back(port, failed, now)
-        self._core.counters.egress_retries = sum(port.egress.retries for port in self._ports)
+        for router in self._routers:
+            for unsent in router.sender.retry(now):
+                self._give_back(router, unsent, now)
+        self._core.counters.egress_retries = sum(router.sender.retries for router in self._routers)
 
     def _due_to_send(self) -> float:
-        workers, clients = self._ports
-        return min(workers.egress.next_retry, clients.egress.next_retry)
+        workers, clients = self._routers
+        return min(workers.sender.next_retry, clients.sender.next_retry)
 
-    def _give_back(self, port: Port, failed: Failed, now: float) -> None:
-        peer, why, messages = failed
+    def _give_back(self, router: RouterSocket, unsent: Unsent, now: float) -> None:
+        """Tell the core what could not be sent; a peer that is given up has no connection any more."""
+        peer, why, messages = unsent
         if why is not SendFailure.UNPACKABLE:
-            port.forget(peer)
-        self._core.send_failed(port.side, peer, messages, why, now)
+            router.forget(peer)
+        self._core.send_failed(router.side, peer, messages, why, now)
 
-    def _say_if_full(self, now: float) -> None:
-        """Say, once a minute, that connections are sent away for want of descriptors."""
-        for port in self._ports:
-            self._core.counters.turned_away += port.turned_away
-            self._turned_away += port.turned_away
-            self._is_starved = self._is_starved or port.is_starved
-            port.turned_away, port.is_starved = 0, False
-        if self._is_starved and now >= self._say_full_at:
+    def _log_starvation(self, now: float) -> None:
+        """Log, at most once a minute, that connections are refused for want of descriptors."""
+        for router in self._routers:
+            self._core.counters.turned_away += router.turned_away
+            self._turned_away += router.turned_away
+            self._is_starved = self._is_starved or router.is_starved
+            router.turned_away, router.is_starved = 0, False
+        if self._is_starved and now >= self._starved_log_at:
             log.error(
                 "out of file descriptors (%s at most): %d new connections were sent away; those that stand are served. "
                 "Allow more: ulimit -n, LimitNOFILE= of systemd, --ulimit nofile of docker",
@@ -344,23 +352,52 @@ class Server:
                 self._turned_away,
             )
             self._turned_away, self._is_starved = 0, False
-            self._say_full_at = now + _SAY_FULL_S
+            self._starved_log_at = now + _STARVED_LOG_S
 
-    def _look_after_broken(self) -> None:
-        """Ask whoever may be gone, after reading what they have left behind; a send will tell."""
+    def _probe_broken(self) -> None:
+        """Probe peers whose connection may be gone, after reading what they sent last; a send will tell."""
         self._pass()
-        for port in self._ports:
-            for peer in port.broken():
-                self._core.probe(port.side, peer)
+        for router in self._routers:
+            for peer in router.broken():
+                self._core.probe(router.side, peer)
         if self._core.out:
             self._pass()
 
-    def _cut_endless(self) -> None:
-        for port in self._ports:
-            cut = port.cut_endless()
+    def _cut_oversized(self) -> None:
+        for router in self._routers:
+            cut = router.cut_oversized()
             if cut:
                 self._core.counters.endless_envelopes += cut
-                log.warning("%d connections of %s were cut: their envelopes had no end", cut, port.side.value)
+                log.warning("%d connections of %s were cut: their envelopes had no end", cut, router.side.value)
+
+
+class _GarbageCollection:
+    """Garbage collection policy: full collections only when the broker is idle.
+
+    Requests in flight are many small objects that live for seconds. With Python's own thresholds they would be walked
+    over all the time, for cycles that they do not have.
+    """
+
+    def __init__(self) -> None:
+        self._allocated = 0
+        self._idle_since = 0.0
+        self._is_clean = False
+
+    def begin(self) -> None:
+        """Set aside what was made at the start: it stays."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+
+    def tick(self, now: float) -> None:
+        """Collect once when nothing has happened for a while."""
+        young = gc.get_count()[0]
+        if abs(young - self._allocated) > _GC_BUSY_OBJECTS:
+            self._idle_since, self._is_clean = now, False
+        elif not self._is_clean and now - self._idle_since >= _GC_IDLE_S:
+            gc.collect()
+            self._is_clean = True
+        self._allocated = gc.get_count()[0]
 
 
 _WORKERS: Final = Side.WORKERS

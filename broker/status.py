@@ -33,7 +33,7 @@ _REMEMBERED_NODES = 16_384
 """In all of them: a large fleet is remembered for a shorter time, in some ten MiB."""
 _MOST_ANSWERS = 8
 """Different answers about one snapshot; who asks about yet another state gets the whole one, which is made already."""
-_HEALTH: dict[NodeState, s.Health] = {
+_HEALTH: dict[NodeState, s.NodeHealth] = {
     NodeState.ACTIVE: "active",
     NodeState.SUSPECT: "suspect",
     NodeState.DRAINING: "draining",

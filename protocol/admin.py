@@ -16,7 +16,7 @@ class AdminOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it was done, in words, and why not.
 
     Attributes:
-        reason: A value of `ErrorKind` when it was not done: "forbidden", "bad_request", "model_not_found" (no such node).
+        reason: A value of `ErrorKind` where it was not done: forbidden, bad_request, model_not_found (no such node).
         deadline_s: When it is over at the latest; 0 = it is over now.
     """
 

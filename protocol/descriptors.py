@@ -2,7 +2,7 @@
 
 libzmq asks the system for every connection that waits, again and again, also when there is no descriptor for it: a full
 process burns a core and says nothing. So a role that listens takes as many as it is allowed, keeps some back, and sends
-away who comes when only those are left (broker/ports.py). Where the system knows no such limit nothing happens here.
+away who comes when only those are left (broker/sockets.py). Where the system knows no such limit nothing happens here.
 """
 
 from __future__ import annotations

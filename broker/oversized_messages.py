@@ -1,10 +1,10 @@
-"""Who sends an envelope without end: libzmq bounds each frame of a message, but not how many frames it has.
+"""Resets connections that send an envelope without end: libzmq bounds each frame of a message, not their number.
 
 Nobody above libzmq sees a message before its last frame, and a ROUTER cannot close one connection. So the kernel is
-asked how many bytes have come over each connection since its last whole envelope; one that is far beyond what an
-envelope may hold is reset. As that costs two microseconds a connection, each look is at a few of them in turn.
+asked how many bytes have come over each connection since its last whole envelope, and one that is far beyond what an
+envelope may hold is reset. A question costs two microseconds, so each check asks about some of the connections in turn.
 
-Linux alone tells. A descriptor is a hint, used again at once after a disconnection: each question is about whatever
+Only Linux answers. A descriptor is a hint, used again at once after a disconnection: each question is about whatever
 it stands for now, and a connection that is younger than thought has fewer bytes than were noted.
 """
 
@@ -20,10 +20,10 @@ from typing import Final
 
 from ..protocol.limits import MAX_ENVELOPE_BYTES
 
-MOST_BYTES: Final = 2 * MAX_ENVELOPE_BYTES
+MAX_BYTES: Final = 2 * MAX_ENVELOPE_BYTES
 """One envelope, and as much again of the next that came while this one was read."""
-PER_LOOK: Final = 256
-"""Half a millisecond; ten looks a second see five thousand connections every two seconds."""
+PER_CHECK: Final = 256
+"""Half a millisecond; ten checks a second see five thousand connections every two seconds."""
 _BYTES_RECEIVED: Final = 128
 """Where tcp_info has tcpi_bytes_received, since Linux 4.1."""
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
@@ -41,7 +41,7 @@ def received_bytes(fd: int) -> int | None:
     return int(struct.unpack_from("Q", info, _BYTES_RECEIVED)[0]) if len(info) == _BYTES_RECEIVED + 8 else None
 
 
-def shut_down(fd: int) -> None:
+def reset_connection(fd: int) -> None:
     """End a connection; libzmq sees that and closes it, by RST: a peer that is stuck in a write never reads FIN."""
     with contextlib.suppress(OSError), _borrowed(fd) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -49,31 +49,31 @@ def shut_down(fd: int) -> None:
 
 
 def _borrowed(fd: int) -> socket.socket:
-    """Give a second descriptor of the same connection: what is asked and what is shut down cannot change between."""
+    """Return a second descriptor of the same connection, so that it cannot become another one between two calls."""
     return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=os.dup(fd))
 
 
-class Unfinished:
-    """The connections of one socket, and what came over each since its last whole envelope."""
+class OversizedMessages:
+    """The connections of one socket, and how many bytes came over each since its last whole envelope."""
 
     def __init__(
         self,
         *,
         received: Callable[[int], int | None] = received_bytes,
-        cut: Callable[[int], None] = shut_down,
+        reset: Callable[[int], None] = reset_connection,
     ) -> None:
         self._received = received
-        self._cut = cut
+        self._reset = reset
         self._noted: OrderedDict[int, int] = OrderedDict()
-        """By descriptor: bytes received when an envelope was last seen to have ended. Next in turn stands first."""
+        """By descriptor: bytes received when an envelope was last seen to have ended. The next in turn stands first."""
         self._suspects: set[int] = set()
-        self.heard: set[int] = set()
-        """Descriptors over which a whole envelope has come since they were looked at; whoever reads adds to it."""
+        self.completed: set[int] = set()
+        """Descriptors over which a whole envelope came since their last check; whoever reads adds to it."""
 
     def opened(self, fd: int) -> None:
         """Note a new connection."""
         self._noted[fd] = 0
-        self.heard.discard(fd)
+        self.completed.discard(fd)
         self._suspects.discard(fd)
 
     def closed(self, fd: int) -> None:
@@ -81,25 +81,25 @@ class Unfinished:
         self._noted.pop(fd, None)
         self._suspects.discard(fd)
 
-    def look(self) -> int:
-        """Cut off those who are beyond the bound for the second time in a row; return how many they are.
+    def check(self) -> int:
+        """Reset each connection that is beyond the bound for the second time in a row; return how many.
 
-        The second time: in between everything that was whole has been read, however busy this process was before.
+        The second time: by then everything that was whole has been read, however busy this process was before.
         """
-        endless = 0
-        for _ in range(min(PER_LOOK, len(self._noted))):
+        cut = 0
+        for _ in range(min(PER_CHECK, len(self._noted))):
             fd, noted = self._noted.popitem(last=False)
             received = self._received(fd)
             if received is None:
                 continue
-            if fd in self.heard or received < noted:
+            if fd in self.completed or received < noted:
                 noted = received
-            self.heard.discard(fd)
-            is_beyond, was_beyond = received - noted > MOST_BYTES, fd in self._suspects
+            self.completed.discard(fd)
+            is_beyond, was_beyond = received - noted > MAX_BYTES, fd in self._suspects
             if is_beyond and was_beyond:
-                self._cut(fd)
-                endless += 1
+                self._reset(fd)
+                cut += 1
                 continue
             (self._suspects.add if is_beyond else self._suspects.discard)(fd)
             self._noted[fd] = noted
-        return endless
+        return cut

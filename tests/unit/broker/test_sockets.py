@@ -8,7 +8,7 @@ from typing import Any, cast
 import zmq
 
 from zmqrt.broker.core import SendFailure
-from zmqrt.broker.egress import FIRST_RETRY_S, LAST_RETRY_S, MAX_PENDING_BYTES, Egress
+from zmqrt.broker.sockets import FIRST_RETRY_S, LAST_RETRY_S, MAX_PENDING_BYTES, Sender
 from zmqrt.protocol import codec
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_FRAME_BYTES
@@ -34,9 +34,9 @@ class Router:
             self.sent.append(frame)
 
 
-def make(router: Router) -> Egress:
-    """Make the egress of a router that is none."""
-    return Egress(cast("zmq.Socket[bytes]", router))
+def make(router: Router) -> Sender:
+    """Make the sender of a router that is none."""
+    return Sender(cast("zmq.Socket[bytes]", router))
 
 
 def partials(count: int, size: int = 10) -> list[m.Message]:
@@ -55,74 +55,74 @@ def seqs(router: Router) -> list[int]:
 def test_messages_leave_in_one_envelope() -> None:
     """The common case: nothing waits."""
     router = Router()
-    egress = make(router)
+    sender = make(router)
 
-    assert egress.send(PEER, partials(100), 0.0) is None
+    assert sender.send(PEER, partials(100), 0.0) is None
 
     assert len(router.sent) == 1
-    assert egress.next_retry == float("inf")
+    assert sender.next_retry == float("inf")
 
 
 def test_a_full_pipe_is_tried_again_ever_less_often_and_keeps_the_order() -> None:
     """After 5 ms, then twice as long, up to 50."""
     router = Router(takes=0)
-    egress = make(router)
-    egress.send(PEER, partials(3)[:1], 0.0)
-    egress.send(PEER, partials(3)[1:], 0.0)
+    sender = make(router)
+    sender.send(PEER, partials(3)[:1], 0.0)
+    sender.send(PEER, partials(3)[1:], 0.0)
 
     tries: list[float] = []
     for _ in range(7):
-        tries.append(egress.next_retry)
-        assert egress.retry(egress.next_retry) == []
+        tries.append(sender.next_retry)
+        assert sender.retry(sender.next_retry) == []
     router.takes = 10
-    egress.retry(egress.next_retry)
+    sender.retry(sender.next_retry)
 
     gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(tries)]
     assert tries[0] == FIRST_RETRY_S
     assert gaps == sorted(gaps)
     assert abs(gaps[-1] - LAST_RETRY_S) < 1e-9
     assert seqs(router) == [0, 1, 2]
-    assert egress.next_retry == float("inf")
+    assert sender.next_retry == float("inf")
 
 
 def test_a_peer_that_takes_nothing_is_given_up_with_all_that_waited() -> None:
     """Before it costs more than the bound."""
-    egress = make(Router(takes=0))
+    sender = make(Router(takes=0))
     sent = 0
     failed = None
     while failed is None:
-        failed = egress.send(PEER, partials(1, 30_000), 0.0)
+        failed = sender.send(PEER, partials(1, 30_000), 0.0)
         sent += 1
 
     peer, why, messages = failed
     assert (peer, why, len(messages)) == (PEER, SendFailure.FULL, sent)
     assert sent * 30_000 <= MAX_PENDING_BYTES + 30_000
-    assert egress.next_retry == float("inf") or egress.retry(1e9) == []
+    assert sender.next_retry == float("inf") or sender.retry(1e9) == []
 
 
 def test_a_vanished_peer_gives_back_what_was_for_it() -> None:
     """At once, or when it is tried again."""
     router = Router(takes=0, then=zmq.EHOSTUNREACH)
-    egress = make(router)
+    sender = make(router)
     messages = partials(2)
-    assert egress.send(PEER, messages, 0.0) == (PEER, SendFailure.UNREACHABLE, messages)
+    assert sender.send(PEER, messages, 0.0) == (PEER, SendFailure.UNREACHABLE, messages)
 
     router.then = zmq.EAGAIN
-    egress.send(PEER, messages, 0.0)
+    sender.send(PEER, messages, 0.0)
     router.then = zmq.EHOSTUNREACH
 
-    assert egress.retry(1.0) == [(PEER, SendFailure.UNREACHABLE, messages)]
+    assert sender.retry(1.0) == [(PEER, SendFailure.UNREACHABLE, messages)]
 
 
 def test_what_may_have_left_is_not_given_back() -> None:
     """Of a batch in two envelopes the first went: which messages those were is not known any more."""
     for takes, then in ((1, zmq.EHOSTUNREACH), (1, zmq.EAGAIN)):
         router = Router(takes, then)
-        egress = make(router)
-        failed = egress.send(PEER, partials(1500), 0.0)
+        sender = make(router)
+        failed = sender.send(PEER, partials(1500), 0.0)
         if failed is None:
             router.then = zmq.EHOSTUNREACH
-            (failed,) = egress.retry(1.0)
+            (failed,) = sender.retry(1.0)
 
         assert failed == (PEER, SendFailure.UNREACHABLE, [])
         assert len(router.sent) == 1
@@ -131,7 +131,7 @@ def test_what_may_have_left_is_not_given_back() -> None:
 def test_what_cannot_be_packed_costs_nothing_but_itself() -> None:
     """A body beyond a frame, a number beyond 64 bits, half a character: the neighbours leave, in order."""
     router = Router()
-    egress = make(router)
+    sender = make(router)
     good = partials(3)
     bad: list[m.Message] = [
         m.Partial(b"r" * 16, 7, 1, b"x" * (MAX_FRAME_BYTES + 1)),
@@ -139,7 +139,7 @@ def test_what_cannot_be_packed_costs_nothing_but_itself() -> None:
         m.Error(b"r" * 16, 500, "no", False, 0, "caf\ud83d"),
     ]
 
-    failed = egress.send(PEER, [good[0], bad[0], good[1], bad[1], bad[2], good[2]], 0.0)
+    failed = sender.send(PEER, [good[0], bad[0], good[1], bad[1], bad[2], good[2]], 0.0)
 
     assert failed == (PEER, SendFailure.UNPACKABLE, bad)
     assert seqs(router) == [0, 1, 2]
