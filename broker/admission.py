@@ -144,7 +144,7 @@ class Admission:
         bounds, queue = self._house.bounds, service.queue
         bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
         is_room = queue.has_room(_party(session, ask), session.user, len(ask.body), bound, bounds.queue_bytes)
-        if is_room and not ask.flags & m.NO_QUEUE:
+        if is_room:
             return service
         self._house.counters.rejected_queue_full += 1
         retry_after_s = service.retry_after_s()

@@ -272,10 +272,9 @@ class Broker:
         if not self.is_known(side, peer):
             return
         if side is CLIENTS:
-            self.out.append((side, peer, m.Pong(0, 0, 0)))
+            self.out.append((side, peer, m.Pong(0)))
         else:
-            node = self.house.nodes[peer]
-            self.out.append((side, peer, m.BrokerHeartbeat(node.epoch, node.beats_sent)))
+            self.out.append((side, peer, self.house.nodes[peer].heartbeat()))
 
     def snapshot(self, now: float) -> Snapshot:
         """Describe everything, as QUERY does."""

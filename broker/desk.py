@@ -78,11 +78,8 @@ class Desk:
         house.tell_client(session, m.Goaway("this broker is leaving", left_ms, list(house.bounds.brokers)))
 
     def ping(self, session: Session, ping: m.Ping) -> None:
-        """Answer with the load in one glance."""
-        house = self._house
-        queued = sum(service.queue.count for service in house.services.values())
-        healthy = sum(node.is_usable for node in house.nodes.values())
-        house.tell_client(session, m.Pong(ping.nonce, queued, healthy))
+        """Answer a PING."""
+        self._house.tell_client(session, m.Pong(ping.nonce))
 
     def window(self, session: Session, window: m.Window, now: float) -> None:
         """Learn how much was consumed, and send what waited for it."""
@@ -123,7 +120,7 @@ class Desk:
             self.lost(session, now)
             return
         if silence_s >= IDLE_PROBE_S:
-            house.tell_client(session, m.Pong(0, 0, 0))  # unasked for: libzmq says if nobody is there
+            house.tell_client(session, m.Pong(0))  # unasked for: libzmq says if nobody is there
         when = session.heard_at + timing.client_gone_s
         when = when if when > now else now + timing.client_gone_s
         if session.shut_at is not None:

@@ -18,7 +18,6 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, clip
-from ..protocol.limits import MAX_FRAME_BYTES
 from ..protocol.timing import Timing
 from .bounds import Bounds
 from .counters import Counters, Tallies
@@ -179,8 +178,6 @@ def _params(timing: Timing, bounds: Bounds) -> m.Params:
         heartbeat_ms=milliseconds(timing.heartbeat_s),
         eviction_ms=milliseconds(timing.eviction_s),
         request_timeout_ms=milliseconds(timing.request_timeout_s),
-        ack_ms=milliseconds(timing.client_ack_s),
-        max_frame_bytes=MAX_FRAME_BYTES,
         max_outstanding=min(bounds.outstanding, _MOST_U32),
         window_bytes=bounds.window_bytes,
         brokers=list(bounds.brokers),

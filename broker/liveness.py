@@ -7,7 +7,6 @@ crash; a silent one is given up after the eviction time and does not.
 
 from __future__ import annotations
 
-from ..protocol import messages as m
 from ..protocol.snapshot import EventKind
 from .counters import LossReason
 from .dispatch import Dispatcher
@@ -114,10 +113,7 @@ class Liveness:
 
     def beat(self, node: Node) -> None:
         """Give a node a sign of life, and tell which of its own was the last that counts here."""
-        node.beats_sent += 1
-        queued = sum(offer.service.queue.count for offer in node.offers.values())
-        heard: m.Ext = {"heard": node.beat.count} if node.beat is not None else {}
-        self._house.tell_worker(node, m.BrokerHeartbeat(node.epoch, node.beats_sent, queued, heard))
+        self._house.tell_worker(node, node.heartbeat())
 
     def _suspect(self, node: Node, now: float) -> None:
         """Give a node no new work for now, and ask it at once."""

@@ -77,7 +77,7 @@ class Registry:
         if node is not None and node.user != user:
             return 403, "this worker_uuid belongs to another principal"
         if node is not None and node.peer != peer and not _may_return(node, ready):
-            house.tell_worker(node, m.BrokerHeartbeat(node.epoch, node.beats_sent))  # if it is gone, this tells
+            house.tell_worker(node, node.heartbeat())  # if it is gone, this tells
             return 409, "a node with this worker_uuid is connected, and it registered with another ext.proof"
         if node is None and len(house.nodes_by_uuid) >= house.bounds.sessions:
             return 503, f"{house.bounds.sessions} nodes are registered already"

@@ -132,7 +132,6 @@ class Node(msgspec.Struct, eq=False):
     state: NodeState = NodeState.ACTIVE
     phase: m.Phase = "starting"
     beat: m.Heartbeat | None = None
-    beats_sent: int = 0
     capacity: int = 1
     dispatched: int = 0
     limit: int = 0
@@ -196,6 +195,10 @@ class Node(msgspec.Struct, eq=False):
             return False
         self.most = 1
         return True
+
+    def heartbeat(self) -> m.BrokerHeartbeat:
+        """Return a sign of life for the node: it tells which of its own was the last that counts here."""
+        return m.BrokerHeartbeat(self.epoch, self.beat.count if self.beat is not None else 0)
 
     def hear_load(self, beat: m.Heartbeat, now: float) -> None:
         """Take what a heartbeat tells about the node as a whole."""

@@ -62,10 +62,9 @@ IDEMPOTENT = 2
 RESUMABLE = 4
 RESUME = 8
 """`resume` holds the units delivered so far: a MessagePack array of PARTIAL bodies."""
-NO_QUEUE = 16
 SEEDED = 32
 """The body names its seed; otherwise the broker derives one from the rid and puts it into ext."""
-_ALL_FLAGS = STREAM | IDEMPOTENT | RESUMABLE | RESUME | NO_QUEUE | SEEDED
+_ALL_FLAGS = STREAM | IDEMPOTENT | RESUMABLE | RESUME | SEEDED
 Flags = Annotated[int, Meta(ge=0, le=_ALL_FLAGS)]
 
 
@@ -79,8 +78,6 @@ class Params(_Message, frozen=True):
     heartbeat_ms: U32
     eviction_ms: U32
     request_timeout_ms: U32
-    ack_ms: U32
-    max_frame_bytes: U32
     max_outstanding: U32
     window_bytes: UInt
     brokers: Annotated[list[Endpoint], Meta(max_length=MAX_BROKERS)] = []
@@ -180,7 +177,7 @@ class Welcome(_Message, frozen=True, tag=129):
 
 
 class Accepted(_Message, frozen=True, tag=130):
-    """The request is held and will be answered. Sent late (Params.ack_ms), and implied by any other reply."""
+    """The request is held and will be answered. Sent late, and implied by any other reply."""
 
     rid: Rid
     ext: Ext = {}
@@ -220,11 +217,9 @@ class Error(_Message, frozen=True, tag=134):
 
 
 class Pong(_Message, frozen=True, tag=135):
-    """Answer to PING, with the load in one glance."""
+    """Answer to PING."""
 
     nonce: UInt
-    queued: U32
-    healthy_nodes: U32
     ext: Ext = {}
 
 
@@ -423,11 +418,10 @@ class WorkerWelcome(_Message, frozen=True, tag=161):
 
 
 class BrokerHeartbeat(_Message, frozen=True, tag=162):
-    """Sign of life of the broker."""
+    """Sign of life of the broker. `heard` is the count of the node's last HEARTBEAT that counts here (0 = none yet)."""
 
     epoch: U32
-    count: UInt
-    queued: U32 = 0
+    heard: UInt = 0
     ext: Ext = {}
 
 

@@ -27,8 +27,6 @@ class Timing:
     """A client that hears nothing of a request this long PINGs."""
     reattach_grace_s: float = 5.0
     """A client's requests outlive its connection this long."""
-    cancel_grace_s: float = 2.0
-    """After a CANCEL the slot counts as stuck beyond this."""
 
     @property
     def heartbeat_send_s(self) -> float:

@@ -120,10 +120,8 @@ class WorkerCore:
                 self.desk.dispatch(session, message, now)
             case m.WorkerCancel(lease):
                 self.desk.cancel(session, lease, now)
-            case m.BrokerHeartbeat():  # any message counts as life
-                heard = message.ext.get("heard")
-                # An earlier broker does not say it; this one comes after ours, and links keep the order.
-                session.heard_count = heard if isinstance(heard, int) else session.heartbeat_count
+            case m.BrokerHeartbeat(_, heard):  # any message counts as life
+                session.heard_count = heard
             case m.WorkerWelcome():
                 self._welcome(session, message, now)
             case m.Drain(deadline_ms):

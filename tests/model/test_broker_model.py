@@ -33,7 +33,7 @@ FLAGS = st.sampled_from(
         m.IDEMPOTENT | m.STREAM | m.RESUMABLE,
         m.IDEMPOTENT | m.STREAM | m.RESUMABLE,
         m.STREAM,
-        m.IDEMPOTENT | m.NO_QUEUE,
+        m.IDEMPOTENT,
     ]
 )
 WHICH = st.integers(0, 5)

@@ -24,7 +24,7 @@ from zmqrt.protocol.failure import Failure
 
 A = "tcp://a:1"
 B = "tcp://b:1"
-PARAMS = m.Params(5000, 10_000, 30_000, 100, 16 << 20, 256, 8 << 20)
+PARAMS = m.Params(5000, 10_000, 30_000, 256, 8 << 20)
 REFUSED = Failure("nobody listens at tcp://a:1")
 GONE = Failure("the connection is gone")
 WRONG_KEY = Failure("tcp://a:1: the key is wrong", is_final=True, not_authorised=True)

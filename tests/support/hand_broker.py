@@ -32,7 +32,7 @@ class HandBroker:
         self._context = transport.make_context()
         timing = Timing(eviction_s=eviction_s)
         self._router, self.endpoint = transport.bind_backend(self._context, endpoint, timing=timing)
-        self._params = m.Params(1000, int(1000 * eviction_s), 30_000, 100, 1 << 24, 256, 1 << 20)
+        self._params = m.Params(1000, int(1000 * eviction_s), 30_000, 256, 1 << 20)
         self._leases = itertools.count(1)
         self._epochs = itertools.count(1)
         self._beat_at = 0.0
@@ -89,7 +89,7 @@ class HandBroker:
             rebound, self.rebound = self.rebound, []
             self._send(peer, m.WorkerWelcome("hand", 1, next(self._epochs), self._params, rebound))
         elif isinstance(message, m.Heartbeat) and not self.is_silent:
-            self._send(peer, m.BrokerHeartbeat(message.epoch, 1, 0, {"heard": message.count}))
+            self._send(peer, m.BrokerHeartbeat(message.epoch, message.count))
 
     def all(self, kind: type[M], lease: int | None = None) -> list[M]:
         """Return what was said of one kind (about one lease)."""

@@ -32,8 +32,6 @@ PARAMS = m.Params(
     heartbeat_ms=1000,
     eviction_ms=2000,
     request_timeout_ms=6000,
-    ack_ms=100,
-    max_frame_bytes=1 << 24,
     max_outstanding=256,
     window_bytes=1 << 20,
 )

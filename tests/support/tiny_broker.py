@@ -100,7 +100,7 @@ class TinyBroker:
     ) -> None:
         self.answer = answer
         self.services = [service()] if services is None else services
-        self.params = params or m.Params(1000, 2000, 30_000, 100, 16 << 20, 256, 8 << 20)
+        self.params = params or m.Params(1000, 2000, 30_000, 256, 8 << 20)
         self.epoch = epoch
         self.received: list[m.FromClient] = []
         self.is_mute = False
@@ -181,7 +181,7 @@ class TinyBroker:
             case m.Request():
                 return self.answer(message)
             case m.Ping():
-                return [m.Pong(message.nonce, 0, 1)]
+                return [m.Pong(message.nonce)]
             case m.Cancel():
                 return [m.Error(message.rid, 499, "cancelled", False, 0, "cancelled by its client")]
             case m.Query():

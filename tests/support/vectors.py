@@ -18,7 +18,7 @@ from zmqrt.protocol import messages as m
 
 FILE = Path(__file__).parent.parent / "vectors" / "zrt1.json"
 RID = bytes(range(16))
-PARAMS = m.Params(5000, 10000, 30000, 100, 16 << 20, 256, 8 << 20, ["tcp://10.0.0.2:7555"])
+PARAMS = m.Params(5000, 10000, 30000, 256, 8 << 20, ["tcp://10.0.0.2:7555"])
 FULL: list[Any] = [
     m.Hello(RID, 1, 1, "example", 8 << 20, {"app": "docs"}),
     m.Request(

@@ -123,7 +123,7 @@ class Caller:
         ear = client_core.Ear()
         self.talk.core.ask(Ask(questions.explain(str(number)).message, ear, self.talk.now, 0.5), self.talk.now)
         self.talk.now += 1.0
-        self.talk.hear(self.link, m.Pong(0, 0, 0))
+        self.talk.hear(self.link, m.Pong(0))
         self.step()
         assert ear.ends
 

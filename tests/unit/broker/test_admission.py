@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from support.growth import held
-from support.stage import SERVICE, STREAM, UNARY, Client, Stage, Worker, ask, offer, rid_of
+from support.stage import SERVICE, STREAM, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_INT
 
@@ -184,18 +184,6 @@ def test_retry_after_counts_what_the_nodes_can_do_and_not_what_they_do_yet() -> 
     client.send(*(ask(n) for n in range(10, 15)))
 
     assert [e.retry_after_ms for e in client.hear_only(m.Error)] == [2500]
-
-
-def test_no_queue_is_answered_now_or_never() -> None:
-    """NO_QUEUE goes through while a slot is free, and is refused otherwise."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
-
-    client.send(ask(1, flags=UNARY | m.NO_QUEUE), ask(2, flags=UNARY | m.NO_QUEUE))
-
-    assert [d.rid for d in worker.work()] == [rid_of(1)]
-    error = refusal_of(client)
-    assert (error.rid, error.code) == (rid_of(2), 429)
 
 
 def test_one_connection_may_have_so_many_unanswered() -> None:

@@ -90,8 +90,7 @@ def test_heartbeats_go_out_every_half_interval() -> None:
 
     beats = worker.hear_only(m.BrokerHeartbeat)
     assert 9 <= len(beats) <= 11
-    # The first one was the answer to the word that the node is ready.
-    assert [b.count for b in beats] == list(range(2, len(beats) + 2))
+    assert [b.heard for b in beats] == sorted(b.heard for b in beats)
     assert {b.epoch for b in beats} == {worker.epoch}
 
 

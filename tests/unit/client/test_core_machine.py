@@ -19,7 +19,7 @@ from zmqrt.protocol import messages as m
 
 TOTAL = 8
 ROOM = 3
-PARAMS = m.Params(1000, 2000, 30_000, 100, 1 << 24, ROOM, 1 << 23)
+PARAMS = m.Params(1000, 2000, 30_000, ROOM, 1 << 23)
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Machine(RuleBasedStateMachine):
                 owed.clear()
                 return [m.Welcome(link.endpoint, broker.epoch, b"session!", PARAMS)]
             case m.Ping():
-                return [m.Pong(message.nonce, 0, 1)]
+                return [m.Pong(message.nonce)]
             case m.Cancel():
                 owed.discard(message.rid)
                 return [error(message.rid, 499, "cancelled")] if broker.made.pop(message.rid, None) is not None else []

@@ -28,7 +28,7 @@ def test_it_greets_after_the_handshake_and_sends_after_the_welcome() -> None:
     talk.ready(link)
     assert [type(one) for one in talk.said(link)] == [m.Hello]
 
-    talk.hear(link, m.Welcome("a", 1, b"session!", m.Params(5000, 10_000, 30_000, 100, 1 << 24, 256, 1 << 23)))
+    talk.hear(link, m.Welcome("a", 1, b"session!", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
     (request,) = talk.sent(link, m.Request)
     assert (request.rid, request.service, request.resume_n) == (ear.rid, "toy", 0)
 
@@ -48,7 +48,7 @@ def test_no_more_requests_are_sent_than_the_broker_allows() -> None:
     """The rest waits here and follows as room is made."""
     talk = Talk()
     ears = [talk.submit() for _ in range(5)]
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 2, 1 << 23))
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 2, 1 << 23))
 
     first = talk.sent(link, m.Request)
     talk.hear(link, final(ears[0].rid, 1))
@@ -181,7 +181,7 @@ def test_what_must_not_run_twice_is_not_sent_to_another_broker() -> None:
     """Its outcome is unknown, and that is said."""
     talk = Talk(A, B)
     sent, waiting = talk.submit(idempotent=False), talk.submit(idempotent=False)
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 100, 1 << 24, 1, 1 << 23))
+    link = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
     talk.lose(link)
     talk.after(0.1)
     again = talk.sent(talk.up(), m.Request)
@@ -293,7 +293,7 @@ def test_a_forgotten_session_is_opened_again() -> None:
     talk.hear(link, error(None, 401, "no_session"), error(ears[0].rid, 401, "no_session"))
     assert [type(one) for one in talk.said(link)] == [m.Hello]
 
-    talk.hear(link, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 100, 1 << 24, 256, 1 << 23)))
+    talk.hear(link, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
     assert [(one.rid, one.resume_n) for one in talk.sent(link, m.Request)] == [(ears[0].rid, 0), (ears[1].rid, 2)]
 
 
@@ -305,7 +305,7 @@ def test_a_broker_that_forgets_again_and_again_is_left() -> None:
     for _ in range(3):
         talk.hear(link, error(None, 401, "no_session"))
         if link.state is not LinkState.DEAD:
-            talk.hear(link, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 100, 1 << 24, 256, 1 << 23)))
+            talk.hear(link, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
 
     assert link.state is LinkState.DEAD
 
@@ -325,7 +325,7 @@ def test_the_brokers_that_another_one_names_are_used_when_it_is_lost() -> None:
     """After those that were configured; so one address is enough to survive."""
     talk = Talk()
     ear = talk.submit()
-    params = m.Params(5000, 10_000, 30_000, 100, 1 << 24, 256, 1 << 23, [A, "tcp://c:1", "no endpoint"])
+    params = m.Params(5000, 10_000, 30_000, 256, 1 << 23, [A, "tcp://c:1", "no endpoint"])
     talk.lose(talk.up(params=params))
     talk.after(0.1)
     other = talk.up()
