@@ -8,9 +8,9 @@ from ..protocol import admin
 from ..protocol import messages as m
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ErrorKind
-from .fleet import Fleet
-from .house import House
-from .workers import NodeState
+from .worker_handler import Fleet
+from .state import House
+from .nodes import NodeState
 
 _LISTED = 20
 """Nodes named to somebody who named none of them: a screen, not a fleet."""

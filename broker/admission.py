@@ -15,18 +15,18 @@ import msgspec
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
-from .absence import wait_until, why_absent
+from .availability import wait_until, why_absent
 from .bounds import OVERHEAD_BYTES
-from .house import House, error
+from .state import House, error
 from .journal import Journal, split_blob
 from .leases import grant
 from .names import expect
-from .outcomes import Outcome
+from .result_cache import Outcome
 from .prefixes import place
 from .requests import LOOKS, Request
 from .services import Service
 from .sessions import Session
-from .twins import Twins
+from .duplicates import Twins
 
 
 class Start(NamedTuple):

@@ -21,29 +21,29 @@ from ..protocol.codec import BadMessage
 from ..protocol.errors import ErrorKind, ProtocolError, clip
 from ..protocol.snapshot import Snapshot
 from ..protocol.timing import Timing
-from .absence import wait_until
+from .availability import wait_until
 from .admin import Admin
 from .admission import Admission
 from .bounds import Bounds
 from .counters import Counters
 from .delivery import Delivery
-from .desk import Desk
+from .session_lifecycle import Desk
 from .dispatch import Dispatcher
-from .endings import Endings
-from .fleet import Fleet
-from .house import CLIENTS, WORKERS, House, Ids, Out, Side, error
-from .intake import Intake
+from .completion import Endings
+from .worker_handler import Fleet
+from .state import CLIENTS, WORKERS, House, Ids, Out, Side, error
+from .client_handler import Intake
 from .invariants import check
 from .liveness import Liveness
 from .names import forget
-from .registry import Registry
+from .registration import Registry
 from .requests import RequestState
 from .results import Results
 from .services import Service
 from .sessions import bucket
 from .status import Board, snapshot
-from .twins import Twins
-from .workers import NodeState
+from .duplicates import Twins
+from .nodes import NodeState
 
 __all__ = ["Bounds", "Broker", "Out", "SendFailure", "Side"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ..protocol import messages as m
-from .house import CLIENTS, House
+from .state import CLIENTS, House
 from .journal import Journal
 from .requests import Reader, Request
 from .sessions import Session

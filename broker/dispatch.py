@@ -10,17 +10,17 @@ import math
 
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
-from .absence import why_absent
+from .availability import why_absent
 from .counters import LossReason
-from .endings import Endings
-from .house import House
+from .completion import Endings
+from .state import House
 from .leases import fence, grant, release
 from .placement import settle
 from .prefixes import place
 from .requests import LOOKS, TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
-from .stories import end_try
-from .workers import Node, Offer
+from .history import end_try
+from .nodes import Node, Offer
 
 _LEAST_DOUBT_S = 0.05
 """Timers are that exact, and no request is looked at more often."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..protocol.limits import MAX_FLEET_PARTS
-from .house import House
+from .state import House
 from .requests import Reader, Request, RequestState
-from .workers import Node, NodeState
+from .nodes import Node, NodeState
 
 
 def check(house: House) -> None:

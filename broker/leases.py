@@ -6,10 +6,10 @@ Plain functions over the tables; who gets a lease, and what follows when one is 
 from __future__ import annotations
 
 from ..protocol import messages as m
-from .house import WORKERS, House
+from .state import WORKERS, House
 from .placement import settle, settle_after_dispatch
 from .requests import DISPATCHED, TRANSITIONS, Request
-from .workers import Node, NodeState, Offer
+from .nodes import Node, NodeState, Offer
 
 _NOT_RESUME = ~m.RESUME
 _FIRST_DOUBT = 0.25

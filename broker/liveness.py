@@ -10,12 +10,12 @@ from __future__ import annotations
 from ..protocol.snapshot import EventKind
 from .counters import LossReason
 from .dispatch import Dispatcher
-from .house import House
+from .state import House
 from .leases import settle_and_wake
 from .names import depart
 from .placement import settle
 from .requests import RequestState
-from .workers import TRANSITIONS, Node, NodeEvent, NodeState
+from .nodes import TRANSITIONS, Node, NodeEvent, NodeState
 
 _PRESENT = (NodeState.ACTIVE, NodeState.SUSPECT, NodeState.DRAINING)
 

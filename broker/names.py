@@ -11,7 +11,7 @@ import math
 
 from ..protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_SERVICES
 from .bounds import FORGET_SERVICE_S
-from .house import House
+from .state import House
 from .services import Service
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from .workers import KV_STEPS
+from .nodes import KV_STEPS
 
 if TYPE_CHECKING:
-    from .workers import Node, Offer
+    from .nodes import Node, Offer
 
 LOAD_STEPS: Final = 64
 _BITS: Final = tuple(1 << index for index in range(LOAD_STEPS * KV_STEPS))

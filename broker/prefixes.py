@@ -14,7 +14,7 @@ from ..protocol.prefix import BORDERS, EXT_KEY
 if TYPE_CHECKING:
     from .requests import Request
     from .services import Service
-    from .workers import Node, Offer
+    from .nodes import Node, Offer
 
 _MOST_KNOWN: Final = 4096
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .journal import Journal
     from .services import Service
     from .sessions import Session, User
-    from .stories import Try
-    from .workers import Node, Offer
+    from .history import Try
+    from .nodes import Node, Offer
 
 
 class RequestState(enum.IntEnum):

@@ -7,12 +7,12 @@ from ..protocol.errors import TABLE, ErrorKind, kind_of
 from .counters import LossReason
 from .delivery import Delivery
 from .dispatch import Dispatcher
-from .endings import Endings
-from .house import House, error
+from .completion import Endings
+from .state import House, error
 from .journal import Journal
 from .leases import fence, release
 from .requests import TRANSITIONS, UNITS, Request, RequestState
-from .workers import Node
+from .nodes import Node
 
 
 class Results:

@@ -36,7 +36,7 @@ from ..protocol.metrics_server import MetricsPort, ask_loop
 from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, SendFailure, Side
-from .diary import NODE_EVENTS
+from .events import NODE_EVENTS
 from .sockets import RouterSocket, Unsent
 
 _MAX_MESSAGES: Final = 2048

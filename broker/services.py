@@ -15,7 +15,7 @@ from ..protocol.tasks import FinishReason
 from .placement import Ring
 from .prefixes import Prefixes
 from .queues import ServiceQueue
-from .workers import Node, Offer
+from .nodes import Node, Offer
 
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05

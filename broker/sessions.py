@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from .outcomes import Outcome
+    from .result_cache import Outcome
     from .requests import Reader, Request
 
 

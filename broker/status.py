@@ -13,17 +13,17 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..protocol import delta, story
+from ..protocol import delta, request_trace
 from ..protocol import messages as m
 from ..protocol import snapshot as s
 from ..protocol.limits import MAX_FRAME_BYTES
-from .absence import choices
+from .availability import choices
 from .bounds import QUERY_RATE
-from .house import House, counters_as_dict
+from .state import House, counters_as_dict
 from .requests import Request, RequestState
 from .services import Service
-from .stories import request_id_of
-from .workers import Node, NodeState
+from .history import request_id_of
+from .nodes import Node, NodeState
 
 _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
@@ -122,10 +122,10 @@ class Board:
     def _explain(self, query: m.Query, user: str, now: float) -> m.Status:
         name, whose = query.args.get("request"), None if self._is_admin(user) else user
         stories = self._house.stories.find(self._house, name, whose, now) if isinstance(name, str) and name else []
-        body = story.encode(stories)
+        body = request_trace.encode(stories)
         if len(body) > MAX_FRAME_BYTES:
-            body = story.encode(stories[:1])
-        return m.Status(query.qid, story.SCHEMA, story.SCHEMA_VERSION, body)
+            body = request_trace.encode(stories[:1])
+        return m.Status(query.qid, request_trace.SCHEMA, request_trace.SCHEMA_VERSION, body)
 
 
 def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         ZmqrtError,
     )
     from ..protocol.snapshot import ServiceStatus, Snapshot
-    from ..protocol.story import Story
+    from ..protocol.request_trace import Story
     from ..protocol.tasks import ChatMessage, Embed, Generate, TokenLogprobs, Usage
     from .aio import AsyncClient, AsyncHandle, AsyncStream
     from .calls import CallOptions, GenerateOptions

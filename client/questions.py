@@ -9,14 +9,14 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from ..protocol import admin as administration
-from ..protocol import delta, story
+from ..protocol import delta, request_trace
 from ..protocol import messages as m
 from ..protocol import snapshot as snapshots
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ErrorKind, ProtocolError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS, MAX_INT
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from ..protocol.story import Story
+from ..protocol.request_trace import Story
 from . import arguments
 
 A = TypeVar("A")
@@ -114,10 +114,10 @@ def _read_news(known: Snapshot, answer: Answer) -> Snapshot:
 
 def _read_stories(answer: Answer) -> list[Story]:
     said = _read_status(answer)
-    if said.schema != story.SCHEMA:
+    if said.schema != request_trace.SCHEMA:
         raise ProtocolError("this broker is too old to explain requests; update it")
     try:
-        return story.decode(said.body)
+        return request_trace.decode(said.body)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"the broker's answer cannot be read; do both sides have one version? ({error})") from None
 

@@ -19,7 +19,7 @@ from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from ..protocol.story import Story
+from ..protocol.request_trace import Story
 from . import arguments, calls, questions, tracing
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from zmqrt.bridge_http.openai import extras
 from zmqrt.broker import requests as broker_requests
-from zmqrt.broker import workers as broker_workers
+from zmqrt.broker import nodes as broker_workers
 from zmqrt.client import requests as client_requests
 from zmqrt.protocol import settings
 from zmqrt.worker import core as worker_core
@@ -36,7 +36,7 @@ def states_page() -> str:
     )
     parts = [
         _INTRO,
-        _section("A node, as a broker sees it", "broker/workers.py", nodes, broker_workers.NodeState.ACTIVE),
+        _section("A node, as a broker sees it", "broker/nodes.py", nodes, broker_workers.NodeState.ACTIVE),
         _section("A request at a broker", "broker/requests.py", requests, broker_requests.RequestState.QUEUED),
         _section("A request at a client", "client/requests.py", _plain(client_requests.MOVES)),
         _section("A node, by itself", "worker/core.py", _plain(worker_core.TRANSITIONS)),

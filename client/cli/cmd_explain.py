@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...protocol.errors import ZmqrtError
 from ...protocol.settings import options
-from ...protocol.story import Story
+from ...protocol.request_trace import Story
 from ..config import ClientSettings
 from ..sync import Client
 from .screen import screen

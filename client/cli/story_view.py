@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...protocol.sanitize import printable
-from ...protocol.story import Attempt, Story, spent
+from ...protocol.request_trace import Attempt, Story, spent
 from ..top.text import bar
 from .fleet_view import BAR_CELLS
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ...protocol.errors import ZmqrtError
-from ...protocol.story import Story
+from ...protocol.request_trace import Story
 from .fleet import Fleet, Sight, merge
 from .history import History
 from .keyboard import Keyboard

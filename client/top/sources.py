@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from ...protocol.errors import NotFoundError, ZmqrtError
-from ...protocol.story import Story
+from ...protocol.request_trace import Story
 from ..cli.poller import Poller
 from ..config import ClientSettings
 from .fleet import Sight

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ...protocol.snapshot import NodeStatus
-from ...protocol.story import Story
+from ...protocol.request_trace import Story
 from .fleet import Event, Fleet, Running
 
 _MOST_FILTER_CHARS: Final = 40

@@ -10,7 +10,7 @@ import pytest
 from support.cli import zmqrt
 from support.stack import Stack, eventually, running
 from zmqrt.client import Client
-from zmqrt.protocol.story import spent
+from zmqrt.protocol.request_trace import spent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -9,11 +9,11 @@ import pytest
 
 from support.simnet.world import World
 from zmqrt.broker import leases
-from zmqrt.broker.fleet import Fleet
+from zmqrt.broker.worker_handler import Fleet
 from zmqrt.broker.requests import Request
 from zmqrt.broker.results import Results
 from zmqrt.broker.sessions import Session as ClientSession
-from zmqrt.broker.workers import Node
+from zmqrt.broker.nodes import Node
 from zmqrt.protocol import messages as m
 from zmqrt.worker.desk import Desk
 from zmqrt.worker.engines.base import TokenRequest

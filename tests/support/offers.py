@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zmqrt.broker.services import Service
 from zmqrt.broker.sessions import bucket
-from zmqrt.broker.workers import Node, Offer
+from zmqrt.broker.nodes import Node, Offer
 from zmqrt.protocol import messages as m
 
 

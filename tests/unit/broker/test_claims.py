@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from support.stage import STREAM, UNARY, Client, Stage, Worker, ask, offer, rid_of
-from zmqrt.broker.workers import UNPROVEN
+from zmqrt.broker.nodes import UNPROVEN
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_HELD
 

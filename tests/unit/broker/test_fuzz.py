@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.wire import of_struct, plausible, weighted
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
-from zmqrt.protocol import admin, codec, delta, snapshot, story
+from zmqrt.protocol import admin, codec, delta, request_trace, snapshot
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.codec import BadMessage
 from zmqrt.protocol.errors import ProtocolError
@@ -139,8 +139,8 @@ def check_readable(status: m.Status) -> None:
     match status.schema:
         case snapshot.SCHEMA:
             assert snapshot.decode(status.body).broker_id == "b"
-        case story.SCHEMA:
-            story.decode(status.body)
+        case request_trace.SCHEMA:
+            request_trace.decode(status.body)
         case delta.SCHEMA:
             delta.decode(status.body)
         case _:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.offers import make_node
 from zmqrt.broker.placement import LOAD_STEPS, Ring, level, settle
 from zmqrt.broker.services import Service
-from zmqrt.broker.workers import KV_STEPS
+from zmqrt.broker.nodes import KV_STEPS
 from zmqrt.protocol import messages as m
 
 

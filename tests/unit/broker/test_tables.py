@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from zmqrt.broker import requests, workers
+from zmqrt.broker import nodes, requests
 from zmqrt.broker.requests import RequestEvent, RequestState
-from zmqrt.broker.workers import NodeEvent, NodeState
+from zmqrt.broker.nodes import NodeEvent, NodeState
 
 
 def test_a_request_always_comes_to_its_end_and_stays_there() -> None:
@@ -32,25 +32,25 @@ def test_every_node_can_be_forgotten() -> None:
     """REMOVED can be reached from each state, and is the end."""
     reached = {NodeState.REMOVED}
     while True:
-        more = {start for (start, _), stop in workers.TRANSITIONS.items() if stop in reached} - reached
+        more = {start for (start, _), stop in nodes.TRANSITIONS.items() if stop in reached} - reached
         if not more:
             break
         reached |= more
 
     assert reached == set(NodeState)
-    assert not any(start is NodeState.REMOVED for start, _ in workers.TRANSITIONS)
+    assert not any(start is NodeState.REMOVED for start, _ in nodes.TRANSITIONS)
 
 
 def test_a_node_comes_back_from_wherever_it_was() -> None:
     """READY of the same node is always welcome, until it is forgotten."""
     for state in NodeState:
         if state is not NodeState.REMOVED:
-            assert workers.TRANSITIONS[state, NodeEvent.RETURNED] is NodeState.ACTIVE
+            assert nodes.TRANSITIONS[state, NodeEvent.RETURNED] is NodeState.ACTIVE
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(NodeState, NodeEvent)))
 def test_no_event_makes_a_node_active_but_a_sign_of_life(state: NodeState, event: NodeEvent) -> None:
     """Time alone never does."""
-    stop = workers.TRANSITIONS.get((state, event))
+    stop = nodes.TRANSITIONS.get((state, event))
 
     assert stop is not NodeState.ACTIVE or event in (NodeEvent.HEARD, NodeEvent.RETURNED)

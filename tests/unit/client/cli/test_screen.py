@@ -19,7 +19,7 @@ from zmqrt.client.top.fleet import Sight, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.view import once
 from zmqrt.protocol.snapshot import ServiceStatus
-from zmqrt.protocol.story import Attempt, Story
+from zmqrt.protocol.request_trace import Attempt, Story
 
 EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\x08\x7f\u202eevil\u2028"
 ORDERS = {*"\x1b\x07\x9b\x08\x7f\u202e\u2028"}

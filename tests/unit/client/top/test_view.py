@@ -15,7 +15,7 @@ from zmqrt.client.top.fleet import Sight, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.state import Focus, Page, State
 from zmqrt.client.top.view import once
-from zmqrt.protocol.story import Attempt, Story
+from zmqrt.protocol.request_trace import Attempt, Story
 
 SIZES = [(80, 24), (160, 50), (40, 10), (120, 30), (20, 5), (300, 80)]
 

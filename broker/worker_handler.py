@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from ..protocol import messages as m
-from .house import House, Side, milliseconds
+from .state import House, Side, milliseconds
 from .leases import settle_and_wake
 from .liveness import Liveness
-from .registry import Registry
+from .registration import Registry
 from .results import Results
-from .workers import Node, NodeState
+from .nodes import Node, NodeState
 
 _EVICTED, _REMOVED = NodeState.EVICTED, NodeState.REMOVED
 

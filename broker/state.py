@@ -21,15 +21,15 @@ from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.timing import Timing
 from .bounds import Bounds
 from .counters import Counters, Tallies
-from .diary import Diary
-from .outcomes import Outcomes
+from .events import Diary
+from .result_cache import Outcomes
 from .requests import Reader, Request
 from .services import Service
 from .sessions import Session, User
-from .stories import Stories
-from .strikes import Strikes
-from .wheel import Wheel
-from .workers import Node
+from .history import Stories
+from .rate_limits import Strikes
+from .timers import Wheel
+from .nodes import Node
 
 
 class Side(enum.Enum):

@@ -14,12 +14,12 @@ from ..protocol.snapshot import EventKind
 from .bounds import CONTROL_BURST, CONTROL_RATE
 from .counters import LossReason
 from .dispatch import Dispatcher
-from .house import House, Side
+from .state import House, Side
 from .liveness import Liveness
 from .names import depart, learn
 from .placement import settle
 from .sessions import bucket
-from .workers import Node, NodeEvent, NodeState, Offer
+from .nodes import Node, NodeEvent, NodeState, Offer
 
 PROOF_KEY: Final = "proof"
 """In ext of READY: a word that a node has made up, so that nobody else can come back as it."""

@@ -9,8 +9,8 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from .bounds import CONTROL_BURST, CONTROL_RATE, IDLE_PROBE_S, QUERY_RATE
 from .delivery import Delivery
-from .endings import Endings
-from .house import House, Side, error, milliseconds
+from .completion import Endings
+from .state import House, Side, error, milliseconds
 from .sessions import Session, User, bucket
 
 

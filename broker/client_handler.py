@@ -9,9 +9,9 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from .admin import Admin
 from .admission import Admission
-from .desk import Desk
-from .endings import Endings
-from .house import House, Side, error
+from .session_lifecycle import Desk
+from .completion import Endings
+from .state import House, Side, error
 from .sessions import Session
 from .status import Board
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from support.stage import STREAM, UNARY, Client, Stage, ask, rid_of
-from zmqrt.broker import stories
+from zmqrt.broker import history
 from zmqrt.protocol import messages as m
-from zmqrt.protocol import story as s
+from zmqrt.protocol import request_trace as s
 
 
 def explain(client: Client, name: str) -> list[s.Story]:

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrt.broker.wheel import PER_SECOND, Wheel
+from zmqrt.broker.timers import PER_SECOND, Wheel
 
 
 class Thing:

@@ -10,9 +10,9 @@ import math
 
 from ..protocol.errors import ErrorKind
 from ..protocol.messages import Heartbeat
-from .house import House
+from .state import House
 from .services import Service
-from .workers import NodeState
+from .nodes import NodeState
 
 _LISTED_CHARS = 300
 _LONGEST_GUESS_S = 60.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zmqrt.protocol.story import Attempt, Spent, spent
+from zmqrt.protocol.request_trace import Attempt, Spent, spent
 
 
 def attempt(**given: object) -> Attempt:

@@ -13,11 +13,11 @@ from ..protocol.snapshot import SCHEMA_VERSION, TOO_LARGE
 from .bounds import OVERHEAD_BYTES
 from .counters import Stage
 from .delivery import Delivery
-from .house import House, error
+from .state import House, error
 from .leases import fence, release, settle_and_wake
-from .outcomes import Outcome, fingerprint
+from .result_cache import Outcome, fingerprint
 from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request, RequestState
-from .stories import timings
+from .history import timings
 
 _CANCELLED: Final = 499
 _UNSENDABLE: Final = "the broker has an answer that no message can carry; see its log"

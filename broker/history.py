@@ -18,11 +18,11 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.sanitize import printable
-from ..protocol.story import Attempt, State, Story, spent
+from ..protocol.request_trace import Attempt, State, Story, spent
 from .requests import QUEUED, Request, RequestState
 
 if TYPE_CHECKING:
-    from .house import House
+    from .state import House
 
 KEPT: Final = 2048
 """Ended requests that can be explained: seconds of a busy broker, days of a quiet one."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from .delivery import Delivery
-from .endings import Endings
-from .house import House, error
-from .outcomes import Outcome, fingerprint
+from .completion import Endings
+from .state import House, error
+from .result_cache import Outcome, fingerprint
 from .requests import Reader, Request
 from .sessions import Session
 
