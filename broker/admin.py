@@ -8,9 +8,9 @@ from ..protocol import admin
 from ..protocol import messages as m
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ErrorKind
-from .worker_handler import Fleet
-from .state import House
 from .nodes import NodeState
+from .state import BrokerState
+from .worker_handler import Fleet
 
 _LISTED = 20
 """Nodes named to somebody who named none of them: a screen, not a fleet."""
@@ -19,10 +19,10 @@ _LISTED = 20
 class Admin:
     """Checks who asks, and does it."""
 
-    __slots__ = ("_fleet", "_house", "_is_admin")
+    __slots__ = ("_fleet", "_is_admin", "_state")
 
-    def __init__(self, house: House, fleet: Fleet, is_admin: Callable[[str], bool]) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, fleet: Fleet, is_admin: Callable[[str], bool]) -> None:
+        self._state = state
         self._fleet = fleet
         self._is_admin = is_admin
 
@@ -37,11 +37,11 @@ class Admin:
         return m.Status(message.qid, admin.SCHEMA, admin.SCHEMA_VERSION, admin.encode(outcome))
 
     def _drain(self, node_id: object, now: float) -> AdminOutcome:
-        nodes = [node for node in self._house.nodes_by_uuid.values() if node.node_id == node_id]
+        nodes = [node for node in self._state.nodes_by_uuid.values() if node.node_id == node_id]
         if not nodes:
             return _refusal(ErrorKind.NOT_FOUND, f"no node is called {node_id!r}; {self._who_is_here()}")
         asked = sum(self._fleet.drain(node, now) for node in nodes)
-        deadline_s = self._house.timing.drain_s
+        deadline_s = self._state.timing.drain_s
         if asked:
             return AdminOutcome(
                 is_done=True, text=f"{asked} node(s) called {node_id!r} are draining", deadline_s=deadline_s
@@ -53,7 +53,7 @@ class Admin:
         return _refusal(ErrorKind.NO_WORKER, text)
 
     def _who_is_here(self) -> str:
-        names = sorted({node.node_id for node in self._house.nodes_by_uuid.values()})
+        names = sorted({node.node_id for node in self._state.nodes_by_uuid.values()})
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         return f"there are: {', '.join(names[:_LISTED])}{more}" if names else "no node has joined"
 

@@ -17,16 +17,16 @@ from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
 from .availability import wait_until, why_absent
 from .bounds import OVERHEAD_BYTES
-from .state import House, error
+from .duplicates import Twins
 from .journal import Journal, split_blob
 from .leases import grant
 from .names import expect
-from .result_cache import Outcome
 from .prefixes import place
 from .requests import LOOKS, Request
+from .result_cache import CachedResult
 from .services import Service
 from .sessions import Session
-from .duplicates import Twins
+from .state import BrokerState, error
 
 
 class Start(NamedTuple):
@@ -44,34 +44,34 @@ _SEED_FLAGS = m.RESUMABLE | m.SEEDED
 class Admission:
     """Takes requests in."""
 
-    __slots__ = ("_ample_bytes", "_house", "_is_admin", "_most_outstanding", "_twins")
+    __slots__ = ("_ample_bytes", "_is_admin", "_most_outstanding", "_state", "_twins")
 
-    def __init__(self, house: House, twins: Twins, is_admin: Callable[[str], bool]) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, twins: Twins, is_admin: Callable[[str], bool]) -> None:
+        self._state = state
         self._twins = twins
         self._is_admin = is_admin
-        self._most_outstanding = house.bounds.outstanding
-        self._ample_bytes = house.bounds.held_bytes - MAX_ENVELOPE_BYTES - OVERHEAD_BYTES
+        self._most_outstanding = state.bounds.outstanding
+        self._ample_bytes = state.bounds.held_bytes - MAX_ENVELOPE_BYTES - OVERHEAD_BYTES
         """While less than this is held, there is room for any request."""
 
     def request(self, session: Session, ask: m.Request, now: float) -> None:
         """Take a request, join it to its twin, or refuse it."""
-        house, user, rid = self._house, session.user, ask.rid
-        house.counters.requests += 1
-        if ask.prio > house.bounds.priority and not self._is_admin(user.name):
-            ask = msgspec.structs.replace(ask, prio=house.bounds.priority)
-        if ask.resume_n or rid in user.requests or rid in user.outcomes:
+        state, user, rid = self._state, session.user, ask.rid
+        state.counters.requests += 1
+        if ask.prio > state.bounds.priority and not self._is_admin(user.name):
+            ask = msgspec.structs.replace(ask, prio=state.bounds.priority)
+        if ask.resume_n or rid in user.requests or rid in user.results:
             self._again(session, ask, now)
             return
-        service: Service | None = house.services.get(ask.service)
+        service: Service | None = state.services.get(ask.service)
         is_easy = (
             service is not None
-            and service.ring.mask
+            and service.load_index.mask
             and not service.queue.count
             and len(ask.ext) < MAX_EXT_KEYS
-            and house.drain_until is None
-            and len(session.readers) < self._most_outstanding
-            and house.held_bytes + house.outcomes.size_bytes < self._ample_bytes
+            and state.drain_until is None
+            and len(session.subscribers) < self._most_outstanding
+            and state.held_bytes + state.result_cache.size_bytes < self._ample_bytes
         )
         if not is_easy:  # look closely
             service = self._admit_to(session, ask, now)
@@ -83,7 +83,7 @@ class Admission:
         user, rid = session.user, ask.rid
         if rid in user.requests and self._twins.join(session, ask, user.requests[rid], now):
             return
-        outcome = user.outcomes.get(rid)
+        outcome = user.results.get(rid)
         if outcome is not None and self._twins.replay(session, ask, outcome, now):
             return
         start = _find_start(ask, outcome)
@@ -93,7 +93,7 @@ class Admission:
         service = self._admit_to(session, ask, now, is_begun=start is not _FROM_THE_BEGINNING)
         if service is not None:
             if outcome is not None:
-                self._house.outcomes.forget(outcome)
+                self._state.result_cache.forget(outcome)
             self._begin(session, ask, service, start, now)
 
     # --- may it come in? -------------------------------------------------------------------------------------------
@@ -104,49 +104,49 @@ class Admission:
         One that has begun elsewhere was promised its end: the bound of the queue is not for it. How much of that there
         can be is bounded by what a connection may have unanswered, and by memory.
         """
-        house = self._house
-        bounds = house.bounds
-        if house.drain_until is not None:
-            house.counters.rejected_draining += 1
+        state = self._state
+        bounds = state.bounds
+        if state.drain_until is not None:
+            state.counters.rejected_draining += 1
             self._refuse(
                 session, ask, ErrorKind.DRAINING, "this broker is leaving; use another one", now, retry_after_s=1.0
             )
             return None
-        if len(session.readers) >= bounds.outstanding:
-            house.counters.rejected_queue_full += 1
+        if len(session.subscribers) >= bounds.outstanding:
+            state.counters.rejected_queue_full += 1
             text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
             self._refuse(session, ask, ErrorKind.RATE_LIMITED, text, now, retry_after_s=0.1)
             return None
         if len(ask.ext) >= MAX_EXT_KEYS and ask.flags & m.RESUMABLE and "seed" not in ask.ext:
-            house.counters.rejected_bad += 1
+            state.counters.rejected_bad += 1
             self._refuse(session, ask, ErrorKind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys", now)
             return None
         size = OVERHEAD_BYTES + len(ask.body) + len(ask.resume)
-        if house.held_bytes + house.outcomes.size_bytes + size > bounds.held_bytes and not self._make_room(size):
-            house.counters.rejected_memory_full += 1
-            text = f"this broker holds {house.held_bytes} bytes, near its bound of {bounds.held_bytes}"
+        if state.held_bytes + state.result_cache.size_bytes + size > bounds.held_bytes and not self._make_room(size):
+            state.counters.rejected_memory_full += 1
+            text = f"this broker holds {state.held_bytes} bytes, near its bound of {bounds.held_bytes}"
             self._refuse(session, ask, ErrorKind.MEMORY_FULL, text, now, retry_after_s=1.0)
             return None
-        service = house.services.get(ask.service)
+        service = state.services.get(ask.service)
         if service is None or not service.healthy:
             service = self._absent(session, ask, service, now)
-        if service is None or is_begun or (service.ring.mask and not service.queue.count):
+        if service is None or is_begun or (service.load_index.mask and not service.queue.count):
             return service
         return self._admit_to_queue(session, ask, service, now)
 
     def _make_room(self, size: int) -> bool:
         """Drop outcomes in favour of new work; False if that is not enough."""
-        house = self._house
-        house.outcomes.free(house.total_held_bytes() + size - house.bounds.held_bytes)
-        return house.total_held_bytes() + size <= house.bounds.held_bytes
+        state = self._state
+        state.result_cache.free(state.total_held_bytes() + size - state.bounds.held_bytes)
+        return state.total_held_bytes() + size <= state.bounds.held_bytes
 
     def _admit_to_queue(self, session: Session, ask: m.Request, service: Service, now: float) -> Service | None:
-        bounds, queue = self._house.bounds, service.queue
+        bounds, queue = self._state.bounds, service.queue
         bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
         is_room = queue.has_room(_party(session, ask), session.user, len(ask.body), bound, bounds.queue_bytes)
         if is_room:
             return service
-        self._house.counters.rejected_queue_full += 1
+        self._state.counters.rejected_queue_full += 1
         retry_after_s = service.retry_after_s()
         text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
         self._refuse(session, ask, ErrorKind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
@@ -154,32 +154,32 @@ class Admission:
 
     def _absent(self, session: Session, ask: m.Request, service: Service | None, now: float) -> Service | None:
         """Let a request wait for a service that may come (back) any moment; refuse it otherwise."""
-        house = self._house
-        until = wait_until(house, service)
+        state = self._state
+        until = wait_until(state, service)
         if until <= now:
-            kind, text, retry_after_s = why_absent(house, ask.service, now)
+            kind, text, retry_after_s = why_absent(state, ask.service, now)
             if kind is ErrorKind.NOT_FOUND:
-                house.counters.rejected_not_found += 1
+                state.counters.rejected_not_found += 1
             else:
-                house.counters.rejected_no_worker += 1
+                state.counters.rejected_no_worker += 1
             self._refuse(session, ask, kind, text, now, retry_after_s=retry_after_s)
             return None
         if service is None:
-            service = expect(house, ask.service, until)
+            service = expect(state, ask.service, until)
             if service is None:
-                house.counters.rejected_no_worker += 1
+                state.counters.rejected_no_worker += 1
                 text = f"model {ask.service!r} is not here yet, and as many others as may be are waited for"
                 self._refuse(session, ask, ErrorKind.NO_WORKER, text, now, retry_after_s=1.0)
         elif not service.slot:
-            house.service_timers.set(service, until)
+            state.service_timers.set(service, until)
         return service
 
     def _refuse(
         self, session: Session, ask: m.Request, kind: ErrorKind, text: str, now: float, *, retry_after_s: float = 0.0
     ) -> None:
-        self._house.diary.note("rejected", kind.value, text, now, ask)
+        self._state.events.note("rejected", kind.value, text, now, ask)
         self._twins.drop_ended(session, ask.rid)
-        self._house.tell_client(session, error(ask.rid, kind, text, retry_after_s=retry_after_s))
+        self._state.tell_client(session, error(ask.rid, kind, text, retry_after_s=retry_after_s))
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Admission:
         start: Start,
         now: float,
     ) -> None:
-        house, ttl_s = self._house, ask.ttl_ms / 1000
+        state, ttl_s = self._state, ask.ttl_ms / 1000
         ext = ask.ext if ask.flags & _SEED_FLAGS != m.RESUMABLE else _with_seed(ask)
         size = OVERHEAD_BYTES + len(ask.body)
         deadline = now + ttl_s
@@ -199,23 +199,23 @@ class Admission:
         request = Request(ask, session.user, service, party, ext, ttl_s, deadline, now, size, [])
         request.is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
         if request.is_patient:
-            request.told_until = deadline
+            request.announced_deadline = deadline
             request.ends_at = _end_of(ask, now)
             deadline = min(now + ttl_s / LOOKS, request.ends_at)
         if start is not _FROM_THE_BEGINNING:
             size += _go_on(request, start)
             request.begun_elsewhere = request.next_n
-        house.held_bytes += size
+        state.held_bytes += size
         session.user.requests[ask.rid] = request
-        house.request_timers.set(request, deadline)
+        state.request_timers.set(request, deadline)
         self._twins.attach(session, request, ask.resume_n, now)
-        ring = service.ring
-        if ring.mask and not service.queue.count and request.revision is None:
-            grant(house, request, place(service, request), now)
+        load_index = service.load_index
+        if load_index.mask and not service.queue.count and request.revision is None:
+            grant(state, request, place(service, request), now)
         else:
             request.queued_behind, request.queued_why = service.queue.count, _why_queued(service)
             (service.queue.push if start is _FROM_THE_BEGINNING else service.queue.push_begun)(request)
-            house.dirty[service] = None
+            state.dirty[service] = None
 
 
 def _party(session: Session, ask: m.Request) -> Hashable:
@@ -227,7 +227,7 @@ def _party(session: Session, ask: m.Request) -> Hashable:
 def _why_queued(service: Service) -> str:
     if not service.healthy:
         return "no node served the model"
-    if service.ring.mask:
+    if service.load_index.mask:
         return "others had waited longer" if service.queue.count else "it goes on only where the same weights run"
     return f"all {service.healthy} nodes were busy" if service.healthy > 1 else "the only node was busy"
 
@@ -254,7 +254,7 @@ def _end_of(ask: m.Request, now: float) -> float:
     return now + total_ms / 1000 if type(total_ms) is int and total_ms > 0 else math.inf
 
 
-def _find_start(ask: m.Request, outcome: Outcome | None) -> Start | tuple[ErrorKind, str]:
+def _find_start(ask: m.Request, outcome: CachedResult | None) -> Start | tuple[ErrorKind, str]:
     """Find the units to go on from: the client's own, or those of a cancelled stream; or say why there are none."""
     resume_n = ask.resume_n
     journal, revision = (outcome.journal, outcome.revision) if outcome is not None else _FROM_THE_BEGINNING

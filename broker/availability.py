@@ -10,9 +10,9 @@ import math
 
 from ..protocol.errors import ErrorKind
 from ..protocol.messages import Heartbeat
-from .state import House
-from .services import Service
 from .nodes import NodeState
+from .services import Service
+from .state import BrokerState
 
 _LISTED_CHARS = 300
 _LONGEST_GUESS_S = 60.0
@@ -21,21 +21,21 @@ _NOT_COMING = ("ready", "failed", "draining")
 _GONE = (NodeState.EVICTED, NodeState.REMOVED, NodeState.DRAINING)
 
 
-def wait_until(house: House, service: Service | None) -> float:
+def wait_until(state: BrokerState, service: Service | None) -> float:
     """Return until when a request may wait for a service without a healthy node; not after `now`: refuse it."""
-    eviction_s, moment_s = house.timing.eviction_s, house.timing.lost_grace_s
-    if service is not None and service.told is not None:
+    eviction_s, moment_s = state.timing.eviction_s, state.timing.lost_grace_s
+    if service is not None and service.spec is not None:
         newest = max((node.heard_at for node in service.offers if node.beat is None), default=-math.inf)
         return max(service.unhealthy_since + eviction_s, newest + moment_s)  # one that has not yet said how it is
-    if is_anything_known(house):
-        return house.started_at + moment_s
-    return house.started_at + eviction_s
+    if is_anything_known(state):
+        return state.started_at + moment_s
+    return state.started_at + eviction_s
 
 
-def why_absent(house: House, name: str, now: float) -> tuple[ErrorKind, str, float]:
+def why_absent(state: BrokerState, name: str, now: float) -> tuple[ErrorKind, str, float]:
     """Return (kind, sentence, when to try again in seconds)."""
-    service = house.services.get(name)
-    if service is not None and service.told is not None:
+    service = state.services.get(name)
+    if service is not None and service.spec is not None:
         starting = [node for node in service.offers if node.phase not in _NOT_COMING]
         if starting:
             node = max(starting, key=lambda one: one.beat.percent if one.beat else 0)
@@ -46,29 +46,29 @@ def why_absent(house: House, name: str, now: float) -> tuple[ErrorKind, str, flo
                 _time_left_s(node.beat),
             )
         return ErrorKind.NO_WORKER, f"model {name!r} has no healthy worker; see 'zmqrt status'", 1.0
-    if is_anything_known(house):
-        listed = ", ".join(sorted(other.name for other in choices(house, now))) or "none at the moment"
+    if is_anything_known(state):
+        listed = ", ".join(sorted(other.name for other in choices(state, now))) or "none at the moment"
         listed = listed if len(listed) <= _LISTED_CHARS else listed[:_LISTED_CHARS] + " …"
         return ErrorKind.NOT_FOUND, f"no model {name!r} here; known: {listed}", 0.0
     return ErrorKind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
 
 
-def choices(house: House, now: float) -> set[Service]:
+def choices(state: BrokerState, now: float) -> set[Service]:
     """Return the services that there are, for lists and for requests that name none: for each task the best it has.
 
     Those that live, or were lost a moment ago and are due back; without any, those whose last node has just left; and
     else those that load. So neither what is gone stands beside what serves, nor what has never come up.
     """
     ranked: dict[str, dict[int, set[Service]]] = {}
-    for service in house.services.values():
-        rank = _rank(house, service, now)
-        if service.told is not None and rank is not None:
-            ranked.setdefault(service.told.task, {}).setdefault(rank, set()).add(service)
+    for service in state.services.values():
+        rank = _rank(state, service, now)
+        if service.spec is not None and rank is not None:
+            ranked.setdefault(service.spec.task, {}).setdefault(rank, set()).add(service)
     return {service for ranks in ranked.values() for service in ranks[min(ranks)]}
 
 
-def _rank(house: House, service: Service, now: float) -> int | None:
-    is_recent = now < service.unhealthy_since + house.timing.eviction_s
+def _rank(state: BrokerState, service: Service, now: float) -> int | None:
+    is_recent = now < service.unhealthy_since + state.timing.eviction_s
     if service.healthy or (is_recent and service.is_due_back):
         return 0
     if is_recent:
@@ -77,9 +77,9 @@ def _rank(house: House, service: Service, now: float) -> int | None:
     return 2 if is_coming else None
 
 
-def is_anything_known(house: House) -> bool:
+def is_anything_known(state: BrokerState) -> bool:
     """Say whether any node has registered yet."""
-    return any(service.told is not None for service in house.services.values())
+    return any(service.spec is not None for service in state.services.values())
 
 
 def _time_left_s(beat: Heartbeat | None) -> float:

@@ -16,12 +16,12 @@ class Bounds:
     queue_requests: int = limits.QUEUE_REQUESTS
     queue_bytes: int = limits.QUEUE_BYTES
     held_bytes: int = limits.MAX_HELD_BYTES
-    outcome_bytes: int = 64 << 20
-    """Outcomes kept for clients that ask again: the oldest go first."""
+    result_cache_bytes: int = 64 << 20
+    """ResultCache kept for clients that ask again: the oldest go first."""
     outstanding: int = limits.MAX_OUTSTANDING
     window_bytes: int = limits.WINDOW_BYTES
     unsent_bytes: int = limits.STREAM_BUFFER_BYTES
-    """Unsent bytes of one stream, beyond which its reader is too slow."""
+    """Unsent bytes of one stream, beyond which its subscriber is too slow."""
     prefix_bytes: int = limits.MAX_RESUME_BYTES
     attempts: int = limits.MAX_ATTEMPTS
     crashes: int = limits.MAX_CRASHES
@@ -30,7 +30,7 @@ class Bounds:
     """Requests one node may have, whatever it claims: a lie costs no more than that."""
     priority: int = 0
     """Of clients that are no admins: what they ask for above it is lowered to it."""
-    readers: int = 8
+    subscribers: int = 8
     """Twins of one request: more are a mistake, not a retry."""
     brokers: tuple[str, ...] = ()
     """Endpoints of the other brokers, told to every peer."""

@@ -9,31 +9,38 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from .admin import Admin
 from .admission import Admission
-from .session_lifecycle import Desk
 from .completion import Endings
-from .state import House, Side, error
+from .session_lifecycle import Desk
 from .sessions import Session
-from .status import Board
+from .state import BrokerState, Side, error
+from .status import StatusView
 
 
 class Intake:
     """The broker's face to clients."""
 
-    __slots__ = ("_admin", "_admission", "_board", "_desk", "_endings", "_house")
+    __slots__ = ("_admin", "_admission", "_desk", "_endings", "_state", "_status_view")
 
     def __init__(
-        self, house: House, *, desk: Desk, admission: Admission, endings: Endings, board: Board, admin: Admin
+        self,
+        state: BrokerState,
+        *,
+        desk: Desk,
+        admission: Admission,
+        endings: Endings,
+        status_view: StatusView,
+        admin: Admin,
     ) -> None:
-        self._house = house
+        self._state = state
         self._desk = desk
         self._admission = admission
         self._endings = endings
-        self._board = board
+        self._status_view = status_view
         self._admin = admin
 
     def handle(self, peer: bytes, messages: Sequence[m.FromClient], now: float, user: str) -> bool:
         """Act on one envelope. False: it floods, which is a strike."""
-        session = self._house.sessions.get(peer)
+        session = self._state.sessions.get(peer)
         if session is not None:
             session.heard_at = now
         is_calm, is_told = True, False
@@ -79,24 +86,26 @@ class Intake:
             case m.Ping():
                 self._desk.ping(session, message)
             case m.Admin():
-                self._house.tell_client(session, self._admin.answer(session.user.name, message, now))
+                self._state.tell_client(session, self._admin.answer(session.user.name, message, now))
         return True
 
     def _query(self, session: Session, query: m.Query, now: float) -> bool:
         """Answer, or say when to ask again; only who does not keep to that floods."""
         if session.queries.take(now):
-            self._house.tell_client(session, self._board.answer(query, session.user.name, now))
+            self._state.tell_client(session, self._status_view.answer(query, session.user.name, now))
             return True
-        self._house.tell_client(session, self._board.put_off(query))
+        self._state.tell_client(session, self._status_view.put_off(query))
         return session.put_offs.take(now)
 
     def _cancel(self, session: Session, cancel: m.Cancel, now: float) -> None:
-        """Give one reader up. Unknown or ended: nothing to do, its terminal message is on its way."""
-        reader = session.readers.get(cancel.rid)
-        if reader is not None:
-            self._endings.dismiss_reader(reader, ErrorKind.CANCELLED, cancel.reason or "cancelled by its client", now)
+        """Give one subscriber up. Unknown or ended: nothing to do, its terminal message is on its way."""
+        subscriber = session.subscribers.get(cancel.rid)
+        if subscriber is not None:
+            self._endings.dismiss_reader(
+                subscriber, ErrorKind.CANCELLED, cancel.reason or "cancelled by its client", now
+            )
 
     def _no_session(self, peer: bytes, message: m.FromClient) -> None:
         rid = message.rid if type(message) is m.Request else None
         text = "there is no session on this connection; send HELLO first"
-        self._house.out.append((Side.CLIENTS, peer, error(rid, ErrorKind.NO_SESSION, text)))
+        self._state.out.append((Side.CLIENTS, peer, error(rid, ErrorKind.NO_SESSION, text)))

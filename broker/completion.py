@@ -1,4 +1,4 @@
-"""How requests end: exactly one terminal message for each, told to every reader and kept for those who ask again."""
+"""How requests end: exactly one terminal message for each, sent to every subscriber and kept for who asks again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..protocol.snapshot import SCHEMA_VERSION, TOO_LARGE
 from .bounds import OVERHEAD_BYTES
 from .counters import Stage
 from .delivery import Delivery
-from .state import House, error
-from .leases import fence, release, settle_and_wake
-from .result_cache import Outcome, fingerprint
-from .requests import OVER, QUEUED, TRANSITIONS, Reader, Request, RequestState
 from .history import timings
+from .leases import fence, reindex_and_wake, release
+from .requests import OVER, QUEUED, TRANSITIONS, Request, RequestState, Subscriber
+from .result_cache import CachedResult, fingerprint
+from .state import BrokerState, error
 
 _CANCELLED: Final = 499
 _UNSENDABLE: Final = "the broker has an answer that no message can carry; see its log"
@@ -31,37 +31,37 @@ _STAGES: Final = {
 
 
 class Endings:
-    """Ends requests and readers."""
+    """Ends requests and subscribers."""
 
-    __slots__ = ("_delivery", "_house")
+    __slots__ = ("_delivery", "_state")
 
-    def __init__(self, house: House, delivery: Delivery) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, delivery: Delivery) -> None:
+        self._state = state
         self._delivery = delivery
 
     def end(self, request: Request, message: m.Final | m.Error, now: float) -> None:
         """End a request that holds no lease (any more)."""
-        house, rid = self._house, request.ask.rid
+        state, rid = self._state, request.ask.rid
         stage = request.state
         if "traceparent" in request.ext:
-            message = msgspec.structs.replace(message, ext=timings(house.broker_id, request, now))
+            message = msgspec.structs.replace(message, ext=timings(state.broker_id, request, now))
         if type(message) is m.Final:
             request.next_n = message.total_n
-        house.stories.close(request, message, now)
+        state.history.close(request, message, now)
         request.state = TRANSITIONS[stage][OVER]
         if stage is QUEUED:
             request.service.queue.discard(request)
-        house.request_timers.clear(request)
+        state.request_timers.clear(request)
         del request.user.requests[rid]
-        house.held_bytes -= request.held_bytes
+        state.held_bytes -= request.held_bytes
         if type(message) is m.Final:
             self._keep(request, message, len(message.body), now)
         elif type(message) is m.Error and _is_worth_keeping(request, message):
             # Of a cancelled one there is no answer to give again, only what there is to go on from.
             self._keep(request, None if message.code == _CANCELLED else message, 0, now)
-        for reader in request.readers:
-            self._delivery.end(reader, message, now)
-        request.readers.clear()
+        for subscriber in request.subscribers:
+            self._delivery.end(subscriber, message, now)
+        request.subscribers.clear()
         request.journal = None
 
     def fail(
@@ -72,52 +72,52 @@ class Endings:
         if request.offer is not None:
             lease = request.lease
             node = release(request)
-            fence(self._house, node, lease, reason or kind.value)
+            fence(self._state, node, lease, reason or kind.value)
         if kind not in _NO_FAILURES:
-            self._house.note_failure(kind, text, request.ask, now)
+            self._state.note_failure(kind, text, request.ask, now)
         resume_n = request.next_n if request.is_stream else 0
         ending = error(request.ask.rid, kind, text, retry_after_s=retry_after_s, resume_n=resume_n)
         self.end(request, ending, now)
         if node is not None:
-            settle_and_wake(self._house, node)
+            reindex_and_wake(self._state, node)
 
-    def dismiss_reader(self, reader: Reader, kind: ErrorKind, text: str, now: float) -> None:
-        """End one reader with an error; a request that nobody reads any more is cancelled with it."""
-        request = reader.request
-        resume_n = self._delivery.next_unit(reader, request)
-        self._house.tell_client(reader.session, error(reader.rid, kind, text, resume_n=resume_n))
-        self.abandon(reader, text, now)
+    def dismiss_reader(self, subscriber: Subscriber, kind: ErrorKind, text: str, now: float) -> None:
+        """End one subscriber with an error; a request that nobody reads any more is cancelled with it."""
+        request = subscriber.request
+        resume_n = self._delivery.next_unit(subscriber, request)
+        self._state.tell_client(subscriber.session, error(subscriber.rid, kind, text, resume_n=resume_n))
+        self.abandon(subscriber, text, now)
 
-    def abandon(self, reader: Reader, text: str, now: float) -> None:
-        """Drop a reader without a word; a request that nobody reads any more is cancelled with it."""
-        request = reader.request
-        reader.request = None
-        self._delivery.drop(reader)
+    def abandon(self, subscriber: Subscriber, text: str, now: float) -> None:
+        """Drop a subscriber without a word; a request that nobody reads any more is cancelled with it."""
+        request = subscriber.request
+        subscriber.request = None
+        self._delivery.drop(subscriber)
         if request is None:
             return
-        request.readers.remove(reader)
-        if not request.readers:
-            self._house.counters.cancelled += 1
-            self._house.tallies.cancellations[_STAGES[request.state].value] += 1
+        request.subscribers.remove(subscriber)
+        if not request.subscribers:
+            self._state.counters.cancelled += 1
+            self._state.labelled.cancellations[_STAGES[request.state].value] += 1
             self.fail(request, ErrorKind.CANCELLED, text, now, reason=text[:64])
 
     def replace_unpackable(self, is_worker: bool, peer: bytes, messages: Sequence[m.Message], now: float) -> None:  # noqa: FBT001
         """Say to a peer that what it was to be told cannot be sent: that request, or that question, ends here."""
-        house = self._house
-        node = house.nodes.get(peer) if is_worker else None
-        session = None if is_worker else house.sessions.get(peer)
+        state = self._state
+        node = state.nodes.get(peer) if is_worker else None
+        session = None if is_worker else state.sessions.get(peer)
         for message in messages:
             if node is not None and isinstance(message, m.Dispatch):
                 request = node.running.get(message.lease)
                 if request is not None:
                     self.fail(request, ErrorKind.TOO_LARGE, _UNSENDABLE, now)
             elif session is not None and isinstance(message, m.Status):
-                house.tell_client(session, m.Status(message.qid, TOO_LARGE, SCHEMA_VERSION, b"", {"text": _UNSENDABLE}))
+                state.tell_client(session, m.Status(message.qid, TOO_LARGE, SCHEMA_VERSION, b"", {"text": _UNSENDABLE}))
             elif session is not None and isinstance(message, m.Partial | m.Final | m.Error):
-                reader = session.readers.get(message.rid) if message.rid is not None else None
-                if reader is not None:
-                    self.abandon(reader, _UNSENDABLE, now)
-                house.tell_client(session, error(message.rid, ErrorKind.TOO_LARGE, _UNSENDABLE))
+                subscriber = session.subscribers.get(message.rid) if message.rid is not None else None
+                if subscriber is not None:
+                    self.abandon(subscriber, _UNSENDABLE, now)
+                state.tell_client(session, error(message.rid, ErrorKind.TOO_LARGE, _UNSENDABLE))
 
     def _keep(self, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float) -> None:
         ask = request.ask
@@ -126,8 +126,8 @@ class Endings:
         size = OVERHEAD_BYTES + body_bytes + (journal.size_bytes if journal is not None else 0)
         digest = fingerprint(ask.body)
         revision = request.revision
-        self._house.outcomes.add(
-            Outcome(request.user, ask.rid, ask.service, digest, is_stream, message, journal, revision, now, size)
+        self._state.result_cache.add(
+            CachedResult(request.user, ask.rid, ask.service, digest, is_stream, message, journal, revision, now, size)
         )
 
 

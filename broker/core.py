@@ -21,29 +21,29 @@ from ..protocol.codec import BadMessage
 from ..protocol.errors import ErrorKind, ProtocolError, clip
 from ..protocol.snapshot import Snapshot
 from ..protocol.timing import Timing
-from .availability import wait_until
 from .admin import Admin
 from .admission import Admission
+from .availability import wait_until
 from .bounds import Bounds
+from .client_handler import Intake
+from .completion import Endings
 from .counters import Counters
 from .delivery import Delivery
-from .session_lifecycle import Desk
 from .dispatch import Dispatcher
-from .completion import Endings
-from .worker_handler import Fleet
-from .state import CLIENTS, WORKERS, House, Ids, Out, Side, error
-from .client_handler import Intake
+from .duplicates import Twins
 from .invariants import check
 from .liveness import Liveness
 from .names import forget
+from .nodes import NodeState
 from .registration import Registry
 from .requests import RequestState
 from .results import Results
 from .services import Service
+from .session_lifecycle import Desk
 from .sessions import bucket
-from .status import Board, snapshot
-from .duplicates import Twins
-from .nodes import NodeState
+from .state import CLIENTS, WORKERS, BrokerState, Ids, Out, Side, error
+from .status import StatusView, snapshot
+from .worker_handler import Fleet
 
 __all__ = ["Bounds", "Broker", "Out", "SendFailure", "Side"]
 
@@ -71,17 +71,17 @@ class Broker:
         unix_s: float = 0.0,
         is_admin: Callable[[str], bool] = lambda user: not user,
     ) -> None:
-        house = House(timing, bounds, ids, broker_id=broker_id, broker_epoch=broker_epoch, now=now, unix_s=unix_s)
-        delivery = Delivery(house)
-        endings = Endings(house, delivery)
-        dispatcher = Dispatcher(house, endings)
-        liveness = Liveness(house, dispatcher)
-        registry = Registry(house, dispatcher, liveness)
-        results = Results(house, delivery, endings, dispatcher)
-        fleet = Fleet(house, registry, liveness, results)
-        desk = Desk(house, delivery, endings)
-        admission = Admission(house, Twins(house, delivery, endings), is_admin)
-        self.house = house
+        state = BrokerState(timing, bounds, ids, broker_id=broker_id, broker_epoch=broker_epoch, now=now, unix_s=unix_s)
+        delivery = Delivery(state)
+        endings = Endings(state, delivery)
+        dispatcher = Dispatcher(state, endings)
+        liveness = Liveness(state, dispatcher)
+        registry = Registry(state, dispatcher, liveness)
+        results = Results(state, delivery, endings, dispatcher)
+        fleet = Fleet(state, registry, liveness, results)
+        desk = Desk(state, delivery, endings)
+        admission = Admission(state, Twins(state, delivery, endings), is_admin)
+        self.state = state
         """The tables; for looking in, only their owners write."""
         self._delivery = delivery
         self._endings = endings
@@ -90,15 +90,15 @@ class Broker:
         self._fleet = fleet
         self._desk = desk
         self._intake = Intake(
-            house,
+            state,
             desk=desk,
             admission=admission,
             endings=endings,
-            board=Board(house, is_admin),
-            admin=Admin(house, fleet, is_admin),
+            status_view=StatusView(state, is_admin),
+            admin=Admin(state, fleet, is_admin),
         )
         self._version_answers = bucket(10.0, 20.0, now)
-        self.out: list[Out] = house.out
+        self.out: list[Out] = state.out
         self.version_answers: list[tuple[Side, bytes]] = []
         """Peers of another major version; the shell answers them in the form that every version can read."""
 
@@ -106,24 +106,24 @@ class Broker:
 
     def handle(self, side: Side, peer: bytes, messages: Sequence[m.Message], now: float, user: str = "") -> None:
         """Act on the messages of one envelope. `user` is the principal of the key it came under."""
-        house = self.house
+        state = self.state
         if side is WORKERS:
-            if house.worker_strikes.is_muted(peer, now):
+            if state.worker_strikes.is_muted(peer, now):
                 return
-            node = house.nodes.get(peer)
+            node = state.nodes.get(peer)
             if node is not None and node.user != user:
                 self._liveness.leave(node, now)  # the routing id has a new owner
             is_calm = self._fleet.handle(peer, cast("Sequence[m.FromWorker]", messages), now, user)
         else:
-            if house.strikes.is_muted(peer, now):
+            if state.client_strikes.is_muted(peer, now):
                 return
-            session = house.sessions.get(peer)
+            session = state.sessions.get(peer)
             if session is not None and session.user.name != user:
                 self._desk.bye(session, now, "its connection has a new owner")
             is_calm = self._intake.handle(peer, cast("Sequence[m.FromClient]", messages), now, user)
         if not is_calm:
             self._strike(side, peer, now, "too many messages a second")
-        if house.dirty:
+        if state.dirty:
             self._dispatcher.pump(now)
 
     def bad_input(self, side: Side, peer: bytes, bad: Sequence[BadMessage] | ProtocolError, now: float) -> None:
@@ -144,30 +144,30 @@ class Broker:
 
     def peer_gone(self, side: Side, peer: bytes, now: float) -> None:
         """Note that a connection is gone; its routing id will not return."""
-        house = self.house
+        state = self.state
         if side is WORKERS:
-            house.worker_strikes.forget(peer)
-            node = house.nodes.get(peer)
+            state.worker_strikes.forget(peer)
+            node = state.nodes.get(peer)
             if node is not None:
                 self._liveness.disconnected(node, now)
         else:
-            house.strikes.forget(peer)
-            session = house.sessions.get(peer)
+            state.client_strikes.forget(peer)
+            session = state.sessions.get(peer)
             if session is not None:
                 self._desk.lost(session, now)
         self._dispatcher.pump(now)
 
     def send_failed(self, side: Side, peer: bytes, messages: Sequence[m.Message], why: SendFailure, now: float) -> None:
         """Take back what could not be sent: a request that never left goes to another node at once."""
-        house = self.house
+        state = self.state
         if why is SendFailure.UNPACKABLE:
-            house.counters.internal_errors += 1
+            state.counters.internal_errors += 1
             self._endings.replace_unpackable(side is WORKERS, peer, messages, now)
             self._dispatcher.pump(now)
             return
         if why is SendFailure.FULL:
-            house.counters.egress_overflows += 1
-        node = house.nodes.get(peer) if side is WORKERS else None
+            state.counters.egress_overflows += 1
+        node = state.nodes.get(peer) if side is WORKERS else None
         if node is not None:
             for message in reversed(messages):
                 request = node.running.get(message.lease) if isinstance(message, m.Dispatch) else None
@@ -175,7 +175,7 @@ class Broker:
                     self._dispatcher.unsent(request)
             if why is SendFailure.FULL:
                 self._liveness.leave(node, now)
-        session = house.sessions.get(peer) if side is CLIENTS else None
+        session = state.sessions.get(peer) if side is CLIENTS else None
         if session is not None and why is SendFailure.FULL:
             self._desk.bye(session, now, "its client reads nothing")
         if why is SendFailure.UNREACHABLE:
@@ -184,70 +184,70 @@ class Broker:
 
     def tick(self, now: float) -> None:
         """Act on everything that is due."""
-        house = self.house
-        for request in house.request_timers.due(now):
+        state = self.state
+        for request in state.request_timers.due(now):
             if request.state is not RequestState.ENDED:
                 self._dispatcher.expire(request, now)
-        for node in house.node_timers.due(now):
+        for node in state.node_timers.due(now):
             if node.state is not NodeState.REMOVED:
                 self._liveness.check(node, now)
-        for service in house.service_timers.due(now):
+        for service in state.service_timers.due(now):
             self._check_service(service, now)
-        for session in house.session_timers.due(now):
+        for session in state.session_timers.due(now):
             self._desk.check(session, now)
         self._delivery.accept_waiting(now)
-        house.outcomes.expire(now)
-        house.strikes.expire(now)
-        house.worker_strikes.expire(now)
-        if house.drain_until is not None and now >= house.drain_until:
-            house.drain_until = math.inf
+        state.result_cache.expire(now)
+        state.client_strikes.expire(now)
+        state.worker_strikes.expire(now)
+        if state.drain_until is not None and now >= state.drain_until:
+            state.drain_until = math.inf
             self._give_up(now)
         self._dispatcher.pump(now)
 
     def next_deadline(self) -> float:
         """Return when `tick` is due; infinity if nothing is."""
-        house = self.house
+        state = self.state
         return min(
-            house.request_timers.next(),
-            house.node_timers.next(),
-            house.service_timers.next(),
-            house.session_timers.next(),
+            state.request_timers.next(),
+            state.node_timers.next(),
+            state.service_timers.next(),
+            state.session_timers.next(),
             self._delivery.next_accept(),
-            house.outcomes.next_expiry(),
-            house.drain_until if house.drain_until is not None else math.inf,
+            state.result_cache.next_expiry(),
+            state.drain_until if state.drain_until is not None else math.inf,
         )
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 
     def drain(self, now: float) -> None:
         """Take no new requests, send clients elsewhere, and finish what is here within the drain time."""
-        house = self.house
-        if house.is_draining:
+        state = self.state
+        if state.is_draining:
             return
-        house.drain_until = now + house.timing.drain_s
-        for session in house.sessions.values():
+        state.drain_until = now + state.timing.drain_s
+        for session in state.sessions.values():
             self._desk.send_away(session, now)
 
     @property
     def is_draining(self) -> bool:
         """Whether new work is refused."""
-        return self.house.is_draining
+        return self.state.is_draining
 
     @property
     def is_drained(self) -> bool:
-        """Whether every request has ended and every reader has been sent its end."""
-        house = self.house
-        is_idle = not any(user.requests for user in house.users.values())
-        return is_idle and not any(session.lagging for session in house.sessions.values())
+        """Whether every request has ended and every subscriber has been sent its end."""
+        state = self.state
+        is_idle = not any(user.requests for user in state.users.values())
+        return is_idle and not any(session.lagging for session in state.sessions.values())
 
     def close(self) -> None:
         """Say goodbye to the workers; the last thing before the sockets close."""
-        for node in self.house.nodes.values():
-            self.house.tell_worker(node, m.Dismiss(503, "this broker is leaving"))
+        for node in self.state.nodes.values():
+            self.state.tell_worker(node, m.Dismiss(503, "this broker is leaving"))
 
     def _give_up(self, now: float) -> None:
         text = "this broker has left before the request was done; go on with another one"
-        for user in self.house.users.values():
+        for user in self.state.users.values():
             for request in list(user.requests.values()):
                 self._endings.fail(request, ErrorKind.DRAINING, text, now)
 
@@ -256,16 +256,16 @@ class Broker:
     @property
     def counters(self) -> Counters:
         """What was counted; the shell adds its own."""
-        return self.house.counters
+        return self.state.counters
 
     def is_muted(self, side: Side, peer: bytes, now: float) -> bool:
         """Say whether a peer is ignored for now, so that nothing of it need be decoded."""
-        strikes = self.house.worker_strikes if side is WORKERS else self.house.strikes
+        strikes = self.state.worker_strikes if side is WORKERS else self.state.client_strikes
         return strikes.is_muted(peer, now)
 
     def is_known(self, side: Side, peer: bytes) -> bool:
         """Say whether a peer has a session."""
-        return peer in (self.house.nodes if side is WORKERS else self.house.sessions)
+        return peer in (self.state.nodes if side is WORKERS else self.state.sessions)
 
     def probe(self, side: Side, peer: bytes) -> None:
         """Send a peer something harmless: if it is gone, the send says so."""
@@ -274,50 +274,50 @@ class Broker:
         if side is CLIENTS:
             self.out.append((side, peer, m.Pong(0)))
         else:
-            self.out.append((side, peer, self.house.nodes[peer].heartbeat()))
+            self.out.append((side, peer, self.state.nodes[peer].heartbeat()))
 
     def snapshot(self, now: float) -> Snapshot:
         """Describe everything, as QUERY does."""
-        return snapshot(self.house, now)
+        return snapshot(self.state, now)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the tables contradict each other; for tests."""
-        check(self.house)
+        check(self.state)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def _check_service(self, service: Service, now: float) -> None:
         if not service.healthy:
-            until = wait_until(self.house, service)
+            until = wait_until(self.state, service)
             if until > now:
-                self.house.service_timers.set(service, until)
+                self.state.service_timers.set(service, until)
                 return
             self._dispatcher.end_grace(service, now)
-        forget(self.house, service, now)
+        forget(self.state, service, now)
 
     def _complain(self, side: Side, peer: bytes, rid: bytes | None, why: str) -> None:
         if side is CLIENTS:
-            session = self.house.sessions.get(peer)
-            if session is not None and rid in session.readers:
+            session = self.state.sessions.get(peer)
+            if session is not None and rid in session.subscribers:
                 rid = None  # that request lives, and an ERROR under its id would be its end
             self.out.append((side, peer, error(rid, ErrorKind.BAD_REQUEST, why)))
 
     def _strike(self, side: Side, peer: bytes, now: float, why: str) -> None:
-        house = self.house
-        house.counters.strikes += 1
-        strikes = house.worker_strikes if side is WORKERS else house.strikes
+        state = self.state
+        state.counters.strikes += 1
+        strikes = state.worker_strikes if side is WORKERS else state.client_strikes
         if not strikes.add(peer, now):
             return
-        house.counters.muted += 1
-        house.diary.note("muted", side.value, f"a peer: {why}; it is ignored for a minute", now)
+        state.counters.muted += 1
+        state.events.note("muted", side.value, f"a peer: {why}; it is ignored for a minute", now)
         text = clip(f"{why}: this session is closed, and ignored for a minute")
         if side is WORKERS:
             self.out.append((side, peer, m.Dismiss(400, text)))
-            node = house.nodes.get(peer)
+            node = state.nodes.get(peer)
             if node is not None:
                 self._liveness.leave(node, now)
         else:
             self.out.append((side, peer, error(None, ErrorKind.FORBIDDEN, text)))
-            session = house.sessions.get(peer)
+            session = state.sessions.get(peer)
             if session is not None:
                 self._desk.bye(session, now, why)

@@ -79,7 +79,7 @@ class Stage(enum.Enum):
     DECODE = "decode"
 
 
-class Tallies:
+class LabelledCounters:
     """Counters by a label; those that are known beforehand stand at 0 from the start, as alerts want it."""
 
     __slots__ = ("cancellations", "failures", "redispatches")

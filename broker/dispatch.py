@@ -11,16 +11,16 @@ import math
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from .availability import why_absent
-from .counters import LossReason
 from .completion import Endings
-from .state import House
+from .counters import LossReason
+from .history import end_try
 from .leases import fence, grant, release
-from .placement import settle
+from .nodes import Node, Offer
+from .placement import reindex
 from .prefixes import place
 from .requests import LOOKS, TRANSITIONS, Request, RequestEvent, RequestState
 from .services import Service
-from .history import end_try
-from .nodes import Node, Offer
+from .state import BrokerState
 
 _LEAST_DOUBT_S = 0.05
 """Timers are that exact, and no request is looked at more often."""
@@ -29,24 +29,24 @@ _LEAST_DOUBT_S = 0.05
 class Dispatcher:
     """Moves requests between queues and nodes."""
 
-    __slots__ = ("_endings", "_house")
+    __slots__ = ("_endings", "_state")
 
-    def __init__(self, house: House, endings: Endings) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, endings: Endings) -> None:
+        self._state = state
         self._endings = endings
 
     # --- to a node -------------------------------------------------------------------------------------------------
 
     def pump(self, now: float) -> None:
         """Dispatch what can be dispatched, for every service where something may have changed."""
-        dirty = self._house.dirty
+        dirty = self._state.dirty
         while dirty:
             service, _ = dirty.popitem()
             self._pump(service, now)
 
     def _pump(self, service: Service, now: float) -> None:
-        queue, ring = service.queue, service.ring
-        while ring.mask:
+        queue, load_index = service.queue, service.load_index
+        while load_index.mask:
             request = queue.pop()
             if request is None:
                 return
@@ -54,23 +54,23 @@ class Dispatcher:
             if request.last_node is None and request.revision is None:
                 offer = place(service, request)
             else:
-                offer = ring.best_for(request.last_node, request.revision)
+                offer = load_index.best_for(request.last_node, request.revision)
             if offer is None:
-                self._strand(request, now)
+                self._park(request, now)
             else:
-                grant(self._house, request, offer, now)
+                grant(self._state, request, offer, now)
 
-    def _strand(self, request: Request, now: float) -> None:
+    def _park(self, request: Request, now: float) -> None:
         """Set aside a started stream whose weights are at no free node; if they are nowhere, it waits only so long."""
         is_nowhere = request.revision not in request.service.revisions
         if is_nowhere and not request.is_stream:
             self._begin_anew(request)
             request.service.queue.push_front(request)
             return
-        request.service.queue.strand(request)
+        request.service.queue.park(request)
         if is_nowhere:
-            request.hopeless_at = now + self._house.timing.eviction_s
-            self._house.request_timers.set(request, min(request.due_at, request.hopeless_at))
+            request.hopeless_at = now + self._state.timing.eviction_s
+            self._state.request_timers.set(request, min(request.due_at, request.hopeless_at))
 
     # --- back from a node ------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class Dispatcher:
             reason: The same as a label of a counter.
             crashes: How many engines or nodes died of it.
         """
-        house = self._house
+        state = self._state
         why = why or reason.value
         release(request)
         end_try(request, now, why)
@@ -100,13 +100,13 @@ class Dispatcher:
             kind, text = refusal
             self._endings.fail(request, kind, f"{why}; {text}", now)
             return False
-        house.counters.redispatches += 1
-        house.tallies.redispatches[reason.value] += 1
+        state.counters.redispatches += 1
+        state.labelled.redispatches[reason.value] += 1
         self._requeue(request)
         return True
 
     def _why_not_again(self, request: Request, now: float) -> tuple[ErrorKind, str] | None:
-        bounds = self._house.bounds
+        bounds = self._state.bounds
         if not request.is_idempotent:
             return ErrorKind.OUTCOME_UNKNOWN, "it is not idempotent, so it is not run a second time"
         if request.is_stream and request.next_n:
@@ -118,7 +118,7 @@ class Dispatcher:
                     "the units delivered are too many to be kept here; resume with your own copy",
                 )
         if request.crashes >= bounds.crashes:
-            self._house.counters.poisoned += 1
+            self._state.counters.poisoned += 1
             return ErrorKind.POISON, f"{request.crashes} engines or nodes in a row died of it"
         if request.attempts >= bounds.attempts:
             return ErrorKind.WORKER_LOST, f"all {bounds.attempts} attempts are used up"
@@ -132,13 +132,13 @@ class Dispatcher:
         if not request.is_stream and (request.journal is None or not request.is_resumable):
             self._begin_anew(request)
         request.service.queue.push_front(request)
-        self._house.dirty[request.service] = None
+        self._state.dirty[request.service] = None
 
     def _begin_anew(self, request: Request) -> None:
         """Forget the units of a unary request: its client has seen none of them."""
         if request.journal is not None:
             request.held_bytes -= request.journal.size_bytes
-            self._house.held_bytes -= request.journal.size_bytes
+            self._state.held_bytes -= request.journal.size_bytes
             request.journal = None
         request.next_n = 0
         request.revision = None
@@ -169,7 +169,7 @@ class Dispatcher:
             if now >= request.doubt_at:
                 request.doubt_at = now + (request.deadline - now) / 4
             when = min(when, max(request.doubt_at, now + _LEAST_DOUBT_S))
-        self._house.request_timers.set(request, min(when, request.due_at))
+        self._state.request_timers.set(request, min(when, request.due_at))
 
     def _is_at_silent_node(self, request: Request, now: float) -> bool:
         """Whether a node has said nothing at all since it was given a request, and another one could do it in time.
@@ -181,7 +181,7 @@ class Dispatcher:
         assert offer is not None
         if offer.node.answered_at >= request.dispatched_at:
             return False
-        if request.was_moved or not request.is_idempotent or request.attempts >= self._house.bounds.attempts:
+        if request.was_moved or not request.is_idempotent or request.attempts >= self._state.bounds.attempts:
             return False
         usual_s = request.service.usual_first_s(request.size)
         if not usual_s:
@@ -191,7 +191,7 @@ class Dispatcher:
             patience_s = max(patience_s, time_s * 2 / 3)  # it says that it computes: a long prompt, perhaps
         if not patience_s - _LEAST_DOUBT_S <= now - request.dispatched_at or patience_s > time_s * 3 / 4:
             return False
-        other = request.service.ring.best_for(offer.node, request.revision)
+        other = request.service.load_index.best_for(offer.node, request.revision)
         return other is not None and other.node is not offer.node
 
     def _move_on(self, request: Request, now: float) -> None:
@@ -204,8 +204,8 @@ class Dispatcher:
         request.move_on(now)  # the node may have been honest and slow: what is next has as long as that one had
         if self.lose(request, now, text, LossReason.NODE_MUTE):
             self._watch(request, now)
-        fence(self._house, node, lease, "no answer")
-        settle(node)
+        fence(self._state, node, lease, "no answer")
+        reindex(node)
 
     def _doubt_late(self, request: Request, now: float) -> None:
         """Count a request that has run out of its time at a node that never said a word, where others serve."""
@@ -223,20 +223,20 @@ class Dispatcher:
             return
         node.fall_silent(now)
         text = f"has {len(node.running)} requests and answers none: it gets nothing until it has had time to"
-        self._house.diary.note("suspect", node.node_id, text, now)
-        settle(node)
+        self._state.events.note("suspect", node.node_id, text, now)
+        reindex(node)
 
     def _follow(self, request: Request) -> None:
-        """Count waiting in a queue that moves as progress, and tell readers of progress that they do not see."""
-        house = self._house
+        """Count waiting in a queue that moves as progress, and tell subscribers of progress that they do not see."""
+        state = self._state
         if request.state is RequestState.QUEUED:
             request.move_on(request.service.moved_at)
-        if request.deadline <= request.told_until:
+        if request.deadline <= request.announced_deadline:
             return
-        request.told_until = request.deadline
-        for reader in request.readers:
-            reader.is_heard = True
-            house.tell_client(reader.session, m.Accepted(reader.rid, {"units": request.next_n}))
+        request.announced_deadline = request.deadline
+        for subscriber in request.subscribers:
+            subscriber.was_acknowledged = True
+            state.tell_client(subscriber.session, m.Accepted(subscriber.rid, {"units": request.next_n}))
 
     def _is_hopeless(self, request: Request) -> bool:
         is_waiting = request.state is RequestState.QUEUED
@@ -251,7 +251,7 @@ class Dispatcher:
             return
         for request in service.queue.waiting():
             if request.last_node is None:
-                kind, text, retry_after_s = why_absent(self._house, service.name, now)
+                kind, text, retry_after_s = why_absent(self._state, service.name, now)
                 self._endings.fail(request, kind, text, now, retry_after_s=retry_after_s)
 
 

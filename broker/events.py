@@ -54,7 +54,7 @@ class _Entry(msgspec.Struct, eq=False):
     count: int
 
 
-class Diary:
+class EventLog:
     """The newest events, oldest first; and those that the shell has not logged yet."""
 
     __slots__ = ("_entries", "_last", "_last_id", "_started_at", "_unlogged")

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.request_trace import Attempt, RequestTrace, State, spent
 from ..protocol.sanitize import printable
-from ..protocol.request_trace import Attempt, State, Story, spent
 from .requests import QUEUED, Request, RequestState
 
 if TYPE_CHECKING:
-    from .state import House
+    from .state import BrokerState
 
 KEPT: Final = 2048
 """Ended requests that can be explained: seconds of a busy broker, days of a quiet one."""
@@ -85,11 +85,11 @@ class Facts(msgspec.Struct, eq=False):
 
     @property
     def is_stream(self) -> bool:
-        """Whether its reader sees units as they come."""
+        """Whether its subscriber sees units as they come."""
         return bool(self.flags & m.STREAM)
 
 
-class Stories:
+class History:
     """Those of one broker."""
 
     __slots__ = ("_ended", "_plain_left", "_renewed_at")
@@ -112,20 +112,20 @@ class Stories:
                 return
         self._ended.append((*_facts(request), message.meta, None, now))
 
-    def find(self, house: House, name: str, user: str | None, now: float) -> list[Story]:
+    def find(self, state: BrokerState, name: str, user: str | None, now: float) -> list[RequestTrace]:
         """Tell the stories of a rid (hex) or of a client's own request id, the newest first.
 
         Args:
             user: Whose requests may be told; None = everybody's.
         """
-        live = (Facts(*_facts(one), *_ALIVE) for one in _live(house, user))
+        live = (Facts(*_facts(one), *_ALIVE) for one in _live(state, user))
         ended = (Facts(*one) for one in reversed(self._ended))
         found = (
             one
             for one in itertools.chain(live, ended)
             if user in (None, one.user) and name in (one.rid.hex(), one.ext.get("request_id"))
         )
-        return [tell(house, one, now) for one in itertools.islice(found, _MOST_TOLD)]
+        return [tell(state, one, now) for one in itertools.islice(found, _MOST_TOLD)]
 
 
 def _facts(request: Request) -> tuple[Any, ...]:
@@ -145,7 +145,7 @@ def _facts(request: Request) -> tuple[Any, ...]:
         request.deadline - request.ttl_s if request.first_at is not None and ask.flags & m.STREAM else None,
         request.from_unit,
         request.next_n,
-        request.told,
+        request.report,
         request.past,
         node.ready.node_id if node is not None else "",
         request.queued_behind,
@@ -164,14 +164,14 @@ def end_try(request: Request, now: float, why: str) -> None:
         del request.past[1]  # the first and the newest tell most
     request.dispatched_at = NOT_DISPATCHED
     request.first_at = None
-    request.told = None
+    request.report = None
 
 
-def tell(house: House, one: Facts, now: float) -> Story:
+def tell(state: BrokerState, one: Facts, now: float) -> RequestTrace:
     """Tell one story: to its end, or so far."""
     ending, reason, prompt_tokens = one.ending, one.meta.get("finish_reason"), one.meta.get("prompt_tokens")
-    return Story(
-        broker_id=house.broker_id,
+    return RequestTrace(
+        broker_id=state.broker_id,
         rid=one.rid.hex(),
         request_id=request_id_of(one.rid, one.ext),
         user=one.user,
@@ -219,10 +219,10 @@ def _state_of(one: Facts) -> State:
     return "cancelled" if one.ending.code == _CANCELLED else "failed"
 
 
-def _live(house: House, user: str | None) -> Iterator[Request]:
+def _live(state: BrokerState, user: str | None) -> Iterator[Request]:
     if user is None:
-        return itertools.chain.from_iterable(one.requests.values() for one in house.users.values())
-    known = house.users.get(user)
+        return itertools.chain.from_iterable(one.requests.values() for one in state.users.values())
+    known = state.users.get(user)
     return iter(known.requests.values() if known is not None else ())
 
 

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 from ..protocol.limits import MAX_FLEET_PARTS
-from .state import House
-from .requests import Reader, Request, RequestState
 from .nodes import Node, NodeState
+from .requests import Request, RequestState, Subscriber
+from .state import BrokerState
 
 
-def check(house: House) -> None:
+def check(state: BrokerState) -> None:
     """Raise AssertionError at the first contradiction."""
-    requests = [request for user in house.users.values() for request in user.requests.values()]
-    _check_requests(house, requests)
-    _check_nodes(house, requests)
-    _check_services(house, requests)
-    _check_sessions(house, requests)
-    _check_bytes(house, requests)
-    assert not house.dirty, "something could be dispatched and was not"
+    requests = [request for user in state.users.values() for request in user.requests.values()]
+    _check_requests(state, requests)
+    _check_nodes(state, requests)
+    _check_services(state, requests)
+    _check_sessions(state, requests)
+    _check_bytes(state, requests)
+    assert not state.dirty, "something could be dispatched and was not"
 
 
-def _check_requests(house: House, requests: list[Request]) -> None:
+def _check_requests(state: BrokerState, requests: list[Request]) -> None:
     for request in requests:
         assert request.user.requests[request.ask.rid] is request
         assert request.state is not RequestState.ENDED
         assert (request.state is RequestState.QUEUED) == (request.offer is None)
-        assert request in house.request_timers, "a live request without a timer"
-        assert request.readers, "a live request that nobody reads"
-        assert len(request.readers) <= house.bounds.readers
-        assert request.attempts <= house.bounds.attempts
+        assert request in state.request_timers, "a live request without a timer"
+        assert request.subscribers, "a live request that nobody reads"
+        assert len(request.subscribers) <= state.bounds.subscribers
+        assert request.attempts <= state.bounds.attempts
         if request.offer is not None:
             assert request.offer.node.running[request.lease] is request
         if request.journal is not None:
             assert request.journal.next_n == request.next_n
 
 
-def _check_nodes(house: House, requests: list[Request]) -> None:
+def _check_nodes(state: BrokerState, requests: list[Request]) -> None:
     leases: set[int] = set()
-    for node in house.nodes_by_uuid.values():
+    for node in state.nodes_by_uuid.values():
         assert node.state is not NodeState.REMOVED
-        assert (house.nodes.get(node.peer) is node) == (node.state is not NodeState.LOST)
-        assert node in house.node_timers
+        assert (state.nodes.get(node.peer) is node) == (node.state is not NodeState.LOST)
+        assert node in state.node_timers
         assert len(node.running) <= node.ready.capacity
-        assert node.dispatched <= max(node.limit, node.told_limit)
+        assert node.dispatched <= max(node.limit, node.announced_limit)
         if node.state is NodeState.EVICTED:
             assert not node.running
         for lease, request in node.running.items():
@@ -49,7 +49,7 @@ def _check_nodes(house: House, requests: list[Request]) -> None:
             assert lease not in leases, "a lease held twice"
             leases.add(lease)
         _check_offers(node)
-    assert all(house.nodes_by_uuid[node.ready.worker_uuid] is node for node in house.nodes.values())
+    assert all(state.nodes_by_uuid[node.ready.worker_uuid] is node for node in state.nodes.values())
     assert len(leases) == sum(request.offer is not None for request in requests)
 
 
@@ -60,12 +60,12 @@ def _check_offers(node: Node) -> None:
         assert offer.running == sum(request.offer is offer for request in node.running.values())
         most = min(node.most, node.ready.capacity)
         can_take = node.is_usable and node.dispatched < node.limit and len(node.running) < most
-        assert (offer in offer.service.ring) == (can_take and offer.running < offer.max_inflight)
+        assert (offer in offer.service.load_index) == (can_take and offer.running < offer.max_inflight)
         assert offer.service.offers[node] is offer
 
 
-def _check_services(house: House, requests: list[Request]) -> None:
-    for service in house.services.values():
+def _check_services(state: BrokerState, requests: list[Request]) -> None:
+    for service in state.services.values():
         mine = [request for request in requests if request.service is service]
         waiting = [request for request in mine if request.state is RequestState.QUEUED]
         assert service.queue.count == len(waiting)
@@ -76,47 +76,47 @@ def _check_services(house: House, requests: list[Request]) -> None:
         able = [node for node in service.offers if node.is_usable]
         assert service.healthy == len(able)
         assert sum(service.revisions.values()) == service.healthy
-        if service.ring.mask:
-            stranded = sum(map(len, service.queue.stranded.values()))
-            assert service.queue.count <= stranded, "a node is free and requests wait"
-        assert (service in house.departed) <= (not service.offers)
-        assert (service in house.awaited) == (service.told is None)
-        assert service.offers or service in house.service_timers, "a service that stays for ever"
-    assert all(house.services[request.service.name] is request.service for request in requests)
-    assert set(house.departed) | set(house.awaited) <= set(house.services.values())
-    nodes = house.nodes_by_uuid.values()
-    assert house.parts == sum(1 + node.device_parts + len(node.offers) for node in nodes) <= MAX_FLEET_PARTS
+        if service.load_index.mask:
+            parked = sum(map(len, service.queue.parked.values()))
+            assert service.queue.count <= parked, "a node is free and requests wait"
+        assert (service in state.departed) <= (not service.offers)
+        assert (service in state.awaited) == (service.spec is None)
+        assert service.offers or service in state.service_timers, "a service that stays for ever"
+    assert all(state.services[request.service.name] is request.service for request in requests)
+    assert set(state.departed) | set(state.awaited) <= set(state.services.values())
+    nodes = state.nodes_by_uuid.values()
+    assert state.parts == sum(1 + node.device_parts + len(node.offers) for node in nodes) <= MAX_FLEET_PARTS
 
 
-def _check_sessions(house: House, requests: list[Request]) -> None:
-    readers = [reader for request in requests for reader in request.readers]
-    for reader in readers:
-        assert reader.session.readers[reader.rid] is reader
-        assert reader.request is not None
-    for session in house.sessions.values():
+def _check_sessions(state: BrokerState, requests: list[Request]) -> None:
+    subscribers = [subscriber for request in requests for subscriber in request.subscribers]
+    for subscriber in subscribers:
+        assert subscriber.session.subscribers[subscriber.rid] is subscriber
+        assert subscriber.request is not None
+    for session in state.sessions.values():
         assert session.is_open
         assert session.send_until == session.consumed_bytes + session.window_bytes
-        assert session in house.session_timers
-        assert len(session.readers) <= house.bounds.outstanding
+        assert session in state.session_timers
+        assert len(session.subscribers) <= state.bounds.outstanding
         assert (session.shut_at is not None) == bool(session.lagging)
         assert session.consumed_bytes <= session.sent_bytes
-        for reader in session.readers.values():
-            _check_reader(reader)
-    assert len(house.sessions) <= house.bounds.sessions
+        for subscriber in session.subscribers.values():
+            _check_reader(subscriber)
+    assert len(state.sessions) <= state.bounds.sessions
 
 
-def _check_reader(reader: Reader) -> None:
-    assert reader.is_lagging == (reader in reader.session.lagging)
-    if reader.request is None:
-        assert reader.is_lagging, "a reader without a request that waits for nothing"
-        assert reader.ending is not None
+def _check_reader(subscriber: Subscriber) -> None:
+    assert subscriber.is_lagging == (subscriber in subscriber.session.lagging)
+    if subscriber.request is None:
+        assert subscriber.is_lagging, "a subscriber without a request that waits for nothing"
+        assert subscriber.ending is not None
     else:
-        assert reader in reader.request.readers
+        assert subscriber in subscriber.request.subscribers
 
 
-def _check_bytes(house: House, requests: list[Request]) -> None:
-    readers = [reader for session in house.sessions.values() for reader in session.readers.values()]
-    held = sum(request.held_bytes for request in requests) + sum(reader.held_bytes for reader in readers)
-    assert house.held_bytes == held
-    assert house.outcomes.size_bytes == sum(outcome.held_bytes for outcome in house.outcomes)
-    assert house.outcomes.size_bytes <= house.bounds.outcome_bytes
+def _check_bytes(state: BrokerState, requests: list[Request]) -> None:
+    subscribers = [subscriber for session in state.sessions.values() for subscriber in session.subscribers.values()]
+    held = sum(request.held_bytes for request in requests) + sum(subscriber.held_bytes for subscriber in subscribers)
+    assert state.held_bytes == held
+    assert state.result_cache.size_bytes == sum(outcome.held_bytes for outcome in state.result_cache)
+    assert state.result_cache.size_bytes <= state.bounds.result_cache_bytes

@@ -1,8 +1,8 @@
 """What a request has delivered so far: its PARTIAL bodies, encoded the way a RESUME blob wants them.
 
 One bytearray of MessagePack bins, and beside it where each chunk begins. Three users: a new worker gets all of it as
-the prefix, a reader that lags or joins late gets the chunks it lacks, and the end of the stream frees it.
-It knows no request and no reader; it never looks into a body.
+the prefix, a subscriber that lags or joins late gets the chunks it lacks, and the end of the stream frees it.
+It knows no request and no subscriber; it never looks into a body.
 """
 
 from __future__ import annotations

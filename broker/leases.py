@@ -6,10 +6,10 @@ Plain functions over the tables; who gets a lease, and what follows when one is 
 from __future__ import annotations
 
 from ..protocol import messages as m
-from .state import WORKERS, House
-from .placement import settle, settle_after_dispatch
-from .requests import DISPATCHED, TRANSITIONS, Request
 from .nodes import Node, NodeState, Offer
+from .placement import reindex, reindex_after_dispatch
+from .requests import DISPATCHED, TRANSITIONS, Request
+from .state import WORKERS, BrokerState
 
 _NOT_RESUME = ~m.RESUME
 _FIRST_DOUBT = 0.25
@@ -18,10 +18,10 @@ _MOST_FENCED = 4096
 """Cancelled leases remembered per node; beyond it a late result may be answered by a second CANCEL."""
 
 
-def grant(house: House, request: Request, offer: Offer, now: float) -> None:
+def grant(state: BrokerState, request: Request, offer: Offer, now: float) -> None:
     """Give a request to a node under a fresh lease."""
     node = offer.node
-    lease = house.ids()
+    lease = state.ids()
     request.state = TRANSITIONS[request.state][DISPATCHED]
     request.offer = offer
     request.lease = lease
@@ -30,14 +30,14 @@ def grant(house: House, request: Request, offer: Offer, now: float) -> None:
     request.from_unit = request.next_n
     request.attempts += 1
     request.doubt_at = now + (request.deadline - now) * _FIRST_DOUBT
-    house.request_timers.set(request, min(request.doubt_at, request.ends_at))
+    state.request_timers.set(request, min(request.doubt_at, request.ends_at))
     node.running[lease] = request
     node.dispatched += 1
     offer.running += 1
     request.service.running += 1
-    house.counters.dispatches += 1
-    house.out.append((WORKERS, node.peer, _dispatch(house, request, lease, now)))
-    settle_after_dispatch(node)
+    state.counters.dispatches += 1
+    state.out.append((WORKERS, node.peer, _dispatch(state, request, lease, now)))
+    reindex_after_dispatch(node)
 
 
 def release(request: Request) -> Node:
@@ -54,35 +54,35 @@ def release(request: Request) -> Node:
     return node
 
 
-def fence(house: House, node: Node, lease: int, reason: str) -> None:
+def fence(state: BrokerState, node: Node, lease: int, reason: str) -> None:
     """Tell a node, once, that a lease is void. One whose connection is gone learns it when it comes back."""
     if lease in node.fenced or node.state in (NodeState.LOST, NodeState.REMOVED):
         return
     node.fenced[lease] = None
     if len(node.fenced) > _MOST_FENCED:
         del node.fenced[next(iter(node.fenced))]
-    house.tell_worker(node, m.WorkerCancel(lease, reason))
+    state.tell_worker(node, m.WorkerCancel(lease, reason))
 
 
-def settle_and_wake(house: House, node: Node) -> None:
+def reindex_and_wake(state: BrokerState, node: Node) -> None:
     """Put a node where its load says, and note the services that may now dispatch to it."""
-    settle(node)
+    reindex(node)
     for offer in node.offers.values():
         if offer.index >= 0:
             queue = offer.service.queue
-            if queue.stranded:
-                queue.rescue(offer.told.revision)
+            if queue.parked:
+                queue.unpark(offer.spec.revision)
             if queue.count:
-                house.dirty[offer.service] = None
+                state.dirty[offer.service] = None
 
 
-def _dispatch(house: House, request: Request, lease: int, now: float) -> m.Dispatch:
+def _dispatch(state: BrokerState, request: Request, lease: int, now: float) -> m.Dispatch:
     ask = request.ask
     flags, resume_n, blob = ask.flags & _NOT_RESUME, request.next_n, b""
     if resume_n and request.journal is not None:
         blob = request.journal.blob()
         flags |= m.RESUME
-        house.counters.resumes += 1
+        state.counters.resumes += 1
     left_s = min(request.ttl_s, request.ends_at - now) if request.is_patient else request.deadline - now
     ttl_ms = int(left_s * 1000)
     ttl_ms = ttl_ms if ttl_ms > 0 else 1  # its timer is a few milliseconds late at most

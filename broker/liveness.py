@@ -10,12 +10,12 @@ from __future__ import annotations
 from ..protocol.snapshot import EventKind
 from .counters import LossReason
 from .dispatch import Dispatcher
-from .state import House
-from .leases import settle_and_wake
+from .leases import reindex_and_wake
 from .names import depart
-from .placement import settle
-from .requests import RequestState
 from .nodes import TRANSITIONS, Node, NodeEvent, NodeState
+from .placement import reindex
+from .requests import RequestState
+from .state import BrokerState
 
 _PRESENT = (NodeState.ACTIVE, NodeState.SUSPECT, NodeState.DRAINING)
 
@@ -23,10 +23,10 @@ _PRESENT = (NodeState.ACTIVE, NodeState.SUSPECT, NodeState.DRAINING)
 class Liveness:
     """Moves nodes through their states."""
 
-    __slots__ = ("_dispatcher", "_house")
+    __slots__ = ("_dispatcher", "_state")
 
-    def __init__(self, house: House, dispatcher: Dispatcher) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, dispatcher: Dispatcher) -> None:
+        self._state = state
         self._dispatcher = dispatcher
 
     # --- what nodes do ---------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Liveness:
         node.move(NodeEvent.DRAIN)
         self._note("draining", node, f"finishes what runs ({len(node.running)}) and leaves", now)
         self._recount(node, now)
-        settle(node)
+        reindex(node)
         return True
 
     def leave(self, node: Node, now: float) -> None:
@@ -63,22 +63,22 @@ class Liveness:
         if node.state is NodeState.LOST:
             return
         node.move(NodeEvent.DISCONNECTED)
-        self._house.nodes.pop(node.peer, None)
+        self._state.nodes.pop(node.peer, None)
         if node.state is NodeState.REMOVED:
             self._remove(node, now, f"node {node.node_id} is gone", LossReason.NODE_LEFT)
             return
-        self._house.counters.nodes_lost += 1
+        self._state.counters.nodes_lost += 1
         self._note("lost", node, f"its connection broke, with {len(node.running)} running", now)
         node.lost_at = now
         self._recount(node, now)
-        settle(node)
-        self._house.node_timers.set(node, now + self._house.timing.lost_grace_s)
+        reindex(node)
+        self._state.node_timers.set(node, now + self._state.timing.lost_grace_s)
 
     # --- what time does --------------------------------------------------------------------------------------------
 
     def watch(self, node: Node) -> None:
         """Set the timer of a node to whatever is due next."""
-        timing = self._house.timing
+        timing = self._state.timing
         if node.state is NodeState.LOST:
             when = node.lost_at + timing.lost_grace_s
         elif node.state is NodeState.EVICTED:
@@ -86,11 +86,11 @@ class Liveness:
         else:
             silence_s = timing.suspect_s if node.state is NodeState.ACTIVE else timing.eviction_s
             when = min(node.next_beat, node.heard_at + silence_s)
-        self._house.node_timers.set(node, when)
+        self._state.node_timers.set(node, when)
 
     def check(self, node: Node, now: float) -> None:
         """Act on the timer of a node."""
-        timing = self._house.timing
+        timing = self._state.timing
         silence_s = now - node.heard_at
         if node.state is NodeState.LOST:
             node.move(NodeEvent.GRACE_OVER)
@@ -104,7 +104,7 @@ class Liveness:
             if silence_s >= timing.suspect_s:
                 self._suspect(node, now)
             if node.silences and node.probe(now, is_needed=_is_needed(node)):
-                settle_and_wake(self._house, node)
+                reindex_and_wake(self._state, node)
             if now >= node.next_beat:
                 node.next_beat = now + node.beat_every
                 self.beat(node)
@@ -113,44 +113,44 @@ class Liveness:
 
     def beat(self, node: Node) -> None:
         """Give a node a sign of life, and tell which of its own was the last that counts here."""
-        self._house.tell_worker(node, node.heartbeat())
+        self._state.tell_worker(node, node.heartbeat())
 
     def _suspect(self, node: Node, now: float) -> None:
         """Give a node no new work for now, and ask it at once."""
         if node.state is not NodeState.ACTIVE:
             return
         node.move(NodeEvent.QUIET)
-        self._house.counters.nodes_suspected += 1
+        self._state.counters.nodes_suspected += 1
         what = "its engine stands still" if node.is_stalled else f"silent for {now - node.heard_at:.1f} s"
         self._note("suspect", node, f"{what}: it gets no new work", now)
         self._recount(node, now)
-        settle(node)
+        reindex(node)
         self.beat(node)
 
     def _evict(self, node: Node, now: float) -> None:
         node.move(NodeEvent.SILENT)
-        self._house.counters.nodes_evicted += 1
+        self._state.counters.nodes_evicted += 1
         self._recount(node, now)
-        silence_s = self._house.timing.eviction_s
+        silence_s = self._state.timing.eviction_s
         self._note("evicted", node, f"silent for {silence_s:.1f} s: its work goes elsewhere", now)
         self._lose_all(node, now, f"node {node.node_id} was silent for {silence_s:.1f} s", LossReason.NODE_SILENT)
 
     # --- consequences ----------------------------------------------------------------------------------------------
 
     def _remove(self, node: Node, now: float, why: str, reason: LossReason) -> None:
-        house = self._house
+        state = self._state
         self._recount(node, now)
         self._lose_all(node, now, why, reason)
-        house.nodes.pop(node.peer, None)
-        if house.nodes_by_uuid.get(node.ready.worker_uuid) is node:
-            del house.nodes_by_uuid[node.ready.worker_uuid]
-        house.node_timers.clear(node)
-        house.parts -= 1 + node.device_parts + len(node.offers)
+        state.nodes.pop(node.peer, None)
+        if state.nodes_by_uuid.get(node.ready.worker_uuid) is node:
+            del state.nodes_by_uuid[node.ready.worker_uuid]
+        state.node_timers.clear(node)
+        state.parts -= 1 + node.device_parts + len(node.offers)
         for offer in node.offers.values():
             offer.service.offers.pop(node, None)
             offer.service.prefixes.forget(offer)
             if not offer.service.offers:
-                depart(house, offer.service, now, may_return=True)
+                depart(state, offer.service, now, may_return=True)
 
     def _lose_all(self, node: Node, now: float, why: str, reason: LossReason) -> None:
         """End the attempts on a node; backwards, because each goes to the very front of its queue."""
@@ -162,11 +162,11 @@ class Liveness:
             moved += self._dispatcher.lose(request, now, why, reason, crashes=int(is_suspect))
         if moved:
             text = f"{moved} of its {len(lost)} requests go on elsewhere"
-            self._house.diary.note("resumed", node.node_id, text, now, lost[0].ask, count=moved)
-        settle(node)
+            self._state.events.note("resumed", node.node_id, text, now, lost[0].ask, count=moved)
+        reindex(node)
 
     def _note(self, kind: EventKind, node: Node, text: str, now: float) -> None:
-        self._house.diary.note(kind, node.node_id, text, now)
+        self._state.events.note(kind, node.node_id, text, now)
 
     def _recount(self, node: Node, now: float) -> None:
         """Count a node among the healthy of its services, or no more."""
@@ -181,7 +181,7 @@ class Liveness:
         node.is_usable = node.state is NodeState.ACTIVE and node.phase == "ready"
         if node.is_usable:
             for offer in node.offers.values():
-                offer.service.count_healthy(offer.told.revision, 1, now)
+                offer.service.count_healthy(offer.spec.revision, 1, now)
 
     def count_out(self, node: Node, now: float) -> None:
         """Count a node out; a service that has lost its last healthy node waits for another, for a while."""
@@ -190,10 +190,10 @@ class Liveness:
         node.is_usable = False
         for offer in node.offers.values():
             service = offer.service
-            service.count_healthy(offer.told.revision, -1, now)
+            service.count_healthy(offer.spec.revision, -1, now)
             if not service.healthy:
                 service.is_due_back = node.state not in (NodeState.DRAINING, NodeState.REMOVED)
-                self._house.service_timers.set(service, now + self._house.timing.eviction_s)
+                self._state.service_timers.set(service, now + self._state.timing.eviction_s)
 
 
 def _is_needed(node: Node) -> bool:

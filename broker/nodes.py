@@ -21,7 +21,7 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.snapshot import DeviceStatus
-from .sessions import Bucket
+from .sessions import TokenBucket
 
 if TYPE_CHECKING:
     from .requests import Request
@@ -94,7 +94,7 @@ class Offer(msgspec.Struct, eq=False):
 
     node: Node
     service: Service
-    told: m.ServiceOffer
+    spec: m.ServiceOffer
     max_inflight: int
     running: int = 0
     index: int = -1
@@ -107,11 +107,11 @@ class Node(msgspec.Struct, eq=False):
         capacity: Requests it takes at once, as far as its engines are up; at least 1, because load is a share of it.
         dispatched: Requests given since the epoch began.
         limit: How far `dispatched` may go.
-        told_limit: The highest limit it ever told; a refusal (429) waits for a higher one.
+        announced_limit: The highest limit it ever told; a refusal (429) waits for a higher one.
         kv_step: How full its KV memory is, in quarters.
         running: Its leases.
         fenced: Leases taken from it and cancelled there, so that each is cancelled once.
-        told_devices: Its devices as snapshots tell them; None = to be made anew.
+        device_statuses: Its devices as snapshots tell them; None = to be made anew.
         device_parts: How many devices it counts for in the bound of the fleet.
         most: Requests it may have now: it has to earn its capacity, and loses it by silence.
         answered_at: When a result of it came last.
@@ -128,14 +128,14 @@ class Node(msgspec.Struct, eq=False):
     heard_at: float
     next_beat: float
     beat_every: float
-    control: Bucket
+    control: TokenBucket
     state: NodeState = NodeState.ACTIVE
     phase: m.Phase = "starting"
     beat: m.Heartbeat | None = None
     capacity: int = 1
     dispatched: int = 0
     limit: int = 0
-    told_limit: int = 0
+    announced_limit: int = 0
     kv_step: int = 0
     is_stalled: bool = False
     is_usable: bool = False
@@ -145,7 +145,7 @@ class Node(msgspec.Struct, eq=False):
     completed: int = 0
     failed: int = 0
     lost_at: float = 0.0
-    told_devices: list[DeviceStatus] | None = None
+    device_statuses: list[DeviceStatus] | None = None
     was_ready: bool = False
     slot: int = 0
     device_parts: int = 0
@@ -166,8 +166,8 @@ class Node(msgspec.Struct, eq=False):
 
     def allow(self, dispatch_limit: int) -> None:
         """Take credit: never less than before, never more than the node said it holds."""
-        if dispatch_limit > self.told_limit:
-            self.told_limit = dispatch_limit
+        if dispatch_limit > self.announced_limit:
+            self.announced_limit = dispatch_limit
             most = self.dispatched + self.ready.capacity
             self.limit = min(most, dispatch_limit)
 
@@ -205,7 +205,7 @@ class Node(msgspec.Struct, eq=False):
         if self.beat is not None and _work(beat) > _work(self.beat):
             self.worked_at = now
         self.beat = beat
-        self.told_devices = None
+        self.device_statuses = None
         self.phase = beat.phase
         engines = sum(device.capacity for device in beat.devices)
         self.capacity = max(1, min(self.ready.capacity, engines) if engines else self.ready.capacity)

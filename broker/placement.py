@@ -19,7 +19,7 @@ LOAD_STEPS: Final = 64
 _BITS: Final = tuple(1 << index for index in range(LOAD_STEPS * KV_STEPS))
 
 
-class Ring:
+class LoadIndex:
     """The offers of one service that can take a request now."""
 
     __slots__ = ("_sets", "mask")
@@ -71,7 +71,7 @@ class Ring:
             low = mask & -mask
             mask ^= low
             for offer in self._sets[low.bit_length() - 1]:
-                if revision is not None and offer.told.revision != revision:
+                if revision is not None and offer.spec.revision != revision:
                     continue
                 if offer.node is not avoid:
                     return offer
@@ -90,17 +90,17 @@ def level(node: Node) -> int:
     return (load if load < LOAD_STEPS else LOAD_STEPS - 1) * KV_STEPS + node.kv_step
 
 
-def settle(node: Node) -> None:
+def reindex(node: Node) -> None:
     """Put all offers of a node where its load says; call it after anything about the node has changed."""
     index = level(node)
     for offer in node.offers.values():
         wanted = index if offer.running < offer.max_inflight else -1
         if wanted != offer.index:
-            offer.service.ring.put(offer, wanted)
+            offer.service.load_index.put(offer, wanted)
 
 
-def settle_after_dispatch(node: Node) -> None:
+def reindex_after_dispatch(node: Node) -> None:
     """Do the same, and put its offers behind the others of their set: the next equal request goes elsewhere."""
     index = level(node)
     for offer in node.offers.values():
-        offer.service.ring.put(offer, index if offer.running < offer.max_inflight else -1)
+        offer.service.load_index.put(offer, index if offer.running < offer.max_inflight else -1)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 from ..protocol.prefix import BORDERS, EXT_KEY
 
 if TYPE_CHECKING:
+    from .nodes import Node, Offer
     from .requests import Request
     from .services import Service
-    from .nodes import Node, Offer
 
 _MOST_KNOWN: Final = 4096
 
@@ -58,7 +58,7 @@ class Prefixes:
 
 def place(service: Service, request: Request) -> Offer:
     """Return where a request goes that has not run yet; only while the ring of the service is not empty."""
-    best = service.ring.best()
+    best = service.load_index.best()
     hint = request.ext.get(EXT_KEY)
     return service.prefixes.choose(hint, best) if type(hint) is str else best
 

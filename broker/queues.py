@@ -75,15 +75,15 @@ class ServiceQueue:
         "_order",
         "_waiting_of",
         "count",
+        "parked",
         "size_bytes",
-        "stranded",
     )
 
     def __init__(self) -> None:
         self.count = 0
         self.size_bytes = 0
         self._front: deque[Request] = deque()
-        self.stranded: dict[str, deque[Request]] = {}
+        self.parked: dict[str, deque[Request]] = {}
         """Started streams by the revision that they need, while no node that has it is free."""
         self._levels: dict[int, _Level] = {}
         self._order: list[int] = []  # negated priorities, so that the highest comes first
@@ -125,15 +125,15 @@ class ServiceQueue:
         self._front.append(request)
         self._count_in(request)
 
-    def strand(self, request: Request) -> None:
+    def park(self, request: Request) -> None:
         """Set a request aside that none of the free nodes may continue, so that it does not hold up the others."""
         assert request.revision is not None
-        self.stranded.setdefault(request.revision, deque()).append(request)
+        self.parked.setdefault(request.revision, deque()).append(request)
         self._count_in(request)
 
-    def rescue(self, revision: str) -> None:
+    def unpark(self, revision: str) -> None:
         """Put those that need a revision back to the front: a node that has it is free."""
-        for request in reversed(self.stranded.pop(revision, ())):
+        for request in reversed(self.parked.pop(revision, ())):
             if self._take(request):
                 self.push_front(request)
 
@@ -165,7 +165,7 @@ class ServiceQueue:
     def waiting(self) -> list[Request]:
         """List what waits, for a look from outside."""
         lines = [line for level in self._levels.values() for line in level.lines.values()]
-        return [r for line in (self._front, *self.stranded.values(), *lines) for r in _alive(line)]
+        return [r for line in (self._front, *self.parked.values(), *lines) for r in _alive(line)]
 
     @property
     def entries(self) -> int:
@@ -198,7 +198,7 @@ class ServiceQueue:
 
     def _sweep(self) -> None:
         self._front = deque(_alive(self._front))
-        self.stranded = {revision: deque(_alive(line)) for revision, line in self.stranded.items()}
+        self.parked = {revision: deque(_alive(line)) for revision, line in self.parked.items()}
         for prio, level in list(self._levels.items()):
             level.sweep()
             if not level:

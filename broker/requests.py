@@ -21,11 +21,11 @@ import msgspec
 from ..protocol import messages as m
 
 if TYPE_CHECKING:
+    from .history import Try
     from .journal import Journal
+    from .nodes import Node, Offer
     from .services import Service
     from .sessions import Session, User
-    from .history import Try
-    from .nodes import Node, Offer
 
 
 class RequestState(enum.IntEnum):
@@ -47,7 +47,7 @@ class RequestEvent(enum.IntEnum):
 
 
 LOOKS: Final = 4
-"""How often within its time a patient request is looked at, and its readers are told whether it has moved."""
+"""How often within its time a patient request is looked at, and its subscribers are told whether it has moved."""
 QUEUED: Final = RequestState.QUEUED
 DISPATCHED: Final = RequestEvent.DISPATCHED
 UNITS: Final = RequestEvent.UNITS
@@ -83,7 +83,7 @@ class Request(msgspec.Struct, eq=False):
         is_patient: Its time is time without progress (streams, and who says so); else it is the whole time.
         ttl_s: That time.
         deadline: When that is over; moves on with each progress of a patient one.
-        told_until: The deadline that its readers know of.
+        announced_deadline: The deadline that its subscribers know of.
         ends_at: The end of its whole time, if it has one beside.
         held_bytes: What it adds to the broker's total: bodies, journal, overhead.
         attempts: Dispatches since the last new unit.
@@ -96,7 +96,7 @@ class Request(msgspec.Struct, eq=False):
         doubt_at: When to ask whether the node that has it answers at all.
         first_at, first_n: When the first units of this attempt came, and how many.
         from_unit: What had been delivered before this attempt.
-        told: What the node says about this attempt: device, batch, its own times.
+        report: What the node says about this attempt: device, batch, its own times.
         past: Attempts that were lost.
         queued_behind: How many waited before it when it came; -1: none, it was dispatched at once.
         begun_elsewhere: Units its client brought along.
@@ -111,9 +111,9 @@ class Request(msgspec.Struct, eq=False):
     deadline: float
     admitted_at: float
     held_bytes: int
-    readers: list[Reader]
+    subscribers: list[Subscriber]
     is_patient: bool = False
-    told_until: float = 0.0
+    announced_deadline: float = 0.0
     ends_at: float = math.inf
     state: RequestState = QUEUED
     offer: Offer | None = None
@@ -131,7 +131,7 @@ class Request(msgspec.Struct, eq=False):
     first_at: float | None = None
     first_n: int = 0
     from_unit: int = 0
-    told: m.Ext | None = None
+    report: m.Ext | None = None
     past: list[Try] | None = None
     queued_behind: int = -1
     queued_why: str = ""
@@ -155,7 +155,7 @@ class Request(msgspec.Struct, eq=False):
 
     @property
     def is_stream(self) -> bool:
-        """Whether its reader sees units as they come."""
+        """Whether its subscriber sees units as they come."""
         return bool(self.ask.flags & m.STREAM)
 
     @property
@@ -169,15 +169,15 @@ class Request(msgspec.Struct, eq=False):
         return bool(self.ask.flags & m.RESUMABLE)
 
 
-class Reader(msgspec.Struct, eq=False):
+class Subscriber(msgspec.Struct, eq=False):
     """One session that waits for the answer of a request, and how far it has read.
 
     Attributes:
         request: None once it has ended, or if the answer is replayed from the cache.
-        journal: Where a reader that lags finds its chunks.
+        journal: Where a subscriber that lags finds its chunks.
         cursor: Number of the next chunk to send; only while it lags.
         ending: The terminal message, once it is made and could not be sent at once.
-        is_heard: Whether anything was sent to it (any message implies ACCEPTED).
+        was_acknowledged: Whether anything was sent to it (any message implies ACCEPTED).
         knows_revision: Whether it was told which weights answer (so that it can say so to another broker).
         held_bytes: What it keeps alive beyond the end of its request.
     """
@@ -190,6 +190,6 @@ class Reader(msgspec.Struct, eq=False):
     cursor: int = 0
     is_lagging: bool = False
     ending: m.Final | m.Error | None = None
-    is_heard: bool = False
+    was_acknowledged: bool = False
     knows_revision: bool = False
     held_bytes: int = 0

@@ -23,7 +23,7 @@ _WHOLE_BODY_BYTES: Final = 256
 """A body this small is its own fingerprint: keeping it is cheaper than a digest."""
 
 
-class Outcome(msgspec.Struct, eq=False):
+class CachedResult(msgspec.Struct, eq=False):
     """How a request ended. `message` is None for a cancelled stream: there is only its journal to go on from."""
 
     user: User
@@ -43,7 +43,7 @@ def fingerprint(body: bytes) -> bytes:
     return body if len(body) <= _WHOLE_BODY_BYTES else hashlib.sha256(body).digest()
 
 
-class Outcomes:
+class ResultCache:
     """The outcomes of all users, oldest first."""
 
     __slots__ = ("_keep_s", "_line", "_most_bytes", "size_bytes")
@@ -51,26 +51,26 @@ class Outcomes:
     def __init__(self, keep_s: float, most_bytes: int) -> None:
         self._keep_s = keep_s
         self._most_bytes = most_bytes
-        self._line: deque[Outcome] = deque()
+        self._line: deque[CachedResult] = deque()
         self.size_bytes = 0
 
-    def __iter__(self) -> Iterator[Outcome]:
+    def __iter__(self) -> Iterator[CachedResult]:
         return iter(self._line)
 
     def __len__(self) -> int:
         return len(self._line)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: CachedResult) -> None:
         """Keep an outcome; older ones make room."""
-        outcome.user.outcomes[outcome.rid] = outcome
+        outcome.user.results[outcome.rid] = outcome
         self._line.append(outcome)
         self.size_bytes += outcome.held_bytes
         while self.size_bytes > self._most_bytes:
             self._drop_oldest()
 
-    def forget(self, outcome: Outcome) -> None:
+    def forget(self, outcome: CachedResult) -> None:
         """Make its request id free again; the record itself goes when its time comes."""
-        del outcome.user.outcomes[outcome.rid]
+        del outcome.user.results[outcome.rid]
         outcome.message = outcome.journal = None
         self.size_bytes -= outcome.held_bytes
         outcome.held_bytes = 0
@@ -93,5 +93,5 @@ class Outcomes:
     def _drop_oldest(self) -> None:
         outcome = self._line.popleft()
         self.size_bytes -= outcome.held_bytes
-        if outcome.user.outcomes.get(outcome.rid) is outcome:
-            del outcome.user.outcomes[outcome.rid]
+        if outcome.user.results.get(outcome.rid) is outcome:
+            del outcome.user.results[outcome.rid]

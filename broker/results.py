@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, kind_of
+from .completion import Endings
 from .counters import LossReason
 from .delivery import Delivery
 from .dispatch import Dispatcher
-from .completion import Endings
-from .state import House, error
 from .journal import Journal
 from .leases import fence, release
-from .requests import TRANSITIONS, UNITS, Request, RequestState
 from .nodes import Node
+from .requests import TRANSITIONS, UNITS, Request, RequestState
+from .state import BrokerState, error
 
 
 class Results:
     """Takes results from nodes to the requests they are for."""
 
-    __slots__ = ("_delivery", "_dispatcher", "_endings", "_house")
+    __slots__ = ("_delivery", "_dispatcher", "_endings", "_state")
 
-    def __init__(self, house: House, delivery: Delivery, endings: Endings, dispatcher: Dispatcher) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, delivery: Delivery, endings: Endings, dispatcher: Dispatcher) -> None:
+        self._state = state
         self._delivery = delivery
         self._endings = endings
         self._dispatcher = dispatcher
@@ -45,16 +45,16 @@ class Results:
             return
         request.service.moved_at = now
         chunk = self._record(node, request, message, now)
-        self._house.counters.partials += 1
+        self._state.counters.partials += 1
         if request.is_stream:
-            for reader in self._delivery.units(request, message, chunk, now):
-                self._house.counters.slow_readers += 1
+            for subscriber in self._delivery.units(request, message, chunk, now):
+                self._state.counters.slow_readers += 1
                 text = "the stream is read too slowly: more is unread than may be kept"
-                self._endings.dismiss_reader(reader, ErrorKind.SLOW_READER, text, now)
+                self._endings.dismiss_reader(subscriber, ErrorKind.SLOW_READER, text, now)
 
     def final(self, node: Node, message: m.WorkerFinal, now: float) -> None:
         """Take the end of a request."""
-        if message.epoch == node.epoch and message.dispatch_limit > node.told_limit:
+        if message.epoch == node.epoch and message.dispatch_limit > node.announced_limit:
             node.allow(message.dispatch_limit)
         request = node.running.get(message.lease)
         if request is None or message.epoch != node.epoch:
@@ -70,14 +70,14 @@ class Results:
         offer = request.offer
         release(request)
         node.completed += 1
-        self._house.counters.completed += 1
+        self._state.counters.completed += 1
         service, first_at, past = request.service, request.first_at, request.past
         service.moved_at = now
         queued_s = (request.dispatched_at if past is None else past[0].dispatched_at) - request.admitted_at
-        context = offer.told.context if offer is not None else 0
+        context = offer.spec.context if offer is not None else 0
         service.note_result(message.meta, context, queued_s, now - request.dispatched_at, now - request.admitted_at)
         if message.ext:
-            request.told = message.ext
+            request.report = message.ext
         further = message.total_n - request.from_unit - request.first_n
         if first_at is not None and further > 0:
             service.token_time.add((now - first_at) / further)
@@ -93,7 +93,7 @@ class Results:
             self._late(node, message.lease)
             return
         if kind is ErrorKind.NO_SLOT and request.state is RequestState.LEASED:
-            self._house.counters.refused_by_node += 1
+            self._state.counters.refused_by_node += 1
             node.refuse()
             self._dispatcher.unsent(request)
             return
@@ -105,7 +105,7 @@ class Results:
             self._dispatcher.lose(request, now, message.text, why, crashes=self._crashes(kind, message.ext))
             return
         release(request)
-        self._house.note_failure(kind, message.text, request.ask, now)
+        self._state.note_failure(kind, message.text, request.ask, now)
         resume_n = request.next_n if request.is_stream else 0
         self._endings.end(request, error(request.ask.rid, kind, message.text, resume_n=resume_n), now)
 
@@ -114,7 +114,7 @@ class Results:
         told = ext.get("crashes", 1)
         if kind is not ErrorKind.ENGINE_RESTARTED or not isinstance(told, int):
             return 0
-        return max(0, min(told, self._house.bounds.crashes))
+        return max(0, min(told, self._state.bounds.crashes))
 
     def _record(self, node: Node, request: Request, message: m.WorkerPartial, now: float) -> int:
         """Note the progress, keep the units; return the number of the chunk."""
@@ -131,9 +131,9 @@ class Results:
         if request.is_patient:
             request.deadline = now + request.ttl_s
             if flags & m.STREAM:
-                request.told_until = request.deadline  # its readers see the units
+                request.announced_deadline = request.deadline  # its subscribers see the units
         if request.revision is None and request.offer is not None:
-            request.revision = request.offer.told.revision
+            request.revision = request.offer.spec.revision
         if not flags & (m.STREAM | m.RESUMABLE):
             return 0
         journal = request.journal
@@ -144,23 +144,23 @@ class Results:
         chunk = journal.end
         grown = journal.append(message.seq, message.n, message.body)
         size = journal.size_bytes
-        if size > self._house.bounds.prefix_bytes:
+        if size > self._state.bounds.prefix_bytes:
             self._shorten(request, journal)
             grown -= size - journal.size_bytes
         request.held_bytes += grown
-        self._house.held_bytes += grown
+        self._state.held_bytes += grown
         return chunk
 
     def _begin(self, request: Request, message: m.WorkerPartial, now: float) -> None:
         request.first_at = now
         request.first_n = message.n
-        request.told = message.ext
+        request.report = message.ext
         if not request.next_n and request.past is None:
             request.service.first_token.add(now - request.admitted_at)
 
     def _shorten(self, request: Request, journal: Journal) -> None:
-        """Give up the part of a long prefix that every reader has been sent; what is unsent stays."""
-        unsent = [reader.cursor for reader in request.readers if reader.is_lagging]
+        """Give up the part of a long prefix that every subscriber has been sent; what is unsent stays."""
+        unsent = [subscriber.cursor for subscriber in request.subscribers if subscriber.is_lagging]
         if request.is_stream:
             journal.trim(min(unsent, default=journal.end - 1))  # the last one is about to be sent
         else:
@@ -172,7 +172,7 @@ class Results:
         if request.state is RequestState.LEASED:
             request.service.note_first(now - request.dispatched_at, request.size)
         if node.silences:
-            self._house.diary.note("recovered", node.node_id, "answers again", now)
+            self._state.events.note("recovered", node.node_id, "answers again", now)
         node.answer(now)
 
     def _overclaim(self, node: Node, request: Request, units: int, now: float) -> None:
@@ -185,11 +185,11 @@ class Results:
         self._distrust(node, request, f"unit {request.next_n} was due, {got} came from node {node.node_id}", now)
 
     def _distrust(self, node: Node, request: Request, text: str, now: float) -> None:
-        self._house.counters.stream_gaps += 1
+        self._state.counters.stream_gaps += 1
         lease = request.lease
         self._dispatcher.lose(request, now, text, LossReason.GAP)
-        fence(self._house, node, lease, "gap")
+        fence(self._state, node, lease, "gap")
 
     def _late(self, node: Node, lease: int) -> None:
-        self._house.counters.late_reply += 1
-        fence(self._house, node, lease, "stale")
+        self._state.counters.late_reply += 1
+        fence(self._state, node, lease, "stale")

@@ -308,7 +308,7 @@ class Server:
 
     def _log_events(self, now: float) -> None:
         """Log new events; by the clock, so that a flood of requests does not wait for log lines."""
-        for event in self._core.house.diary.take_unlogged(now):
+        for event in self._core.state.events.take_unlogged(now):
             is_node = event.kind in NODE_EVENTS
             about = {"worker_id": event.subject if is_node else "", "request_id": event.request_id, "rid": event.rid}
             words = f"node {event.subject}" if is_node else event.subject

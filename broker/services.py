@@ -12,10 +12,10 @@ from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
 from ..protocol.snapshot import ServiceStatus
 from ..protocol.tasks import FinishReason
-from .placement import Ring
+from .nodes import Node, Offer
+from .placement import LoadIndex
 from .prefixes import Prefixes
 from .queues import ServiceQueue
-from .nodes import Node, Offer
 
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
@@ -30,7 +30,7 @@ class Service(msgspec.Struct, eq=False):
     """A service by its name.
 
     Attributes:
-        told: What the last node to register said of it; None until one has.
+        spec: What the last node to register said of it; None until one has.
         healthy: Nodes that are well and offer it, full or not.
         unhealthy_since: When the last healthy one went …
         is_due_back: … and whether it fell silent, was lost or restarts, rather than leave of its own accord.
@@ -43,10 +43,10 @@ class Service(msgspec.Struct, eq=False):
 
     name: str
     queue: ServiceQueue = msgspec.field(default_factory=ServiceQueue)
-    ring: Ring = msgspec.field(default_factory=Ring)
+    load_index: LoadIndex = msgspec.field(default_factory=LoadIndex)
     prefixes: Prefixes = msgspec.field(default_factory=Prefixes)
     offers: dict[Node, Offer] = {}
-    told: ServiceOffer | None = None
+    spec: ServiceOffer | None = None
     healthy: int = 0
     unhealthy_since: float = -math.inf
     is_due_back: bool = False

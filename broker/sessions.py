@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from .result_cache import Outcome
-    from .requests import Reader, Request
+    from .requests import Request, Subscriber
+    from .result_cache import CachedResult
 
 
-class Bucket(msgspec.Struct):
+class TokenBucket(msgspec.Struct):
     """A token bucket: `rate` a second, `burst` at once."""
 
     rate: float
@@ -34,9 +34,9 @@ class Bucket(msgspec.Struct):
         return True
 
 
-def bucket(rate: float, burst: float, now: float) -> Bucket:
+def bucket(rate: float, burst: float, now: float) -> TokenBucket:
     """Make a full one."""
-    return Bucket(rate, burst, burst, now)
+    return TokenBucket(rate, burst, burst, now)
 
 
 class User(msgspec.Struct, eq=False):
@@ -44,7 +44,7 @@ class User(msgspec.Struct, eq=False):
 
     name: str
     requests: dict[bytes, Request] = {}
-    outcomes: dict[bytes, Outcome] = {}
+    results: dict[bytes, CachedResult] = {}
     sessions: int = 0
 
 
@@ -66,15 +66,15 @@ class Session(msgspec.Struct, eq=False):
     session_id: bytes
     window_bytes: int
     heard_at: float
-    control: Bucket
-    queries: Bucket
-    put_offs: Bucket
-    readers: dict[bytes, Reader] = {}
+    control: TokenBucket
+    queries: TokenBucket
+    put_offs: TokenBucket
+    subscribers: dict[bytes, Subscriber] = {}
     is_open: bool = True
     send_until: int = 0
     sent_bytes: int = 0
     consumed_bytes: int = 0
-    lagging: OrderedDict[Reader, None] = msgspec.field(default_factory=OrderedDict[Any, None])
+    lagging: OrderedDict[Subscriber, None] = msgspec.field(default_factory=OrderedDict[Any, None])
     shut_at: float | None = None
     lost_at: float = 0.0
     slot: int = 0

@@ -4,7 +4,7 @@ core.py      the door: gives each message to one of the three below, and asks th
 intake.py    what clients send
 fleet.py     what workers send, and who of them is well
 dispatch.py  from the queue to a node, back after a loss, and to the end
-delivery.py  from the node to every reader, as fast as each takes it
+delivery.py  from the node to every subscriber, as fast as each takes it
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.timing import Timing
 from .bounds import Bounds
-from .counters import Counters, Tallies
-from .events import Diary
-from .result_cache import Outcomes
-from .requests import Reader, Request
+from .counters import Counters, LabelledCounters
+from .events import EventLog
+from .history import History
+from .nodes import Node
+from .rate_limits import Strikes
+from .requests import Request, Subscriber
+from .result_cache import ResultCache
 from .services import Service
 from .sessions import Session, User
-from .history import Stories
-from .rate_limits import Strikes
-from .timers import Wheel
-from .nodes import Node
+from .timers import TimerQueue
 
 
 class Side(enum.Enum):
@@ -52,7 +52,7 @@ Ids = Callable[[], int]
 """Gives a fresh integer of at most 63 bits each time."""
 
 
-class House:
+class BrokerState:
     """The tables. One owner writes each: see the modules named above."""
 
     __slots__ = (
@@ -60,31 +60,31 @@ class House:
         "bounds",
         "broker_epoch",
         "broker_id",
+        "client_strikes",
         "counters",
         "departed",
-        "diary",
         "dirty",
         "drain_until",
+        "events",
         "held_bytes",
+        "history",
         "ids",
+        "labelled",
         "node_timers",
         "nodes",
         "nodes_by_uuid",
         "out",
-        "outcomes",
         "params",
         "parts",
         "request_timers",
+        "result_cache",
         "service_timers",
         "services",
         "session_timers",
         "sessions",
         "started_at",
-        "stories",
-        "strikes",
-        "tallies",
         "timing",
-        "unheard",
+        "unacknowledged",
         "unix_s",
         "users",
         "worker_strikes",
@@ -104,9 +104,9 @@ class House:
         self.params = _params(timing, bounds)
         self.out: list[Out] = []
         self.counters = Counters()
-        self.tallies = Tallies()
-        self.diary = Diary(now)
-        self.stories = Stories()
+        self.labelled = LabelledCounters()
+        self.events = EventLog(now)
+        self.history = History()
         self.users: dict[str, User] = {}
         self.sessions: dict[bytes, Session] = {}
         self.nodes: dict[bytes, Node] = {}
@@ -118,14 +118,14 @@ class House:
         """Those that no node offers any more, the first to go first …"""
         self.awaited: dict[Service, None] = {}
         """… and those that only clients have named (broker/names.py)."""
-        self.outcomes = Outcomes(timing.dedupe_s, bounds.outcome_bytes)
-        self.strikes = Strikes()
+        self.result_cache = ResultCache(timing.dedupe_s, bounds.result_cache_bytes)
+        self.client_strikes = Strikes()
         self.worker_strikes = Strikes()
-        self.request_timers: Wheel[Request] = Wheel()
-        self.session_timers: Wheel[Session] = Wheel()
-        self.node_timers: Wheel[Node] = Wheel()
-        self.service_timers: Wheel[Service] = Wheel()
-        self.unheard: deque[Reader] = deque()
+        self.request_timers: TimerQueue[Request] = TimerQueue()
+        self.session_timers: TimerQueue[Session] = TimerQueue()
+        self.node_timers: TimerQueue[Node] = TimerQueue()
+        self.service_timers: TimerQueue[Service] = TimerQueue()
+        self.unacknowledged: deque[Subscriber] = deque()
         """Readers in the order they came; ACCEPTED is due to those that have heard nothing."""
         self.dirty: dict[Service, None] = {}
         """Services for which something may be dispatched now."""
@@ -140,17 +140,17 @@ class House:
 
     def total_held_bytes(self) -> int:
         """Return what MAX_HELD_BYTES bounds."""
-        return self.held_bytes + self.outcomes.size_bytes
+        return self.held_bytes + self.result_cache.size_bytes
 
     def note_failure(self, kind: ErrorKind, text: str, ask: m.Request, now: float) -> None:
         """Count a request that ends in an error, and write it down."""
-        reason, failures = kind.value, self.tallies.failures
+        reason, failures = kind.value, self.labelled.failures
         failures[reason] = failures.get(reason, 0) + 1  # a node may refuse, too: those begin when they happen
         if kind in (ErrorKind.DEADLINE, ErrorKind.STALLED):
             self.counters.expired += 1
         else:
             self.counters.failed += 1
-        self.diary.note("request_failed", reason, clip(text), now, ask)
+        self.events.note("request_failed", reason, clip(text), now, ask)
 
     def tell_client(self, session: Session, message: m.ToClient) -> None:
         """Say something to a client that is still there."""

@@ -19,11 +19,11 @@ from ..protocol import snapshot as s
 from ..protocol.limits import MAX_FRAME_BYTES
 from .availability import choices
 from .bounds import QUERY_RATE
-from .state import House, counters_as_dict
-from .requests import Request, RequestState
-from .services import Service
 from .history import request_id_of
 from .nodes import Node, NodeState
+from .requests import Request, RequestState
+from .services import Service
+from .state import BrokerState, counters_as_dict
 
 _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
@@ -47,13 +47,13 @@ _PHASES: dict[RequestState, s.RequestPhase] = {
 }
 
 
-class Board:
+class StatusView:
     """Answers questions; keeps each answer for a moment."""
 
-    __slots__ = ("_answers", "_house", "_is_admin", "_made_at", "_recent", "_serial")
+    __slots__ = ("_answers", "_is_admin", "_made_at", "_recent", "_serial", "_state")
 
-    def __init__(self, house: House, is_admin: Callable[[str], bool]) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, is_admin: Callable[[str], bool]) -> None:
+        self._state = state
         self._is_admin = is_admin
         self._serial = 0
         self._made_at = -_FRESH_S
@@ -82,14 +82,14 @@ class Board:
     def _renew(self, now: float) -> None:
         self._serial += 1
         self._made_at = now
-        self._recent.append(snapshot(self._house, now, serial=self._serial))
+        self._recent.append(snapshot(self._state, now, serial=self._serial))
         while len(self._recent) > 1 and sum(len(one.nodes) for one in self._recent) > _REMEMBERED_NODES:
             self._recent.popleft()
         self._answers.clear()
 
     def _since(self, query: m.Query) -> int:
         """Return the state that the asker has, if it is one of this process and remembered; else 0."""
-        is_ours = query.what == "status" and query.args.get("epoch") == self._house.broker_epoch
+        is_ours = query.what == "status" and query.args.get("epoch") == self._state.broker_epoch
         if not is_ours or self._recall(query.since) is None:
             return 0
         is_known = any(since == query.since for _, since, _ in self._answers)
@@ -121,35 +121,35 @@ class Board:
 
     def _explain(self, query: m.Query, user: str, now: float) -> m.Status:
         name, whose = query.args.get("request"), None if self._is_admin(user) else user
-        stories = self._house.stories.find(self._house, name, whose, now) if isinstance(name, str) and name else []
+        stories = self._state.history.find(self._state, name, whose, now) if isinstance(name, str) and name else []
         body = request_trace.encode(stories)
         if len(body) > MAX_FRAME_BYTES:
             body = request_trace.encode(stories[:1])
         return m.Status(query.qid, request_trace.SCHEMA, request_trace.SCHEMA_VERSION, body)
 
 
-def snapshot(house: House, now: float, *, serial: int = 0) -> s.Snapshot:
+def snapshot(state: BrokerState, now: float, *, serial: int = 0) -> s.Snapshot:
     """Describe everything."""
-    nodes = sorted(house.nodes_by_uuid.values(), key=lambda node: (node.node_id, node.ready.worker_uuid))
-    services = [service for _, service in sorted(house.services.items()) if service.told is not None]
-    listed = choices(house, now)
+    nodes = sorted(state.nodes_by_uuid.values(), key=lambda node: (node.node_id, node.ready.worker_uuid))
+    services = [service for _, service in sorted(state.services.items()) if service.spec is not None]
+    listed = choices(state, now)
     return s.Snapshot(
-        broker_id=house.broker_id,
-        broker_epoch=house.broker_epoch,
-        uptime_s=now - house.started_at,
-        ready=not house.is_draining and any(service.healthy for service in services),
-        draining=house.is_draining,
-        clients=len(house.sessions),
+        broker_id=state.broker_id,
+        broker_epoch=state.broker_epoch,
+        uptime_s=now - state.started_at,
+        ready=not state.is_draining and any(service.healthy for service in services),
+        draining=state.is_draining,
+        clients=len(state.sessions),
         queued=sum(service.queue.count for service in services),
         running=sum(service.running for service in services),
-        nodes=[_node(node, house.started_at, now) for node in nodes],
+        nodes=[_node(node, state.started_at, now) for node in nodes],
         services=[_service(service, is_listed=service in listed) for service in services],
-        counters=counters_as_dict(house.counters),
+        counters=counters_as_dict(state.counters),
         serial=serial,
-        unix_s=house.unix_s + now - house.started_at if house.unix_s else 0.0,
-        tallies=house.tallies.tell(),
-        requests=[_request(request, now) for request in _oldest(house)],
-        events=house.diary.tell(),
+        unix_s=state.unix_s + now - state.started_at if state.unix_s else 0.0,
+        tallies=state.labelled.tell(),
+        requests=[_request(request, now) for request in _oldest(state)],
+        events=state.events.tell(),
     )
 
 
@@ -169,7 +169,7 @@ def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:
         phase=node.phase,
         percent=beat.percent if beat else 0,
         elapsed_s=beat.elapsed_ms / 1000 if beat else 0.0,
-        heartbeat_age_s=now - started_at - heard_at_s,  # as a reader of deltas works it out, to the last bit
+        heartbeat_age_s=now - started_at - heard_at_s,  # as a subscriber of deltas works it out, to the last bit
         heard_at_s=heard_at_s,
         capacity=node.capacity,
         in_flight=running,
@@ -183,25 +183,25 @@ def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:
 
 def _devices(node: Node) -> list[s.DeviceStatus]:
     """Describe the devices, once for each heartbeat: they are the greater part of a snapshot."""
-    if node.told_devices is None:
-        told = {device.id: device for device in node.ready.devices}
+    if node.device_statuses is None:
+        spec = {device.id: device for device in node.ready.devices}
         loads = list(node.beat.devices) if node.beat else []
         reported = {load.id for load in loads}
-        loads += [m.DeviceLoad(device_id, "starting") for device_id in told if device_id not in reported]
-        node.told_devices = [s.device_status(load, told.get(load.id) or m.DeviceInfo(load.id, "")) for load in loads]
-    return node.told_devices
+        loads += [m.DeviceLoad(device_id, "starting") for device_id in spec if device_id not in reported]
+        node.device_statuses = [s.device_status(load, spec.get(load.id) or m.DeviceInfo(load.id, "")) for load in loads]
+    return node.device_statuses
 
 
 def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
-    told = service.told
-    assert told is not None
+    spec = service.spec
+    assert spec is not None
     able = [(node, offer) for node, offer in service.offers.items() if node.is_usable]
     status = s.ServiceStatus(
         service=service.name,
-        task=told.task,
-        model=told.model,
-        revision=told.revision,
-        context=told.context,
+        task=spec.task,
+        model=spec.model,
+        revision=spec.revision,
+        context=spec.context,
         nodes=len(able),
         capacity=sum(min(node.capacity, offer.max_inflight) for node, offer in able),
         queued=service.queue.count,
@@ -221,9 +221,9 @@ def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
     return status
 
 
-def _oldest(house: House) -> list[Request]:
+def _oldest(state: BrokerState) -> list[Request]:
     """Find the requests that live longest; those of each user stand in the order they came."""
-    firsts = (itertools.islice(user.requests.values(), s.MAX_REQUESTS) for user in house.users.values())
+    firsts = (itertools.islice(user.requests.values(), s.MAX_REQUESTS) for user in state.users.values())
     every = itertools.chain.from_iterable(firsts)
     return heapq.nsmallest(s.MAX_REQUESTS, every, key=lambda request: request.admitted_at)
 

@@ -24,13 +24,13 @@ class Timed(Protocol):
     """A thing with one deadline."""
 
     slot: int
-    """Where it stands in its wheel; 0 = nowhere. Written by the wheel alone."""
+    """Where it stands in its timers; 0 = nowhere. Written by the timers alone."""
 
 
 T = TypeVar("T", bound=Timed)
 
 
-class Wheel(Generic[T]):
+class TimerQueue(Generic[T]):
     """The deadlines of one kind of thing, at most one for each."""
 
     __slots__ = ("_empty", "_order", "_slots")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from ..protocol import messages as m
-from .state import House, Side, milliseconds
-from .leases import settle_and_wake
+from .leases import reindex_and_wake
 from .liveness import Liveness
+from .nodes import Node, NodeState
 from .registration import Registry
 from .results import Results
-from .nodes import Node, NodeState
+from .state import BrokerState, Side, milliseconds
 
 _EVICTED, _REMOVED = NodeState.EVICTED, NodeState.REMOVED
 
@@ -19,17 +19,17 @@ _EVICTED, _REMOVED = NodeState.EVICTED, NodeState.REMOVED
 class Fleet:
     """The broker's face to workers."""
 
-    __slots__ = ("_house", "_liveness", "_registry", "_results")
+    __slots__ = ("_liveness", "_registry", "_results", "_state")
 
-    def __init__(self, house: House, registry: Registry, liveness: Liveness, results: Results) -> None:
-        self._house = house
+    def __init__(self, state: BrokerState, registry: Registry, liveness: Liveness, results: Results) -> None:
+        self._state = state
         self._registry = registry
         self._liveness = liveness
         self._results = results
 
     def handle(self, peer: bytes, messages: Sequence[m.FromWorker], now: float, user: str) -> bool:
         """Act on one envelope. False: it floods, which is a strike."""
-        node = self._house.nodes.get(peer)
+        node = self._state.nodes.get(peer)
         is_calm = True
         for message in messages:
             if type(message) is m.Ready:
@@ -49,7 +49,7 @@ class Fleet:
                     return is_calm
         if node is not None:
             self._liveness.heard(node, now)
-            settle_and_wake(self._house, node)
+            reindex_and_wake(self._state, node)
         return is_calm
 
     def _act(self, node: Node, message: m.FromWorker, now: float) -> bool:
@@ -86,14 +86,14 @@ class Fleet:
                 self._liveness.leave(node, now)
             return
         if type(message) in (m.WorkerPartial, m.WorkerFinal, m.WorkerError):
-            self._house.counters.late_reply += 1
+            self._state.counters.late_reply += 1
         text = "register first (READY)" if node is None else "evicted after a long silence; register anew"
-        self._house.out.append((Side.WORKERS, peer, m.Dismiss(401, text)))
+        self._state.out.append((Side.WORKERS, peer, m.Dismiss(401, text)))
 
     def drain(self, node: Node, now: float) -> bool:
         """Ask a node to finish and leave; False if it is not one that could."""
         if not self._liveness.drain(node, now):
             return False
-        self._house.tell_worker(node, m.Drain(milliseconds(self._house.timing.drain_s)))
-        settle_and_wake(self._house, node)
+        self._state.tell_worker(node, m.Drain(milliseconds(self._state.timing.drain_s)))
+        reindex_and_wake(self._state, node)
         return True

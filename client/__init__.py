@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         WorkerLostError,
         ZmqrtError,
     )
+    from ..protocol.request_trace import RequestTrace
     from ..protocol.snapshot import ServiceStatus, Snapshot
-    from ..protocol.request_trace import Story
     from ..protocol.tasks import ChatMessage, Embed, Generate, TokenLogprobs, Usage
     from .aio import AsyncClient, AsyncHandle, AsyncStream
     from .calls import CallOptions, GenerateOptions
@@ -69,10 +69,10 @@ __all__ = [
     "Handle",
     "NotFoundError",
     "RequestError",
+    "RequestTrace",
     "Result",
     "ServiceStatus",
     "Snapshot",
-    "Story",
     "Stream",
     "TokenLogprobs",
     "TooLargeError",
@@ -101,7 +101,7 @@ _HOMES: Final = {
     "Stream": "sync",
     "ServiceStatus": "..protocol.snapshot",
     "Snapshot": "..protocol.snapshot",
-    "Story": "..protocol.story",
+    "RequestTrace": "..protocol.request_trace",
     "ChatMessage": "..protocol.tasks",
     "Embed": "..protocol.tasks",
     "Generate": "..protocol.tasks",

@@ -20,8 +20,8 @@ from ..protocol import tasks
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
+from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from ..protocol.request_trace import Story
 from . import arguments, calls, questions, tracing
 from .async_inbox import AsyncInbox, LoopBell
 from .calls import CallOptions, GenerateOptions
@@ -300,7 +300,7 @@ class AsyncClient:
         """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
         return await self._ask(questions.status(known))
 
-    async def explain(self, request: str) -> list[Story]:
+    async def explain(self, request: str) -> list[RequestTrace]:
         """Ask what happened to a request, by its rid or its request id: the newest of that name first.
 
         Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys

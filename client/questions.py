@@ -15,8 +15,8 @@ from ..protocol import snapshot as snapshots
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ErrorKind, ProtocolError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS, MAX_INT
+from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from ..protocol.request_trace import Story
 from . import arguments
 
 A = TypeVar("A")
@@ -47,7 +47,7 @@ def status(known: Snapshot | None = None) -> Question[Snapshot]:
     return Question(lambda qid: m.Query(qid, "status", args, known.serial), lambda answer: _read_news(known, answer))
 
 
-def explain(name: str) -> Question[list[Story]]:
+def explain(name: str) -> Question[list[RequestTrace]]:
     """Ask what happened to a request, by its rid in hex or by the name its client gave it."""
     asked = arguments.text("request", name, most=MAX_EXT_VALUE_CHARS)
     return Question(lambda qid: m.Query(qid, "explain", {"request": asked}), _read_stories)
@@ -112,7 +112,7 @@ def _read_news(known: Snapshot, answer: Answer) -> Snapshot:
         raise ProtocolError(f"the broker's status cannot be read; do both sides have one version? ({error})") from None
 
 
-def _read_stories(answer: Answer) -> list[Story]:
+def _read_stories(answer: Answer) -> list[RequestTrace]:
     said = _read_status(answer)
     if said.schema != request_trace.SCHEMA:
         raise ProtocolError("this broker is too old to explain requests; update it")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from zmqrt.bridge_http.openai import extras
-from zmqrt.broker import requests as broker_requests
 from zmqrt.broker import nodes as broker_workers
+from zmqrt.broker import requests as broker_requests
 from zmqrt.client import requests as client_requests
 from zmqrt.protocol import settings
 from zmqrt.worker import core as worker_core

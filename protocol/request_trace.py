@@ -47,7 +47,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float | None = None
 
 
-class Story(msgspec.Struct, frozen=True, kw_only=True):
+class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     """One request from its coming in to now, or to its end.
 
     Attributes:
@@ -122,14 +122,14 @@ def spent(age_s: float, attempts: Sequence[Attempt]) -> Spent:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[Story])
+_decoder = msgspec.msgpack.Decoder(list[RequestTrace])
 
 
-def encode(stories: Sequence[Story]) -> bytes:
+def encode(stories: Sequence[RequestTrace]) -> bytes:
     """Pack the body of a STATUS: every request of the name asked for, the newest first."""
     return _encoder.encode(stories)
 
 
-def decode(body: bytes) -> list[Story]:
+def decode(body: bytes) -> list[RequestTrace]:
     """Unpack it. Raises msgspec.DecodeError."""
     return _decoder.decode(body)

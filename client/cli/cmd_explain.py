@@ -10,8 +10,8 @@ import msgspec
 from rich.text import Text
 
 from ...protocol.errors import ZmqrtError
+from ...protocol.request_trace import RequestTrace
 from ...protocol.settings import options
-from ...protocol.request_trace import Story
 from ..config import ClientSettings
 from ..sync import Client
 from .screen import screen
@@ -31,7 +31,7 @@ _PIPE_WIDTH = 120
 @options(ClientSettings)
 def command(settings: ClientSettings, request: str, as_json: bool) -> None:
     """Ask every broker."""
-    stories: list[Story] = []
+    stories: list[RequestTrace] = []
     errors: dict[str, ZmqrtError] = {}
     for endpoint in settings.broker:
         try:
@@ -53,7 +53,7 @@ def command(settings: ClientSettings, request: str, as_json: bool) -> None:
         raise ZmqrtError(f"no request called {request!r} is known at {asked}: {why}")
 
 
-def ask(settings: ClientSettings, endpoint: str, request: str) -> list[Story]:
+def ask(settings: ClientSettings, endpoint: str, request: str) -> list[RequestTrace]:
     """Ask one broker. Raises ZmqrtError."""
     with Client(
         endpoint,
@@ -67,7 +67,7 @@ def ask(settings: ClientSettings, endpoint: str, request: str) -> list[Story]:
         return client.explain(request)
 
 
-def _show(stories: list[Story]) -> None:
+def _show(stories: list[RequestTrace]) -> None:
     console = screen(pipe_width=_PIPE_WIDTH)
     for number, story in enumerate(stories):
         if number:

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...protocol.request_trace import Attempt, RequestTrace, spent
 from ...protocol.sanitize import printable
-from ...protocol.request_trace import Attempt, Story, spent
 from ..top.text import bar
 from .fleet_view import BAR_CELLS
 
@@ -24,7 +24,7 @@ _PARTS: Final = {
 }
 
 
-def story_view(story: Story) -> RenderableType:
+def story_view(story: RequestTrace) -> RenderableType:
     """Show one request: what it is, what happened when, where the time went."""
     return Group(_headline(story), Text(), _timeline(story), Text(), _parts(story))
 
@@ -36,7 +36,7 @@ def clock(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
-def _headline(story: Story) -> Text:
+def _headline(story: RequestTrace) -> Text:
     name = story.request_id if story.request_id != story.rid else ""
     what = "stream" if story.is_stream else "whole answer"
     asker = f" · of {story.user}" if story.user else ""
@@ -49,7 +49,7 @@ def _headline(story: Story) -> Text:
     )
 
 
-def _timeline(story: Story) -> Table:
+def _timeline(story: RequestTrace) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="cyan", no_wrap=True)
     table.add_column(ratio=1)
@@ -58,7 +58,7 @@ def _timeline(story: Story) -> Table:
     return table
 
 
-def _steps(story: Story) -> Iterator[tuple[float, str]]:
+def _steps(story: RequestTrace) -> Iterator[tuple[float, str]]:
     yield 0.0, _arrival(story)
     for number, one in enumerate(story.attempts, 1):
         yield from _of_attempt(one, number)
@@ -70,7 +70,7 @@ def _steps(story: Story) -> Iterator[tuple[float, str]]:
         yield story.age_s, f"{story.state}: {story.code} {story.reason}: {story.text}"
 
 
-def _arrival(story: Story) -> str:
+def _arrival(story: RequestTrace) -> str:
     begun = "came in"
     if story.begun_elsewhere:
         begun += f" with {_tokens(story.begun_elsewhere)} made through another broker"
@@ -96,7 +96,7 @@ def _of_attempt(one: Attempt, number: int) -> Iterator[tuple[float, str]]:
         yield one.ended_s, f"{one.why}, after {made}"
 
 
-def _parts(story: Story) -> Table:
+def _parts(story: RequestTrace) -> Table:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "left", "left"):
         table.add_column(justify=justify, no_wrap=True)

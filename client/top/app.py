@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ...protocol.errors import ZmqrtError
-from ...protocol.request_trace import Story
+from ...protocol.request_trace import RequestTrace
 from .fleet import Fleet, Sight, merge
 from .history import History
 from .keyboard import Keyboard
@@ -42,7 +42,7 @@ class Top:
         self._look_at = 0.0
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-top")
         self._drain: Future[str] | None = None
-        self._story: tuple[Explain, Future[list[Story]]] | None = None
+        self._story: tuple[Explain, Future[list[RequestTrace]]] | None = None
         self._opened: Explain | None = None
 
     def run(self) -> None:
@@ -149,7 +149,7 @@ class Top:
             if asked == self._opened and self._state.page is Page.REQUEST:
                 self._take_story(told)
 
-    def _take_story(self, told: Future[list[Story]]) -> None:
+    def _take_story(self, told: Future[list[RequestTrace]]) -> None:
         try:
             stories = tuple(told.result())
         except ZmqrtError as error:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from ...protocol.errors import NotFoundError, ZmqrtError
-from ...protocol.request_trace import Story
+from ...protocol.request_trace import RequestTrace
 from ..cli.poller import Poller
 from ..config import ClientSettings
 from .fleet import Sight
@@ -60,7 +60,7 @@ class Source(Protocol):
         """Ask for a node to be drained; return what came of it in words."""
         ...
 
-    def explain(self, endpoint: str, rid: str) -> list[Story]:
+    def explain(self, endpoint: str, rid: str) -> list[RequestTrace]:
         """Ask one broker for the story of a request. Raises ZmqrtError."""
         ...
 
@@ -129,7 +129,7 @@ class Brokers:
                 problems.insert(0, str(error))
         return problems[0] if problems else "there is no broker to ask"
 
-    def explain(self, endpoint: str, rid: str) -> list[Story]:
+    def explain(self, endpoint: str, rid: str) -> list[RequestTrace]:
         """Ask the broker that told of the request."""
         poller = next(one for one in self._pollers if one.endpoint == endpoint)
         return poller.client.explain(rid)
@@ -191,7 +191,7 @@ class Player:
         """Refuse: what was, was."""
         return f"this is a recording; `zmqrt drain {node_id}` drains the node of today"
 
-    def explain(self, endpoint: str, rid: str) -> list[Story]:  # noqa: ARG002 - it was another time
+    def explain(self, endpoint: str, rid: str) -> list[RequestTrace]:  # noqa: ARG002 - it was another time
         """Refuse: brokers tell stories, recordings hold none."""
         raise ZmqrtError("this is a recording, which holds no stories")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from ...protocol.request_trace import RequestTrace
 from ...protocol.snapshot import NodeStatus
-from ...protocol.request_trace import Story
 from .fleet import Event, Fleet, Running
 
 _MOST_FILTER_CHARS: Final = 40
@@ -95,7 +95,7 @@ class State:
     draining: str = ""
     message: str = ""
     scroll: int = 0
-    stories: tuple[Story, ...] = ()
+    stories: tuple[RequestTrace, ...] = ()
 
 
 def nodes_of(state: State, fleet: Fleet) -> list[NodeStatus]:

@@ -147,9 +147,9 @@ class Model(RuleBasedStateMachine):
             window_bytes=64,
             unsent_bytes=96,
             prefix_bytes=200,
-            outcome_bytes=8000,
+            result_cache_bytes=8000,
             held_bytes=40_000,
-            readers=2,
+            subscribers=2,
             attempts=3,
             crashes=2,
         )

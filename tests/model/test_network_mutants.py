@@ -9,11 +9,11 @@ import pytest
 
 from support.simnet.world import World
 from zmqrt.broker import leases
-from zmqrt.broker.worker_handler import Fleet
+from zmqrt.broker.nodes import Node
 from zmqrt.broker.requests import Request
 from zmqrt.broker.results import Results
 from zmqrt.broker.sessions import Session as ClientSession
-from zmqrt.broker.nodes import Node
+from zmqrt.broker.worker_handler import Fleet
 from zmqrt.protocol import messages as m
 from zmqrt.worker.desk import Desk
 from zmqrt.worker.engines.base import TokenRequest
@@ -62,8 +62,8 @@ def forget_a_credit(patch: pytest.MonkeyPatch) -> None:
     right, told = Node.allow, itertools.count(1)
 
     def allow(self: Node, dispatch_limit: int) -> None:
-        if dispatch_limit > self.told_limit and next(told) % 10 == 0:
-            self.told_limit = dispatch_limit
+        if dispatch_limit > self.announced_limit and next(told) % 10 == 0:
+            self.announced_limit = dispatch_limit
         else:
             right(self, dispatch_limit)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from zmqrt.broker.nodes import Node, Offer
 from zmqrt.broker.services import Service
 from zmqrt.broker.sessions import bucket
-from zmqrt.broker.nodes import Node, Offer
 from zmqrt.protocol import messages as m
 
 

@@ -16,10 +16,10 @@ from zmqrt.client import (
     Embeddings,
     Generate,
     Handle,
+    RequestTrace,
     Result,
     ServiceStatus,
     Snapshot,
-    Story,
     Stream,
 )
 
@@ -34,7 +34,7 @@ def threads(client: Client) -> None:
     assert_type(client.embed(["hi", [1, 2]], dimensions=3, priority=1), list[array[float]])
     assert_type(client.status(), Snapshot)
     assert_type(client.status(client.status()), Snapshot)
-    assert_type(client.explain("job-7"), list[Story])
+    assert_type(client.explain("job-7"), list[RequestTrace])
     assert_type(client.models(), list[ServiceStatus])
     assert_type(client.drain("node-1"), AdminOutcome)
     with client.stream("hi", temperature=None) as stream:
@@ -52,7 +52,7 @@ async def tasks(client: AsyncClient) -> None:
     assert_type(await client.submit_task(Embed(input="hi")).result(), Embeddings)
     assert_type(await client.embed("hi"), list[array[float]])
     assert_type(await client.status(), Snapshot)
-    assert_type(await client.explain("job-7"), list[Story])
+    assert_type(await client.explain("job-7"), list[RequestTrace])
     assert_type(await client.models(), list[ServiceStatus])
     assert_type(await client.drain("node-1"), AdminOutcome)
     async with client.stream("hi") as stream:

@@ -181,7 +181,7 @@ class House:
         self.worker = self.stage.worker("w", capacity=100)
         self.beaten_at = self.stage.now
         # As many as there will ever be, soon: the bound itself has its own test.
-        self.stage.broker.house.stories._ended = deque(maxlen=50)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        self.stage.broker.state.history._ended = deque(maxlen=50)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
     def roots(self) -> tuple[object, ...]:
         """What is counted: the broker alone, once the dedupe window of the last ones is over."""
@@ -206,7 +206,7 @@ class House:
         """Let a moment pass."""
         self.stage.now += 0.001
         self.stage.broker.tick(self.stage.now)
-        self.stage.broker.house.diary.take_unlogged(self.stage.now)
+        self.stage.broker.state.events.take_unlogged(self.stage.now)
         self.stage.broker.out.clear()
         if self.stage.now - self.beaten_at > 0.5:
             self.beat()

@@ -31,7 +31,7 @@ class BrokerProcess(Process):
             broker_epoch=world.next_number(),
             now=self.agenda.now,
         )
-        self.house = self.core.house
+        self.state = self.core.state
         self._wires: dict[Peer, Wire] = {}
         self._broken: list[Peer] = []
         self._told_gone: dict[Peer, int] = {}
@@ -73,7 +73,7 @@ class BrokerProcess(Process):
             self.core.probe(side, peer)
         self._flush()
         self.core.check_invariants()
-        counters = self.house.counters
+        counters = self.state.counters
         assert not counters.stream_gaps, "links keep the order and leases are fenced: units cannot be missing or double"
         assert not counters.strikes, "everybody here behaves well"
         self._count_stalls()
@@ -106,7 +106,7 @@ class BrokerProcess(Process):
         self.core.send_failed(*peer, messages, SendFailure.UNREACHABLE, self.agenda.now)
 
     def _count_stalls(self) -> None:
-        stalled = {session.peer for session in self.house.sessions.values() if session.shut_at is not None}
+        stalled = {session.peer for session in self.state.sessions.values() if session.shut_at is not None}
         self.world.totals["credit stalls"] += len(stalled - self._stalled)
         self._stalled = stalled
 
@@ -114,20 +114,20 @@ class BrokerProcess(Process):
 
     def is_idle(self) -> bool:
         """Whether nothing is under way here."""
-        return not any(user.requests for user in self.house.users.values()) and not self.house.held_bytes
+        return not any(user.requests for user in self.state.users.values()) and not self.state.held_bytes
 
     def check_empty(self) -> None:
         """Check that the tables hold nothing of any request."""
-        house = self.house
-        assert not any(user.requests for user in house.users.values())
-        assert not len(house.request_timers)
-        assert not house.held_bytes
-        assert not house.dirty
-        for service in house.services.values():
+        state = self.state
+        assert not any(user.requests for user in state.users.values())
+        assert not len(state.request_timers)
+        assert not state.held_bytes
+        assert not state.dirty
+        for service in state.services.values():
             assert not service.queue.count
             assert not service.running
-        for node in house.nodes_by_uuid.values():
+        for node in state.nodes_by_uuid.values():
             assert not node.running
-        for session in house.sessions.values():
-            assert not session.readers
+        for session in state.sessions.values():
+            assert not session.subscribers
             assert not session.lagging

@@ -24,7 +24,7 @@ COUNTED: Final = {
     "leases_rebound": "rebound leases",
     "redispatches": "redispatches",
     "refused_by_node": "refusals",
-    "slow_readers": "slow readers",
+    "slow_readers": "slow subscribers",
     "replays": "replays",
     "twins": "twins",
     "superseded": "superseded",
@@ -173,7 +173,7 @@ class Faults:
     def count(self, broker: BrokerProcess) -> None:
         """Add up what a broker has counted; once, when it is gone or at the end."""
         for name, total in COUNTED.items():
-            self._world.totals[total] += getattr(broker.house.counters, name)
+            self._world.totals[total] += getattr(broker.state.counters, name)
 
 
 def _time_out_if_blocked(wire: Wire) -> None:

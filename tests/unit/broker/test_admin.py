@@ -27,7 +27,7 @@ def test_an_admin_may_drain_a_node_by_name() -> None:
 
     assert outcome == AdminOutcome(is_done=True, text="1 node(s) called 'node-1' are draining", deadline_s=30.0)
     assert worker.hear_only(m.Drain) == [m.Drain(30_000)]
-    assert [node.state.value for node in stage.broker.house.nodes_by_uuid.values()] == ["draining"]
+    assert [node.state.value for node in stage.broker.state.nodes_by_uuid.values()] == ["draining"]
 
 
 def test_asking_twice_is_as_good_as_once() -> None:

@@ -128,7 +128,7 @@ def test_what_waits_for_a_service_that_stays_away_is_told_so() -> None:
 
     stage.pass_time(10.1)
 
-    assert (refusal_of(client).code, stage.broker.house.tallies.failures["no_worker"]) == (503, 1)
+    assert (refusal_of(client).code, stage.broker.state.labelled.failures["no_worker"]) == (503, 1)
 
 
 @pytest.mark.parametrize(("nodes", "bound"), [(1, 3), (2, 6)])

@@ -147,7 +147,7 @@ def test_strangers_leave_nothing_behind() -> None:
     for number in range(25_000):
         peer = number.to_bytes(5, "big")
         stage.broker.bad_input(Side.CLIENTS, peer, ProtocolError("no", is_foreign=True), stage.now)
-    strikes = stage.broker.house.strikes
+    strikes = stage.broker.state.client_strikes
 
     assert len(strikes) <= 20_000
     stage.pass_time(11.0)

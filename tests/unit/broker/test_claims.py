@@ -252,7 +252,7 @@ def test_a_silent_node_makes_no_promise_for_the_queue() -> None:
     pair = Pair()
     pair.ask(8)
     pair.turn(7.0)
-    (service,) = pair.stage.broker.house.services.values()
+    (service,) = pair.stage.broker.state.services.values()
     shares = [node.most for node in service.offers]
     service.mean_s = 8.0
 

@@ -162,7 +162,7 @@ def test_many_cancelled_requests_do_not_pile_up() -> None:
     for n in range(2000):
         client.send(ask(n), m.Cancel(rid_of(n)))
 
-    assert stage.broker.house.services["toy"].queue.entries < 200
+    assert stage.broker.state.services["toy"].queue.entries < 200
 
 
 def test_a_node_without_a_slot_is_left_alone_until_it_tells_a_higher_limit() -> None:

@@ -141,7 +141,7 @@ def test_a_final_error_is_replayed_and_a_retryable_one_is_not() -> None:
 
 def test_so_many_may_read_one_request() -> None:
     """The ninth is refused."""
-    stage = Stage(readers=2)
+    stage = Stage(subscribers=2)
     clients = [stage.client() for _ in range(3)]
     stage.worker()
 
@@ -152,7 +152,7 @@ def test_so_many_may_read_one_request() -> None:
 
 
 def test_a_client_with_its_own_units_takes_the_request_over() -> None:
-    """RESUME supersedes: the old run is stopped, its other readers may ask again."""
+    """RESUME supersedes: the old run is stopped, its other subscribers may ask again."""
     stage = Stage()
     first, second, worker = stage.client(), stage.client(), stage.worker()
     first.request(1, flags=STREAM)

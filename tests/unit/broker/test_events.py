@@ -94,22 +94,22 @@ def test_only_the_newest_are_kept() -> None:
     told = events(stage)
     assert len(told) == MAX_EVENTS
     assert told[-1].id == 2 * MAX_EVENTS
-    assert len(stage.broker.house.diary.take_unlogged(stage.now)) == 2 * MAX_EVENTS
-    assert stage.broker.house.diary.take_unlogged(stage.now) == []
+    assert len(stage.broker.state.events.take_unlogged(stage.now)) == 2 * MAX_EVENTS
+    assert stage.broker.state.events.take_unlogged(stage.now) == []
 
 
 def test_what_may_happen_again_is_logged_when_its_second_is_over() -> None:
     """Once, with how often; under the names that its client and the wire have for one of them."""
     stage = Stage()
     client, worker = stage.client(), stage.worker(capacity=9)
-    diary = stage.broker.house.diary
+    events = stage.broker.state.events
     client.send(*(ask(number, ext={"request_id": f"job-{number}"}) for number in range(1, 6)))
     for job in worker.work():
         worker.error(job.lease, 500, "model_raised", "it broke")
 
-    assert [event.kind for event in diary.take_unlogged(stage.now)] == ["joined", "ready"]
+    assert [event.kind for event in events.take_unlogged(stage.now)] == ["joined", "ready"]
     stage.pass_time(1.1)
-    (event,) = diary.take_unlogged(stage.now)
+    (event,) = events.take_unlogged(stage.now)
     assert (event.count, event.request_id, event.rid) == (5, "job-5", ask(5).rid.hex())
 
 

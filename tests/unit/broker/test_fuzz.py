@@ -80,9 +80,9 @@ BOUNDS = Bounds(
     window_bytes=300,
     unsent_bytes=400,
     prefix_bytes=500,
-    outcome_bytes=5000,
+    result_cache_bytes=5000,
     held_bytes=20_000,
-    readers=2,
+    subscribers=2,
     attempts=3,
     sessions=5,
 )
@@ -129,9 +129,9 @@ STEP = weighted(
 
 def check_legal(side: Side, message: Any) -> None:
     """Check that the peer it is for can read a message: what comes in may be anything, what goes out may not."""
-    reader: codec.Codec[Any] = codec.TO_CLIENT if side is Side.CLIENTS else codec.TO_WORKER
+    subscriber: codec.Codec[Any] = codec.TO_CLIENT if side is Side.CLIENTS else codec.TO_WORKER
     (frames,) = codec.pack([message])
-    assert reader.unpack(frames) == codec.Unpacked([message])
+    assert subscriber.unpack(frames) == codec.Unpacked([message])
 
 
 def check_readable(status: m.Status) -> None:
@@ -167,10 +167,10 @@ class Crowd:
         """Name a new connection, as a ROUTER does."""
         return b"p%d" % next(self.connections)
 
-    def settle(self) -> None:
+    def reindex(self) -> None:
         """Check everything that must be true after each event."""
         assert len(self.broker.out) < 1000
-        assert len(self.broker.house.services) <= MOST_SERVICES
+        assert len(self.broker.state.services) <= MOST_SERVICES
         for side, peer, message in self.broker.out:
             assert (side, peer) in self.spoke, f"said to a peer that is not there: {message}"
             check_legal(side, message)
@@ -202,7 +202,7 @@ class Crowd:
                 self.wait(*details)
             case _:
                 self.happen(what, *details)
-        self.settle()
+        self.reindex()
         assert time.thread_time() - started < 2.0
 
     def say(self, side: Side, who: int, messages: list[Any]) -> None:
@@ -261,7 +261,7 @@ class Crowd:
             assert due > self.now - 60.0
             self.now = max(self.now, due)
             self.broker.tick(self.now)
-            self.settle()
+            self.reindex()
         else:
             raise AssertionError("the broker never rests")
         self.now = end

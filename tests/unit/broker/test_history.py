@@ -10,7 +10,7 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import request_trace as s
 
 
-def explain(client: Client, name: str) -> list[s.Story]:
+def explain(client: Client, name: str) -> list[s.RequestTrace]:
     """Ask as `zmqrt explain` does."""
     client.send(m.Query(3, "explain", {"request": name}))
     (answer,) = client.hear_only(m.Status)
@@ -148,7 +148,7 @@ def test_what_nobody_knows_has_no_story(args: dict[str, str | int]) -> None:
 
 def test_the_oldest_stories_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many are kept as the module says."""
-    monkeypatch.setattr(stories, "KEPT", 3)
+    monkeypatch.setattr(history, "KEPT", 3)
     stage = Stage()
     client, worker = stage.client(), stage.worker()
     for number in range(1, 6):

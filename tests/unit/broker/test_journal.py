@@ -1,4 +1,4 @@
-"""The units delivered so far: whole for a new worker, in parts for a reader that lags."""
+"""The units delivered so far: whole for a new worker, in parts for a subscriber that lags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def filled(chunks: list[tuple[int, bytes]]) -> Journal:
 
 @given(CHUNKS)
 def test_the_blob_is_an_array_of_all_bodies(chunks: list[tuple[int, bytes]]) -> None:
-    """As any MessagePack reader sees it."""
+    """As any MessagePack subscriber sees it."""
     journal = filled(chunks)
 
     assert msgpack.unpackb(journal.blob()) == [body for _, body in chunks]

@@ -114,7 +114,7 @@ def test_new_names_in_heartbeats_leave_nothing_behind() -> None:
         noisy.beat(services=[offer(f"name-{number}-{each}") for each in range(MAX_SERVICES)])
         stage.pass_time(0.2)
 
-    assert len(stage.broker.house.services) <= MAX_SERVICES + 1
+    assert len(stage.broker.state.services) <= MAX_SERVICES + 1
     assert stage.counters.strikes == 0
 
 
@@ -137,16 +137,16 @@ def test_names_are_bounded_in_all_and_those_that_live_stay() -> None:
     for number in range(MAX_FLEET_SERVICES // MAX_SERVICES):
         names = [offer(f"n{number}-{each}") for each in range(MAX_SERVICES)]
         stage.worker(f"w{number}", services=names)
-    house = stage.broker.house
-    assert len(house.services) == MAX_FLEET_SERVICES
-    assert "precious" in house.services
-    assert [e.kind for e in house.diary.tell()].count("failed") == 1
+    state = stage.broker.state
+    assert len(state.services) == MAX_FLEET_SERVICES
+    assert "precious" in state.services
+    assert [e.kind for e in state.events.tell()].count("failed") == 1
 
     stage.gone(Worker(stage, "w0", "", 4))
     stage.pass_time(2.0)
     stage.worker("late", services=[offer("late")])
 
-    assert "late" in house.services
+    assert "late" in state.services
     assert first.name in [node.node_id for node in stage.broker.snapshot(stage.now).nodes]
 
 
@@ -159,9 +159,9 @@ def test_nodes_that_come_and_go_with_new_names_are_bounded() -> None:
         stage.gone(stage.worker(f"w{number}", services=names))
 
     stage.pass_time(2.0)
-    assert len(stage.broker.house.services) <= MAX_FLEET_SERVICES
+    assert len(stage.broker.state.services) <= MAX_FLEET_SERVICES
     stage.pass_time(2 * stage.timing.eviction_s)
-    assert len(stage.broker.house.services) <= 1 + 1  # the honest one, which fell silent
+    assert len(stage.broker.state.services) <= 1 + 1  # the honest one, which fell silent
 
 
 def test_clients_make_no_services() -> None:
@@ -170,11 +170,11 @@ def test_clients_make_no_services() -> None:
     client = stage.client()
     for number in range(3 * MAX_AWAITED_SERVICES):
         client.request(number, service=f"name-{number}")
-    assert len(stage.broker.house.services) == MAX_AWAITED_SERVICES
+    assert len(stage.broker.state.services) == MAX_AWAITED_SERVICES
     assert {error.code for error in client.hear_only(m.Error)} == {503}
 
     stage.pass_time(stage.timing.eviction_s + 1.0)
-    assert not stage.broker.house.services
+    assert not stage.broker.state.services
 
 
 def test_the_parts_of_a_fleet_are_bounded() -> None:
@@ -185,7 +185,7 @@ def test_the_parts_of_a_fleet_are_bounded() -> None:
     for number in range(last + 1):
         Worker(stage, f"w{number}", "", 4).register(services=[], devices=devices)
 
-    assert stage.broker.house.parts <= MAX_FLEET_PARTS
+    assert stage.broker.state.parts <= MAX_FLEET_PARTS
     (said,) = stage.said[Worker.side, f"w{last}".encode()]
     assert (said.code, "most" in said.text) == (503, True)
 

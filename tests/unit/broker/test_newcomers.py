@@ -47,7 +47,7 @@ def test_one_tenants_flood_leaves_room_for_the_next_tenant() -> None:
     bridge.request(1000, ext={"party": "b"})
     assert refused(bridge) == []
     worker.final(worker.work()[0].lease)
-    worker.final(stage.broker.house.nodes[worker.peer].running.copy().popitem()[0])
+    worker.final(stage.broker.state.nodes[worker.peer].running.copy().popitem()[0])
     jobs = {job.ext.get("party") for job in worker.work()}
     assert "b" in jobs  # and its turn comes at once
 

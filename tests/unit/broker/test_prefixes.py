@@ -112,7 +112,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service("s")
     known, freest = (make_node(service).offers["s"] for _ in range(2))
     for offer in (known, freest):
-        service.ring.put(offer, 0)
+        service.load_index.put(offer, 0)
     for number in range(9):
         service.prefixes.choose(f"p{number}", known)
 

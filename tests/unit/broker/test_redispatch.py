@@ -299,7 +299,7 @@ def test_a_prefix_too_long_to_keep_is_the_clients_own_business() -> None:
     lose(stage, worker)
 
     assert len(client.hear()) == 9
-    assert stage.broker.house.total_held_bytes() < 2000  # the prefix was given up
+    assert stage.broker.state.total_held_bytes() < 2000  # the prefix was given up
 
 
 def test_a_client_brings_its_own_units_from_another_broker() -> None:
@@ -320,7 +320,7 @@ def test_a_client_brings_its_own_units_from_another_broker() -> None:
 
 
 def test_a_stream_that_has_begun_elsewhere_is_bound_by_no_queue_and_goes_first() -> None:
-    """A broker that takes over from a lost one must not let its readers wait until new work is done."""
+    """A broker that takes over from a lost one must not let its subscribers wait until new work is done."""
     stage = Stage(in_flight=2)
     client, worker = stage.client(), stage.worker(capacity=1, services=[offer(revision="r1")])
     client.send(*(ask(number, ttl_s=60.0) for number in range(4)))  # one runs, two wait, one is refused

@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from zmqrt.broker import nodes, requests
-from zmqrt.broker.requests import RequestEvent, RequestState
 from zmqrt.broker.nodes import NodeEvent, NodeState
+from zmqrt.broker.requests import RequestEvent, RequestState
 
 
 def test_a_request_always_comes_to_its_end_and_stays_there() -> None:

@@ -125,14 +125,14 @@ def test_nothing_is_left_once_everything_is_over() -> None:
 
     stage.pass_time(1200.0)
 
-    house = stage.broker.house
-    assert house.total_held_bytes() == 0
-    assert not house.sessions
-    assert not house.nodes_by_uuid
-    assert not house.services
-    assert not house.unheard
-    wheels = (house.request_timers, house.session_timers, house.node_timers, house.service_timers)
-    assert [len(wheel) for wheel in wheels] == [0, 0, 0, 0]
+    state = stage.broker.state
+    assert state.total_held_bytes() == 0
+    assert not state.sessions
+    assert not state.nodes_by_uuid
+    assert not state.services
+    assert not state.unacknowledged
+    queues = (state.request_timers, state.session_timers, state.node_timers, state.service_timers)
+    assert [len(timers) for timers in queues] == [0, 0, 0, 0]
 
 
 PATIENT = {"progress": True}

@@ -42,7 +42,7 @@ def test_a_stream_whose_units_cannot_be_packed_ends_for_that_reader() -> None:
     stage.send_failed(client, partials, SendFailure.UNPACKABLE)
 
     assert [(one.rid, one.code) for one in client.hear_only(m.Error)] == [(rid, 413)]
-    assert client.peer in stage.broker.house.sessions
+    assert client.peer in stage.broker.state.sessions
 
 
 def test_a_status_that_cannot_be_packed_is_an_answer_all_the_same() -> None:

@@ -1,4 +1,4 @@
-"""Slow readers: what waits for them, what becomes of them, and that nobody else notices."""
+"""Slow subscribers: what waits for them, what becomes of them, and that nobody else notices."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_smaller_window_may_be_asked_for() -> None:
 
 
 def test_a_long_stream_keeps_no_more_than_the_bound() -> None:
-    """What every reader was sent is dropped above it."""
+    """What every subscriber was sent is dropped above it."""
     stage = Stage(prefix_bytes=1000)
     client, worker = stage.client(), stage.worker()
     client.request(1, flags=STREAM)
@@ -171,7 +171,7 @@ def test_a_long_stream_keeps_no_more_than_the_bound() -> None:
 
     for seq in range(200):
         worker.partial(job.lease, seq, 1, b"x" * 100)
-        assert stage.broker.house.held_bytes < 2500
+        assert stage.broker.state.held_bytes < 2500
 
     assert len(client.hear_only(m.Partial)) == 200
 
@@ -188,5 +188,5 @@ def test_a_lost_connection_frees_the_ended_answers_that_it_had_not_read() -> Non
     again = stage.client("new", client_uuid=b"u" * 16)
     again.request(2)
 
-    assert stage.broker.house.held_bytes == 0
+    assert stage.broker.state.held_bytes == 0
     assert [f.rid for f in again.hear_only(m.Final)] == [rid_of(2)]

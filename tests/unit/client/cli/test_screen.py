@@ -18,8 +18,8 @@ from zmqrt.client.cli.story_view import story_view
 from zmqrt.client.top.fleet import Sight, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.view import once
+from zmqrt.protocol.request_trace import Attempt, RequestTrace
 from zmqrt.protocol.snapshot import ServiceStatus
-from zmqrt.protocol.request_trace import Attempt, Story
 
 EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\x08\x7f\u202eevil\u2028"
 ORDERS = {*"\x1b\x07\x9b\x08\x7f\u202e\u2028"}
@@ -41,7 +41,7 @@ SERVICE = ServiceStatus(
 SNAPSHOT = msgspec.convert(
     evil(msgspec.to_builtins(msgspec.structs.replace(EMPTY, nodes=[node("n")], services=[SERVICE]))), type(EMPTY)
 )
-STORY = Story(
+STORY = RequestTrace(
     broker_id=EVIL,
     rid=EVIL,
     request_id=f"{EVIL}{MARKUP}",

@@ -15,7 +15,7 @@ from zmqrt.client.top.fleet import Sight, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.state import Focus, Page, State
 from zmqrt.client.top.view import once
-from zmqrt.protocol.request_trace import Attempt, Story
+from zmqrt.protocol.request_trace import Attempt, RequestTrace
 
 SIZES = [(80, 24), (160, 50), (40, 10), (120, 30), (20, 5), (300, 80)]
 
@@ -178,7 +178,7 @@ def test_a_filter_leaves_out_what_does_not_match() -> None:
 
 def test_a_node_and_a_story_have_a_page() -> None:
     """What is known of it; of a node that is gone, that it is."""
-    story = Story(
+    story = RequestTrace(
         broker_id="b",
         rid="00",
         request_id="job-1",
