@@ -13,8 +13,8 @@ from zmqrt.broker import nodes as broker_workers
 from zmqrt.broker import requests as broker_requests
 from zmqrt.client import requests as client_requests
 from zmqrt.protocol import settings
+from zmqrt.worker import broker_sessions as worker_sessions
 from zmqrt.worker import core as worker_core
-from zmqrt.worker import sessions as worker_sessions
 
 HERE = Path(__file__).resolve().parent
 S = TypeVar("S", bound=enum.Enum)
@@ -40,7 +40,7 @@ def states_page() -> str:
         _section("A request at a broker", "broker/requests.py", requests, broker_requests.RequestState.QUEUED),
         _section("A request at a client", "client/requests.py", _plain(client_requests.MOVES)),
         _section("A node, by itself", "worker/core.py", _plain(worker_core.TRANSITIONS)),
-        _section("A broker, as a node sees it", "worker/sessions.py", _plain(worker_sessions.TRANSITIONS)),
+        _section("A broker, as a node sees it", "worker/broker_sessions.py", _plain(worker_sessions.TRANSITIONS)),
     ]
     return "\n".join(parts)
 

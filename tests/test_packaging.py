@@ -85,7 +85,7 @@ def test_what_decides_is_under_the_contract() -> None:
     broker = {f"broker.{path.stem}" for path in (ROOT / "broker").glob("*.py")} - SHELLS
 
     assert broker <= named
-    assert {"client.core", "worker.core", "worker.batcher", "protocol.codec", "bridge_http.v1"} <= named
+    assert {"client.core", "worker.core", "worker.engines.batcher", "protocol.codec", "bridge_http.v1"} <= named
     assert not named & SHELLS
 
 

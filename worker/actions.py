@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..protocol import messages as m
 from .engines import ipc
-from .prepare import Bounds
+from .preprocess import ServiceLimits
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -27,7 +27,7 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnose:
+class ProbeBroker:
     """Look who answers where a broker should, and report by `explained`."""
 
     broker: int
@@ -56,7 +56,7 @@ class Prepare:
 
     job: int
     dispatch: m.Dispatch
-    bounds: Bounds
+    limits: ServiceLimits
     kind: ipc.Kind
 
 
@@ -87,4 +87,4 @@ class Note:
     rid: str = ""
 
 
-Action = Dial | HangUp | Diagnose | Send | ToEngine | Prepare | RestartEngine | Exit | Note
+Action = Dial | HangUp | ProbeBroker | Send | ToEngine | Prepare | RestartEngine | Exit | Note

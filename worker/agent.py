@@ -2,8 +2,8 @@
 
 A pass (`_pass`) drains the engines, then the brokers, lets the core decide, carries out what it wants, and looks
 whether something arrived meanwhile: descriptors of ZeroMQ sockets are edge-triggered, and any call may eat the edge.
-Prompts of a real model are rendered and encoded by processes of their own (`reader.py`), so that heartbeats and streams
-go on whatever a template or a text of megabytes costs.
+Prompts of a real model are rendered and encoded by processes of their own (`tokenizer_pool.py`), so that heartbeats
+and streams go on whatever a template or a text of megabytes costs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from . import actions as a
 from .broker_link import BrokerLink
-from .core import NodeState, WorkerCore
+from .core import WorkerCore, WorkerState
 from .engines import ipc
-from .prepare import Prepared, PreparedTask, is_rendered, prepare_generation, prepare_task
-from .reader import Readers, Reading
+from .preprocess import PreparedGeneration, PreparedTask, is_rendered, prepare_generation, prepare_task
+from .tokenizer_pool import PendingPrompt, TokenizerPool
 from .vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Agent:
         self.core = core
         self.links = links
         self._vocabulary = vocabulary
-        self.readers: Readers | None = None
+        self.readers: TokenizerPool | None = None
         """Who encodes prompts; None = here, as for the bytes of the mock."""
         self._on_pass = on_pass
         self._engines: Engines | None = None
@@ -191,7 +191,7 @@ class Agent:
                 case a.HangUp(broker):
                     to_brokers.pop(broker, None)
                     self.links[broker].close()
-                case a.Dial() | a.Diagnose():
+                case a.Dial() | a.ProbeBroker():
                     self._reach(action)
                 case a.RestartEngine(device, reason):
                     self._restart(device, reason)
@@ -217,7 +217,7 @@ class Agent:
                 self.core.lost(broker, "it takes no messages any more", now)
                 self.wake()
 
-    def _reach(self, action: a.Dial | a.Diagnose) -> None:
+    def _reach(self, action: a.Dial | a.ProbeBroker) -> None:
         """Connect; or look who answers, in a thread of its own: names and connections may take their time."""
         broker = action.broker
         if isinstance(action, a.Dial):
@@ -257,10 +257,10 @@ class Agent:
             self._finish(action, None, now)
             return
         self.readers.read(
-            Reading(
+            PendingPrompt(
                 action.dispatch.body,
-                action.bounds,
-                is_wanted=lambda: self.core.desk.is_preparing(action.job),
+                action.limits,
+                is_wanted=lambda: self.core.requests.is_preparing(action.job),
                 done=lambda found: self._on_read(action, found),
             )
         )
@@ -270,11 +270,11 @@ class Agent:
         body = action.dispatch.body
         if action.kind != "token":
             return False
-        return len(body) >= _LONG_BODY_BYTES or is_rendered(body, self._vocabulary(), action.bounds)
+        return len(body) >= _LONG_BODY_BYTES or is_rendered(body, self._vocabulary(), action.limits)
 
     def _on_read(self, action: a.Prepare, found: list[int] | RequestError) -> None:
         now = self._loop.time()
-        if self.core.state is NodeState.GONE:
+        if self.core.state is WorkerState.GONE:
             return
         if isinstance(found, RequestError):
             self.core.prepared(action.job, found, now)
@@ -291,17 +291,19 @@ class Agent:
         future = self._loop.run_in_executor(self._encoder, self._encode, action, prompt_ids)
         future.add_done_callback(lambda done: self._on_encoded(action.job, done))
 
-    def _on_encoded(self, job: int, done: asyncio.Future[Prepared | PreparedTask | RequestError]) -> None:
-        if self.core.state is not NodeState.GONE and not done.cancelled():
+    def _on_encoded(self, job: int, done: asyncio.Future[PreparedGeneration | PreparedTask | RequestError]) -> None:
+        if self.core.state is not WorkerState.GONE and not done.cancelled():
             self.core.prepared(job, done.result(), self._loop.time())
             self.wake()
 
-    def _encode(self, action: a.Prepare, prompt_ids: list[int] | None) -> Prepared | PreparedTask | RequestError:
+    def _encode(
+        self, action: a.Prepare, prompt_ids: list[int] | None
+    ) -> PreparedGeneration | PreparedTask | RequestError:
         """Run on any thread. A fault in a template or tokenizer fails the request, never the node."""
         try:
             if action.kind == "token":
-                return prepare_generation(action.dispatch, self._vocabulary(), action.bounds, prompt_ids)
-            return prepare_task(action.dispatch, action.bounds)
+                return prepare_generation(action.dispatch, self._vocabulary(), action.limits, prompt_ids)
+            return prepare_task(action.dispatch, action.limits)
         except RequestError as error:
             return error
         except Exception as error:

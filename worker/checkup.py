@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..protocol.checkup import CacheFacts, Checkup, DriverFacts, GpuFacts, TorchFacts, encode
-from .devices import Gpu, visible
+from .device_discovery import Gpu, visible
 from .model_cache import cache_dir
 from .model_error import ModelError
 from .models import PACKAGES, is_ready

@@ -19,12 +19,12 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, RequestError, clip
 from ..protocol.failure import of_silence
 from ..protocol.timing import Backoff
-from .actions import Action, Diagnose, Dial, Exit, HangUp, Level, Note, RestartEngine, Send
-from .desk import Desk, NodeConfig
+from .actions import Action, Dial, Exit, HangUp, Level, Note, ProbeBroker, RestartEngine, Send
+from .broker_sessions import GREETING_S, BrokerSession, SessionState
+from .device_pool import DevicePool
 from .engines import ipc
-from .fleet import Fleet
-from .prepare import Prepared, PreparedTask
-from .sessions import GREETING_S, Session, SessionState
+from .preprocess import PreparedGeneration, PreparedTask
+from .requests import NodeConfig, RequestTable
 
 _SWEEP_S: Final = 0.25
 """How exactly deadlines of jobs are kept; the broker keeps its own, so this is a safety net."""
@@ -36,7 +36,7 @@ _REFUSED_BY_BROKER: Final = (403, 426)
 """Dismissals that somebody has to look into; 401 only means: register anew."""
 
 
-class NodeState(enum.Enum):
+class WorkerState(enum.Enum):
     """See the module's second paragraph."""
 
     JOINING = "joining"
@@ -46,22 +46,24 @@ class NodeState(enum.Enum):
 
 
 TRANSITIONS: Final = {
-    NodeState.JOINING: {NodeState.READY, NodeState.DRAINING, NodeState.GONE},
-    NodeState.READY: {NodeState.JOINING, NodeState.DRAINING, NodeState.GONE},
-    NodeState.DRAINING: {NodeState.GONE},
-    NodeState.GONE: set[NodeState](),
+    WorkerState.JOINING: {WorkerState.READY, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.READY: {WorkerState.JOINING, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.DRAINING: {WorkerState.GONE},
+    WorkerState.GONE: set[WorkerState](),
 }
 
 
 class WorkerCore:
-    """The decisions of one node. It owns the sessions and its own state; requests are the desk's."""
+    """The decisions of one node. It owns the sessions and its own state; requests are the request table's."""
 
-    def __init__(self, config: NodeConfig, fleet: Fleet, brokers: Sequence[tuple[str, Backoff]], now: float) -> None:
+    def __init__(
+        self, config: NodeConfig, pool: DevicePool, brokers: Sequence[tuple[str, Backoff]], now: float
+    ) -> None:
         self.out: list[Action] = []
-        self.state = NodeState.JOINING
-        self.sessions = [Session(index, endpoint, backoff) for index, (endpoint, backoff) in enumerate(brokers)]
-        self.fleet = fleet
-        self.desk = Desk(config, fleet, self.sessions, self.out)
+        self.state = WorkerState.JOINING
+        self.sessions = [BrokerSession(index, endpoint, backoff) for index, (endpoint, backoff) in enumerate(brokers)]
+        self.pool = pool
+        self.requests = RequestTable(config, pool, self.sessions, self.out)
         self._config = config
         self._started_at = now
         self._sweep_at = now
@@ -87,7 +89,7 @@ class WorkerCore:
             session.held_until = now + self._config.held_s
             self._note("warning", f"lost broker {session.endpoint}: {cause or 'no connection'}; trying again")
         elif cause is None:
-            self.out.append(Diagnose(broker, broke_off))
+            self.out.append(ProbeBroker(broker, broke_off))
         else:
             self._tell_trouble(session, cause)
         self.out.append(HangUp(broker))
@@ -99,7 +101,7 @@ class WorkerCore:
         if session.state is SessionState.DOWN or session.state is SessionState.DIALING:
             self._tell_trouble(session, cause)
 
-    def _tell_trouble(self, session: Session, cause: str) -> None:
+    def _tell_trouble(self, session: BrokerSession, cause: str) -> None:
         """Tell an operator why there is no session: once, and not at every try."""
         if cause != session.trouble:
             session.trouble = cause
@@ -114,12 +116,12 @@ class WorkerCore:
             if session.is_active or isinstance(message, m.WorkerWelcome | m.Dismiss):
                 self._on_message(session, message, now)
 
-    def _on_message(self, session: Session, message: m.ToWorker, now: float) -> None:
+    def _on_message(self, session: BrokerSession, message: m.ToWorker, now: float) -> None:
         match message:
             case m.Dispatch():
-                self.desk.dispatch(session, message, now)
+                self.requests.dispatch(session, message, now)
             case m.WorkerCancel(lease):
-                self.desk.cancel(session, lease, now)
+                self.requests.cancel(session, lease, now)
             case m.BrokerHeartbeat(_, heard):  # any message counts as life
                 session.heard_count = heard
             case m.WorkerWelcome():
@@ -131,18 +133,18 @@ class WorkerCore:
             case _:
                 assert_never(message)
 
-    def _ready(self, session: Session) -> m.Ready:
+    def _ready(self, session: BrokerSession) -> m.Ready:
         return m.Ready(
             worker_uuid=self._config.worker_uuid,
             node_id=self._config.node_id,
-            capacity=min(self._config.capacity, self.fleet.capacity() or self._config.capacity),
-            services=self.fleet.offers(),
-            devices=[device.info for device in self.fleet.devices.values()],
+            capacity=min(self._config.capacity, self.pool.capacity() or self._config.capacity),
+            services=self.pool.offers(),
+            devices=[device.info for device in self.pool.devices.values()],
             held=session.held(),
             ext=self._config.ext,
         )
 
-    def _welcome(self, session: Session, message: m.WorkerWelcome, now: float) -> None:
+    def _welcome(self, session: BrokerSession, message: m.WorkerWelcome, now: float) -> None:
         if session.state is not SessionState.GREETING:
             return
         session.welcome(message, now)
@@ -151,29 +153,31 @@ class WorkerCore:
         current = {one.lease: one.next_n for one in message.rebound}
         for lease, job in list(session.leases.items()):
             if lease in current:
-                self.desk.replay(session, job, current.pop(lease))
+                self.requests.replay(session, job, current.pop(lease))
             else:
-                self.desk.drop(session, job)
+                self.requests.drop(session, job)
         for lease in current:  # given up in the very moment in which the broker took it back
-            self.desk.refuse(session, lease, ErrorKind.ENGINE_RESTARTED, "the lease was given up before it was rebound")
-        if self.state is NodeState.DRAINING:
+            self.requests.refuse(
+                session, lease, ErrorKind.ENGINE_RESTARTED, "the lease was given up before it was rebound"
+            )
+        if self.state is WorkerState.DRAINING:
             self._send(session, m.Draining(session.epoch))
 
-    def _dismissed(self, session: Session, code: int, text: str, now: float) -> None:
+    def _dismissed(self, session: BrokerSession, code: int, text: str, now: float) -> None:
         level: Final = "error" if code in _REFUSED_BY_BROKER else "warning"
         self._note(level, f"broker {session.endpoint} dismissed this node: {code} {text}")
         self.lost(session.broker, f"dismissed: {text}", now)
 
     # --- a pass ------------------------------------------------------------------------------------------------------
 
-    def prepared(self, number: int, result: Prepared | PreparedTask | RequestError, now: float) -> None:
+    def prepared(self, number: int, result: PreparedGeneration | PreparedTask | RequestError, now: float) -> None:
         """Take the result of a `Prepare`."""
-        self.desk.prepared(number, result, now)
+        self.requests.prepared(number, result, now)
 
     def settle(self, now: float) -> None:
         """End a pass: tell news of the devices, and credit that no other message carried."""
         self._follow_fleet()
-        is_news = any(device.has_news() for device in self.fleet.devices.values())
+        is_news = any(device.has_news() for device in self.pool.devices.values())
         for session in self.sessions:
             if not session.is_active:
                 continue
@@ -181,52 +185,52 @@ class WorkerCore:
                 session.heartbeat_at = min(session.heartbeat_at, session.beaten_at + _BEAT_GAP_S)
             if now >= session.heartbeat_at:
                 self._beat(session, now)
-            elif self.desk.raise_limit(session):
+            elif self.requests.raise_limit(session):
                 self._send(session, m.Credit(session.epoch, session.dispatch_limit))
         if is_news:
-            for device in self.fleet.devices.values():
+            for device in self.pool.devices.values():
                 device.told = (device.phase, device.percent)
-        if self.state is NodeState.DRAINING and not self.desk.jobs:
+        if self.state is WorkerState.DRAINING and not self.requests.jobs:
             self._leave(0, "drained")
 
     def is_served(self, now: float) -> bool:
         """Whether requests find this node: a broker knows that it is ready, and no other one is about to."""
-        if self.state is not NodeState.READY or not any(session.knows_ready for session in self.sessions):
+        if self.state is not WorkerState.READY or not any(session.knows_ready for session in self.sessions):
             return False
         self._known_at = now if self._known_at is None else self._known_at
         return now >= self._known_at + _OTHERS_S or not any(session.is_coming for session in self.sessions)
 
     def _follow_fleet(self) -> None:
-        has_engine = any(device.is_ready for device in self.fleet.devices.values())
-        if has_engine and self.state is NodeState.JOINING:
-            self._move(NodeState.READY)
-        elif not has_engine and self.state is NodeState.READY:
-            self._move(NodeState.JOINING)
+        has_engine = any(device.is_ready for device in self.pool.devices.values())
+        if has_engine and self.state is WorkerState.JOINING:
+            self._move(WorkerState.READY)
+        elif not has_engine and self.state is WorkerState.READY:
+            self._move(WorkerState.JOINING)
 
     # --- engines -----------------------------------------------------------------------------------------------------
 
     def loading(self, device: str, phase: m.Phase, percent: float, elapsed_s: float) -> None:
         """Note progress that does not come from the engine process itself (download, conversion)."""
-        one = self.fleet.devices[device]
+        one = self.pool.devices[device]
         one.phase, one.percent, one.elapsed_s = phase, percent, elapsed_s
 
     def engine_said(self, device: str, messages: Sequence[ipc.FromEngine], now: float) -> None:
         """Take in what an engine process sent."""
-        one = self.fleet.devices[device]
+        one = self.pool.devices[device]
         was_ready = one.is_ready
         for message in messages:
-            self.desk.scheduler.heard(one, message, now)
+            self.requests.scheduler.heard(one, message, now)
         if one.is_ready != was_ready:
             self._announce()
 
     def engine_exited(self, device: str, reason: str, *, is_restarted: bool, now: float) -> None:
         """Take note that an engine process is gone; its supervisor starts another one, or gives the device up."""
-        one = self.fleet.devices[device]
+        one = self.pool.devices[device]
         one.restarts += is_restarted
         self._note("error", f"{device}: the engine process ended: {reason}")
-        self.desk.scheduler.exited(one, reason, "restarting" if is_restarted else "failed", now)
+        self.requests.scheduler.exited(one, reason, "restarting" if is_restarted else "failed", now)
         self._announce()
-        if all(each.phase == "failed" for each in self.fleet.devices.values()):
+        if all(each.phase == "failed" for each in self.pool.devices.values()):
             for session in self.sessions:
                 if session.is_active:
                     self._beat(session, now)  # its last words: who watches the fleet reads what failed
@@ -240,23 +244,23 @@ class WorkerCore:
 
     def tick(self, now: float) -> None:
         """Do what is due. Feed what has arrived first: a process that was stopped finds signs of life waiting."""
-        if self.state is NodeState.GONE:
+        if self.state is WorkerState.GONE:
             return
         for session in self.sessions:
             self._tick_session(session, now)
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_S
             self._sweep(now)
-        if now >= self._drain_until and self.state is NodeState.DRAINING:
-            self.desk.hand_back()
+        if now >= self._drain_until and self.state is WorkerState.DRAINING:
+            self.requests.hand_back()
 
     def next_deadline(self) -> float:
         """When `tick` should be called at the latest."""
-        if self.state is NodeState.GONE:
+        if self.state is WorkerState.GONE:
             return float("inf")
         return min(self._sweep_at, self._drain_until, *(session.next_deadline() for session in self.sessions))
 
-    def _tick_session(self, session: Session, now: float) -> None:
+    def _tick_session(self, session: BrokerSession, now: float) -> None:
         if session.state is SessionState.DOWN and now >= session.deadline:
             session.move(SessionState.DIALING, now + GREETING_S)
             self.out.append(Dial(session.broker))
@@ -266,34 +270,34 @@ class WorkerCore:
             self._beat(session, now)
         if not session.is_active and session.leases and now >= session.held_until:
             for job in list(session.leases.values()):
-                self.desk.drop(session, job)
+                self.requests.drop(session, job)
 
-    def _beat(self, session: Session, now: float) -> None:
+    def _beat(self, session: BrokerSession, now: float) -> None:
         """Send a heartbeat; the next one follows half an interval later, whatever else is sent meanwhile."""
         session.beaten_at = now
         session.heartbeat_at = now + session.heartbeat_s * self._config.jitter()
         session.heartbeat_count += 1
-        foremost = self.fleet.foremost()
+        foremost = self.pool.foremost()
         beat = m.Heartbeat(
             epoch=session.epoch,
             count=session.heartbeat_count,
-            loop_age_ms=int(1000 * self.fleet.loop_age_s(now)),
-            dispatch_limit=self.desk.grant(session),
-            phase="draining" if self.state is NodeState.DRAINING else foremost.phase,
+            loop_age_ms=int(1000 * self.pool.loop_age_s(now)),
+            dispatch_limit=self.requests.grant(session),
+            phase="draining" if self.state is WorkerState.DRAINING else foremost.phase,
             percent=min(100, int(foremost.percent)),
             elapsed_ms=int(1000 * (now - self._started_at)),
-            devices=[device.report(now) for device in self.fleet.devices.values()],
-            services=None if session.is_announced else self.fleet.offers(),
+            devices=[device.report(now) for device in self.pool.devices.values()],
+            services=None if session.is_announced else self.pool.offers(),
         )
         session.is_announced = True
-        if self.state is NodeState.READY and not session.ready_count:
+        if self.state is WorkerState.READY and not session.ready_count:
             session.ready_count = session.heartbeat_count
         self._send(session, beat)
 
     def _sweep(self, now: float) -> None:
         """Look at what needs no exact time: outcomes kept long enough, jobs out of time, engines that stand still."""
-        self.desk.sweep(now)
-        for device in self.fleet.devices.values():
+        self.requests.sweep(now)
+        for device in self.pool.devices.values():
             if device.loop_age_s(now) > self._config.stall_s:
                 reason = f"its loop stands still for {device.loop_age_s(now):.1f} s"
                 self.out.append(RestartEngine(device.info.id, reason))
@@ -304,38 +308,40 @@ class WorkerCore:
     def drain(self, deadline_s: float, reason: str, now: float) -> None:
         """Take no new work; leave when everything is finished, at the latest after `deadline_s`."""
         self._drain_until = min(self._drain_until, now + deadline_s)
-        if self.state in (NodeState.DRAINING, NodeState.GONE):
+        if self.state in (WorkerState.DRAINING, WorkerState.GONE):
             return
-        self._move(NodeState.DRAINING)
-        self.desk.is_closed = True
-        self._note("info", f"draining, {len(self.desk.jobs)} requests to finish within {deadline_s:.0f} s: {reason}")
+        self._move(WorkerState.DRAINING)
+        self.requests.is_closed = True
+        self._note(
+            "info", f"draining, {len(self.requests.jobs)} requests to finish within {deadline_s:.0f} s: {reason}"
+        )
         for session in self.sessions:
             if session.is_active:
                 self._send(session, m.Draining(session.epoch, clip(reason)))
 
     def _leave(self, code: int, reason: str) -> None:
-        if self.state is NodeState.GONE:
+        if self.state is WorkerState.GONE:
             return
         for session in self.sessions:
             if session.is_active:
                 self._send(session, m.Leave(session.epoch, clip(reason)))
             session.move(SessionState.LEFT, float("inf"))
-        self._move(NodeState.GONE)
+        self._move(WorkerState.GONE)
         self._drain_until = float("inf")
         self.out.append(Exit(code, reason))
 
-    def _move(self, to: NodeState) -> None:
+    def _move(self, to: WorkerState) -> None:
         assert to in TRANSITIONS[self.state], f"{self.state} -> {to}"
         self.state = to
 
-    def _send(self, session: Session, message: m.FromWorker) -> None:
+    def _send(self, session: BrokerSession, message: m.FromWorker) -> None:
         self.out.append(Send(session.broker, message))
 
     def _note(self, level: Level, text: str, request_id: str = "") -> None:
         self.out.append(Note(level, text, request_id))
 
 
-def _silence(session: Session) -> str | None:
+def _silence(session: BrokerSession) -> str | None:
     """Say what a silence means; None where only a look can tell."""
     if session.state is SessionState.ACTIVE:
         return "silent for too long"

@@ -24,7 +24,7 @@ import zmq
 from ..protocol import transport
 from ..protocol.children import python
 from .broker_link import descriptor, has_input
-from .devices import Device
+from .device_discovery import DeviceSpec
 from .engines import ipc
 from .engines.base import EngineSpec
 from .engines.memory import REMEDIES
@@ -44,7 +44,7 @@ class EngineChild:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         spec: EngineSpec,
-        device: Device,
+        device: DeviceSpec,
         *,
         wake: Callable[[], None],
         log_arguments: Sequence[str] = (),
@@ -140,7 +140,9 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="zmqrt-", dir=base if is_short else "/tmp"))  # noqa: S108
 
 
-def _spawn(endpoint: str, spec: EngineSpec, device: Device, log_arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(
+    endpoint: str, spec: EngineSpec, device: DeviceSpec, log_arguments: Sequence[str]
+) -> subprocess.Popen[bytes]:
     mine = msgspec.structs.replace(spec, device=device.name_inside)
     arguments = ("--endpoint", endpoint, "--parent", str(os.getpid()), "--spec", msgspec.json.encode(mine).decode())
     threads = spec.options.get("threads", "1")

@@ -23,7 +23,7 @@ from ..protocol import tasks
 from ..protocol.tasks import FinishReason, GenerateChunk, GenerateResult, TokenLogprobs, Usage
 from .engines import ipc
 from .engines.base import TokenEvent
-from .prepare import Prepared, PreparedTask
+from .preprocess import PreparedGeneration, PreparedTask
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -45,7 +45,7 @@ TRANSITIONS: Final = {
 }
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class JobOutcome(msgspec.Struct, frozen=True):
     """How a job ended: a FINAL with its body, or (kind set) an ERROR."""
 
     total_n: int = 0
@@ -120,7 +120,7 @@ class Job:
         self.first_unit = dispatch.resume_n
         """Units that its broker has had from an earlier node."""
         self.state = JobState.PREPARING
-        self.prepared: Prepared | None = None
+        self.prepared: PreparedGeneration | None = None
         self.plain: PreparedTask | None = None
         self.device = ""
         self.ticket = 0
@@ -132,7 +132,7 @@ class Job:
         """Engines that died with this job before they had made a unit of it, since its last new unit."""
         self.run_from = dispatch.resume_n
         """Units that were there when its engine got it."""
-        self.outcome: Outcome | None = None
+        self.outcome: JobOutcome | None = None
 
     @property
     def key(self) -> tuple[int, str, bytes]:
@@ -185,7 +185,7 @@ class Job:
         assert to in TRANSITIONS[self.state], f"{self.state} -> {to}"
         self.state = to
 
-    def set_prepared(self, prepared: Prepared) -> None:
+    def set_prepared(self, prepared: PreparedGeneration) -> None:
         """Take over the encoded prompt and the log of what was delivered before."""
         self.prepared = prepared
         self.ids, self.pieces, self.logprobs = prepared.ids, prepared.pieces, prepared.logprobs
@@ -252,11 +252,11 @@ class Job:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
-        self.outcome = Outcome(self.total_n, tasks.encode(result), meta)
+        self.outcome = JobOutcome(self.total_n, tasks.encode(result), meta)
 
     def finish_plain(self, body: bytes) -> None:
         """Take the result of an engine that makes whole ones."""
-        self.outcome = Outcome(self.total_n, body)
+        self.outcome = JobOutcome(self.total_n, body)
 
     def chunk_since(self, unit: int) -> bytes | None:
         """Return the body of a PARTIAL with everything from `unit` on; None if there is nothing."""
@@ -266,7 +266,7 @@ class Job:
         return tasks.encode(GenerateChunk(ids=self.ids[unit:], text=self.pieces[unit:], logprobs=logprobs))
 
 
-def _logprobs(token_id: int, event: TokenEvent, index: int, prepared: Prepared) -> TokenLogprobs:
+def _logprobs(token_id: int, event: TokenEvent, index: int, prepared: PreparedGeneration) -> TokenLogprobs:
     """Pick the sampled token and the likeliest ones from the one map in which the engine reports them."""
     known = event.logprobs[index] if event.logprobs else {}
     top = dict(heapq.nlargest(prepared.sampling.logprobs or 0, known.items(), key=lambda pair: pair[1]))

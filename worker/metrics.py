@@ -10,13 +10,13 @@ from prometheus_client.registry import Collector
 
 from ..protocol.prometheus import of_devices, of_nodes
 from ..protocol.snapshot import NodeHealth, NodeStatus, device_status
-from .core import NodeState, WorkerCore
+from .core import WorkerCore, WorkerState
 
-_HEALTH: Final[Mapping[NodeState, NodeHealth]] = {
-    NodeState.JOINING: "active",
-    NodeState.READY: "active",
-    NodeState.DRAINING: "draining",
-    NodeState.GONE: "lost",
+_HEALTH: Final[Mapping[WorkerState, NodeHealth]] = {
+    WorkerState.JOINING: "active",
+    WorkerState.READY: "active",
+    WorkerState.DRAINING: "draining",
+    WorkerState.GONE: "lost",
 }
 
 
@@ -45,8 +45,8 @@ class NodeCollector(Collector):
 
 def describe_node(core: WorkerCore, node_id: str, now: float) -> tuple[NodeStatus, int]:
     """Describe a node as its brokers would, and say with how many it is registered."""
-    foremost, running = core.fleet.foremost(), len(core.desk.jobs)
-    capacity = core.fleet.capacity()
+    foremost, running = core.pool.foremost(), len(core.requests.jobs)
+    capacity = core.pool.capacity()
     status = NodeStatus(
         node_id=node_id,
         worker_uuid="",
@@ -60,7 +60,7 @@ def describe_node(core: WorkerCore, node_id: str, now: float) -> tuple[NodeStatu
         load=running / (capacity or 1),
         completed=0,
         failed=0,
-        services=[one.service for one in core.fleet.offers()],
-        devices=[device_status(one.report(now), one.info) for one in core.fleet.devices.values()],
+        services=[one.service for one in core.pool.offers()],
+        devices=[device_status(one.report(now), one.info) for one in core.pool.devices.values()],
     )
     return status, sum(session.is_active for session in core.sessions)

@@ -30,19 +30,18 @@ from ..protocol.timing import Backoff
 from .agent import Agent
 from .broker_link import BrokerLink
 from .config import WorkerSettings
-from .console import Console
-from .core import NodeState, WorkerCore
-from .desk import NodeConfig
-from .devices import find_devices
+from .core import WorkerCore, WorkerState
+from .device_discovery import find_devices
+from .device_pool import DevicePool, GpuStats
 from .engines.base import EngineSpec, Phase
-from .facts import Facts
-from .fleet import Fleet
-from .gpu_watch import GpuWatch
+from .gpu_monitor import GpuMonitor
 from .model_error import ModelError
 from .models import ModelFiles
-from .reader import Readers
+from .requests import NodeConfig
 from .resolving import resolve_apart
-from .supervisor import Supervisor
+from .startup_view import StartupView
+from .supervisor import EngineSupervisor
+from .tokenizer_pool import TokenizerPool
 from .vocabulary import ByteVocabulary, Known, Vocabulary, load_vocabulary
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class _Node:
         self._devices = find_devices(settings)
         node_id = settings.name
         rng = random.Random()
-        fleet = Fleet(
+        pool = DevicePool(
             [device.info() for device in self._devices],
             served=settings.service,
             batch_max_size=settings.batch_max_size,
@@ -86,8 +85,8 @@ class _Node:
             now=self._began_at,
         )
         brokers = [(endpoint, Backoff(rng)) for endpoint in settings.broker]
-        self._core = WorkerCore(_config(settings, node_id, rng), fleet, brokers, self._began_at)
-        console = Console(
+        self._core = WorkerCore(_config(settings, node_id, rng), pool, brokers, self._began_at)
+        console = StartupView(
             self._core, node_id=node_id, is_json=settings.log_format == "json", client_endpoint=client_endpoint
         )
         self._metrics = MetricsPort(settings.metrics_port, self._collector)
@@ -102,7 +101,7 @@ class _Node:
     async def run(self) -> int:
         """Serve; everything that was started is stopped at the end."""
         engines = asyncio.create_task(self._run_engines())
-        watch = GpuWatch(self._devices, self._learn)
+        watch = GpuMonitor(self._devices, self._learn)
         try:
             with self._signals(), self._metrics:
                 self._console.metrics_url = self._metrics.url
@@ -123,10 +122,10 @@ class _Node:
         name = self._settings.name
         return NodeCollector(ask_loop(self._loop, lambda: describe_node(self._core, name, self._loop.time())))
 
-    def _learn(self, facts: Mapping[str, Facts]) -> None:
+    def _learn(self, stats: Mapping[str, GpuStats]) -> None:
         """Take over what another thread has read; it may still come after the end."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._core.fleet.learn, facts, self._loop.time())
+            self._loop.call_soon_threadsafe(self._core.pool.learn, stats, self._loop.time())
 
     # --- engines -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +140,7 @@ class _Node:
             log.exception("the model could not be made ready")
             self._give_up(f"the model could not be made ready: {error!r}")
             return
-        supervisor = Supervisor(
+        supervisor = EngineSupervisor(
             self._context,
             self._spec(files),
             self._devices,
@@ -165,7 +164,7 @@ class _Node:
             allow_download=self._settings.allow_download,
             max_model_len=self._settings.max_model_len if self._settings.is_our_engine else None,
         )
-        self._agent.readers = Readers(files.path)
+        self._agent.readers = TokenizerPool(files.path)
         loaded = await self._agent.readers.load()
         known = Known(frozenset(loaded.eos_ids), loaded.has_template)
         self._vocabulary = await asyncio.to_thread(load_vocabulary, files.path, known)
@@ -214,8 +213,8 @@ class _Node:
                 self._loop.remove_signal_handler(number)
 
     def _on_signal(self, name: str) -> None:
-        if self._core.state in (NodeState.DRAINING, NodeState.GONE):
-            log.warning("%s again: leaving without waiting for %d requests", name, len(self._core.desk.jobs))
+        if self._core.state in (WorkerState.DRAINING, WorkerState.GONE):
+            log.warning("%s again: leaving without waiting for %d requests", name, len(self._core.requests.jobs))
             self._agent.stop(EXIT_INTERRUPTED)
         else:
             self._agent.drain(self._settings.drain_timeout_s, name)

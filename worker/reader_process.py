@@ -1,4 +1,4 @@
-"""One process that reads prompts (`reader_child.py`), from the agent's side: its channel, its end, how it ended."""
+"""A tokenizer process (`tokenizer_process.py`) from the agent's side: its channel, its end, how it ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import msgspec
 
 from ..protocol.children import python
 from .model_error import ModelError
-from .reader_child import HEAD, Asked, Loaded, Told, framed
+from .tokenizer_process import HEAD, EncodeReply, EncodeRequest, TokenizerLoaded, framed
 
 _START_S: Final = 180.0
 _STUCK_S: Final = 120.0
@@ -30,9 +30,9 @@ _FROM_OUTSIDE: Final = frozenset(
     -getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
 )
 """Ends that no prompt makes by itself: a person, a supervisor, or a machine without memory."""
-_MODULE: Final = f"{__package__}.reader_child"
-_loaded: Final = msgspec.msgpack.Decoder(Loaded)
-_told: Final = msgspec.msgpack.Decoder(Told)
+_MODULE: Final = f"{__package__}.tokenizer_process"
+_loaded: Final = msgspec.msgpack.Decoder(TokenizerLoaded)
+_told: Final = msgspec.msgpack.Decoder(EncodeReply)
 
 
 class EndedByPromptError(Exception):
@@ -43,7 +43,7 @@ class EndedFromOutsideError(Exception):
     """The process was ended or stopped by something else than its prompt, which may be read again."""
 
 
-class ReaderProcess:
+class TokenizerHandle:
     """The process, started when it is needed and after each end."""
 
     def __init__(self, directory: Path) -> None:
@@ -61,7 +61,7 @@ class ReaderProcess:
         """Whether it was started and has not ended, as far as anybody has noticed."""
         return self._channel is not None
 
-    async def load(self) -> Loaded:
+    async def load(self) -> TokenizerLoaded:
         """Start it. Raises ModelError with its words if tokenizer or template are of no use."""
         try:
             async with asyncio.timeout(_START_S):
@@ -75,7 +75,7 @@ class ReaderProcess:
         self.end()
         raise ModelError(f"tokenizer and chat template of {self._directory} cannot be used: {why}")
 
-    async def ask(self, asked: Asked) -> Told:
+    async def ask(self, asked: EncodeRequest) -> EncodeReply:
         """Have a prompt read, by a new process if need be. After an error the process is gone."""
         if not self.is_there:
             await self.load()
@@ -113,7 +113,7 @@ class ReaderProcess:
             task.cancel()
             await asyncio.wait([task])  # before the channel is closed: its number may soon be that of another one
 
-    async def _start(self) -> Loaded:
+    async def _start(self) -> TokenizerLoaded:
         self._spawn()
         loaded = _loaded.decode(await self._message())
         if loaded.error:

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import zmq
 
-from .devices import Device
+from .device_discovery import DeviceSpec
 from .engine_child import EngineChild, describe_end
 from .engines import ipc
 from .engines.base import EngineSpec
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class _Post:
     """A device, and the process that works on it at the moment."""
 
-    device: Device
+    device: DeviceSpec
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     child: EngineChild | None = None
     is_ready: bool = False
@@ -38,7 +38,7 @@ class _Post:
     timer: asyncio.TimerHandle | None = None
 
 
-class Supervisor:
+class EngineSupervisor:
     """Runs `spec` on each of the devices. `wake` is called whenever there may be something to read or an end to see.
 
     `async with` starts the processes, and stops them. `pids` tells which ones run.
@@ -48,7 +48,7 @@ class Supervisor:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         spec: EngineSpec,
-        devices: Sequence[Device],
+        devices: Sequence[DeviceSpec],
         *,
         wake: Callable[[], None],
         log_level: str = "info",

@@ -15,10 +15,10 @@ from zmqrt.broker.results import Results
 from zmqrt.broker.sessions import Session as ClientSession
 from zmqrt.broker.worker_handler import Fleet
 from zmqrt.protocol import messages as m
-from zmqrt.worker.desk import Desk
 from zmqrt.worker.engines.base import TokenRequest
 from zmqrt.worker.jobs import Job
-from zmqrt.worker.prepare import Prepared
+from zmqrt.worker.preprocess import PreparedGeneration
+from zmqrt.worker.requests import RequestTable
 
 pytestmark = pytest.mark.timeout(600)  # as in test_network
 SEEDS = 300
@@ -49,12 +49,12 @@ def believe_any_lease(patch: pytest.MonkeyPatch) -> None:
 
 def send_no_prefix(patch: pytest.MonkeyPatch) -> None:
     """Resume without prefix: the engine begins anew, and what it makes goes out as the rest."""
-    right = Prepared.request
+    right = PreparedGeneration.request
 
-    def request(self: Prepared, ticket: int, ids: list[int]) -> TokenRequest:
+    def request(self: PreparedGeneration, ticket: int, ids: list[int]) -> TokenRequest:
         return right(self, ticket, ids[:0])
 
-    patch.setattr(Prepared, "request", request)
+    patch.setattr(PreparedGeneration, "request", request)
 
 
 def forget_a_credit(patch: pytest.MonkeyPatch) -> None:
@@ -82,13 +82,13 @@ def forget_what_was_consumed(patch: pytest.MonkeyPatch) -> None:
 
 def lose_the_last_partial(patch: pytest.MonkeyPatch) -> None:
     """Lose the last PARTIAL before FINAL, and say in FINAL that it was sent."""
-    right = Desk.progressed
+    right = RequestTable.progressed
 
-    def progressed(self: Desk, job: Job, since: int) -> None:
+    def progressed(self: RequestTable, job: Job, since: int) -> None:
         if job.prepared is not None and job.total_n < job.prepared.max_new_tokens:
             right(self, job, since)
 
-    patch.setattr(Desk, "progressed", progressed)
+    patch.setattr(RequestTable, "progressed", progressed)
 
 
 def lose_the_last_unit_and_the_count(patch: pytest.MonkeyPatch) -> None:

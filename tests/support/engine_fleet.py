@@ -12,10 +12,10 @@ import msgspec
 import psutil
 
 from zmqrt.protocol import transport
-from zmqrt.worker.devices import Device
+from zmqrt.worker.device_discovery import DeviceSpec
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import EngineSpec, Result, TokenEvent
-from zmqrt.worker.supervisor import Supervisor
+from zmqrt.worker.supervisor import EngineSupervisor
 
 T = TypeVar("T")
 M = TypeVar("M", bound=ipc.FromEngine)
@@ -44,7 +44,7 @@ def spec(engine: str = "mock", **options: str) -> EngineSpec:
 class EngineFleet:
     """What has been said so far, by device; each time is of this process's monotonic clock."""
 
-    supervisor: Supervisor
+    supervisor: EngineSupervisor
     woken: asyncio.Event
     said: dict[str, list[ipc.FromEngine]] = field(default_factory=dict[str, "list[ipc.FromEngine]"])
     heard_at: dict[str, float] = field(default_factory=dict[str, float])
@@ -129,8 +129,8 @@ def drive(of: EngineSpec, play: Callable[[EngineFleet], Awaitable[Any]], devices
     async def run() -> None:
         context = transport.make_context()
         woken = asyncio.Event()
-        here = [Device(id=f"mock:{number}", kind="mock") for number in range(devices)]
-        supervisor = Supervisor(context, of, here, wake=woken.set)
+        here = [DeviceSpec(id=f"mock:{number}", kind="mock") for number in range(devices)]
+        supervisor = EngineSupervisor(context, of, here, wake=woken.set)
         fleet = EngineFleet(supervisor, woken)
         try:
             async with supervisor:

@@ -14,13 +14,13 @@ from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import GenerateChunk, GenerateResult
 from zmqrt.protocol.timing import Backoff
 from zmqrt.worker import actions as a
+from zmqrt.worker.broker_sessions import SessionState
 from zmqrt.worker.core import WorkerCore
-from zmqrt.worker.desk import NodeConfig
+from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Capacity, EngineStats, Result, TokenEvent
-from zmqrt.worker.fleet import Fleet
-from zmqrt.worker.prepare import prepare_generation, prepare_task
-from zmqrt.worker.sessions import SessionState
+from zmqrt.worker.preprocess import prepare_generation, prepare_task
+from zmqrt.worker.requests import NodeConfig
 from zmqrt.worker.vocabulary import ByteVocabulary
 
 M = TypeVar("M")
@@ -59,7 +59,7 @@ class Node:
         self.now = 100.0
         self.devices = [f"mock:{index}" for index in range(devices)]
         infos = [m.DeviceInfo(name, "mock") for name in self.devices]
-        self.fleet = Fleet(infos, served=SERVICE, batch_max_size=batch, context=0, now=self.now)
+        self.fleet = DevicePool(infos, served=SERVICE, batch_max_size=batch, context=0, now=self.now)
         config = NodeConfig(
             worker_uuid=UUID, node_id="n1", capacity=capacity, default_max_tokens=16, stall_s=30.0, ext={}
         )
@@ -94,10 +94,10 @@ class Node:
         try:
             if action.kind == "token":
                 self.core.prepared(
-                    action.job, prepare_generation(action.dispatch, self.vocabulary, action.bounds), self.now
+                    action.job, prepare_generation(action.dispatch, self.vocabulary, action.limits), self.now
                 )
             else:
-                self.core.prepared(action.job, prepare_task(action.dispatch, action.bounds), self.now)
+                self.core.prepared(action.job, prepare_task(action.dispatch, action.limits), self.now)
         except RequestError as error:
             self.core.prepared(action.job, error, self.now)
 
@@ -190,21 +190,21 @@ class Node:
 
     def ticket(self, number: int = 1, user: str = "u") -> int:
         """Return the ticket under which a request runs, through whichever broker."""
-        (job,) = [one for one in self.core.desk.jobs.values() if (one.user, one.rid) == (user, rid(number))]
+        (job,) = [one for one in self.core.requests.jobs.values() if (one.user, one.rid) == (user, rid(number))]
         return job.ticket
 
     def check(self) -> None:
         """Check what must hold after every event."""
         core = self.core
-        live = {id(job) for job in core.desk.jobs.values()}
+        live = {id(job) for job in core.requests.jobs.values()}
         for session in core.sessions:
             assert session.dispatch_limit >= session.received or not session.is_active or session.refused
-        for device in core.fleet.devices.values():
+        for device in core.pool.devices.values():
             for lane in device.lanes.values():
                 assert len(lane.running) <= lane.info.capacity.slots
                 for ticket, job in lane.running.items():
                     assert job is None or (id(job) in live and job.ticket == ticket and job.device == device.info.id)
-        for job in core.desk.jobs.values():
+        for job in core.requests.jobs.values():
             assert job.state.value != "done"
             assert core.sessions[job.broker].leases.get(job.lease) is job
 

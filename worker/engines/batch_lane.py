@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..batcher import Batcher
 from .base import BatchEngine, EngineFatalError, EngineStats, Item, Result
+from .batcher import Batcher
 from .ipc import Kind, Refused, Submit, SubmitTask
 from .lanes import Outbox, describe
 

@@ -25,10 +25,10 @@ import zmq
 from ...protocol import transport
 from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed
-from ..batcher import Batcher
 from . import ipc
 from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
 from .batch_lane import BatchLane
+from .batcher import Batcher
 from .lanes import Lane, Outbox, TokenLane, describe
 from .loading import Progress, load_engines, revision_of
 from .parentage import end_with_parent

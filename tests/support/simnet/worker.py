@@ -11,11 +11,11 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.timing import Backoff
 from zmqrt.worker import actions as a
-from zmqrt.worker.core import NodeState, WorkerCore
-from zmqrt.worker.desk import NodeConfig
+from zmqrt.worker.core import WorkerCore, WorkerState
+from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.fleet import Fleet
-from zmqrt.worker.prepare import prepare_generation
+from zmqrt.worker.preprocess import prepare_generation
+from zmqrt.worker.requests import NodeConfig
 from zmqrt.worker.vocabulary import ByteVocabulary
 
 from .engine import SERVICE, ToyEngine
@@ -36,7 +36,7 @@ class WorkerProcess(Process):
         rng = random.Random(world.rng.getrandbits(64))
         devices = [f"mock:{index}" for index in range(world.plan.devices)]
         infos = [m.DeviceInfo(name, "mock") for name in devices]
-        self.fleet = Fleet(infos, served=SERVICE, batch_max_size=world.plan.batch, context=0, now=self.agenda.now)
+        self.fleet = DevicePool(infos, served=SERVICE, batch_max_size=world.plan.batch, context=0, now=self.agenda.now)
         config = NodeConfig(
             worker_uuid=rng.randbytes(16),
             node_id=host,
@@ -108,10 +108,10 @@ class WorkerProcess(Process):
             if broker in self._wires:
                 self._wires[broker].send(self, said)
         check_worker(self.core)
-        if self.core.state is NodeState.GONE:
+        if self.core.state is WorkerState.GONE:
             self._leave()
 
-    def _obey(self, action: a.Dial | a.HangUp | a.Diagnose | a.Prepare | a.RestartEngine | a.Exit | a.Note) -> None:
+    def _obey(self, action: a.Dial | a.HangUp | a.ProbeBroker | a.Prepare | a.RestartEngine | a.Exit | a.Note) -> None:
         match action:
             case a.Prepare():
                 self._prepare(action)
@@ -122,7 +122,7 @@ class WorkerProcess(Process):
             case a.RestartEngine(device, reason):
                 self.agenda.note(self.name, reason)
                 self.agenda.after(0.001, self.engines[device].crash)
-            case a.Diagnose():
+            case a.ProbeBroker():
                 pass  # nobody here reads why
             case a.Note():
                 self.agenda.note(self.name, action.text)
@@ -134,7 +134,7 @@ class WorkerProcess(Process):
     def _prepare(self, action: a.Prepare) -> None:
         """Encode on the spot, or on another thread: then the result comes in a later pass, or too late."""
         try:
-            result = prepare_generation(action.dispatch, _VOCABULARY, action.bounds)
+            result = prepare_generation(action.dispatch, _VOCABULARY, action.limits)
         except RequestError as error:
             self.core.prepared(action.job, error, self.agenda.now)
             return
@@ -143,7 +143,7 @@ class WorkerProcess(Process):
             return
 
         def prepared() -> None:
-            if self.core.state is not NodeState.GONE:
+            if self.core.state is not WorkerState.GONE:
                 self.core.prepared(action.job, result, self.agenda.now)
 
         self.agenda.after(self.world.rng.uniform(0.0, 0.05), lambda: self.call(prepared))
@@ -172,12 +172,12 @@ class WorkerProcess(Process):
 
     def is_idle(self) -> bool:
         """Whether no request is here, finished ones included."""
-        return not self.core.desk.jobs and not any(session.leases for session in self.core.sessions)
+        return not self.core.requests.jobs and not any(session.leases for session in self.core.sessions)
 
     def check_empty(self) -> None:
         """Check that nothing of any request is left."""
-        assert not self.core.desk.jobs, self.core.desk.jobs
-        assert not self.core.desk.scheduler.waiting
+        assert not self.core.requests.jobs, self.core.requests.jobs
+        assert not self.core.requests.scheduler.waiting
         for session in self.core.sessions:
             assert not session.leases, session.leases
         for engine in self.engines.values():
@@ -189,12 +189,12 @@ class WorkerProcess(Process):
 
 def check_worker(core: WorkerCore) -> None:
     """Check what must hold in a node after every pass."""
-    jobs = core.desk.jobs
+    jobs = core.requests.jobs
     for key, job in jobs.items():
         assert job.key == key
         assert job.state.value != "done"
         assert core.sessions[job.broker].leases.get(job.lease) is job
-    for device in core.fleet.devices.values():
+    for device in core.pool.devices.values():
         for lane in device.lanes.values():
             assert len(lane.running) <= lane.info.capacity.slots
             for ticket, running in lane.running.items():

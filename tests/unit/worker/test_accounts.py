@@ -115,7 +115,7 @@ def test_a_failure_is_logged_under_the_names_that_its_client_knows() -> None:
         ext={"request_id": "job-7", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
     )
     node.receive(message)
-    (job,) = node.core.desk.jobs.values()
+    (job,) = node.core.requests.jobs.values()
     made = node.step(TokenEvent(ticket=job.ticket, error="it broke", finish_reason="error"))
 
     (note,) = [one for one in made if isinstance(one, a.Note)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrt.worker.batcher import PAD_TO, Batcher
 from zmqrt.worker.engines.base import Item
+from zmqrt.worker.engines.batcher import PAD_TO, Batcher
 
 
 def item(ticket: int, length: int = 10) -> Item:

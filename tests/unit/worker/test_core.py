@@ -20,7 +20,7 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker import actions as a
-from zmqrt.worker.core import NodeState
+from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Result, Sampling, TokenEvent, TokenRequest
 
@@ -69,7 +69,7 @@ def test_a_stream_runs_from_dispatch_to_final() -> None:
         revision="r1",
         tail="EN",
     )
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
     node.check()
 
 
@@ -159,7 +159,7 @@ def test_what_an_engine_must_not_see_is_refused(payload: bytes, code: int, reaso
     assert (error.lease, error.code, error.reason, error.retryable) == (1, code, reason, False)
     assert words in error.text
     assert submitted(made) == []
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
 
 
 @pytest.mark.parametrize(("asked", "prompt", "allowed"), [(None, 3, 16), (5, 3, 5), (1000, 3, 61), (1000, 63, 1)])
@@ -215,7 +215,7 @@ def test_a_resume_that_finds_its_end_reached_finishes_at_once(
     assert result(made).finish_reason == reason
     assert result(made).tail == tail
     assert sent(made, m.WorkerFinal)[0].total_n == len(prefix)
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
 
 
 def test_a_unary_resume_has_the_whole_text_in_the_end() -> None:
@@ -279,8 +279,8 @@ def test_one_batch_more_than_the_slots_waits_on_the_node() -> None:
 
     node.step(TokenEvent(ticket=node.ticket(1), finish_reason="length"))
 
-    assert node.core.desk.jobs[0, "u", rid(2)].state.value == "running"
-    assert node.core.desk.jobs[0, "u", rid(3)].state.value == "waiting"
+    assert node.core.requests.jobs[0, "u", rid(2)].state.value == "running"
+    assert node.core.requests.jobs[0, "u", rid(3)].state.value == "waiting"
 
 
 def test_an_engine_that_says_full_is_asked_again_after_its_next_sign() -> None:
@@ -315,7 +315,7 @@ def test_a_model_that_raises_is_a_500_for_that_request_alone() -> None:
 
     (error,) = sent(made, m.WorkerError)
     assert (error.lease, error.code, error.reason, error.retryable) == (1, 500, "model_raised", False)
-    assert list(node.core.desk.jobs) == [(0, "u", rid(2))]
+    assert list(node.core.requests.jobs) == [(0, "u", rid(2))]
 
 
 def test_cancel_stops_the_engine_and_answers_nothing() -> None:
@@ -372,7 +372,7 @@ def test_a_request_that_comes_through_two_brokers_runs_for_both() -> None:
     made = node.dispatch(1, broker=1, lease=20)
 
     assert sent(made, m.WorkerError) == []
-    assert sorted(job.lease for job in node.core.desk.jobs.values()) == [10, 20]
+    assert sorted(job.lease for job in node.core.requests.jobs.values()) == [10, 20]
 
 
 def test_a_request_that_comes_back_after_its_broker_was_lost_takes_the_slot_of_the_first() -> None:
@@ -385,7 +385,7 @@ def test_a_request_that_comes_back_after_its_broker_was_lost_takes_the_slot_of_t
     made = node.dispatch(1, broker=1, lease=20)
 
     assert sent(made, m.WorkerError) == []
-    assert [job.lease for job in node.core.desk.jobs.values()] == [20]
+    assert [job.lease for job in node.core.requests.jobs.values()] == [20]
 
 
 def test_equal_request_ids_of_two_users_do_not_disturb_one_another() -> None:
@@ -440,17 +440,17 @@ def test_without_another_device_requests_go_back_to_the_broker() -> None:
     assert (error.code, error.reason, error.retryable, error.ext) == (503, "engine_restarted", True, {"crashes": 1})
     assert sent(meanwhile, m.WorkerError)[0].code == 429
     assert sent(back, m.Heartbeat)[0].dispatch_limit == 4
-    assert node.core.state is NodeState.READY
+    assert node.core.state is WorkerState.READY
 
 
 def test_a_request_that_sees_two_engines_die_goes_back_to_the_broker() -> None:
     """It may be the cause; a third engine is the broker's to risk."""
     node = serving(devices=3)
     node.dispatch(1)
-    first = node.core.desk.jobs[0, "u", rid(1)].device
+    first = node.core.requests.jobs[0, "u", rid(1)].device
 
     node.core.engine_exited(first, "killed", is_restarted=True, now=node.now)
-    second = node.core.desk.jobs[0, "u", rid(1)].device
+    second = node.core.requests.jobs[0, "u", rid(1)].device
     node.core.engine_exited(second, "killed", is_restarted=True, now=node.now)
 
     (error,) = sent(node.done(), m.WorkerError)
@@ -473,7 +473,7 @@ def test_a_request_that_was_lost_before_risks_one_engine_here() -> None:
     """What else died of it the broker knows alone."""
     node = serving(devices=2)
     node.dispatch(1, attempt=2)
-    device = node.core.desk.jobs[0, "u", rid(1)].device
+    device = node.core.requests.jobs[0, "u", rid(1)].device
 
     node.core.engine_exited(device, "killed", is_restarted=True, now=node.now)
 
@@ -501,7 +501,7 @@ def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
     made = node.kill(0)
 
     assert [(one.lease, one.code) for one in sent(made, m.WorkerError)] == [(1, 503), (2, 503)]
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
 
 
 def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
@@ -511,7 +511,7 @@ def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
     node.load(kind="batch", slots=8)
 
     started = node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
-    job = node.core.desk.jobs[0, "u", rid(1)]
+    job = node.core.requests.jobs[0, "u", rid(1)]
     made = node.step(results=[Result(ticket=job.ticket, body={"vectors": "…"})])
 
     (submit,) = submitted(started)
@@ -597,7 +597,7 @@ def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
 
     (error,) = sent(made, m.WorkerError)
     assert (error.code, error.reason) == (502, "not_resumable")
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
 
 
 def test_a_unary_answer_in_text_is_not_journaled() -> None:

@@ -17,10 +17,10 @@ from support.wire import of_struct, plausible, weighted
 from zmqrt.protocol import codec, tasks
 from zmqrt.protocol import messages as m
 from zmqrt.worker import actions as a
-from zmqrt.worker.core import NodeState
+from zmqrt.worker.broker_sessions import SessionState
+from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Capacity, EngineStats, Result, TokenEvent
-from zmqrt.worker.sessions import SessionState
 
 BROKERS, DEVICES = 2, 2
 SMALL = st.integers(0, 4)
@@ -158,12 +158,12 @@ def test_nothing_that_brokers_and_engines_say_breaks_a_node(steps: list[tuple[An
         started = time.thread_time()
         obey(node, happen(node, *one))
         assert time.thread_time() - started < 2.0
-        if node.core.state is NodeState.GONE:
+        if node.core.state is WorkerState.GONE:
             return  # the agent ends with it: nothing comes any more
         node.check()
 
     node.core.drain(1.0, "enough", node.now)
     obey(node, node.done())
     obey(node, node.wait(3.0))
-    assert node.core.state is NodeState.GONE
-    assert node.core.desk.jobs == {}
+    assert node.core.state is WorkerState.GONE
+    assert node.core.requests.jobs == {}

@@ -17,9 +17,9 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker import actions as a
+from zmqrt.worker.broker_sessions import SessionState
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import TokenEvent, TokenRequest
-from zmqrt.worker.sessions import SessionState
 
 BROKERS, DEVICES, SLOTS, BATCH = 2, 2, 2, 1
 MAX_TOKENS = 8
@@ -272,7 +272,7 @@ class NodeMachine(RuleBasedStateMachine):
     def state_is_sound(self) -> None:
         """Jobs, leases, tickets and slots agree."""
         self.node.check()
-        jobs = self.node.core.desk.jobs.values()
+        jobs = self.node.core.requests.jobs.values()
         assert len(jobs) <= DEVICES * (SLOTS + BATCH)
         room = sum(engine.is_up for engine in self.engines) * (SLOTS + BATCH)
         for index, broker in enumerate(self.brokers):
@@ -296,7 +296,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.wait(1.2)
 
         assert all(not broker.leases for broker in self.brokers if broker.is_up)
-        assert self.node.core.desk.jobs == {}
+        assert self.node.core.requests.jobs == {}
         assert all(not engine.running and not engine.cancelled for engine in self.engines)
         for broker in self.brokers:
             if broker.is_up and broker.may_send:

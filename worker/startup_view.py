@@ -12,7 +12,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .core import WorkerCore
-from .fleet import Device
+from .device_pool import Device
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _LINE_PERCENT: Final = 25
 """Without a terminal: a line for each phase and each quarter of it."""
 
 
-class Console:
+class StartupView:
     """Follows a core, pass by pass."""
 
     def __init__(self, core: WorkerCore, *, node_id: str, is_json: bool, client_endpoint: str | None = None) -> None:
@@ -40,7 +40,7 @@ class Console:
 
     def follow(self, now: float) -> None:
         """Show what has changed; cheap when nothing has."""
-        for device in self._core.fleet.devices.values():
+        for device in self._core.pool.devices.values():
             state = device.phase, int(device.percent)
             if self._shown.get(device.info.id) != state:
                 self._show(device)
@@ -74,15 +74,15 @@ class Console:
         progress.update(self._bars[name], description=f"{name} {device.phase}", completed=device.percent)
 
     def _announce(self) -> None:
-        fleet = self._core.fleet
+        pool = self._core.pool
         facts = {
             "event": "ready",
             "role": "worker",
             "node_id": self._node_id,
             "pid": os.getpid(),
             "endpoints": self._endpoints(),
-            "services": [one.service for one in fleet.offers()],
-            "devices": list(fleet.devices),
+            "services": [one.service for one in pool.offers()],
+            "devices": list(pool.devices),
         }
         print(json.dumps(facts) if self._is_json else self._sentence(), flush=True)  # noqa: T201 - its only output
 
@@ -95,8 +95,8 @@ class Console:
         return {name: where for name, where in known.items() if where is not None}
 
     def _sentence(self) -> str:
-        fleet = self._core.fleet
-        services, devices = ", ".join(one.service for one in fleet.offers()), ", ".join(fleet.devices)
+        pool = self._core.pool
+        services, devices = ", ".join(one.service for one in pool.offers()), ", ".join(pool.devices)
         text = f"zmqrt-worker {self._node_id} is ready: {services} on {devices}, broker {self._endpoints()['broker']}"
         return f"{text}; clients connect to {self._client_endpoint}" if self._client_endpoint is not None else text
 

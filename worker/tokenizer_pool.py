@@ -1,9 +1,9 @@
 """Prompts are read beside the loop of the node: by processes that may be killed, one for short and one for long ones.
 
 What a prompt costs is decided by strangers: the model's template is a program, a text may have megabytes. So neither
-runs in the agent, whose heartbeats and streams would stand still (`reader_child.py` says why a thread would not do). A
-process that was ended by a prompt is started again, the request gets an error, and those behind it are read then. One
-that was ended or stopped from outside is no fault of its prompt: that is read again, here or by another node.
+runs in the agent, whose heartbeats and streams would stand still (`tokenizer_process.py` says why a thread would not
+do). A process that was ended by a prompt is started again, the request gets an error, and those behind it are read
+then. One that was ended or stopped from outside is no fault of its prompt: that is read again, here or by another node.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final
 
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from .model_error import ModelError
-from .prepare import Bounds
-from .reader_child import Asked, Loaded, allowed_s
-from .reader_process import EndedByPromptError, EndedFromOutsideError, ReaderProcess
+from .preprocess import ServiceLimits
+from .reader_process import EndedByPromptError, EndedFromOutsideError, TokenizerHandle
+from .tokenizer_process import EncodeRequest, TokenizerLoaded, allowed_s
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +34,27 @@ _TRIES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PendingPrompt:
     """One prompt to read; `done` is told the ids, or why there are none. One that nobody wants any more is skipped."""
 
     body: bytes
-    bounds: Bounds
+    limits: ServiceLimits
     is_wanted: Callable[[], bool]
     done: Callable[[list[int] | RequestError], None]
 
 
-class Readers:
+class TokenizerPool:
     """The processes of a node. Their queues are bounded by what the node takes at once."""
 
     def __init__(self, directory: Path) -> None:
-        self._short, self._long = _Reader(directory), _Reader(directory)
+        self._short, self._long = _Lane(directory), _Lane(directory)
         self._relief: asyncio.TimerHandle | None = None
 
-    async def load(self) -> Loaded:
+    async def load(self) -> TokenizerLoaded:
         """Start the first one. Raises ModelError with its words if tokenizer or template are of no use."""
         return await self._short.load()
 
-    def read(self, reading: Reading) -> None:
+    def read(self, reading: PendingPrompt) -> None:
         """Queue a prompt."""
         if len(reading.body) >= LONG_BYTES:
             self._long.put(reading)
@@ -85,12 +85,12 @@ class Readers:
         return [pid for one in (self._short, self._long) if (pid := one.pid) is not None]
 
 
-class _Reader:
+class _Lane:
     """One process and who waits for it."""
 
     def __init__(self, directory: Path) -> None:
-        self._queue: asyncio.Queue[Reading] = asyncio.Queue()
-        self._process = ReaderProcess(directory)
+        self._queue: asyncio.Queue[PendingPrompt] = asyncio.Queue()
+        self._process = TokenizerHandle(directory)
         self._task: asyncio.Task[None] | None = None
         self.is_busy = False
         self.count = 0
@@ -100,16 +100,16 @@ class _Reader:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def take_waiting(self) -> list[Reading]:
+    def take_waiting(self) -> list[PendingPrompt]:
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
-    def put(self, reading: Reading) -> None:
+    def put(self, reading: PendingPrompt) -> None:
         self.is_busy = True
         self._queue.put_nowait(reading)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
-    async def load(self) -> Loaded:
+    async def load(self) -> TokenizerLoaded:
         try:
             return await self._process.load()
         except EndedFromOutsideError as error:
@@ -134,10 +134,10 @@ class _Reader:
                 with contextlib.suppress(ModelError):  # tried again when there is something to read
                     await self.load()
 
-    async def _read(self, reading: Reading) -> list[int] | RequestError:
+    async def _read(self, reading: PendingPrompt) -> list[int] | RequestError:
         for _ in range(_TRIES):
             try:
-                told = await self._process.ask(Asked(reading.body, reading.bounds))
+                told = await self._process.ask(EncodeRequest(reading.body, reading.limits))
             except ModelError as error:  # it could be used when the node started
                 return request_error(
                     ErrorKind.ENGINE_RESTARTED, f"no process can be started that reads prompts: {error}"
@@ -156,7 +156,7 @@ class _Reader:
         return request_error(ErrorKind.ENGINE_RESTARTED, f"{text} (is the machine out of memory?)")
 
 
-def _too_costly(reading: Reading) -> RequestError:
+def _too_costly(reading: PendingPrompt) -> RequestError:
     text = (
         "the prompt could not be encoded: the model's chat template, or the text itself, takes more than "
         f"{allowed_s(len(reading.body)):.0f} s of computing, or too much memory"

@@ -16,7 +16,6 @@ from ..protocol import messages as m
 from ..protocol.histogram import Histogram
 from .engines import ipc
 from .engines.base import EngineStats
-from .facts import NO_FACTS, Facts
 from .jobs import Job
 
 _PHASE_ORDER: Final[tuple[m.Phase, ...]] = (
@@ -29,6 +28,21 @@ _FRESH_S: Final = 5.0
 """A driver is asked once a second; what it told longer ago says nothing about now."""
 _STALE_S: Final = 2.0
 """An engine shows itself every 250 ms, and after each step; longer steps than this are rare even on a small CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStats:
+    """What the driver of a device says at the moment; None = it does not say.
+
+    `busy_percent` is the share of the last moment in which a kernel ran.
+    """
+
+    memory_used_bytes: int | None = None
+    busy_percent: int | None = None
+    celsius: int | None = None
+
+
+NO_GPU_STATS: Final = GpuStats()
 
 
 @dataclass(slots=True)
@@ -76,8 +90,8 @@ class Device:
     cancel_latency: Histogram = field(default_factory=Histogram)
     """From a cancel to the freed slot."""
     tokens_after_cancel: int = 0
-    facts: Facts = NO_FACTS
-    facts_at: float = 0.0
+    gpu: GpuStats = NO_GPU_STATS
+    gpu_at: float = 0.0
     told: tuple[m.Phase, float] = ("starting", 0.0)
     """Phase and percent of the last heartbeat."""
 
@@ -111,7 +125,7 @@ class Device:
     def report(self, now: float) -> m.DeviceLoad:
         """Describe this moment for a heartbeat."""
         lanes, totals = self.lanes.values(), self._totals()
-        facts = self.facts if now - self.facts_at <= _FRESH_S else NO_FACTS
+        gpu = self.gpu if now - self.gpu_at <= _FRESH_S else NO_GPU_STATS
         return m.DeviceLoad(
             id=self.info.id,
             phase=self.phase,
@@ -128,9 +142,9 @@ class Device:
             restarts=self.restarts,
             prompt_tokens=totals.prompt_tokens,
             reused_tokens=totals.reused_tokens,
-            memory_used_bytes=facts.memory_used_bytes,
-            busy_percent=facts.busy_percent,
-            celsius=facts.celsius,
+            memory_used_bytes=gpu.memory_used_bytes,
+            busy_percent=gpu.busy_percent,
+            celsius=gpu.celsius,
             tokens_after_cancel=self.tokens_after_cancel,
             cancel_counts=self.cancel_latency.counts[:] if self.cancel_latency.total_s else [],
             cancel_us=round(1e6 * self.cancel_latency.total_s),
@@ -148,7 +162,7 @@ class Device:
         )
 
 
-class Fleet:
+class DevicePool:
     """All devices of the node."""
 
     def __init__(
@@ -161,10 +175,10 @@ class Fleet:
         self._batch = batch_max_size
         self._most_context = context
 
-    def learn(self, facts: Mapping[str, Facts], now: float) -> None:
+    def learn(self, stats: Mapping[str, GpuStats], now: float) -> None:
         """Take in what drivers told of devices."""
-        for name, told in facts.items():
-            self.devices[name].facts, self.devices[name].facts_at = told, now
+        for name, gpu in stats.items():
+            self.devices[name].gpu, self.devices[name].gpu_at = gpu, now
 
     def service_name(self, suffix: str) -> str:
         """Name a service in public: the served model name, and what the engine adds to it."""

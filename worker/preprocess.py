@@ -23,7 +23,7 @@ from .vocabulary import TooLongError, Vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class ServiceLimits:
     """What the service allows: `context` counts prompt and answer together."""
 
     service: str
@@ -35,7 +35,7 @@ class Bounds:
 
 
 @dataclass(slots=True, kw_only=True)
-class Prepared:
+class PreparedGeneration:
     """A generation ready to run: `text` has stepped over the prefix; `finish_reason` is set if nothing is left."""
 
     prompt_ids: list[int]
@@ -79,38 +79,38 @@ class PreparedTask:
     length: int
 
 
-def encode_prompt(body: bytes, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
+def encode_prompt(body: bytes, vocabulary: Vocabulary, limits: ServiceLimits) -> list[int]:
     """Turn the prompt of a generation into ids, as many as the context has room for.
 
     Raises:
         RequestError: (400) with the field and the numbers.
     """
-    return _encode(_generation(body, bounds), vocabulary, bounds)
+    return _encode(_generation(body, limits), vocabulary, limits)
 
 
-def is_rendered(body: bytes, vocabulary: Vocabulary, bounds: Bounds) -> bool:
+def is_rendered(body: bytes, vocabulary: Vocabulary, limits: ServiceLimits) -> bool:
     """Say whether the model's template is needed to encode this prompt. Raises RequestError (400)."""
-    task = _generation(body, bounds)
+    task = _generation(body, limits)
     return task.messages is not None or (task.prompt is not None and not task.raw and vocabulary.has_template)
 
 
 def prepare_generation(
-    dispatch: Dispatch, vocabulary: Vocabulary, bounds: Bounds, prompt_ids: list[int] | None = None
-) -> Prepared:
+    dispatch: Dispatch, vocabulary: Vocabulary, limits: ServiceLimits, prompt_ids: list[int] | None = None
+) -> PreparedGeneration:
     """Check and encode a generation (unless that is done), and catch up with what was delivered before.
 
     Raises:
         RequestError: (400) with the field and the numbers.
     """
-    task = _generation(dispatch.body, bounds)
+    task = _generation(dispatch.body, limits)
     if prompt_ids is None:
-        prompt_ids = _encode(task, vocabulary, bounds)
+        prompt_ids = _encode(task, vocabulary, limits)
     _check_known(max(prompt_ids), vocabulary)
     _check_ids(task, vocabulary)
-    room = bounds.context - len(prompt_ids)
-    max_new = min(task.max_tokens or bounds.default_max_tokens, room)
+    room = limits.context - len(prompt_ids)
+    max_new = min(task.max_tokens or limits.default_max_tokens, room)
     eos_ids = frozenset[int]() if task.ignore_eos else vocabulary.eos_ids
-    prepared = Prepared(
+    prepared = PreparedGeneration(
         prompt_ids=prompt_ids,
         max_new_tokens=max_new,
         min_new_tokens=min(task.min_tokens, max_new),
@@ -126,73 +126,73 @@ def prepare_generation(
     return prepared
 
 
-def prepare_task(dispatch: Dispatch, bounds: Bounds) -> PreparedTask:
+def prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
     """Check a task for an engine that takes whole tasks.
 
     Raises:
         RequestError: (400) with the field and the numbers; (502) a part of it was delivered, and there is no going on.
     """
     if dispatch.resume_n:
-        text = f"{dispatch.resume_n} units were delivered, and {bounds.service} cannot go on from there"
+        text = f"{dispatch.resume_n} units were delivered, and {limits.service} cannot go on from there"
         raise request_error(ErrorKind.NOT_RESUMABLE, text)
     values = tasks.unpack_map(dispatch.body)
     task = tasks.decode_task(dispatch.body)
-    _check_task(task, bounds)
+    _check_task(task, limits)
     if isinstance(task, Embed):
-        _check_inputs(task, bounds)
+        _check_inputs(task, limits)
     return PreparedTask(values=values, length=len(dispatch.body))
 
 
-def _check_inputs(task: Embed, bounds: Bounds) -> None:
+def _check_inputs(task: Embed, limits: ServiceLimits) -> None:
     """Refuse token ids that are not the model's: the vectors would be of another text, and nobody would see it."""
     ids = [token_id for one in task.input if not isinstance(one, str) for token_id in one]
-    if ids and not bounds.vocabulary:
-        text = f"input: {bounds.service} takes texts, not token ids: it does not say which tokenizer they would be of"
+    if ids and not limits.vocabulary:
+        text = f"input: {limits.service} takes texts, not token ids: it does not say which tokenizer they would be of"
         raise request_error(ErrorKind.BAD_REQUEST, text)
-    if ids and max(ids) >= bounds.vocabulary:
-        text = f"input: the model has no token {max(ids)}, only those below {bounds.vocabulary}"
+    if ids and max(ids) >= limits.vocabulary:
+        text = f"input: the model has no token {max(ids)}, only those below {limits.vocabulary}"
         text += "; token ids are of each model's own tokenizer, so send texts"
         raise request_error(ErrorKind.BAD_REQUEST, text)
-    if task.truncate_to is not None and not bounds.vocabulary:
-        text = f"truncate_to: {bounds.service} does not say how it counts tokens"
+    if task.truncate_to is not None and not limits.vocabulary:
+        text = f"truncate_to: {limits.service} does not say how it counts tokens"
         raise request_error(ErrorKind.BAD_REQUEST, text)
 
 
-def _generation(body: bytes, bounds: Bounds) -> Generate:
+def _generation(body: bytes, limits: ServiceLimits) -> Generate:
     task = tasks.decode_task(body)
-    _check_task(task, bounds)
+    _check_task(task, limits)
     assert isinstance(task, Generate)
     return task
 
 
-def _check_task(task: tasks.Task, bounds: Bounds) -> None:
+def _check_task(task: tasks.Task, limits: ServiceLimits) -> None:
     asked = "embed" if isinstance(task, Embed) else "generate"
-    if asked != bounds.task:
-        raise request_error(ErrorKind.WRONG_TASK, f"{bounds.service} serves the task {bounds.task!r}, not {asked!r}")
+    if asked != limits.task:
+        raise request_error(ErrorKind.WRONG_TASK, f"{limits.service} serves the task {limits.task!r}, not {asked!r}")
 
 
-def _encode(task: Generate, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
+def _encode(task: Generate, vocabulary: Vocabulary, limits: ServiceLimits) -> list[int]:
     try:
-        ids = _ids_of(task, vocabulary, bounds)
+        ids = _ids_of(task, vocabulary, limits)
     except TooLongError as error:
-        raise _too_long(_given(task), f"at least {error.tokens}", bounds) from None
-    _check_length(_given(task), len(ids), bounds)
+        raise _too_long(_given(task), f"at least {error.tokens}", limits) from None
+    _check_length(_given(task), len(ids), limits)
     return ids
 
 
-def _ids_of(task: Generate, vocabulary: Vocabulary, bounds: Bounds) -> list[int]:
+def _ids_of(task: Generate, vocabulary: Vocabulary, limits: ServiceLimits) -> list[int]:
     if task.token_ids is not None:
-        _check_length("token_ids", len(task.token_ids), bounds)
+        _check_length("token_ids", len(task.token_ids), limits)
         unknown = next((one for one in task.token_ids if not vocabulary.is_known(one)), None)
         if unknown is not None:
             raise request_error(ErrorKind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
         return task.token_ids
     if task.messages is not None:
-        return vocabulary.encode_chat(task.messages, most=bounds.context)
+        return vocabulary.encode_chat(task.messages, most=limits.context)
     assert task.prompt is not None  # checked by tasks.check_generate
     if task.raw or not vocabulary.has_template:
-        return vocabulary.encode(task.prompt, is_raw=task.raw, most=bounds.context)
-    return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)], most=bounds.context)
+        return vocabulary.encode(task.prompt, is_raw=task.raw, most=limits.context)
+    return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)], most=limits.context)
 
 
 def _given(task: Generate) -> str:
@@ -200,17 +200,17 @@ def _given(task: Generate) -> str:
     return "messages" if task.messages is not None else "prompt" if task.prompt is not None else "token_ids"
 
 
-def _check_length(given: str, prompt_tokens: int, bounds: Bounds) -> None:
+def _check_length(given: str, prompt_tokens: int, limits: ServiceLimits) -> None:
     if prompt_tokens < 1:
-        text = f"{given}: it is empty: 0 tokens, at least 1 of at most {bounds.context - 1} is needed"
+        text = f"{given}: it is empty: 0 tokens, at least 1 of at most {limits.context - 1} is needed"
         raise request_error(ErrorKind.BAD_REQUEST, text)
-    if prompt_tokens >= bounds.context:
-        raise _too_long(given, prompt_tokens, bounds)
+    if prompt_tokens >= limits.context:
+        raise _too_long(given, prompt_tokens, limits)
 
 
-def _too_long(given: str, tokens: int | str, bounds: Bounds) -> RequestError:
+def _too_long(given: str, tokens: int | str, limits: ServiceLimits) -> RequestError:
     what = "messages" if given == "messages" else "prompt"
-    return request_error(ErrorKind.CONTEXT_EXCEEDED, too_long(what, tokens, bounds.context))
+    return request_error(ErrorKind.CONTEXT_EXCEEDED, too_long(what, tokens, limits.context))
 
 
 def _check_known(largest: int, vocabulary: Vocabulary) -> None:
@@ -257,7 +257,7 @@ def _seed(task: Generate, dispatch: Dispatch) -> int:
 _resume_blob = msgspec.msgpack.Decoder(list[bytes])
 
 
-def _catch_up(prepared: Prepared, dispatch: Dispatch) -> None:
+def _catch_up(prepared: PreparedGeneration, dispatch: Dispatch) -> None:
     """Step over the delivered units and drop what comes of it; find out whether the answer is already over."""
     ids, logprobs = _read_prefix(dispatch)
     for token_id in ids:

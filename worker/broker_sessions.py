@@ -43,7 +43,7 @@ TRANSITIONS: Final = {
 }
 
 
-class Session:
+class BrokerSession:
     """State of the session with one broker. The core moves it; this class knows the rules."""
 
     __slots__ = (

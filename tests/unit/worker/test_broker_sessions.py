@@ -7,10 +7,10 @@ import pytest
 from support.node import PARAMS, RUN, SERVICE, STREAM, UUID, Node, ids_of, result, rid, sent, submitted, texts
 from zmqrt.protocol import messages as m
 from zmqrt.worker import actions as a
-from zmqrt.worker.core import NodeState
+from zmqrt.worker.broker_sessions import SessionState
+from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import TokenEvent
-from zmqrt.worker.sessions import SessionState
 
 
 def serving(**options: int) -> Node:
@@ -52,7 +52,7 @@ def test_ready_goes_out_before_any_model_has_loaded() -> None:
     (beat,) = sent(loaded, m.Heartbeat)
     assert (beat.phase, beat.dispatch_limit) == ("ready", 2)
     assert beat.services == [m.ServiceOffer(SERVICE, 2, "generate", "toy", "r1", 64)]
-    assert node.core.state is NodeState.READY
+    assert node.core.state is WorkerState.READY
 
 
 def test_progress_is_told_when_it_is_news() -> None:
@@ -249,7 +249,7 @@ def test_leases_that_are_not_rebound_are_aborted() -> None:
     back = node.register(epoch=2)
 
     assert submitted(back) == [ipc.Cancel(ticket)]
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
     assert sent(back, m.Heartbeat)[0].dispatch_limit == 2
 
 
@@ -275,7 +275,7 @@ def test_a_rebound_beyond_what_was_made_is_handed_back() -> None:
     back = node.register(epoch=2, rebound=[m.Rebound(1, 5)])
 
     assert [(one.lease, one.code) for one in sent(back, m.WorkerError)] == [(1, 503)]
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
 
 
 def test_jobs_of_one_broker_survive_the_loss_of_another() -> None:
@@ -314,7 +314,7 @@ def test_nothing_is_believed_before_welcome() -> None:
 
     node.dispatch(1)
 
-    assert node.core.desk.jobs == {}
+    assert node.core.requests.jobs == {}
 
 
 def test_a_broker_that_cannot_be_reached_is_told_of_once() -> None:
@@ -392,7 +392,7 @@ def test_a_broker_may_ask_for_the_drain() -> None:
 
     node.receive(m.Drain(5000))
 
-    assert node.core.state is NodeState.DRAINING
+    assert node.core.state is WorkerState.DRAINING
 
 
 def test_a_node_whose_last_device_fails_exits_with_1() -> None:

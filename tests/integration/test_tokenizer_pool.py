@@ -17,8 +17,8 @@ from support.tiny import tiny_model
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ErrorKind, RequestError
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.prepare import Bounds, encode_prompt
-from zmqrt.worker.reader import LONG_BYTES, Readers, Reading
+from zmqrt.worker.preprocess import ServiceLimits, encode_prompt
+from zmqrt.worker.tokenizer_pool import LONG_BYTES, PendingPrompt, TokenizerPool
 from zmqrt.worker.vocabulary import load_vocabulary
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -28,7 +28,7 @@ TEMPLATE = """{% for m in messages %}
 {%- if m.content == 'grow' %}{% set ns = namespace(x='0123456789') %}
 {%- for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}{% endif %}
 {{- m.role }}: {{ m.content }};{% endfor %}assistant:"""
-BOUNDS = Bounds(service="m", task="generate", context=512, default_max_tokens=16)
+LIMITS = ServiceLimits(service="m", task="generate", context=512, default_max_tokens=16)
 
 
 def model(folder: Path, template: str = TEMPLATE) -> Path:
@@ -45,10 +45,10 @@ def chat(text: str) -> bytes:
 
 
 class Asking:
-    """Readers, and what they said."""
+    """TokenizerPool, and what they said."""
 
     def __init__(self, directory: Path) -> None:
-        self.readers = Readers(directory)
+        self.readers = TokenizerPool(directory)
         self.order: list[str] = []
 
     async def ask(self, text: str, *, is_wanted: bool = True) -> list[int] | RequestError:
@@ -59,7 +59,7 @@ class Asking:
             self.order.append(text[:10])
             found.set_result(ids)
 
-        self.readers.read(Reading(chat(text), BOUNDS, lambda: is_wanted, done))
+        self.readers.read(PendingPrompt(chat(text), LIMITS, lambda: is_wanted, done))
         return await found
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
@@ -84,7 +84,7 @@ def test_a_prompt_is_read_as_it_would_be_here(tmp_path: Path) -> None:
     async def scenario() -> None:
         loaded = await asking.readers.load()
         assert (frozenset(loaded.eos_ids), loaded.has_template) == (vocabulary.eos_ids, True)
-        assert await asking.ask("hello") == encode_prompt(chat("hello"), vocabulary, BOUNDS)
+        assert await asking.ask("hello") == encode_prompt(chat("hello"), vocabulary, LIMITS)
         refused = await asking.ask("word " * 2000)
         assert isinstance(refused, RequestError)
         assert refused.kind is ErrorKind.CONTEXT_EXCEEDED

@@ -12,12 +12,11 @@ import pytest
 
 from support.stack import eventually
 from zmqrt.protocol import messages as m
-from zmqrt.worker.devices import Device
-from zmqrt.worker.facts import Facts
-from zmqrt.worker.fleet import Fleet
-from zmqrt.worker.gpu_watch import GpuWatch, read
+from zmqrt.worker.device_discovery import DeviceSpec
+from zmqrt.worker.device_pool import DevicePool, GpuStats
+from zmqrt.worker.gpu_monitor import GpuMonitor, read
 
-GPUS = [Device(id=f"cuda:{n}", kind="cuda", handle=f"GPU-{n}", memory_bytes=80 << 30) for n in range(2)]
+GPUS = [DeviceSpec(id=f"cuda:{n}", kind="cuda", handle=f"GPU-{n}", memory_bytes=80 << 30) for n in range(2)]
 
 
 class NVMLError(Exception):
@@ -63,22 +62,22 @@ def refuse(*_: object) -> Any:
     raise NVMLError("not supported")
 
 
-def test_facts_come_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_stats_come_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Again and again, until it is closed."""
     monkeypatch.setitem(sys.modules, "pynvml", driver())
-    told: list[Mapping[str, Facts]] = []
-    watch = GpuWatch([*GPUS, Device(id="cpu", kind="cpu")], told.append, every_s=0.01)
+    told: list[Mapping[str, GpuStats]] = []
+    watch = GpuMonitor([*GPUS, DeviceSpec(id="cpu", kind="cpu")], told.append, every_s=0.01)
     eventually(lambda: len(told) > 2, what="facts")
     watch.close()
 
-    assert told[0] == {"cuda:0": Facts(3 << 30, 10, 55), "cuda:1": Facts(3 << 30, 90, 55)}
+    assert told[0] == {"cuda:0": GpuStats(3 << 30, 10, 55), "cuda:1": GpuStats(3 << 30, 90, 55)}
 
 
 def test_what_a_device_does_not_tell_is_left_out() -> None:
     """A slice of a device has memory, and no share of the time."""
     nvml = driver(nvmlDeviceGetUtilizationRates=refuse, nvmlDeviceGetTemperature=refuse)
 
-    assert read(nvml, "MIG-1") == Facts(3 << 30, None, None)
+    assert read(nvml, "MIG-1") == GpuStats(3 << 30, None, None)
 
 
 def test_a_driver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +90,8 @@ def test_a_driver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) ->
         return memory(handle)
 
     monkeypatch.setitem(sys.modules, "pynvml", driver(nvmlDeviceGetMemoryInfo=hang))
-    told: list[Mapping[str, Facts]] = []
-    watch = GpuWatch(GPUS, told.append)
+    told: list[Mapping[str, GpuStats]] = []
+    watch = GpuMonitor(GPUS, told.append)
     assert asked.wait(20)
     watch.close()
     never.set()
@@ -104,26 +103,26 @@ def test_a_driver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     """One line in the log, and the thread is over."""
     monkeypatch.setitem(sys.modules, "pynvml", driver(**changes))
-    GpuWatch(GPUS, lambda _facts: pytest.fail("told"))
+    GpuMonitor(GPUS, lambda _stats: pytest.fail("told"))
 
     eventually(lambda: all(one.name != "gpu-watch" for one in threading.enumerate()), what="the end of the thread")
 
 
 def test_there_is_no_thread_without_a_gpu() -> None:
     """Most test machines have none."""
-    GpuWatch([Device(id="cpu", kind="cpu")], lambda _facts: None)
+    GpuMonitor([DeviceSpec(id="cpu", kind="cpu")], lambda _stats: None)
 
     assert all(one.name != "gpu-watch" for one in threading.enumerate())
 
 
-def test_facts_stand_in_the_heartbeat() -> None:
+def test_gpu_stats_stand_in_the_heartbeat() -> None:
     """And nothing stands there before they are known."""
     infos = [m.DeviceInfo(one.id, one.kind) for one in GPUS]
-    fleet = Fleet(infos, served="m", batch_max_size=8, context=0, now=0.0)
+    fleet = DevicePool(infos, served="m", batch_max_size=8, context=0, now=0.0)
     device = fleet.devices["cuda:1"]
     assert device.report(1.0).celsius is None
 
-    fleet.learn({"cuda:1": Facts(3 << 30, 90, 55)}, 1.0)
+    fleet.learn({"cuda:1": GpuStats(3 << 30, 90, 55)}, 1.0)
 
     load = device.report(2.0)
     assert (load.memory_used_bytes, load.busy_percent, load.celsius) == (3 << 30, 90, 55)

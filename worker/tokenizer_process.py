@@ -1,9 +1,9 @@
 """A process that turns prompts into token ids: it renders the model's chat template and encodes what comes of it.
 
-`python -m zmqrt.worker.reader_child PARENT_PID DESCRIPTOR DIRECTORY`, started by `reader.py` and by nobody else. A
+`python -m zmqrt.worker.tokenizer_process PARENT_PID DESCRIPTOR DIRECTORY`, started by the tokenizer pool alone. A
 template is a program that came with its model, and a tokenizer may take seconds for a long text; neither can be
 interrupted inside a process that has something else to do. This one has not: the kernel ends it when a prompt takes
-too much of the processor, and bounds its memory.
+too much of the processor, and limits its memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from ..protocol.errors import ErrorKind, RequestError
 from .engines.parentage import end_with_parent
 from .model_error import ModelError
-from .prepare import Bounds, encode_prompt
+from .preprocess import ServiceLimits, encode_prompt
 from .vocabulary import FileVocabulary, load_vocabulary
 
 MEMORY_BYTES: Final = 2 << 30
@@ -36,14 +36,14 @@ HEAD: Final = struct.Struct("!I")
 """Before each message: how long it is."""
 
 
-class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """To the child: encode the prompt of a generation (`body` as in DISPATCH) within these bounds."""
+class EncodeRequest(msgspec.Struct, frozen=True, array_like=True):
+    """To the child: encode the prompt of a generation (`body` as in DISPATCH) within these limits."""
 
     body: bytes
-    bounds: Bounds
+    limits: ServiceLimits
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True):
+class EncodeReply(msgspec.Struct, frozen=True, array_like=True):
     """From the child: token ids, 32 bits each, or why there are none."""
 
     ids: bytes = b""
@@ -51,7 +51,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
     text: str = ""
 
 
-class Loaded(msgspec.Struct, frozen=True, array_like=True):
+class TokenizerLoaded(msgspec.Struct, frozen=True, array_like=True):
     """The first message of the child: what rendering the template tells about the model, or why it is of no use."""
 
     eos_ids: list[int] = []
@@ -106,25 +106,29 @@ def _bound_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # without a handler, SIGPROF ends a process
 
 
-def _load(directory: Path) -> tuple[FileVocabulary | None, Loaded]:
+def _load(directory: Path) -> tuple[FileVocabulary | None, TokenizerLoaded]:
     try:
         vocabulary = load_vocabulary(directory)
     except (ModelError, OSError, ValueError) as error:
-        return None, Loaded(error=str(error))
+        return None, TokenizerLoaded(error=str(error))
     except MemoryError:
-        return None, Loaded(error=f"tokenizer and chat template of {directory} need more than 2 GiB of memory")
-    return vocabulary, Loaded(eos_ids=sorted(vocabulary.eos_ids), has_template=vocabulary.has_template)
+        return None, TokenizerLoaded(error=f"tokenizer and chat template of {directory} need more than 2 GiB of memory")
+    return vocabulary, TokenizerLoaded(eos_ids=sorted(vocabulary.eos_ids), has_template=vocabulary.has_template)
 
 
-def _answer(vocabulary: FileVocabulary, asked: Asked) -> Told:
+def _answer(vocabulary: FileVocabulary, asked: EncodeRequest) -> EncodeReply:
     try:
-        return Told(ids=array("I", encode_prompt(asked.body, vocabulary, asked.bounds)).tobytes())
+        return EncodeReply(ids=array("I", encode_prompt(asked.body, vocabulary, asked.limits)).tobytes())
     except RequestError as error:
-        return Told(kind=error.kind.value, text=error.text)
+        return EncodeReply(kind=error.kind.value, text=error.text)
     except MemoryError:
-        return Told(kind=ErrorKind.MODEL_RAISED.value, text="the prompt could not be encoded: it needs too much memory")
+        return EncodeReply(
+            kind=ErrorKind.MODEL_RAISED.value, text="the prompt could not be encoded: it needs too much memory"
+        )
     except Exception as error:  # noqa: BLE001 - a fault of a template or tokenizer is the end of one request alone
-        return Told(kind=ErrorKind.MODEL_RAISED.value, text=f"the prompt could not be encoded: {type(error).__name__}")
+        return EncodeReply(
+            kind=ErrorKind.MODEL_RAISED.value, text=f"the prompt could not be encoded: {type(error).__name__}"
+        )
 
 
 def main() -> None:
@@ -137,7 +141,7 @@ def main() -> None:
     vocabulary, loaded = _load(Path(directory))
     _bound_time(0)
     channel.sendall(framed(loaded))
-    decoder = msgspec.msgpack.Decoder(Asked)
+    decoder = msgspec.msgpack.Decoder(EncodeRequest)
     with contextlib.suppress(EOFError, OSError):
         while vocabulary is not None:
             data = _receive(channel)

@@ -17,11 +17,11 @@ import msgspec
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, RequestError, clip
 from .actions import Action, Note, Prepare, Send
-from .fleet import Fleet
-from .jobs import Job, JobState, Outcome
-from .prepare import Bounds, Prepared, PreparedTask
-from .scheduler import Scheduler
-from .sessions import Session
+from .broker_sessions import BrokerSession
+from .device_pool import DevicePool
+from .device_scheduler import DeviceScheduler
+from .jobs import Job, JobOutcome, JobState
+from .preprocess import PreparedGeneration, PreparedTask, ServiceLimits
 
 _DEADLINE_GRACE_S: Final = 1.0
 """The broker's deadline comes first: its answer names the reason better."""
@@ -47,56 +47,58 @@ class NodeConfig:
     """Factor of each heartbeat interval, so that a fleet's beats spread."""
 
 
-class Desk:
+class RequestTable:
     """All requests of the node. `is_closed` once it drains."""
 
-    def __init__(self, config: NodeConfig, fleet: Fleet, sessions: Sequence[Session], out: list[Action]) -> None:
+    def __init__(
+        self, config: NodeConfig, pool: DevicePool, sessions: Sequence[BrokerSession], out: list[Action]
+    ) -> None:
         self.jobs: dict[tuple[int, str, bytes], Job] = {}
-        self.scheduler = Scheduler(fleet, self, out)
+        self.scheduler = DeviceScheduler(pool, self, out)
         self.is_closed = False
         self._config = config
-        self._fleet = fleet
+        self._pool = pool
         self._sessions = sessions
         self._out = out
         self._numbers = itertools.count(1)
         self._preparing: dict[int, Job] = {}
         self._per_service: Counter[str] = Counter()
-        self._finished: deque[tuple[float, Session, Job]] = deque()
+        self._finished: deque[tuple[float, BrokerSession, Job]] = deque()
         self._swept_at = 0.0
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def dispatch(self, session: Session, dispatch: m.Dispatch, now: float) -> None:
+    def dispatch(self, session: BrokerSession, dispatch: m.Dispatch, now: float) -> None:
         """Take a request in, or refuse it."""
         session.received += 1
         self._supersede(session, dispatch)
-        info = self._fleet.info(dispatch.service)
+        info = self._pool.info(dispatch.service)
         if info is None or self.is_closed or not self._has_room(dispatch.service):
             self._refuse_dispatch(session, dispatch)
             return
         job = Job(next(self._numbers), session.broker, dispatch, info.kind, now)
         self.jobs[job.key] = session.leases[job.lease] = self._preparing[job.number] = job
         self._per_service[job.service] += 1
-        bounds = Bounds(
+        limits = ServiceLimits(
             service=job.service,
             task=info.task,
-            context=self._fleet.context(job.service),
+            context=self._pool.context(job.service),
             default_max_tokens=self._config.default_max_tokens,
             vocabulary=info.capacity.vocabulary,
         )
-        self._out.append(Prepare(job.number, dispatch, bounds, info.kind))
+        self._out.append(Prepare(job.number, dispatch, limits, info.kind))
 
-    def _refuse_dispatch(self, session: Session, dispatch: m.Dispatch) -> None:
+    def _refuse_dispatch(self, session: BrokerSession, dispatch: m.Dispatch) -> None:
         service, node_id = dispatch.service, self._config.node_id
         if self.is_closed:
             self.refuse(session, dispatch.lease, ErrorKind.DRAINING, f"node {node_id} is draining")
-        elif not self._fleet.knows(service):
+        elif not self._pool.knows(service):
             self.refuse(session, dispatch.lease, ErrorKind.NOT_FOUND, f"node {node_id} does not serve {service!r}")
         else:
             self.refuse(session, dispatch.lease, ErrorKind.NO_SLOT, f"node {node_id} has no free slot for {service!r}")
             session.refused.add(service)
 
-    def _supersede(self, session: Session, dispatch: m.Dispatch) -> None:
+    def _supersede(self, session: BrokerSession, dispatch: m.Dispatch) -> None:
         """Drop what a dispatch replaces: an older lease of its own broker, and of brokers that are lost.
 
         One of a broker that is well goes on beside it. A broker that stood still for a while gives out requests that
@@ -110,14 +112,14 @@ class Desk:
         if same is not None:
             self.drop(session, same)
 
-    def cancel(self, session: Session, lease: int, now: float) -> None:
+    def cancel(self, session: BrokerSession, lease: int, now: float) -> None:
         """Stop a lease; nothing is answered."""
         job = session.leases.get(lease)
         if job is not None:
             self.scheduler.abort(job, now)
             self.drop(session, job)
 
-    def prepared(self, number: int, result: Prepared | PreparedTask | RequestError, now: float) -> None:
+    def prepared(self, number: int, result: PreparedGeneration | PreparedTask | RequestError, now: float) -> None:
         """Take the result of a `Prepare`; its job may be gone by now."""
         job = self._preparing.pop(number, None)
         for other in self._preparing.values():
@@ -143,7 +145,7 @@ class Desk:
 
     def _finish_at_once(self, job: Job) -> None:
         """Nothing is left to generate: the node before was lost between its last unit and FINAL."""
-        info, prepared = self._fleet.info(job.service), job.prepared
+        info, prepared = self._pool.info(job.service), job.prepared
         assert prepared is not None
         assert prepared.finish_reason is not None
         job.finish(prepared.finish_reason, info.model if info else "", info.revision if info else "")
@@ -170,7 +172,7 @@ class Desk:
         row = TABLE[kind]
         ext: m.Ext = {"crashes": job.crashes} if kind is ErrorKind.ENGINE_RESTARTED else {}
         error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
-        job.outcome = Outcome(job.total_n, error=error)
+        job.outcome = JobOutcome(job.total_n, error=error)
         self._out.append(
             Note(
                 "info" if row.code < 500 else "warning",
@@ -182,7 +184,7 @@ class Desk:
         )
         self._keep(job)
 
-    def replay(self, session: Session, job: Job, next_n: int) -> None:
+    def replay(self, session: BrokerSession, job: Job, next_n: int) -> None:
         """Go on under a lease that was rebound: send again what the broker has not got."""
         if next_n > job.total_n:
             self.drop(session, job)
@@ -194,16 +196,14 @@ class Desk:
         if job.outcome is not None:
             self._send_outcome(session, job)
 
-    def refuse(self, session: Session, lease: int, kind: ErrorKind, text: str) -> None:
+    def refuse(self, session: BrokerSession, lease: int, kind: ErrorKind, text: str) -> None:
         """End a lease that has no job."""
         row, limit = TABLE[kind], self.grant(session)
-        ext: m.Ext = (
-            {"crashes": 0} if kind is ErrorKind.ENGINE_RESTARTED else {}
-        )  # it did not run, so nothing died of it
+        ext: m.Ext = {"crashes": 0} if kind is ErrorKind.ENGINE_RESTARTED else {}  # no engine died of it
         error = m.WorkerError(session.epoch, lease, row.code, kind.value, row.redispatch, limit, clip(text), ext)
         self._send(session, error)
 
-    def drop(self, session: Session, job: Job) -> None:
+    def drop(self, session: BrokerSession, job: Job) -> None:
         """Forget a job without a word."""
         self.scheduler.abort(job)
         self._remove(job)
@@ -222,14 +222,14 @@ class Desk:
             self._send_outcome(session, job)
         self._finished.append((self._swept_at + self._config.held_s, session, job))
 
-    def _send_partial(self, session: Session, job: Job, since: int) -> None:
+    def _send_partial(self, session: BrokerSession, job: Job, since: int) -> None:
         body = job.chunk_since(since)
         if body is not None:
             job.told_at = job.moved_at
             ext: m.Ext = {} if job.is_told else job.account()
             self._send(session, m.WorkerPartial(session.epoch, job.lease, since, job.total_n - since, body, ext))
 
-    def _send_outcome(self, session: Session, job: Job) -> None:
+    def _send_outcome(self, session: BrokerSession, job: Job) -> None:
         outcome, limit = job.outcome, self.grant(session)
         assert outcome is not None
         if outcome.error is not None:
@@ -240,25 +240,25 @@ class Desk:
             final = m.WorkerFinal(session.epoch, job.lease, outcome.total_n, limit, outcome.meta, outcome.body, ext)
             self._send(session, final)
 
-    def _send(self, session: Session, message: m.FromWorker) -> None:
+    def _send(self, session: BrokerSession, message: m.FromWorker) -> None:
         self._out.append(Send(session.broker, message))
 
     # --- credit ------------------------------------------------------------------------------------------------------
 
-    def raise_limit(self, session: Session) -> bool:
+    def raise_limit(self, session: BrokerSession) -> bool:
         """Raise what a broker may send to what is free now; say whether that is more than it knows of."""
         return session.grant(self._capacity() - len(self.jobs), self._has_room)
 
-    def grant(self, session: Session) -> int:
+    def grant(self, session: BrokerSession) -> int:
         """Return the limit to tell a broker in whatever goes out now."""
         self.raise_limit(session)
         return session.dispatch_limit
 
     def _capacity(self) -> int:
-        return 0 if self.is_closed else min(self._config.capacity, self._fleet.capacity())
+        return 0 if self.is_closed else min(self._config.capacity, self._pool.capacity())
 
     def _has_room(self, service: str) -> bool:
-        return len(self.jobs) < self._capacity() and self._per_service[service] < self._fleet.room(service)
+        return len(self.jobs) < self._capacity() and self._per_service[service] < self._pool.room(service)
 
     # --- time --------------------------------------------------------------------------------------------------------
 

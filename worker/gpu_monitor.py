@@ -9,25 +9,25 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from .devices import Device
-from .facts import Facts
+from .device_discovery import DeviceSpec
+from .device_pool import GpuStats
 
 _EVERY_S: Final = 1.0
 log = logging.getLogger(__name__)
-Tell = Callable[[Mapping[str, Facts]], object]
+Tell = Callable[[Mapping[str, GpuStats]], object]
 
 
-class GpuWatch:
-    """Calls `tell` from its thread with the facts by device id; without CUDA devices there is no thread."""
+class GpuMonitor:
+    """Calls `tell` from its thread with the stats by device id; without CUDA devices there is no thread."""
 
-    def __init__(self, devices: Sequence[Device], tell: Tell, *, every_s: float = _EVERY_S) -> None:
+    def __init__(self, devices: Sequence[DeviceSpec], tell: Tell, *, every_s: float = _EVERY_S) -> None:
         self._devices = [device for device in devices if device.kind == "cuda"]
         self._tell = tell
         self._every_s = every_s
         self._is_over = threading.Event()
         if self._devices:
             # A daemon: at the end nobody waits for a driver that does not answer.
-            threading.Thread(target=self._run, name="gpu-watch", daemon=True).start()
+            threading.Thread(target=self._run, name="gpu-monitor", daemon=True).start()
 
     def close(self) -> None:
         """Ask no more."""
@@ -46,13 +46,13 @@ class GpuWatch:
             log.warning("the driver tells nothing of its devices: %s", error)
             return
         while not self._is_over.is_set():
-            facts = {name: read(nvml, handle) for name, handle in handles.items()}
+            stats = {name: read(nvml, handle) for name, handle in handles.items()}
             if not self._is_over.is_set():
-                self._tell(facts)
+                self._tell(stats)
             self._is_over.wait(self._every_s)
 
 
-def read(nvml: Any, handle: Any) -> Facts:  # noqa: ANN401 - NVML's bindings are not typed
+def read(nvml: Any, handle: Any) -> GpuStats:  # noqa: ANN401 - NVML's bindings are not typed
     """Read what there is of one device; a slice of a device, or an old driver, does not tell everything."""
 
     def ask(question: Callable[[], int]) -> int | None:
@@ -61,7 +61,7 @@ def read(nvml: Any, handle: Any) -> Facts:  # noqa: ANN401 - NVML's bindings are
         except nvml.NVMLError:
             return None
 
-    return Facts(
+    return GpuStats(
         memory_used_bytes=ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
         busy_percent=ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
         celsius=ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),

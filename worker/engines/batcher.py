@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from .engines.base import Item
+from .base import Item
 
 PAD_TO: Final = 64
 _ALL: Final = 1 << 62

@@ -17,7 +17,7 @@ from ..protocol import messages as m
 from ..protocol.errors import ConfigurationError
 from .config import WorkerSettings
 
-Kind = Literal["cpu", "cuda", "mock"]
+DeviceKind = Literal["cpu", "cuda", "mock"]
 Choice = Literal["auto", "cpu", "cuda", "mock"]
 MOCK_DEVICES: Final = 2
 _HIDDEN: Final = ("", "-1", "NoDevFiles", "void", "none")
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class DeviceSpec:
     """One device. `handle` is what makes it, and no other, visible to a CUDA process."""
 
     id: str
-    kind: Kind
+    kind: DeviceKind
     name: str = ""
     memory_bytes: int = 0
     handle: str = ""
@@ -63,7 +63,7 @@ class Gpu:
     memory_bytes: int
 
 
-def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = None) -> list[Device]:
+def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = None) -> list[DeviceSpec]:
     """Return the devices that a worker is to use; `environ` is where CUDA_VISIBLE_DEVICES is looked up.
 
     Raises:
@@ -73,9 +73,9 @@ def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = N
     return select(_of_kind(choice, os.environ if environ is None else environ), settings.devices)
 
 
-def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[Device]:
+def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[DeviceSpec]:
     if choice == "mock":
-        return [Device(id=f"mock:{number}", kind="mock", name="mock") for number in range(MOCK_DEVICES)]
+        return [DeviceSpec(id=f"mock:{number}", kind="mock", name="mock") for number in range(MOCK_DEVICES)]
     if choice == "cpu":
         return [_cpu()]
     gpus, why_none = _list_gpus()
@@ -89,7 +89,7 @@ def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[Device]:
     raise ConfigurationError(f"no CUDA device was found ({why_none}); use --device cpu, or auto")
 
 
-def select(found: Sequence[Device], wanted: Sequence[str]) -> list[Device]:
+def select(found: Sequence[DeviceSpec], wanted: Sequence[str]) -> list[DeviceSpec]:
     """Pick devices by number (counted as CUDA_VISIBLE_DEVICES leaves them) or id, in the order of the request.
 
     Raises:
@@ -109,11 +109,11 @@ def select(found: Sequence[Device], wanted: Sequence[str]) -> list[Device]:
     return picked
 
 
-def visible(gpus: Sequence[Gpu], setting: str | None) -> list[Device]:
+def visible(gpus: Sequence[Gpu], setting: str | None) -> list[DeviceSpec]:
     """Apply CUDA_VISIBLE_DEVICES as CUDA does: order counts, and the first entry that is wrong ends the list."""
     if setting is None:
         return [_cuda(number, gpu.uuid, gpu) for number, gpu in enumerate(gpus)]
-    found: list[Device] = []
+    found: list[DeviceSpec] = []
     for entry in (one.strip() for one in setting.split(",")):
         if entry in _HIDDEN:
             break
@@ -131,17 +131,17 @@ def _matches(entry: str, number: int, gpu: Gpu) -> bool:
     return gpu.uuid.startswith(entry) if entry.startswith("GPU-") else entry == str(number)
 
 
-def _cuda(number: int, handle: str, gpu: Gpu) -> Device:
+def _cuda(number: int, handle: str, gpu: Gpu) -> DeviceSpec:
     # By uuid: CUDA counts devices by speed, NVML by bus, and numbers would be taken for one another.
-    return Device(id=f"cuda:{number}", kind="cuda", name=gpu.name, memory_bytes=gpu.memory_bytes, handle=handle)
+    return DeviceSpec(id=f"cuda:{number}", kind="cuda", name=gpu.name, memory_bytes=gpu.memory_bytes, handle=handle)
 
 
-def _cpu() -> Device:
+def _cpu() -> DeviceSpec:
     try:
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         memory_bytes = 0
-    return Device(id="cpu", kind="cpu", name=_cpu_name(), memory_bytes=memory_bytes)
+    return DeviceSpec(id="cpu", kind="cpu", name=_cpu_name(), memory_bytes=memory_bytes)
 
 
 def _cpu_name() -> str:

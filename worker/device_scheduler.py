@@ -16,9 +16,9 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_FRAME_BYTES
 from .actions import Action, Note, ToEngine
+from .device_pool import Device, DevicePool, Lane
 from .engines import ipc
 from .engines.base import FinishReason, Result, TokenEvent
-from .fleet import Device, Fleet, Lane
 from .jobs import Job, JobState
 
 _LOCAL_RUNS: Final = 2
@@ -41,11 +41,11 @@ class Listener(Protocol):
         ...
 
 
-class Scheduler:
-    """Runs jobs on the fleet."""
+class DeviceScheduler:
+    """Runs jobs on the devices."""
 
-    def __init__(self, fleet: Fleet, listener: Listener, out: list[Action]) -> None:
-        self.fleet = fleet
+    def __init__(self, pool: DevicePool, listener: Listener, out: list[Action]) -> None:
+        self.pool = pool
         self._listener = listener
         self._out = out
         self._tickets = itertools.count(1)
@@ -80,11 +80,11 @@ class Scheduler:
         """Give waiting jobs of a service to devices with a free slot."""
         queue = self._queue(service)
         while queue:
-            chosen = self.fleet.choose(service, now)
+            chosen = self.pool.choose(service, now)
             if chosen is None:
                 break
             self._run(queue.popleft(), *chosen, now)
-        if queue and not self.fleet.lanes(service):
+        if queue and not self.pool.lanes(service):
             for job in list(queue):
                 self._listener.failed(
                     job, ErrorKind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment"
@@ -98,10 +98,10 @@ class Scheduler:
         """
         for service, queue in self._waiting.items():
             if queue:
-                moved_at = max((lane.moved_at for _, lane in self.fleet.lanes(service)), default=0.0)
+                moved_at = max((lane.moved_at for _, lane in self.pool.lanes(service)), default=0.0)
                 for job in queue:
                     job.moved_at = max(job.moved_at, moved_at)
-        for device in self.fleet.devices.values():
+        for device in self.pool.devices.values():
             for lane in device.lanes.values():
                 if lane.info.kind != "stream":
                     _follow_lane(lane)
@@ -124,7 +124,7 @@ class Scheduler:
 
     def _give_up_ticket(self, job: Job, cancelled_at: float | None = None) -> None:
         """Free the slot as soon as the engine confirms; a ticket that is over already needs no word."""
-        lane = self.fleet.devices[job.device].lanes.get(job.service)
+        lane = self.pool.devices[job.device].lanes.get(job.service)
         if lane is not None and job.ticket in lane.running:
             lane.running[job.ticket] = None
             if cancelled_at is not None:
@@ -139,7 +139,7 @@ class Scheduler:
             case ipc.Loading(phase, percent, elapsed_s):
                 device.phase, device.percent, device.elapsed_s = phase, percent, elapsed_s
             case ipc.Ready(services):
-                self.fleet.ready(device, services, now)
+                self.pool.ready(device, services, now)
                 self._fill_all(device, now)
             case ipc.Failed(error):
                 self._out.append(Note("error", f"{device.info.id}: {error}"))
@@ -173,7 +173,7 @@ class Scheduler:
         """
         is_repeatable = bool(job.flags & m.IDEMPOTENT) and (job.kind != "stream" or job.total_n == 0)
         may_crash = _LOCAL_RUNS if job.attempt == 1 else 1
-        return is_repeatable and job.crashes < may_crash and bool(self.fleet.lanes(job.service))
+        return is_repeatable and job.crashes < may_crash and bool(self.pool.lanes(job.service))
 
     def _on_step(self, device: Device, step: ipc.Step, now: float) -> None:
         device.last_step_at = now

@@ -3,9 +3,9 @@
 import pytest
 
 from zmqrt.protocol.errors import ConfigurationError
-from zmqrt.worker import devices
+from zmqrt.worker import device_discovery
 from zmqrt.worker.config import WorkerSettings
-from zmqrt.worker.devices import Device, Gpu, find_devices, select, visible
+from zmqrt.worker.device_discovery import DeviceSpec, Gpu, find_devices, select, visible
 
 GPUS = [Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gpu("GPU-cc33", "L4", 24 << 30)]
 
@@ -13,13 +13,13 @@ GPUS = [Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gp
 def no_gpus(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Let the driver list none."""
     nothing: list[Gpu] = []
-    monkeypatch.setattr(devices, "_list_gpus", lambda: (nothing, why))
+    monkeypatch.setattr(device_discovery, "_list_gpus", lambda: (nothing, why))
 
 
 @pytest.fixture(autouse=True)
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the driver list three devices."""
-    monkeypatch.setattr(devices, "_list_gpus", lambda: (GPUS, "the driver lists none"))
+    monkeypatch.setattr(device_discovery, "_list_gpus", lambda: (GPUS, "the driver lists none"))
 
 
 def handles(setting: str | None) -> list[str]:
@@ -84,7 +84,7 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are() -> None:
 def test_a_device_named_twice_is_refused() -> None:
     """Two processes on one device would fight for its memory."""
     with pytest.raises(ConfigurationError, match="twice"):
-        select([Device(id="cpu", kind="cpu")], ["0", "cpu"])
+        select([DeviceSpec(id="cpu", kind="cpu")], ["0", "cpu"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_process_sees_its_own_device_alone() -> None:
 
 def test_a_process_on_the_cpu_keeps_to_its_threads() -> None:
     """Threads that spin while they wait would take the cores of the other processes."""
-    cpu = Device(id="cpu", kind="cpu")
+    cpu = DeviceSpec(id="cpu", kind="cpu")
 
     assert cpu.environment(threads="3") == {
         "CUDA_VISIBLE_DEVICES": "",
