@@ -12,7 +12,8 @@ from zmqrt.bridge_http.openai import extras
 from zmqrt.broker import nodes as broker_workers
 from zmqrt.broker import requests as broker_requests
 from zmqrt.client import requests as client_requests
-from zmqrt.protocol import settings
+from zmqrt.client.cli.cmd_config import settings_by_table
+from zmqrt.protocol.settings import CONFIG_ENV, FILE_NAME, SHARED_TABLE, CommonSettings, Setting, known_roles
 from zmqrt.worker import broker_sessions as worker_sessions
 from zmqrt.worker import core as worker_core
 
@@ -104,9 +105,67 @@ def _let_pass(row: extras.Extra) -> str:
     return ", ".join(f"`{json.dumps(value)}`" for value in row.at) or "`null` alone"
 
 
+_SETTINGS_INTRO = f"""\
+# Settings
+
+Made from the code by `make docs`; do not edit.
+
+Defaults < TOML file (`--config`, `{CONFIG_ENV}`, `./{FILE_NAME}`, `{FILE_NAME}` in the user's settings folder) <
+`.env` in the working directory < environment < flags. A duration is written `10s`, `250ms` or `2m`, a size `64MiB`.
+White space and one pair of equal quotes around a value are taken off. Files are UTF-8, or UTF-16 with its mark.
+
+`zmqrt config show` tells what is in force, where it comes from, and what was ignored.
+
+## Names of others
+
+* An unknown key in a file, or a name in `.env` with the prefix `ZMQRT_`, is an error, exit code 78. In the environment
+  it is a warning: Kubernetes puts `ZMQRT_PORT=tcp://10.0.0.1:8000` and the like there for a Service of that name.
+* A historic environment name works bare and with the prefix `ZMQRT_`. Bare names belong to everybody: a value that
+  cannot be ours (`LOG_LEVEL=WARN`, `HOST=x86_64-conda-linux-gnu`, `API_KEYS=sk-abc`, `MODEL_NAME=gpt-4o`) is ignored,
+  with a warning. Those that many programs use (`HOST`, `PORT`, `LOG_LEVEL`, `MODEL_NAME`, `MODEL_PATH`, `NODE_ID`,
+  `MAX_RETRIES`) count in `.env` only beside a name of zmqrt's own, or beside a `zmqrt.toml`.
+* Commands that are clients (`infer`, `status`, …) read no bare name at all.
+
+## Whose files
+
+`.env` and `{FILE_NAME}` decide what a program does, so one that another user owns (root excepted), or may write, is
+refused, exit code 78; a file named by `--config` or `{CONFIG_ENV}` may have any owner. Who started the program by sudo
+counts as yourself; root's group, your private one and one without a name let nobody else in; and on a file system
+without modes (a drive of Windows in WSL, a share) only the owner counts. What the environment says as well is not asked
+of `.env`: Docker Compose and systemd hand such a file on by themselves. Which files of the working directory count is
+said once, at the start. `insecure` counts only as a flag, in the environment, or in a file of your own.
+
+## Several roles
+
+In the TOML table `[{SHARED_TABLE}]`, or in a role's own table, which wins.
+"""
+
+
+def settings_page(roles: Mapping[str, type[CommonSettings]]) -> str:
+    """List every setting of every role."""
+    tables = settings_by_table(roles)
+    parts = [_SETTINGS_INTRO, _settings(tables.pop(SHARED_TABLE))]
+    for role, settings in tables.items():
+        parts += [f"## {role}\n\nTOML table `[{role}]`.\n", _settings(settings)]
+    return "\n".join(parts)
+
+
+def _settings(settings: Iterable[Setting]) -> str:
+    head = ["| setting | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*head, *map(_setting, settings), ""])
+
+
+def _setting(setting: Setting) -> str:
+    names = " ".join(f"`{name}`" for name in setting.env_names[:1] + setting.declared.env)
+    flag = setting.flag if setting.type.is_flag else f"{setting.flag} {setting.metavar}".replace("|", "¦")
+    shown = setting.show(setting.default)
+    meaning = setting.declared.help.replace("|", "\\|")
+    return f"| `{setting.name}` | `{flag}` | {names} | {f'`{shown}`' if shown else ''} | {meaning} |"
+
+
 PAGES = {
     "openai_fields.md": fields_page,
-    "settings.md": lambda: settings.markdown_table(settings.known_roles()),
+    "settings.md": lambda: settings_page(known_roles()),
     "states.md": states_page,
 }
 """File -> what stands in it."""

@@ -17,8 +17,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Final
 
-from ..protocol.settings import unquoted
-from ..protocol.settings.variables import CACHE_ENV
+from ..protocol.settings import CACHE_ENV, unquoted
 from .model_error import ModelError
 
 LOCK_WAIT_S: Final = 1800.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 from click.core import ParameterSource
 
-from ...protocol.settings import is_named, options, unquoted
-from ...protocol.settings.variables import API_KEY_ENV
+from ...protocol.settings import API_KEY_ENV, is_named, options, unquoted
 from ..config import ClientSettings
 from ..sync import Client
 from .cmd_infer import to_fields

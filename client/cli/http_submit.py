@@ -20,7 +20,7 @@ from ...protocol.errors import (
     ZmqrtError,
 )
 from ...protocol.sanitize import printable
-from ...protocol.settings.variables import API_KEY_ENV
+from ...protocol.settings import API_KEY_ENV
 from .proxies import Proxy, opener_for, proxy_for
 
 _EXIT_OF_STATUS: Final = {

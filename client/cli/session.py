@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ...protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
-from ...protocol.settings.commands import SETTINGS_LOGGER
+from ...protocol.settings import SETTINGS_LOGGER
 from ...protocol.snapshot import Snapshot
 from .interrupts import Interrupts
 from .poller import Poller

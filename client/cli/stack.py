@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import click
 
-from ...protocol.settings.values import duration_type
+from ...protocol.settings import duration_type
 from .supervise import Child, Supervisor
 
 _LOOPBACK: Final = "127.0.0.1"

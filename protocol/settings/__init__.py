@@ -15,34 +15,37 @@ is an error in a file, and a warning in the environment, where others put things
     @command(BrokerSettings, name="zmqrt-broker", help="Hand requests to workers.")
     def main(settings: BrokerSettings) -> None: ...
 
-A subcommand of a group takes the same flags with `@options(ClientSettings)`; a program calls `load(ClientSettings)`.
+A subcommand of a group takes the same flags with `@options(ClientSettings)`. `resolve` does without a command line.
 """
 
-from .commands import command, is_named, options, version_text
+from .commands import SETTINGS_LOGGER, command, is_named, options, version_text
 from .declare import LOG_LEVELS, CommonSettings, Setting, setting, settings_of
-from .render import markdown_table, toml_template
-from .sources import EffectiveValue, Resolved, Surroundings, known_roles, load, origins, resolve
-from .values import unquoted
-from .variables import wants_tracebacks
+from .sources import DEFAULT, FILE_NAME, SHARED_TABLE, EffectiveValue, Resolved, Surroundings, known_roles, resolve
+from .values import duration_type, unquoted
+from .variables import API_KEY_ENV, CACHE_ENV, CONFIG_ENV, wants_tracebacks
 
 __all__ = [
+    "API_KEY_ENV",
+    "CACHE_ENV",
+    "CONFIG_ENV",
+    "DEFAULT",
+    "FILE_NAME",
     "LOG_LEVELS",
+    "SETTINGS_LOGGER",
+    "SHARED_TABLE",
     "CommonSettings",
     "EffectiveValue",
     "Resolved",
     "Setting",
     "Surroundings",
     "command",
+    "duration_type",
     "is_named",
     "known_roles",
-    "load",
-    "markdown_table",
     "options",
-    "origins",
     "resolve",
     "setting",
     "settings_of",
-    "toml_template",
     "unquoted",
     "version_text",
     "wants_tracebacks",

@@ -1,6 +1,6 @@
 """Settings as a command line: click options made from a settings class, whose help names every other way to set them.
 
-click parses flags and tells which were given; everything else comes from `sources`.
+click parses flags; everything else comes from `sources`.
 """
 
 import functools
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
-from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 from click.types import OptionHelpExtra
 
@@ -30,7 +29,7 @@ R = TypeVar("R")
 
 _DEST = "setting__"
 _CONFIG = "config__"
-_ORIGINS = "zmqrt.origins"
+_RESOLVED = "zmqrt.resolved"
 SETTINGS_LOGGER = "zmqrt.settings"
 """Who speaks in a log of JSON; `zmqrt up` tells once what each of its roles says there."""
 
@@ -43,13 +42,13 @@ def command(
     epilog: str | None = None,
 ) -> Callable[[Callable[[S], object]], click.Command]:
     """Make a role's program: its flags, `--config`, `--version`, and a settings object for the function."""
+    context = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    version = click.option(
+        "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show versions."
+    )
 
     def decorate(function: Callable[[S], object]) -> click.Command:
-        made = options(cls)(function)
-        made = click.option(
-            "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show versions."
-        )(made)
-        context = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        made = version(options(cls)(function))
         return click.command(name, cls=_Program, help=help, epilog=epilog, context_settings=context)(made)
 
     return decorate
@@ -65,12 +64,13 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             context = click.get_current_context()
-            given = _take_flags(cls, context, kwargs)
-            config = kwargs.pop(_CONFIG, None)
+            values = {setting.name: kwargs.pop(_DEST + setting.field) for setting in settings_of(cls)}
+            flags = {name: value for name, value in values.items() if value not in (None, ())}
+            config = kwargs.pop(_CONFIG)
             try:
-                resolved = resolve(cls, given, config=config if isinstance(config, Path) else None)
-                context.meta[_ORIGINS] = {one.name: one.origin for one in resolved.origins}
-                _tell(cls.role, resolved)
+                resolved = resolve(cls, flags, config=config if isinstance(config, Path) else None)
+                context.meta[_RESOLVED] = resolved
+                _report(cls.role, resolved)
                 return function(resolved.settings, *args, **kwargs)
             except ZmqrtError as error:
                 if wants_tracebacks():
@@ -78,9 +78,11 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
                 click.echo(f"error: {indented(str(error))}", err=True)
                 context.exit(error.exit_code)
 
-        wrapped: Callable[P, R] = _config_option(run)
-        for one in reversed(settings_of(cls)):
-            wrapped = _option(one)(wrapped)
+        file = click.Path(exists=True, dir_okay=False, path_type=Path)
+        where = f"Settings file; else {CONFIG_ENV}, ./{FILE_NAME}, then {FILE_NAME} in the user's settings folder."
+        wrapped: Callable[P, R] = click.option("--config", _CONFIG, type=file, help=where)(run)
+        for setting in reversed(settings_of(cls)):
+            wrapped = _option(setting)(wrapped)
         return wrapped
 
     return decorate
@@ -88,18 +90,8 @@ def options(cls: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable
 
 def is_named(name: str) -> bool:
     """Say whether somebody set this setting of the running command, and it is not the default that is in force."""
-    origins: dict[str, str] = click.get_current_context().meta[_ORIGINS]
-    return origins[name] != DEFAULT
-
-
-def _tell(role: str, resolved: Resolved[S]) -> None:
-    """Say what was ignored, and what was read where nobody may know of it; before the log is set up, but like it."""
-    for level, lines in (("warning", resolved.warnings), ("info", resolved.notes)):
-        for line in dict.fromkeys(lines):
-            if resolved.settings.log_format == "json":
-                click.echo(json_line(level, SETTINGS_LOGGER, line, role=role), err=True)
-            else:
-                click.echo(printable(f"{'warning' if level == 'warning' else 'settings'}: {line}"), err=True)
+    resolved: Resolved[CommonSettings] = click.get_current_context().meta[_RESOLVED]
+    return any(each.name == name and each.origin != DEFAULT for each in resolved.origins)
 
 
 def version_text() -> str:
@@ -110,38 +102,35 @@ def version_text() -> str:
     return f"zmqrt {own} (ZRT/1, libzmq {zmq.zmq_version()}, Python {platform.python_version()})"
 
 
-def _take_flags(cls: type[CommonSettings], context: click.Context, kwargs: dict[str, Any]) -> dict[str, object]:
-    """Remove our options from the parameters and return those that stood on the command line."""
-    given: dict[str, object] = {}
-    for one in settings_of(cls):
-        value = kwargs.pop(_DEST + one.field, None)
-        if context.get_parameter_source(_DEST + one.field) is ParameterSource.COMMANDLINE:
-            given[one.name] = value
-    return given
+def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:  # noqa: FBT001 - click's
+    if is_asked and not context.resilient_parsing:
+        click.echo(version_text())
+        context.exit()
 
 
-def _config_option(function: Callable[P, R]) -> Callable[P, R]:
+def _report(role: str, resolved: Resolved[S]) -> None:
+    """Say what was ignored, and what was read where nobody may know of it; before the log is set up, but like it."""
+    for level, head, lines in (("warning", "warning", resolved.warnings), ("info", "settings", resolved.notes)):
+        for line in dict.fromkeys(lines):
+            if resolved.settings.log_format == "json":
+                click.echo(json_line(level, SETTINGS_LOGGER, line, role=role), err=True)
+            else:
+                click.echo(printable(f"{head}: {line}"), err=True)
+
+
+def _option(setting: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    is_flag = setting.type.is_flag
     return click.option(
-        "--config",
-        _CONFIG,
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help=f"Settings file; else {CONFIG_ENV}, ./{FILE_NAME}, then {FILE_NAME} in the user's settings folder.",
-    )(function)
-
-
-def _option(one: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    names = [f"{one.flag}/--no-{one.flag.removeprefix('--')}"] if one.value_type.is_flag else [one.flag]
-    return click.option(
-        *names,
-        _DEST + one.field,
+        f"{setting.flag}/--no-{setting.flag.removeprefix('--')}" if is_flag else setting.flag,
+        _DEST + setting.field,
         cls=_SettingOption,
-        type=None if one.value_type.is_flag else _SettingType(one),
+        type=None if is_flag else _SettingType(setting),
         default=None,
-        multiple=one.value_type.is_list,
-        metavar=one.metavar or None,
-        hidden=one.declared.deprecated is not None,
-        help=one.declared.help,
-        setting=one,
+        multiple=setting.type.is_list,
+        metavar=setting.metavar or None,
+        hidden=setting.declared.deprecated is not None,
+        help=setting.declared.help,
+        setting=setting,
     )
 
 
@@ -180,7 +169,7 @@ class _SettingOption(click.Option):
         extra = super().get_help_extra(ctx)
         extra["envvars"] = self.setting.env_names[:1] + self.setting.declared.env
         shown = self.setting.show(self.setting.default)
-        if shown and not (self.setting.value_type.is_flag and not self.setting.default):
+        if shown and self.setting.default is not False:
             extra["default"] = shown
         return extra
 
@@ -188,16 +177,16 @@ class _SettingOption(click.Option):
 class _SettingType(click.ParamType[object]):
     """Checks a flag at once, so that a bad one is a usage error, and completes choices and paths."""
 
-    def __init__(self, one: Setting) -> None:
-        self.setting = one
-        self.name = one.metavar
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.name = setting.metavar
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         """Return the text unchanged once it is known to be readable."""
         try:
             self.setting.read(value)  # what it says is checked later: that is a bad configuration, and no bad usage
         except ValueError as error:
-            shown = "this value" if self.setting.declared.is_secret else repr(value)
+            shown = "this value" if self.setting.declared.secret else repr(value)
             self.fail(f"{shown}: {error}", param, ctx)
         return value
 
@@ -208,13 +197,6 @@ class _SettingType(click.ParamType[object]):
         incomplete: str,
     ) -> list[CompletionItem]:
         """Offer the accepted words, or files."""
-        if isinstance(self.setting.default, Path) or self.setting.value_type.metavar == "PATH":
+        if self.setting.type.metavar == "PATH":
             return [CompletionItem(incomplete, type="file")]
-        words = (word for word in self.setting.declared.choices if word.startswith(incomplete))
-        return [CompletionItem(word) for word in words]
-
-
-def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:  # noqa: FBT001 - click's
-    if is_asked and not context.resilient_parsing:
-        click.echo(version_text())
-        context.exit()
+        return [CompletionItem(word) for word in self.setting.declared.choices if word.startswith(incomplete)]

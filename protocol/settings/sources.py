@@ -4,12 +4,12 @@ Unknown keys are looked for in every source and every role, so that a typo never
 """
 
 import dataclasses
+import functools
 import os
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -18,16 +18,15 @@ import click
 
 from ..errors import ConfigurationError
 from ..own_files import is_own, is_there, read_text, refuse_foreign
-from . import variables
 from .declare import CommonSettings, Setting, settings_of
-from .variables import CONFIG_ENV, Roles, Variables, nearest
+from .variables import CONFIG_ENV, Found, Roles, Variables, nearest, of_dotenv, of_environment
 
 S = TypeVar("S", bound=CommonSettings)
 
 FILE_NAME: Final = "zmqrt.toml"
 SHARED_TABLE: Final = "all"
 DEFAULT: Final = "default"
-INSECURE: Final = "insecure"
+_INSECURE: Final = "insecure"
 """Switches checks off, so it is believed from fewer places than the rest."""
 
 
@@ -45,58 +44,52 @@ class Surroundings:
     @classmethod
     def here(cls) -> "Surroundings":
         """Describe this process."""
+        try:
+            directory = Path.cwd()
+        except OSError:  # deleted meanwhile
+            directory = None
+        user = Path(click.get_app_dir("zmqrt"))  # without a home, click names one beneath the working directory
         return cls(
             environ=os.environ,
-            directory=_working_directory(),
-            user_directory=_user_directory(),
+            directory=directory,
+            user_directory=user if user.is_absolute() else None,
             roles=known_roles(),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveValue:
-    """One effective setting, and where its value came from; `shown` hides a secret."""
+    """What a setting is, and where that comes from: also the file, if it is one."""
 
     setting: Setting
     value: object
-    shown: str
     origin: str
     path: Path | None = None
-    """The file that it came from."""
 
     @property
     def name(self) -> str:
         """Name of the setting."""
         return self.setting.name
 
+    @property
+    def shown(self) -> str:
+        """The value as it would be typed, unless it is a secret."""
+        return self.setting.show(self.value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Generic[S]):
-    """A role's settings, the origin of each, and what the user should know about them.
-
-    `warnings` tell what was ignored or does not do what it seems to; `notes`, which files of the working directory
-    count.
-    """
+    """A role's settings, the origin of each, and what the user should know about them."""
 
     settings: S
     origins: tuple[EffectiveValue, ...]
     warnings: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    """What was ignored, or does not do what it seems to."""
+    notes: tuple[str, ...]
+    """Which files of the working directory count."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A raw value, and where it stands."""
-
-    raw: object
-    origin: str
-    path: Path | None = None
-
-
-_Layer = Callable[[Setting], _Found | None]
-
-
-@cache
+@functools.cache
 def known_roles() -> Roles:
     """Return each installed role's settings class by its name; protocol imports no role, so entry points tell."""
     roles: dict[str, type[CommonSettings]] = {}
@@ -107,18 +100,6 @@ def known_roles() -> Roles:
             if error.name != point.module:  # a role that is not here has no settings; a broken one is an error
                 raise
     return roles
-
-
-def load(cls: type[S], flags: Mapping[str, object] | None = None, *, config: Path | None = None) -> S:
-    """Return the effective settings of a role in this process; `flags` maps names to text."""
-    return resolve(cls, flags, config=config).settings
-
-
-def origins(
-    cls: type[S], flags: Mapping[str, object] | None = None, *, config: Path | None = None
-) -> tuple[EffectiveValue, ...]:
-    """Return each effective setting with where it came from, for `zmqrt config show`."""
-    return resolve(cls, flags, config=config).origins
 
 
 def resolve(
@@ -132,157 +113,128 @@ def resolve(
     around = surroundings or Surroundings.here()
     roles: Roles = {**around.roles, cls.role: cls}
     warnings: list[str] = []
-    environ = variables.of_environment(around.environ, roles, warnings.append)
-    dotenv = variables.of_dotenv(around.directory, environ, roles, warnings.append)
-    tables = _Tables.read(config, _find_file(around, environ, dotenv), roles)
-    layers: tuple[_Layer, ...] = (
-        lambda one: _in_flags(one, flags or {}),
-        lambda one: _in_variables(one, environ, warnings.append),
-        lambda one: _in_variables(one, dotenv, warnings.append),
-        lambda one: tables.find(one, cls.role),
+    environ = of_environment(around.environ, roles, warnings.append)
+    dotenv = of_dotenv(around.directory, environ, roles, warnings.append)
+    file = _read_file(config, around, environ, dotenv, roles)
+    given = {name: Found(raw, f"flag --{name.replace('_', '-')}") for name, raw in (flags or {}).items()}
+    sources: tuple[_Source, ...] = (
+        lambda setting: given.get(setting.name),
+        environ.find,
+        dotenv.find,
+        functools.partial(file.find, cls.role),
     )
-    resolved = _build(cls, [_choose(one, layers) for one in settings_of(cls)])
-    notes = _say_what_was_read(resolved.origins, around.directory)
-    return dataclasses.replace(resolved, warnings=(*warnings, *resolved.warnings), notes=notes)
-
-
-def _choose(one: Setting, layers: Iterable[_Layer]) -> EffectiveValue:
-    """Take the value of the first layer that has one: the strongest comes first."""
-    found = next(filter(None, (layer(one) for layer in layers)), None)
-    if found is None:
-        return EffectiveValue(setting=one, value=one.default, shown=one.show(one.default), origin=DEFAULT)
-    value = _parse(one, found)
-    if one.name == INSECURE and value and found.path is not None and not is_own(found.path):
-        raise ConfigurationError(
-            f"setting {INSECURE} ({found.origin}): only a flag, the environment or a file of your own may say that"
-        )
-    return EffectiveValue(setting=one, value=value, shown=one.show(value), origin=found.origin, path=found.path)
-
-
-def _parse(one: Setting, found: _Found) -> object:
+    effective = tuple(_choose(setting, sources) for setting in settings_of(cls))
+    values: dict[str, Any] = {each.setting.field: each.value for each in effective}  # of each field's own type
     try:
-        return one.parse(found.raw)
-    except ValueError as error:
-        shown = "****" if one.declared.is_secret else repr(found.raw)
-        raise ConfigurationError(f"setting {one.name} = {shown} ({found.origin}): {error}") from None
-
-
-def _build(cls: type[S], chosen: list[EffectiveValue]) -> Resolved[S]:
-    try:
-        values: dict[str, Any] = {each.setting.field: each.value for each in chosen}  # of each field's own type
         settings = cls(**values)
     except ValueError as error:  # a role's __post_init__ refuses a contradiction between settings
         raise ConfigurationError(f"{cls.role} settings: {error}") from None
-    return Resolved(settings=settings, origins=tuple(chosen), warnings=tuple(_warnings(chosen)))
+    return Resolved(
+        settings=settings,
+        origins=effective,
+        warnings=(*warnings, *_warnings(effective)),
+        notes=tuple(_notes(effective, around.directory)),
+    )
 
 
-def _warnings(chosen: Iterable[EffectiveValue]) -> Iterator[str]:
-    for each in chosen:
-        declared = each.setting.declared
+_Source = Callable[[Setting], Found | None]
+
+
+def _choose(setting: Setting, sources: Iterable[_Source]) -> EffectiveValue:
+    """Take the value of the first source that has one: the strongest comes first."""
+    found = next(filter(None, (find(setting) for find in sources)), None)
+    if found is None:
+        return EffectiveValue(setting=setting, value=setting.default, origin=DEFAULT)
+    value = _parse(setting, found)
+    if setting.name == _INSECURE and value and found.path is not None and not is_own(found.path):
+        raise ConfigurationError(
+            f"setting {_INSECURE} ({found.origin}): only a flag, the environment or a file of your own may say that"
+        )
+    return EffectiveValue(setting=setting, value=value, origin=found.origin, path=found.path)
+
+
+def _parse(setting: Setting, found: Found) -> object:
+    try:
+        return setting.parse(found.raw)
+    except ValueError as error:
+        shown = "****" if setting.declared.secret else repr(found.raw)
+        raise ConfigurationError(f"setting {setting.name} = {shown} ({found.origin}): {error}") from None
+
+
+def _warnings(effective: Iterable[EffectiveValue]) -> Iterator[str]:
+    for each in effective:
+        declared, flag = each.setting.declared, each.setting.flag
         if declared.deprecated and each.origin != DEFAULT:
             yield f"setting {each.name} ({each.origin}) has no effect any more: {declared.deprecated}"
-        if declared.is_secret and each.origin.startswith("flag"):
+        if declared.secret and each.origin.startswith("flag"):
             yield (
-                f"{each.setting.flag} shows its secret to every user of this machine, in the list of processes; "
-                f"set {each.setting.env_names[0]} instead, or {each.setting.flag}-file"
+                f"{flag} shows its secret to every user of this machine, in the list of processes; "
+                f"set {each.setting.env_names[0]} instead, or {flag}-file"
             )
 
 
-def _in_flags(one: Setting, flags: Mapping[str, object]) -> _Found | None:
-    return _Found(flags[one.name], f"flag {one.flag}") if one.name in flags else None
-
-
-def _in_variables(one: Setting, found: Variables, warn: Callable[[str], None]) -> _Found | None:
-    named = found.of(one, warn)
-    return _Found(named[1], f"{found.origin} {named[0]}", found.path) if named is not None else None
-
-
-def _say_what_was_read(origins: Iterable[EffectiveValue], directory: Path | None) -> tuple[str, ...]:
+def _notes(effective: Iterable[EffectiveValue], directory: Path | None) -> Iterator[str]:
     """Name each file of the working directory that counts, and for what: it may be there by accident."""
     read: dict[Path, list[str]] = {}
-    for one in origins:
-        if one.path is not None and one.path.parent == directory:
-            read.setdefault(one.path, []).append(one.name)
-    return tuple(f"read from {path}: {', '.join(names)}" for path, names in read.items())
-
-
-def _find_file(around: Surroundings, environ: Variables, dotenv: Variables) -> tuple[Path | None, bool]:
-    """Return the settings file, and whether somebody named it."""
-    named = environ.values.get(CONFIG_ENV)
-    if named:
-        return Path(os.path.expanduser(named)), True  # noqa: PTH111 - leaves ~ alone where there is no home
-    named = dotenv.values.get(CONFIG_ENV)
-    if named:
-        return Path(os.path.expanduser(named)), False  # noqa: PTH111 - as above
-    folders = (folder for folder in (around.directory, around.user_directory) if folder is not None)
-    return next((path for path in (folder / FILE_NAME for folder in folders) if is_there(path)), None), False
-
-
-def _working_directory() -> Path | None:
-    try:
-        return Path.cwd()
-    except OSError:  # deleted meanwhile
-        return None
-
-
-def _user_directory() -> Path | None:
-    """Return the folder of the user's settings; without a home, click would name one beneath the working directory."""
-    folder = Path(click.get_app_dir("zmqrt"))
-    return folder if folder.is_absolute() else None
+    for each in effective:
+        if each.path is not None and each.path.parent == directory:
+            read.setdefault(each.path, []).append(each.name)
+    return (f"read from {path}: {', '.join(names)}" for path, names in read.items())
 
 
 @dataclass(frozen=True)
-class _Tables:
+class _File:
     """The TOML file, checked whole: also the tables of the roles that are not being started."""
 
-    path: Path | None
+    path: Path | None = None
     tables: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict[str, dict[str, object]])
 
-    @classmethod
-    def read(cls, given: Path | None, found: tuple[Path | None, bool], roles: Roles) -> "_Tables":
-        """Read the file given by a flag, else the one found."""
-        path, is_named = (given, True) if given is not None else found
-        if path is None:
-            return cls(None)
-        try:
-            refuse_foreign(path, any_owner=is_named)
-            document = tomllib.loads(read_text(path))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigurationError(f"cannot read {path}: {error}") from None
-        tables = cls(path, dict(_tables_of(document, path, roles)))
-        tables.check(roles)
-        return tables
-
-    def find(self, one: Setting, role: str) -> _Found | None:
+    def find(self, role: str, setting: Setting) -> Found | None:
         """Return the value of a setting: the role's own table wins over the shared one."""
         for table in (role, SHARED_TABLE):
-            if one.name in self.tables.get(table, {}):
-                return _Found(self.tables[table][one.name], f"{self.path} [{table}]", self.path)
+            if setting.name in self.tables.get(table, {}):
+                return Found(self.tables[table][setting.name], f"{self.path} [{table}]", self.path)
         return None
 
-    def check(self, roles: Roles) -> None:
-        """Refuse keys that no role knows, and values that their role would refuse."""
-        everything = {one.name for cls in roles.values() for one in settings_of(cls)}
-        for table, content in self.tables.items():
-            known = everything if table == SHARED_TABLE else {one.name for one in settings_of(roles[table])}
-            for key in content:
-                if key not in known:
-                    raise ConfigurationError(f"unknown key {key} in {self.path} [{table}]{_guess(key, known)}")
-        for role, cls in roles.items():
-            for one in settings_of(cls):
-                found = self.find(one, role)
-                if found is not None:
-                    _parse(one, found)
+
+def _read_file(config: Path | None, around: Surroundings, environ: Variables, dotenv: Variables, roles: Roles) -> _File:
+    """Read the file that was named, else the nearest. Whoever named one vouches for its owner; a `.env` does not."""
+    named = [config, *(_as_path(variables.values.get(CONFIG_ENV)) for variables in (environ, dotenv))]
+    folders = (folder for folder in (around.directory, around.user_directory) if folder is not None)
+    by_itself = (path for path in (folder / FILE_NAME for folder in folders) if is_there(path))
+    path = next(filter(None, named), None) or next(by_itself, None)
+    if path is None:
+        return _File()
+    try:
+        refuse_foreign(path, any_owner=path in named[:2])
+        document = tomllib.loads(read_text(path))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"cannot read {path}: {error}") from None
+    _check_names(document, path, roles)
+    file = _File(path, typing.cast("dict[str, dict[str, object]]", document))
+    for role, cls in roles.items():
+        for setting in settings_of(cls):
+            if (found := file.find(role, setting)) is not None:
+                _parse(setting, found)
+    return file
 
 
-def _tables_of(document: Mapping[str, object], path: Path, roles: Roles) -> Iterator[tuple[str, dict[str, object]]]:
-    known = {SHARED_TABLE, *roles}
-    for name, content in document.items():
+def _as_path(text: str | None) -> Path | None:
+    return Path(os.path.expanduser(text)) if text else None  # noqa: PTH111 - leaves ~ alone where there is no home
+
+
+def _check_names(document: Mapping[str, object], path: Path, roles: Roles) -> None:
+    """Refuse tables and keys that no role knows."""
+    known = {role: {setting.name for setting in settings_of(cls)} for role, cls in roles.items()}
+    known[SHARED_TABLE] = set().union(*known.values())
+    for table, content in document.items():
         if not isinstance(content, dict):
-            raise ConfigurationError(f"key {name} in {path} stands outside a table; put it under [{SHARED_TABLE}]")
-        if name not in known:
-            raise ConfigurationError(f"unknown table [{name}] in {path}{_guess(name, known)}")
-        yield name, typing.cast("dict[str, object]", content)
+            raise ConfigurationError(f"key {table} in {path} stands outside a table; put it under [{SHARED_TABLE}]")
+        if table not in known:
+            raise ConfigurationError(f"unknown table [{table}] in {path}{_guess(table, known)}")
+        for key in typing.cast("dict[str, object]", content):
+            if key not in known[table]:
+                raise ConfigurationError(f"unknown key {key} in {path} [{table}]{_guess(key, known[table])}")
 
 
 def _guess(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """What a setting's text means: one `ValueType` for each type a settings class may use.
 
-It reads words and TOML values alike and writes a value back as it would be typed.
-It knows no names and no sources.
+It reads text and TOML values alike and writes a value back as it would be typed. It knows no names and no sources.
 """
 
 import math
@@ -9,7 +8,7 @@ import os.path
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,41 +19,28 @@ Unit = Literal["s", "ms", "bytes"]
 
 _TRUE: Final = {"true", "yes", "on", "1"}
 FALSE: Final = {"false", "no", "off", "0"}
-_TIME: Final = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "min": 60_000_000, "h": 3_600_000_000}
-_SIZE: Final = {
-    "b": 1,
-    "kb": 1000,
-    "mb": 1000**2,
-    "gb": 1000**3,
-    "kib": 1024,
-    "mib": 1024**2,
-    "gib": 1024**3,
-}
-_QUOTES: Final = ("'", '"')
+_MICROSECONDS: Final = {"us": 1, "ms": 1_000, "s": 10**6, "m": 60 * 10**6, "min": 60 * 10**6, "h": 3600 * 10**6}
+_BYTES: Final = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueType:
-    """One type of setting: how to read it and how to write it.
-
-    Attributes:
-        expected: What a user should have written; completes "expected …".
-        metavar: Stands for the value in `--help`.
-        parse: Takes text or a TOML value; raises ValueError.
-        show: Writes a value the way it would be typed.
-        is_flag: Whether the flag alone says it.
-        is_list: Whether the flag may be repeated.
-        is_number: Whether limits may be compared.
-    """
+    """One type of setting: how to read it and how to write it."""
 
     expected: str
+    """What a user should have written; completes "expected …"."""
     metavar: str
+    """Stands for the value in `--help`."""
     parse: Callable[[object], object]
-    show: Callable[[object], str] = str
+    """Takes text or a TOML value; raises ValueError or OverflowError."""
+    show: Callable[[typing.Any], str] = str
     is_flag: bool = False
+    """The flag alone says it."""
     is_list: bool = False
+    """The flag may be repeated."""
     is_number: bool = False
+    """It may have bounds."""
 
 
 def unquoted(text: str) -> str:
@@ -64,107 +50,64 @@ def unquoted(text: str) -> str:
     """
     text = text.strip()
     quote = text[:1]
-    is_quoted = len(text) >= 2 and quote in _QUOTES and text[-1] == quote and quote not in text[1:-1]
+    is_quoted = len(text) >= 2 and quote in "'\"" and text[-1] == quote and quote not in text[1:-1]
     return text[1:-1].strip() if is_quoted else text
 
 
-def plain_number(number: float) -> str:
-    """Write a number without exponent or trailing zeros, so that it can be typed back."""
-    return f"{number:.9f}".rstrip("0").rstrip(".") if number % 1 else f"{number:.0f}"
+def _bool(raw: object) -> bool:
+    word = str(raw).strip().lower() if isinstance(raw, str | bool) else ""
+    if word not in _TRUE | FALSE:
+        raise ValueError
+    return word in _TRUE
 
 
-def _parse_bool(raw: object) -> bool:
-    if isinstance(raw, bool):
-        return raw
-    word = raw.strip().lower() if isinstance(raw, str) else ""
-    if word in _TRUE:
-        return True
-    if word in FALSE:
-        return False
-    raise ValueError
+def _int(raw: object) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, str | int):
+        raise ValueError  # noqa: TRY004 - one exception for every value that does not fit
+    return int(raw)
 
 
-def _parse_int(raw: object) -> int:
-    if isinstance(raw, str):
-        return int(raw)
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        return raw
-    raise ValueError
-
-
-def _parse_float(raw: object) -> float:
-    number = float(raw) if isinstance(raw, (str, int, float)) and not isinstance(raw, bool) else math.nan
+def _float(raw: object) -> float:
+    number = float(raw) if isinstance(raw, str | int | float) and not isinstance(raw, bool) else math.nan
     if not math.isfinite(number):
         raise ValueError
     return number
 
 
-def _parse_text(raw: object) -> str:
-    text = as_typed(_parse_any(raw))
+def _string(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError  # noqa: TRY004 - as above
+    return raw
+
+
+def _text(raw: object) -> str:
+    text = as_typed(_string(raw))
     text.encode()  # of bytes that are no UTF-8 Python makes halves of characters: a ValueError, too
     return text
 
 
-def _parse_any(raw: object) -> str:
-    if not isinstance(raw, str):
-        raise ValueError  # noqa: TRY004 - one exception for every value that does not fit
-    return raw
-
-
-def _parse_path(raw: object) -> Path:
-    text = _parse_any(raw)  # a path may hold any byte but one
+def _path(raw: object) -> Path:
+    text = _string(raw)  # a path may hold any byte but one
     if not text or "\0" in text:
         raise ValueError
     return Path(os.path.expanduser(text))  # noqa: PTH111 - leaves ~nobody alone where Path.expanduser raises
 
 
-def _parse_list(raw: object) -> tuple[str, ...]:
-    if isinstance(raw, str):
-        parts = (unquoted(part) for part in unquoted(_parse_text(raw)).split(","))
-        return tuple(part for part in parts if part)
-    if not isinstance(raw, Sequence):
-        raise ValueError  # noqa: TRY004 - as above
-    pieces: list[str] = []
-    for item in typing.cast("Sequence[object]", raw):
-        pieces.extend(_parse_list(_parse_text(item)))
-    return tuple(pieces)
+def _list(raw: object) -> tuple[str, ...]:
+    if isinstance(raw, Sequence) and not isinstance(raw, str):
+        return tuple(part for item in typing.cast("Sequence[object]", raw) for part in _list(_text(item)))
+    parts = (unquoted(part) for part in unquoted(_text(raw)).split(","))
+    return tuple(filter(None, parts))
 
 
-def _show_list(value: object) -> str:
-    return ",".join(map(str, typing.cast("Sequence[object]", value)))
-
-
-def _show_bool(value: object) -> str:
-    return "true" if value else "false"
-
-
-def _show_float(value: object) -> str:
-    return plain_number(_parse_float(value))
-
-
-def _parse_quantity(raw: object, units: dict[str, int], unit: str) -> float:
+def _quantity(raw: object, units: Mapping[str, int], unit: str) -> float:
     """Read `10s` or a bare number, which counts in the field's own unit; the result is in that unit too."""
     if not isinstance(raw, str):
-        return _parse_float(raw)
+        return _float(raw)
     match = _QUANTITY.fullmatch(raw.lower())
     if match is None or (match[2] and match[2] not in units):
         raise ValueError
     return float(match[1]) * units[match[2] or unit] / units[unit]
-
-
-def _show_time(value: object, unit: str) -> str:
-    seconds = _parse_float(value) * _TIME[unit] / _TIME["s"]
-    if seconds and seconds < 1:
-        return f"{plain_number(seconds * 1000)}ms"
-    return f"{plain_number(seconds)}s"
-
-
-def _show_size(value: object) -> str:
-    count = _parse_int(value)
-    for name, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if count and count % factor == 0:
-            return f"{count // factor}{name}"
-    return str(count)
 
 
 def _whole(number: float) -> int:
@@ -173,49 +116,62 @@ def _whole(number: float) -> int:
     return int(number)
 
 
+def _show_number(number: float) -> str:
+    """Write it without exponent or trailing zeros, so that it can be typed back."""
+    return f"{number:.9f}".rstrip("0").rstrip(".") if number % 1 else f"{number:.0f}"
+
+
+def _show_seconds(seconds: float) -> str:
+    return f"{_show_number(seconds * 1000)}ms" if 0 < seconds < 1 else f"{_show_number(seconds)}s"
+
+
+def _show_size(count: int) -> str:
+    units = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+    return next((f"{count // size}{name}" for size, name in units if count and count % size == 0), str(count))
+
+
 def duration_type(unit: Literal["s", "ms"], *, is_whole: bool) -> ValueType:
     """Return the type of a duration kept in `unit`."""
 
     def parse(raw: object) -> float:
-        number = _parse_quantity(raw, _TIME, unit)
+        number = _quantity(raw, _MICROSECONDS, unit)
         return _whole(number) if is_whole else number
 
     return ValueType(
         expected=f"a duration such as 10s, 250ms or 2m (a bare number counts {'seconds' if unit == 's' else unit})",
         metavar="DURATION",
         parse=parse,
-        show=lambda value: _show_time(value, unit),
+        show=lambda value: _show_seconds(value * _MICROSECONDS[unit] / _MICROSECONDS["s"]),
         is_number=True,
     )
 
 
-SIZE: Final = ValueType(
+_SIZE: Final = ValueType(
     expected="a size such as 64MiB or 1GiB (a bare number counts bytes)",
     metavar="SIZE",
-    parse=lambda raw: _whole(_parse_quantity(raw, {**_SIZE, "bytes": 1}, "bytes")),
+    parse=lambda raw: _whole(_quantity(raw, _BYTES, "b")),
     show=_show_size,
     is_number=True,
 )
-
-PLAIN: Final[dict[object, ValueType]] = {
-    bool: ValueType(expected="true or false", metavar="", parse=_parse_bool, show=_show_bool, is_flag=True),
-    int: ValueType(expected="a whole number", metavar="N", parse=_parse_int, is_number=True),
-    float: ValueType(expected="a number", metavar="NUMBER", parse=_parse_float, show=_show_float, is_number=True),
-    str: ValueType(expected="text", metavar="TEXT", parse=_parse_text),
-    Path: ValueType(expected="a path", metavar="PATH", parse=_parse_path),
+_PLAIN: Final[dict[object, ValueType]] = {
+    bool: ValueType(
+        expected="true or false", metavar="", parse=_bool, show=lambda value: str(value).lower(), is_flag=True
+    ),
+    int: ValueType(expected="a whole number", metavar="N", parse=_int, is_number=True),
+    float: ValueType(expected="a number", metavar="NUMBER", parse=_float, show=_show_number, is_number=True),
+    str: ValueType(expected="text", metavar="TEXT", parse=_text),
+    Path: ValueType(expected="a path", metavar="PATH", parse=_path),
     tuple[str, ...]: ValueType(
-        expected="a list of texts", metavar="TEXT[,TEXT]", parse=_parse_list, show=_show_list, is_list=True
+        expected="a list of texts", metavar="TEXT[,TEXT]", parse=_list, show=",".join, is_list=True
     ),
 }
 
 
 def value_type_of(annotation: object, unit: Unit | None) -> ValueType:
     """Return the type that a field's annotation and unit ask for; `X | None` is read as X."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+    if isinstance(annotation, types.UnionType):
         (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
-    if annotation is int or annotation is float:
-        if unit == "bytes":
-            return SIZE
-        if unit is not None:
-            return duration_type(unit, is_whole=annotation is int)
-    return PLAIN[annotation]
+    value_type = _PLAIN[annotation]
+    if unit is None or not value_type.is_number:
+        return value_type
+    return _SIZE if unit == "bytes" else duration_type(unit, is_whole=annotation is int)

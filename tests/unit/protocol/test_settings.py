@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmqrt.client.cli.cmd_config import settings_by_table, settings_template
 from zmqrt.protocol import own_files
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.protocol.settings import (
@@ -19,21 +20,10 @@ from zmqrt.protocol.settings import (
     Resolved,
     Surroundings,
     known_roles,
-    markdown_table,
     resolve,
     setting,
     settings_of,
-    toml_template,
 )
-
-
-def parse_color(text: str) -> tuple[int, int, int]:
-    """Read six hexadecimal digits."""
-    try:
-        red, green, blue = bytes.fromhex(text)
-    except ValueError:
-        raise ValueError("six hexadecimal digits") from None
-    return red, green, blue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +40,6 @@ class Kitchen(CommonSettings):
     mock: bool = setting(False, env=("USE_MOCK_MODEL",), help="No model.")
     api_keys: tuple[str, ...] = setting((), env=("API_KEYS",), secret=True, help="Who may ask.")
     share: float | None = setting(None, minimum=0, maximum=1, help="Part of a whole.")
-    color: tuple[int, int, int] = setting(
-        (0, 0, 0),
-        convert=parse_color,
-        show=lambda color: "".join(f"{c:02x}" for c in color),
-        help="RGB.",
-    )
     old_limit: int | None = setting(None, env=("OLD_LIMIT",), deprecated="use port", help="Gone.")
 
     def __post_init__(self) -> None:
@@ -182,15 +166,6 @@ def test_lists_split_at_commas_in_text_and_keep_their_parts_in_toml(house: House
     house.toml('[kitchen]\nbroker = ["tcp://a:1", "tcp://b:2"]')
 
     assert house.load().broker == house.load(GATEWAY_URL="tcp://a:1, tcp://b:2").broker == ("tcp://a:1", "tcp://b:2")
-
-
-def test_a_field_of_its_own_type_is_read_by_its_own_function(house: House) -> None:
-    """`convert` reads it, `show` writes it, and its ValueError says what was expected."""
-    resolved = house.resolve({"ZMQRT_COLOR": "ff8000"})
-
-    assert resolved.settings.color == (255, 128, 0)
-    assert next(each.shown for each in resolved.origins if each.name == "color") == "ff8000"
-    assert house.refusal(ZMQRT_COLOR="red").endswith("expected six hexadecimal digits")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +327,6 @@ def test_quotes_and_white_space_around_a_value_are_taken_off_everywhere(house: H
         "ZMQRT_HELD": "64MiB",
         "ZMQRT_MOCK": "true",
         "ZMQRT_SHARE": "0.5",
-        "ZMQRT_COLOR": "ff8000",
         "ZMQRT_KEYS": "/some/keys",
         "ZMQRT_LOG_LEVEL": "error",
         "GATEWAY_URL": "tcp://a:1,tcp://b:2",
@@ -605,7 +579,7 @@ def test_a_file_from_a_windows_editor_is_read(house: House) -> None:
 
 def test_the_template_changes_nothing_when_every_key_is_uncommented(house: House) -> None:
     """`zmqrt config init` writes keys and defaults that load to the defaults."""
-    lines = toml_template(ROLES).splitlines()
+    lines = settings_template(ROLES).splitlines()
     keys = [line.removeprefix("# ") for line in lines if " = " in line and "not set by default" not in line]
     tables = [line for line in lines if line.startswith("[")]
 
@@ -616,22 +590,19 @@ def test_the_template_changes_nothing_when_every_key_is_uncommented(house: House
     assert tables == ["[all]", "[kitchen]", "[garden]"]
     assert {key.split(" = ")[0] for key in keys} == {
         *("log_level", "log_format", "insecure", "broker", "request_timeout", "batch_max_latency"),
-        *("held", "port", "mock", "api_keys", "color", "trees", "pause"),
+        *("held", "port", "mock", "api_keys", "trees", "pause"),
     }
-    assert len(keys) == 13
+    assert len(keys) == 12
     assert house.load() == Kitchen()
 
 
-def test_the_documentation_lists_every_setting_once_and_no_deprecated_one() -> None:
-    """The table is made from the declarations."""
-    page = markdown_table(ROLES)
+def test_every_setting_stands_in_one_table_and_a_deprecated_one_in_none() -> None:
+    """The template and the page in docs/ are made from this."""
+    tables = {name: [each.name for each in table] for name, table in settings_by_table(ROLES).items()}
 
-    assert page.count("| `broker` |") == page.count("| `trees` |") == page.count("| `log_level` |") == 1
-    assert "old_limit" not in page
-    assert (
-        "| `request_timeout` | `--request-timeout DURATION` | `ZMQRT_REQUEST_TIMEOUT` `REQUEST_TIMEOUT_SEC` "
-        "| `30s` | Longest wait. |"
-    ) in page
+    assert tables["all"] == ["log_level", "log_format", "keys", "insecure", "broker"]
+    assert tables["garden"] == ["trees", "pause"]
+    assert "old_limit" not in tables["kitchen"]
 
 
 @given(seconds=st.floats(min_value=0, max_value=1e6).map(lambda number: round(number, 6)))
@@ -664,7 +635,7 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
 def test_every_default_is_a_value_that_its_setting_accepts(cls: type[CommonSettings]) -> None:
     """A default outside the limits would be refused as soon as somebody wrote it down."""
     for one in settings_of(cls):
-        if one.default is not None and not one.declared.is_secret:
+        if one.default is not None and not one.declared.secret:
             assert one.parse(one.show(one.default)) == one.default, one.name
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from zmqrt.protocol.errors import ConfigurationError
-from zmqrt.protocol.settings import Surroundings, resolve
-from zmqrt.protocol.settings.sources import Resolved
+from zmqrt.protocol.settings import Resolved, Surroundings, resolve
 from zmqrt.worker.config import WorkerSettings
 
 
