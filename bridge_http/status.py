@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..client.rates import Pace, Rates
+from ..client.rates import Rates, TokenRates
 from ..protocol.errors import ConnectError
 from ..protocol.snapshot import Snapshot, for_everybody
 from .errors import answer, encode
@@ -35,7 +35,7 @@ class StatusEndpoint:
 
     def __init__(self, watch: SnapshotCache) -> None:
         self._watch = watch
-        self._pace = Pace()
+        self._pace = TokenRates()
 
     async def get(self, request: Request) -> Response:
         """Answer GET /status: 200 with a FleetStatus, or 503 while the broker is unreachable."""

@@ -22,13 +22,13 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from . import arguments, calls, questions, tracing
-from .async_inbox import AsyncInbox, LoopBell
+from . import arguments, calls, queries, tracing
+from .async_inbox import AsyncMailbox, LoopWakeup
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
 from .io_thread import IoThread
-from .questions import Question
-from .reading import Reading, read_generation, read_unary
+from .queries import QuerySpec
+from .reading import ResponseReader, read_generation, read_unary
 from .results import Chunk, Embeddings, Result, read_embeddings
 
 R = TypeVar("R")
@@ -38,13 +38,13 @@ class AsyncHandle(Generic[R]):
     """A request that is under way, to be read by one task at a time."""
 
     def __init__(
-        self, client: AsyncClient, io: IoThread, bell: LoopBell, call: calls.Call, reading: Reading[R]
+        self, client: AsyncClient, io: IoThread, bell: LoopWakeup, call: calls.Call, reading: ResponseReader[R]
     ) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
         self._reading = reading
-        self._inbox = AsyncInbox(bell)
-        self._call, self._sink = tracing.begin(call, self._inbox)
+        self._mailbox = AsyncMailbox(bell)
+        self._call, self._sink = tracing.begin(call, self._mailbox)
         if isinstance(self._sink, tracing.TracedSink):
             weakref.finalize(self, self._sink.trace.cancel)
         try:
@@ -68,7 +68,7 @@ class AsyncHandle(Generic[R]):
         return self._reading.is_done
 
     def cancel(self) -> None:
-        """Give the request up; its node stops. Reading on raises CancelledError."""
+        """Give the request up; its node stops. ResponseReader on raises CancelledError."""
         if not self._reading.is_done:
             self._io.cancel(self._call.rid, self._sink)
             if isinstance(self._sink, tracing.TracedSink):
@@ -84,7 +84,7 @@ class AsyncHandle(Generic[R]):
         arguments.wait("timeout", timeout)
         async with asyncio.timeout(timeout) if timeout is not None else nullcontext():
             while not self._reading.is_done:
-                self._reading.feed(await self._inbox.take())
+                self._reading.feed(await self._mailbox.take())
         return self._reading.outcome()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -97,7 +97,7 @@ class AsyncHandle(Generic[R]):
     async def next_chunk(self) -> Chunk | None:
         """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
         while not self._reading.is_done:
-            chunk = self._reading.feed(await self._inbox.take())
+            chunk = self._reading.feed(await self._mailbox.take())
             if chunk is not None:
                 return chunk
         self._reading.outcome()
@@ -196,7 +196,7 @@ class AsyncClient:
         self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
         self._io = IoThread(config)
         self._finalizer = weakref.finalize(self, self._io.stop)
-        self._bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = weakref.WeakKeyDictionary()
+        self._bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWakeup] = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_settings(
@@ -231,7 +231,7 @@ class AsyncClient:
 
     async def connect(self) -> None:
         """Wait until a broker answers. Raises ConnectError naming what is in the way."""
-        await self._ask(questions.connection(), timeout_s=self._connect_s)
+        await self._ask(queries.connection(), timeout_s=self._connect_s)
 
     async def close(self) -> None:
         """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
@@ -297,20 +297,20 @@ class AsyncClient:
         return AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
 
     async def status(self, known: Snapshot | None = None) -> Snapshot:
-        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
-        return await self._ask(questions.status(known))
+        """PendingQuery the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
+        return await self._ask(queries.status(known))
 
     async def explain(self, request: str) -> list[RequestTrace]:
-        """Ask what happened to a request, by its rid or its request id: the newest of that name first.
+        """PendingQuery what happened to a request, by its rid or its request id: the newest of that name first.
 
         Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys
         that are not marked admin are told of their own requests alone.
         """
-        return await self._ask(questions.explain(request))
+        return await self._ask(queries.explain(request))
 
     async def models(self) -> list[ServiceStatus]:
-        """Ask the broker which models it can reach."""
-        return await self._ask(questions.services())
+        """PendingQuery the broker which models it can reach."""
+        return await self._ask(queries.services())
 
     async def drain(self, node_id: str) -> AdminOutcome:
         """Have a node take nothing more, finish or hand over what runs, and leave; returns once it has been asked.
@@ -322,19 +322,19 @@ class AsyncClient:
             NotFoundError: the broker knows no such node; the text lists those it knows.
             UnavailableError: the node is lost or evicted, so it cannot be asked.
         """
-        return await self._ask(questions.drain(node_id))
+        return await self._ask(queries.drain(node_id))
 
-    def _bell(self) -> LoopBell:
+    def _bell(self) -> LoopWakeup:
         loop = asyncio.get_running_loop()
         bell = self._bells.get(loop)
         if bell is None:
-            bell = self._bells[loop] = LoopBell(loop)
+            bell = self._bells[loop] = LoopWakeup(loop)
         return bell
 
-    async def _ask(self, question: Question[R], *, timeout_s: float | None = None) -> R:
-        inbox = AsyncInbox(self._bell())
-        self._io.ask(question.message, inbox, timeout_s=timeout_s or self._defaults.timeout_s)
-        event = await inbox.take()
+    async def _ask(self, question: QuerySpec[R], *, timeout_s: float | None = None) -> R:
+        mailbox = AsyncMailbox(self._bell())
+        self._io.ask(question.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
+        event = await mailbox.take()
         if isinstance(event, ZmqrtError):
             raise event
         assert isinstance(event, m.Welcome | m.Status)

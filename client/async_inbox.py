@@ -14,17 +14,17 @@ from ..protocol.limits import STREAM_BUFFER_BYTES
 from .reading import Event
 
 
-class LoopBell:
+class LoopWakeup:
     """Wakes readers in one event loop: however many events a pass of the I/O thread brings, the loop is called once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)  # the client keeps bells by loop, and must not keep the loop itself
-        self._rung: deque[AsyncInbox] = deque()
+        self._rung: deque[AsyncMailbox] = deque()
         self._is_scheduled = False
 
-    def ring(self, inbox: AsyncInbox) -> None:
-        """Wake whoever waits on the inbox. Called by the I/O thread."""
-        self._rung.append(inbox)
+    def ring(self, mailbox: AsyncMailbox) -> None:
+        """Wake whoever waits on the mailbox. Called by the I/O thread."""
+        self._rung.append(mailbox)
         if not self._is_scheduled:  # set false before the deque is emptied, so nothing is left behind
             self._is_scheduled = True
             loop = self._loop()
@@ -40,10 +40,10 @@ class LoopBell:
             self._rung.popleft().wake()
 
 
-class AsyncInbox:
+class AsyncMailbox:
     """Events of one request on their way from the I/O thread to the task that reads."""
 
-    def __init__(self, bell: LoopBell) -> None:
+    def __init__(self, bell: LoopWakeup) -> None:
         self._bell = bell
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None

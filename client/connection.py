@@ -15,7 +15,7 @@ from typing import Final
 from ..protocol import messages as m
 from ..protocol.failure import Failure, of_silence
 from ..protocol.timing import Timing
-from .requests import Identity, Request, State
+from .requests import ClientRequest, ClientRequestState, Identity
 from .timers import INFINITY
 
 WELCOME_S: Final = 2.0
@@ -24,7 +24,7 @@ _MEANWHILE_S: Final = 1.0
 """A request younger than this when the PING left may still get its ACCEPTED, which brokers delay."""
 
 
-class LinkState(enum.Enum):
+class ConnectionState(enum.Enum):
     """Where a session is; the module says what each means."""
 
     OPENING = "opening"
@@ -34,7 +34,7 @@ class LinkState(enum.Enum):
     DEAD = "dead"
 
 
-class Link:
+class BrokerConnection:
     """The record of one session. `outbox` is emptied by the shell, one envelope a pass."""
 
     __slots__ = (
@@ -63,10 +63,10 @@ class Link:
         "up_since",
     )
 
-    def __init__(self, link_id: int, endpoint: str, now: float) -> None:
-        self.id = link_id
+    def __init__(self, connection_id: int, endpoint: str, now: float) -> None:
+        self.id = connection_id
         self.endpoint = endpoint
-        self.state = LinkState.OPENING
+        self.state = ConnectionState.OPENING
         self.opened_at = now
         self.up_since = now
         self.outbox: list[m.FromClient] = []
@@ -74,7 +74,7 @@ class Link:
         self.greeting: m.Welcome | None = None
         self.timing = Timing()
         self.room = 0
-        self.requests: dict[bytes, Request] = {}
+        self.requests: dict[bytes, ClientRequest] = {}
         self.asked: set[int] = set()
         self.unacked: dict[bytes, float] = {}  # in the order they were sent, so the first is the oldest
         self.leave_by = INFINITY
@@ -92,7 +92,7 @@ class Link:
 
     def greet(self, hello: m.Hello, now: float) -> None:
         """Open the session; also used when the broker says that it has forgotten it."""
-        self.state = LinkState.HELLO_SENT
+        self.state = ConnectionState.HELLO_SENT
         self.opened_at = now
         self.greetings += 1
         self.outbox.append(hello)
@@ -100,7 +100,7 @@ class Link:
     def welcome(self, welcome: m.Welcome, max_outstanding: int, now: float) -> None:
         """Take over what the broker told."""
         params = welcome.params
-        self.state = LinkState.UP
+        self.state = ConnectionState.UP
         self.up_since = now
         self.greeting = welcome
         self.identity = (welcome.broker_id, welcome.broker_epoch)
@@ -113,7 +113,7 @@ class Link:
         self._window = params.window_bytes
         self._bytes_in = self._bytes_told = 0
 
-    def strand(self) -> list[Request]:
+    def take_outstanding(self) -> list[ClientRequest]:
         """Let everything go that is outstanding, and return it in the order it was sent."""
         stranded = list(self.requests.values())
         for table in (self.requests, self.unacked, self.asked):
@@ -124,25 +124,25 @@ class Link:
     @property
     def is_open(self) -> bool:
         """Whether messages may be exchanged."""
-        return self.state in (LinkState.UP, LinkState.LEAVING)
+        return self.state in (ConnectionState.UP, ConnectionState.LEAVING)
 
     @property
     def has_room(self) -> bool:
-        """Whether one more request may be sent. A cancelled one counts no more: links are FIFO."""
+        """Whether one more request may be sent. A cancelled one counts no more: connections are FIFO."""
         return len(self.requests) < self.room
 
     # --- requests
 
-    def add(self, request: Request, now: float) -> None:
+    def add(self, request: ClientRequest, now: float) -> None:
         """Send a request, for the first time or again."""
         self._expect_answer(now)
-        if request.state is not State.SENT:
-            request.move(State.SENT)
+        if request.state is not ClientRequestState.SENT:
+            request.move(ClientRequestState.SENT)
         self.outbox.append(request.message(now, self.identity))
         self.requests[request.call.rid] = request
         self.unacked.pop(request.call.rid, None)
         self.unacked[request.call.rid] = now
-        request.link = self
+        request.connection = self
         request.home = self.identity
         request.was_sent = True
         request.sent_at = now
@@ -157,26 +157,26 @@ class Link:
         if not self.requests and not self.asked:
             self._quiet_since = now  # silence counts from when an answer is due
 
-    def acknowledge(self, request: Request, *, streaming: bool = False) -> None:
+    def acknowledge(self, request: ClientRequest, *, streaming: bool = False) -> None:
         """Note that the broker has it; any answer proves that."""
         self.unacked.pop(request.call.rid, None)
         request.known_to = self.identity
         request.was_accepted = True
         if streaming:
             request.is_resyncing = False
-            if request.state is not State.STREAMING:
-                request.move(State.STREAMING)
-        elif request.state is State.SENT:
-            request.move(State.ACKED)
+            if request.state is not ClientRequestState.STREAMING:
+                request.move(ClientRequestState.STREAMING)
+        elif request.state is ClientRequestState.SENT:
+            request.move(ClientRequestState.ACKED)
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: ClientRequest) -> None:
         """Let a request go that ended or leaves this session."""
         rid = request.call.rid
         self.requests.pop(rid, None)
         self.unacked.pop(rid, None)
-        request.link = None
+        request.connection = None
 
-    def cancel(self, request: Request, reason: str) -> None:
+    def cancel(self, request: ClientRequest, reason: str) -> None:
         """Give a request up."""
         self.drop(request)
         self.outbox.append(m.Cancel(request.call.rid, reason))
@@ -199,7 +199,7 @@ class Link:
             self.outbox.append(m.Window(self._bytes_in))
 
     def pong(self, pong: m.Pong) -> list[bytes]:
-        """Return the requests that the broker never saw: links are FIFO, so their ACCEPTED would be here by now."""
+        """Return the requests that the broker never saw: a connection keeps the order, so ACCEPTED would be here."""
         if self._ack_ping is None or pong.nonce < self._ack_ping[0]:
             return []
         before = self._ack_ping[1] - _MEANWHILE_S
@@ -212,7 +212,7 @@ class Link:
     def next_deadline(self) -> float:
         """When `check` has something to do."""
         if not self.is_open:
-            return INFINITY if self.state is LinkState.DEAD else self.opened_at + WELCOME_S
+            return INFINITY if self.state is ConnectionState.DEAD else self.opened_at + WELCOME_S
         due = self.leave_by
         if self.requests or self.asked:
             due = min(due, self._ping_due(), self._quiet_since + self.timing.eviction_s, self._ack_due())
@@ -235,9 +235,9 @@ class Link:
         return None
 
     def _check_greeting(self, now: float) -> Failure | None:
-        if self.state is LinkState.DEAD or now < self.opened_at + WELCOME_S:
+        if self.state is ConnectionState.DEAD or now < self.opened_at + WELCOME_S:
             return None
-        if self.state is LinkState.OPENING:
+        if self.state is ConnectionState.OPENING:
             return Failure(f"{self.endpoint}: no ZeroMQ handshake within {WELCOME_S:.0f} s")
         return of_silence(self.endpoint, "client")
 

@@ -16,14 +16,14 @@ import zmq
 from ..protocol import addresses, diagnose
 from ..protocol import messages as m
 from ..protocol.keys import PeerKeys
-from .connection import Link
+from .connection import BrokerConnection
 from .core import ClientCore
-from .doorbell import Doorbell
+from .failover import CloseSocket, OpenSocket, ProbeEndpoint, SocketAction
 from .reading import Event
 from .requests import Sink
-from .session_socket import SessionSocket
-from .sessions import Action, Close, Diagnose, Open
 from .timers import INFINITY
+from .wakeup import Wakeup
+from .zmq_socket import ConnectionSocket
 
 _LONGEST_POLL_MS: Final = 60_000
 _POLLIN: Final = int(zmq.POLLIN)
@@ -40,7 +40,7 @@ class IoLoop:
         context: zmq.Context[zmq.Socket[bytes]],
         keys: PeerKeys | None,
         wake: zmq.Socket[bytes],
-        doorbell: Doorbell,
+        wakeup: Wakeup,
         *,
         insecure: bool,
     ) -> None:
@@ -49,12 +49,12 @@ class IoLoop:
         self._keys = keys
         self._insecure = insecure
         self._wake = wake
-        self._doorbell = doorbell
+        self._wakeup = wakeup
         self._poller = zmq.Poller()
         self._poller.register(wake, _POLLIN)
-        self._sessions: dict[Link, SessionSocket] = {}
-        self._of_dealer: dict[zmq.Socket[bytes], SessionSocket] = {}
-        self._of_monitor: dict[zmq.Socket[bytes], SessionSocket] = {}
+        self._connections: dict[BrokerConnection, ConnectionSocket] = {}
+        self._of_dealer: dict[zmq.Socket[bytes], ConnectionSocket] = {}
+        self._of_monitor: dict[zmq.Socket[bytes], ConnectionSocket] = {}
         self._names = addresses.Resolver()
         self._probing: set[str] = set()
         self._is_stopping = False
@@ -71,7 +71,7 @@ class IoLoop:
             ready = self._poll(due)
             now = time.monotonic()
             self._read(ready, now)
-            self._doorbell.take(now)
+            self._wakeup.take(now)
             if now >= due:
                 self._core.tick(now)
             self._carry_out(now)
@@ -83,7 +83,7 @@ class IoLoop:
         """
         now = time.monotonic()
         steps: tuple[Callable[[], object], ...] = (
-            lambda: self._doorbell.close(now),
+            lambda: self._wakeup.close(now),
             self._core.close,
             lambda: self._carry_out(now),
             lambda: self._wake.close(0),
@@ -99,15 +99,15 @@ class IoLoop:
         timeout_ms = _LONGEST_POLL_MS
         if due != INFINITY:
             timeout_ms = min(timeout_ms, max(0, int((due - time.monotonic()) * 1000) + 1))
-        if not self._doorbell.may_sleep():
+        if not self._wakeup.may_sleep():
             timeout_ms = 0
         ready = self._poller.poll(timeout_ms)
-        self._doorbell.wake()
+        self._wakeup.wake()
         return cast("list[tuple[zmq.Socket[bytes], int]]", ready)  # no bare file descriptor is ever registered
 
     def _read(self, ready: list[tuple[zmq.Socket[bytes], int]], now: float) -> None:
         """Messages before events: what a broker said before it left still counts."""
-        monitors: list[SessionSocket] = []
+        monitors: list[ConnectionSocket] = []
         for socket, mask in ready:
             if socket is self._wake:
                 self._wake.recv(zmq.NOBLOCK)
@@ -121,8 +121,8 @@ class IoLoop:
 
     def _carry_out(self, now: float) -> None:
         self._hand_out(now)
-        for session in list(self._sessions.values()):
-            if session.link.outbox or session.is_blocked:
+        for session in list(self._connections.values()):
+            if session.connection.outbox or session.is_blocked:
                 self._flush(session, now)
         if self._core.has_news:  # something could not be packed
             self._hand_out(now)
@@ -137,57 +137,57 @@ class IoLoop:
             for action in actions:
                 self._act(action, now)
 
-    def _act(self, action: Action, now: float) -> None:
+    def _act(self, action: SocketAction, now: float) -> None:
         match action:
-            case Open(link):
-                log.debug("connecting to %s", link.endpoint)
-                session = SessionSocket(self._context, link, self._keys, insecure=self._insecure)
-                self._sessions[link] = session
+            case OpenSocket(connection):
+                log.debug("connecting to %s", connection.endpoint)
+                session = ConnectionSocket(self._context, connection, self._keys, insecure=self._insecure)
+                self._connections[connection] = session
                 self._of_dealer[session.dealer] = self._of_monitor[session.monitor] = session
                 self._poller.register(session.dealer, _POLLIN)
                 self._poller.register(session.monitor, _POLLIN)
                 self._connect(session, now)
-            case Close(link, why):
+            case CloseSocket(connection, why):
                 log.info("%s", why)
-                session = self._sessions.pop(link)
+                session = self._connections.pop(connection)
                 for socket, table in ((session.dealer, self._of_dealer), (session.monitor, self._of_monitor)):
                     self._poller.unregister(socket)
                     del table[socket]
                 session.close(self._core, now)
-            case Diagnose():
+            case ProbeEndpoint():
                 self._diagnose(action)
 
-    def _connect(self, session: SessionSocket, now: float) -> None:
+    def _connect(self, session: ConnectionSocket, now: float) -> None:
         """Connect, after a look-up in a thread of its own where there is a name: that may take seconds."""
-        if not addresses.is_name(session.link.endpoint):
+        if not addresses.is_name(session.connection.endpoint):
             session.connect(self._core, now)
             return
 
         def found(at: str) -> None:
-            self._doorbell.post(lambda now: session.connect(self._core, now, at=at))
+            self._wakeup.post(lambda now: session.connect(self._core, now, at=at))
 
-        self._names.look_up(session.link.endpoint, found)
+        self._names.look_up(session.connection.endpoint, found)
 
-    def _flush(self, session: SessionSocket, now: float) -> None:
+    def _flush(self, session: ConnectionSocket, now: float) -> None:
         was_blocked = session.is_blocked
         session.flush(self._core, now)
         if session.is_blocked != was_blocked:
             self._poller.modify(session.dealer, _POLLIN | _POLLOUT if session.is_blocked else _POLLIN)
 
-    def _diagnose(self, order: Diagnose) -> None:
+    def _diagnose(self, order: ProbeEndpoint) -> None:
         """Look at the endpoint from a thread of its own: names and connections may take their time."""
         if order.endpoint not in self._probing:
             self._probing.add(order.endpoint)
             threading.Thread(target=self._probe, args=(order,), name="zmqrt-probe", daemon=True).start()
 
-    def _probe(self, order: Diagnose) -> None:
+    def _probe(self, order: ProbeEndpoint) -> None:
         failure = diagnose.probe(order.endpoint, has_keys=self._keys is not None, broke_off=order.broke_off)
 
         def report(now: float) -> None:
             self._probing.discard(order.endpoint)
             self._core.explained(order.endpoint, failure, now)
 
-        self._doorbell.post(report)
+        self._wakeup.post(report)
 
 
 def _put(sink: Sink, event: Event) -> bool:

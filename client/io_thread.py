@@ -17,13 +17,13 @@ from ..protocol import keys as key_files
 from ..protocol import messages as m
 from ..protocol import transport
 from ..protocol.errors import ErrorKind, RequestError, request_error
-from .asks import Ask
+from .asks import PendingQuery
 from .calls import Call
 from .config import ClientConfig
 from .core import ClientCore
-from .doorbell import Doorbell
 from .io_loop import IoLoop
-from .requests import Request, Sink
+from .requests import ClientRequest, Sink
+from .wakeup import Wakeup
 
 _STOP_S: Final = 2.0
 """Longest wait for the goodbye: 250 ms of linger, and whatever the machine is busy with."""
@@ -40,7 +40,7 @@ class IoThread:
         self._core = ClientCore(config, secrets.token_bytes(16), random.Random())
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._doorbell: Doorbell | None = None
+        self._wakeup: Wakeup | None = None
         self._loop: IoLoop | None = None
         self._over: str | None = None
         """Why it cannot be used any more."""
@@ -54,24 +54,24 @@ class IoThread:
     @property
     def endpoint(self) -> str | None:
         """The broker in use."""
-        link = self._core.sessions.current
-        return link.endpoint if link is not None else None
+        connection = self._core.connections.current
+        return connection.endpoint if connection is not None else None
 
     def submit(self, call: Call, sink: Sink) -> None:
         """Send a call; its events go to the sink."""
         core = self._core
-        self._post(_alone(sink, lambda now: core.submit(Request(call, sink, now), now)))
+        self._post(_alone(sink, lambda now: core.submit(ClientRequest(call, sink, now), now)))
 
     def cancel(self, rid: bytes, sink: Sink) -> None:
         """Give a request up; nothing happens once it has ended or the client is closed."""
-        core, doorbell = self._core, self._doorbell
-        if doorbell is not None and self._over is None:
-            doorbell.post(_alone(None, lambda now: core.cancel(rid, now, reader=sink)))
+        core, wakeup = self._core, self._wakeup
+        if wakeup is not None and self._over is None:
+            wakeup.post(_alone(None, lambda now: core.cancel(rid, now, reader=sink)))
 
     def ask(self, message: Callable[[int], m.Query | m.Admin] | None, sink: Sink, *, timeout_s: float) -> None:
-        """Ask the broker something; the answer goes to the sink."""
+        """PendingQuery the broker something; the answer goes to the sink."""
         core = self._core
-        self._post(_alone(sink, lambda now: core.ask(Ask(message, sink, now, timeout_s), now)))
+        self._post(_alone(sink, lambda now: core.ask(PendingQuery(message, sink, now, timeout_s), now)))
 
     def check_alive(self) -> None:
         """Raise if nobody is there any more to answer. Raises CancelledError."""
@@ -83,9 +83,9 @@ class IoThread:
         """Cancel everything, say goodbye and end the thread; calling it twice does no harm."""
         with self._lock:
             over, self._over = self._over, self._over or _CLOSED
-            thread, doorbell, loop = self._thread, self._doorbell, self._loop
-        if over is None and doorbell is not None and loop is not None:
-            doorbell.post(lambda _: loop.stop())
+            thread, wakeup, loop = self._thread, self._wakeup, self._loop
+        if over is None and wakeup is not None and loop is not None:
+            wakeup.post(lambda _: loop.stop())
         if over != _FORKED and thread is not None and thread is not threading.current_thread():
             thread.join(_STOP_S)
 
@@ -98,26 +98,26 @@ class IoThread:
     def _post(self, command: Callable[[float], None]) -> None:
         if self._over is not None:
             raise self._unusable()
-        doorbell = self._doorbell or self._start()
-        if not doorbell.post(command):
+        wakeup = self._wakeup or self._start()
+        if not wakeup.post(command):
             raise self._unusable()
 
     def _unusable(self) -> RequestError:
         return request_error(ErrorKind.CANCELLED, f"this client cannot be used: {self._over or _CLOSED}")
 
-    def _start(self) -> Doorbell:
+    def _start(self) -> Wakeup:
         with self._lock:
-            if self._doorbell is not None:
-                return self._doorbell
+            if self._wakeup is not None:
+                return self._wakeup
             keys = self._load_keys()
             context = transport.make_context()
             wake, bell = transport.wake_pair(context, "wake")
-            self._doorbell = Doorbell(bell)
-            self._loop = IoLoop(self._core, context, keys, wake, self._doorbell, insecure=self._config.insecure)
+            self._wakeup = Wakeup(bell)
+            self._loop = IoLoop(self._core, context, keys, wake, self._wakeup, insecure=self._config.insecure)
             self._thread = threading.Thread(target=self._run, args=(self._loop,), name="zmqrt-client", daemon=True)
             _live.add(self)
             self._thread.start()
-            return self._doorbell
+            return self._wakeup
 
     def _load_keys(self) -> key_files.PeerKeys | None:
         """Refuse what is unsafe before anything is opened."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from ..protocol import messages as m
 from ..protocol.errors import RequestError, ZmqrtError
-from . import questions, retry
-from .asks import Ask, Asks
-from .book import Book
+from . import queries, retry
+from .asks import PendingQueries, PendingQuery
 from .catalogue import Catalogue
-from .connection import Link
+from .connection import BrokerConnection
 from .reading import Event
-from .requests import Request
+from .request_table import RequestTable
+from .requests import ClientRequest
 
 if TYPE_CHECKING:
     import random
@@ -21,10 +21,12 @@ _ASK_S = 5.0
 
 
 class Naming:
-    """Empties `book.unnamed`. It is the sink of its own question."""
+    """Empties `table.unnamed`. It is the sink of its own question."""
 
-    def __init__(self, book: Book, asks: Asks, default_model: str | None, rng: random.Random) -> None:
-        self._book = book
+    def __init__(
+        self, table: RequestTable, asks: PendingQueries, default_model: str | None, rng: random.Random
+    ) -> None:
+        self._table = table
         self._asks = asks
         self._catalogue = Catalogue(default_model)
         self._rng = rng
@@ -41,46 +43,46 @@ class Naming:
         """Another broker, or an answer that shows the list to be old."""
         self._catalogue.forget()
 
-    def name(self, link: Link | None, now: float) -> None:
+    def name(self, connection: BrokerConnection | None, now: float) -> None:
         """Move the unnamed into the line, as far as it is known what they mean."""
         if self._news is not None:
             self._learn(self._news, now)
             self._news = None
-        if not self._book.unnamed:
+        if not self._table.unnamed:
             return
         if self._catalogue.is_fresh(now):
             self._choose_all(now)
-        if self._book.unnamed and link is not None and not self._is_asking:
+        if self._table.unnamed and connection is not None and not self._is_asking:
             self._is_asking = True
-            self._asks.add(Ask(questions.services().message, self, now, _ASK_S, is_own=True), link, now)
+            self._asks.add(PendingQuery(queries.services().message, self, now, _ASK_S, is_own=True), connection, now)
 
     def _learn(self, status: m.Status, now: float) -> None:
         try:
-            self._catalogue.learn(questions.services().read(status), now)
+            self._catalogue.learn(queries.services().read(status), now)
         except ZmqrtError as error:
-            for request in list(self._book.unnamed.values()):
-                self._book.fail(request, error)
+            for request in list(self._table.unnamed.values()):
+                self._table.fail(request, error)
         else:
             self._choose_all(now)
 
     def _choose_all(self, now: float) -> None:
-        for request in list(self._book.unnamed.values()):
+        for request in list(self._table.unnamed.values()):
             self._choose(request, now)
 
-    def _choose(self, request: Request, now: float) -> None:
+    def _choose(self, request: ClientRequest, now: float) -> None:
         try:
             request.service = self._catalogue.choose(request.call.task)
         except RequestError as error:
             if self._catalogue.may_refuse(now):
                 self._refuse(request, error, now)
             return
-        del self._book.unnamed[request.call.rid]
-        self._book.enqueue(request)
+        del self._table.unnamed[request.call.rid]
+        self._table.enqueue(request)
 
-    def _refuse(self, request: Request, error: RequestError, now: float) -> None:
+    def _refuse(self, request: ClientRequest, error: RequestError, now: float) -> None:
         wake_at = now + retry.pause_s(request, 0.0, self._rng)
         if error.code in retry.REFUSED and retry.may_retry(request, wake_at):
-            del self._book.unnamed[request.call.rid]
-            self._book.rest(request, wake_at)
+            del self._table.unnamed[request.call.rid]
+            self._table.back_off(request, wake_at)
         else:
-            self._book.fail(request, request.error(error.kind, error.text))
+            self._table.fail(request, request.error(error.kind, error.text))

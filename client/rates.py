@@ -16,7 +16,7 @@ Rates = dict[str, dict[str, float]]
 """Tokens a second by worker_uuid and device id. What is not known (yet) is left out."""
 
 
-class Pace:
+class TokenRates:
     """Folds snapshots as they come; the same heartbeat seen again changes nothing."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ Event = m.Partial | m.Final | m.Status | m.Welcome | ZmqrtError
 """What the core tells about a request, a question or a wish for a connection. All but PARTIAL are the last."""
 
 
-class Reading(Generic[R]):
+class ResponseReader(Generic[R]):
     """Feed on the events of a request until it is done; then `outcome` returns its value or raises its error."""
 
     def __init__(
@@ -65,21 +65,21 @@ class Reading(Generic[R]):
         return self._value
 
 
-def read_unary(request_id: str, read: Callable[[m.Final, str], R]) -> Reading[R]:
+def read_unary(request_id: str, read: Callable[[m.Final, str], R]) -> ResponseReader[R]:
     """Read an answer that comes whole."""
 
     def no_chunk(partial: m.Partial) -> Chunk:
         raise AssertionError(partial)  # the core passes none on
 
-    return Reading(request_id, no_chunk, lambda final: (None, read(final, request_id)))
+    return ResponseReader(request_id, no_chunk, lambda final: (None, read(final, request_id)))
 
 
-def read_stream(request_id: str) -> Reading[Result]:
+def read_stream(request_id: str) -> ResponseReader[Result]:
     """Read an answer that comes in chunks."""
     fold = StreamFold(request_id)
-    return Reading(request_id, fold.chunk, fold.end)
+    return ResponseReader(request_id, fold.chunk, fold.end)
 
 
-def read_generation(request_id: str, *, stream: bool) -> Reading[Result]:
+def read_generation(request_id: str, *, stream: bool) -> ResponseReader[Result]:
     """Read a generation either way."""
     return read_stream(request_id) if stream else read_unary(request_id, read_result)

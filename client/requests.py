@@ -25,14 +25,14 @@ from .timers import INFINITY
 
 if TYPE_CHECKING:
     from .calls import Call
-    from .connection import Link
+    from .connection import BrokerConnection
     from .reading import Event
 
 Identity = tuple[str, int]
 """Which broker, and since which of its starts: only an equal one remembers a request."""
 
 
-class State(enum.Enum):
+class ClientRequestState(enum.Enum):
     """Where a request is; the module says what each means."""
 
     WAITING = "waiting"
@@ -45,17 +45,23 @@ class State(enum.Enum):
     CANCELLED = "cancelled"
 
 
-_ENDS: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED})
-_LIVE: Final = frozenset({State.ACKED, State.STREAMING, State.WAITING, State.RESTING}) | _ENDS
-MOVES: Final[dict[State, frozenset[State]]] = {
-    State.WAITING: frozenset({State.SENT, State.RESTING}) | _ENDS,  # resting: there is no model for it yet
-    State.SENT: _LIVE,
-    State.ACKED: _LIVE | {State.SENT},  # after a gap it is sent anew in the same session
-    State.STREAMING: _LIVE | {State.SENT},
-    State.RESTING: frozenset({State.WAITING}) | _ENDS,
-    State.DONE: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+_ENDS: Final = frozenset({ClientRequestState.DONE, ClientRequestState.FAILED, ClientRequestState.CANCELLED})
+_LIVE: Final = (
+    frozenset(
+        {ClientRequestState.ACKED, ClientRequestState.STREAMING, ClientRequestState.WAITING, ClientRequestState.RESTING}
+    )
+    | _ENDS
+)
+MOVES: Final[dict[ClientRequestState, frozenset[ClientRequestState]]] = {
+    ClientRequestState.WAITING: frozenset({ClientRequestState.SENT, ClientRequestState.RESTING})
+    | _ENDS,  # resting: there is no model for it yet
+    ClientRequestState.SENT: _LIVE,
+    ClientRequestState.ACKED: _LIVE | {ClientRequestState.SENT},  # after a gap it is sent anew in the same session
+    ClientRequestState.STREAMING: _LIVE | {ClientRequestState.SENT},
+    ClientRequestState.RESTING: frozenset({ClientRequestState.WAITING}) | _ENDS,
+    ClientRequestState.DONE: frozenset(),
+    ClientRequestState.FAILED: frozenset(),
+    ClientRequestState.CANCELLED: frozenset(),
 }
 MAX_READERS: Final = 8
 """As many as a broker lets wait for one request."""
@@ -70,7 +76,7 @@ class Sink(Protocol):
         ...
 
 
-class Request:
+class ClientRequest:
     """The record of one request.
 
     Attributes:
@@ -88,6 +94,7 @@ class Request:
 
     __slots__ = (
         "call",
+        "connection",
         "deadline",
         "ends_at",
         "expect",
@@ -96,7 +103,6 @@ class Request:
         "journal",
         "journal_bytes",
         "known_to",
-        "link",
         "readers",
         "refusals",
         "resyncs",
@@ -113,12 +119,12 @@ class Request:
     def __init__(self, call: Call, sink: Sink, now: float) -> None:
         self.call = call
         self.readers = [sink]
-        self.state = State.WAITING
+        self.state = ClientRequestState.WAITING
         self.service = call.service
         self.submitted_at = now
         self.deadline = now + call.timeout_s
         self.ends_at = now + call.total_s if call.total_s is not None else INFINITY
-        self.link: Link | None = None
+        self.connection: BrokerConnection | None = None
         self.home: Identity | None = None
         self.known_to: Identity | None = None
         self.was_accepted = False
@@ -147,7 +153,7 @@ class Request:
         """Count its time without progress from here on."""
         self.deadline = max(self.deadline, now + self.call.timeout_s)
 
-    def move(self, state: State) -> None:
+    def move(self, state: ClientRequestState) -> None:
         """Change state; an illegal move is a fault of this library."""
         if state not in MOVES[self.state]:
             raise RuntimeError(f"request {self.call.request_id} cannot go from {self.state} to {state}")
@@ -188,7 +194,7 @@ class Request:
             return self.error(ErrorKind.NOT_RESUMABLE, text)
         return None
 
-    def is_twin(self, other: Request) -> bool:
+    def is_twin(self, other: ClientRequest) -> bool:
         """Say whether another request of the same id asks for the very same."""
         mine, its = self.call, other.call
         same = (mine.body, mine.flags, mine.service) == (its.body, its.flags, its.service)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .requests import Request
+from .requests import ClientRequest
 
 if TYPE_CHECKING:
     import random
@@ -15,13 +15,13 @@ _MOST_SPREAD_S: Final = 1.0
 _LEAST_PAUSE_S: Final = 0.1
 
 
-def pause_s(request: Request, retry_after_s: float, rng: random.Random) -> float:
+def pause_s(request: ClientRequest, retry_after_s: float, rng: random.Random) -> float:
     """Wait as told, and a little more by chance, or all who were refused together would come back together."""
     spread_s = min(_MOST_SPREAD_S, _FIRST_SPREAD_S * 2.0 ** min(request.refusals, 10))
     return retry_after_s * rng.uniform(1.0, 1.25) + rng.uniform(0.0, spread_s)
 
 
-def before_deadline(request: Request, wake_at: float, now: float) -> float:
+def before_deadline(request: ClientRequest, wake_at: float, now: float) -> float:
     """Bring the next try of a request that was accepted once to half of the time that is left, if it would be too late.
 
     When the queue will have emptied is only a broker's guess, and this one was promised an end.
@@ -31,7 +31,7 @@ def before_deadline(request: Request, wake_at: float, now: float) -> float:
     return now + max(_LEAST_PAUSE_S, (request.due_at - now) / 2)
 
 
-def may_retry(request: Request, wake_at: float, *, is_free: bool = False) -> bool:
+def may_retry(request: ClientRequest, wake_at: float, *, is_free: bool = False) -> bool:
     """Say whether to ask again at `wake_at`; a free try (the broker is leaving, another is there) is not counted."""
     retries = request.call.retries
     is_wanted = is_free or retries is None or request.refusals < retries

@@ -20,13 +20,13 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from . import arguments, calls, questions, tracing
+from . import arguments, calls, queries, tracing
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
-from .inbox import Inbox
 from .io_thread import IoThread
-from .questions import Question
-from .reading import Reading, read_generation, read_unary
+from .mailbox import Mailbox
+from .queries import QuerySpec
+from .reading import ResponseReader, read_generation, read_unary
 from .results import Chunk, Embeddings, Result, read_embeddings
 
 R = TypeVar("R")
@@ -35,12 +35,12 @@ R = TypeVar("R")
 class Handle(Generic[R]):
     """A request that is under way. To be read by one thread at a time; `cancel` may be called by any."""
 
-    def __init__(self, client: Client, io: IoThread, call: calls.Call, reading: Reading[R]) -> None:
+    def __init__(self, client: Client, io: IoThread, call: calls.Call, reading: ResponseReader[R]) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
         self._reading = reading
-        self._inbox = Inbox()
-        self._call, self._sink = tracing.begin(call, self._inbox)
+        self._mailbox = Mailbox()
+        self._call, self._sink = tracing.begin(call, self._mailbox)
         if isinstance(self._sink, tracing.TracedSink):
             weakref.finalize(self, self._sink.trace.cancel)
         try:
@@ -64,7 +64,7 @@ class Handle(Generic[R]):
         return self._reading.is_done
 
     def cancel(self) -> None:
-        """Give the request up; its node stops. Reading on raises CancelledError."""
+        """Give the request up; its node stops. ResponseReader on raises CancelledError."""
         if not self._reading.is_done:
             self._io.cancel(self._call.rid, self._sink)
             if isinstance(self._sink, tracing.TracedSink):
@@ -82,7 +82,7 @@ class Handle(Generic[R]):
         while not self._reading.is_done:
             left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
             try:
-                self._reading.feed(self._inbox.take(self._io, left_s))
+                self._reading.feed(self._mailbox.take(self._io, left_s))
             except TimeoutError:
                 raise TimeoutError(f"no result within {timeout} s; the request goes on") from None
         return self._reading.outcome()
@@ -97,7 +97,7 @@ class Handle(Generic[R]):
     def next_chunk(self) -> Chunk | None:
         """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
         while not self._reading.is_done:
-            chunk = self._reading.feed(self._inbox.take(self._io))
+            chunk = self._reading.feed(self._mailbox.take(self._io))
             if chunk is not None:
                 return chunk
         self._reading.outcome()
@@ -235,7 +235,7 @@ class Client:
 
     def connect(self) -> None:
         """Wait until a broker answers. Raises ConnectError naming what is in the way."""
-        self._ask(questions.connection(), timeout_s=self._connect_s)
+        self._ask(queries.connection(), timeout_s=self._connect_s)
 
     def close(self) -> None:
         """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
@@ -301,20 +301,20 @@ class Client:
         return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
 
     def status(self, known: Snapshot | None = None) -> Snapshot:
-        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
-        return self._ask(questions.status(known))
+        """PendingQuery the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
+        return self._ask(queries.status(known))
 
     def explain(self, request: str) -> list[RequestTrace]:
-        """Ask what happened to a request, by its rid or its request id: the newest of that name first.
+        """PendingQuery what happened to a request, by its rid or its request id: the newest of that name first.
 
         Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys
         that are not marked admin are told of their own requests alone.
         """
-        return self._ask(questions.explain(request))
+        return self._ask(queries.explain(request))
 
     def models(self) -> list[ServiceStatus]:
-        """Ask the broker which models it can reach."""
-        return self._ask(questions.services())
+        """PendingQuery the broker which models it can reach."""
+        return self._ask(queries.services())
 
     def drain(self, node_id: str) -> AdminOutcome:
         """Have a node take nothing more, finish or hand over what runs, and leave; returns once it has been asked.
@@ -326,12 +326,12 @@ class Client:
             NotFoundError: the broker knows no such node; the text lists those it knows.
             UnavailableError: the node is lost or evicted, so it cannot be asked.
         """
-        return self._ask(questions.drain(node_id))
+        return self._ask(queries.drain(node_id))
 
-    def _ask(self, question: Question[R], *, timeout_s: float | None = None) -> R:
-        inbox = Inbox()
-        self._io.ask(question.message, inbox, timeout_s=timeout_s or self._defaults.timeout_s)
-        event = inbox.take(self._io)
+    def _ask(self, question: QuerySpec[R], *, timeout_s: float | None = None) -> R:
+        mailbox = Mailbox()
+        self._io.ask(question.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
+        event = mailbox.take(self._io)
         if isinstance(event, ZmqrtError):
             raise event
         assert isinstance(event, m.Welcome | m.Status)

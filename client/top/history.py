@@ -9,7 +9,7 @@ from typing import Final
 
 from ...protocol.histogram import Histogram, total
 from ...protocol.snapshot import ServiceStatus, Snapshot
-from ..rates import Pace
+from ..rates import TokenRates
 from .fleet import Sight, snapshots
 from .outages import Outages
 
@@ -51,7 +51,7 @@ class History:
         self.first_token = Latency(None, None)
         self.duration = Latency(None, None)
         self.outages = Outages()
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[str, TokenRates] = {}
         self._before: dict[int, Snapshot] = {}
         self._window: deque[tuple[float, dict[int, Snapshot]]] = deque(maxlen=_MOST_LOOKS)
         self._is_new = True
@@ -104,7 +104,7 @@ class History:
             if one.snapshot is None:
                 self._paces.pop(one.endpoint, None)
                 continue
-            for uuid, devices in self._paces.setdefault(one.endpoint, Pace()).fold(one.snapshot).items():
+            for uuid, devices in self._paces.setdefault(one.endpoint, TokenRates()).fold(one.snapshot).items():
                 if len(devices) >= len(rates.get(uuid, {})):
                     rates[uuid] = devices
         return rates

@@ -12,7 +12,7 @@ import pytest
 
 from support.tiny_broker import TinyBroker
 from zmqrt.client import AsyncClient, BadRequestError, Client, NotFoundError, calls
-from zmqrt.client.inbox import Inbox
+from zmqrt.client.mailbox import Mailbox
 from zmqrt.client.reading import Event
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import ConfigurationError, RequestError
@@ -104,9 +104,9 @@ def test_what_slips_through_and_cannot_be_packed_ends_alone(broken: dict[str, An
     with TinyBroker(echo_but) as broker, Client(broker.endpoint) as client:
         other = client.submit("stay", stream=True, model="toy")
         call = calls.generate(calls.Defaults(timeout_s=5.0), "x", stream=False, options={"model": "toy"})
-        inbox = Inbox()
-        client._io.submit(replace(call, **broken), inbox)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way leads there
-        end = inbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        mailbox = Mailbox()
+        client._io.submit(replace(call, **broken), mailbox)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way leads there
+        end = mailbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert isinstance(end, RequestError)
         assert "cannot be" in end.text
@@ -118,9 +118,9 @@ def test_what_slips_through_and_cannot_be_packed_ends_alone(broken: dict[str, An
 def test_a_question_that_cannot_be_packed_ends_alone() -> None:
     """As for a request."""
     with TinyBroker() as broker, Client(broker.endpoint) as client:
-        inbox = Inbox()
-        client._io.ask(lambda qid: m.Query(qid, HALF), inbox, timeout_s=5.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
-        end = inbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        mailbox = Mailbox()
+        client._io.ask(lambda qid: m.Query(qid, HALF), mailbox, timeout_s=5.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
+        end = mailbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert isinstance(end, BadRequestError)
         assert client.status().broker_id == "tiny"
@@ -144,8 +144,8 @@ def test_a_broker_that_names_rubbish_as_another_one_harms_nobody() -> None:
     """Endpoints come over the wire, too; they are text, and that is all that is known of them."""
     with TinyBroker(never) as broker, Client([broker.endpoint, "tcp://127.0.0.1:1"]) as client:
         for rubbish in ("tcp://a\0b:1", "tcp://", "ipc://\0", "x://y", "tcp://127.0.0.1:99999"):
-            client._io._core.sessions._endpoints.learn([rubbish])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - what WELCOME does
-        client._io._core.sessions._endpoints._names = ("tcp://a\0b:1", broker.endpoint)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            client._io._core.connections._endpoints.learn([rubbish])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - what WELCOME does
+        client._io._core.connections._endpoints._names = ("tcp://a\0b:1", broker.endpoint)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert client.status().broker_id == "tiny"
 

@@ -8,15 +8,15 @@ from typing import TypeVar, Unpack
 
 import msgspec
 
-from zmqrt.client import calls, questions
-from zmqrt.client.asks import Ask
+from zmqrt.client import calls, queries
+from zmqrt.client.asks import PendingQuery
 from zmqrt.client.calls import Call, GenerateOptions
 from zmqrt.client.config import MAX_WAITING, ClientConfig
-from zmqrt.client.connection import Link
+from zmqrt.client.connection import BrokerConnection
 from zmqrt.client.core import ClientCore
+from zmqrt.client.failover import CloseSocket, OpenSocket, ProbeEndpoint, SocketAction
 from zmqrt.client.reading import Event
-from zmqrt.client.requests import Request
-from zmqrt.client.sessions import Action, Close, Diagnose, Open
+from zmqrt.client.requests import ClientRequest
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ZmqrtError
@@ -113,20 +113,20 @@ class Talk:
         options.setdefault("model", "toy")
         call = calls.generate(self.defaults, prompt, stream=stream, options=options)
         ear = Ear(call)
-        self.core.submit(Request(call, ear, self.now), self.now)
+        self.core.submit(ClientRequest(call, ear, self.now), self.now)
         self.settle()
         return ear
 
     def connect(self) -> Ear:
         """Wait for a session."""
         ear = Ear()
-        self.core.ask(Ask(questions.connection().message, ear, self.now, 30.0), self.now)
+        self.core.ask(PendingQuery(queries.connection().message, ear, self.now, 30.0), self.now)
         return ear
 
     def ask_status(self) -> Ear:
-        """Ask how the broker is."""
+        """PendingQuery how the broker is."""
         ear = Ear()
-        self.core.ask(Ask(questions.status().message, ear, self.now, 30.0), self.now)
+        self.core.ask(PendingQuery(queries.status().message, ear, self.now, 30.0), self.now)
         return ear
 
     def cancel(self, ear: Ear) -> None:
@@ -157,53 +157,53 @@ class Talk:
 
     # --- sockets
 
-    def actions(self) -> list[Action]:
+    def actions(self) -> list[SocketAction]:
         """Take what the shell should do."""
         return self.core.take_actions()
 
-    def opened(self) -> Link:
+    def opened(self) -> BrokerConnection:
         """Take the one session that was to be opened."""
-        (link,) = [one.link for one in self.actions() if isinstance(one, Open)]
-        return link
+        (connection,) = [one.connection for one in self.actions() if isinstance(one, OpenSocket)]
+        return connection
 
-    def ready(self, link: Link) -> None:
+    def ready(self, connection: BrokerConnection) -> None:
         """End the ZMTP handshake."""
-        self.core.link_ready(link, self.now)
+        self.core.connection_ready(connection, self.now)
 
-    def up(self, *, epoch: int = 1, params: m.Params = PARAMS, name: str | None = None) -> Link:
+    def up(self, *, epoch: int = 1, params: m.Params = PARAMS, name: str | None = None) -> BrokerConnection:
         """Open the next session and greet back."""
-        link = self.opened()
-        self.ready(link)
-        assert len(self.sent(link, m.Hello)) == 1
-        self.hear(link, m.Welcome(name or link.endpoint, epoch, b"session!", params))
-        return link
+        connection = self.opened()
+        self.ready(connection)
+        assert len(self.sent(connection, m.Hello)) == 1
+        self.hear(connection, m.Welcome(name or connection.endpoint, epoch, b"session!", params))
+        return connection
 
-    def lose(self, link: Link, failure: Failure | None = GONE) -> None:
+    def lose(self, connection: BrokerConnection, failure: Failure | None = GONE) -> None:
         """Cut a connection."""
-        self.core.link_failed(link, failure, self.now)
+        self.core.connection_failed(connection, failure, self.now)
         self.settle()
 
-    def hear(self, link: Link, *messages: m.ToClient) -> None:
+    def hear(self, connection: BrokerConnection, *messages: m.ToClient) -> None:
         """Receive from a broker."""
-        self.core.received(link, messages, self.now)
+        self.core.received(connection, messages, self.now)
         self.settle()
 
-    def said(self, link: Link) -> list[m.FromClient]:
-        """Take everything a link has to say."""
-        messages = link.outbox[:]
-        link.outbox.clear()
+    def said(self, connection: BrokerConnection) -> list[m.FromClient]:
+        """Take everything a connection has to say."""
+        messages = connection.outbox[:]
+        connection.outbox.clear()
         if messages:
-            link.tell(self.now)
+            connection.tell(self.now)
         return messages
 
-    def sent(self, link: Link, kind: type[M]) -> list[M]:
-        """Take what a link has to say, and return the messages of one kind."""
-        return [one for one in self.said(link) if isinstance(one, kind)]
+    def sent(self, connection: BrokerConnection, kind: type[M]) -> list[M]:
+        """Take what a connection has to say, and return the messages of one kind."""
+        return [one for one in self.said(connection) if isinstance(one, kind)]
 
     def closed(self) -> list[str]:
         """Take the endpoints of the sessions that were to be closed."""
-        return [one.link.endpoint for one in self.actions() if isinstance(one, Close)]
+        return [one.connection.endpoint for one in self.actions() if isinstance(one, CloseSocket)]
 
     def to_diagnose(self) -> list[str]:
         """Take the endpoints that were to be looked at."""
-        return [one.endpoint for one in self.actions() if isinstance(one, Diagnose)]
+        return [one.endpoint for one in self.actions() if isinstance(one, ProbeEndpoint)]

@@ -17,9 +17,9 @@ from support.client_core import GONE, Talk, final, partial
 from support.growth import grown
 from support.stage import STREAM, UNARY, Stage, ask, rid_of
 from zmqrt.broker.core import Side
-from zmqrt.client import questions
-from zmqrt.client.asks import Ask
-from zmqrt.client.sessions import Open
+from zmqrt.client import queries
+from zmqrt.client.asks import PendingQuery
+from zmqrt.client.failover import OpenSocket
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot
 from zmqrt.protocol.timing import Timing
@@ -42,7 +42,7 @@ class Caller:
 
     def __init__(self) -> None:
         self.talk = Talk(client_core.A, client_core.B)
-        self.link = self.talk.up()
+        self.connection = self.talk.up()
         self.epoch = 1
 
     def roots(self) -> tuple[object, ...]:
@@ -54,44 +54,44 @@ class Caller:
         self.talk.now += 0.001
         self.talk.core.tick(self.talk.now)
         self.talk.settle()
-        self.talk.said(self.link)
+        self.talk.said(self.connection)
 
     def unary(self, _: int) -> None:
         """One answer, whole."""
         ear = self.talk.submit(timeout_s=HOUR_S)
-        self.talk.hear(self.link, m.Accepted(ear.rid), final(ear.rid, 0))
+        self.talk.hear(self.connection, m.Accepted(ear.rid), final(ear.rid, 0))
         self.step()
 
     def stream(self, _: int) -> None:
         """Some units and the end."""
         ear = self.talk.submit(stream=True, timeout_s=HOUR_S)
-        self.talk.hear(self.link, partial(ear.rid, 0), partial(ear.rid, 1), final(ear.rid, 2))
+        self.talk.hear(self.connection, partial(ear.rid, 0), partial(ear.rid, 1), final(ear.rid, 2))
         self.step()
 
     def cancelled(self, _: int) -> None:
         """Begun, and given up."""
         ear = self.talk.submit(stream=True, timeout_s=HOUR_S)
-        self.talk.hear(self.link, partial(ear.rid, 0))
+        self.talk.hear(self.connection, partial(ear.rid, 0))
         self.talk.cancel(ear)
         self.step()
 
     def failed(self, _: int) -> None:
         """The model raised."""
         ear = self.talk.submit(timeout_s=HOUR_S)
-        self.talk.hear(self.link, client_core.error(ear.rid, 500, "model_raised"))
+        self.talk.hear(self.connection, client_core.error(ear.rid, 500, "model_raised"))
         self.step()
 
     def refused_and_given_up(self, _: int) -> None:
         """It rests until the broker's advice is over, which it does not live to see."""
         ear = self.talk.submit(timeout_s=HOUR_S)
-        self.talk.hear(self.link, client_core.error(ear.rid, 429, "queue_full", retry_after_ms=600_000))
+        self.talk.hear(self.connection, client_core.error(ear.rid, 429, "queue_full", retry_after_ms=600_000))
         self.talk.cancel(ear)
         self.step()
 
     def twin(self, _: int) -> None:
         """The same request twice, as an idempotency key makes it."""
         ear = self.talk.submit(timeout_s=HOUR_S)
-        self.talk.hear(self.link, client_core.error(ear.rid, 409, "request_id_reused"))
+        self.talk.hear(self.connection, client_core.error(ear.rid, 409, "request_id_reused"))
         self.step()
 
     def unnamed(self, _: int) -> None:
@@ -103,17 +103,17 @@ class Caller:
     def asked(self, _: int) -> None:
         """A question and its answer."""
         ear = self.talk.ask_status()
-        (query,) = self.talk.sent(self.link, m.Query)
-        self.talk.hear(self.link, m.Status(query.qid, snapshot.SCHEMA, 1, b"x"))
+        (query,) = self.talk.sent(self.connection, m.Query)
+        self.talk.hear(self.connection, m.Status(query.qid, snapshot.SCHEMA, 1, b"x"))
         assert ear.ends
         self.step()
 
     def put_off(self, _: int) -> None:
         """The broker says: later."""
         ear = client_core.Ear()
-        self.talk.core.ask(Ask(questions.explain("x").message, ear, self.talk.now, 0.5), self.talk.now)
-        for query in self.talk.sent(self.link, m.Query):
-            self.talk.hear(self.link, m.Status(query.qid, snapshot.LATER, 1, b"", {"retry_after_ms": 3_600_000}))
+        self.talk.core.ask(PendingQuery(queries.explain("x").message, ear, self.talk.now, 0.5), self.talk.now)
+        for query in self.talk.sent(self.connection, m.Query):
+            self.talk.hear(self.connection, m.Status(query.qid, snapshot.LATER, 1, b"", {"retry_after_ms": 3_600_000}))
         self.talk.now += 1.0
         self.step()
         assert ear.ends
@@ -121,26 +121,28 @@ class Caller:
     def unanswered(self, number: int) -> None:
         """A broker that lives and does not answer this."""
         ear = client_core.Ear()
-        self.talk.core.ask(Ask(questions.explain(str(number)).message, ear, self.talk.now, 0.5), self.talk.now)
+        self.talk.core.ask(PendingQuery(queries.explain(str(number)).message, ear, self.talk.now, 0.5), self.talk.now)
         self.talk.now += 1.0
-        self.talk.hear(self.link, m.Pong(0))
+        self.talk.hear(self.connection, m.Pong(0))
         self.step()
         assert ear.ends
 
     def session(self, _: int) -> None:
         """The connection is lost under a stream, which goes on in the next one."""
         ear = self.talk.submit(stream=True, timeout_s=HOUR_S)
-        self.talk.hear(self.link, partial(ear.rid, 0))
-        self.talk.lose(self.link, GONE)
-        opened: list[Open] = []
+        self.talk.hear(self.connection, partial(ear.rid, 0))
+        self.talk.lose(self.connection, GONE)
+        opened: list[OpenSocket] = []
         while not opened:
             self.talk.after(0.01)
-            opened = [one for one in self.talk.actions() if isinstance(one, Open)]
+            opened = [one for one in self.talk.actions() if isinstance(one, OpenSocket)]
         self.epoch += 1
-        self.link = opened[-1].link
-        self.talk.ready(self.link)
-        self.talk.hear(self.link, m.Welcome(self.link.endpoint, self.epoch, b"session!", client_core.PARAMS))
-        self.talk.hear(self.link, final(ear.rid, 1))
+        self.connection = opened[-1].connection
+        self.talk.ready(self.connection)
+        self.talk.hear(
+            self.connection, m.Welcome(self.connection.endpoint, self.epoch, b"session!", client_core.PARAMS)
+        )
+        self.talk.hear(self.connection, final(ear.rid, 1))
         assert ear.ends
         self.step()
 

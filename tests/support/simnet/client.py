@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 from zmqrt.broker.core import Side
 from zmqrt.client.config import ClientConfig
-from zmqrt.client.connection import Link
+from zmqrt.client.connection import BrokerConnection
 from zmqrt.client.core import ClientCore
-from zmqrt.client.requests import Request
-from zmqrt.client.sessions import Action, Close, Diagnose, Open
+from zmqrt.client.failover import CloseSocket, OpenSocket, ProbeEndpoint, SocketAction
+from zmqrt.client.requests import ClientRequest
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.failure import Failure
 
@@ -38,8 +38,8 @@ class ClientProcess(Process):
             connect_timeout_s=world.plan.patience_s,
         )
         self.core = ClientCore(config, self._rng.randbytes(16), self._rng)
-        self._wires: dict[Link, Wire] = {}
-        self._links: dict[Wire, Link] = {}
+        self._wires: dict[BrokerConnection, Wire] = {}
+        self._connections: dict[Wire, BrokerConnection] = {}
         self.asked: list[Asked] = []
         self._in_use: str | None = None
         self.call(lambda: self.core.start(self.agenda.now))
@@ -52,7 +52,7 @@ class ClientProcess(Process):
 
         def submit() -> None:
             self.asked.append(asked)
-            self.core.submit(Request(asked.call, asked, self.agenda.now), self.agenda.now)
+            self.core.submit(ClientRequest(asked.call, asked, self.agenda.now), self.agenda.now)
 
         self.call(submit)
         return asked
@@ -66,26 +66,26 @@ class ClientProcess(Process):
 
     def take(self, wire: Wire, item: Item) -> None:
         """Give the core what a broker sent, unless the connection was given up."""
-        link = self._links.get(wire)
-        if link is None:
+        connection = self._connections.get(wire)
+        if connection is None:
             return
         now = self.agenda.now
         match item:
             case Greeting():
-                self.core.link_ready(link, now)
+                self.core.connection_ready(connection, now)
             case Closed():
-                is_vague = wire.listener.is_up and link.state.value == "opening"
-                gone = None if is_vague else Failure(f"{link.endpoint}: the connection is gone")
-                self.core.link_failed(link, gone, now)
+                is_vague = wire.listener.is_up and connection.state.value == "opening"
+                gone = None if is_vague else Failure(f"{connection.endpoint}: the connection is gone")
+                self.core.connection_failed(connection, gone, now)
             case Envelope(messages):
-                self.core.received(link, cast("Sequence[m.ToClient]", messages), now)
+                self.core.received(connection, cast("Sequence[m.ToClient]", messages), now)
 
     def tick(self) -> None:
         """Let the core act."""
         self.core.tick(self.agenda.now)
 
     def due(self) -> float:
-        """Ask the core."""
+        """PendingQuery the core."""
         return self.core.next_deadline()
 
     # --- out ---------------------------------------------------------------------------------------------------------
@@ -102,57 +102,57 @@ class ClientProcess(Process):
         while actions := self.core.take_actions():
             for action in actions:
                 self._act(action)
-        for link, wire in self._wires.items():
-            self._flush(link, wire)
+        for connection, wire in self._wires.items():
+            self._flush(connection, wire)
         self._count_fail_overs()
         for asked in self.asked:
-            is_live = asked.call.rid in self.core.book.live
+            is_live = asked.call.rid in self.core.table.live
             assert is_live == (asked.end is None), "a request that is neither under way nor ended, or both"
         self.asked = [asked for asked in self.asked if asked.end is None]
 
-    def _act(self, action: Action) -> None:
+    def _act(self, action: SocketAction) -> None:
         match action:
-            case Open(link):
-                wire = self.world.dial(self, int(link.endpoint.rpartition(":")[2]) - 1, Side.CLIENTS)
-                self._wires[link], self._links[wire] = wire, link
+            case OpenSocket(connection):
+                wire = self.world.dial(self, int(connection.endpoint.rpartition(":")[2]) - 1, Side.CLIENTS)
+                self._wires[connection], self._connections[wire] = wire, connection
                 if not wire.is_cut:
                     wire.greet(self)
-            case Close(link):
-                wire = self._wires.pop(link)
-                del self._links[wire]
-                self._flush(link, wire)
+            case CloseSocket(connection):
+                wire = self._wires.pop(connection)
+                del self._connections[wire]
+                self._flush(connection, wire)
                 wire.close(self)
-            case Diagnose(endpoint):
+            case ProbeEndpoint(endpoint):
                 failure = Failure(f"nobody listens at {endpoint}")
                 self.agenda.after(
                     0.1, lambda: self.call(lambda: self.core.explained(endpoint, failure, self.agenda.now))
                 )
 
-    def _flush(self, link: Link, wire: Wire) -> None:
-        if link.outbox:
-            wire.send(self, link.outbox[:])
-            link.outbox.clear()
-            link.tell(self.agenda.now)
+    def _flush(self, connection: BrokerConnection, wire: Wire) -> None:
+        if connection.outbox:
+            wire.send(self, connection.outbox[:])
+            connection.outbox.clear()
+            connection.tell(self.agenda.now)
 
     def _count_fail_overs(self) -> None:
         """Count the changes of broker that had requests to bring along."""
-        link = self.core.sessions.current
-        if link is not None and link.endpoint != self._in_use:
+        connection = self.core.connections.current
+        if connection is not None and connection.endpoint != self._in_use:
             self.world.totals["fail-overs"] += self._in_use is not None and bool(self.asked)
-            self._in_use = link.endpoint
+            self._in_use = connection.endpoint
 
     # --- at the end --------------------------------------------------------------------------------------------------
 
     def is_idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self.core.book.live and not self.has_input()
+        return not self.core.table.live and not self.has_input()
 
     def check_empty(self) -> None:
         """Check that nothing of any request is left."""
-        book = self.core.book
-        assert not book.live
-        assert not book.line
-        assert not book.unnamed
-        for link in self.core.sessions.links.values():
-            assert not link.requests
-            assert not link.unacked
+        table = self.core.table
+        assert not table.live
+        assert not table.queue
+        assert not table.unnamed
+        for connection in self.core.connections.by_id.values():
+            assert not connection.requests
+            assert not connection.unacked

@@ -10,7 +10,7 @@ import pytest
 from support.stage import STREAM, Stage
 from zmqrt.broker import status as board
 from zmqrt.broker.core import SendFailure
-from zmqrt.client import questions
+from zmqrt.client import queries
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot as s
 from zmqrt.protocol.errors import TooLargeError
@@ -56,7 +56,7 @@ def test_a_status_that_cannot_be_packed_is_an_answer_all_the_same() -> None:
     (answer,) = client.hear_only(m.Status)
     assert (answer.qid, answer.schema) == (3, s.TOO_LARGE)
     with pytest.raises(TooLargeError):
-        questions.status().read(answer)
+        queries.status().read(answer)
 
 
 @pytest.mark.parametrize("limit", [4000, 1500])

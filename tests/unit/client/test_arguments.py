@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zmqrt.client import AsyncClient, Client, calls, questions
+from zmqrt.client import AsyncClient, Client, calls, queries
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import BadRequestError, ConfigurationError, NotFoundError
 
@@ -132,7 +132,7 @@ def test_a_rid_is_sixteen_bytes(rid: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [HALF, BYTE, b"job-7", 7, None, "", "x" * 300, ["job-7"], math.nan])
-@pytest.mark.parametrize(("ask", "named"), [(questions.explain, "request"), (questions.drain, "node_id")])
+@pytest.mark.parametrize(("ask", "named"), [(queries.explain, "request"), (queries.drain, "node_id")])
 def test_questions_are_about_names(ask: Callable[[Any], object], named: str, value: Any) -> None:
     """One that cannot travel is refused before anybody is asked."""
     with pytest.raises(BadRequestError, match=named):
@@ -143,7 +143,7 @@ def test_questions_are_about_names(ask: Callable[[Any], object], named: str, val
 def test_only_an_earlier_status_can_be_known(value: Any) -> None:
     """`status(known)` takes what `status()` gave."""
     with pytest.raises(BadRequestError, match="known"):
-        questions.status(value)
+        queries.status(value)
 
 
 @pytest.mark.parametrize(

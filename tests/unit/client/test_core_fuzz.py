@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from support.client_core import GONE, PARAMS, REFUSED, Ear, Talk
 from support.wire import of_struct, plausible, weighted
-from zmqrt.client.connection import Link
-from zmqrt.client.sessions import Diagnose, Open
+from zmqrt.client.connection import BrokerConnection
+from zmqrt.client.failover import OpenSocket, ProbeEndpoint
 from zmqrt.protocol import codec, snapshot, tasks
 from zmqrt.protocol import messages as m
 
@@ -77,11 +77,11 @@ STEP = weighted(
 
 
 class Talks:
-    """A client core, every link it has opened, and every request that was made of it."""
+    """A client core, every connection it has opened, and every request that was made of it."""
 
     def __init__(self) -> None:
         self.talk = Talk("tcp://a:1", "tcp://b:1", timeout_s=10.0)
-        self.links: list[Link] = []
+        self.by_id: list[BrokerConnection] = []
         self.ears: list[Ear] = []
         self.asks: list[Ear] = []
 
@@ -90,12 +90,12 @@ class Talks:
         actions = self.talk.actions()
         assert len(actions) < 100
         for action in actions:
-            if isinstance(action, Open):
-                self.links.append(action.link)
-            elif isinstance(action, Diagnose):
+            if isinstance(action, OpenSocket):
+                self.by_id.append(action.connection)
+            elif isinstance(action, ProbeEndpoint):
                 self.talk.core.explained(action.endpoint, REFUSED, self.talk.now)
-        for link in self.links:
-            said = self.talk.said(link)
+        for connection in self.by_id:
+            said = self.talk.said(connection)
             assert len(said) < 1000
             for message in said:
                 (frames,) = codec.pack([message])
@@ -115,23 +115,23 @@ class Talks:
                     self.talk.cancel(ear)
             case "time", seconds:
                 self.talk.after(seconds)
-            case _ if self.links:
-                self.meet(what, self.links[-1 - int(details[0]) % min(2, len(self.links))], *details[1:])
+            case _ if self.by_id:
+                self.meet(what, self.by_id[-1 - int(details[0]) % min(2, len(self.by_id))], *details[1:])
             case _:
                 pass
 
-    def meet(self, what: str, link: Link, *details: Any) -> None:
+    def meet(self, what: str, connection: BrokerConnection, *details: Any) -> None:
         """Let a session have news; one that was closed has none."""
-        if link.id not in self.talk.core.sessions.links:
+        if connection.id not in self.talk.core.connections.by_id:
             return
         match what, *details:
             case "hear", messages:
-                self.talk.hear(link, *map(self.aim, messages))
+                self.talk.hear(connection, *map(self.aim, messages))
             case ("welcome",):
-                self.talk.ready(link)
-                self.talk.hear(link, m.Welcome("b", 1, b"session!", PARAMS))
+                self.talk.ready(connection)
+                self.talk.hear(connection, m.Welcome("b", 1, b"session!", PARAMS))
             case _:
-                self.talk.lose(link, details[0])
+                self.talk.lose(connection, details[0])
 
     def aim(self, message: Any) -> Any:
         """Turn an unlikely id into one of a request that there is."""
@@ -157,4 +157,4 @@ def test_nothing_that_a_broker_says_breaks_a_client(steps: list[tuple[Any, ...]]
     talks.talk.core.close()
     talks.settle()
     assert all(len(ear.ends) == 1 for ear in talks.ears + talks.asks)
-    assert talks.talk.core.book.live == {}
+    assert talks.talk.core.table.live == {}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from support.client_core import REFUSED, A, B, Ear, Talk, error, final, partial, units_of
-from zmqrt.client.connection import Link, LinkState
-from zmqrt.client.requests import State
-from zmqrt.client.sessions import Open
+from zmqrt.client.connection import BrokerConnection, ConnectionState
+from zmqrt.client.failover import OpenSocket
+from zmqrt.client.requests import ClientRequestState
 from zmqrt.protocol import messages as m
 
 TOTAL = 8
@@ -33,21 +33,21 @@ class Broker:
 
 
 class Machine(RuleBasedStateMachine):
-    """Two brokers, one client, links that are FIFO but may be cut."""
+    """Two brokers, one client, connections that are FIFO but may be cut."""
 
     def __init__(self) -> None:
         super().__init__()
         self.talk = Talk(A, B)
         self.brokers = {A: Broker(), B: Broker()}
         self.ears: list[Ear] = []
-        self.wires: dict[int, tuple[Link, list[m.ToClient]]] = {}
+        self.wires: dict[int, tuple[BrokerConnection, list[m.ToClient]]] = {}
         self.runs: dict[bytes, set[tuple[str, int]]] = {}
 
     # --- the application
 
     @rule(stream=st.booleans(), idempotent=st.sampled_from([True, True, True, False]))
     def submit(self, *, stream: bool, idempotent: bool) -> None:
-        """Ask for something."""
+        """PendingQuery for something."""
         if len(self.ears) < 8:
             self.ears.append(self.talk.submit(stream=stream, idempotent=idempotent, timeout_s=60))
 
@@ -63,13 +63,13 @@ class Machine(RuleBasedStateMachine):
     def carry_out(self) -> None:
         """Open what the core wants opened."""
         for action in self.talk.actions():
-            if isinstance(action, Open):
-                link = action.link
-                if self.brokers[link.endpoint].is_running:
-                    self.wires[link.id] = (link, [])
-                    self.talk.ready(link)
+            if isinstance(action, OpenSocket):
+                connection = action.connection
+                if self.brokers[connection.endpoint].is_running:
+                    self.wires[connection.id] = (connection, [])
+                    self.talk.ready(connection)
                 else:
-                    self.talk.lose(link, REFUSED)
+                    self.talk.lose(connection, REFUSED)
 
     @rule(seconds=st.floats(0.01, 1.0))
     def wait(self, seconds: float) -> None:
@@ -83,14 +83,14 @@ class Machine(RuleBasedStateMachine):
         """Let everybody work for a while; what is not read stays on its way, where things may vanish or double."""
         for _ in range(rounds):
             self.carry_out()
-            for link, wire in self.live_wires():
-                self.broker_reads(link, wire, data)
+            for connection, wire in self.live_wires():
+                self.broker_reads(connection, wire, data)
                 for ear in self.ears:
-                    self.make(link, wire, ear.rid)
+                    self.make(connection, wire, ear.rid)
                 self.spoil(wire, fault, data)
                 heard, wire[:] = wire[:reads], wire[reads:]
                 if heard:
-                    self.talk.hear(link, *heard)
+                    self.talk.hear(connection, *heard)
             self.talk.after(0.02)
 
     def spoil(self, wire: list[m.ToClient], fault: str, data: st.DataObject) -> None:
@@ -104,26 +104,26 @@ class Machine(RuleBasedStateMachine):
         else:
             del wire[index]
 
-    def broker_reads(self, link: Link, wire: list[m.ToClient], data: st.DataObject | None) -> None:
-        """Let a broker read what a link says, and answer."""
-        for message in self.talk.said(link):
-            wire.extend(self.answers(link, message, data))
+    def broker_reads(self, connection: BrokerConnection, wire: list[m.ToClient], data: st.DataObject | None) -> None:
+        """Let a broker read what a connection says, and answer."""
+        for message in self.talk.said(connection):
+            wire.extend(self.answers(connection, message, data))
 
     # --- faults
 
     @rule()
     def cut(self) -> None:
         """Cut every connection; the brokers live on and remember."""
-        for link, _ in self.live_wires():
-            self.talk.lose(link)
+        for connection, _ in self.live_wires():
+            self.talk.lose(connection)
 
     @rule(which=st.sampled_from([A, B]), comes_back=st.booleans())
     def kill(self, which: str, *, comes_back: bool) -> None:
         """Kill a broker; a new one forgets everything."""
         self.brokers[which] = Broker(self.brokers[which].epoch + 1, comes_back)
-        for link, _ in self.live_wires():
-            if link.endpoint == which:
-                self.talk.lose(link)
+        for connection, _ in self.live_wires():
+            if connection.endpoint == which:
+                self.talk.lose(connection)
 
     @rule()
     def go_away(self) -> None:
@@ -140,18 +140,24 @@ class Machine(RuleBasedStateMachine):
 
     # --- the broker's side
 
-    def live_wires(self) -> list[tuple[Link, list[m.ToClient]]]:
+    def live_wires(self) -> list[tuple[BrokerConnection, list[m.ToClient]]]:
         """Return the connections that stand."""
-        return [(link, wire) for link, wire in self.wires.values() if link.state is not LinkState.DEAD]
+        return [
+            (connection, wire)
+            for connection, wire in self.wires.values()
+            if connection.state is not ConnectionState.DEAD
+        ]
 
-    def answers(self, link: Link, message: m.FromClient, data: st.DataObject | None) -> list[m.ToClient]:
+    def answers(
+        self, connection: BrokerConnection, message: m.FromClient, data: st.DataObject | None
+    ) -> list[m.ToClient]:
         """Answer one message as a broker does, or refuse it."""
-        broker = self.brokers[link.endpoint]
-        owed = broker.owed.setdefault(link.id, set())
+        broker = self.brokers[connection.endpoint]
+        owed = broker.owed.setdefault(connection.id, set())
         match message:
             case m.Hello():
                 owed.clear()
-                return [m.Welcome(link.endpoint, broker.epoch, b"session!", PARAMS)]
+                return [m.Welcome(connection.endpoint, broker.epoch, b"session!", PARAMS)]
             case m.Ping():
                 return [m.Pong(message.nonce)]
             case m.Cancel():
@@ -160,19 +166,21 @@ class Machine(RuleBasedStateMachine):
             case m.Request():
                 owed.add(message.rid)
                 assert len(owed) <= ROOM, "more than WELCOME allows"
-                replies = self.admit(link, broker, message, data)
+                replies = self.admit(connection, broker, message, data)
                 if replies and isinstance(replies[-1], m.Final | m.Error):
                     owed.discard(message.rid)
                 return replies
             case _:
                 return []
 
-    def admit(self, link: Link, broker: Broker, request: m.Request, data: st.DataObject | None) -> list[m.ToClient]:
+    def admit(
+        self, connection: BrokerConnection, broker: Broker, request: m.Request, data: st.DataObject | None
+    ) -> list[m.ToClient]:
         """Take a request on: check the units that come with it, replay those that the client lacks."""
         if data is not None and data.draw(st.integers(0, 9)) == 0 and request.rid not in broker.made:
             return [error(request.rid, 429, "queue_full", retry_after_ms=100)]
         runs = self.runs.setdefault(request.rid, set())
-        runs.add((link.endpoint, broker.epoch))
+        runs.add((connection.endpoint, broker.epoch))
         assert request.flags & m.IDEMPOTENT or len(runs) == 1, "run twice"
         if request.flags & m.RESUME:
             assert units_of(request.resume) == list(range(request.resume_n))
@@ -185,17 +193,17 @@ class Machine(RuleBasedStateMachine):
         replay: list[m.ToClient] = [partial(request.rid, n) for n in range(request.resume_n, made)]
         return [*replay, final(request.rid, TOTAL)] if made == TOTAL else replay or [m.Accepted(request.rid)]
 
-    def make(self, link: Link, wire: list[m.ToClient], rid: bytes) -> None:
+    def make(self, connection: BrokerConnection, wire: list[m.ToClient], rid: bytes) -> None:
         """Make one more unit of a request that this session is owed."""
-        broker = self.brokers[link.endpoint]
-        request = self.talk.core.book.live.get(rid)
-        if request is None or rid not in broker.owed.get(link.id, ()) or broker.made.get(rid, TOTAL) >= TOTAL:
+        broker = self.brokers[connection.endpoint]
+        request = self.talk.core.table.live.get(rid)
+        if request is None or rid not in broker.owed.get(connection.id, ()) or broker.made.get(rid, TOTAL) >= TOTAL:
             return
         broker.made[rid] += 1
         if request.is_stream:
             wire.append(partial(rid, broker.made[rid] - 1))
         if broker.made[rid] == TOTAL:
-            broker.owed[link.id].discard(rid)
+            broker.owed[connection.id].discard(rid)
             wire.append(final(rid, TOTAL))
 
     # --- what must always hold
@@ -212,23 +220,23 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def every_request_is_in_one_place(self) -> None:
         """In the line, resting, or in one session; and those that ended are nowhere."""
-        book = self.talk.core.book
-        held = [rid for link in self.talk.core.sessions.links.values() for rid in link.requests]
+        table = self.talk.core.table
+        held = [rid for connection in self.talk.core.connections.by_id.values() for rid in connection.requests]
         for ear in self.ears:
-            places = held.count(ear.rid) + (ear.rid in book.line)
-            request = book.live.get(ear.rid)
+            places = held.count(ear.rid) + (ear.rid in table.queue)
+            request = table.live.get(ear.rid)
             if ear.ends:
                 assert request is None
                 assert places == 0
             else:
                 assert request is not None
-                assert places == (0 if request.state is State.RESTING else 1)
+                assert places == (0 if request.state is ClientRequestState.RESTING else 1)
 
     @invariant()
     def the_broker_is_never_given_too_much(self) -> None:
         """WELCOME said how much."""
-        for link in self.talk.core.sessions.links.values():
-            assert len(link.requests) <= ROOM
+        for connection in self.talk.core.connections.by_id.values():
+            assert len(connection.requests) <= ROOM
 
     def teardown(self) -> None:
         """Once faults stop, everything ends."""
@@ -236,15 +244,15 @@ class Machine(RuleBasedStateMachine):
             broker.is_running = True
         for _ in range(600):
             self.carry_out()
-            for link, wire in self.live_wires():
-                self.broker_reads(link, wire, None)
+            for connection, wire in self.live_wires():
+                self.broker_reads(connection, wire, None)
                 for ear in self.ears:
-                    self.make(link, wire, ear.rid)
+                    self.make(connection, wire, ear.rid)
                 heard, wire[:] = wire[:], []
-                self.talk.hear(link, *heard)
+                self.talk.hear(connection, *heard)
             self.talk.after(0.1)
         assert all(ear.ends for ear in self.ears)
-        assert not self.talk.core.book.live
+        assert not self.talk.core.table.live
         self.streams_are_whole()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from support.client_core import A, B, Talk, error, final, partial
-from zmqrt.client.connection import LinkState
-from zmqrt.client.requests import MOVES, Request, State
+from zmqrt.client.connection import ConnectionState
+from zmqrt.client.requests import MOVES, ClientRequest, ClientRequestState
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
     BusyError,
@@ -27,9 +27,9 @@ def test_units_are_delivered_in_order_and_each_once() -> None:
     """Repeats are dropped, overlaps trimmed."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.hear(link, partial(ear.rid, 0, 2), partial(ear.rid, 0, 2), partial(ear.rid, 1, 3), partial(ear.rid, 4))
-    talk.hear(link, final(ear.rid, 5))
+    connection = talk.up()
+    talk.hear(connection, partial(ear.rid, 0, 2), partial(ear.rid, 0, 2), partial(ear.rid, 1, 3), partial(ear.rid, 4))
+    talk.hear(connection, final(ear.rid, 5))
 
     assert ear.ids == [0, 1, 2, 3, 4]
     assert isinstance(ear.ends[0], m.Final)
@@ -39,11 +39,11 @@ def test_a_gap_is_asked_for_again_and_what_lies_behind_it_is_ignored() -> None:
     """One question for a gap, however much comes behind it."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.said(link)
-    talk.hear(link, partial(ear.rid, 0), partial(ear.rid, 2), partial(ear.rid, 3), final(ear.rid, 4))
-    (again,) = talk.sent(link, m.Request)
-    talk.hear(link, *(partial(ear.rid, n) for n in range(1, 4)), final(ear.rid, 4))
+    connection = talk.up()
+    talk.said(connection)
+    talk.hear(connection, partial(ear.rid, 0), partial(ear.rid, 2), partial(ear.rid, 3), final(ear.rid, 4))
+    (again,) = talk.sent(connection, m.Request)
+    talk.hear(connection, *(partial(ear.rid, n) for n in range(1, 4)), final(ear.rid, 4))
 
     assert (again.resume_n, again.resume) == (1, b"")
     assert ear.ids == [0, 1, 2, 3]
@@ -54,22 +54,22 @@ def test_a_lost_last_chunk_is_missed_at_the_end() -> None:
     """FINAL tells how many units there were."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.said(link)
-    talk.hear(link, partial(ear.rid, 0), final(ear.rid, 2))
+    connection = talk.up()
+    talk.said(connection)
+    talk.hear(connection, partial(ear.rid, 0), final(ear.rid, 2))
 
     assert ear.ends == []
-    assert [one.resume_n for one in talk.sent(link, m.Request)] == [1]
+    assert [one.resume_n for one in talk.sent(connection, m.Request)] == [1]
 
 
 def test_a_broker_that_cannot_replay_ends_the_stream_with_what_was_delivered() -> None:
     """Three gaps in a row without a new unit are enough."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.hear(link, partial(ear.rid, 0))
+    connection = talk.up()
+    talk.hear(connection, partial(ear.rid, 0))
     for _ in range(4):
-        talk.hear(link, partial(ear.rid, 0), partial(ear.rid, 5))
+        talk.hear(connection, partial(ear.rid, 0), partial(ear.rid, 5))
 
     assert isinstance(ear.error, WorkerLostError)
     assert ear.error.kind is ErrorKind.NOT_RESUMABLE
@@ -80,8 +80,8 @@ def test_a_stream_that_ends_before_what_was_delivered_is_an_error() -> None:
     """Such a broker talks about another stream."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.hear(link, partial(ear.rid, 0, 3), final(ear.rid, 2))
+    connection = talk.up()
+    talk.hear(connection, partial(ear.rid, 0, 3), final(ear.rid, 2))
 
     assert isinstance(ear.error, EngineError)
 
@@ -90,8 +90,10 @@ def test_the_first_end_is_the_only_one() -> None:
     """What comes behind it is dropped."""
     talk = Talk()
     ear = talk.submit()
-    link = talk.up()
-    talk.hear(link, final(ear.rid, 1), final(ear.rid, 1), error(ear.rid, 500, "model_raised"), partial(ear.rid, 0))
+    connection = talk.up()
+    talk.hear(
+        connection, final(ear.rid, 1), final(ear.rid, 1), error(ear.rid, 500, "model_raised"), partial(ear.rid, 0)
+    )
 
     assert len(ear.events) == 1
 
@@ -116,12 +118,12 @@ def test_a_stream_too_long_to_resume_ends_when_its_broker_is_lost() -> None:
     """Above 1 MiB no broker would take the prefix back."""
     talk = Talk(A, B)
     ear = talk.submit(stream=True)
-    link = talk.up()
+    connection = talk.up()
     seq = 0
     while seq < 400_000:
-        talk.hear(link, partial(ear.rid, seq, 20_000))
+        talk.hear(connection, partial(ear.rid, seq, 20_000))
         seq += 20_000
-    talk.lose(link)
+    talk.lose(connection)
     talk.after(0.1)
     talk.up()
     talk.settle()
@@ -134,14 +136,14 @@ def test_a_slow_reader_loses_its_stream_alone() -> None:
     """The broker is told, the others go on."""
     talk = Talk()
     slow, other = talk.submit(stream=True), talk.submit(stream=True)
-    link = talk.up()
+    connection = talk.up()
     slow.is_full = True
-    talk.hear(link, partial(slow.rid, 0), partial(other.rid, 0))
-    talk.hear(link, partial(slow.rid, 1), partial(other.rid, 1), final(other.rid, 2))
+    talk.hear(connection, partial(slow.rid, 0), partial(other.rid, 0))
+    talk.hear(connection, partial(slow.rid, 1), partial(other.rid, 1), final(other.rid, 2))
 
     assert isinstance(slow.error, CancelledError)
     assert slow.error.kind is ErrorKind.SLOW_READER
-    assert [one.rid for one in talk.sent(link, m.Cancel)] == [slow.rid]
+    assert [one.rid for one in talk.sent(connection, m.Cancel)] == [slow.rid]
     assert other.ids == [0, 1]
 
 
@@ -149,8 +151,8 @@ def test_an_unreadable_chunk_ends_its_stream() -> None:
     """Trimming has to read it."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.hear(link, partial(ear.rid, 0, 2), m.Partial(ear.rid, 1, 4, b"\xc1"))
+    connection = talk.up()
+    talk.hear(connection, partial(ear.rid, 0, 2), m.Partial(ear.rid, 1, 4, b"\xc1"))
 
     assert isinstance(ear.error, EngineError)
 
@@ -158,15 +160,15 @@ def test_an_unreadable_chunk_ends_its_stream() -> None:
 def test_the_window_is_told_every_quarter() -> None:
     """Counted on receipt, whoever it was for."""
     talk = Talk()
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 256, 4000))
-    talk.said(link)
+    connection = talk.up(params=m.Params(5000, 10_000, 30_000, 256, 4000))
+    talk.said(connection)
     chunk = m.Partial(b"x" * 16, 0, 1, b"." * 600)
-    talk.hear(link, chunk)
-    assert talk.sent(link, m.Window) == []
+    talk.hear(connection, chunk)
+    assert talk.sent(connection, m.Window) == []
 
-    talk.hear(link, chunk)
-    talk.hear(link, m.Final(b"x" * 16, 1, {}, b"." * 1000))
-    assert talk.sent(link, m.Window) == [m.Window(1200), m.Window(2200)]
+    talk.hear(connection, chunk)
+    talk.hear(connection, m.Final(b"x" * 16, 1, {}, b"." * 1000))
+    assert talk.sent(connection, m.Window) == [m.Window(1200), m.Window(2200)]
 
 
 # --- cancelling, deadlines -------------------------------------------------------------------------------------------
@@ -177,25 +179,25 @@ def test_cancelling_tells_the_broker_and_the_reader() -> None:
     talk = Talk()
     waiting = talk.submit()
     talk.cancel(waiting)
-    link = talk.up()
+    connection = talk.up()
     sent = talk.submit()
     talk.cancel(sent)
     talk.cancel(sent)
 
     assert isinstance(waiting.error, CancelledError)
     assert isinstance(sent.error, CancelledError)
-    assert [one.rid for one in talk.sent(link, m.Cancel)] == [sent.rid]
+    assert [one.rid for one in talk.sent(connection, m.Cancel)] == [sent.rid]
 
 
 def test_waiting_here_counts_as_time() -> None:
     """The broker is told what is left; what never got a turn ends here."""
     talk = Talk()
     first, second = talk.submit(timeout_s=60), talk.submit(timeout_s=10)
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
-    talk.hear(link, m.Accepted(first.rid))
+    connection = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
+    talk.hear(connection, m.Accepted(first.rid))
     for _ in range(10):
         talk.after(1.0)
-        talk.hear(link, m.Pong(0))
+        talk.hear(connection, m.Pong(0))
 
     assert isinstance(second.error, DeadlineError)
     assert first.events == []
@@ -205,12 +207,12 @@ def test_the_brokers_own_word_about_a_deadline_is_waited_for() -> None:
     """It says more than this side can."""
     talk = Talk()
     ear = talk.submit(timeout_s=2)
-    link = talk.up()
-    (request,) = talk.sent(link, m.Request)
+    connection = talk.up()
+    (request,) = talk.sent(connection, m.Request)
     assert request.ttl_ms == 2000
 
     talk.after(2.3)
-    talk.hear(link, error(ear.rid, 504, "deadline_exceeded"))
+    talk.hear(connection, error(ear.rid, 504, "deadline_exceeded"))
     assert "because of deadline" in str(ear.error)
 
 
@@ -218,20 +220,20 @@ def test_a_silent_deadline_cancels_at_the_broker() -> None:
     """Nobody works on for nothing."""
     talk = Talk()
     ear = talk.submit(timeout_s=2)
-    link = talk.up()
+    connection = talk.up()
     talk.after(2.6)
 
     assert isinstance(ear.error, DeadlineError)
-    assert [one.rid for one in talk.sent(link, m.Cancel)] == [ear.rid]
+    assert [one.rid for one in talk.sent(connection, m.Cancel)] == [ear.rid]
 
 
 def test_each_new_unit_gives_a_stream_new_time() -> None:
     """A stream may last as long as it goes on."""
     talk = Talk()
     ear = talk.submit(stream=True, timeout_s=3)
-    link = talk.up()
+    connection = talk.up()
     for seq in range(5):
-        talk.hear(link, partial(ear.rid, seq))
+        talk.hear(connection, partial(ear.rid, seq))
         talk.after(2.0)
     assert ear.ends == []
 
@@ -247,15 +249,15 @@ def test_a_busy_broker_is_asked_again_when_it_said() -> None:
     """And the same request, not a new one."""
     talk = Talk()
     ear = talk.submit()
-    link = talk.up()
-    talk.said(link)
-    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=1000))
+    connection = talk.up()
+    talk.said(connection)
+    talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=1000))
     talk.after(0.99)
-    assert talk.sent(link, m.Request) == []
+    assert talk.sent(connection, m.Request) == []
 
     talk.after(0.5)
-    assert [one.rid for one in talk.sent(link, m.Request)] == [ear.rid]
-    talk.hear(link, final(ear.rid, 1))
+    assert [one.rid for one in talk.sent(connection, m.Request)] == [ear.rid]
+    talk.hear(connection, final(ear.rid, 1))
     assert isinstance(ear.ends[0], m.Final)
 
 
@@ -263,8 +265,8 @@ def test_without_retries_a_refusal_is_told_at_once() -> None:
     """With the broker's advice."""
     talk = Talk()
     ear = talk.submit(retries=0)
-    link = talk.up()
-    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=1500))
+    connection = talk.up()
+    talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=1500))
 
     assert isinstance(ear.error, BusyError)
     assert ear.error.retry_after_s == 1.5
@@ -276,12 +278,12 @@ def test_retries_are_counted() -> None:
     """Two means three attempts."""
     talk = Talk()
     ear = talk.submit(retries=2)
-    link = talk.up()
-    sent = len(talk.sent(link, m.Request))
+    connection = talk.up()
+    sent = len(talk.sent(connection, m.Request))
     while not ear.events:
-        talk.hear(link, error(ear.rid, 503, "no_worker"))
+        talk.hear(connection, error(ear.rid, 503, "no_worker"))
         talk.after(1.0)
-        sent += len(talk.sent(link, m.Request))
+        sent += len(talk.sent(connection, m.Request))
 
     assert sent == 3
     assert isinstance(ear.error, UnavailableError)
@@ -291,8 +293,8 @@ def test_a_refusal_that_leaves_no_time_is_told_at_once() -> None:
     """Waiting for it would only waste the caller's time."""
     talk = Talk()
     ear = talk.submit(timeout_s=1)
-    link = talk.up()
-    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=2000))
+    connection = talk.up()
+    talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=2000))
 
     assert isinstance(ear.error, BusyError)
 
@@ -301,16 +303,16 @@ def test_what_was_accepted_once_is_not_given_up_for_a_broker_that_is_busy_now() 
     """Its guess is beyond the time that is left, so it is asked before that, again and again, until the time is up."""
     talk = Talk(A, B)
     ear = talk.submit(timeout_s=20)
-    link = talk.up()
-    talk.hear(link, m.Accepted(ear.rid))
-    talk.lose(link)
+    connection = talk.up()
+    talk.hear(connection, m.Accepted(ear.rid))
+    talk.lose(connection)
     talk.after(0.2)
-    link = talk.up()
+    connection = talk.up()
     asked = 0
     while not ear.events:
-        for request in talk.sent(link, m.Request):
+        for request in talk.sent(connection, m.Request):
             asked += 1
-            talk.hear(link, error(request.rid, 429, "queue_full", retry_after_ms=59_000))
+            talk.hear(connection, error(request.rid, 429, "queue_full", retry_after_ms=59_000))
         talk.after(0.05)
 
     assert 5 <= asked <= 12
@@ -323,14 +325,14 @@ def test_a_full_queue_moves_with_the_answers_of_its_own_model(busy: str, is_aliv
     """What another model of the same fleet makes is no progress: its callers would wait for ever."""
     talk = Talk()
     ear, other = talk.submit(timeout_s=5), talk.submit(model=busy, timeout_s=5, stream=True)
-    link = talk.up()
-    talk.said(link)
-    talk.hear(link, error(ear.rid, 429, "queue_full", retry_after_ms=900))
+    connection = talk.up()
+    talk.said(connection)
+    talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=900))
     for unit in range(40):
-        talk.hear(link, partial(other.rid, unit))
+        talk.hear(connection, partial(other.rid, unit))
         talk.after(0.5)
-        for request in talk.sent(link, m.Request):
-            talk.hear(link, error(request.rid, 429, "queue_full", retry_after_ms=900))
+        for request in talk.sent(connection, m.Request):
+            talk.hear(connection, error(request.rid, 429, "queue_full", retry_after_ms=900))
 
     assert (not ear.events) == is_alive
 
@@ -339,11 +341,11 @@ def test_a_refused_stream_goes_on_with_what_it_has() -> None:
     """The broker let it go, so the next attempt brings the units along."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.said(link)
-    talk.hear(link, partial(ear.rid, 0, 2), error(ear.rid, 503, "engine_restarted"))
+    connection = talk.up()
+    talk.said(connection)
+    talk.hear(connection, partial(ear.rid, 0, 2), error(ear.rid, 503, "engine_restarted"))
     talk.after(1.0)
-    (again,) = talk.sent(link, m.Request)
+    (again,) = talk.sent(connection, m.Request)
 
     assert (again.resume_n, bool(again.flags & m.RESUME)) == (2, True)
 
@@ -352,8 +354,8 @@ def test_other_errors_are_not_retried() -> None:
     """The model raised: it would raise again."""
     talk = Talk()
     ears = [talk.submit(), talk.submit()]
-    link = talk.up()
-    talk.hear(link, error(ears[0].rid, 500, "model_raised"), error(ears[1].rid, 404, "model_not_found"))
+    connection = talk.up()
+    talk.hear(connection, error(ears[0].rid, 500, "model_raised"), error(ears[1].rid, 404, "model_not_found"))
 
     assert isinstance(ears[0].error, EngineError)
     assert isinstance(ears[1].error, NotFoundError)
@@ -363,23 +365,23 @@ def test_other_errors_are_not_retried() -> None:
 
 
 def test_a_request_that_is_not_accepted_is_asked_after_once_and_sent_again_once() -> None:
-    """PONG without ACCEPTED: links are FIFO, so the broker never saw it."""
+    """PONG without ACCEPTED: connections are FIFO, so the broker never saw it."""
     talk = Talk()
     ear = talk.submit()
-    link = talk.up()
-    talk.said(link)
+    connection = talk.up()
+    talk.said(connection)
     talk.after(2.4)
-    assert talk.sent(link, m.Ping) == []
+    assert talk.sent(connection, m.Ping) == []
 
     talk.after(0.2)
-    (ping,) = talk.sent(link, m.Ping)
-    talk.hear(link, m.Pong(ping.nonce))
-    assert [one.rid for one in talk.sent(link, m.Request)] == [ear.rid]
+    (ping,) = talk.sent(connection, m.Ping)
+    talk.hear(connection, m.Pong(ping.nonce))
+    assert [one.rid for one in talk.sent(connection, m.Request)] == [ear.rid]
 
     talk.after(2.6)
-    for ping in talk.sent(link, m.Ping):
-        talk.hear(link, m.Pong(ping.nonce))
-    assert talk.sent(link, m.Request) == []
+    for ping in talk.sent(connection, m.Ping):
+        talk.hear(connection, m.Pong(ping.nonce))
+    assert talk.sent(connection, m.Request) == []
 
 
 def test_a_broker_that_answers_no_ping_is_left_for_the_next() -> None:
@@ -396,34 +398,34 @@ def test_a_slow_stream_is_kept_alive_by_pings() -> None:
     """Every half interval of this side's silence, for as long as something is outstanding; never when idle."""
     talk = Talk()
     ear = talk.submit(stream=True, timeout_s=100)
-    link = talk.up()
-    talk.said(link)
-    talk.hear(link, m.Accepted(ear.rid))
+    connection = talk.up()
+    talk.said(connection)
+    talk.hear(connection, m.Accepted(ear.rid))
     pings = 0
     for _ in range(60):
         talk.after(1.0)
-        for ping in talk.sent(link, m.Ping):
+        for ping in talk.sent(connection, m.Ping):
             pings += 1
-            talk.hear(link, m.Pong(ping.nonce))
+            talk.hear(connection, m.Pong(ping.nonce))
     assert 20 <= pings <= 24
-    assert link.state is LinkState.UP
+    assert connection.state is ConnectionState.UP
 
-    talk.hear(link, partial(ear.rid, 0), final(ear.rid, 1))
+    talk.hear(connection, partial(ear.rid, 0), final(ear.rid, 1))
     talk.after(60)
-    assert talk.said(link) == []
+    assert talk.said(connection) == []
 
 
 def test_a_broker_silent_for_the_eviction_time_is_left() -> None:
     """Only while something is outstanding."""
     talk = Talk(A, B)
-    link = talk.up()
+    connection = talk.up()
     talk.after(100)
-    assert link.state is LinkState.UP
+    assert connection.state is ConnectionState.UP
 
     ear = talk.submit(stream=True)
-    talk.hear(link, m.Accepted(ear.rid))
+    talk.hear(connection, m.Accepted(ear.rid))
     talk.after(9.9)
-    assert link.state is LinkState.UP
+    assert connection.state is ConnectionState.UP
     talk.after(0.5)
     assert [one.rid for one in talk.sent(talk.up(), m.Request)] == [ear.rid]
 
@@ -431,14 +433,14 @@ def test_a_broker_silent_for_the_eviction_time_is_left() -> None:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", State)
-@pytest.mark.parametrize("goal", State)
-def test_only_the_moves_of_the_table_are_possible(start: State, goal: State) -> None:
+@pytest.mark.parametrize("start", ClientRequestState)
+@pytest.mark.parametrize("goal", ClientRequestState)
+def test_only_the_moves_of_the_table_are_possible(start: ClientRequestState, goal: ClientRequestState) -> None:
     """An illegal one is a fault of the library, and shows."""
     talk = Talk()
     ear = talk.submit()
     assert ear.call is not None
-    request = Request(ear.call, ear, 0.0)
+    request = ClientRequest(ear.call, ear, 0.0)
     request.state = start
     if goal in MOVES[start]:
         request.move(goal)
@@ -461,11 +463,11 @@ def test_progress_of_a_whole_answer_gives_it_new_time() -> None:
     """The broker says so; a first ACCEPTED alone does not."""
     talk = Talk()
     ear, other = talk.submit(timeout_s=3), talk.submit(timeout_s=3)
-    link = talk.up()
-    (request, _) = talk.sent(link, m.Request)
+    connection = talk.up()
+    (request, _) = talk.sent(connection, m.Request)
     assert request.ext["progress"] is True
     for units in range(5):
-        talk.hear(link, m.Accepted(ear.rid, {"units": units}), m.Accepted(other.rid))
+        talk.hear(connection, m.Accepted(ear.rid, {"units": units}), m.Accepted(other.rid))
         talk.after(2.0)
     assert ear.ends == []
     assert isinstance(other.error, DeadlineError)
@@ -479,10 +481,10 @@ def test_a_whole_time_ends_what_goes_on_and_is_told_as_what_is_left() -> None:
     talk = Talk()
     ears = [talk.submit(timeout_s=3, total_s=6, stream=stream) for stream in (False, True)]
     talk.after(0.5)
-    link = talk.up()
-    assert [(one.ttl_ms, one.ext["total_ms"]) for one in talk.sent(link, m.Request)] == [(3000, 5500)] * 2
+    connection = talk.up()
+    assert [(one.ttl_ms, one.ext["total_ms"]) for one in talk.sent(connection, m.Request)] == [(3000, 5500)] * 2
     for seq in range(3):
-        talk.hear(link, m.Accepted(ears[0].rid, {"units": seq}), partial(ears[1].rid, seq))
+        talk.hear(connection, m.Accepted(ears[0].rid, {"units": seq}), partial(ears[1].rid, seq))
         talk.after(2.0)
 
     assert [ear.error.kind for ear in ears if isinstance(ear.error, DeadlineError)] == [ErrorKind.DEADLINE] * 2
@@ -492,9 +494,9 @@ def test_waiting_in_this_client_is_progress_while_its_others_move() -> None:
     """Only so many are at the broker at once; who waits for their turn is not given up for that."""
     talk = Talk()
     first, second = talk.submit(stream=True, timeout_s=3), talk.submit(timeout_s=3)
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
+    connection = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
     for seq in range(4):
-        talk.hear(link, partial(first.rid, seq))
+        talk.hear(connection, partial(first.rid, seq))
         talk.after(2.0)
     assert second.events == []
 
@@ -506,12 +508,12 @@ def test_who_leaves_the_line_has_its_whole_time_at_the_broker() -> None:
     """Its turn came because another one was done: that is progress, however long ago it was looked at last."""
     talk = Talk()
     first, second = talk.submit(stream=True, timeout_s=3), talk.submit(timeout_s=3)
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
+    connection = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
     talk.after(2.0)
-    talk.hear(link, partial(first.rid, 0))
+    talk.hear(connection, partial(first.rid, 0))
     talk.after(2.8)  # what counts for the second was 2.8 s ago
-    talk.hear(link, final(first.rid, 1))
+    talk.hear(connection, final(first.rid, 1))
     talk.after(2.8)
 
-    assert [request.rid for request in talk.sent(link, m.Request)] == [first.rid, second.rid]
+    assert [request.rid for request in talk.sent(connection, m.Request)] == [first.rid, second.rid]
     assert second.events == []

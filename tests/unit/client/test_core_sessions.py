@@ -1,12 +1,12 @@
-"""Sessions: opening, greeting, losing, moving on. The test plays broker and clock."""
+"""Connections: opening, greeting, losing, moving on. The test plays broker and clock."""
 
 from __future__ import annotations
 
 import pytest
 
 from support.client_core import PARAMS, REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, units_of
-from zmqrt.client.connection import LinkState
-from zmqrt.client.sessions import Open
+from zmqrt.client.connection import ConnectionState
+from zmqrt.client.failover import OpenSocket
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
     CancelledError,
@@ -22,14 +22,14 @@ def test_it_greets_after_the_handshake_and_sends_after_the_welcome() -> None:
     """Nothing is said before it can be heard."""
     talk = Talk()
     ear = talk.submit()
-    link = talk.opened()
-    assert talk.said(link) == []
+    connection = talk.opened()
+    assert talk.said(connection) == []
 
-    talk.ready(link)
-    assert [type(one) for one in talk.said(link)] == [m.Hello]
+    talk.ready(connection)
+    assert [type(one) for one in talk.said(connection)] == [m.Hello]
 
-    talk.hear(link, m.Welcome("a", 1, b"session!", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
-    (request,) = talk.sent(link, m.Request)
+    talk.hear(connection, m.Welcome("a", 1, b"session!", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
+    (request,) = talk.sent(connection, m.Request)
     assert (request.rid, request.service, request.resume_n) == (ear.rid, "toy", 0)
 
 
@@ -48,11 +48,11 @@ def test_no_more_requests_are_sent_than_the_broker_allows() -> None:
     """The rest waits here and follows as room is made."""
     talk = Talk()
     ears = [talk.submit() for _ in range(5)]
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 2, 1 << 23))
+    connection = talk.up(params=m.Params(5000, 10_000, 30_000, 2, 1 << 23))
 
-    first = talk.sent(link, m.Request)
-    talk.hear(link, final(ears[0].rid, 1))
-    second = talk.sent(link, m.Request)
+    first = talk.sent(connection, m.Request)
+    talk.hear(connection, final(ears[0].rid, 1))
+    second = talk.sent(connection, m.Request)
 
     assert [one.rid for one in first] == [ears[0].rid, ears[1].rid]
     assert [one.rid for one in second] == [ears[2].rid]
@@ -64,8 +64,8 @@ def test_nobody_listening_is_told_after_half_the_connect_timeout() -> None:
     ear = talk.submit()
     while not ear.events:
         for action in talk.actions():
-            if isinstance(action, Open):
-                talk.lose(action.link, REFUSED)
+            if isinstance(action, OpenSocket):
+                talk.lose(action.connection, REFUSED)
         talk.after(0.1)
 
     assert isinstance(ear.error, ConnectError)
@@ -122,9 +122,9 @@ def test_a_broker_that_does_not_answer_in_two_seconds_is_left_for_the_next(*, gr
     """Neither the handshake nor WELCOME may take longer."""
     talk = Talk(A, B)
     talk.submit()
-    link = talk.opened()
+    connection = talk.opened()
     if greeted:
-        talk.ready(link)
+        talk.ready(connection)
     talk.after(2.2)
 
     assert talk.opened().endpoint == B
@@ -134,10 +134,10 @@ def test_a_lost_session_hands_its_requests_to_the_next_broker() -> None:
     """In their old order, with what they received so far."""
     talk = Talk(A, B)
     ears = [talk.submit(stream=True) for _ in range(3)]
-    link = talk.up()
-    talk.sent(link, m.Request)
-    talk.hear(link, partial(ears[1].rid, 0, 2), partial(ears[1].rid, 2))
-    talk.lose(link)
+    connection = talk.up()
+    talk.sent(connection, m.Request)
+    talk.hear(connection, partial(ears[1].rid, 0, 2), partial(ears[1].rid, 2))
+    talk.lose(connection)
     talk.after(0.1)
     other = talk.up()
 
@@ -154,10 +154,10 @@ def test_the_same_broker_replays_by_itself_and_gets_no_units_back() -> None:
     """Without RESUME it attaches to what it still runs."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.sent(link, m.Request)
-    talk.hear(link, partial(ear.rid, 0, 3))
-    talk.lose(link)
+    connection = talk.up()
+    talk.sent(connection, m.Request)
+    talk.hear(connection, partial(ear.rid, 0, 3))
+    talk.lose(connection)
     talk.after(0.1)
     (again,) = talk.sent(talk.up(), m.Request)
 
@@ -168,9 +168,9 @@ def test_a_broker_that_was_restarted_remembers_nothing() -> None:
     """Another epoch under the same name is another broker."""
     talk = Talk()
     ear = talk.submit(stream=True)
-    link = talk.up(epoch=1)
-    talk.hear(link, partial(ear.rid, 0, 3))
-    talk.lose(link)
+    connection = talk.up(epoch=1)
+    talk.hear(connection, partial(ear.rid, 0, 3))
+    talk.lose(connection)
     talk.after(0.1)
     (again,) = talk.sent(talk.up(epoch=2), m.Request)
 
@@ -181,8 +181,8 @@ def test_what_must_not_run_twice_is_not_sent_to_another_broker() -> None:
     """Its outcome is unknown, and that is said."""
     talk = Talk(A, B)
     sent, waiting = talk.submit(idempotent=False), talk.submit(idempotent=False)
-    link = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
-    talk.lose(link)
+    connection = talk.up(params=m.Params(5000, 10_000, 30_000, 1, 1 << 23))
+    talk.lose(connection)
     talk.after(0.1)
     again = talk.sent(talk.up(), m.Request)
     talk.settle()
@@ -219,17 +219,17 @@ def test_a_broker_that_leaves_finishes_what_it_has() -> None:
     """New work goes to the next one meanwhile; afterwards the session is closed."""
     talk = Talk(A, B)
     old = talk.submit(stream=True)
-    link = talk.up()
-    talk.hear(link, m.Goaway("drain", 30_000))
+    connection = talk.up()
+    talk.hear(connection, m.Goaway("drain", 30_000))
     talk.after(0.2)
     new = talk.submit()
     other = talk.up()
     assert [one.rid for one in talk.sent(other, m.Request)] == [new.rid]
 
-    talk.said(link)
-    talk.hear(link, partial(old.rid, 0), final(old.rid, 1))
+    talk.said(connection)
+    talk.hear(connection, partial(old.rid, 0), final(old.rid, 1))
     assert old.ids == [0]
-    assert [type(one) for one in talk.said(link)] == [m.Bye]
+    assert [type(one) for one in talk.said(connection)] == [m.Bye]
     assert talk.closed() == [A]
 
 
@@ -237,8 +237,8 @@ def test_what_a_leaving_broker_has_not_finished_goes_on_elsewhere() -> None:
     """At its deadline it counts as lost."""
     talk = Talk(A, B)
     ear = talk.submit(stream=True)
-    link = talk.up()
-    talk.hear(link, partial(ear.rid, 0, 2), m.Goaway("drain", 5000))
+    connection = talk.up()
+    talk.hear(connection, partial(ear.rid, 0, 2), m.Goaway("drain", 5000))
     talk.after(0.2)
     other = talk.up()
     talk.after(5.0)
@@ -251,15 +251,15 @@ def test_a_broker_that_leaves_and_greets_again_and_again_is_no_session() -> None
     """Who waits for another one is told that there is none, after the usual patience and not when it is gone."""
     talk = Talk(A)
     old = talk.submit(stream=True)
-    link = talk.up()
+    connection = talk.up()
     talk.after(2.0)
-    talk.hear(link, partial(old.rid, 0), m.Goaway("drain", 60_000))
+    talk.hear(connection, partial(old.rid, 0), m.Goaway("drain", 60_000))
     new = talk.submit(retries=0)
     waited_s = 0.0
     while not new.ends and waited_s < 8.0:
         talk.after(0.5)
         waited_s += 0.5
-        opened = [action.link for action in talk.actions() if isinstance(action, Open)]
+        opened = [action.connection for action in talk.actions() if isinstance(action, OpenSocket)]
         for again in opened:
             talk.ready(again)
             talk.hear(again, m.Welcome("a", 1, b"session!", PARAMS), m.Goaway("drain", 60_000))
@@ -273,8 +273,8 @@ def test_a_refusal_for_draining_moves_on_at_once() -> None:
     """Even without retries: a planned drain fails nobody who has another broker."""
     talk = Talk(A, B)
     ear = talk.submit(retries=0)
-    link = talk.up()
-    talk.hear(link, error(ear.rid, 503, "draining", retry_after_ms=5000))
+    connection = talk.up()
+    talk.hear(connection, error(ear.rid, 503, "draining", retry_after_ms=5000))
     talk.after(0.2)
 
     other = talk.up()
@@ -287,36 +287,36 @@ def test_a_forgotten_session_is_opened_again() -> None:
     """The broker took this client for gone: greet, then everything once more."""
     talk = Talk()
     ears = [talk.submit(), talk.submit(stream=True)]
-    link = talk.up()
-    talk.hear(link, partial(ears[1].rid, 0, 2))
-    talk.said(link)
-    talk.hear(link, error(None, 401, "no_session"), error(ears[0].rid, 401, "no_session"))
-    assert [type(one) for one in talk.said(link)] == [m.Hello]
+    connection = talk.up()
+    talk.hear(connection, partial(ears[1].rid, 0, 2))
+    talk.said(connection)
+    talk.hear(connection, error(None, 401, "no_session"), error(ears[0].rid, 401, "no_session"))
+    assert [type(one) for one in talk.said(connection)] == [m.Hello]
 
-    talk.hear(link, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
-    assert [(one.rid, one.resume_n) for one in talk.sent(link, m.Request)] == [(ears[0].rid, 0), (ears[1].rid, 2)]
+    talk.hear(connection, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
+    assert [(one.rid, one.resume_n) for one in talk.sent(connection, m.Request)] == [(ears[0].rid, 0), (ears[1].rid, 2)]
 
 
 def test_a_broker_that_forgets_again_and_again_is_left() -> None:
     """Two that never agree would else greet for ever."""
     talk = Talk(A, B)
     talk.submit()
-    link = talk.up()
+    connection = talk.up()
     for _ in range(3):
-        talk.hear(link, error(None, 401, "no_session"))
-        if link.state is not LinkState.DEAD:
-            talk.hear(link, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
+        talk.hear(connection, error(None, 401, "no_session"))
+        if connection.state is not ConnectionState.DEAD:
+            talk.hear(connection, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
 
-    assert link.state is LinkState.DEAD
+    assert connection.state is ConnectionState.DEAD
 
 
 def test_a_refused_session_names_the_reason() -> None:
     """An ERROR instead of WELCOME."""
     talk = Talk()
     ear = talk.submit()
-    link = talk.opened()
-    talk.ready(link)
-    talk.hear(link, m.Error(None, 403, "forbidden", False, 0, "your key is on no list"))
+    connection = talk.opened()
+    talk.ready(connection)
+    talk.hear(connection, m.Error(None, 403, "forbidden", False, 0, "your key is on no list"))
 
     assert "your key is on no list" in str(ear.error)
 
@@ -348,12 +348,12 @@ def test_a_deadline_before_any_session_says_why_there_is_none() -> None:
 def test_closing_cancels_everything_and_says_goodbye() -> None:
     """Nobody is left waiting."""
     talk = Talk()
-    link = talk.up()
+    connection = talk.up()
     ears = [talk.submit(), talk.submit(stream=True)]
     talk.core.close()
     late = talk.submit()
     talk.settle()
 
     assert all(isinstance(ear.error, CancelledError) for ear in [*ears, late])
-    assert isinstance(talk.said(link)[-1], m.Bye)
+    assert isinstance(talk.said(connection)[-1], m.Bye)
     assert talk.closed() == [A]

@@ -14,7 +14,7 @@ import zmq
 Command = Callable[[float], None]
 
 
-class Doorbell:
+class Wakeup:
     """A deque of commands and the far end of the I/O thread's wake-up pair."""
 
     def __init__(self, bell: zmq.Socket[bytes]) -> None:

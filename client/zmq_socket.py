@@ -12,7 +12,7 @@ from ..protocol import messages as m
 from ..protocol.errors import ConfigurationError, ProtocolError
 from ..protocol.failure import Failure, of_other_port, of_stranger, of_version
 from ..protocol.keys import PeerKeys
-from .connection import Link, LinkState
+from .connection import BrokerConnection, ConnectionState
 from .core import ClientCore
 
 _ENVELOPES: Final = 32
@@ -24,13 +24,18 @@ _FAILED: Final = (
 _OVER: Final = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 
 
-class SessionSocket:
+class ConnectionSocket:
     """One connection to one broker."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], link: Link, keys: PeerKeys | None, *, insecure: bool
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        connection: BrokerConnection,
+        keys: PeerKeys | None,
+        *,
+        insecure: bool,
     ) -> None:
-        self.link = link
+        self.connection = connection
         self.dealer = transport.make_dealer(context, keys=keys)
         self.monitor = transport.monitor(self.dealer)
         self.is_blocked = False
@@ -41,7 +46,7 @@ class SessionSocket:
 
     def connect(self, core: ClientCore, now: float, *, at: str | None = None) -> None:
         """Begin to connect; `at` what `addresses.Resolver` has found, for a name."""
-        endpoint = self.link.endpoint
+        endpoint = self.connection.endpoint
         if self.dealer.closed:  # given up while its name was looked up
             return
         try:
@@ -50,60 +55,62 @@ class SessionSocket:
             transport.connect(self.dealer, endpoint, at=at)
         except (ConfigurationError, ValueError) as error:  # a name from another broker may hold anything
             text = str(error) if isinstance(error, ConfigurationError) else f"{endpoint!a} is no endpoint: {error}"
-            core.link_failed(self.link, Failure(text, is_final=True), now)
+            core.connection_failed(self.connection, Failure(text, is_final=True), now)
 
     def read(self, core: ClientCore, now: float) -> None:
         """Give the core what the broker sent."""
         for _ in range(_ENVELOPES):
             frames = transport.receive(self.dealer)
-            if frames is None or self.link.state is LinkState.DEAD:
+            if frames is None or self.connection.state is ConnectionState.DEAD:
                 return
             try:
                 unpacked = codec.TO_CLIENT.unpack(frames)
             except ProtocolError:
-                core.link_failed(self.link, self._explain(frames), now)
+                core.connection_failed(self.connection, self._explain(frames), now)
                 return
             if any(bad.why in _WORKER_COMMANDS for bad in unpacked.bad):
-                core.link_failed(self.link, of_other_port(self.link.endpoint, "client"), now)
+                core.connection_failed(self.connection, of_other_port(self.connection.endpoint, "client"), now)
                 return
-            core.received(self.link, unpacked.messages, now)
+            core.received(self.connection, unpacked.messages, now)
 
     def _explain(self, frames: list[transport.Frame]) -> Failure:
         versions = codec.read_version_answer(frames)
         if versions is None:
-            return of_stranger(self.link.endpoint)
-        return of_version(*versions, m.VERSION, self.link.endpoint, "client")
+            return of_stranger(self.connection.endpoint)
+        return of_version(*versions, m.VERSION, self.connection.endpoint, "client")
 
     def read_events(self, core: ClientCore, now: float) -> None:
         """Tell the core about handshakes, failures and the end of the connection."""
-        while self.link.state is not LinkState.DEAD and self.monitor.poll(0):
+        while self.connection.state is not ConnectionState.DEAD and self.monitor.poll(0):
             event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
             kind = event["event"]
             if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                core.link_ready(self.link, now)
+                core.connection_ready(self.connection, now)
             elif kind & _FAILED:
-                self.link.broke_off = True
-                failure = diagnose.of_handshake(kind, event["value"], self.link.endpoint, has_keys=self._has_keys)
-                core.link_failed(self.link, failure, now)
+                self.connection.broke_off = True
+                failure = diagnose.of_handshake(kind, event["value"], self.connection.endpoint, has_keys=self._has_keys)
+                core.connection_failed(self.connection, failure, now)
             elif kind & _OVER:
                 self._over(core, now)
 
     def _over(self, core: ClientCore, now: float) -> None:
         """Report that the connection is gone; what the broker said before that still counts."""
-        if self.link.state is LinkState.OPENING:
-            core.link_failed(self.link, None, now)
+        if self.connection.state is ConnectionState.OPENING:
+            core.connection_failed(self.connection, None, now)
             return
         self.read(core, now)
-        core.link_failed(self.link, Failure(f"{self.link.endpoint}: the broker closed the connection"), now)
+        core.connection_failed(
+            self.connection, Failure(f"{self.connection.endpoint}: the broker closed the connection"), now
+        )
 
     def flush(self, core: ClientCore, now: float) -> None:
         """Send what the core has to say, in as few envelopes as possible (nearly always one)."""
-        link = self.link
-        if link.outbox:
-            messages = link.outbox[:]
-            link.outbox.clear()
+        connection = self.connection
+        if connection.outbox:
+            messages = connection.outbox[:]
+            connection.outbox.clear()
             self._unsent += self._packed(core, messages, now)
-            link.tell(now)
+            connection.tell(now)
         sent = 0
         try:
             for frames in self._unsent:
@@ -124,12 +131,12 @@ class SessionSocket:
             try:
                 envelopes += codec.pack([message])
             except Exception as error:  # noqa: BLE001 - as above
-                core.unsendable(self.link, message, error, now)
+                core.unsendable(self.connection, message, error, now)
         return envelopes
 
     def close(self, core: ClientCore, now: float) -> None:
         """Say goodbye if there is something to say, and close."""
-        has_goodbye = bool(self.link.outbox)
+        has_goodbye = bool(self.connection.outbox)
         self.flush(core, now)
         self.dealer.disable_monitor()
         self.monitor.close(0)

@@ -25,43 +25,43 @@ _services: Final = msgspec.msgpack.Decoder(list[ServiceStatus])
 
 
 @dataclass(frozen=True, slots=True)
-class Question(Generic[A]):
+class QuerySpec(Generic[A]):
     """What to send (nothing at all: only a session is wanted), and what the answer means."""
 
     message: Callable[[int], m.Query | m.Admin] | None
     read: Callable[[Answer], A]
 
 
-def connection() -> Question[m.Welcome]:
+def connection() -> QuerySpec[m.Welcome]:
     """Wait for a session."""
-    return Question(None, _read_welcome)
+    return QuerySpec(None, _read_welcome)
 
 
-def status(known: Snapshot | None = None) -> Question[Snapshot]:
-    """Ask for the whole state; for what has changed, if an earlier one of that broker is known."""
+def status(known: Snapshot | None = None) -> QuerySpec[Snapshot]:
+    """PendingQuery for the whole state; for what has changed, if an earlier one of that broker is known."""
     if known is None:
-        return Question(lambda qid: m.Query(qid, "status"), _read_snapshot)
+        return QuerySpec(lambda qid: m.Query(qid, "status"), _read_snapshot)
     if not _is_snapshot(known):
         raise arguments.bad("known", f"expected what status() returned before, got {arguments.kind_of(known)}")
     args: m.Ext = {"epoch": known.broker_epoch}
-    return Question(lambda qid: m.Query(qid, "status", args, known.serial), lambda answer: _read_news(known, answer))
+    return QuerySpec(lambda qid: m.Query(qid, "status", args, known.serial), lambda answer: _read_news(known, answer))
 
 
-def explain(name: str) -> Question[list[RequestTrace]]:
-    """Ask what happened to a request, by its rid in hex or by the name its client gave it."""
+def explain(name: str) -> QuerySpec[list[RequestTrace]]:
+    """PendingQuery what happened to a request, by its rid in hex or by the name its client gave it."""
     asked = arguments.text("request", name, most=MAX_EXT_VALUE_CHARS)
-    return Question(lambda qid: m.Query(qid, "explain", {"request": asked}), _read_stories)
+    return QuerySpec(lambda qid: m.Query(qid, "explain", {"request": asked}), _read_stories)
 
 
-def services() -> Question[list[ServiceStatus]]:
-    """Ask which services there are."""
-    return Question(lambda qid: m.Query(qid, "services"), _read_services)
+def services() -> QuerySpec[list[ServiceStatus]]:
+    """PendingQuery which services there are."""
+    return QuerySpec(lambda qid: m.Query(qid, "services"), _read_services)
 
 
-def drain(node_id: str) -> Question[AdminOutcome]:
-    """Ask for a node to be drained; for admins alone."""
+def drain(node_id: str) -> QuerySpec[AdminOutcome]:
+    """PendingQuery for a node to be drained; for admins alone."""
     node = arguments.text("node_id", node_id, most=MAX_EXT_VALUE_CHARS)
-    return Question(lambda qid: m.Admin(qid, "drain", {"node": node}), _read_outcome)
+    return QuerySpec(lambda qid: m.Admin(qid, "drain", {"node": node}), _read_outcome)
 
 
 def _is_snapshot(known: object) -> bool:

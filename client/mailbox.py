@@ -16,7 +16,7 @@ _SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
 """Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
 
 
-class Inbox:
+class Mailbox:
     """Events of one request on their way from the I/O thread to the thread that reads."""
 
     def __init__(self) -> None:

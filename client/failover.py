@@ -12,9 +12,9 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, ZmqrtError, request_error
 from ..protocol.failure import Failure
 from ..protocol.limits import MAX_NAME_CHARS, WINDOW_BYTES
-from .book import Book
-from .connection import Link, LinkState
+from .connection import BrokerConnection, ConnectionState
 from .endpoints import STEADY_S, Endpoints
+from .request_table import RequestTable
 from .timers import INFINITY
 
 if TYPE_CHECKING:
@@ -29,45 +29,45 @@ _MAX_GREETINGS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """Make a socket for the link and connect it."""
+class OpenSocket:
+    """Make a socket for the connection and connect it."""
 
-    link: Link
+    connection: BrokerConnection
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
-    """Send what is left in the link's outbox and close its socket."""
+class CloseSocket:
+    """Send what is left in the connection's outbox and close its socket."""
 
-    link: Link
+    connection: BrokerConnection
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnose:
+class ProbeEndpoint:
     """Find out what answers at the endpoint, and report by `explained`."""
 
     endpoint: str
     broke_off: bool
 
 
-Action = Open | Close | Diagnose
+SocketAction = OpenSocket | CloseSocket | ProbeEndpoint
 
 
-class Sessions:
-    """All links of a client. What a lost one leaves unfinished goes back into the book."""
+class Connections:
+    """All connections of a client. What a lost one leaves unfinished goes back into the table."""
 
-    def __init__(self, config: ClientConfig, client_uuid: bytes, book: Book, rng: random.Random) -> None:
-        self.actions: list[Action] = []
-        self.links: dict[int, Link] = {}
-        self.current: Link | None = None
+    def __init__(self, config: ClientConfig, client_uuid: bytes, table: RequestTable, rng: random.Random) -> None:
+        self.actions: list[SocketAction] = []
+        self.by_id: dict[int, BrokerConnection] = {}
+        self.current: BrokerConnection | None = None
         self.down_since = 0.0
         self._config = config
         self._uuid = client_uuid
-        self._book = book
+        self._table = table
         self._rng = rng
         self._endpoints = Endpoints(config.endpoints, rng)
-        self._opening: Link | None = None
+        self._opening: BrokerConnection | None = None
         self._open_at = INFINITY
         self._last_id = 0
 
@@ -78,136 +78,140 @@ class Sessions:
         self.down_since = now
         self._open_at = now
 
-    def hurry(self, now: float) -> None:
+    def retry_soon(self, now: float) -> None:
         """Do not sit out a long pause between attempts: somebody waits now."""
         if _PAUSE_S < self._open_at - now < INFINITY:
             self._open_at = now + self._rng.uniform(0, _PAUSE_S)
 
-    def greet(self, link: Link, now: float) -> None:
+    def greet(self, connection: BrokerConnection, now: float) -> None:
         """Say HELLO once the ZMTP handshake is done."""
-        if link.state is LinkState.OPENING:
-            self._hello(link, now)
+        if connection.state is ConnectionState.OPENING:
+            self._hello(connection, now)
 
-    def _hello(self, link: Link, now: float) -> None:
-        link.greet(m.Hello(self._uuid, m.VERSION, m.VERSION, self._config.name[:MAX_NAME_CHARS], WINDOW_BYTES), now)
+    def _hello(self, connection: BrokerConnection, now: float) -> None:
+        connection.greet(
+            m.Hello(self._uuid, m.VERSION, m.VERSION, self._config.name[:MAX_NAME_CHARS], WINDOW_BYTES), now
+        )
 
-    def welcome(self, link: Link, welcome: m.Welcome, now: float) -> bool:
+    def welcome(self, connection: BrokerConnection, welcome: m.Welcome, now: float) -> bool:
         """Use a session that is open; False if it was not waited for."""
-        if link.state is not LinkState.HELLO_SENT:
+        if connection.state is not ConnectionState.HELLO_SENT:
             return False
-        link.welcome(welcome, self._config.max_outstanding, now)
+        connection.welcome(welcome, self._config.max_outstanding, now)
         self._opening = None
         self._open_at = INFINITY
-        self._endpoints.welcomed(link.endpoint)
+        self._endpoints.welcomed(connection.endpoint)
         self._endpoints.learn(welcome.params.brokers)
-        self.current = link
+        self.current = connection
         return True
 
     def _open(self, now: float) -> None:
         self._open_at = INFINITY
         self._last_id += 1
-        link = self._opening = Link(self._last_id, self._endpoints.choose(now), now)
-        self.links[link.id] = link
-        self.actions.append(Open(link))
+        connection = self._opening = BrokerConnection(self._last_id, self._endpoints.choose(now), now)
+        self.by_id[connection.id] = connection
+        self.actions.append(OpenSocket(connection))
 
     # --- losing
 
-    def lose(self, link: Link, failure: Failure | None, now: float) -> None:
+    def lose(self, connection: BrokerConnection, failure: Failure | None, now: float) -> None:
         """Give a connection up that is gone or never came to be; None = the cause is not known yet."""
-        if link.state is LinkState.DEAD:
+        if connection.state is ConnectionState.DEAD:
             return
-        lost = link.strand()
-        self._shut(link, failure.text if failure is not None else f"{link.endpoint}: no connection")
-        self._book.put_back(lost)
-        if link is self._opening:
+        lost = connection.take_outstanding()
+        self._shut(connection, failure.text if failure is not None else f"{connection.endpoint}: no connection")
+        self._table.requeue(lost)
+        if connection is self._opening:
             self._opening = None
-            self._open_at = now + self._endpoints.failed(link.endpoint, failure)
+            self._open_at = now + self._endpoints.failed(connection.endpoint, failure)
             if failure is None:
-                self.actions.append(Diagnose(link.endpoint, link.broke_off))
-        elif link is self.current:
-            self._go_down(link, now)
+                self.actions.append(ProbeEndpoint(connection.endpoint, connection.broke_off))
+        elif connection is self.current:
+            self._go_down(connection, now)
             if failure is not None:
-                self._endpoints.explained(link.endpoint, failure)
+                self._endpoints.explained(connection.endpoint, failure)
 
-    def greet_again(self, link: Link, now: float) -> None:
+    def greet_again(self, connection: BrokerConnection, now: float) -> None:
         """Open a session anew in its old connection: the broker has forgotten it (it took us for gone)."""
-        if link.state is not LinkState.UP:
+        if connection.state is not ConnectionState.UP:
             return  # greeted already
-        if link.greetings >= _MAX_GREETINGS:
-            self.lose(link, Failure(f"{link.endpoint}: the broker forgets this session again and again"), now)
+        if connection.greetings >= _MAX_GREETINGS:
+            self.lose(
+                connection, Failure(f"{connection.endpoint}: the broker forgets this session again and again"), now
+            )
             return
-        stranded = link.strand()
+        stranded = connection.take_outstanding()
         for request in stranded:
             request.known_to = None  # what the broker forgot it may have cancelled, too
-        self._book.put_back(stranded)
-        if link is self.current:
+        self._table.requeue(stranded)
+        if connection is self.current:
             self.current = None
             self.down_since = now
-        self._opening = link
-        self._hello(link, now)
+        self._opening = connection
+        self._hello(connection, now)
 
-    def leave(self, link: Link, until: float, now: float) -> None:
+    def leave(self, connection: BrokerConnection, until: float, now: float) -> None:
         """Send new work to the next broker; what runs here may finish."""
-        if link.state is not LinkState.UP:
+        if connection.state is not ConnectionState.UP:
             return
-        link.state = LinkState.LEAVING
-        link.leave_by = until
-        self._endpoints.leaving(link.endpoint, until)
-        if link is self.current:
-            self._go_down(link, now)
+        connection.state = ConnectionState.LEAVING
+        connection.leave_by = until
+        self._endpoints.leaving(connection.endpoint, until)
+        if connection is self.current:
+            self._go_down(connection, now)
 
     def close(self) -> None:
         """Say goodbye to all."""
-        for link in list(self.links.values()):
-            if link.is_open:
-                link.outbox.append(m.Bye())
-            self._shut(link, f"{link.endpoint}: closed here")
+        for connection in list(self.by_id.values()):
+            if connection.is_open:
+                connection.outbox.append(m.Bye())
+            self._shut(connection, f"{connection.endpoint}: closed here")
         self._open_at = INFINITY
         self.current = None
 
-    def shut_if_done(self, link: Link) -> None:
+    def shut_if_done(self, connection: BrokerConnection) -> None:
         """Say goodbye to a broker that is leaving, once it owes us nothing."""
-        if link.state is LinkState.LEAVING and not link.requests and not link.asked:
-            link.outbox.append(m.Bye())
-            self._shut(link, f"{link.endpoint}: the broker is leaving, and nothing is left to do there")
+        if connection.state is ConnectionState.LEAVING and not connection.requests and not connection.asked:
+            connection.outbox.append(m.Bye())
+            self._shut(connection, f"{connection.endpoint}: the broker is leaving, and nothing is left to do there")
 
-    def _go_down(self, link: Link, now: float) -> None:
+    def _go_down(self, connection: BrokerConnection, now: float) -> None:
         self.current = None
-        lasted_s = now - link.up_since
+        lasted_s = now - connection.up_since
         if lasted_s >= STEADY_S:
             self.down_since = now  # else it was none: callers wait no longer because of it
         self._open_at = now + self._endpoints.lost(lasted_s)
 
-    def _shut(self, link: Link, why: str) -> None:
-        link.state = LinkState.DEAD
-        self.links.pop(link.id, None)
-        self.actions.append(Close(link, why))
+    def _shut(self, connection: BrokerConnection, why: str) -> None:
+        connection.state = ConnectionState.DEAD
+        self.by_id.pop(connection.id, None)
+        self.actions.append(CloseSocket(connection, why))
 
     # --- time
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
         due = self._open_at
-        for link in self.links.values():
-            due = min(due, link.next_deadline())
+        for connection in self.by_id.values():
+            due = min(due, connection.next_deadline())
         return due
 
     def tick(self, now: float) -> None:
         """Look after every session, and open one if it is time."""
-        for link in list(self.links.values()):
-            self._check(link, now)
+        for connection in list(self.by_id.values()):
+            self._check(connection, now)
         if now >= self._open_at:
             self._open(now)
 
-    def _check(self, link: Link, now: float) -> None:
-        is_vague = link.state is LinkState.OPENING  # a look at who answers there will say more
-        failure = link.check(now)
+    def _check(self, connection: BrokerConnection, now: float) -> None:
+        is_vague = connection.state is ConnectionState.OPENING  # a look at who answers there will say more
+        failure = connection.check(now)
         if failure is not None:
-            self.lose(link, None if is_vague else failure, now)
-        elif now >= link.leave_by:
-            self.lose(link, Failure(f"{link.endpoint}: the broker has left"), now)
+            self.lose(connection, None if is_vague else failure, now)
+        elif now >= connection.leave_by:
+            self.lose(connection, Failure(f"{connection.endpoint}: the broker has left"), now)
         else:
-            self.shut_if_done(link)
+            self.shut_if_done(connection)
 
     # --- what is in the way
 
@@ -239,7 +243,7 @@ class Sessions:
         return request_error(ErrorKind.DEADLINE, "the broker did not answer the question in time")
 
     def _is_leaving(self) -> bool:
-        return any(link.state is LinkState.LEAVING for link in self.links.values())
+        return any(connection.state is ConnectionState.LEAVING for connection in self.by_id.values())
 
     @property
     def has_others(self) -> bool:

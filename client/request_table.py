@@ -13,59 +13,59 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, ZmqrtError
 from ..protocol.limits import MAX_FLEET_SERVICES
 from .reading import Event
-from .requests import Request, Sink, State
+from .requests import ClientRequest, ClientRequestState, Sink
 from .timers import Timers
 
 GRACE_S: Final = 0.5
 """The broker's own 504 says more than ours, so it gets this long to arrive."""
 
 
-class Book:
+class RequestTable:
     """The records. `events` is emptied by the shell, which hands each event to its sink."""
 
     def __init__(self, max_waiting: int) -> None:
         self.events: list[tuple[Sink, Event]] = []
-        self.live: dict[bytes, Request] = {}
-        self.line: OrderedDict[bytes, Request] = OrderedDict()
+        self.live: dict[bytes, ClientRequest] = {}
+        self.queue: OrderedDict[bytes, ClientRequest] = OrderedDict()
         """Ready to be sent, first come first."""
-        self.unnamed: dict[bytes, Request] = {}
+        self.unnamed: dict[bytes, ClientRequest] = {}
         """Waiting for the name of a model."""
         self.moved_at = 0.0
         """When any of them came further: those in line have come nearer then."""
         self._moved_at: dict[str, float] = {}
         """The same by service, for what a broker's queue for it had no room for."""
         self._max_waiting = max_waiting
-        self._deadlines: Timers[Request] = Timers()
-        self._rests: Timers[Request] = Timers()
+        self._deadlines: Timers[ClientRequest] = Timers()
+        self._rests: Timers[ClientRequest] = Timers()
 
-    def admit(self, request: Request) -> bool:
+    def admit(self, request: ClientRequest) -> bool:
         """Take a new request in; False if it was refused, or joined the same one that is under way."""
         rid = request.call.rid
         twin = self.live.get(rid)
         if twin is not None:
             if twin.is_twin(request):
-                return self._join(twin, request.readers[0])
+                return self._attach(twin, request.readers[0])
             text = "this client has another request of that id under way; wait for it, or use another id"
             return self._refuse(request, ErrorKind.CONFLICT, text)
-        if len(self.line) + len(self.unnamed) >= self._max_waiting:
+        if len(self.queue) + len(self.unnamed) >= self._max_waiting:
             text = f"{self._max_waiting} requests wait in this client already; send fewer at a time"
             return self._refuse(request, ErrorKind.QUEUE_FULL, text)
         self.live[rid] = request
         self._deadlines.add(request.due_at, request)
         return True
 
-    def _refuse(self, request: Request, kind: ErrorKind, text: str) -> bool:
-        request.move(State.FAILED)
+    def _refuse(self, request: ClientRequest, kind: ErrorKind, text: str) -> bool:
+        request.move(ClientRequestState.FAILED)
         self._tell(request, request.error(kind, text))
         return False
 
-    def _join(self, twin: Request, reader: Sink) -> bool:
+    def _attach(self, twin: ClientRequest, reader: Sink) -> bool:
         """Let one more read what is under way, from its beginning."""
         self.events.extend((reader, partial) for partial in twin.journal or ())
         twin.readers.append(reader)
         return False
 
-    def part(self, request: Request, reader: Sink | None, kind: ErrorKind, text: str) -> bool:
+    def detach(self, request: ClientRequest, reader: Sink | None, kind: ErrorKind, text: str) -> bool:
         """Let one of several readers go; False when there is no other, so that the request itself has to end."""
         if reader is None:
             return False
@@ -77,39 +77,39 @@ class Book:
         self.events.append((reader, request.error(kind, text)))
         return True
 
-    def enqueue(self, request: Request) -> None:
+    def enqueue(self, request: ClientRequest) -> None:
         """Put a request at the end of the line, or aside until its model is known."""
         if request.service:
-            self.line[request.call.rid] = request
+            self.queue[request.call.rid] = request
         else:
             self.unnamed[request.call.rid] = request
 
-    def put_back(self, requests: Iterable[Request]) -> None:
+    def requeue(self, requests: Iterable[ClientRequest]) -> None:
         """Put requests whose session was lost in front of the line, in their old order."""
         for request in reversed(list(requests)):
-            request.link = None
+            request.connection = None
             request.was_resent = False
             request.is_resyncing = False
-            request.move(State.WAITING)
-            self.line[request.call.rid] = request
-            self.line.move_to_end(request.call.rid, last=False)
+            request.move(ClientRequestState.WAITING)
+            self.queue[request.call.rid] = request
+            self.queue.move_to_end(request.call.rid, last=False)
 
-    def name_again(self, request: Request) -> None:
+    def name_again(self, request: ClientRequest) -> None:
         """Choose anew for a request that named no model: the one that was chosen is gone."""
-        if request.link is not None:
-            request.link.drop(request)
+        if request.connection is not None:
+            request.connection.drop(request)
         request.refusals += 1
-        request.move(State.WAITING)
+        request.move(ClientRequestState.WAITING)
         request.service = ""
         self.enqueue(request)
 
-    def moved(self, request: Request, now: float) -> None:
+    def moved(self, request: ClientRequest, now: float) -> None:
         """Note that a request came further."""
         if len(self._moved_at) >= MAX_FLEET_SERVICES:
             self._moved_at.clear()  # names of years; who rests then has less time, and not none
         self.moved_at = self._moved_at[request.service] = now
 
-    def take_turn(self, request: Request) -> None:
+    def take_turn(self, request: ClientRequest) -> None:
         """Count the time of what leaves the line from when others came further: it is its turn because of them.
 
         What a broker's full queue sent back has had that already, and follows its service.
@@ -117,13 +117,13 @@ class Book:
         if not request.refusals:
             request.move_on(self.moved_at)
 
-    def follow_service(self, request: Request) -> None:
+    def follow_service(self, request: ClientRequest) -> None:
         """Count the time of a refused request from the last progress of others of its service."""
         request.move_on(self._moved_at.get(request.service, 0.0))
 
-    def rest(self, request: Request, wake_at: float) -> None:
+    def back_off(self, request: ClientRequest, wake_at: float) -> None:
         """Let a refused request wait before it lines up again."""
-        request.move(State.RESTING)
+        request.move(ClientRequestState.RESTING)
         request.wake_at = wake_at
         request.refusals += 1
         self._rests.add(wake_at, request)
@@ -131,16 +131,16 @@ class Book:
     def wake(self, now: float) -> None:
         """Line those up that have rested."""
         for request in self._rests.due(now):
-            if request.state is State.RESTING and request.wake_at <= now:
-                request.move(State.WAITING)
+            if request.state is ClientRequestState.RESTING and request.wake_at <= now:
+                request.move(ClientRequestState.WAITING)
                 self.enqueue(request)
 
-    def expired(self, now: float) -> Iterator[Request]:
+    def expired(self, now: float) -> Iterator[ClientRequest]:
         """Yield the requests whose time is up; the others are looked at again when theirs is."""
         for request in self._deadlines.due(now):
-            if request.state is State.WAITING:
+            if request.state is ClientRequestState.WAITING:
                 request.move_on(self.moved_at)
-            limit = request.due_at + (GRACE_S if request.link is not None else 0.0)
+            limit = request.due_at + (GRACE_S if request.connection is not None else 0.0)
             if limit <= now:
                 yield request
             else:
@@ -150,34 +150,34 @@ class Book:
         """When `wake` or `expired` has something to do."""
         return min(self._deadlines.first(), self._rests.first())
 
-    def deliver(self, request: Request, partial: m.Partial) -> None:
+    def deliver(self, request: ClientRequest, partial: m.Partial) -> None:
         """Hand units to whoever reads."""
         self._tell(request, partial)
 
-    def finish(self, request: Request, final: m.Final) -> None:
+    def finish(self, request: ClientRequest, final: m.Final) -> None:
         """End with a result."""
-        self._end(request, State.DONE, final)
+        self._end(request, ClientRequestState.DONE, final)
 
-    def fail(self, request: Request, error: ZmqrtError) -> None:
+    def fail(self, request: ClientRequest, error: ZmqrtError) -> None:
         """End without one."""
-        self._end(request, State.FAILED, error)
+        self._end(request, ClientRequestState.FAILED, error)
 
-    def cancel(self, request: Request, kind: ErrorKind, text: str) -> None:
+    def cancel(self, request: ClientRequest, kind: ErrorKind, text: str) -> None:
         """End because somebody gave it up."""
-        self._end(request, State.CANCELLED, request.error(kind, text))
+        self._end(request, ClientRequestState.CANCELLED, request.error(kind, text))
 
-    def _end(self, request: Request, state: State, event: Event) -> None:
+    def _end(self, request: ClientRequest, state: ClientRequestState, event: Event) -> None:
         rid = request.call.rid
         request.move(state)
-        if request.link is not None:
-            request.link.drop(request)
+        if request.connection is not None:
+            request.connection.drop(request)
         del self.live[rid]
         self._deadlines.drop(request)
         self._rests.drop(request)
-        self.line.pop(rid, None)
+        self.queue.pop(rid, None)
         self.unnamed.pop(rid, None)
         self._tell(request, event)
 
-    def _tell(self, request: Request, event: Event) -> None:
+    def _tell(self, request: ClientRequest, event: Event) -> None:
         for reader in request.readers:
             self.events.append((reader, event))
