@@ -1,10 +1,9 @@
-"""`zmqrt top`: the fleet as it goes, to be left open all day."""
+"""`zmqrt top`: a live view of the fleet, to be left open all day."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from pathlib import Path
+import time
 from typing import Any
 
 import click
@@ -13,10 +12,9 @@ import msgspec
 from ...protocol.errors import ConnectError
 from ...protocol.settings import options
 from ..config import ClientSettings
-from ..top.fleet import Sight, merge, snapshots
+from ..top.brokers import EVERY_S, WatchedBrokers
+from ..top.fleet import BrokerView, merge, snapshots
 from ..top.history import History
-from ..top.recording import Recorder
-from ..top.sources import Brokers, Player, Source
 from ..top.view import once as once_view
 from .screen import PIPE_WIDTH, screen
 from .stdio import data, is_terminal
@@ -29,56 +27,45 @@ from .stdio import data, is_terminal
 )
 @click.option("--once", is_flag=True, help="Print the picture once, and leave.")
 @click.option("--json", "as_json", is_flag=True, help="Print the data as a line of JSON a second (with --once: one).")
-@click.option(
-    "--record", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write what is seen to FILE."
-)
-@click.option(
-    "--replay",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Show a recording instead of a fleet.",
-)
 @options(ClientSettings)
-def command(settings: ClientSettings, once: bool, as_json: bool, record: Path | None, replay: Path | None) -> None:
-    """Show a source in the form that was asked for."""
-    if record is not None and replay is not None:
-        raise click.UsageError("--record and --replay exclude each other")
+def command(settings: ClientSettings, once: bool, as_json: bool) -> None:
+    """Show the brokers in the form that was asked for."""
     is_shown = not (as_json or once) and is_terminal() and sys.stdin.isatty()
-    source: Source = Player(replay) if replay is not None else Brokers(settings, waits=not is_shown)
-    with source, contextlib.ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(record)) if record is not None else None
+    with WatchedBrokers(settings, waits=not is_shown) as brokers:
         if is_shown:
             from ..top.app import Top
             from ..top.keyboard import open_keyboard
 
-            Top(source, screen(), open_keyboard(), recorder).run()
+            Top(brokers, screen(), open_keyboard()).run()
         else:
-            _print(source, recorder, goes_on=as_json and not once, as_json=as_json)
+            _print(brokers, goes_on=as_json and not once, as_json=as_json)
 
 
-def _print(source: Source, recorder: Recorder | None, *, goes_on: bool, as_json: bool) -> None:
+def _print(brokers: WatchedBrokers, *, goes_on: bool, as_json: bool) -> None:
     history = History()
-    for number, (sights, at_s) in enumerate(source.looks()):
-        if not number and not snapshots(sights) and source.is_live:
-            raise ConnectError("; ".join(one.problem for one in sights))
-        history.fold(sights, at_s)
-        if recorder is not None:
-            recorder.write(sights, at_s)
-        if as_json:
-            data(_as_data(sights, history, at_s))
-        else:
-            console = screen(pipe_width=PIPE_WIDTH)
-            console.print(once_view(merge(sights, history.outages.tell()), history, console.width))
-        if not goes_on:
-            return
+    views, now = brokers.look(), time.time()
+    if not snapshots(views):
+        raise ConnectError("; ".join(view.problem for view in views))
+    history.fold(views, now)
+    if not as_json:
+        console = screen(pipe_width=PIPE_WIDTH)
+        console.print(once_view(merge(views, history.outages.events()), history, console.width))
+        return
+    data(_as_data(views, history, now))
+    while goes_on:
+        time.sleep(EVERY_S)
+        views, now = brokers.look(), time.time()
+        history.fold(views, now)
+        data(_as_data(views, history, now))
 
 
-def _as_data(sights: list[Sight], history: History, at_s: float) -> dict[str, Any]:
+def _as_data(views: list[BrokerView], history: History, now: float) -> dict[str, Any]:
     return {
-        "at": at_s,
-        "brokers": [msgspec.to_builtins(one) for one in sights],
+        "at": now,
+        "brokers": [msgspec.to_builtins(view) for view in views],
         "broker_events": [
-            {"endpoint": one.endpoint, **msgspec.to_builtins(one.event)} for one in history.outages.tell()
+            {"endpoint": happened.endpoint, **msgspec.to_builtins(happened.event)}
+            for happened in history.outages.events()
         ],
         "tokens_per_s": history.tokens_per_s,
         "first_token": {"p50_s": history.first_token.median_s, "p99_s": history.first_token.p99_s},

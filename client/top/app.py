@@ -16,34 +16,32 @@ from rich.live import Live
 
 from ...protocol.errors import ZmqrtError
 from ...protocol.request_trace import RequestTrace
-from .fleet import Fleet, Sight, merge
+from .brokers import EVERY_S, WatchedBrokers
+from .fleet import MergedFleet, merge
 from .history import History
 from .keyboard import Keyboard
-from .recording import Recorder
-from .sources import EVERY_S, Source
-from .state import Drain, Explain, Page, Quit, State, Wish, press
+from .state import Command, DrainNode, ExplainRequest, Page, Quit, ViewState, press
 from .text import Clean
-from .view import Frame, screen
+from .view import Viewport, screen
 
 
 class Top:
     """One run of the monitor, until somebody leaves."""
 
-    def __init__(self, source: Source, console: Console, keyboard: Keyboard, recorder: Recorder | None = None) -> None:
-        self._source = source
+    def __init__(self, brokers: WatchedBrokers, console: Console, keyboard: Keyboard) -> None:
+        self._brokers = brokers
         self._console = console
         self._keyboard = keyboard
-        self._recorder = recorder
-        self._state = State()
+        self._state = ViewState()
         self._history = History()
-        self._fleet: Fleet = merge([])
-        self._paused: tuple[Fleet, History] | None = None
-        self._at_s = 0.0
+        self._fleet = merge([])
+        self._paused: tuple[MergedFleet, History] | None = None
+        """What is shown while the picture is paused; the history goes on meanwhile."""
         self._look_at = 0.0
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-top")
         self._drain: Future[str] | None = None
-        self._story: tuple[Explain, Future[list[RequestTrace]]] | None = None
-        self._opened: Explain | None = None
+        self._story: tuple[ExplainRequest, Future[list[RequestTrace]]] | None = None
+        self._opened: ExplainRequest | None = None
 
     def run(self) -> None:
         """Show the fleet until a key or a signal says to leave."""
@@ -55,7 +53,7 @@ class Top:
             self._helper.shutdown(wait=False, cancel_futures=True)
 
     def _show(self) -> bool:
-        """Show it until somebody leaves (False), or wants the shell for a while."""
+        """Show it until somebody leaves (False), or wants the shell for a while (True)."""
         live = Live(console=self._console, screen=True, auto_refresh=False)
         with self._keyboard, live:
             while True:
@@ -78,31 +76,18 @@ class Top:
             self._look()
         self._take_answers()
         fleet, history = self._paused or (self._fleet, self._history)
-        live.update(Clean(screen(fleet, history, self._state, self._frame())), refresh=True)
+        width, height = self._console.size
+        viewport = Viewport(width=width, height=height, clock=time.strftime("%H:%M:%S"))
+        live.update(Clean(screen(fleet, history, self._state, viewport)), refresh=True)
         is_waiting = self._drain is not None or self._story is not None
         return self._keyboard.keys(min(self._look_at - time.monotonic(), 0.1 if is_waiting else EVERY_S))
 
     def _look(self) -> None:
-        sights, self._at_s = self._source.look(is_paused=self._state.is_paused)
-        self._record(sights)
-        self._history.fold(sights, self._at_s)
-        self._fleet = merge(sights, self._history.outages.tell())
+        views = self._brokers.look()
+        self._history.fold(views, time.time())
+        self._fleet = merge(views, self._history.outages.events())
         if self._state.page is Page.REQUEST and self._opened is not None and self._story is None:
-            self._wish(self._opened)  # it goes on, and so does its story
-
-    def _record(self, sights: Sequence[Sight]) -> None:
-        if self._recorder is None:
-            return
-        try:
-            self._recorder.write(sights, self._at_s)
-        except OSError as error:
-            self._recorder = None
-            self._state = replace(self._state, message=f"the recording ends here: {error.strerror or error}")
-
-    def _frame(self) -> Frame:
-        width, height = self._console.size
-        clock = time.strftime("%H:%M:%S", time.localtime(self._at_s)) if self._at_s else ""
-        return Frame(width=width, height=height, clock=clock, mode=self._source.mode)
+            self._start(self._opened)  # the request goes on, and so does its story
 
     def _press_all(self, keys: Sequence[str]) -> bool:
         """Do what keys say; False: leave. What comes in one piece with a question cannot be its answer."""
@@ -116,54 +101,49 @@ class Top:
 
     def _press(self, key: str) -> bool:
         was_paused = self._state.is_paused
-        self._state, wish = press(self._state, key, self._paused[0] if self._paused else self._fleet)
-        if self._state.is_paused != was_paused and self._source.is_live:
+        self._state, command = press(self._state, key, self._paused[0] if self._paused else self._fleet)
+        if self._state.is_paused != was_paused:
             self._paused = (self._fleet, self._history.copy()) if self._state.is_paused else None
-        if not self._state.is_typing and self._source.press(key):
-            self._history = History()
-            self._look_at = 0.0
-        if isinstance(wish, Quit):
+        if isinstance(command, Quit):
             return False
-        if wish is not None:
-            self._wish(wish)
+        if command is not None:
+            self._start(command)
         return True
 
-    def _wish(self, wish: Wish) -> None:
-        match wish:
-            case Drain(node_id):
-                self._drain = self._helper.submit(self._source.drain, node_id)
-            case Explain(endpoint, rid):
-                self._opened = wish
-                self._story = wish, self._helper.submit(self._source.explain, endpoint, rid)
+    def _start(self, command: Command) -> None:
+        """Ask brokers in another thread: the picture never waits for them."""
+        match command:
+            case DrainNode(node_id):
+                self._drain = self._helper.submit(self._brokers.drain, node_id)
+            case ExplainRequest(endpoint, rid):
+                self._opened = command
+                self._story = command, self._helper.submit(self._brokers.explain, endpoint, rid)
             case Quit():
-                raise AssertionError(wish)  # the caller leaves
+                raise AssertionError(command)  # the caller leaves
 
     def _take_answers(self) -> None:
-        """Show what was asked for, as soon as it is there: the picture never waits for it."""
+        """Show what was asked for, as soon as it is there."""
         if self._drain is not None and self._drain.done():
             self._state = replace(self._state, message=self._drain.result())
             self._drain = None
         if self._story is not None and self._story[1].done():
-            asked, told = self._story
+            command, answer = self._story
             self._story = None
-            if asked == self._opened and self._state.page is Page.REQUEST:
-                self._take_story(told)
+            if command == self._opened and self._state.page is Page.REQUEST:
+                self._take_story(answer)
 
-    def _take_story(self, told: Future[list[RequestTrace]]) -> None:
+    def _take_story(self, answer: Future[list[RequestTrace]]) -> None:
+        problem = "the broker does not know this request any more"
         try:
-            stories = tuple(told.result())
+            stories = tuple(answer.result())
         except ZmqrtError as error:
-            self._tell_about_story(str(error))
-            return
+            stories, problem = (), str(error)
         if stories:
             self._state = replace(self._state, stories=stories)
-        else:
-            self._tell_about_story("the broker does not know this request any more")
-
-    def _tell_about_story(self, words: str) -> None:
-        """Say what is in the way; what was told before stays on the screen."""
+            return
+        # The newest story stays on the screen; without one there is nothing to show here.
         page = Page.REQUEST if self._state.stories else Page.FLEET
-        self._state = replace(self._state, message=words, page=page)
+        self._state = replace(self._state, message=problem, page=page)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What several brokers tell, put together: a node that serves two of them is one node. Pure."""
+"""Merges what several brokers report into one fleet: a node that serves two of them is one node. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_ASKED: Final = "not asked yet"
 _LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
 
 
-class Sight(msgspec.Struct, frozen=True, kw_only=True):
+class BrokerView(msgspec.Struct, frozen=True, kw_only=True):
     """One broker as it was last seen; without a snapshot, why there is none, and whether it said that it leaves."""
 
     endpoint: str
@@ -32,48 +32,48 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """Something that one broker told, and which one; times are seconds before now."""
+class Sourced:
+    """Something that one broker reported, and which broker it was."""
 
     broker: str
     endpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event(Told):
-    """An event of a broker's diary."""
+class SourcedEvent(Sourced):
+    """An event, and how many seconds ago it was."""
 
     event: FleetEvent
     ago_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running(Told):
+class SourcedRequest(Sourced):
     """A live request."""
 
     request: RequestStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
+class MergedFleet:
     """All brokers of a fleet at one moment."""
 
-    sights: list[Sight]
+    views: list[BrokerView]
     nodes: list[NodeStatus]
     services: list[ServiceStatus]
-    requests: list[Running]
-    events: list[Event]
+    requests: list[SourcedRequest]
+    events: list[SourcedEvent]
     counters: Counter[str]
 
     @property
     def queued(self) -> int:
         """Requests that wait at brokers."""
-        return sum(one.queued for one in snapshots(self.sights))
+        return sum(snapshot.queued for snapshot in snapshots(self.views))
 
     @property
     def running(self) -> int:
         """Requests at nodes."""
-        return sum(one.running for one in snapshots(self.sights))
+        return sum(snapshot.running for snapshot in snapshots(self.views))
 
     @property
     def capacity(self) -> int:
@@ -81,9 +81,9 @@ class Fleet:
         return sum(node.capacity for node in self.nodes if is_serving(node))
 
 
-def snapshots(sights: Iterable[Sight]) -> list[Snapshot]:
-    """Return what the brokers told that can be reached."""
-    return [one.snapshot for one in sights if one.snapshot is not None]
+def snapshots(views: Iterable[BrokerView]) -> list[Snapshot]:
+    """Return the snapshots of the brokers that can be reached."""
+    return [view.snapshot for view in views if view.snapshot is not None]
 
 
 def is_serving(node: NodeStatus) -> bool:
@@ -91,94 +91,98 @@ def is_serving(node: NodeStatus) -> bool:
     return node.health == "active" and node.phase == "ready"
 
 
-def merge(sights: Sequence[Sight], of_brokers: Sequence[Event] = ()) -> Fleet:
-    """Put together what is known now, and what happened to brokers. One that is named twice counts once."""
-    epochs: set[int] = set()
-    sights = [one for one in sights if one.snapshot is None or not _is_among(one.snapshot.broker_epoch, epochs)]
-    seen = snapshots(sights)
+def merge(views: Sequence[BrokerView], of_brokers: Sequence[SourcedEvent] = ()) -> MergedFleet:
+    """Merge what is known now, and what happened to brokers. A broker that is named twice counts once."""
+    views = _without_twins(views)
+    seen = snapshots(views)
     nodes = _nodes(seen)
     counters: Counter[str] = Counter()
-    for one in seen:
-        counters.update(one.counters)
-        counters["failures"] += sum(one.tallies.get("failures", {}).values())
-    return Fleet(
-        sights=list(sights),
+    for snapshot in seen:
+        counters.update(snapshot.counters)
+        counters["failures"] += sum(snapshot.tallies.get("failures", {}).values())
+    return MergedFleet(
+        views=views,
         nodes=nodes,
         services=_services(seen, nodes),
-        requests=_requests(sights),
-        events=sorted([*_events(sights), *of_brokers], key=lambda one: one.ago_s),
+        requests=_requests(views),
+        events=sorted([*_events(views), *of_brokers], key=lambda event: event.ago_s),
         counters=counters,
     )
 
 
 def _nodes(seen: Iterable[Snapshot]) -> list[NodeStatus]:
-    """Let the broker speak that knows a node best; what each gave it adds up."""
+    """Take each node from the broker that knows it best, and add up what all of them gave it."""
     nodes: dict[str, NodeStatus] = {}
-    for node in (node for one in seen for node in one.nodes):
+    for node in (node for snapshot in seen for node in snapshot.nodes):
         other = nodes.get(node.worker_uuid)
-        nodes[node.worker_uuid] = node if other is None else _both(node, other)
+        nodes[node.worker_uuid] = node if other is None else _merge_nodes(node, other)
     return sorted(nodes.values(), key=lambda node: (node.node_id, node.worker_uuid))
 
 
-def _both(one: NodeStatus, other: NodeStatus) -> NodeStatus:
-    best = max(one, other, key=lambda node: (_LIVELIEST.index(node.health), node.elapsed_s))
-    in_flight = one.in_flight + other.in_flight
+def _merge_nodes(node: NodeStatus, other: NodeStatus) -> NodeStatus:
+    best = max(node, other, key=lambda seen: (_LIVELIEST.index(seen.health), seen.elapsed_s))
+    in_flight = node.in_flight + other.in_flight
     return msgspec.structs.replace(
         best,
         in_flight=in_flight,
         load=in_flight / (best.capacity or 1),
-        completed=one.completed + other.completed,
-        failed=one.failed + other.failed,
+        completed=node.completed + other.completed,
+        failed=node.failed + other.failed,
     )
 
 
 def _services(seen: Iterable[Snapshot], nodes: Sequence[NodeStatus]) -> list[ServiceStatus]:
-    """Add up what each broker counted; how many nodes serve a model, the nodes tell."""
-    told: dict[str, list[ServiceStatus]] = {}
-    for service in (service for one in seen for service in one.services):
-        told.setdefault(service.service, []).append(service)
-    return [parts[0] if len(parts) == 1 else _whole(parts, nodes) for _, parts in sorted(told.items())]
+    """Add up what each broker counted; the nodes say how many of them serve a model."""
+    parts_of: dict[str, list[ServiceStatus]] = {}
+    for service in (service for snapshot in seen for service in snapshot.services):
+        parts_of.setdefault(service.service, []).append(service)
+    return [parts[0] if len(parts) == 1 else _merge_services(parts, nodes) for _, parts in sorted(parts_of.items())]
 
 
-def _whole(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> ServiceStatus:
+def _merge_services(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> ServiceStatus:
     able = [node for node in nodes if is_serving(node) and parts[0].service in node.services]
     return msgspec.structs.replace(
         parts[0],
-        is_listed=any(one.is_listed for one in parts),
+        is_listed=any(part.is_listed for part in parts),
         nodes=len(able),
         capacity=sum(node.capacity for node in able),
-        queued=sum(one.queued for one in parts),
-        running=sum(one.running for one in parts),
-        prompt_tokens=sum(one.prompt_tokens for one in parts),
-        generated_tokens=sum(one.generated_tokens for one in parts),
-        queue_time=total(one.queue_time for one in parts),
-        first_token=total(one.first_token for one in parts),
-        token_time=total(one.token_time for one in parts),
-        duration=total(one.duration for one in parts),
+        queued=sum(part.queued for part in parts),
+        running=sum(part.running for part in parts),
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        generated_tokens=sum(part.generated_tokens for part in parts),
+        queue_time=total(part.queue_time for part in parts),
+        first_token=total(part.first_token for part in parts),
+        token_time=total(part.token_time for part in parts),
+        duration=total(part.duration for part in parts),
     )
 
 
-def _is_among(epoch: int, epochs: set[int]) -> bool:
-    """Say whether it was there already; now it is."""
-    is_there = epoch in epochs
-    epochs.add(epoch)
-    return is_there
+def _without_twins(views: Iterable[BrokerView]) -> list[BrokerView]:
+    """Leave out a broker that stands here already, by another endpoint."""
+    kept: list[BrokerView] = []
+    epochs: set[int] = set()
+    for view in views:
+        if view.snapshot is None or view.snapshot.broker_epoch not in epochs:
+            kept.append(view)
+        if view.snapshot is not None:
+            epochs.add(view.snapshot.broker_epoch)
+    return kept
 
 
-def _requests(sights: Iterable[Sight]) -> list[Running]:
+def _requests(views: Iterable[BrokerView]) -> list[SourcedRequest]:
     found = [
-        Running(broker=one.name, endpoint=one.endpoint, request=request)
-        for one in sights
-        if one.snapshot is not None
-        for request in one.snapshot.requests
+        SourcedRequest(broker=view.name, endpoint=view.endpoint, request=request)
+        for view in views
+        if view.snapshot is not None
+        for request in view.snapshot.requests
     ]
-    return sorted(found, key=lambda one: -one.request.age_s)
+    return sorted(found, key=lambda running: -running.request.age_s)
 
 
-def _events(sights: Iterable[Sight]) -> list[Event]:
+def _events(views: Iterable[BrokerView]) -> list[SourcedEvent]:
     return [
-        Event(broker=one.name, endpoint=one.endpoint, event=event, ago_s=one.snapshot.uptime_s - event.at_s)
-        for one in sights
-        if one.snapshot is not None
-        for event in one.snapshot.events
+        SourcedEvent(broker=view.name, endpoint=view.endpoint, event=event, ago_s=view.snapshot.uptime_s - event.at_s)
+        for view in views
+        if view.snapshot is not None
+        for event in view.snapshot.events
     ]

@@ -8,7 +8,7 @@ from typing import Final
 from rich.text import Text
 
 from ...protocol.snapshot import NodeStatus
-from .fleet import Fleet, Sight, is_serving, snapshots
+from .fleet import BrokerView, MergedFleet, is_serving, snapshots
 from .history import History, Latency
 from .text import ago, bar, number, spark, took
 
@@ -26,14 +26,14 @@ _STYLES: Final = {
 }
 
 
-def header(fleet: Fleet, history: History, width: int, *, clock: str, mode: str) -> list[Text]:
+def header(fleet: MergedFleet, history: History, width: int, *, clock: str, is_paused: bool) -> list[Text]:
     """Draw five lines."""
-    if not snapshots(fleet.sights):
-        brokers = _brokers(fleet.sights, width, clock=clock, mode=mode)
+    brokers = _brokers(fleet.views, width, clock=clock, is_paused=is_paused)
+    if not snapshots(fleet.views):
         unknown = Text("unknown", style="dim")
         return [brokers, *(_line(label, unknown) for label in ("nodes", "work", "latency", "so far"))]
     return [
-        _brokers(fleet.sights, width, clock=clock, mode=mode),
+        brokers,
         _line("nodes", _nodes(fleet.nodes)),
         _line("work", _work(fleet, history, width)),
         _line("latency", _latency(history, width)),
@@ -54,18 +54,19 @@ def _line(label: str, content: Text) -> Text:
     return Text.assemble((label.ljust(_LABEL), "bold"), content)
 
 
-def _brokers(sights: Sequence[Sight], width: int, *, clock: str, mode: str) -> Text:
+def _brokers(views: Sequence[BrokerView], width: int, *, clock: str, is_paused: bool) -> Text:
     line = Text.assemble(("zmqrt top ", "bold"))
-    for one in sights:
+    for view in views:
         line.append(" ")
-        if one.snapshot is None:
-            line.append(f"{one.endpoint} unreachable", "bold red")
+        if view.snapshot is None:
+            line.append(f"{view.endpoint} unreachable", "bold red")
             continue
-        state = "draining" if one.snapshot.draining else "ready" if one.snapshot.ready else "not ready"
-        line.append(one.snapshot.broker_id, "bold")
+        state = "draining" if view.snapshot.draining else "ready" if view.snapshot.ready else "not ready"
+        line.append(view.snapshot.broker_id, "bold")
         line.append(f" {state}", "green" if state == "ready" else "yellow")
-        line.append(f" up {ago(one.snapshot.uptime_s)}", "dim")
-    right = Text.assemble((f"{mode} ", "bold reverse yellow") if mode else "", " " if mode else "", (clock, "dim"))
+        line.append(f" up {ago(view.snapshot.uptime_s)}", "dim")
+    paused = ("PAUSED ", "bold reverse yellow") if is_paused else ""
+    right = Text.assemble(paused, " " if is_paused else "", (clock, "dim"))
     line.truncate(max(0, width - right.cell_len - 1), overflow="ellipsis")
     line.append(" " * max(1, width - line.cell_len - right.cell_len))
     return line + right
@@ -84,7 +85,7 @@ def _nodes(nodes: Sequence[NodeStatus]) -> Text:
     return text
 
 
-def _work(fleet: Fleet, history: History, width: int) -> Text:
+def _work(fleet: MergedFleet, history: History, width: int) -> Text:
     share = fleet.running / fleet.capacity if fleet.capacity else float(fleet.running > 0)
     newest = history.points[-1] if history.points else None
     text = Text.assemble(
@@ -112,7 +113,7 @@ def _pair(latency: Latency) -> str:
     return f"p50 {took(latency.median_s)} p99 {took(latency.p99_s)}"
 
 
-def _counts(fleet: Fleet, width: int) -> Text:
+def _counts(fleet: MergedFleet, width: int) -> Text:
     counters, gap = fleet.counters, "   " if width >= _ROOMY else "  "
     refused = sum(count for name, count in counters.items() if name.startswith("rejected_"))
     text = Text(f"{number(counters['completed'])} answered")
@@ -126,7 +127,7 @@ def _counts(fleet: Fleet, width: int) -> Text:
         if width >= _ROOMY or word != "moved":  # most of those that moved resumed
             text.append(f"{gap}{number(count)} {word}", style if count else "dim")
     if width >= _ROOMY:
-        text.append(f"{gap}{sum(one.snapshot.clients for one in fleet.sights if one.snapshot)} clients", "dim")
+        text.append(f"{gap}{sum(snapshot.clients for snapshot in snapshots(fleet.views))} clients", "dim")
     return text
 
 

@@ -1,4 +1,4 @@
-"""What snapshots become over time: rates, quantiles of the last minute, and the curves behind the sparklines. Pure."""
+"""What snapshots show over time: rates, quantiles of the last minute, and the curves behind the sparklines. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from ...protocol.histogram import Histogram, total
 from ...protocol.snapshot import ServiceStatus, Snapshot
 from ..rates import TokenRates
-from .fleet import Sight, snapshots
+from .fleet import BrokerView, snapshots
 from .outages import Outages
 
 WINDOW_S: Final = 60.0
@@ -18,7 +18,7 @@ WINDOW_S: Final = 60.0
 _KEPT: Final = 600
 """Points of a curve: ten minutes at one a second."""
 _MOST_LOOKS: Final = 240
-"""However slowly the clock goes (a recording that is drawn out, or has ended)."""
+"""A bound for a clock that stands still: four looks for each second of the window."""
 _FAILED: Final = ("failed", "expired")
 
 
@@ -42,7 +42,7 @@ class Latency:
 
 
 class History:
-    """Folds the sights of brokers as they come, about one a second."""
+    """Folds the views of brokers as they come, about one a second."""
 
     def __init__(self) -> None:
         self.points: deque[Point] = deque(maxlen=_KEPT)
@@ -56,21 +56,21 @@ class History:
         self._window: deque[tuple[float, dict[int, Snapshot]]] = deque(maxlen=_MOST_LOOKS)
         self._is_new = True
 
-    def fold(self, sights: Sequence[Sight], now: float) -> None:
+    def fold(self, views: Sequence[BrokerView], now: float) -> None:
         """Take in one look at all brokers, at a time on any clock; what was seen already changes nothing."""
-        self.outages.fold(sights, now)
-        seen = {one.broker_epoch: one for one in snapshots(sights)}
-        if seen and all(self._before.get(epoch) is one for epoch, one in seen.items()):
+        self.outages.fold(views, now)
+        seen = {snapshot.broker_epoch: snapshot for snapshot in snapshots(views)}
+        if seen and all(self._before.get(epoch) is snapshot for epoch, snapshot in seen.items()):
             return
-        self.tokens_per_s = self._rates(sights)
+        self.tokens_per_s = self._rates(views)
         known = [rate for devices in self.tokens_per_s.values() for rate in devices.values()]
         self.points.append(
             Point(
                 tokens_per_s=sum(known) if known else None,
                 answered_per_s=self._per_second(seen, "completed"),
                 failed_per_s=self._per_second(seen, *_FAILED),
-                running=sum(one.running for one in seen.values()),
-                queued=sum(one.queued for one in seen.values()),
+                running=sum(snapshot.running for snapshot in seen.values()),
+                queued=sum(snapshot.queued for snapshot in seen.values()),
             )
         )
         self._before = seen
@@ -97,14 +97,14 @@ class History:
         """Return one number of each second, the newest last; what is not known counts as 0."""
         return [read(point) or 0.0 for point in self.points]
 
-    def _rates(self, sights: Sequence[Sight]) -> dict[str, dict[str, float]]:
-        """Ask each broker's heartbeats; of a node that several know, the one that knows most tells."""
+    def _rates(self, views: Sequence[BrokerView]) -> dict[str, dict[str, float]]:
+        """Read each broker's heartbeats; for a node that several of them know, take the one with most devices."""
         rates: dict[str, dict[str, float]] = {}
-        for one in sights:
-            if one.snapshot is None:
-                self._paces.pop(one.endpoint, None)
+        for view in views:
+            if view.snapshot is None:
+                self._paces.pop(view.endpoint, None)
                 continue
-            for uuid, devices in self._paces.setdefault(one.endpoint, TokenRates()).fold(one.snapshot).items():
+            for uuid, devices in self._paces.setdefault(view.endpoint, TokenRates()).fold(view.snapshot).items():
                 if len(devices) >= len(rates.get(uuid, {})):
                     rates[uuid] = devices
         return rates
@@ -112,22 +112,22 @@ class History:
     def _per_second(self, seen: dict[int, Snapshot], *names: str) -> float | None:
         """Return how fast counters grew, over the brokers that were there a moment ago; None if there were none."""
         rates: list[float] = []
-        for epoch, one in seen.items():
+        for epoch, snapshot in seen.items():
             before = self._before.get(epoch)
-            if before is not None and one.uptime_s > before.uptime_s:
-                grown = sum(one.counters.get(name, 0) - before.counters.get(name, 0) for name in names)
-                rates.append(grown / (one.uptime_s - before.uptime_s))
+            if before is not None and snapshot.uptime_s > before.uptime_s:
+                grown = sum(snapshot.counters.get(name, 0) - before.counters.get(name, 0) for name in names)
+                rates.append(grown / (snapshot.uptime_s - before.uptime_s))
         return sum(rates) if rates else None
 
     def _latency(self, seen: dict[int, Snapshot], read: Callable[[ServiceStatus], Histogram]) -> Latency:
-        """Tell the quantiles of the window; on the very first look, those since the brokers began."""
+        """Return the quantiles of the window; on the very first look, those since the brokers began."""
         grown: list[Histogram] = []
-        for epoch, one in seen.items():
+        for epoch, newest in seen.items():
             oldest = next(look[epoch] for _, look in self._window if epoch in look)
-            if oldest is one and not self._is_new:
+            if oldest is newest and not self._is_new:
                 continue  # it has only just come: what it counted before is not of this minute
-            before = {service.service: read(service) for service in oldest.services} if oldest is not one else {}
-            for service in one.services:
+            before = {service.service: read(service) for service in oldest.services} if oldest is not newest else {}
+            for service in newest.services:
                 earlier = before.get(service.service)
                 grown.append(read(service).since(earlier) if earlier is not None else read(service))
         whole = total(grown)

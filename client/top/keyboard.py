@@ -114,10 +114,10 @@ def _end_of_sequence(typed: str) -> int | None:
         return 3 if len(typed) > 2 else None
     if typed[1] != "[":
         return 1
-    for index, one in enumerate(typed[2:_LONGEST], 2):
-        if "\x40" <= one <= "\x7e":
+    for index, letter in enumerate(typed[2:_LONGEST], 2):
+        if "\x40" <= letter <= "\x7e":
             return index + 1
-        if not "\x20" <= one <= "\x3f":
+        if not "\x20" <= letter <= "\x3f":
             return index  # broken off: what comes now is something else
     return None if len(typed) < _LONGEST else _LONGEST
 
@@ -201,6 +201,7 @@ class _Console:
             time.sleep(_POLL_S)
         keys: list[str] = []
         while console.kbhit():
-            one: str = console.getwch()
-            keys.append(_WINDOWS.get(console.getwch(), "") if one in "\x00\xe0" else _CONTROLS.get(one, one))
+            letter: str = console.getwch()
+            is_special = letter in "\x00\xe0"
+            keys.append(_WINDOWS.get(console.getwch(), "") if is_special else _CONTROLS.get(letter, letter))
         return [key for key in keys if key]

@@ -1,7 +1,4 @@
-"""What happens to the brokers themselves: lost, back, leaving. No broker can tell of its own end, so the monitor does.
-
-Folded from one look to the next, of a fleet or of a recording. Pure.
-"""
+"""Events of the brokers themselves: lost, back, leaving. No broker reports its own end, so the monitor does. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import msgspec
 
 from ...protocol.sanitize import printable
 from ...protocol.snapshot import EventKind, EventLevel, FleetEvent
-from .fleet import NOT_ASKED, Event, Sight
+from .fleet import NOT_ASKED, BrokerView, SourcedEvent
 
 _KEPT: Final = 64
 """As many as four brokers make that are lost and come back eight times."""
@@ -40,53 +37,53 @@ class Outages:
         self._last_id = 0
         self._now = float("-inf")
 
-    def fold(self, sights: Sequence[Sight], now: float) -> None:
+    def fold(self, views: Sequence[BrokerView], now: float) -> None:
         """Take in one look; `now` is on any clock, as long as it is always the same."""
         if now < self._now:
             self._known.clear()
             self._events.clear()
         self._now = now
-        for sight in sights:
-            known = self._known.setdefault(sight.endpoint, _Known(sight.name))
-            if sight.snapshot is None and sight.problem == NOT_ASKED:
+        for view in views:
+            known = self._known.setdefault(view.endpoint, _Known(view.name))
+            if view.snapshot is None and view.problem == NOT_ASKED:
                 continue
-            if sight.snapshot is None:
-                self._missed(sight, known, now)
+            if view.snapshot is None:
+                self._missed(view, known, now)
             else:
-                self._seen(sight, known, now)
+                self._seen(view, known, now)
 
-    def _missed(self, sight: Sight, known: _Known, now: float) -> None:
-        if sight.is_leaving and known.lost_at is None:
+    def _missed(self, view: BrokerView, known: _Known, now: float) -> None:
+        if view.is_leaving and known.lost_at is None:
             if not known.is_draining:
                 known.is_draining = True
-                self._note("draining", sight.endpoint, known, printable(sight.problem), now)
+                self._note("draining", view.endpoint, known, printable(view.problem), now)
         elif known.lost_at is None:
             known.lost_at = now
-            self._note("lost", sight.endpoint, known, printable(sight.problem), now)
+            self._note("lost", view.endpoint, known, printable(view.problem), now)
         else:
-            self._learn(sight)
+            self._amend(view)
 
-    def _learn(self, sight: Sight) -> None:
-        """Take over what is known by now of a loss: the first look rarely knows the cause."""
+    def _amend(self, view: BrokerView) -> None:
+        """Put what is known by now into the event of a loss: the first look rarely knows the cause."""
         for index in range(len(self._events) - 1, -1, -1):
             endpoint, event = self._events[index]
-            if endpoint == sight.endpoint:
+            if endpoint == view.endpoint:
                 if event.kind == "lost":
-                    self._events[index] = endpoint, msgspec.structs.replace(event, text=printable(sight.problem))
+                    self._events[index] = endpoint, msgspec.structs.replace(event, text=printable(view.problem))
                 return
 
-    def _seen(self, sight: Sight, known: _Known, now: float) -> None:
-        snapshot = sight.snapshot
+    def _seen(self, view: BrokerView, known: _Known, now: float) -> None:
+        snapshot = view.snapshot
         assert snapshot is not None
         is_another = known.epoch not in (0, snapshot.broker_epoch)
         known.name = snapshot.broker_id
         if known.lost_at is not None:
             anew = ", started anew" if is_another else ""
-            self._note("returned", sight.endpoint, known, f"after {now - known.lost_at:.0f} s{anew}", now)
+            self._note("returned", view.endpoint, known, f"after {now - known.lost_at:.0f} s{anew}", now)
         elif is_another:
-            self._note("returned", sight.endpoint, known, "it was started anew between two looks", now)
+            self._note("returned", view.endpoint, known, "it was started anew between two looks", now)
         if snapshot.draining and not (known.is_draining and not is_another):
-            self._note("draining", sight.endpoint, known, "it is leaving, and takes nothing new", now)
+            self._note("draining", view.endpoint, known, "it is leaving, and takes nothing new", now)
         known.epoch, known.is_draining, known.lost_at = snapshot.broker_epoch, snapshot.draining, None
 
     def _note(self, kind: EventKind, endpoint: str, known: _Known, text: str, now: float) -> None:
@@ -96,10 +93,12 @@ class Outages:
         )
         self._events.append((endpoint, event))
 
-    def tell(self) -> list[Event]:
+    def events(self) -> list[SourcedEvent]:
         """List the events, the newest first, as old as they are at the last look."""
         return [
-            Event(broker=self._known[endpoint].name, endpoint=endpoint, event=event, ago_s=self._now - event.at_s)
+            SourcedEvent(
+                broker=self._known[endpoint].name, endpoint=endpoint, event=event, ago_s=self._now - event.at_s
+            )
             for endpoint, event in reversed(self._events)
             if endpoint in self._known
         ]

@@ -1,22 +1,46 @@
-"""Pages about one node and about the models. Pure."""
+"""The pages about one node, about the models, and the help. Pure."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus
-from .fleet import Fleet
+from .fleet import MergedFleet
 from .history import History
-from .state import State
+from .state import ViewState
 from .tables import doing, memory
 from .text import NOTHING, Column, ago, bar, number, table, took
 
-_BAR = 20
+_BAR: Final = 20
+HELP: Final = """\
+  ↑ ↓ j k     select a node (or a request); page up, page down, home, end
+  tab         move in the list of requests instead, and back
+  enter       open the node, or the story of the request; esc leads back
+  x           drain the selected node, after a question
+  s r         sort nodes by name, load, health, tokens, memory; reverse
+  /           filter nodes, requests and events by a word; esc clears it
+  d           one row for each device, or one for each node
+  e m         all events; all models
+  space p     pause: the picture stands, the fleet goes on
+  q ctrl-c    leave; nothing in the fleet changes by it
+
+  healthy     heard of lately, and its model is loaded: it gets work
+  loading     has joined, and makes its model ready
+  suspect     silent for over a heartbeat, or standing still: no new work
+  lost        gone, or silent for too long: its work went on elsewhere
+  moved       requests given to another node; resumed: at their next token
+  tok/s       between the last two heartbeats; batch: in the engine at the last
+  kv          how full the memory for keys and values is
+  hits        share of the prompts that was found there, and not computed
+  p50 p99     of what ended in the last minute; of models, since the start
+"""
 
 
-def device_page(fleet: Fleet, history: History, state: State, width: int) -> list[Text]:
+def device_page(fleet: MergedFleet, history: History, state: ViewState, width: int) -> list[Text]:
     """Show everything that is known of the selected node."""
-    node = next((one for one in fleet.nodes if one.worker_uuid == state.selected_node), None)
+    node = next((node for node in fleet.nodes if node.worker_uuid == state.selected_node), None)
     if node is None:
         return [Text("this node is gone; esc leads back", style="yellow")]
     lines = [
@@ -30,8 +54,8 @@ def device_page(fleet: Fleet, history: History, state: State, width: int) -> lis
     rates = history.tokens_per_s.get(node.worker_uuid, {})
     for device in node.devices:
         lines += _device(device, node, rates.get(device.id))
-    mine = [one for one in fleet.requests if one.request.node == node.node_id]
-    lines += [Text(f"{len(mine)} of the slowest requests run here", style="dim")] if mine else []
+    count = sum(running.request.node == node.node_id for running in fleet.requests)
+    lines += [Text(f"{count} of the slowest requests run here", style="dim")] if count else []
     for line in lines:
         line.truncate(width)
     return lines
@@ -61,7 +85,7 @@ def _device(device: DeviceStatus, node: NodeStatus, rate: float | None) -> list[
     ]
 
 
-def models_page(fleet: Fleet, width: int) -> list[Text]:
+def models_page(fleet: MergedFleet, width: int) -> list[Text]:
     """Show all models."""
     lines = models_lines(fleet, width)
     if not lines:
@@ -69,7 +93,7 @@ def models_page(fleet: Fleet, width: int) -> list[Text]:
     return [*lines, Text(), Text("times are since the broker started", style="dim")]
 
 
-def models_lines(fleet: Fleet, width: int) -> list[Text]:
+def models_lines(fleet: MergedFleet, width: int) -> list[Text]:
     """Show one row for each model; nothing without any."""
     columns = [
         Column("model", most=32),
@@ -86,18 +110,18 @@ def models_lines(fleet: Fleet, width: int) -> list[Text]:
     ]
     rows = [
         [
-            Text(one.service, style="bold"),
-            Text(one.task),
-            Text(str(one.nodes), style="" if one.nodes else "red"),
-            Text(f"{one.running}/{one.capacity}"),
-            Text(str(one.queued), style="yellow" if one.queued else ""),
-            Text(number(one.generated_tokens)),
-            Text(took(one.queue_time.quantile(0.99))),
-            Text(took(one.first_token.quantile(0.5))),
-            Text(took(one.token_time.quantile(0.5))),
-            Text(took(one.duration.quantile(0.5))),
-            Text(one.revision or one.model, style="dim"),
+            Text(service.service, style="bold"),
+            Text(service.task),
+            Text(str(service.nodes), style="" if service.nodes else "red"),
+            Text(f"{service.running}/{service.capacity}"),
+            Text(str(service.queued), style="yellow" if service.queued else ""),
+            Text(number(service.generated_tokens)),
+            Text(took(service.queue_time.quantile(0.99))),
+            Text(took(service.first_token.quantile(0.5))),
+            Text(took(service.token_time.quantile(0.5))),
+            Text(took(service.duration.quantile(0.5))),
+            Text(service.revision or service.model, style="dim"),
         ]
-        for one in fleet.services
+        for service in fleet.services
     ]
     return table(columns, rows, width) if rows else []

@@ -1,4 +1,4 @@
-"""What a person has chosen to see, and what a key does about it. Pure: a state and a key in, a state and a wish out."""
+"""What a person has chosen to see, and what a key changes. Pure: a state and a key in, a state and a command out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ...protocol.request_trace import RequestTrace
-from ...protocol.snapshot import NodeStatus
-from .fleet import Event, Fleet, Running
+from ...protocol.snapshot import FleetEvent, NodeStatus, RequestStatus
+from .fleet import MergedFleet, SourcedEvent, SourcedRequest
 
 _MOST_FILTER_CHARS: Final = 40
 _MOST_LINES: Final = 250
@@ -48,14 +48,14 @@ SORTS: Final[dict[str, Callable[[NodeStatus], Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
+class DrainNode:
     """Ask for a node to be drained."""
 
     node_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Explain:
+class ExplainRequest:
     """Ask a broker for the story of a request."""
 
     endpoint: str
@@ -67,11 +67,11 @@ class Quit:
     """Leave."""
 
 
-Wish = Drain | Explain | Quit
+Command = DrainNode | ExplainRequest | Quit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class ViewState:
     """Everything that is not data.
 
     Attributes:
@@ -98,36 +98,39 @@ class State:
     stories: tuple[RequestTrace, ...] = ()
 
 
-def nodes_of(state: State, fleet: Fleet) -> list[NodeStatus]:
+def nodes_of(state: ViewState, fleet: MergedFleet) -> list[NodeStatus]:
     """Return the nodes to show, in their order."""
     words = state.words.lower()
 
     def names(node: NodeStatus) -> str:
         return " ".join((node.node_id, node.health, node.phase, *node.services)).lower()
 
-    kept = [one for one in fleet.nodes if words in names(one)]
+    kept = [node for node in fleet.nodes if words in names(node)]
     kept.sort(key=SORTS[state.sort], reverse=state.is_reversed)
     return kept
 
 
-def requests_of(state: State, fleet: Fleet) -> list[Running]:
+def requests_of(state: ViewState, fleet: MergedFleet) -> list[SourcedRequest]:
     """Return the requests to show, the oldest first."""
     words = state.words.lower()
 
-    def names(one: Running) -> str:
-        request = one.request
+    def names(request: RequestStatus) -> str:
         return f"{request.request_id} {request.rid} {request.node} {request.service} {request.phase}".lower()
 
-    return [one for one in fleet.requests if words in names(one)]
+    return [running for running in fleet.requests if words in names(running.request)]
 
 
-def events_of(state: State, fleet: Fleet) -> list[Event]:
+def events_of(state: ViewState, fleet: MergedFleet) -> list[SourcedEvent]:
     """Return the events to show, the newest first."""
     words = state.words.lower()
-    return [one for one in fleet.events if words in f"{one.event.kind} {one.event.subject} {one.event.text}".lower()]
+
+    def names(event: FleetEvent) -> str:
+        return f"{event.kind} {event.subject} {event.text}".lower()
+
+    return [happened for happened in fleet.events if words in names(happened.event)]
 
 
-def press(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
+def press(state: ViewState, key: str, fleet: MergedFleet) -> tuple[ViewState, Command | None]:
     """Do what a key asks for."""
     if key == "ctrl-c":
         return state, Quit()
@@ -145,7 +148,7 @@ def press(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
     return _command(state, key, fleet)
 
 
-def _type(state: State, key: str) -> State:
+def _type(state: ViewState, key: str) -> ViewState:
     if key == "enter":
         return replace(state, is_typing=False)
     if key == "escape":
@@ -159,17 +162,17 @@ def _type(state: State, key: str) -> State:
     return state
 
 
-def _paste(state: State, text: str) -> State:
+def _paste(state: ViewState, text: str) -> ViewState:
     """Take a pasted word into the filter; anywhere else it would be a row of commands that nobody meant."""
-    words = "".join(one for one in text if one.isprintable())
+    words = "".join(letter for letter in text if letter.isprintable())
     return replace(state, words=(state.words + words)[:_MOST_FILTER_CHARS])
 
 
-def _confirm(state: State, key: str) -> tuple[State, Wish | None]:
+def _confirm(state: ViewState, key: str) -> tuple[ViewState, Command | None]:
     node_id = state.draining
     state = replace(state, draining="")
     if key in ("y", "Y"):
-        return replace(state, message=f"asking {node_id} to drain …"), Drain(node_id)
+        return replace(state, message=f"asking {node_id} to drain …"), DrainNode(node_id)
     return replace(state, message=f"{node_id} is left as it is"), None
 
 
@@ -181,7 +184,7 @@ _DEVICES: Final[dict[bool | None, tuple[bool | None, str]]] = {
 _PAGES: Final = {"e": Page.EVENTS, "m": Page.MODELS, "?": Page.HELP, "h": Page.HELP}
 
 
-def _command(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
+def _command(state: ViewState, key: str, fleet: MergedFleet) -> tuple[ViewState, Command | None]:
     if key in ("q", "Q"):
         return state, Quit()
     if key == "escape":
@@ -195,7 +198,7 @@ def _command(state: State, key: str, fleet: Fleet) -> tuple[State, Wish | None]:
     return _adjust(state, key), None
 
 
-def _adjust(state: State, key: str) -> State:
+def _adjust(state: ViewState, key: str) -> ViewState:
     match key:
         case "space" | "p":
             return replace(state, is_paused=not state.is_paused)
@@ -216,24 +219,24 @@ def _adjust(state: State, key: str) -> State:
             return state
 
 
-def _ask_to_drain(state: State, fleet: Fleet) -> State:
+def _ask_to_drain(state: ViewState, fleet: MergedFleet) -> ViewState:
     is_in_sight = state.page in (Page.FLEET, Page.NODE)
     shown = nodes_of(state, fleet) if is_in_sight else []
-    node = next((one for one in shown if one.worker_uuid == state.selected_node), None)
+    node = next((node for node in shown if node.worker_uuid == state.selected_node), None)
     if node is None:
         return replace(state, message="select a node first (esc, arrows), then x drains it")
     return replace(state, draining=node.node_id)
 
 
-def _move(state: State, key: str, fleet: Fleet) -> State:
+def _move(state: ViewState, key: str, fleet: MergedFleet) -> ViewState:
     is_node = state.page is Page.NODE
     if state.page is not Page.FLEET and not (is_node and key in ("up", "k", "down", "j")):
         lines = {"home": -_MOST_LINES, "end": _MOST_LINES}.get(key, _STEPS.get(key, 0))
         return replace(state, scroll=min(max(0, state.scroll + lines), _MOST_LINES))
     if state.focus is Focus.NODES:
-        ids = [one.worker_uuid for one in nodes_of(state, fleet)]
+        ids = [node.worker_uuid for node in nodes_of(state, fleet)]
         return replace(state, selected_node=_next(ids, state.selected_node, key))
-    ids = [one.request.rid for one in requests_of(state, fleet)]
+    ids = [running.request.rid for running in requests_of(state, fleet)]
     return replace(state, selected_request=_next(ids, state.selected_request, key))
 
 
@@ -248,15 +251,17 @@ def _next(ids: Sequence[str], now: str, key: str) -> str:
     return ids[min(max(0, to), len(ids) - 1)]
 
 
-def _open(state: State, fleet: Fleet) -> tuple[State, Wish | None]:
+def _open(state: ViewState, fleet: MergedFleet) -> tuple[ViewState, Command | None]:
     if state.page is not Page.FLEET:
         return replace(state, page=Page.FLEET, scroll=0), None
     if state.focus is Focus.NODES:
-        is_there = any(one.worker_uuid == state.selected_node for one in fleet.nodes)
+        is_there = any(node.worker_uuid == state.selected_node for node in fleet.nodes)
         return (
             replace(state, page=Page.NODE) if is_there else replace(state, message="select a node first (arrows)")
         ), None
-    found = next((one for one in requests_of(state, fleet) if one.request.rid == state.selected_request), None)
+    found = next(
+        (running for running in requests_of(state, fleet) if running.request.rid == state.selected_request), None
+    )
     if found is None:
         return replace(state, message="select a request first (arrows)"), None
-    return replace(state, page=Page.REQUEST, stories=(), scroll=0), Explain(found.endpoint, found.request.rid)
+    return replace(state, page=Page.REQUEST, stories=(), scroll=0), ExplainRequest(found.endpoint, found.request.rid)

@@ -9,10 +9,10 @@ import msgspec
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus
-from .fleet import Event, Fleet, Running
+from .fleet import MergedFleet, SourcedEvent, SourcedRequest
 from .header import condition
 from .history import History
-from .state import Focus, State
+from .state import Focus, ViewState
 from .text import NOTHING, Column, ago, bar, number, size, table, took
 
 WIDE: Final = 110
@@ -28,7 +28,9 @@ _LEVEL: Final = {"info": "", "warning": "yellow", "error": "bold red"}
 # --- nodes and devices -----------------------------------------------------------------------------------------------
 
 
-def nodes_lines(nodes: Sequence[NodeStatus], history: History, state: State, width: int, *, room: int) -> list[Text]:
+def nodes_lines(
+    nodes: Sequence[NodeStatus], history: History, state: ViewState, width: int, *, room: int
+) -> list[Text]:
     """Show one row for each device while they fit, else one for each node; the selected one is always in sight."""
     if not nodes:
         return [Text("no node matches the filter; esc clears it", style="yellow")] if state.words else []
@@ -63,7 +65,7 @@ def _columns(width: int) -> list[Column]:
     return columns
 
 
-def _in_sight(lines: list[Text], uuids: list[str], state: State, room: int) -> list[Text]:
+def _in_sight(lines: list[Text], uuids: list[str], state: ViewState, room: int) -> list[Text]:
     """Mark the selected node, and leave out what does not fit, on the far side from it."""
     chosen = [index for index, uuid in enumerate(uuids) if uuid == state.selected_node]
     if state.focus is Focus.NODES:
@@ -84,8 +86,9 @@ def _rows(node: NodeStatus, history: History, width: int, *, is_open: bool) -> l
     rows: list[tuple[str, list[Text]]] = []
     for device in shown:
         rate = rates.get(device.id) if device in node.devices else sum(rates.values()) if rates else None
-        told = device if condition(node) != "lost" else msgspec.structs.replace(device, running=0)
-        rows.append((node.worker_uuid, [*own, *_device(told, node, rate, width)]))
+        if condition(node) == "lost":
+            device = msgspec.structs.replace(device, running=0)  # noqa: PLW2901 - nothing runs there any more
+        rows.append((node.worker_uuid, [*own, *_device(device, node, rate, width)]))
         own = [Text(), Text(), Text()]
     return rows
 
@@ -95,29 +98,29 @@ def _whole(node: NodeStatus) -> DeviceStatus:
     devices = node.devices
     if len(devices) == 1:
         return devices[0]
-    told = [one.memory_used_bytes for one in devices if one.memory_used_bytes is not None]
+    used = [device.memory_used_bytes for device in devices if device.memory_used_bytes is not None]
     return DeviceStatus(
         id=f"{len(devices)} devices" if devices else NOTHING,
         kind=devices[0].kind if devices else "",
         name="",
-        memory_bytes=sum(one.memory_bytes for one in devices),
+        memory_bytes=sum(device.memory_bytes for device in devices),
         phase=node.phase,
         percent=node.percent,
         elapsed_s=node.elapsed_s,
-        capacity=sum(one.capacity for one in devices),
-        running=sum(one.running for one in devices),
-        waiting=sum(one.waiting for one in devices),
-        kv_percent=max((one.kv_percent for one in devices), default=0),
-        loop_age_s=max((one.loop_age_s for one in devices), default=0.0),
-        steps=sum(one.steps for one in devices),
-        tokens=sum(one.tokens for one in devices),
-        largest_batch=max((one.largest_batch for one in devices), default=0),
-        restarts=sum(one.restarts for one in devices),
-        prompt_tokens=sum(one.prompt_tokens for one in devices),
-        reused_tokens=sum(one.reused_tokens for one in devices),
-        memory_used_bytes=sum(told) if told else None,
-        busy_percent=max((one.busy_percent for one in devices if one.busy_percent is not None), default=None),
-        celsius=max((one.celsius for one in devices if one.celsius is not None), default=None),
+        capacity=sum(device.capacity for device in devices),
+        running=sum(device.running for device in devices),
+        waiting=sum(device.waiting for device in devices),
+        kv_percent=max((device.kv_percent for device in devices), default=0),
+        loop_age_s=max((device.loop_age_s for device in devices), default=0.0),
+        steps=sum(device.steps for device in devices),
+        tokens=sum(device.tokens for device in devices),
+        largest_batch=max((device.largest_batch for device in devices), default=0),
+        restarts=sum(device.restarts for device in devices),
+        prompt_tokens=sum(device.prompt_tokens for device in devices),
+        reused_tokens=sum(device.reused_tokens for device in devices),
+        memory_used_bytes=sum(used) if used else None,
+        busy_percent=max((device.busy_percent for device in devices if device.busy_percent is not None), default=None),
+        celsius=max((device.celsius for device in devices if device.celsius is not None), default=None),
     )
 
 
@@ -181,7 +184,7 @@ def memory(device: DeviceStatus) -> str:
 # --- requests and events ---------------------------------------------------------------------------------------------
 
 
-def requests_lines(requests: Sequence[Running], state: State, width: int) -> list[Text]:
+def requests_lines(requests: Sequence[SourcedRequest], state: ViewState, width: int) -> list[Text]:
     """Show the oldest live requests."""
     columns = [
         Column("slowest requests", most=36),
@@ -194,37 +197,37 @@ def requests_lines(requests: Sequence[Running], state: State, width: int) -> lis
     ]
     rows = [
         [
-            Text(one.request.request_id),
-            Text(took(one.request.age_s)),
-            Text(one.request.phase, style="yellow" if one.request.phase == "queued" else ""),
-            Text(one.request.node or NOTHING),
-            Text(str(one.request.units)),
-            Text(str(one.request.losses), style="yellow" if one.request.losses else "dim"),
-            Text(one.request.service),
+            Text(request.request_id),
+            Text(took(request.age_s)),
+            Text(request.phase, style="yellow" if request.phase == "queued" else ""),
+            Text(request.node or NOTHING),
+            Text(str(request.units)),
+            Text(str(request.losses), style="yellow" if request.losses else "dim"),
+            Text(request.service),
         ]
-        for one in requests
+        for request in (running.request for running in requests)
     ]
     lines = table(columns, rows, width)
     if state.focus is Focus.REQUESTS:
-        for one, line in zip(requests, lines[1:], strict=True):
-            if one.request.rid == state.selected_request:
+        for running, line in zip(requests, lines[1:], strict=True):
+            if running.request.rid == state.selected_request:
                 line.stylize("reverse")
     return lines
 
 
-def events_lines(events: Iterable[Event], fleet: Fleet, width: int) -> list[Text]:
+def events_lines(events: Iterable[SourcedEvent], fleet: MergedFleet, width: int) -> list[Text]:
     """Show events, the newest first."""
-    is_shared = len(fleet.sights) > 1
+    is_shared = len(fleet.views) > 1
     lines = [Text("events", style="dim")]
-    for one in events:
-        event = one.event
+    for happened in events:
+        event = happened.event
         times = f" x{event.count}" if event.count > 1 else ""
         line = Text(no_wrap=True)
-        line.append(f"{ago(one.ago_s):>9}  ", "dim")
+        line.append(f"{ago(happened.ago_s):>9}  ", "dim")
         line.append(f"{event.kind}{times} ", _LEVEL[event.level] or "bold")
         line.append(f"{event.subject}: {event.text}")
         if is_shared:
-            line.append(f" ({one.broker})", "dim")
+            line.append(f" ({happened.broker})", "dim")
         line.truncate(width, overflow="ellipsis")
         lines.append(line)
     return lines

@@ -53,7 +53,7 @@ def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[Text],
 
 
 def clean(line: Text) -> Text:
-    """Return a line of which no character moves the cursor: names may come from anywhere, also from a file."""
+    """Return a line of which no character moves the cursor: a name may come from anywhere."""
     return line.copy() if line.plain.isprintable() else Text(printable(line.plain), style=line.style)
 
 
@@ -65,7 +65,7 @@ def spark(values: Sequence[float], width: int) -> Text:
     top = max(shown)
     if top <= 0:
         return Text(_SPARKS[0] * len(shown), style="dim")
-    return Text("".join(_SPARKS[round(one / top * (len(_SPARKS) - 1))] for one in shown), style="cyan")
+    return Text("".join(_SPARKS[round(value / top * (len(_SPARKS) - 1))] for value in shown), style="cyan")
 
 
 def bar(share: float, cells: int, style: str = "green") -> Text:
@@ -110,11 +110,11 @@ def size(count: int) -> str:
 
 
 class Cleaning(RenderHook):
-    """Puts everything that is printed into a Clean: whatever a broker, a node or a recording says, it moves nothing."""
+    """Puts everything that is printed into a Clean: whatever a broker or a node says, it moves nothing."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Wrap each."""
-        return [Clean(one) for one in renderables]
+        return [Clean(renderable) for renderable in renderables]
 
 
 class Clean:

@@ -15,12 +15,11 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ..cli.story_view import story_view
-from .fleet import Fleet, snapshots
+from .fleet import MergedFleet, snapshots
 from .header import header
-from .help import HELP
 from .history import History
-from .pages import device_page, models_lines, models_page
-from .state import Focus, Page, State, events_of, nodes_of, requests_of
+from .pages import HELP, device_page, models_lines, models_page
+from .state import Focus, Page, ViewState, events_of, nodes_of, requests_of
 from .tables import WIDE, events_lines, nodes_lines, requests_lines
 from .text import Cleaning, clean
 
@@ -37,34 +36,31 @@ _KEYS_SHORT: Final = "q quit  ? help  ↑↓ select  ↵ open  x drain  s sort  
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """Around the data: the size of the screen and what stands in its corner."""
+class Viewport:
+    """The size of the screen, and the time that stands in its corner."""
 
     width: int
     height: int
     clock: str
-    mode: str = ""
 
 
-def screen(fleet: Fleet, history: History, state: State, frame: Frame) -> RenderableType:
+def screen(fleet: MergedFleet, history: History, state: ViewState, viewport: Viewport) -> RenderableType:
     """Draw everything."""
-    head = (
-        []
-        if state.page is Page.HELP
-        else header(fleet, history, frame.width, clock=frame.clock, mode=_mode(state, frame))
-    )
-    room = max(0, frame.height - len(head) - 1)
-    body = _body(fleet, history, state, frame.width, room)
-    lines = [*head, *body[:room]]
-    lines += [Text()] * (frame.height - 1 - len(lines))
-    return Group(*_fit(lines, frame), _footer(fleet, state, frame.width))
+    width, height = viewport.width, viewport.height
+    head: list[Text] = []
+    if state.page is not Page.HELP:
+        head = header(fleet, history, width, clock=viewport.clock, is_paused=state.is_paused)
+    room = max(0, height - len(head) - 1)
+    lines = [*head, *_body(fleet, history, state, width, room)[:room]]
+    lines += [Text()] * (height - 1 - len(lines))
+    return Group(*_fit(lines, viewport), _footer(fleet, state, width))
 
 
-def once(fleet: Fleet, history: History, width: int) -> RenderableType:
+def once(fleet: MergedFleet, history: History, width: int) -> RenderableType:
     """Draw all nodes and the newest events, as long as it gets: for a pipe, a log or a look."""
-    state = State(with_devices=True)
+    state = ViewState(with_devices=True)
     requests, events = requests_of(state, fleet)[:_MOST_REQUESTS], events_of(state, fleet)[:_MOST_EVENTS]
-    lines = header(fleet, history, width, clock="", mode="")
+    lines = header(fleet, history, width, clock="", is_paused=False)
     lines += nodes_lines(nodes_of(state, fleet), history, state, width, room=10_000)
     if requests:
         lines += [Text(), *requests_lines(requests, state, width)]
@@ -73,30 +69,24 @@ def once(fleet: Fleet, history: History, width: int) -> RenderableType:
     return Group(*map(clean, lines))
 
 
-def _mode(state: State, frame: Frame) -> str:
-    return " ".join(word for word in (frame.mode, "PAUSED" if state.is_paused else "") if word)
-
-
-def _fit(lines: Sequence[Text], frame: Frame) -> list[Text]:
+def _fit(lines: Sequence[Text], viewport: Viewport) -> list[Text]:
     """Cut what is too wide: a line that wraps would push the last one off the screen."""
     fitted: list[Text] = []
-    for line in lines[: max(0, frame.height - 1)]:
+    for line in lines[: max(0, viewport.height - 1)]:
         cut = clean(line)
-        cut.truncate(frame.width, overflow="crop")
+        cut.truncate(viewport.width, overflow="crop")
         cut.no_wrap = True
         fitted.append(cut)
     return fitted
 
 
-def _body(fleet: Fleet, history: History, state: State, width: int, room: int) -> list[Text]:
+def _body(fleet: MergedFleet, history: History, state: ViewState, width: int, room: int) -> list[Text]:
+    if state.page in (Page.FLEET, Page.NODE) and not snapshots(fleet.views):
+        return _absence(fleet, width)
     match state.page:
         case Page.FLEET:
-            if not snapshots(fleet.sights):
-                return _absence(fleet, width)
             return _fleet_page(fleet, history, state, width, room)
         case Page.NODE:
-            if not snapshots(fleet.sights):
-                return _absence(fleet, width)
             return _scrolled(device_page(fleet, history, state, width), state, room)
         case Page.EVENTS:
             return _scrolled(events_lines(events_of(state, fleet), fleet, width), state, room)
@@ -108,20 +98,20 @@ def _body(fleet: Fleet, history: History, state: State, width: int, room: int) -
             return _scrolled([Text(line) for line in HELP.splitlines()], state, room)
 
 
-def _absence(fleet: Fleet, width: int) -> list[Text]:
+def _absence(fleet: MergedFleet, width: int) -> list[Text]:
     """Say why there is nothing to see; it is tried again and again."""
     lines = [Text()]
-    for one in fleet.sights:
-        lines += Text(one.problem, style="red").wrap(_WRAPPER, width)
+    for view in fleet.views:
+        lines += Text(view.problem, style="red").wrap(_WRAPPER, width)
     return [*lines, Text(), Text("trying again …", style="dim")]
 
 
-def _scrolled(lines: list[Text], state: State, room: int) -> list[Text]:
+def _scrolled(lines: list[Text], state: ViewState, room: int) -> list[Text]:
     at = min(state.scroll, max(0, len(lines) - room))
     return lines[at:]
 
 
-def _fleet_page(fleet: Fleet, history: History, state: State, width: int, room: int) -> list[Text]:
+def _fleet_page(fleet: MergedFleet, history: History, state: ViewState, width: int, room: int) -> list[Text]:
     """Share the room: what stands below gets what it needs up to a bound, nodes the rest, and at least half."""
     is_tall = room > _TALL
     below = _below_nodes(fleet, state, width, room)
@@ -134,7 +124,7 @@ def _fleet_page(fleet: Fleet, history: History, state: State, width: int, room: 
     return lines
 
 
-def _below_nodes(fleet: Fleet, state: State, width: int, room: int) -> list[list[Text]]:
+def _below_nodes(fleet: MergedFleet, state: ViewState, width: int, room: int) -> list[list[Text]]:
     """Draw models where there is much room, the slowest requests, and the newest events."""
     requests, events = requests_of(state, fleet), events_of(state, fleet)
     is_tall, spare = room > _TALL, room // 2
@@ -142,7 +132,7 @@ def _below_nodes(fleet: Fleet, state: State, width: int, room: int) -> list[list
     shown_requests = min(len(requests), _MOST_REQUESTS if is_tall else 3, max(0, spare - 2 - shown_events))
     if state.focus is Focus.REQUESTS:
         shown_requests = min(len(requests), max(shown_requests, spare))
-    ids = [one.request.rid for one in requests]
+    ids = [running.request.rid for running in requests]
     chosen = _window(requests, ids, state.selected_request, shown_requests)
     parts = [
         models_lines(fleet, width)[: _MOST_MODELS + 1] if is_tall else [],
@@ -159,7 +149,7 @@ def _window(items: list[T], ids: list[str], selected: str, count: int) -> list[T
     return items[first : first + count]
 
 
-def _story_lines(state: State, width: int) -> list[Text]:
+def _story_lines(state: ViewState, width: int) -> list[Text]:
     if not state.stories:
         return [Text("asking the broker …", style="dim")]
     console = Console(width=width, force_terminal=True, color_system="standard", file=io.StringIO(), markup=False)
@@ -172,11 +162,11 @@ def _story_lines(state: State, width: int) -> list[Text]:
     return lines
 
 
-def _footer(fleet: Fleet, state: State, width: int) -> Text:
+def _footer(fleet: MergedFleet, state: ViewState, width: int) -> Text:
     if state.is_typing:
         line = Text.assemble(("filter: ", "bold"), state.words, ("▏", "blink"), ("  ↵ keep  esc clear", "dim"))
     elif state.draining:
-        named = sum(one.node_id == state.draining for one in fleet.nodes)
+        named = sum(node.node_id == state.draining for node in fleet.nodes)
         which = f"{state.draining} ({named} nodes of that name)" if named > 1 else state.draining
         line = Text(f"Drain {which}: finish what runs, take nothing more, leave? y/n", style="bold yellow")
     elif state.message:

@@ -9,10 +9,10 @@ import msgspec
 from rich.console import Console, RenderableType
 
 from support.fake_fleet import EMPTY, node
-from zmqrt.client.top.fleet import Fleet, Sight, merge
+from zmqrt.client.top.fleet import BrokerView, MergedFleet, merge
 from zmqrt.client.top.history import History
-from zmqrt.client.top.state import State
-from zmqrt.client.top.view import Frame, screen
+from zmqrt.client.top.state import ViewState
+from zmqrt.client.top.view import Viewport, screen
 from zmqrt.protocol.snapshot import (
     EventLevel,
     FleetEvent,
@@ -58,18 +58,23 @@ def snapshot(*nodes: NodeStatus, **fields: Any) -> Snapshot:
     return msgspec.structs.replace(EMPTY, nodes=list(nodes), **fields)
 
 
-def fleet_of(*snapshots: Snapshot) -> Fleet:
+def fleet_of(*snapshots: Snapshot) -> MergedFleet:
     """Put brokers together."""
     numbered = [msgspec.structs.replace(one, broker_epoch=number + 1) for number, one in enumerate(snapshots)]
-    return merge([Sight(endpoint=f"tcp://b{number}:1", snapshot=one) for number, one in enumerate(numbered)])
+    return merge([BrokerView(endpoint=f"tcp://b{number}:1", snapshot=one) for number, one in enumerate(numbered)])
 
 
 def lines_of(
-    fleet: Fleet, state: State | None = None, *, width: int = 80, height: int = 24, history: History | None = None
+    fleet: MergedFleet,
+    state: ViewState | None = None,
+    *,
+    width: int = 80,
+    height: int = 24,
+    history: History | None = None,
 ) -> list[str]:
     """Draw the screen, and return its lines without what is blank at their ends."""
-    frame = Frame(width=width, height=height, clock="12:00:00")
-    shown = text_of(screen(fleet, history or History(), state or State(), frame), width=width)
+    viewport = Viewport(width=width, height=height, clock="12:00:00")
+    shown = text_of(screen(fleet, history or History(), state or ViewState(), viewport), width=width)
     return [line.rstrip() for line in shown.split("\n")[:-1]]
 
 

@@ -15,7 +15,7 @@ from zmqrt.client.cli.fleet_view import fleet_view
 from zmqrt.client.cli.screen import screen
 from zmqrt.client.cli.stdio import data
 from zmqrt.client.cli.story_view import story_view
-from zmqrt.client.top.fleet import Sight, merge
+from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.view import once
 from zmqrt.protocol.request_trace import Attempt, RequestTrace
@@ -78,7 +78,9 @@ STORY = RequestTrace(
         story_view(STORY),
         cmd_models._table(SNAPSHOT.services),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         once(
-            merge([Sight(endpoint=EVIL, snapshot=SNAPSHOT), Sight(endpoint="tcp://b:1", problem=EVIL)]), History(), 100
+            merge([BrokerView(endpoint=EVIL, snapshot=SNAPSHOT), BrokerView(endpoint="tcp://b:1", problem=EVIL)]),
+            History(),
+            100,
         ),
     ],
     ids=["status", "explain", "models", "top"],

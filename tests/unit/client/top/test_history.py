@@ -7,15 +7,15 @@ import pytest
 
 from support.fake_fleet import node
 from support.top import event, fleet_of, request, service, snapshot
-from zmqrt.client.top.fleet import Sight, merge
+from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import WINDOW_S, History, Latency
 from zmqrt.protocol.histogram import Histogram
 from zmqrt.protocol.snapshot import Snapshot
 
 
-def sight(one: Snapshot | None, endpoint: str = "tcp://x:1") -> Sight:
+def sight(one: Snapshot | None, endpoint: str = "tcp://x:1") -> BrokerView:
     """See a broker."""
-    return Sight(endpoint=endpoint, snapshot=one, problem="" if one else "gone")
+    return BrokerView(endpoint=endpoint, snapshot=one, problem="" if one else "gone")
 
 
 def at(uptime_s: float, completed: int, tokens: int = 0, epoch: int = 1) -> Snapshot:
@@ -152,7 +152,7 @@ def test_one_broker_by_two_names_counts_once() -> None:
     fleet = merge([sight(one), sight(one, "tcp://localhost:1")])
 
     assert fleet.running == 4
-    assert len(fleet.sights) == 1
+    assert len(fleet.views) == 1
 
 
 def test_models_of_brokers_with_different_nodes_add_up() -> None:

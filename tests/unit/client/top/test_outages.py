@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from support.top import snapshot
-from zmqrt.client.top.fleet import NOT_ASKED, Sight, merge
+from zmqrt.client.top.fleet import NOT_ASKED, BrokerView, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.outages import Outages
 from zmqrt.client.top.view import once
@@ -15,19 +15,21 @@ from zmqrt.client.top.view import once
 A, B = "tcp://a:1", "tcp://b:1"
 
 
-def up(endpoint: str = A, *, epoch: int = 1, draining: bool = False) -> Sight:
+def up(endpoint: str = A, *, epoch: int = 1, draining: bool = False) -> BrokerView:
     """See a broker that answers."""
-    return Sight(endpoint=endpoint, snapshot=snapshot(broker_id=endpoint[6], broker_epoch=epoch, draining=draining))
+    return BrokerView(
+        endpoint=endpoint, snapshot=snapshot(broker_id=endpoint[6], broker_epoch=epoch, draining=draining)
+    )
 
 
-def down(endpoint: str = A, problem: str = "nobody listens there") -> Sight:
+def down(endpoint: str = A, problem: str = "nobody listens there") -> BrokerView:
     """See none."""
-    return Sight(endpoint=endpoint, problem=problem)
+    return BrokerView(endpoint=endpoint, problem=problem)
 
 
 def told(outages: Outages) -> list[tuple[str, str, str]]:
     """Return what there is to tell, the oldest first."""
-    return [(one.event.kind, one.event.subject, one.event.text) for one in reversed(outages.tell())]
+    return [(one.event.kind, one.event.subject, one.event.text) for one in reversed(outages.events())]
 
 
 def test_a_broker_that_is_lost_and_comes_back_is_told_once_each() -> None:
@@ -40,8 +42,8 @@ def test_a_broker_that_is_lost_and_comes_back_is_told_once_each() -> None:
         ("lost", "broker a", "nobody listens there"),
         ("returned", "broker a", "after 3 s, started anew"),
     ]
-    assert [one.ago_s for one in outages.tell()] == [1.0, 4.0]
-    assert [one.event.level for one in outages.tell()] == ["info", "error"]
+    assert [one.ago_s for one in outages.events()] == [1.0, 4.0]
+    assert [one.event.level for one in outages.events()] == ["info", "error"]
 
 
 def test_the_same_broker_behind_a_broken_connection_was_not_started_anew() -> None:
@@ -76,7 +78,7 @@ def test_a_broker_that_has_said_goodbye_is_no_loss_yet() -> None:
     outages = Outages()
     outages.fold([up()], 0.0)
     for second in (1.0, 2.0):
-        outages.fold([Sight(endpoint=A, problem="it is shutting down", is_leaving=True)], second)
+        outages.fold([BrokerView(endpoint=A, problem="it is shutting down", is_leaving=True)], second)
     outages.fold([down()], 3.0)
 
     assert told(outages) == [
@@ -95,7 +97,7 @@ def test_each_of_several_brokers_is_told_by_its_name() -> None:
 
 
 def test_a_clock_that_is_set_back_begins_anew() -> None:
-    """A recording may be wound back."""
+    """The clock of a machine may be set back."""
     outages = Outages()
     outages.fold([up()], 5.0)
     outages.fold([down()], 6.0)
@@ -110,7 +112,7 @@ def test_a_broker_that_comes_and_goes_all_day_is_bounded() -> None:
     for second in range(10_000):
         outages.fold([up() if second % 2 else down()], float(second))
 
-    assert len(outages.tell()) == 64
+    assert len(outages.events()) == 64
 
 
 def test_the_events_stand_among_those_of_the_brokers() -> None:
@@ -120,7 +122,7 @@ def test_the_events_stand_among_those_of_the_brokers() -> None:
         history.fold([sight, up(B, epoch=9)], float(second))
     console = Console(width=100, file=io.StringIO())
 
-    console.print(once(merge([down(), up(B, epoch=9)], history.outages.tell()), history, 100))
+    console.print(once(merge([down(), up(B, epoch=9)], history.outages.events()), history, 100))
 
     assert isinstance(console.file, io.StringIO)
     assert "lost broker a: the connection is gone" in console.file.getvalue()

@@ -7,8 +7,19 @@ from hypothesis import strategies as st
 
 from support.fake_fleet import node
 from support.top import event, fleet_of, lines_of, request, snapshot
-from zmqrt.client.top.fleet import Fleet
-from zmqrt.client.top.state import SORTS, Drain, Explain, Focus, Page, Quit, State, Wish, nodes_of, press
+from zmqrt.client.top.fleet import MergedFleet
+from zmqrt.client.top.state import (
+    SORTS,
+    Command,
+    DrainNode,
+    ExplainRequest,
+    Focus,
+    Page,
+    Quit,
+    ViewState,
+    nodes_of,
+    press,
+)
 
 FLEET = fleet_of(
     snapshot(
@@ -25,12 +36,12 @@ NAMED = (
 )
 
 
-def type_in(*keys: str, state: State | None = None, fleet: Fleet = FLEET) -> tuple[State, Wish | None]:
-    """Press keys, one after the other; return the last wish."""
-    now, wish = state or State(), None
+def type_in(*keys: str, state: ViewState | None = None, fleet: MergedFleet = FLEET) -> tuple[ViewState, Command | None]:
+    """Press keys, one after the other; return the last command."""
+    now, command = state or ViewState(), None
     for key in keys:
-        now, wish = press(now, key, fleet)
-    return now, wish
+        now, command = press(now, key, fleet)
+    return now, command
 
 
 def test_arrows_select_and_stay_inside_the_list() -> None:
@@ -46,35 +57,35 @@ def test_a_node_is_drained_after_a_question_only() -> None:
     """Any other key than y leaves it alone."""
     asked, no_wish = type_in("down", "down", "x")
     assert (asked.draining, no_wish) == ("b", None)
-    assert press(asked, "y", FLEET)[1] == Drain("b")
+    assert press(asked, "y", FLEET)[1] == DrainNode("b")
     for key in ("n", "enter", "escape", "x", "q", "space"):
-        left, wish = press(asked, key, FLEET)
-        assert (left.draining, wish) == ("", None)
+        left, command = press(asked, key, FLEET)
+        assert (left.draining, command) == ("", None)
     assert "select a node first" in type_in("x")[0].message
 
 
 def test_nobody_drains_what_cannot_be_seen() -> None:
     """On a page that shows no nodes, or behind a filter: the question would come as a surprise."""
-    selected = State(selected_node="uuid-b")
+    selected = ViewState(selected_node="uuid-b")
     assert press(selected, "x", FLEET)[0].draining == "b"
-    for hidden in (State(selected_node="uuid-b", page=Page.HELP), State(selected_node="uuid-b", words="zzz")):
+    for hidden in (ViewState(selected_node="uuid-b", page=Page.HELP), ViewState(selected_node="uuid-b", words="zzz")):
         assert press(hidden, "x", FLEET)[0].draining == ""
 
 
 def test_pasted_text_is_no_row_of_commands() -> None:
     """It goes into the filter, if that is open; else nowhere."""
-    for state in (State(selected_node="uuid-a"), State(selected_node="uuid-a", draining="a")):
+    for state in (ViewState(selected_node="uuid-a"), ViewState(selected_node="uuid-a", draining="a")):
         assert press(state, "paste:xyq", FLEET) == (state, None)
-    typed, _ = press(State(is_typing=True), "paste:gpu\x1b-1\n", FLEET)
+    typed, _ = press(ViewState(is_typing=True), "paste:gpu\x1b-1\n", FLEET)
     assert typed.words == "gpu-1"
 
 
 def test_enter_opens_and_escape_leads_back() -> None:
     """A node has a page; the story of a request is asked for where it was told."""
     assert type_in("down", "enter")[0].page is Page.NODE
-    opened, wish = type_in("tab", "down", "enter")
+    opened, command = type_in("tab", "down", "enter")
     assert opened.page is Page.REQUEST
-    assert wish == Explain("tcp://b0:1", FLEET.requests[0].request.rid)
+    assert command == ExplainRequest("tcp://b0:1", FLEET.requests[0].request.rid)
     assert press(opened, "escape", FLEET)[0].page is Page.FLEET
     assert "select" in type_in("enter")[0].message
     assert "select" in type_in("tab", "enter")[0].message
@@ -87,13 +98,13 @@ def test_a_filter_is_typed_kept_and_cleared() -> None:
     kept, _ = type_in("enter", state=typed)
     assert (kept.words, kept.is_typing) == ("q", False)
     assert type_in("escape", state=kept)[0].words == ""
-    assert type_in("escape", state=typed)[0] == State()
+    assert type_in("escape", state=typed)[0] == ViewState()
     assert len(type_in("/", *["a"] * 500)[0].words) == 40
 
 
 def test_sorting_goes_round_and_turns_round() -> None:
     """Whoever is unwell comes first by health, whoever made most by tokens."""
-    by_health, by_tokens = State(sort="health"), State(sort="tokens")
+    by_health, by_tokens = ViewState(sort="health"), ViewState(sort="tokens")
 
     assert nodes_of(by_health, FLEET)[0].node_id == "b"
     assert nodes_of(by_tokens, FLEET)[0].node_id == "b"
@@ -103,7 +114,7 @@ def test_sorting_goes_round_and_turns_round() -> None:
 
 def test_keys_that_leave() -> None:
     """Whatever is on the screen, ctrl-c does."""
-    for state in (State(), State(is_typing=True), State(draining="b"), State(page=Page.HELP)):
+    for state in (ViewState(), ViewState(is_typing=True), ViewState(draining="b"), ViewState(page=Page.HELP)):
         assert press(state, "ctrl-c", FLEET)[1] == Quit()
     assert type_in("q")[1] == Quit()
     assert type_in("/", "q")[1] is None
@@ -124,9 +135,9 @@ def test_pages_open_and_close_by_their_own_key() -> None:
 def test_no_key_breaks_anything(keys: list[str]) -> None:
     """Any keys, on a fleet and on none: the screen can be drawn, and stays as it must be."""
     for fleet in (FLEET, fleet_of()):
-        state = State()
+        state = ViewState()
         for key in keys:
-            state, wish = press(state, key, fleet)
-            if isinstance(wish, Quit):
+            state, command = press(state, key, fleet)
+            if isinstance(command, Quit):
                 break
         assert len(lines_of(fleet, state)) == 24

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 
 from support.fake_fleet import node
 from support.top import event, fleet_of, lines_of, many, request, service, snapshot, text_of
-from zmqrt.client.top.fleet import Sight, merge
+from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import History
-from zmqrt.client.top.state import Focus, Page, State
+from zmqrt.client.top.state import Focus, Page, ViewState
 from zmqrt.client.top.view import once
 from zmqrt.protocol.request_trace import Attempt, RequestTrace
 
@@ -53,7 +53,7 @@ def test_every_screen_is_exactly_filled(width: int, height: int, page: Page) -> 
     """Whatever the size and the page: no line too long or too many, the last one at the bottom."""
     many_nodes = msgspec.structs.replace(busy(), nodes=many(30, 8).nodes)
     for one in (busy(), many_nodes, snapshot()):
-        for state in (State(page=page), State(page=page, focus=Focus.REQUESTS, selected_node="uuid-a")):
+        for state in (ViewState(page=page), ViewState(page=page, focus=Focus.REQUESTS, selected_node="uuid-a")):
             lines = lines_of(fleet_of(one), state, width=width, height=height)
             assert len(lines) == height
             assert max(map(cell_len, lines)) <= width
@@ -106,7 +106,7 @@ def test_more_devices_than_rows_become_a_row_for_each_node() -> None:
     """And more nodes than rows a note of how many are left out; the selected one is always there."""
     few = lines_of(fleet_of(many(10, 8)))
     lots = fleet_of(many(60, 8))
-    last = lines_of(lots, State(selected_node="uuid-node-59"))
+    last = lines_of(lots, ViewState(selected_node="uuid-node-59"))
 
     assert sum("8 devices" in line for line in few) == 10
     assert "more rows" in "".join(lines_of(lots))
@@ -127,12 +127,12 @@ def test_requests_and_events_share_the_rest() -> None:
 def test_several_brokers_are_named_one_that_is_gone_too() -> None:
     """And each event says who tells it."""
     one = snapshot(node("a"), events=[event(1)])
-    sights = [
-        Sight(endpoint="tcp://x:1", snapshot=one),
-        Sight(endpoint="tcp://y:1", problem="nobody listens at tcp://y:1; start one"),
+    views = [
+        BrokerView(endpoint="tcp://x:1", snapshot=one),
+        BrokerView(endpoint="tcp://y:1", problem="nobody listens at tcp://y:1; start one"),
     ]
-    lines = lines_of(merge(sights), width=120)
-    nobody = lines_of(merge(sights[1:]), width=60)
+    lines = lines_of(merge(views), width=120)
+    nobody = lines_of(merge(views[1:]), width=60)
 
     assert "b ready" in lines[0]
     assert "tcp://y:1 unreachable" in lines[0]
@@ -160,16 +160,16 @@ def test_the_footer_asks_and_tells() -> None:
     fleet = fleet_of(busy())
 
     assert lines_of(fleet)[-1].startswith("q quit")
-    assert "Drain gpu-1" in lines_of(fleet, State(draining="gpu-1"))[-1]
-    assert lines_of(fleet, State(is_typing=True, words="gp"))[-1].startswith("filter: gp")
-    assert lines_of(fleet, State(words="gpu"))[-1].startswith("filter: gpu")
-    assert lines_of(fleet, State(message="done"))[-1] == "done"
-    assert "PAUSED" in lines_of(fleet, State(is_paused=True))[0]
+    assert "Drain gpu-1" in lines_of(fleet, ViewState(draining="gpu-1"))[-1]
+    assert lines_of(fleet, ViewState(is_typing=True, words="gp"))[-1].startswith("filter: gp")
+    assert lines_of(fleet, ViewState(words="gpu"))[-1].startswith("filter: gpu")
+    assert lines_of(fleet, ViewState(message="done"))[-1] == "done"
+    assert "PAUSED" in lines_of(fleet, ViewState(is_paused=True))[0]
 
 
 def test_a_filter_leaves_out_what_does_not_match() -> None:
     """Nodes, requests and events alike."""
-    lines = "\n".join(lines_of(fleet_of(busy()), State(words="job-2")))
+    lines = "\n".join(lines_of(fleet_of(busy()), ViewState(words="job-2")))
 
     assert "job-1" not in lines
     assert "job-2" in lines
@@ -195,22 +195,22 @@ def test_a_node_and_a_story_have_a_page() -> None:
         attempts=[Attempt(node="a", dispatched_s=1.0, from_unit=0, units=7, first_s=1.5, device="cuda:0", batch=3)],
     )
     fleet = fleet_of(busy())
-    about_node = "\n".join(lines_of(fleet, State(page=Page.NODE, selected_node="uuid-a")))
-    gone = "\n".join(lines_of(fleet, State(page=Page.NODE, selected_node="uuid-z")))
-    told = "\n".join(lines_of(fleet, State(page=Page.REQUEST, stories=(story,))))
+    about_node = "\n".join(lines_of(fleet, ViewState(page=Page.NODE, selected_node="uuid-a")))
+    gone = "\n".join(lines_of(fleet, ViewState(page=Page.NODE, selected_node="uuid-z")))
+    told = "\n".join(lines_of(fleet, ViewState(page=Page.REQUEST, stories=(story,))))
 
     assert "2 of 8 requests" in about_node
     assert "cancels  0" in about_node
     assert "this node is gone" in gone
     assert "4 waited before it" in told
     assert "first token on cuda:0, in a batch of 3" in told
-    assert "asking the broker" in "\n".join(lines_of(fleet, State(page=Page.REQUEST)))
+    assert "asking the broker" in "\n".join(lines_of(fleet, ViewState(page=Page.REQUEST)))
 
 
 def test_pages_scroll_to_their_end_and_no_further() -> None:
     """However often a key is pressed."""
     fleet = fleet_of(snapshot(events=[event(number) for number in range(100)]))
-    state = State(page=Page.EVENTS)
+    state = ViewState(page=Page.EVENTS)
 
     assert "joined n99" in "\n".join(lines_of(fleet, state))
     assert "joined n0:" in lines_of(fleet, replace(state, scroll=10_000))[-2]
@@ -220,7 +220,7 @@ def test_what_matters_can_be_read_without_colours() -> None:
     """The same words with and without; a chosen row is reversed, which is no colour."""
     fleet = fleet_of(busy())
     history = History()
-    history.fold(fleet.sights, 0.0)
+    history.fold(fleet.views, 0.0)
     plain = text_of(once(fleet, history, 100), width=100)
     colourful = text_of(once(fleet, history, 100), width=100, color="truecolor")
 
