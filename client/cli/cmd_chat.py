@@ -13,8 +13,8 @@ from ...protocol.settings import options
 from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..sync import Client
-from .conversation import HELP, Conversation, Order, order_of
-from .generation import Sampling, naming_the_flag, sampling_options
+from .conversation import HELP, ChatCommand, Conversation, command_of
+from .generation import SamplingFlags, naming_the_flag, sampling_options
 from .stdio import answer, is_terminal, note
 
 
@@ -22,7 +22,7 @@ from .stdio import answer, is_terminal, note
 @click.option("--system", metavar="TEXT", help="What the model is told beforehand.")
 @sampling_options
 @options(ClientSettings)
-def command(settings: ClientSettings, sampling: Sampling, system: str | None) -> None:
+def command(settings: ClientSettings, sampling: SamplingFlags, system: str | None) -> None:
     """Read a line, answer it, until there is no more."""
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # gives input() history and editing
@@ -47,16 +47,16 @@ def _read_line() -> str | None:
 def _obeyed(line: str, conversation: Conversation) -> bool:
     """Do what an order says; False when it says to leave."""
     try:
-        order = order_of(line)
+        order = command_of(line)
     except ValueError as error:
         note(str(error))
         return True
-    if order is Order.HELP:
+    if order is ChatCommand.HELP:
         click.echo(HELP, err=True)
-    if order is Order.RESET:
+    if order is ChatCommand.RESET:
         conversation.reset()
         click.echo("The conversation is forgotten.", err=True)
-    return order is not Order.EXIT
+    return order is not ChatCommand.EXIT
 
 
 def _answer(client: Client, conversation: Conversation, line: str, asked: GenerateOptions) -> None:

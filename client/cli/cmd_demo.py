@@ -9,12 +9,12 @@ import click
 
 from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, ZmqrtError
 from ..sync import Client
+from .cmd_up import timeout_option
 from .http_submit import post
 from .interrupts import Interrupts
-from .session import Session
-from .stack import Plan, has_bridge, timeout_option
+from .local_stack import LocalStack, StackPlan, has_bridge
+from .stack_view import open_display
 from .stdio import answer
-from .up_display import display
 
 _QUESTION: Final = "What is the capital of France?"
 _MAX_TOKENS: Final = 48
@@ -34,7 +34,7 @@ def command(context: click.Context, /, *, model: str, mock: bool, request_timeou
     if not has_bridge():
         raise ZmqrtError("the demo asks over HTTP too: pip install 'zmqrt[bridge]'")
     chosen = ("--engine", "mock") if mock else ("--model", model, "--allow-download")
-    plan = Plan(
+    plan = StackPlan(
         http_port=0,
         client_port=0,
         worker_port=0,
@@ -45,39 +45,39 @@ def command(context: click.Context, /, *, model: str, mock: bool, request_timeou
     context.exit(run(plan))
 
 
-def run(plan: Plan) -> int:
+def run(plan: StackPlan) -> int:
     """Start, ask, stop; return the exit code."""
     with Interrupts() as interrupts:
-        with display() as shown, Session(plan, shown, interrupts) as session:
+        with open_display() as display, LocalStack(plan, display, interrupts) as stack:
             begun = time.monotonic()
-            _wait(session, interrupts)
+            _wait(stack, interrupts)
             took_s = time.monotonic() - begun
-            shown.clear()
+            display.clear()
             if interrupts.count:
                 code = EXIT_INTERRUPTED
             else:
                 with interrupts.raised():
-                    code = _ask(session, took_s)
-            session.leave(interrupts.count)
+                    code = _ask(stack, took_s)
+            stack.leave(interrupts.count)
         click.secho("Everything has stopped.", dim=True)
         return code
 
 
-def _wait(session: Session, interrupts: Interrupts) -> None:
+def _wait(stack: LocalStack, interrupts: Interrupts) -> None:
     give_up_at = time.monotonic() + _START_S
-    while not session.is_served and not interrupts.count:
-        session.step()
-        session.check()
+    while not stack.is_served and not interrupts.count:
+        stack.step()
+        stack.check()
         if time.monotonic() > give_up_at:
             raise ZmqrtError(f"the model was not ready within {_START_S:.0f} s")
 
 
-def _ask(session: Session, took_s: float) -> int:
-    clients, http = session.stack.clients, session.stack.http
+def _ask(stack: LocalStack, took_s: float) -> int:
+    clients, http = stack.clients, stack.http
     assert clients is not None
     assert http is not None
     click.secho(f"Broker, worker and bridge run; the model was ready after {took_s:.1f} s.\n", dim=True)
-    answer_s = session.stack.plan.request_timeout_s or _ANSWER_S
+    answer_s = stack.plan.request_timeout_s or _ANSWER_S
     natively = _ask_natively(clients, answer_s)
     over_http = _ask_over_http(http, answer_s)
     if natively != over_http:
@@ -90,16 +90,16 @@ def _ask(session: Session, took_s: float) -> int:
 def _ask_natively(clients: str, timeout_s: float) -> str:
     """Stream the answer to the terminal."""
     click.secho(f'zmqrt infer --temperature 0 "{_QUESTION}"   (native, over ZeroMQ to {clients})', bold=True)
-    said: list[str] = []
+    pieces: list[str] = []
     with (
         Client(clients, timeout_s=timeout_s, name="zmqrt demo") as client,
         client.stream(_QUESTION, temperature=0.0, max_tokens=_MAX_TOKENS) as stream,
     ):
         for chunk in stream:
-            said.append(chunk.text)
+            pieces.append(chunk.text)
             answer(chunk.text, nl=False)
     click.echo("\n")
-    return "".join(said)
+    return "".join(pieces)
 
 
 def _ask_over_http(http: str, timeout_s: float) -> str:

@@ -33,14 +33,14 @@ _SLACK_S: Final = 30.0
 
 
 @dataclass
-class Desk:
-    """One broker: what it said, and which processes of that name it knew. A node that starts anew is another one."""
+class BrokerDrain:
+    """A drain at one broker: its answer, and the processes of that name it knew. A node that starts anew is another."""
 
     endpoint: str
     client: Client
     node_id: str
     uuids: set[str] = field(default_factory=set[str])
-    there: list[NodeStatus] = field(default_factory=list[NodeStatus])
+    nodes: list[NodeStatus] = field(default_factory=list[NodeStatus])
     broker_epoch: int = 0
     trusted_at: float = 0.0
     outcome: AdminOutcome | None = None
@@ -51,17 +51,17 @@ class Desk:
         try:
             snapshot = self.client.status()
             self.broker_epoch = snapshot.broker_epoch
-            self.there = [node for node in snapshot.nodes if node.node_id == self.node_id]
-            self.uuids = {node.worker_uuid for node in self.there}
+            self.nodes = [node for node in snapshot.nodes if node.node_id == self.node_id]
+            self.uuids = {node.worker_uuid for node in self.nodes}
             self.outcome = self.client.drain(self.node_id)
         except ZmqrtError as error:
             self.error = error
 
-    def left(self, now: float) -> list[NodeStatus]:
-        """Return what is still there; ask anew if the order was lost with a connection.
+    def remaining(self, now: float) -> list[NodeStatus]:
+        """Return the nodes that have not left yet; ask anew if the order was lost with a connection.
 
-        A broker that cannot be asked, or that has only just started and may not know its nodes yet, says what it said
-        last: whether that is true any more, the deadline decides.
+        A broker that cannot be asked, or that has only just started and may not know its nodes yet, is taken to know
+        what it knew last: whether that is still true, the deadline decides.
         """
         if self.outcome is None:
             return []
@@ -69,14 +69,14 @@ class Desk:
             snapshot = self.client.status()
             if snapshot.broker_epoch != self.broker_epoch:
                 self.broker_epoch, self.trusted_at = snapshot.broker_epoch, now + _REJOIN_S
-            there = [node for node in snapshot.nodes if node.worker_uuid in self.uuids]
-            if any(node.health == "active" for node in there):
+            nodes = [node for node in snapshot.nodes if node.worker_uuid in self.uuids]
+            if any(node.health == "active" for node in nodes):
                 self.client.drain(self.node_id)
         except ZmqrtError:
-            return self.there
-        if there or now >= self.trusted_at:
-            self.there = there
-        return self.there
+            return self.nodes
+        if nodes or now >= self.trusted_at:
+            self.nodes = nodes
+        return self.nodes
 
 
 @click.command(help="Have a node finish what it runs and leave, and wait for it.")
@@ -88,16 +88,22 @@ def command(settings: ClientSettings, node: str, wait: bool, as_json: bool) -> N
     """Ask every broker, then watch."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        desks = [Desk(one, _client(stack, settings, one), node) for one in settings.broker]
-        for desk in desks:
-            desk.ask()
-        done = _decide(desks)
+        drains = [BrokerDrain(endpoint, _client(stack, settings, endpoint), node) for endpoint in settings.broker]
+        for drain in drains:
+            drain.ask()
+        done = _outcomes(drains)
         if wait:
-            _watch(desks, node, started + max(one.deadline_s for one in done) + _SLACK_S, is_quiet=as_json)
+            give_up_at = started + max(outcome.deadline_s for outcome in done) + _SLACK_S
+            _watch(drains, node, give_up_at, is_quiet=as_json)
     seconds = round(time.monotonic() - started, 3)
     if as_json:
         brokers = [
-            {"endpoint": desk.endpoint, "is_done": desk.outcome is not None, "text": _words(desk)} for desk in desks
+            {
+                "endpoint": drain.endpoint,
+                "is_done": drain.outcome is not None,
+                "text": drain.outcome.text if drain.outcome is not None else str(drain.error),
+            }
+            for drain in drains
         ]
         data({"node": node, "is_gone": wait, "seconds": seconds, "brokers": brokers})
     else:
@@ -118,28 +124,31 @@ def _client(stack: contextlib.ExitStack, settings: ClientSettings, endpoint: str
     return client
 
 
-def _decide(desks: Sequence[Desk]) -> list[AdminOutcome]:
+def _outcomes(drains: Sequence[BrokerDrain]) -> list[AdminOutcome]:
     """Return what was done, with a warning for each broker that could not; raise where none could."""
-    done = [desk.outcome for desk in desks if desk.outcome is not None]
-    errors = [desk.error for desk in desks if desk.error is not None]
+    done = [drain.outcome for drain in drains if drain.outcome is not None]
     if not done:
-        # The refusal of a broker that answered says more than the silence of another.
-        raise min(errors, key=lambda one: (not isinstance(one, UnauthorizedError), not isinstance(one, NotFoundError)))
-    for desk in desks:
-        if desk.error is not None and not isinstance(desk.error, NotFoundError):
-            note(f"warning: {desk.endpoint}: {desk.error}")
+        raise min((drain.error for drain in drains if drain.error is not None), key=_weight)
+    for drain in drains:
+        if drain.error is not None and not isinstance(drain.error, NotFoundError):
+            note(f"warning: {drain.endpoint}: {drain.error}")
     return done
 
 
-def _watch(desks: Sequence[Desk], node: str, give_up_at: float, *, is_quiet: bool) -> None:
-    with _progress(is_quiet=is_quiet) as tell:
-        while there := [one for desk in desks for one in desk.left(time.monotonic())]:
-            running = sum(one.in_flight for one in there)
+def _weight(error: ZmqrtError) -> tuple[bool, bool]:
+    """Sort errors: the refusal of a broker that answered says more than the silence of another."""
+    return not isinstance(error, UnauthorizedError), not isinstance(error, NotFoundError)
+
+
+def _watch(drains: Sequence[BrokerDrain], node: str, give_up_at: float, *, is_quiet: bool) -> None:
+    with _progress(is_quiet=is_quiet) as show:
+        while nodes := [status for drain in drains for status in drain.remaining(time.monotonic())]:
+            running = sum(status.in_flight for status in nodes)
             left_s = give_up_at - _SLACK_S - time.monotonic()
             if left_s < -_SLACK_S:
-                text = f"node {node} is still there ({there[0].health}, {running} running); see 'zmqrt status'"
+                text = f"node {node} is still there ({nodes[0].health}, {running} running); see 'zmqrt status'"
                 raise request_error(ErrorKind.DEADLINE, text)
-            tell(f"node {node} is {there[0].health}: {running} still running, {duration(max(0.0, left_s))} left")
+            show(f"node {node} is {nodes[0].health}: {running} still running, {duration(max(0.0, left_s))} left")
             time.sleep(_EVERY_S)
 
 
@@ -151,7 +160,3 @@ def _progress(*, is_quiet: bool) -> Generator[Callable[[str], None]]:
         return
     with screen().status("asking") as status:
         yield lambda words: status.update(Text(printable(words)))
-
-
-def _words(desk: Desk) -> str:
-    return desk.outcome.text if desk.outcome is not None else str(desk.error)

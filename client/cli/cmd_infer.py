@@ -9,7 +9,7 @@ from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..results import Result
 from ..sync import Client
-from .generation import Sampling, messages, naming_the_flag, sampling_options
+from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
 from .stdio import answer, data, is_terminal, read_prompt
 
 
@@ -23,7 +23,7 @@ from .stdio import answer, data, is_terminal, read_prompt
 @options(ClientSettings)
 def command(
     settings: ClientSettings,
-    sampling: Sampling,
+    sampling: SamplingFlags,
     *,
     prompt: str | None,
     system: str | None,

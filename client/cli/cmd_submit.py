@@ -9,7 +9,7 @@ from ...protocol.settings import API_KEY_ENV, is_named, options, unquoted
 from ..config import ClientSettings
 from ..sync import Client
 from .cmd_infer import to_fields
-from .generation import Sampling, naming_the_flag, sampling_options
+from .generation import SamplingFlags, naming_the_flag, sampling_options
 from .http_submit import post
 from .stdio import answer, data, note, read_prompt
 
@@ -23,7 +23,7 @@ from .stdio import answer, data, note, read_prompt
 @options(ClientSettings)
 def command(
     settings: ClientSettings,
-    sampling: Sampling,
+    sampling: SamplingFlags,
     *,
     prompt: str | None,
     url: str | None,
@@ -49,7 +49,7 @@ def command(
     data(got) if as_json else answer(str(got.get("text", "")))
 
 
-def _v1(sampling: Sampling, prompt: str) -> dict[str, object]:
+def _v1(sampling: SamplingFlags, prompt: str) -> dict[str, object]:
     """Build the body of the locked contract, which has no more fields than these."""
     said = dict(sampling.options())
     body: dict[str, object] = {"api_version": "v1", "prompt": prompt}

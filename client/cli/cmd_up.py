@@ -6,20 +6,43 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 
 from ...protocol.errors import EXIT_OK
 from ...protocol.keys import generate
+from ...protocol.settings import duration_type
 from .interrupts import Interrupts
-from .session import Session
-from .stack import Plan, has_bridge, timeout_option
-from .up_display import display
+from .local_stack import LocalStack, StackPlan, has_bridge
+from .stack_view import open_display
 
 _PEOPLE: Final = range(1000, 60_000)
 """User ids that systems give to people; below are daemons, above are containers' and nobody."""
 _PORT: Final = click.IntRange(0, 65535)
+_duration: Final = duration_type("s", is_whole=False)
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, given: str | None) -> float | None:
+    if given is None:
+        return None
+    try:
+        seconds = float(cast("float", _duration.parse(given)))
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise click.BadParameter(f"expected {_duration.expected}, from 0.1s to 24h, not {given!r}")
+    return seconds
+
+
+timeout_option: Final = click.option(
+    "--request-timeout",
+    "request_timeout_s",
+    metavar="DURATION",
+    callback=_seconds,
+    help="Longest time of a whole answer of /infer, and else without progress [default: 30s].",
+)
+"""A flag of `demo` too."""
 
 
 @click.command(help="Run broker, workers and bridge on this machine until Ctrl-C.")
@@ -69,10 +92,10 @@ def make_plan(
     request_timeout_s: float | None,
     log_level: str,
     worker_arguments: tuple[str, ...],
-) -> Plan:
+) -> StackPlan:
     """Build the plan; a free HTTP port makes the others free too, unless they are named."""
     usual = (7555, 7556) if port else (0, 0)
-    return Plan(
+    return StackPlan(
         http_port=port,
         client_port=usual[0] if client_port is None else client_port,
         worker_port=usual[1] if worker_port is None else worker_port,
@@ -97,13 +120,13 @@ def has_other_users(processes: Path = Path("/proc")) -> bool:
     return any(owner in _PEOPLE and owner != os.geteuid() for owner in owners)
 
 
-def run(plan: Plan) -> int:
+def run(plan: StackPlan) -> int:
     """Run a plan until it is interrupted; return the exit code."""
-    with Interrupts() as interrupts, display() as shown, Session(plan, shown, interrupts) as session:
+    with Interrupts() as interrupts, open_display() as display, LocalStack(plan, display, interrupts) as stack:
         while not interrupts.count:
-            session.step()
-        asked = interrupts.count  # before anybody is told that one more would do something
-        shown.say("finishing what runs; Ctrl-C again stops at once")
-        code = session.leave(asked)
-        shown.say("stopped" if code == EXIT_OK else "stopped at once")
+            stack.step()
+        asked = interrupts.count  # before anybody reads that one more would do something
+        display.say("finishing what runs; Ctrl-C again stops at once")
+        code = stack.leave(asked)
+        display.say("stopped" if code == EXIT_OK else "stopped at once")
         return code

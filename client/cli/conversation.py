@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ...protocol.tasks import ChatMessage
 
 
-class Order(enum.Enum):
+class ChatCommand(enum.Enum):
     """What a line beginning with / asks for."""
 
     EXIT = "/exit"
@@ -19,15 +19,15 @@ class Order(enum.Enum):
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 
 
-def order_of(line: str) -> Order | None:
+def command_of(line: str) -> ChatCommand | None:
     """Read an order; None for anything that is meant for the model. Raises ValueError for an unknown one."""
     words = line.split()
     if not words or not words[0].startswith("/"):
         return None
     if words[0] == "/quit":
-        return Order.EXIT
+        return ChatCommand.EXIT
     try:
-        return Order(words[0])
+        return ChatCommand(words[0])
     except ValueError:
         raise ValueError(f"there is no {words[0]}; {HELP}") from None
 

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingFlags:
     """How an answer is made, as flags said it; None = not said."""
 
     model: str | None = None
@@ -64,13 +64,13 @@ _OPTIONS: Final = (
 )
 
 
-def sampling_options(function: Callable[Concatenate[Sampling, P], R]) -> Callable[P, R]:
+def sampling_options(function: Callable[Concatenate[SamplingFlags, P], R]) -> Callable[P, R]:
     """Give a click function the flags above; it gets them as its first argument."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        taken: dict[str, Any] = {each.name: kwargs.pop(each.name) for each in dataclasses.fields(Sampling)}
-        return function(Sampling(**taken), *args, **kwargs)
+        taken: dict[str, Any] = {each.name: kwargs.pop(each.name) for each in dataclasses.fields(SamplingFlags)}
+        return function(SamplingFlags(**taken), *args, **kwargs)
 
     wrapped: Callable[P, R] = run
     for option in reversed(_OPTIONS):

@@ -40,7 +40,7 @@ _MOST_S: Final = 600.0
 _MAX_ANSWER_BYTES: Final = 64 << 20
 
 
-class HttpError(ZmqrtError):
+class SubmitError(ZmqrtError):
     """The bridge did not answer with a result."""
 
     def __init__(self, text: str, exit_code: int) -> None:
@@ -51,7 +51,7 @@ class HttpError(ZmqrtError):
 def post(
     url: str, body: dict[str, object], *, timeout_s: float | None = None, api_key: str | None = None
 ) -> dict[str, Any]:
-    """Send a request and return the v1 response. Without a time of ours the bridge's own counts. Raises HttpError."""
+    """Send a request and return the v1 response. Without a time of ours the bridge's own counts. Raises SubmitError."""
     target = _target(url)
     headers = {
         "Content-Type": "application/json; charset=utf-8",
@@ -99,11 +99,11 @@ def _read(raw: bytes, target: str) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise HttpError(f"{target} answered, but not as a zmqrt bridge does; is this the right port?", EXIT_FAILED)
+        raise SubmitError(f"{target} answered, but not as a zmqrt bridge does; is this the right port?", EXIT_FAILED)
     return cast("dict[str, Any]", answer)
 
 
-def _refused(error: urllib.error.HTTPError, raw: bytes, target: str, proxy: Proxy | None) -> HttpError:
+def _refused(error: urllib.error.HTTPError, raw: bytes, target: str, proxy: Proxy | None) -> SubmitError:
     status = error.code
     try:
         said = _detail(raw)
@@ -115,7 +115,7 @@ def _refused(error: urllib.error.HTTPError, raw: bytes, target: str, proxy: Prox
             said = f"it points to {printable(where)}; if that is the bridge, name it with --url"
     if status == 401 and os.environ.get("API_KEY"):
         said += f" (the variable API_KEY is not read: other products use it; set {API_KEY_ENV})"
-    return HttpError(f"{target} answered {status}: {said}", _EXIT_OF_STATUS.get(status, EXIT_FAILED))
+    return SubmitError(f"{target} answered {status}: {said}", _EXIT_OF_STATUS.get(status, EXIT_FAILED))
 
 
 def _detail(raw: bytes) -> str:
@@ -126,14 +126,14 @@ def _detail(raw: bytes) -> str:
     return f"{'.'.join(detail[0]['loc'][1:])}: {detail[0]['msg']}"
 
 
-def _unreachable(error: Exception, target: str, proxy: Proxy | None) -> HttpError:
+def _unreachable(error: Exception, target: str, proxy: Proxy | None) -> SubmitError:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
         through = f" through {proxy.shown}" if proxy is not None else ""
-        return HttpError(f"{target} did not answer in time{through} (--timeout)", EXIT_TRY_AGAIN)
+        return SubmitError(f"{target} did not answer in time{through} (--timeout)", EXIT_TRY_AGAIN)
     words = "nobody listens there" if isinstance(reason, ConnectionRefusedError) else str(reason)
     if proxy is not None:
         text = f"{target} cannot be reached through {proxy.shown}: {words}"
-        return HttpError(f"{text}; no_proxy={urlsplit(target).hostname} goes without it", EXIT_UNREACHABLE)
+        return SubmitError(f"{text}; no_proxy={urlsplit(target).hostname} goes without it", EXIT_UNREACHABLE)
     text = f"{target} cannot be reached: {words}; start a bridge with `zmqrt up` or zmqrt-bridge"
-    return HttpError(text, EXIT_UNREACHABLE)
+    return SubmitError(text, EXIT_UNREACHABLE)

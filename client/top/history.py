@@ -51,7 +51,7 @@ class History:
         self.first_token = Latency(None, None)
         self.duration = Latency(None, None)
         self.outages = Outages()
-        self._paces: dict[str, TokenRates] = {}
+        self._rates_of: dict[str, TokenRates] = {}
         self._before: dict[int, Snapshot] = {}
         self._window: deque[tuple[float, dict[int, Snapshot]]] = deque(maxlen=_MOST_LOOKS)
         self._is_new = True
@@ -102,9 +102,9 @@ class History:
         rates: dict[str, dict[str, float]] = {}
         for view in views:
             if view.snapshot is None:
-                self._paces.pop(view.endpoint, None)
+                self._rates_of.pop(view.endpoint, None)
                 continue
-            for uuid, devices in self._paces.setdefault(view.endpoint, TokenRates()).fold(view.snapshot).items():
+            for uuid, devices in self._rates_of.setdefault(view.endpoint, TokenRates()).fold(view.snapshot).items():
                 if len(devices) >= len(rates.get(uuid, {})):
                     rates[uuid] = devices
         return rates

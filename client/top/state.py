@@ -255,13 +255,11 @@ def _open(state: ViewState, fleet: MergedFleet) -> tuple[ViewState, Command | No
     if state.page is not Page.FLEET:
         return replace(state, page=Page.FLEET, scroll=0), None
     if state.focus is Focus.NODES:
-        is_there = any(node.worker_uuid == state.selected_node for node in fleet.nodes)
-        return (
-            replace(state, page=Page.NODE) if is_there else replace(state, message="select a node first (arrows)")
-        ), None
-    found = next(
-        (running for running in requests_of(state, fleet) if running.request.rid == state.selected_request), None
-    )
-    if found is None:
-        return replace(state, message="select a request first (arrows)"), None
-    return replace(state, page=Page.REQUEST, stories=(), scroll=0), ExplainRequest(found.endpoint, found.request.rid)
+        if any(node.worker_uuid == state.selected_node for node in fleet.nodes):
+            return replace(state, page=Page.NODE), None
+        return replace(state, message="select a node first (arrows)"), None
+    for running in requests_of(state, fleet):
+        if running.request.rid == state.selected_request:
+            command = ExplainRequest(running.endpoint, running.request.rid)
+            return replace(state, page=Page.REQUEST, stories=(), scroll=0), command
+    return replace(state, message="select a request first (arrows)"), None

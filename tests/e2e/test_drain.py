@@ -100,7 +100,7 @@ def test_whoever_is_no_admin_gets_77(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_node_that_froze_is_waited_for_until_it_is_forgotten() -> None:
     """It cannot answer, so its work goes elsewhere and the broker gives it up; then the command ends too."""
-    with running(nodes=2, broker=("--heartbeat-interval", "0.5", "--node-eviction-timeout", "1")) as stack:
+    with running(nodes=2, broker=("--heartbeat-interval", "0.5", "--node-eviction-timeout", "5")) as stack:
         frozen = stack.node("node-0")
         with stack.client() as client:
             frozen.signal(signal.SIGSTOP)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zmqrt.client.cli.conversation import Conversation, Order, order_of
+from zmqrt.client.cli.conversation import ChatCommand, Conversation, command_of
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
@@ -56,20 +56,20 @@ def test_reset_forgets_but_for_the_system() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("/exit", Order.EXIT),
-        ("/quit", Order.EXIT),
-        (" /reset ", Order.RESET),
-        ("/help", Order.HELP),
+        ("/exit", ChatCommand.EXIT),
+        ("/quit", ChatCommand.EXIT),
+        (" /reset ", ChatCommand.RESET),
+        ("/help", ChatCommand.HELP),
         ("hi /exit", None),
         ("", None),
     ],
 )
-def test_a_line_that_begins_with_a_slash_is_an_order(line: str, expected: Order | None) -> None:
+def test_a_line_that_begins_with_a_slash_is_an_order(line: str, expected: ChatCommand | None) -> None:
     """Anything else is for the model."""
-    assert order_of(line) is expected
+    assert command_of(line) is expected
 
 
 def test_an_unknown_order_is_not_sent_to_the_model() -> None:
     """It was a slip."""
     with pytest.raises(ValueError, match=r"there is no /rest; /reset forgets"):
-        order_of("/rest")
+        command_of("/rest")

@@ -1,17 +1,17 @@
 """From flags to a call."""
 
-from zmqrt.client.cli.generation import Sampling, messages
+from zmqrt.client.cli.generation import SamplingFlags, messages
 from zmqrt.protocol.tasks import ChatMessage
 
 
 def test_only_what_was_said_is_asked_for() -> None:
     """The rest is the worker's to choose."""
-    assert Sampling().options() == {}
+    assert SamplingFlags().options() == {}
 
 
 def test_zero_is_said() -> None:
     """A temperature of 0 asks for the likeliest answer; a seed of 0 is a seed."""
-    said = Sampling(temperature=0.0, seed=0, top_k=0, stop=("x",), ignore_eos=True).options()
+    said = SamplingFlags(temperature=0.0, seed=0, top_k=0, stop=("x",), ignore_eos=True).options()
 
     assert said == {"temperature": 0.0, "seed": 0, "top_k": 0, "stop": ("x",), "ignore_eos": True}
 

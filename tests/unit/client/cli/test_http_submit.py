@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zmqrt.client.cli.http_submit import HttpError, post
+from zmqrt.client.cli.http_submit import SubmitError, post
 from zmqrt.protocol.errors import ConfigurationError
 
 
@@ -49,10 +49,10 @@ def bridge() -> Iterator[Bridge]:
     thread.join()
 
 
-def failure(bridge: Bridge, status: int, answer: object) -> HttpError:
+def failure(bridge: Bridge, status: int, answer: object) -> SubmitError:
     """Post, and return how it failed."""
     bridge.status, bridge.answer = status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    with pytest.raises(HttpError) as caught:
+    with pytest.raises(SubmitError) as caught:
         post(bridge.url, {"prompt": "Hi"}, timeout_s=5)
     return caught.value
 
@@ -123,7 +123,7 @@ def test_nobody_on_that_port_is_69() -> None:
     """With what to start."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # ours, so nobody else's, but it does not listen
-        with pytest.raises(HttpError, match="nobody listens there; start a bridge") as caught:
+        with pytest.raises(SubmitError, match="nobody listens there; start a bridge") as caught:
             post(f"http://127.0.0.1:{taken.getsockname()[1]}", {"prompt": "Hi"}, timeout_s=5)
 
     assert caught.value.exit_code == 69

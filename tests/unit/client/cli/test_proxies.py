@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from zmqrt.client.cli.cmd_submit import command
-from zmqrt.client.cli.http_submit import HttpError, post
+from zmqrt.client.cli.http_submit import SubmitError, post
 from zmqrt.client.cli.proxies import proxy_for
 
 FAR = "http://bridge.invalid:8000"
@@ -112,15 +112,15 @@ def test_a_proxy_that_fails_is_named_without_its_password(
     proxy.status, proxy.body = 502, b"<html>"
     proxy_address = proxy.url.removeprefix("http://")
     monkeypatch.setenv("http_proxy", f"http://me:s3cret@{proxy_address}")
-    with pytest.raises(HttpError, match=rf"answered 502: .*the proxy {proxy_address} \(from http_proxy\)") as answered:
+    with pytest.raises(SubmitError, match=rf"answered 502: .*the proxy {proxy_address} \(from http_proxy\)") as error:
         post(FAR, {"prompt": "Hi"}, timeout_s=5)
 
     monkeypatch.setenv("http_proxy", "me:s3cret@127.0.0.1:1")
     words = r"cannot be reached through the proxy 127\.0\.0\.1:1 \(from http_proxy\): nobody listens there.*no_proxy="
-    with pytest.raises(HttpError, match=words) as unreachable:
+    with pytest.raises(SubmitError, match=words) as unreachable:
         post(FAR, {"prompt": "Hi"}, timeout_s=5)
     assert unreachable.value.exit_code == 69
-    assert "s3cret" not in str(answered.value) + str(unreachable.value)
+    assert "s3cret" not in str(error.value) + str(unreachable.value)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -129,7 +129,7 @@ def test_a_redirection_is_named_and_not_followed(two: tuple[Web, Web], status: i
     bridge, other = two
     bridge.status, bridge.body, bridge.headers = status, b"", {"Location": f"{other.url}/infer"}
 
-    with pytest.raises(HttpError, match=rf"answered {status}: it points to {other.url}/infer; .*--url"):
+    with pytest.raises(SubmitError, match=rf"answered {status}: it points to {other.url}/infer; .*--url"):
         post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key="k")
     assert other.asked == []
 
@@ -146,5 +146,5 @@ def test_the_bare_variable_of_other_products_is_not_sent(two: tuple[Web, Web], m
     assert [key for _, key in bridge.asked] == [None, "Bearer mine", "Bearer mine"]
     assert "list of processes; set ZMQRT_API_KEY" in by_flag.stderr
     bridge.status, bridge.body = 401, b""
-    with pytest.raises(HttpError, match=r"the variable API_KEY is not read.*ZMQRT_API_KEY"):
+    with pytest.raises(SubmitError, match=r"the variable API_KEY is not read.*ZMQRT_API_KEY"):
         post(bridge.url, {"prompt": "Hi"}, timeout_s=5)

@@ -4,11 +4,12 @@ import io
 from pathlib import Path
 
 import msgspec
+import pytest
 from rich.console import Console, RenderableType
 
 from zmqrt.client.cli.fleet_view import BAR_CELLS, duration, fleet_view
+from zmqrt.client.cli.stack_view import LogDisplay, hints, live_view
 from zmqrt.client.cli.supervise import Child, State
-from zmqrt.client.cli.up_view import Ticker, hints, live_view
 from zmqrt.client.top.text import bar
 from zmqrt.protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
 
@@ -147,16 +148,19 @@ def test_hints_name_the_actual_ports() -> None:
     assert "Client(keys='fleet-keys')" in keyed
 
 
-def test_a_log_gets_a_line_for_each_change_and_no_other() -> None:
-    """Progress at every fifth, not at every percent."""
-    ticker = Ticker()
+def test_a_log_gets_a_line_for_each_change_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """Progress at every fifth, not at every percent; and the hints once."""
+    log = LogDisplay()
     broker = child(State.STARTING)
-    first = list(ticker.lines([broker], None))
+    log.show([broker], None, [])
+    first = capsys.readouterr().out
     broker.state, broker.endpoints = State.READY, {"clients": "tcp://x"}
-    second = list(ticker.lines([broker], SNAPSHOT))
+    log.show([broker], SNAPSHOT, [])
+    second = capsys.readouterr().out
     a_little_further = msgspec.structs.replace(NODE, devices=[msgspec.structs.replace(DEVICE, percent=45)])
-    third = list(ticker.lines([broker], msgspec.structs.replace(SNAPSHOT, nodes=[a_little_further])))
+    for _ in range(2):
+        log.show([broker], msgspec.structs.replace(SNAPSHOT, nodes=[a_little_further]), ["try this"])
 
-    assert first == ["broker: starting"]
-    assert second == ["broker: ready tcp://x", "node-0 mock:0: loading 40 %", "node-0 mock:1: ready"]
-    assert third == []
+    assert first == "broker: starting\n"
+    assert second == "broker: ready tcp://x\nnode-0 mock:0: loading 40 %\nnode-0 mock:1: ready\n"
+    assert capsys.readouterr().out == "\ntry this\n\n"
