@@ -16,7 +16,7 @@ from ..config import ClientSettings
 from ..sync import Client
 from .screen import screen
 from .stdio import data, note
-from .story_view import story_view
+from .trace_view import trace_view
 
 _PIPE_WIDTH = 120
 
@@ -31,23 +31,23 @@ _PIPE_WIDTH = 120
 @options(ClientSettings)
 def command(settings: ClientSettings, request: str, as_json: bool) -> None:
     """Ask every broker."""
-    stories: list[RequestTrace] = []
+    traces: list[RequestTrace] = []
     errors: dict[str, ZmqrtError] = {}
     for endpoint in settings.broker:
         try:
-            stories += ask(settings, endpoint, request)
+            traces += ask(settings, endpoint, request)
         except ZmqrtError as error:
             errors[endpoint] = error
     if len(errors) == len(settings.broker):
         raise next(iter(errors.values()))
     for endpoint, problem in errors.items():
         note(f"warning: {problem if endpoint in str(problem) else f'{endpoint}: {problem}'}")
-    stories.sort(key=lambda story: story.ago_s)
+    traces.sort(key=lambda trace: trace.ago_s)
     if as_json:
-        data(msgspec.to_builtins(stories))
-    elif stories:
-        _show(stories)
-    if not stories:
+        data(msgspec.to_builtins(traces))
+    elif traces:
+        _show(traces)
+    if not traces:
         asked = ", ".join(one for one in settings.broker if one not in errors)
         why = "it came to another broker, was refused at once, or is too old"
         raise ZmqrtError(f"no request called {request!r} is known at {asked}: {why}")
@@ -67,9 +67,9 @@ def ask(settings: ClientSettings, endpoint: str, request: str) -> list[RequestTr
         return client.explain(request)
 
 
-def _show(stories: list[RequestTrace]) -> None:
+def _show(traces: list[RequestTrace]) -> None:
     console = screen(pipe_width=_PIPE_WIDTH)
-    for number, story in enumerate(stories):
+    for number, trace in enumerate(traces):
         if number:
             console.print(Text())
-        console.print(story_view(story))
+        console.print(trace_view(trace))

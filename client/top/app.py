@@ -40,7 +40,7 @@ class Top:
         self._look_at = 0.0
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-top")
         self._drain: Future[str] | None = None
-        self._story: tuple[ExplainRequest, Future[list[RequestTrace]]] | None = None
+        self._trace: tuple[ExplainRequest, Future[list[RequestTrace]]] | None = None
         self._opened: ExplainRequest | None = None
 
     def run(self) -> None:
@@ -79,14 +79,14 @@ class Top:
         width, height = self._console.size
         viewport = Viewport(width=width, height=height, clock=time.strftime("%H:%M:%S"))
         live.update(Clean(screen(fleet, history, self._state, viewport)), refresh=True)
-        is_waiting = self._drain is not None or self._story is not None
+        is_waiting = self._drain is not None or self._trace is not None
         return self._keyboard.keys(min(self._look_at - time.monotonic(), 0.1 if is_waiting else EVERY_S))
 
     def _look(self) -> None:
         views = self._brokers.look()
         self._history.fold(views, time.time())
         self._fleet = merge(views, self._history.outages.events())
-        if self._state.page is Page.REQUEST and self._opened is not None and self._story is None:
+        if self._state.page is Page.REQUEST and self._opened is not None and self._trace is None:
             self._start(self._opened)  # the request goes on, and so does its story
 
     def _press_all(self, keys: Sequence[str]) -> bool:
@@ -117,7 +117,7 @@ class Top:
                 self._drain = self._helper.submit(self._brokers.drain, node_id)
             case ExplainRequest(endpoint, rid):
                 self._opened = command
-                self._story = command, self._helper.submit(self._brokers.explain, endpoint, rid)
+                self._trace = command, self._helper.submit(self._brokers.explain, endpoint, rid)
             case Quit():
                 raise AssertionError(command)  # the caller leaves
 
@@ -126,23 +126,23 @@ class Top:
         if self._drain is not None and self._drain.done():
             self._state = replace(self._state, message=self._drain.result())
             self._drain = None
-        if self._story is not None and self._story[1].done():
-            command, answer = self._story
-            self._story = None
+        if self._trace is not None and self._trace[1].done():
+            command, answer = self._trace
+            self._trace = None
             if command == self._opened and self._state.page is Page.REQUEST:
-                self._take_story(answer)
+                self._take_trace(answer)
 
-    def _take_story(self, answer: Future[list[RequestTrace]]) -> None:
+    def _take_trace(self, answer: Future[list[RequestTrace]]) -> None:
         problem = "the broker does not know this request any more"
         try:
-            stories = tuple(answer.result())
+            traces = tuple(answer.result())
         except ZmqrtError as error:
-            stories, problem = (), str(error)
-        if stories:
-            self._state = replace(self._state, stories=stories)
+            traces, problem = (), str(error)
+        if traces:
+            self._state = replace(self._state, traces=traces)
             return
         # The newest story stays on the screen; without one there is nothing to show here.
-        page = Page.REQUEST if self._state.stories else Page.FLEET
+        page = Page.REQUEST if self._state.traces else Page.FLEET
         self._state = replace(self._state, message=problem, page=page)
 
 

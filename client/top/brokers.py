@@ -72,6 +72,6 @@ class WatchedBrokers:
         return problems[0] if problems else "there is no broker to ask"
 
     def explain(self, endpoint: str, rid: str) -> list[RequestTrace]:
-        """Ask the broker that knows the request for its story. Raises ZmqrtError."""
+        """Ask the broker that knows the request for its trace. Raises ZmqrtError."""
         poller = next(poller for poller in self._pollers if poller.endpoint == endpoint)
         return poller.client.explain(rid)

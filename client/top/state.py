@@ -95,7 +95,7 @@ class ViewState:
     draining: str = ""
     message: str = ""
     scroll: int = 0
-    stories: tuple[RequestTrace, ...] = ()
+    traces: tuple[RequestTrace, ...] = ()
 
 
 def nodes_of(state: ViewState, fleet: MergedFleet) -> list[NodeStatus]:
@@ -261,5 +261,5 @@ def _open(state: ViewState, fleet: MergedFleet) -> tuple[ViewState, Command | No
     for running in requests_of(state, fleet):
         if running.request.rid == state.selected_request:
             command = ExplainRequest(running.endpoint, running.request.rid)
-            return replace(state, page=Page.REQUEST, stories=(), scroll=0), command
+            return replace(state, page=Page.REQUEST, traces=(), scroll=0), command
     return replace(state, message="select a request first (arrows)"), None

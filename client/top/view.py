@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from ..cli.story_view import story_view
+from ..cli.trace_view import trace_view
 from .fleet import MergedFleet, snapshots
 from .header import header
 from .history import History
@@ -93,7 +93,7 @@ def _body(fleet: MergedFleet, history: History, state: ViewState, width: int, ro
         case Page.MODELS:
             return _scrolled(models_page(fleet, width), state, room)
         case Page.REQUEST:
-            return _scrolled(_story_lines(state, width), state, room)
+            return _scrolled(_trace_lines(state, width), state, room)
         case Page.HELP:
             return _scrolled([Text(line) for line in HELP.splitlines()], state, room)
 
@@ -149,15 +149,15 @@ def _window(items: list[T], ids: list[str], selected: str, count: int) -> list[T
     return items[first : first + count]
 
 
-def _story_lines(state: ViewState, width: int) -> list[Text]:
-    if not state.stories:
+def _trace_lines(state: ViewState, width: int) -> list[Text]:
+    if not state.traces:
         return [Text("asking the broker …", style="dim")]
     console = Console(width=width, force_terminal=True, color_system="standard", file=io.StringIO(), markup=False)
     console.push_render_hook(Cleaning())
     lines: list[Text] = []
-    for story in state.stories:
+    for trace in state.traces:
         with console.capture() as captured:
-            console.print(story_view(story))
+            console.print(trace_view(trace))
         lines += [*Text.from_ansi(captured.get()).split("\n", allow_blank=True)]
     return lines
 

@@ -14,7 +14,7 @@ from zmqrt.client.cli import cmd_models
 from zmqrt.client.cli.fleet_view import fleet_view
 from zmqrt.client.cli.screen import screen
 from zmqrt.client.cli.stdio import data
-from zmqrt.client.cli.story_view import story_view
+from zmqrt.client.cli.trace_view import trace_view
 from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.view import once
@@ -75,7 +75,7 @@ STORY = RequestTrace(
     "drawn",
     [
         fleet_view(SNAPSHOT),
-        story_view(STORY),
+        trace_view(STORY),
         cmd_models._table(SNAPSHOT.services),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         once(
             merge([BrokerView(endpoint=EVIL, snapshot=SNAPSHOT), BrokerView(endpoint="tcp://b:1", problem=EVIL)]),

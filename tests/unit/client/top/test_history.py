@@ -13,7 +13,7 @@ from zmqrt.protocol.histogram import Histogram
 from zmqrt.protocol.snapshot import Snapshot
 
 
-def sight(one: Snapshot | None, endpoint: str = "tcp://x:1") -> BrokerView:
+def view(one: Snapshot | None, endpoint: str = "tcp://x:1") -> BrokerView:
     """See a broker."""
     return BrokerView(endpoint=endpoint, snapshot=one, problem="" if one else "gone")
 
@@ -31,9 +31,9 @@ def at(uptime_s: float, completed: int, tokens: int = 0, epoch: int = 1) -> Snap
 def test_rates_are_those_between_two_looks() -> None:
     """Unknown at the first; by the broker's own clock, however late the look."""
     history = History()
-    history.fold([sight(at(10.0, 100, 1000))], 0.0)
+    history.fold([view(at(10.0, 100, 1000))], 0.0)
     first = history.points[-1]
-    history.fold([sight(at(12.0, 150, 1500))], 5.0)
+    history.fold([view(at(12.0, 150, 1500))], 5.0)
     second = history.points[-1]
 
     assert (first.answered_per_s, first.tokens_per_s) == (None, None)
@@ -44,10 +44,10 @@ def test_rates_are_those_between_two_looks() -> None:
 def test_a_broker_that_began_anew_counts_from_nothing() -> None:
     """No rate below zero, and none that was not seen."""
     history = History()
-    history.fold([sight(at(10.0, 100))], 0.0)
-    history.fold([sight(at(1.0, 5, epoch=2))], 1.0)
+    history.fold([view(at(10.0, 100))], 0.0)
+    history.fold([view(at(1.0, 5, epoch=2))], 1.0)
     unknown = history.points[-1]
-    history.fold([sight(at(2.0, 8, epoch=2))], 2.0)
+    history.fold([view(at(2.0, 8, epoch=2))], 2.0)
 
     assert unknown.answered_per_s is None
     assert history.points[-1].answered_per_s == 3.0
@@ -56,10 +56,10 @@ def test_a_broker_that_began_anew_counts_from_nothing() -> None:
 def test_rates_of_brokers_add_up_and_one_that_is_gone_is_left_out() -> None:
     """Each by its own clock."""
     history = History()
-    history.fold([sight(at(10.0, 0)), sight(at(50.0, 0, epoch=2), "tcp://y:1")], 0.0)
-    history.fold([sight(at(11.0, 4)), sight(at(52.0, 4, epoch=2), "tcp://y:1")], 1.0)
+    history.fold([view(at(10.0, 0)), view(at(50.0, 0, epoch=2), "tcp://y:1")], 0.0)
+    history.fold([view(at(11.0, 4)), view(at(52.0, 4, epoch=2), "tcp://y:1")], 1.0)
     assert history.points[-1].answered_per_s == 6.0
-    history.fold([sight(at(12.0, 8)), sight(None, "tcp://y:1")], 2.0)
+    history.fold([view(at(12.0, 8)), view(None, "tcp://y:1")], 2.0)
     assert history.points[-1].answered_per_s == 4.0
 
 
@@ -73,10 +73,10 @@ def test_quantiles_are_of_the_last_minute() -> None:
         return snapshot(services=[service("m", first_token=took)])
 
     history = History()
-    history.fold([sight(broker(9.0))], 0.0)
+    history.fold([view(broker(9.0))], 0.0)
     began = history.first_token
-    history.fold([sight(broker(9.0))], WINDOW_S)
-    history.fold([sight(broker(9.0, 0.01))], WINDOW_S + 1.0)
+    history.fold([view(broker(9.0))], WINDOW_S)
+    history.fold([view(broker(9.0, 0.01))], WINDOW_S + 1.0)
 
     assert began.median_s == pytest.approx(9.0, rel=0.3)
     assert history.first_token.median_s == pytest.approx(0.01, rel=0.3)
@@ -124,11 +124,11 @@ def test_a_broker_that_comes_late_does_not_bring_its_past_along() -> None:
         return msgspec.structs.replace(snapshot(services=[service("m", duration=took)]), broker_epoch=epoch)
 
     history = History()
-    history.fold([sight(broker(1, 0.01))], 0.0)
-    history.fold([sight(broker(1, 0.01, 0.01)), sight(broker(2, 50.0), "tcp://y:1")], 1.0)
-    history.fold([sight(broker(1, 0.01, 0.01)), sight(None, "tcp://y:1")], 2.0)
-    history.fold([sight(broker(1, 0.01, 0.01)), sight(broker(2, 50.0), "tcp://y:1")], 70.0)
-    history.fold([sight(broker(1, *[0.01] * 9)), sight(broker(2, 50.0), "tcp://y:1")], 71.0)
+    history.fold([view(broker(1, 0.01))], 0.0)
+    history.fold([view(broker(1, 0.01, 0.01)), view(broker(2, 50.0), "tcp://y:1")], 1.0)
+    history.fold([view(broker(1, 0.01, 0.01)), view(None, "tcp://y:1")], 2.0)
+    history.fold([view(broker(1, 0.01, 0.01)), view(broker(2, 50.0), "tcp://y:1")], 70.0)
+    history.fold([view(broker(1, *[0.01] * 9)), view(broker(2, 50.0), "tcp://y:1")], 71.0)
 
     assert history.duration.median_s == pytest.approx(0.01, rel=0.3)
     assert history.duration.p99_s == pytest.approx(0.01, rel=0.3)
@@ -137,10 +137,10 @@ def test_a_broker_that_comes_late_does_not_bring_its_past_along() -> None:
 def test_the_same_look_twice_is_one() -> None:
     """A picture that is drawn a little faster than brokers are asked does not blink."""
     history, one = History(), at(10.0, 0)
-    history.fold([sight(one)], 0.0)
+    history.fold([view(one)], 0.0)
     two = at(11.0, 5)
     for now in (1.0, 1.9, 2.0):
-        history.fold([sight(two)], now)
+        history.fold([view(two)], now)
 
     assert len(history.points) == 2
     assert history.points[-1].answered_per_s == 5.0
@@ -149,7 +149,7 @@ def test_the_same_look_twice_is_one() -> None:
 def test_one_broker_by_two_names_counts_once() -> None:
     """`localhost` and its address, for example."""
     one = snapshot(node("a"), running=4)
-    fleet = merge([sight(one), sight(one, "tcp://localhost:1")])
+    fleet = merge([view(one), view(one, "tcp://localhost:1")])
 
     assert fleet.running == 4
     assert len(fleet.views) == 1

@@ -35,8 +35,8 @@ def told(outages: Outages) -> list[tuple[str, str, str]]:
 def test_a_broker_that_is_lost_and_comes_back_is_told_once_each() -> None:
     """However long it is away; the cause is the one that is known best, and the age grows."""
     outages = Outages()
-    for second, sight in enumerate([up(), down(problem="it hung up"), down(), down(), up(epoch=2), up(epoch=2)]):
-        outages.fold([sight], float(second))
+    for second, view in enumerate([up(), down(problem="it hung up"), down(), down(), up(epoch=2), up(epoch=2)]):
+        outages.fold([view], float(second))
 
     assert told(outages) == [
         ("lost", "broker a", "nobody listens there"),
@@ -49,8 +49,8 @@ def test_a_broker_that_is_lost_and_comes_back_is_told_once_each() -> None:
 def test_the_same_broker_behind_a_broken_connection_was_not_started_anew() -> None:
     """Its epoch says so."""
     outages = Outages()
-    for second, sight in enumerate([up(), down(), up()]):
-        outages.fold([sight], float(second))
+    for second, view in enumerate([up(), down(), up()]):
+        outages.fold([view], float(second))
 
     assert told(outages)[-1] == ("returned", "broker a", "after 1 s")
 
@@ -67,8 +67,8 @@ def test_a_start_between_two_looks_is_seen_all_the_same() -> None:
 def test_a_broker_that_says_that_it_leaves_is_told_before_it_is_gone() -> None:
     """Once, and its end after it."""
     outages = Outages()
-    for second, sight in enumerate([up(), up(draining=True), up(draining=True), down(), up(epoch=2)]):
-        outages.fold([sight], float(second))
+    for second, view in enumerate([up(), up(draining=True), up(draining=True), down(), up(epoch=2)]):
+        outages.fold([view], float(second))
 
     assert [kind for kind, _, _ in told(outages)] == ["draining", "lost", "returned"]
 
@@ -118,8 +118,8 @@ def test_a_broker_that_comes_and_goes_all_day_is_bounded() -> None:
 def test_the_events_stand_among_those_of_the_brokers() -> None:
     """Though no broker that is there tells any."""
     history = History()
-    for second, sight in enumerate([up(), down(problem="the connection is gone\nand more")]):
-        history.fold([sight, up(B, epoch=9)], float(second))
+    for second, view in enumerate([up(), down(problem="the connection is gone\nand more")]):
+        history.fold([view, up(B, epoch=9)], float(second))
     console = Console(width=100, file=io.StringIO())
 
     console.print(once(merge([down(), up(B, epoch=9)], history.outages.events()), history, 100))

@@ -176,9 +176,9 @@ def test_a_filter_leaves_out_what_does_not_match() -> None:
     assert "no node matches the filter" in lines
 
 
-def test_a_node_and_a_story_have_a_page() -> None:
+def test_a_node_and_a_trace_have_a_page() -> None:
     """What is known of it; of a node that is gone, that it is."""
-    story = RequestTrace(
+    trace = RequestTrace(
         broker_id="b",
         rid="00",
         request_id="job-1",
@@ -197,7 +197,7 @@ def test_a_node_and_a_story_have_a_page() -> None:
     fleet = fleet_of(busy())
     about_node = "\n".join(lines_of(fleet, ViewState(page=Page.NODE, selected_node="uuid-a")))
     gone = "\n".join(lines_of(fleet, ViewState(page=Page.NODE, selected_node="uuid-z")))
-    told = "\n".join(lines_of(fleet, ViewState(page=Page.REQUEST, stories=(story,))))
+    told = "\n".join(lines_of(fleet, ViewState(page=Page.REQUEST, traces=(trace,))))
 
     assert "2 of 8 requests" in about_node
     assert "cancels  0" in about_node

@@ -1,4 +1,4 @@
-"""The story of a request as something to read: pure, a story in, a rich renderable out."""
+"""The story of a request as something to read: pure, a trace in, a rich renderable out."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PARTS: Final = {
 }
 
 
-def story_view(story: RequestTrace) -> RenderableType:
+def trace_view(trace: RequestTrace) -> RenderableType:
     """Show one request: what it is, what happened when, where the time went."""
-    return Group(_headline(story), Text(), _timeline(story), Text(), _parts(story))
+    return Group(_headline(trace), Text(), _timeline(trace), Text(), _parts(trace))
 
 
 def clock(seconds: float) -> str:
@@ -36,48 +36,48 @@ def clock(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
-def _headline(story: RequestTrace) -> Text:
-    name = story.request_id if story.request_id != story.rid else ""
-    what = "stream" if story.is_stream else "whole answer"
-    asker = f" · of {story.user}" if story.user else ""
-    took = f"{'so far ' if story.state in ('queued', 'dispatched', 'streaming') else ''}{clock(story.age_s)}"
+def _headline(trace: RequestTrace) -> Text:
+    name = trace.request_id if trace.request_id != trace.rid else ""
+    what = "stream" if trace.is_stream else "whole answer"
+    asker = f" · of {trace.user}" if trace.user else ""
+    took = f"{'so far ' if trace.state in ('queued', 'dispatched', 'streaming') else ''}{clock(trace.age_s)}"
     return Text.assemble(
-        (f"{printable(name) or story.rid} ", "bold"),
-        (story.state, _STYLES.get(story.state, "cyan")),
-        f" · {took} · {story.model} · {what} · {_tokens(story.units)}{asker}",
-        (f"\nrid {story.rid} · broker {story.broker_id} · came in {clock(story.ago_s)} ago", "dim"),
+        (f"{printable(name) or trace.rid} ", "bold"),
+        (trace.state, _STYLES.get(trace.state, "cyan")),
+        f" · {took} · {trace.model} · {what} · {_tokens(trace.units)}{asker}",
+        (f"\nrid {trace.rid} · broker {trace.broker_id} · came in {clock(trace.ago_s)} ago", "dim"),
     )
 
 
-def _timeline(story: RequestTrace) -> Table:
+def _timeline(trace: RequestTrace) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="cyan", no_wrap=True)
     table.add_column(ratio=1)
-    for at_s, text in _steps(story):
+    for at_s, text in _steps(trace):
         table.add_row(clock(at_s) if at_s else "0", Text(printable(text)))
     return table
 
 
-def _steps(story: RequestTrace) -> Iterator[tuple[float, str]]:
-    yield 0.0, _arrival(story)
-    for number, one in enumerate(story.attempts, 1):
+def _steps(trace: RequestTrace) -> Iterator[tuple[float, str]]:
+    yield 0.0, _arrival(trace)
+    for number, one in enumerate(trace.attempts, 1):
         yield from _of_attempt(one, number)
-    if story.state == "done":
-        reason = f" ({story.finish_reason})" if story.finish_reason else ""
-        prompt = f", prompt of {_tokens(story.prompt_tokens)}" if story.prompt_tokens else ""
-        yield story.age_s, f"done{reason}: {_tokens(story.units)}{prompt}"
-    elif story.code:
-        yield story.age_s, f"{story.state}: {story.code} {story.reason}: {story.text}"
+    if trace.state == "done":
+        reason = f" ({trace.finish_reason})" if trace.finish_reason else ""
+        prompt = f", prompt of {_tokens(trace.prompt_tokens)}" if trace.prompt_tokens else ""
+        yield trace.age_s, f"done{reason}: {_tokens(trace.units)}{prompt}"
+    elif trace.code:
+        yield trace.age_s, f"{trace.state}: {trace.code} {trace.reason}: {trace.text}"
 
 
-def _arrival(story: RequestTrace) -> str:
+def _arrival(trace: RequestTrace) -> str:
     begun = "came in"
-    if story.begun_elsewhere:
-        begun += f" with {_tokens(story.begun_elsewhere)} made through another broker"
-    if story.queued_behind is None:
+    if trace.begun_elsewhere:
+        begun += f" with {_tokens(trace.begun_elsewhere)} made through another broker"
+    if trace.queued_behind is None:
         return f"{begun}, and was given out at once"
-    waited = f"{story.queued_behind} waited before it" if story.queued_behind else "nobody waited before it"
-    return f"{begun}, and was queued: {story.queued_why}; {waited}"
+    waited = f"{trace.queued_behind} waited before it" if trace.queued_behind else "nobody waited before it"
+    return f"{begun}, and was queued: {trace.queued_why}; {waited}"
 
 
 def _of_attempt(one: Attempt, number: int) -> Iterator[tuple[float, str]]:
@@ -96,14 +96,14 @@ def _of_attempt(one: Attempt, number: int) -> Iterator[tuple[float, str]]:
         yield one.ended_s, f"{one.why}, after {made}"
 
 
-def _parts(story: RequestTrace) -> Table:
+def _parts(trace: RequestTrace) -> Table:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "left", "left"):
         table.add_column(justify=justify, no_wrap=True)
-    told = spent(story.age_s, story.attempts)
+    told = spent(trace.age_s, trace.attempts)
     for name, meaning in _PARTS.items():
         seconds: float = getattr(told, f"{name}_s")
-        share = seconds / story.age_s if story.age_s else 0.0
+        share = seconds / trace.age_s if trace.age_s else 0.0
         if seconds or name != "lost":
             table.add_row(
                 name, clock(seconds), f"{100 * share:.0f} %", bar(share, BAR_CELLS), Text(meaning, style="dim")
