@@ -9,6 +9,7 @@ STAMP  := $(VENV)/.stamp
 SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of a test would compile all that it imports
 .DELETE_ON_ERROR:
 
 # What only computes runs first. Tests with sockets and processes wait more than they compute, so two at a time bear each

@@ -21,6 +21,7 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
             if name in ours or name.startswith("ZMQRT_"):
                 patch.delenv(name)
         patch.setenv("XDG_CONFIG_HOME", str(folder))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else each process compiles all that it imports
         yield folder
 
 

@@ -5,7 +5,7 @@ is an error in a file, and a warning in the environment, where others put things
 
     @dataclass(frozen=True, kw_only=True)
     class BrokerSettings(CommonSettings):
-        role: ClassVar[str] = "broker"  # the TOML table, and the name in the entry-point group zmqrt.settings
+        role: ClassVar[str] = "broker"  # the TOML table
 
         request_timeout_s: float = setting(
             30.0, env=("REQUEST_TIMEOUT_SEC",), minimum=0.001, help="Longest wait for an answer."

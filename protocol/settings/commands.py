@@ -7,7 +7,6 @@ import functools
 import platform
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -96,6 +95,8 @@ def is_named(name: str) -> bool:
 
 def version_text() -> str:
     """Name the versions that matter in a report: zmqrt, the protocol, libzmq, Python."""
+    from importlib import metadata  # takes longer than everything else here
+
     import zmq
 
     own = metadata.version("zmqrt")
