@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from ..protocol.errors import PortableError
-from ..protocol.faults import Word, find_fault
+from ..protocol.faults import Fault, Word, find_fault
 from ..protocol.tasks import Generate
 from .json_body import read_value
 
@@ -66,8 +66,8 @@ def parse(body: bytes) -> InferRequest:
     value = read_value(body)
     try:
         return msgspec.convert(value, InferRequest)
-    except msgspec.ValidationError:
-        raise _explain(value) from None
+    except msgspec.ValidationError as error:
+        raise _explain(find_fault(error, value, InferRequest)) from None
 
 
 def to_task(request: InferRequest) -> Generate:
@@ -79,9 +79,8 @@ def to_task(request: InferRequest) -> Generate:
     )
 
 
-def _explain(value: object) -> InvalidFieldError:
+def _explain(fault: Fault) -> InvalidFieldError:
     """Say which field is wrong, and what is meant there."""
-    fault = find_fault(value, InferRequest)
     text = fault.text
     if fault.word == "unknown":
         text = f"unknown field; v1 has {', '.join(InferRequest.__struct_fields__)}"

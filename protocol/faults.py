@@ -1,8 +1,8 @@
 """What is wrong with a value that does not fit its struct: the place, and a sentence that says what is meant there.
 
 msgspec checks every body, and is fast; its sentences name Python's types and its own paths. Callers are told in ours
-instead, the same on /infer, on the OpenAI paths and in the library: once msgspec has refused a value, the first fault
-in it is looked for here. Pure.
+instead, the same on /infer, on the OpenAI paths and in the library. The place is msgspec's: the first fault in the
+order of the document. The words come from the schema and from the value found there. Pure.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Any, Final, Literal, cast
 
 from msgspec import inspect as t
@@ -23,18 +21,25 @@ _MOST_SHOWN: Final = 40
 """Characters of a stranger's value that are repeated to them, and end in our log."""
 _MOST_NAME: Final = 100
 _MOST_WALKED: Final = 1 << 15
-"""Entries of one list that are looked at: some 30 ms, in which nobody else is served. A prompt of more token ids with
-something else behind them is refused without a place."""
-_JSON_TYPES: Final[dict[type[t.Type], type]] = {
-    t.NoneType: type(None),
-    t.BoolType: bool,
-    t.IntType: int,
-    t.FloatType: float,
-    t.StrType: str,
-    t.BytesType: bytes,
-    t.ListType: list,
-    t.DictType: dict,
-    t.StructType: dict,
+"""Entries of a list that are looked at for whole numbers written as floats: some 30 ms, in which nobody else is
+served."""
+_PLACE: Final = re.compile(r" - at (`key` in )?`\$(\S*)`\Z")
+_STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+_MISSING: Final = re.compile(r"Object missing required field `(.*?)`")
+_ANY_KEY: Final = "..."
+"""msgspec does not say under which key of a map a wrong value stands."""
+_TYPES: Final[dict[type[t.Type], tuple[type, ...]]] = {
+    t.NoneType: (type(None),),
+    t.BoolType: (bool,),
+    t.IntType: (int,),
+    t.FloatType: (int, float),
+    t.StrType: (str,),
+    t.LiteralType: (str,),
+    t.BytesType: (bytes,),
+    t.ListType: (list, tuple, set, frozenset),
+    t.DictType: (dict,),
+    t.StructType: (dict,),
+    t.AnyType: (object,),
 }
 _PLAINLY: Final[dict[type[t.Type], str]] = {
     t.NoneType: "null",
@@ -61,15 +66,56 @@ class Fault:
         return f"{self.path}: {self.text}" if self.path else self.text
 
 
-def find_fault(value: object, schema: type) -> Fault:
-    """Say what is wrong with a value that msgspec has refused for this schema."""
-    found = next(_faults(value, _type_of(schema), ""), None)
-    return found or Fault(path="", text="something in the body is not what is meant there", word="value")
+def find_fault(refusal: Exception, value: object, schema: type) -> Fault:
+    """Say what msgspec has refused a value for.
+
+    Args:
+        refusal: What `msgspec.convert(value, schema)` raised.
+    """
+    said = str(refusal)
+    place = _PLACE.search(said)
+    try:
+        path, found, kind = _walk(place[2] if place else "", value, _type_of(schema))
+        words = said[: place.start()] if place else said
+        return _describe_fault(words, path, found, kind, is_key=place is not None and place[1] is not None)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        StopIteration,
+    ):  # a sentence of msgspec that we do not know
+        return Fault(path="", text="something in the body is not what is meant there", word="value")
 
 
-def soften(value: object, schema: type) -> object:
-    """Return the value with floats such as 5.0 as integers wherever the schema has integers alone."""
-    return _soften(value, _type_of(schema))
+def _describe_fault(said: str, path: str, value: object, kind: t.Type, *, is_key: bool) -> Fault:
+    if missing := _MISSING.match(said):
+        return Fault(path=_join(path, missing[1]), text="this field is required", word="missing")
+    branch = _branch(value, kind)
+    if said.startswith("Object contains unknown field") or (is_key and isinstance(branch, t.StructType)):
+        known = [field.encode_name for field in _struct(kind, "").fields]
+        tag = _struct(kind, "").tag_field
+        name = next(str(name) for name in cast("dict[object, object]", value) if name not in (*known, tag))
+        text = f"unknown field; there are {', '.join(known)}"
+        return Fault(path=_join(path, name[:_MOST_NAME]), text=text, word="unknown")
+    if is_key:
+        keys = cast("t.DictType", branch).key_type
+        key = next(key for key in cast("dict[object, object]", value) if not _is_within(key, keys))
+        return Fault(path=path, text=f"as a name in it, {describe(keys)} is meant, not {show(key)}", word="type")
+    if " of length " in said and isinstance(branch, t.ListType | t.DictType):
+        text = f"{_entries(branch)} meant, not {len(cast('list[object]', value))}"
+        return Fault(path=path, text=text, word="range")
+    return Fault(path=path, text=f"{describe(kind)} is meant, not {show(value)}", word=_word(said, value, branch))
+
+
+def _word(said: str, value: object, branch: t.Type | None) -> Word:
+    if said.startswith("Invalid "):
+        return "value"
+    is_endless = isinstance(value, float) and not math.isfinite(value)
+    return "range" if branch is not None or is_endless else "type"
+
+
+# --- to the place ----------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -77,116 +123,49 @@ def _type_of(schema: type) -> t.Type:
     return t.type_info(schema)
 
 
-# --- looking for it --------------------------------------------------------------------------------------------------
+def _walk(steps: str, value: Any, kind: t.Type) -> tuple[str, object, t.Type]:  # noqa: ANN401 - whatever a client sent
+    """Follow a path of msgspec's; return it in our spelling, what stands there, and what is meant to stand there."""
+    path = ""
+    for name, index in _STEP.findall(steps):
+        if name:
+            struct = _struct(kind, name)
+            kinds = {field.encode_name: field.type for field in struct.fields}
+            path, kind = _join(path, name), kinds[name] if name in kinds else t.LiteralType((struct.tag,))
+            value = value[name]
+        elif index == _ANY_KEY:
+            kind = cast("t.DictType", _branch(value, kind)).value_type
+            key = next(key for key, entry in value.items() if not _is_within(entry, kind))
+            path, value = _join(path, str(key)[:_MOST_NAME]), value[key]
+        else:
+            kind = cast("t.ListType", _branch(value, kind)).item_type
+            path, value = f"{path}[{index}]", list(value)[int(index)]
+    return path, value, kind
 
 
-def _faults(value: object, kind: t.Type, path: str) -> Iterator[Fault]:
-    """Yield what is wrong, in the order of the document."""
-    branch = _branch(value, kind)
-    if branch is None:
-        yield _meant(value, kind, path, _word_for(value, kind))
-    elif isinstance(branch, t.StructType):
-        yield from _of_struct(cast("dict[object, object]", value), branch, path)
-    elif isinstance(branch, t.ListType):
-        yield from _of_list(cast("list[object]", value), branch, path)
-    elif isinstance(branch, t.DictType):
-        yield from _of_map(cast("dict[object, object]", value), branch, path)
-    elif not _is_within(value, branch):
-        yield _meant(value, kind, path, "range")
-
-
-def _of_struct(value: dict[object, object], struct: t.StructType, path: str) -> Iterator[Fault]:
-    known: dict[object, t.Field] = {field.encode_name: field for field in struct.fields}
-    if struct.tag_field is not None and value.get(struct.tag_field, struct.tag) != struct.tag:
-        text = f"{show(struct.tag)} is meant, not {show(value[struct.tag_field])}"
-        yield Fault(path=_join(path, struct.tag_field), text=text, word="value")
-    for name, one in value.items():
-        place = _join(path, str(name)[:_MOST_NAME])
-        if name in known:
-            yield from _faults(one, known[name].type, place)
-        elif struct.forbid_unknown_fields and name != struct.tag_field:
-            yield Fault(path=place, text=f"unknown field; there are {', '.join(map(str, known))}", word="unknown")
-    for field in struct.fields:
-        if field.required and field.encode_name not in value:
-            yield Fault(path=_join(path, field.encode_name), text="this field is required", word="missing")
-
-
-def _of_list(value: list[object], kind: t.ListType, path: str) -> Iterator[Fault]:
-    if not _fits(len(value), kind.min_length, kind.max_length):
-        yield Fault(path=path, text=f"{_entries(kind)} meant, not {len(value)}", word="range")
-    for index, one in enumerate(islice(value, _MOST_WALKED)):
-        yield from _faults(one, kind.item_type, f"{path}[{index}]")
-
-
-def _of_map(value: dict[object, object], kind: t.DictType, path: str) -> Iterator[Fault]:
-    if not _fits(len(value), kind.min_length, kind.max_length):
-        yield Fault(path=path, text=f"{_entries(kind)} meant, not {len(value)}", word="range")
-    for key, one in value.items():
-        for fault in _faults(key, kind.key_type, path):
-            yield Fault(path=path, text=f"as a name in it, {fault.text}", word=fault.word)
-        yield from _faults(one, kind.value_type, _join(path, str(key)[:_MOST_NAME]))
+def _struct(kind: t.Type, field: str) -> t.StructType:
+    """Return the struct of a union that has a field, or the first one."""
+    kinds = kind.types if isinstance(kind, t.UnionType) else (kind,)
+    structs = [struct for struct in kinds if isinstance(struct, t.StructType)]
+    return next((struct for struct in structs if field in (one.encode_name for one in struct.fields)), structs[0])
 
 
 def _branch(value: object, kind: t.Type) -> t.Type | None:
     """Return the one type of a union that a value is of, whatever its bounds; None if it is of none."""
     if isinstance(kind, t.UnionType):
-        return next((found for one in kind.types if (found := _branch(value, one)) is not None), None)
-    return kind if _is_of(value, kind) else None
-
-
-def _is_of(value: object, kind: t.Type) -> bool:
-    if isinstance(kind, t.LiteralType):
-        return isinstance(value, str) and value in kind.values
-    if isinstance(kind, t.AnyType):
-        return True
-    return _JSON_TYPES.get(type(kind), object) in _types_of(value)
-
-
-_KINDS: Final[tuple[type[Any], ...]] = (str, float, list, dict, bytes)
-
-
-def _types_of(value: object) -> tuple[type[Any], ...]:
-    """Return what a value may stand for: whole numbers are numbers too, true is none, and a tuple is a list."""
-    if isinstance(value, bool):
-        return (bool,)
-    if isinstance(value, int):
-        return (int, float)
-    if isinstance(value, tuple | set | frozenset):
-        return (list,)
-    for kind in _KINDS:
-        if isinstance(value, kind):
-            return (kind,)
-    return (type(value),)
-
-
-def _word_for(value: object, kind: t.Type) -> Word:
-    """Say what kind of mistake a value of none of the types is."""
-    kinds = kind.types if isinstance(kind, t.UnionType) else (kind,)
-    if isinstance(value, str) and any(isinstance(one, t.LiteralType) for one in kinds):
-        return "value"
-    is_too_large = isinstance(value, float) and not math.isfinite(value)
-    return "range" if is_too_large and any(isinstance(one, t.IntType) for one in kinds) else "type"
+        return next((branch for one in kind.types if (branch := _branch(value, one)) is not None), None)
+    types = _TYPES.get(type(kind), (object,))
+    is_number = isinstance(value, bool) and int in types  # to Python, true is one
+    return kind if isinstance(value, types) and not is_number else None
 
 
 def _is_within(value: object, kind: t.Type) -> bool:
-    if isinstance(kind, t.IntType | t.FloatType):
-        number = cast("float", value)
-        return (
-            (isinstance(number, int) or math.isfinite(number))
-            and (kind.ge is None or number >= kind.ge)
-            and (kind.gt is None or number > kind.gt)
-            and (kind.le is None or number <= kind.le)
-            and (kind.lt is None or number < kind.lt)
-        )
-    if isinstance(kind, t.StrType):
-        text = cast("str", value)
-        is_formed = kind.pattern is None or re.search(kind.pattern, text) is not None
-        return is_formed and _fits(len(text), kind.min_length, kind.max_length)
-    return True
-
-
-def _fits(length: int, least: int | None, most: int | None) -> bool:
-    return (least is None or length >= least) and (most is None or length <= most)
+    """Say whether an entry of a map fits; bounds of numbers are all that entries have."""
+    branch = _branch(value, kind)
+    if not isinstance(branch, t.IntType | t.FloatType):
+        return branch is not None
+    number = cast("float", value)
+    least, most = (-math.inf if branch.ge is None else branch.ge), (math.inf if branch.le is None else branch.le)
+    return math.isfinite(number) and least <= number <= most
 
 
 def _join(path: str, name: str) -> str:
@@ -194,10 +173,6 @@ def _join(path: str, name: str) -> str:
 
 
 # --- saying it -------------------------------------------------------------------------------------------------------
-
-
-def _meant(value: object, kind: t.Type, path: str, word: Word) -> Fault:
-    return Fault(path=path, text=f"{describe(kind)} is meant, not {show(value)}", word=word)
 
 
 def describe(kind: t.Type) -> str:
@@ -283,6 +258,11 @@ def _entries(kind: t.ListType | t.DictType) -> str:
 
 
 # --- integers written as floats --------------------------------------------------------------------------------------
+
+
+def soften(value: object, schema: type) -> object:
+    """Return the value with floats such as 5.0 as integers wherever the schema has integers alone."""
+    return _soften(value, _type_of(schema))
 
 
 def _soften(value: Any, kind: t.Type) -> object:  # noqa: ANN401 - whatever a client sent

@@ -193,8 +193,8 @@ def check(values: dict[str, Any], schema: type[B]) -> B:
         return msgspec.convert(values, schema, strict=True, str_keys=False)
     except UnicodeEncodeError:
         raise _bad(f"{half_in(values) or 'the text'}: {HALF}") from None
-    except msgspec.ValidationError:
-        raise _bad(str(find_fault(values, schema))) from None
+    except msgspec.ValidationError as error:
+        raise _bad(str(find_fault(error, values, schema))) from None
     except RecursionError:
         raise _bad("the body is nested too deeply") from None
 

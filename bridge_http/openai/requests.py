@@ -47,8 +47,8 @@ def parse(body: bytes, schema: type[R]) -> R:
     softened = soften(fields, schema)
     try:
         return msgspec.convert(softened, schema)
-    except (msgspec.ValidationError, OverflowError):
-        raise _explain(find_fault(softened, schema), called) from None
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise _explain(find_fault(error, softened, schema), called) from None
 
 
 def _explain(fault: Fault, called: Mapping[str, str]) -> InvalidRequestError:

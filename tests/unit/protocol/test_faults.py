@@ -29,6 +29,13 @@ class Outer(msgspec.Struct):
     bias: dict[str, Annotated[float, Meta(ge=-1.0, le=1.0)]] = {}
 
 
+def fault_in(value: object) -> Fault:
+    """Return what is wrong, once msgspec has refused the value."""
+    with pytest.raises((msgspec.ValidationError, OverflowError)) as refusal:
+        msgspec.convert(value, Outer)
+    return find_fault(refusal.value, value, Outer)
+
+
 @pytest.mark.parametrize(
     ("value", "path", "text", "word"),
     [
@@ -67,30 +74,31 @@ class Outer(msgspec.Struct):
     ],
 )
 def test_the_first_fault_is_named_with_what_is_meant(value: object, path: str, text: str, word: Any) -> None:
-    """A place, a sentence and a kind; and msgspec refuses the value too."""
-    with pytest.raises((msgspec.ValidationError, OverflowError)):
-        msgspec.convert(value, Outer)
-
-    assert find_fault(value, Outer) == Fault(path=path, text=text, word=word)
+    """A place, a sentence and a kind."""
+    assert fault_in(value) == Fault(path=path, text=text, word=word)
 
 
 def test_what_is_wrong_first_in_the_document_comes_first() -> None:
     """People read from the top."""
-    assert find_fault({"flag": 1, "count": 0}, Outer).path == "flag"
+    assert fault_in({"flag": 1, "count": 0}).path == "flag"
 
 
 def test_what_a_program_gives_as_a_tuple_is_a_list() -> None:
     """The library takes any; what is wrong is something else."""
-    assert find_fault({"texts": ("a", "b"), "count": 0}, Outer).path == "count"
+    assert fault_in({"texts": ("a", "b"), "count": 0}).path == "count"
 
 
-def test_a_very_long_list_is_not_walked_to_its_end() -> None:
-    """A stranger's body holds up everybody else as long as it is looked at."""
-    fault = find_fault({"texts": ["a"] * 10**6 + [None]}, Outer)
+def test_a_fault_in_a_map_is_named_with_its_key() -> None:
+    """Msgspec tells neither the key of a wrong value nor the wrong key itself."""
+    assert str(fault_in({"bias": {"a": 1, "b": "x"}})) == 'bias.b: a number from -1 to 1 is meant, not "x"'
+    assert str(fault_in({"bias": {"a": 1, 7: 1}})) == "bias: as a name in it, a text is meant, not 7"
 
-    assert (fault.path, fault.word) == ("texts", "range")
-    many: list[object] = [{}] * 10**6
-    assert find_fault({"inner": [*many, None]}, Outer).text.startswith("something in the body")
+
+def test_a_sentence_that_is_not_known_makes_no_trouble() -> None:
+    """Another release of msgspec may have other ones."""
+    fault = find_fault(ValueError("what? - at `$.nowhere[3]`"), {}, Outer)
+
+    assert (fault.path, fault.word) == ("", "value")
 
 
 def test_integers_written_as_floats_become_integers_where_only_those_are_meant() -> None:
