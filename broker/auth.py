@@ -1,7 +1,7 @@
-"""Who may connect: the answer to libzmq's question about every handshake (RFC 27/ZAP), in a thread of its own.
+"""Decides who may connect: answers libzmq's question about every handshake (RFC 27/ZAP), in a thread of its own.
 
 Each socket has an allow-list of its own, told apart by its ZAP domain: a client's key never opens the worker port. Both
-sockets enforce their domain, so without this thread nobody gets in at all.
+sockets enforce their domain, so when this thread has ended nobody new gets in. Why not pyzmq's: docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class Gate:
             b"zmqrt.client": keys.load_allowed(directory, "clients"),
             b"zmqrt.worker": keys.load_allowed(directory, "workers"),
         }
-        for one in (one for listed in self._lists.values() for one in listed.values()):
-            if len(one.name) > MAX_NAME_CHARS:
-                text = f"{directory}: the name {one.name[:20]!r}… has {len(one.name)} characters, over {MAX_NAME_CHARS}"
+        for principal in (principal for listed in self._lists.values() for principal in listed.values()):
+            name = principal.name
+            if len(name) > MAX_NAME_CHARS:
+                text = f"{directory}: the name {name[:20]!r}… has {len(name)} characters, over {MAX_NAME_CHARS}"
                 raise ConfigurationError(text)
         self._socket = transport.zap_socket(context)
         self._stop = threading.Event()
@@ -51,7 +52,8 @@ class Gate:
 
     def is_admin(self, user: str) -> bool:
         """Say whether a client's principal may change things."""
-        return any(one.is_admin for one in self._lists[b"zmqrt.client"].values() if one.name == user)
+        clients = self._lists[b"zmqrt.client"].values()
+        return any(principal.is_admin for principal in clients if principal.name == user)
 
     def _serve(self) -> None:
         try:
@@ -69,8 +71,8 @@ class Gate:
         routing, _, _, sequence, domain, address, _, mechanism = question[:8]
         principal = self._principal(domain, mechanism, question[8:])
         if principal is None:
-            words = (address.decode("ascii", "replace"), domain.decode("ascii", "replace"))
-            log.warning("refused %s at %s: its key is not on the list", *words)
+            where = (address.decode("ascii", "replace"), domain.decode("ascii", "replace"))
+            log.warning("refused %s at %s: its key is not on the list", *where)
         status, text, user = (b"200", b"OK", principal.name) if principal else (b"400", b"not on the list", "")
         reply = [routing, b"", _VERSION, sequence, status, text, user.encode(), b""]
         self._socket.send_multipart(reply)
