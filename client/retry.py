@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ..protocol.timing import backoff_s
 from .requests import ClientRequest
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _LEAST_PAUSE_S: Final = 0.1
 
 def pause_s(request: ClientRequest, retry_after_s: float, rng: random.Random) -> float:
     """Wait as told, and a little more by chance, or all who were refused together would come back together."""
-    spread_s = min(_MOST_SPREAD_S, _FIRST_SPREAD_S * 2.0 ** min(request.refusals, 10))
+    spread_s = backoff_s(request.refusals, _FIRST_SPREAD_S, _MOST_SPREAD_S)
     return retry_after_s * rng.uniform(1.0, 1.25) + rng.uniform(0.0, spread_s)
 
 

@@ -59,10 +59,19 @@ class Timing:
         return self.request_timeout_s
 
 
-class Backoff:
-    """Exponential backoff with full jitter (AWS architecture blog, "Exponential Backoff And Jitter")."""
+def backoff_s(failures: int, first_s: float, most_s: float) -> float:
+    """Say how long to wait after so many failures in a row: twice as long after each, up to the most."""
+    return min(most_s, first_s * 2.0 ** min(failures, 30))
 
-    def __init__(self, rng: random.Random, *, first_s: float = 0.05, most_s: float = 5.0) -> None:
+
+class Backoff:
+    """Counts failures in a row and says how long to wait after each.
+
+    With `rng` the wait is by chance between nothing and `backoff_s` (full jitter: AWS architecture blog, "Exponential
+    Backoff And Jitter"), so that many who failed together do not come back together.
+    """
+
+    def __init__(self, rng: random.Random | None, *, first_s: float = 0.05, most_s: float = 5.0) -> None:
         self._rng = rng
         self._first_s = first_s
         self._most_s = most_s
@@ -70,10 +79,42 @@ class Backoff:
 
     def next_delay_s(self) -> float:
         """Count one failure and say how long to wait."""
-        ceiling = min(self._most_s, self._first_s * 2 ** min(self._failures, 30))
+        most_s = backoff_s(self._failures, self._first_s, self._most_s)
         self._failures += 1
-        return self._rng.uniform(0, ceiling)
+        return most_s if self._rng is None else self._rng.uniform(0, most_s)
 
     def reset(self) -> None:
         """Start anew after a success."""
         self._failures = 0
+
+
+class RestartPolicy:
+    """Decides when a child process that has ended is started again: later and later, and not for ever.
+
+    What fails to load `load_tries` times, and has never loaded, will not: too small a device, an argument that is
+    wrong. A process that has served for `healthy_s` was sound: its end is the first of a new series.
+    """
+
+    def __init__(self, backoff: Backoff, *, healthy_s: float, load_tries: int) -> None:
+        self.load_tries = load_tries
+        self.is_hopeless = False
+        """Set it when no further process will do better: the next end is the last."""
+        self._backoff = backoff
+        self._healthy_s = healthy_s
+        self._ends = 0
+        self._has_served = False
+        self._ready_at: float | None = None
+
+    def ready(self, now: float) -> None:
+        """Note that the process has loaded, and serves."""
+        self._ready_at, self._has_served = now, True
+
+    def ended(self, now: float) -> float | None:
+        """Note that the process has ended; return when to start the next one, or None to give it up."""
+        if self._ready_at is not None and now - self._ready_at >= self._healthy_s:
+            self._backoff.reset()
+        self._ready_at = None
+        self._ends += 1
+        if self.is_hopeless or (not self._has_served and self._ends >= self.load_tries):
+            return None
+        return now + self._backoff.next_delay_s()

@@ -21,12 +21,12 @@ from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, ProtocolError
 from ..protocol.failure import of_other_port, of_version
 from ..protocol.keys import PeerKeys
+from ..protocol.timing import Backoff
 
 log = logging.getLogger(__name__)
 
 _BUDGET: Final = 64
 """Envelopes taken in one pass, so that a broker with much to say does not keep engines and other brokers waiting."""
-_RETRY_S: Final = (0.005, 0.05)
 _MAX_UNSENT: Final = 10_000
 """Envelopes that a broker has not taken. Beyond it the link is broken: what was lost is replayed when it is back."""
 _FAREWELL_MS: Final = 250
@@ -76,7 +76,7 @@ class BrokerLink:
         self._unsent: deque[codec.Frames] = deque()
         self._is_greeted = False
         self._names = addresses.Resolver()
-        self._retry_s = _RETRY_S[0]
+        self._pauses = Backoff(None, first_s=0.005, most_s=0.05)
         self._retry: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
@@ -187,11 +187,10 @@ class BrokerLink:
             try:
                 transport.send(self._dealer, self._unsent[0])
             except zmq.Again:
-                self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._flush_later)
-                self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
+                self._retry = asyncio.get_running_loop().call_later(self._pauses.next_delay_s(), self._flush_later)
                 return
             self._unsent.popleft()
-        self._retry_s = _RETRY_S[0]
+        self._pauses.reset()
 
     def _flush_later(self) -> None:
         self._flush()

@@ -21,8 +21,7 @@ from typing import Final
 import msgspec
 import zmq
 
-from ..protocol import transport
-from ..protocol.children import python
+from ..protocol import children, transport
 from .broker_link import descriptor, has_input
 from .device_discovery import DeviceSpec
 from .engines import ipc
@@ -113,12 +112,7 @@ class EngineChild:
             os.close(self._pid_descriptor)
         if self._timer is not None:
             self._timer.cancel()
-        if self._process.poll() is None:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(2)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        children.end(self._process)
         self._hide()
 
     def _hide(self) -> None:
@@ -144,15 +138,8 @@ def _spawn(
     endpoint: str, spec: EngineSpec, device: DeviceSpec, log_arguments: Sequence[str]
 ) -> subprocess.Popen[bytes]:
     mine = msgspec.structs.replace(spec, device=device.name_inside)
-    arguments = ("--endpoint", endpoint, "--parent", str(os.getpid()), "--spec", msgspec.json.encode(mine).decode())
-    threads = spec.options.get("threads", "1")
-    return subprocess.Popen(
-        python(_MODULE, *arguments, *log_arguments),
-        env={**os.environ, **device.environment(threads=threads)},
-        stdin=subprocess.PIPE,  # its end of file tells the child that we are gone
-        stdout=sys.__stderr__,  # the agent's standard output says one line, and that is not the engine's to write
-        process_group=0,  # Ctrl-C reaches the agent alone, which drains first
-    )
+    arguments = ("--endpoint", endpoint, "--spec", msgspec.json.encode(mine).decode(), *log_arguments)
+    return children.start(_MODULE, *arguments, env=device.environment(threads=spec.options.get("threads", "1")))
 
 
 def _pid_descriptor(pid: int) -> int | None:

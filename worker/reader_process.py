@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from ..protocol.children import python
+from ..protocol import children
 from .model_error import ModelError
 from .tokenizer_process import HEAD, EncodeReply, EncodeRequest, TokenizerLoaded, framed
 
@@ -122,17 +120,16 @@ class TokenizerHandle:
         return loaded
 
     def _spawn(self) -> None:
-        """Start the process from the main thread: it ends with the thread that started it (`parentage.py`)."""
+        """Start the process from the main thread: it ends with the thread that started it (`parent_watch.py`)."""
         self._channel, its = socket.socketpair()
         with its:
             self._channel.setblocking(False)
-            self._process = subprocess.Popen(
-                python(_MODULE, str(os.getpid()), str(its.fileno()), str(self._directory)),
+            self._process = children.start(
+                _MODULE,
+                str(its.fileno()),
+                str(self._directory),
+                env={"TOKENIZERS_PARALLELISM": "false"},  # one text at a time; engines want the rest
                 pass_fds=[its.fileno()],
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},  # one text at a time; engines want the rest
-                stdin=subprocess.PIPE,  # its end of file tells the child that we are gone
-                stdout=sys.__stderr__,
-                process_group=0,  # Ctrl-C reaches the agent alone, which drains first
             )
 
     async def _exchange(self, data: bytes) -> bytes:
@@ -166,10 +163,7 @@ class TokenizerHandle:
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()  # killed, it goes at once
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            children.end(self._process)
         self._channel = self._process = None
 
 

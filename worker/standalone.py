@@ -1,6 +1,6 @@
 """`--standalone`: a worker that brings its own broker, so that one command serves clients.
 
-The broker is a process like any other (`python -m zmqrt.broker`, on a leash): the roles meet on the wire, also here.
+The broker is a process like any other (`python -m zmqrt.broker`), which ends with us: the roles meet on the wire.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-from ..protocol.children import python
+from ..protocol.children import PARENT_WATCH, TIED, python
 from ..protocol.errors import ZmqrtError
 from .config import WorkerSettings
 from .node import serve
@@ -51,10 +50,7 @@ async def _own_broker(
 ) -> AsyncGenerator[tuple[asyncio.subprocess.Process, dict[str, str]], None]:
     """Run a broker; yield it with its endpoints by name (`clients`, `workers`)."""
     child = await asyncio.create_subprocess_exec(
-        *python("zmqrt.worker.leashed", str(os.getpid()), "zmqrt.broker", *_arguments(settings)),
-        stdin=asyncio.subprocess.PIPE,  # its end of file tells the broker that we are gone, killed or not
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the worker, which drains first and stops the broker then
+        *python(PARENT_WATCH, "0", "zmqrt.broker", *_arguments(settings)), stdout=asyncio.subprocess.PIPE, **TIED
     )
     try:
         yield child, await _endpoints(child)

@@ -1,6 +1,6 @@
 """The engine processes of a node: starts one for each device, starts it again after its end, stops all at the end.
 
-This is `agent.Engines`. When to start again is decided in `restarts.py`; what becomes of requests, in the core.
+This is `agent.Engines`. What becomes of the requests of a process that has ended is decided in the core.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from typing import Final, Self
 
 import zmq
 
+from ..protocol.timing import Backoff, RestartPolicy
 from .device_discovery import DeviceSpec
 from .engine_child import EngineChild, describe_end
 from .engines import ipc
 from .engines.base import EngineSpec
-from .restarts import RestartPolicy
 
 _STOP_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.01
 log = logging.getLogger(__name__)
+
+
+def restart_policy() -> RestartPolicy:
+    """Return how the engine processes of one device are started again."""
+    return RestartPolicy(Backoff(None, first_s=0.5, most_s=30.0), healthy_s=60.0, load_tries=3)
 
 
 @dataclass(slots=True)
@@ -29,7 +34,7 @@ class _Post:
     """A device, and the process that works on it at the moment."""
 
     device: DeviceSpec
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    policy: RestartPolicy = field(default_factory=restart_policy)
     child: EngineChild | None = None
     is_ready: bool = False
     end: str | None = None
@@ -137,7 +142,7 @@ class EngineSupervisor:
             elif isinstance(message, ipc.Failed):
                 post.last_words = message.error
                 if message.is_final:
-                    post.policy.give_up()
+                    post.policy.is_hopeless = True
                 child.send([ipc.Stop()])  # it waits for this, so that its exit cannot overtake its words
 
     def exits(self) -> Iterator[tuple[str, str, bool]]:

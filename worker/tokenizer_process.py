@@ -1,6 +1,6 @@
 """A process that turns prompts into token ids: it renders the model's chat template and encodes what comes of it.
 
-`python -m zmqrt.worker.tokenizer_process PARENT_PID DESCRIPTOR DIRECTORY`, started by the tokenizer pool alone. A
+`python -m zmqrt.worker.tokenizer_process DESCRIPTOR DIRECTORY`, started by the tokenizer pool alone. A
 template is a program that came with its model, and a tokenizer may take seconds for a long text; neither can be
 interrupted inside a process that has something else to do. This one has not: the kernel ends it when a prompt takes
 too much of the processor, and limits its memory.
@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from ..protocol.errors import ErrorKind, RequestError
-from .engines.parentage import end_with_parent
+from ..protocol.parent_watch import watch_parent
 from .model_error import ModelError
 from .preprocess import ServiceLimits, encode_prompt
 from .vocabulary import FileVocabulary, load_vocabulary
@@ -133,8 +133,8 @@ def _answer(vocabulary: FileVocabulary, asked: EncodeRequest) -> EncodeReply:
 
 def main() -> None:
     """Serve one request after the other until the parent is gone."""
-    parent, descriptor, directory = sys.argv[1:]
-    end_with_parent(int(parent))
+    descriptor, directory = sys.argv[1:]
+    watch_parent()
     channel = socket.socket(fileno=int(descriptor))
     _bound_memory()
     _bound_time(LOAD_S)

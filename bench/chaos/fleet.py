@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from zmqrt.client.cli.poller import Poller
-from zmqrt.client.cli.supervise import Child, State, Supervisor
+from zmqrt.client.cli.supervise import Child, ChildState, Supervisor
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
 
@@ -69,7 +69,7 @@ class Member:
     @property
     def snapshot(self) -> Snapshot | None:
         """What this broker last told, if it runs undisturbed."""
-        if self.poller is None or self.is_disturbed or self.child.state is not State.READY:
+        if self.poller is None or self.is_disturbed or self.child.state is not ChildState.READY:
             return None
         return self.poller.snapshot
 
@@ -196,7 +196,7 @@ class ChaosFleet:
         for member in (*self.brokers, *self.workers):
             if member.is_leaving:
                 found.append(f"{member.name} was asked to leave and is still there")
-            elif member.child.state is not State.READY:
+            elif member.child.state is not ChildState.READY:
                 found.append(f"{member.name} did not come back: {member.child.state.value}")
             elif member.target is Target.BROKER:
                 seen = {node.node_id for node in _serving(member.snapshot)} if member.snapshot else set[str]()
@@ -230,7 +230,7 @@ class ChaosFleet:
         return sum(n.in_flight for snapshot in self._snapshots() for n in snapshot.nodes if n.node_id == member.name)
 
     def _is_well(self, member: Member) -> bool:
-        if member.is_disturbed or member.child.state is not State.READY:
+        if member.is_disturbed or member.child.state is not ChildState.READY:
             return False
         if member.target is Target.BROKER:
             return member.snapshot is not None and bool(_serving(member.snapshot))

@@ -21,9 +21,14 @@ from ..top.text import Clean
 from .fleet_view import fleet_view
 from .screen import screen
 from .stdio import is_terminal
-from .supervise import Child, State
+from .supervise import Child, ChildState
 
-_STYLES: Final = {State.READY: "green", State.STARTING: "yellow", State.WAITING: "red", State.GONE: "dim"}
+_STYLES: Final = {
+    ChildState.READY: "green",
+    ChildState.STARTING: "yellow",
+    ChildState.WAITING: "red",
+    ChildState.GONE: "dim",
+}
 _QUESTION: Final = "What is the capital of France?"
 _JSON: Final = "application/json; charset=utf-8"
 _STEP_PERCENT: Final = 20
@@ -117,7 +122,7 @@ def live_view(children: Sequence[Child], snapshot: Snapshot | None) -> Renderabl
 def _processes(children: Iterable[Child]) -> Table:
     table = Table("process", "pid", "state", "where", box=None, pad_edge=False)
     for child in children:
-        state = child.state.value if child.state is not State.WAITING else f"restarting ({child.restarts})"
+        state = child.state.value if child.state is not ChildState.WAITING else f"restarting ({child.restarts})"
         where = ", ".join(child.endpoints.values())
         table.add_row(child.name, str(child.pid or ""), Text(state, style=_STYLES[child.state]), where)
     return table
@@ -126,7 +131,7 @@ def _processes(children: Iterable[Child]) -> Table:
 def states(children: Iterable[Child], snapshot: Snapshot | None) -> Iterator[tuple[str, str]]:
     """Yield each process and device with its state in words."""
     for child in children:
-        where = ", ".join(child.endpoints.values()) if child.state is State.READY else ""
+        where = ", ".join(child.endpoints.values()) if child.state is ChildState.READY else ""
         yield child.name, f"{child.state.value} {where}".rstrip()
     for node in snapshot.nodes if snapshot is not None else ():
         for device in node.devices:

@@ -1,4 +1,4 @@
-"""Child processes that are kept running: started, read, restarted with backoff, drained, and never left behind.
+"""Keeps roles running in processes of their own: starts, reads, restarts with backoff, drains, leaves none behind.
 
 It knows how processes live and die, and the one line in which a role says that it is ready; what the roles do is not
 known here.
@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
-import os
 import queue
 import random
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -22,9 +19,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from ...protocol.children import UTF8_OUTPUT, python
+from ...protocol.children import PARENT_WATCH, UTF8_OUTPUT, end, start
 from ...protocol.errors import EXIT_FAILED, ZmqrtError
-from ...protocol.timing import Backoff
+from ...protocol.timing import Backoff, RestartPolicy
 
 _LAST_WORDS: Final = 20
 """Lines of output kept of each child, to tell why it ended."""
@@ -32,11 +29,13 @@ _LAST_WORDS_S: Final = 1.0
 """Time to read what a child wrote before it ended: it lies in the pipe already."""
 _FIRST_DELAY_S: Final = 0.5
 _MOST_DELAY_S: Final = 10.0
-_SOUND_S: Final = 20.0
-"""One that has lived so long is started again at once; one that dies young, later and later."""
+_HEALTHY_S: Final = 20.0
+"""One that has served so long is started again at once; one that dies young, later and later."""
+_GRACE_S: Final = 5.0
+"""For children whose parent was killed. Nobody waits for answers: time to say goodbye and to free a GPU, no more."""
 
 
-class State(enum.Enum):
+class ChildState(enum.Enum):
     """Where a child is: STARTING until its ready line, READY, WAITING to be started again, GONE for good."""
 
     STARTING = "starting"
@@ -62,16 +61,16 @@ class Child:
         self.name = name
         self.module = module
         self.arguments = list(arguments)
-        self.state = State.GONE
+        self.state = ChildState.GONE
         self.endpoints: dict[str, str] = {}
         self.restarts = 0
         self.exit_code: int | None = None
         """Of the last process that ended."""
         self.words: deque[str] = deque(maxlen=_LAST_WORDS)
         self.retry_at = 0.0
-        self._was_ready = False
-        self._started_at = 0.0
-        self._backoff = Backoff(random.Random(), first_s=_FIRST_DELAY_S, most_s=most_delay_s)
+        self._policy = RestartPolicy(
+            Backoff(random.Random(), first_s=_FIRST_DELAY_S, most_s=most_delay_s), healthy_s=_HEALTHY_S, load_tries=1
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
 
@@ -82,19 +81,16 @@ class Child:
 
     def start(self, said: Callable[[Child, str], None]) -> None:
         """Start it; `said` is called with each line of its output, from another thread."""
-        self.state = State.STARTING
+        self.state = ChildState.STARTING
         self.words.clear()  # a later end is not to be explained by words of an earlier life
-        self._started_at = time.monotonic()
-        self._process = subprocess.Popen(
-            python(f"{__package__}.child", self.module, *self.arguments),
-            stdin=subprocess.PIPE,
+        self._process = start(
+            PARENT_WATCH,
+            str(_GRACE_S),
+            self.module,
+            *self.arguments,
+            env={**UTF8_OUTPUT, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            bufsize=0,
-            env={**os.environ, **UTF8_OUTPUT, "PYTHONUNBUFFERED": "1"},
-            # A terminal sends Ctrl-C to its whole group; the children are told by us, in the right order.
-            start_new_session=sys.platform != "win32",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=_read, args=(self, self._process.stdout, said), daemon=True)
@@ -106,9 +102,9 @@ class Child:
         if record is None or record.get("level") in ("error", "critical"):
             self.words.append(str(record["message"]) if record else line)
         if record is not None and record.get("event") == "ready":
-            self.state = State.READY
+            self.state = ChildState.READY
             self.endpoints = dict(record.get("endpoints", {}))
-            self._was_ready = True
+            self._policy.ready(time.monotonic())
         return record
 
     def reap(self) -> int | None:
@@ -116,7 +112,7 @@ class Child:
         if self._process is None or (code := self._process.poll()) is None:
             return None
         self._forget()
-        self.state = State.GONE
+        self.state = ChildState.GONE
         self.exit_code = code
         return code
 
@@ -126,13 +122,12 @@ class Child:
         Raises:
             ChildFailedError: it was never ready.
         """
-        if not self._was_ready:
+        retry_at = self._policy.ended(now)
+        if retry_at is None:
             raise ChildFailedError(f"{self.name} did not start: {self.why(code)}", code if code > 0 else EXIT_FAILED)
-        if now - self._started_at >= _SOUND_S:
-            self._backoff.reset()
-        self.state = State.WAITING
+        self.state = ChildState.WAITING
         self.restarts += 1
-        self.retry_at = now + self._backoff.next_delay_s()
+        self.retry_at = retry_at
 
     def why(self, code: int) -> str:
         """Say why it ended, in its own last words if there are any."""
@@ -157,25 +152,13 @@ class Child:
 
     def kill(self) -> None:
         """End it now, with everything in its session."""
-        if self._process is None:
-            return
-        with contextlib.suppress(OSError):
-            if sys.platform == "win32":
-                self._process.kill()
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._forget()
-        self.state = State.GONE
+        if self._process is not None:
+            self._forget()
+            self.state = ChildState.GONE
 
     def _forget(self) -> None:
         assert self._process is not None
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # what the role itself started and did not end
-                os.killpg(self._process.pid, signal.SIGKILL)
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        end(self._process)
         if self._reader is not None:
             self._reader.join(_LAST_WORDS_S)
         self._process = self._reader = None
@@ -218,7 +201,7 @@ class Supervisor:
         now = time.monotonic()
         for child in self.children:
             self._look(child, now)
-            if child.state is State.WAITING and now >= child.retry_at:
+            if child.state is ChildState.WAITING and now >= child.retry_at:
                 child.start(self._said)
 
     def drain(self, children: Sequence[Child]) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from support.stack import eventually
-from zmqrt.client.cli.supervise import Child, ChildFailedError, State, Supervisor
+from zmqrt.client.cli.supervise import Child, ChildFailedError, ChildState, Supervisor
 
 pytestmark = [
     pytest.mark.integration,
@@ -36,7 +36,7 @@ class Told:
         """Start a fake role that does what the words say."""
         return self.supervisor.add(Child("fake", "support.fake_role", words))
 
-    def until(self, child: Child, state: State) -> None:
+    def until(self, child: Child, state: ChildState) -> None:
         """Step until the child has that state."""
 
         def look() -> bool:
@@ -66,7 +66,7 @@ def is_gone(pid: int) -> bool:
 def test_a_child_is_ready_when_it_says_so(told: Told) -> None:
     """Its endpoints come with that line."""
     child = told.add("ready")
-    told.until(child, State.READY)
+    told.until(child, ChildState.READY)
 
     assert child.endpoints == {"pid": str(child.pid)}
 
@@ -74,12 +74,12 @@ def test_a_child_is_ready_when_it_says_so(told: Told) -> None:
 def test_a_killed_child_is_started_again(told: Told) -> None:
     """With its name, its arguments and a new pid."""
     child = told.add("ready")
-    told.until(child, State.READY)
+    told.until(child, ChildState.READY)
     first = child.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    told.until(child, State.WAITING)
-    told.until(child, State.READY)
+    told.until(child, ChildState.WAITING)
+    told.until(child, ChildState.READY)
 
     assert child.pid != first
     assert child.restarts == 1
@@ -90,7 +90,7 @@ def test_a_child_that_was_never_ready_is_not_started_again(told: Told) -> None:
     """It would end the same way; its last words and its exit code are passed on."""
     child = told.add("print=error: tcp://127.0.0.1:7555 is in use", "exit=78")
     with pytest.raises(ChildFailedError, match=r"fake did not start: tcp://127\.0\.0\.1:7555 is in use") as caught:
-        told.until(child, State.READY)
+        told.until(child, ChildState.READY)
 
     assert caught.value.exit_code == 78
 
@@ -98,7 +98,7 @@ def test_a_child_that_was_never_ready_is_not_started_again(told: Told) -> None:
 def test_the_last_error_in_the_log_is_the_reason(told: Told) -> None:
     """Not the chatter after it."""
     child = told.add("ready", "error=out of memory", "exit=1")
-    told.until(child, State.WAITING)
+    told.until(child, ChildState.WAITING)
 
     assert told.ends == [("fake", "out of memory (exit code 1)")]
 
@@ -106,17 +106,17 @@ def test_the_last_error_in_the_log_is_the_reason(told: Told) -> None:
 def test_asked_to_leave_a_child_drains(told: Told) -> None:
     """It gets SIGTERM, as from any other supervisor."""
     child = told.add("drains", "ready")
-    told.until(child, State.READY)
+    told.until(child, ChildState.READY)
     told.supervisor.drain([child])
     eventually(lambda: told.supervisor.have_ended([child]), what="the end")
 
-    assert child.state is State.GONE
+    assert child.state is ChildState.GONE
 
 
 def test_nothing_that_a_child_started_outlives_the_supervisor(told: Told) -> None:
     """Even where the child does not listen."""
     child = told.add("deaf", "child", "ready")
-    told.until(child, State.READY)
+    told.until(child, ChildState.READY)
     grandchild = int(child.words[0].removeprefix("child "))
     pid = child.pid
     assert pid is not None

@@ -1,4 +1,4 @@
-"""A role that does nothing but live and die as told: `python -m zmqrt.client.cli.child support.fake_role WORDS…`."""
+"""A role that lives and dies as told: `python -m zmqrt.protocol.parent_watch GRACE_S support.fake_role WORDS…`."""
 
 import json
 import os

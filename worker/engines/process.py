@@ -1,6 +1,6 @@
 """An engine process: one device, one loop on one thread, one envelope to the agent for each pass.
 
-`python -m zmqrt.worker.engines.process --endpoint ipc://… --spec JSON --parent PID`, spawned by the supervisor and by
+`python -m zmqrt.worker.engines.process --endpoint ipc://… --spec JSON`, spawned by the supervisor and by
 nobody else. The loop drains what the agent wants, lets each busy engine do one step, and sends what came of it. A loop
 that stands still sends nothing: its silence is how the agent finds a hung engine.
 """
@@ -25,13 +25,13 @@ import zmq
 from ...protocol import transport
 from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed
+from ...protocol.parent_watch import watch_parent
 from . import ipc
 from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
 from .batch_lane import BatchLane
 from .batcher import Batcher
 from .lanes import Lane, Outbox, TokenLane, describe
 from .loading import Progress, load_engines, revision_of
-from .parentage import end_with_parent
 from .stream_lane import StreamLane
 
 log = logging.getLogger("zmqrt.worker.engines.process")  # by name: here __name__ is "__main__"
@@ -266,13 +266,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One engine on one device; started by zmqrt-worker.")
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--spec", required=True)
-    parser.add_argument("--parent", required=True, type=int)
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
     parser.add_argument("--worker-id", default="")
     arguments = parser.parse_args([as_typed(argument) for argument in sys.argv[1:]])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    end_with_parent(arguments.parent)
+    watch_parent()
     faulthandler.enable()
     spec = msgspec.json.decode(arguments.spec, type=EngineSpec)
     configure_logging(

@@ -1,7 +1,8 @@
 """When an engine process is started again, and what is said of its end."""
 
+from zmqrt.protocol.timing import RestartPolicy
 from zmqrt.worker.engine_child import describe_end
-from zmqrt.worker.restarts import HEALTHY_S, MOST_S, RestartPolicy
+from zmqrt.worker.supervisor import restart_policy
 
 
 def ends(policy: RestartPolicy, count: int, now: float = 100.0) -> list[float | None]:
@@ -16,45 +17,45 @@ def ends(policy: RestartPolicy, count: int, now: float = 100.0) -> list[float | 
 
 def test_pauses_double_up_to_half_a_minute() -> None:
     """Half a second at first, never more than the most."""
-    assert ends(RestartPolicy(), 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert ends(RestartPolicy(), 100)[-1] == MOST_S
+    assert ends(restart_policy(), 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert ends(restart_policy(), 100)[-1] == 30
 
 
 def test_a_process_that_served_a_minute_begins_a_new_series() -> None:
     """Its end is no worse than the first one."""
-    policy = RestartPolicy()
+    policy = restart_policy()
     ends(policy, 5)
     policy.ready(200.0)
 
-    assert policy.ended(200.0 + HEALTHY_S) == 200.5 + HEALTHY_S
+    assert policy.ended(200.0 + 60.0) == 200.5 + 60.0
 
 
 def test_a_process_that_served_less_does_not() -> None:
     """A crash loop stays one, however the processes spread their ends."""
-    policy = RestartPolicy()
+    policy = restart_policy()
     ends(policy, 2)
     policy.ready(200.0)
 
-    assert policy.ended(200.0 + HEALTHY_S - 1) == 200.0 + HEALTHY_S - 1 + 2.0
+    assert policy.ended(200.0 + 60.0 - 1) == 200.0 + 60.0 - 1 + 2.0
 
 
 def test_time_spent_loading_is_no_health() -> None:
     """Only serving counts."""
-    policy = RestartPolicy(load_tries=9)
+    policy = restart_policy()
 
     assert [policy.ended(now) for now in (100.0, 1000.0)] == [100.5, 1001.0]
 
 
 def test_what_never_loads_is_given_up() -> None:
     """Three tries: then the words of the last error are for a person."""
-    policy = RestartPolicy()
+    policy = restart_policy()
 
     assert [policy.ended(0.0) for _ in range(3)] == [0.5, 1.0, None]
 
 
 def test_what_has_loaded_once_is_never_given_up() -> None:
     """The model is fine; whatever keeps it from loading now may pass."""
-    policy = RestartPolicy()
+    policy = restart_policy()
     policy.ready(0.0)
 
     assert None not in [policy.ended(0.0) for _ in range(50)]

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from zmqrt.client.cli.fleet_view import BAR_CELLS, duration, fleet_view
 from zmqrt.client.cli.stack_view import LogDisplay, hints, live_view
-from zmqrt.client.cli.supervise import Child, State
+from zmqrt.client.cli.supervise import Child, ChildState
 from zmqrt.client.top.text import bar
 from zmqrt.protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
 
@@ -82,7 +82,7 @@ def text(renderable: RenderableType, width: int = 120) -> str:
     return console.file.getvalue()
 
 
-def child(state: State, **endpoints: str) -> Child:
+def child(state: ChildState, **endpoints: str) -> Child:
     """A child that was never started."""
     made = Child("broker", "zmqrt.broker", [])
     made.state, made.endpoints = state, endpoints
@@ -120,7 +120,7 @@ def test_durations_read_as_people_say_them() -> None:
 
 def test_up_shows_processes_and_fleet() -> None:
     """One under the other."""
-    shown = text(live_view([child(State.READY, clients="tcp://127.0.0.1:7555")], SNAPSHOT))
+    shown = text(live_view([child(ChildState.READY, clients="tcp://127.0.0.1:7555")], SNAPSHOT))
 
     assert shown.index("tcp://127.0.0.1:7555") < shown.index("node-0")
 
@@ -151,10 +151,10 @@ def test_hints_name_the_actual_ports() -> None:
 def test_a_log_gets_a_line_for_each_change_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     """Progress at every fifth, not at every percent; and the hints once."""
     log = LogDisplay()
-    broker = child(State.STARTING)
+    broker = child(ChildState.STARTING)
     log.show([broker], None, [])
     first = capsys.readouterr().out
-    broker.state, broker.endpoints = State.READY, {"clients": "tcp://x"}
+    broker.state, broker.endpoints = ChildState.READY, {"clients": "tcp://x"}
     log.show([broker], SNAPSHOT, [])
     second = capsys.readouterr().out
     a_little_further = msgspec.structs.replace(NODE, devices=[msgspec.structs.replace(DEVICE, percent=45)])
