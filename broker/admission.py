@@ -20,6 +20,7 @@ from .bounds import OVERHEAD_BYTES
 from .duplicates import Twins
 from .journal import Journal, split_blob
 from .leases import grant
+from .model_selection import select_service
 from .names import expect
 from .prefixes import place
 from .requests import LOOKS, Request
@@ -60,6 +61,11 @@ class Admission:
         state.counters.requests += 1
         if ask.prio > state.bounds.priority and not self._is_admin(user.name):
             ask = msgspec.structs.replace(ask, prio=state.bounds.priority)
+        if not ask.service:
+            named = self._with_service(session, ask, now)
+            if named is None:
+                return
+            ask = named
         if ask.resume_n or rid in user.requests or rid in user.results:
             self._again(session, ask, now)
             return
@@ -95,6 +101,24 @@ class Admission:
             if outcome is not None:
                 self._state.result_cache.forget(outcome)
             self._begin(session, ask, service, start, now)
+
+    def _with_service(self, session: Session, ask: m.Request, now: float) -> m.Request | None:
+        """Name the service of a request that names none; None after a refusal."""
+        state = self._state
+        chosen = select_service(state, session.user, ask, now)
+        if isinstance(chosen, str):
+            return msgspec.structs.replace(ask, service=chosen)
+        if state.drain_until is not None:
+            return ask  # refused because of that: its client goes to another broker
+        match chosen.kind:
+            case ErrorKind.BAD_REQUEST:
+                state.counters.rejected_bad += 1
+            case ErrorKind.NOT_FOUND:
+                state.counters.rejected_not_found += 1
+            case _:
+                state.counters.rejected_no_worker += 1
+        self._refuse(session, ask, chosen.kind, chosen.text, now, retry_after_s=chosen.retry_after_s)
+        return None
 
     # --- may it come in? -------------------------------------------------------------------------------------------
 

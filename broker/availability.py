@@ -73,8 +73,12 @@ def _rank(state: BrokerState, service: Service, now: float) -> int | None:
         return 0
     if is_recent:
         return 1
-    is_coming = any(node.phase not in _NOT_COMING and node.state not in _GONE for node in service.offers)
-    return 2 if is_coming else None
+    return 2 if is_coming(service) else None
+
+
+def is_coming(service: Service) -> bool:
+    """Say whether a node loads it."""
+    return any(node.phase not in _NOT_COMING and node.state not in _GONE for node in service.offers)
 
 
 def is_anything_known(state: BrokerState) -> bool:

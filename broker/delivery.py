@@ -160,9 +160,9 @@ class Delivery:
         session = subscriber.session
         session.sent_bytes += len(partial.body)
         subscriber.was_acknowledged = True
-        if not subscriber.knows_revision and request is not None and request.revision:
+        if not subscriber.knows_revision and request is not None and request.revision is not None:
             subscriber.knows_revision = True
-            ext: m.Ext = {"revision": request.revision}
+            ext: m.Ext = {"revision": request.revision, "service": request.service.name}
             prompt_tokens = (request.report or {}).get("prompt_tokens")
             if isinstance(prompt_tokens, int):
                 ext["prompt_tokens"] = prompt_tokens

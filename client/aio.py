@@ -297,11 +297,11 @@ class AsyncClient:
         return AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
 
     async def status(self, known: Snapshot | None = None) -> Snapshot:
-        """PendingQuery the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
+        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
         return await self._ask(queries.status(known))
 
     async def explain(self, request: str) -> list[RequestTrace]:
-        """PendingQuery what happened to a request, by its rid or its request id: the newest of that name first.
+        """Ask what happened to a request, by its rid or its request id: the newest of that name first.
 
         Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys
         that are not marked admin are told of their own requests alone.
@@ -309,7 +309,7 @@ class AsyncClient:
         return await self._ask(queries.explain(request))
 
     async def models(self) -> list[ServiceStatus]:
-        """PendingQuery the broker which models it can reach."""
+        """Ask the broker which models it can reach."""
         return await self._ask(queries.services())
 
     async def drain(self, node_id: str) -> AdminOutcome:

@@ -69,7 +69,7 @@ class IoThread:
             wakeup.post(_alone(None, lambda now: core.cancel(rid, now, reader=sink)))
 
     def ask(self, message: Callable[[int], m.Query | m.Admin] | None, sink: Sink, *, timeout_s: float) -> None:
-        """PendingQuery the broker something; the answer goes to the sink."""
+        """Ask the broker something; the answer goes to the sink."""
         core = self._core
         self._post(_alone(sink, lambda now: core.ask(PendingQuery(message, sink, now, timeout_s), now)))
 

@@ -38,7 +38,7 @@ def connection() -> QuerySpec[m.Welcome]:
 
 
 def status(known: Snapshot | None = None) -> QuerySpec[Snapshot]:
-    """PendingQuery for the whole state; for what has changed, if an earlier one of that broker is known."""
+    """Ask for the whole state; for what has changed, if an earlier one of that broker is known."""
     if known is None:
         return QuerySpec(lambda qid: m.Query(qid, "status"), _read_snapshot)
     if not _is_snapshot(known):
@@ -48,18 +48,18 @@ def status(known: Snapshot | None = None) -> QuerySpec[Snapshot]:
 
 
 def explain(name: str) -> QuerySpec[list[RequestTrace]]:
-    """PendingQuery what happened to a request, by its rid in hex or by the name its client gave it."""
+    """Ask what happened to a request, by its rid in hex or by the name its client gave it."""
     asked = arguments.text("request", name, most=MAX_EXT_VALUE_CHARS)
     return QuerySpec(lambda qid: m.Query(qid, "explain", {"request": asked}), _read_stories)
 
 
 def services() -> QuerySpec[list[ServiceStatus]]:
-    """PendingQuery which services there are."""
+    """Ask which services there are."""
     return QuerySpec(lambda qid: m.Query(qid, "services"), _read_services)
 
 
 def drain(node_id: str) -> QuerySpec[AdminOutcome]:
-    """PendingQuery for a node to be drained; for admins alone."""
+    """Ask for a node to be drained; for admins alone."""
     node = arguments.text("node_id", node_id, most=MAX_EXT_VALUE_CHARS)
     return QuerySpec(lambda qid: m.Admin(qid, "drain", {"node": node}), _read_outcome)
 

@@ -81,7 +81,7 @@ class Replies:
             self._table.finish(request, final)
 
     def _resync(self, connection: BrokerConnection, request: ClientRequest, now: float) -> None:
-        """PendingQuery again from the first missing unit on; what is on its way behind the gap is ignored meanwhile."""
+        """Ask again from the first missing unit on; what is on its way behind the gap is ignored meanwhile."""
         if request.is_resyncing:
             return
         request.resyncs += 1

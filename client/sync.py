@@ -301,11 +301,11 @@ class Client:
         return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
 
     def status(self, known: Snapshot | None = None) -> Snapshot:
-        """PendingQuery the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
+        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
         return self._ask(queries.status(known))
 
     def explain(self, request: str) -> list[RequestTrace]:
-        """PendingQuery what happened to a request, by its rid or its request id: the newest of that name first.
+        """Ask what happened to a request, by its rid or its request id: the newest of that name first.
 
         Live requests and the last 2,048 that ended are known to the broker in use; an empty list: not this one. Keys
         that are not marked admin are told of their own requests alone.
@@ -313,7 +313,7 @@ class Client:
         return self._ask(queries.explain(request))
 
     def models(self) -> list[ServiceStatus]:
-        """PendingQuery the broker which models it can reach."""
+        """Ask the broker which models it can reach."""
         return self._ask(queries.services())
 
     def drain(self, node_id: str) -> AdminOutcome:

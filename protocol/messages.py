@@ -42,6 +42,7 @@ Uuid = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Rid = Uuid
 SessionId = Annotated[bytes, Meta(min_length=8, max_length=8)]
 ServiceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]+\Z", min_length=1, max_length=MAX_SERVICE_CHARS)]
+AskedService = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]*\Z", max_length=MAX_SERVICE_CHARS)]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Endpoint = Annotated[str, Meta(max_length=MAX_ENDPOINT_CHARS)]
@@ -98,10 +99,13 @@ class Hello(_Message, frozen=True, tag=1):
 
 
 class Request(_Message, frozen=True, tag=2):
-    """Ask for work. `resume_n` units are already delivered; `cost` is the client's estimate in tokens (0 = unknown)."""
+    """Ask for work. `resume_n` units are already delivered; `cost` is the client's estimate in tokens (0 = unknown).
+
+    An empty `service` is chosen by the broker: the only one that lives for `ext.task`.
+    """
 
     rid: Rid
-    service: ServiceName
+    service: AskedService
     ttl_ms: TtlMs
     flags: Flags
     prio: Priority

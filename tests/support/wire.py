@@ -25,7 +25,7 @@ def of_type(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:  # noqa: C901
         case msgspec.inspect.StrType():
             if info.pattern:
                 return st.from_regex(info.pattern, fullmatch=True).filter(
-                    lambda s: 1 <= len(s) <= (info.max_length or 9)
+                    lambda s: (info.min_length or 0) <= len(s) <= (info.max_length or 9)
                 )
             return st.text(
                 st.characters(codec="utf-8"), min_size=info.min_length or 0, max_size=min(info.max_length or 64, 64)

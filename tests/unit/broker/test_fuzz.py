@@ -36,6 +36,7 @@ EXTS: list[m.Ext] = [
     {"total_ms": 5},
     {"seed": 1},
     {"revision": "r1"},
+    {"task": "embed", "prefer": "many-1"},
     {"crashes": 2**63 - 1},
     {"traceparent": "x" * 256},
     {"device": "\x1b" * 256, "batch": 2**63 - 1, "wait_us": -(2**63 - 1), "prefill_us": 2**63 - 1},
@@ -93,7 +94,7 @@ WHO = st.integers(0, PEERS - 1)
 GREETING = st.builds(m.Hello, st.sampled_from(UUIDS), st.just(1), st.just(1))
 JOINING = st.builds(m.Ready, st.sampled_from(UUIDS), st.just("n"), st.integers(1, 4), st.just(SERVICES), st.just([]))
 BEAT = st.builds(m.Heartbeat, st.just(1), st.just(1), st.just(0), CREDIT, st.just("ready"))
-ASKING = plausible(m.Request, LIKELY)
+ASKING = plausible(m.Request, {**LIKELY, "service": st.sampled_from(["a", "b", ""])})
 RESULTS = [plausible(kind, LIKELY) for kind in (m.WorkerPartial, m.WorkerFinal, m.WorkerError)]
 OTHERS = [plausible(kind, LIKELY) for kind in (m.Cancel, m.Ping, m.Bye, m.Query, m.Window, m.Admin)]
 FLEET = [plausible(kind, LIKELY) for kind in (m.Ready, m.Heartbeat, m.Credit, m.Draining, m.Leave)]

@@ -34,7 +34,7 @@ def test_a_stream_arrives_unit_by_unit() -> None:
     worker.final(job.lease, 3)
 
     first, second, final = client.hear()
-    assert first == m.Partial(rid_of(1), 0, 2, b"ab", {"revision": "r1"})
+    assert first == m.Partial(rid_of(1), 0, 2, b"ab", {"revision": "r1", "service": "toy"})
     assert second == m.Partial(rid_of(1), 2, 1, b"c")
     assert final.total_n == 3
 
