@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
@@ -17,10 +16,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from zmqrt.worker.engines.base import EngineFullError, Sampling, TokenRequest
+from zmqrt.worker.engines.base import EngineFullError, SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.engine import Drawn, Runner
-from zmqrt.worker.engines.generate.schedule import Part, Step
-from zmqrt.worker.engines.hashlm import HashLM, Pace
+from zmqrt.worker.engines.generate.schedule import EngineStep, SequenceStep
+from zmqrt.worker.engines.mock import MockEngine, MockTiming
 
 Phase = Literal["waiting", "prompt", "decoding"]
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
@@ -41,14 +40,14 @@ class Found:
 class Watched:
     """A runner that counts the steps which are under way, and looks with each new one how many requests still wait."""
 
-    def __init__(self, engine: HashLM) -> None:
+    def __init__(self, engine: MockEngine) -> None:
         self._engine = engine
         self._runner: Runner = engine.runner
         self.vocabulary = self._runner.vocabulary
         self.under_way = 0
         self.waiting: list[int] = []
 
-    def launch(self, step: Step) -> Sequence[Part]:
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
         """Count, look, and pass on."""
         self.under_way += 1
         self.waiting.append(self._engine.stats().waiting)
@@ -71,8 +70,8 @@ class Crowd:
     def __init__(self, depth: int, rng: random.Random) -> None:
         self._rng = rng
         self._now = 0.0
-        self._engine = HashLM(
-            slots=_SLOTS, context=128, chunk_tokens=24, depth=depth, pace=Pace(step_ms=1.0), clock=self._clock
+        self._engine = MockEngine(
+            slots=_SLOTS, context=128, chunk_tokens=24, depth=depth, pace=MockTiming(step_ms=1.0), clock=self._clock
         )
         self._runner = self._engine.runner = Watched(self._engine)
         self._phases: dict[int, Phase] = {}
@@ -113,7 +112,7 @@ class Crowd:
             prompt_ids=[self._rng.randrange(256) for _ in range(self._rng.randint(1, 60))],
             max_new_tokens=self._rng.randint(1, 20),
             ignore_eos=True,
-            sampling=Sampling(seed=self._ticket),
+            sampling=SamplingParams(seed=self._ticket),
         )
         try:
             self._engine.submit(request)

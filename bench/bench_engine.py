@@ -23,7 +23,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenEngine, TokenRequest
 
 HERE: Final = Path(__file__).parent
 _PROMPT_TOKENS: Final = (8, 96)
@@ -60,7 +60,7 @@ def make_requests(count: int, vocabulary: int, seed: int) -> list[TokenRequest]:
             prompt_ids=[rng.randrange(vocabulary) for _ in range(length(_PROMPT_TOKENS))],
             max_new_tokens=length(_NEW_TOKENS),
             ignore_eos=True,
-            sampling=Sampling(temperature=0.0),
+            sampling=SamplingParams(temperature=0.0),
         )
         for ticket in range(count)
     ]
@@ -170,7 +170,7 @@ def main(*, model: str, depths: tuple[int, ...], count: int, rounds: int, seed: 
     Static batches of at most 16 are formed in the order of arrival; what they compute beyond what was asked for counts
     for nothing. Trust the ratios of one run.
     """
-    from zmqrt.worker.models import resolve
+    from zmqrt.worker.model_sources import resolve
 
     files = resolve(model, progress=lambda _phase, _percent: None)
     runs, vocabulary = load(files.path, max(depths))

@@ -26,7 +26,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from zmqrt.worker.engines.base import Sampling, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import SamplingParams, TokenEngine, TokenRequest
 
 HERE: Final = Path(__file__).parent
 SHAPES: Final = {
@@ -181,7 +181,7 @@ def fill(engine: TokenEngine, batch: int, context: int, new_tokens: int, vocabul
                 prompt_ids=[*shared, ticket % vocabulary],
                 max_new_tokens=new_tokens,
                 ignore_eos=True,
-                sampling=Sampling(temperature=1.0, seed=ticket),
+                sampling=SamplingParams(temperature=1.0, seed=ticket),
             )
         )
         while ticket not in started:
@@ -257,8 +257,8 @@ class Bench:
 
     def _ours(self, shape: str, model: Any, weights: int, rate: float | None, batch: int) -> ShapeReport:  # noqa: ANN401
         from zmqrt.worker.engines.generate import flash
-        from zmqrt.worker.engines.generate.decoder import LlamaDecoder
-        from zmqrt.worker.engines.generate.operations import TorchOperations
+        from zmqrt.worker.engines.generate.llama import LlamaDecoder
+        from zmqrt.worker.engines.generate.ops import TorchOps
 
         device = self._machine.device
         operations, why_not = best_operations(model.dtype, device)
@@ -284,7 +284,7 @@ class Bench:
         if device.startswith("cuda"):
             with telling(f"{shape}: without graphs, and without kernels"):
                 [without["graphs"]] = timed(self._batches[:1], graphs=False)
-                decoder.operations = TorchOperations()
+                decoder.operations = TorchOps()
                 [without["kernels"]] = timed(self._batches[:1], graphs=True)
         return ShapeReport(shape, way, difference, steps, without, rate, batch)
 
@@ -300,12 +300,12 @@ class Bench:
     ) -> list[StepTime]:
         from zmqrt.worker.engines.generate.device_runner import DeviceRunner
         from zmqrt.worker.engines.generate.engine import GenerateEngine
-        from zmqrt.worker.engines.generate.schedule import Limits
+        from zmqrt.worker.engines.generate.schedule import SchedulerLimits
 
         device = self._machine.device
         length = self._context + self._new_tokens
         kv_tokens = max(batches) * (length + 1)
-        limits = Limits(rows=max(batches), context=length, chunk_tokens=512, depth=2)
+        limits = SchedulerLimits(slots=max(batches), context=length, chunk_tokens=512, depth=2)
         runner = DeviceRunner(
             decoder,
             kv_tokens,
@@ -365,16 +365,16 @@ class Bench:
 
 def best_operations(dtype: Any, device: str) -> tuple[Any, str | None]:  # noqa: ANN401 - torch's type, our operations
     """Return the operations that an engine would take on this device, and why not the kernels."""
-    from zmqrt.worker.engines.generate.operations import TorchOperations
+    from zmqrt.worker.engines.generate.ops import TorchOps
 
     if not device.startswith("cuda"):
-        return TorchOperations(), "there is no GPU"
+        return TorchOps(), "there is no GPU"
     try:
-        from zmqrt.worker.engines.generate import kernel_operations
+        from zmqrt.worker.engines.generate import kernel_ops
     except ImportError as error:
-        return TorchOperations(), str(error)
-    why_not = kernel_operations.why_not(dtype, device)
-    return (kernel_operations.KernelOperations() if why_not is None else TorchOperations()), why_not
+        return TorchOps(), str(error)
+    why_not = kernel_ops.why_not(dtype, device)
+    return (kernel_ops.KernelOps() if why_not is None else TorchOps()), why_not
 
 
 def kernel_differences(device: str) -> dict[str, float]:
@@ -384,10 +384,10 @@ def kernel_differences(device: str) -> dict[str, float]:
     if not device.startswith("cuda"):
         return {}
     try:
-        from zmqrt.worker.engines.generate import kernel_operations
+        from zmqrt.worker.engines.generate import kernel_ops
     except ImportError:
         return {}
-    return kernel_operations.differences(torch.bfloat16, device)
+    return kernel_ops.differences(torch.bfloat16, device)
 
 
 def show(report: Report) -> None:

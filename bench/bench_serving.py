@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from stream_readers import MAX_TOKENS
 
-from zmqrt.worker.engines.base import Sampling, TokenRequest
-from zmqrt.worker.engines.generate.kv_space import KvSpace
-from zmqrt.worker.engines.generate.schedule import Limits, Scheduler
-from zmqrt.worker.engines.hashlm import HashRunner, Pace
+from zmqrt.worker.engines.base import SamplingParams, TokenRequest
+from zmqrt.worker.engines.generate.kv_cache import KvCache
+from zmqrt.worker.engines.generate.schedule import Scheduler, SchedulerLimits
+from zmqrt.worker.engines.mock import MockRunner, MockTiming
 
 _CONTEXT: Final = MAX_TOKENS + 1000
 _MOCK_STEPS: Final = 200
@@ -66,16 +66,16 @@ class Mock:
 
     def __init__(self, rows: int, step_ms: float) -> None:
         kv_tokens = rows * 4096
-        self._runner = HashRunner(kv_tokens, pace=Pace(step_ms=step_ms), may_end=True, clock=time.monotonic)
-        limits = Limits(rows=rows, context=4096, chunk_tokens=2048)
-        self._scheduler = Scheduler(KvSpace(kv_tokens), limits)
+        self._runner = MockRunner(kv_tokens, pace=MockTiming(step_ms=step_ms), may_end=True, clock=time.monotonic)
+        limits = SchedulerLimits(slots=rows, context=4096, chunk_tokens=2048)
+        self._scheduler = Scheduler(KvCache(kv_tokens), limits)
         for ticket in range(rows):
             request = TokenRequest(
                 ticket=ticket,
                 prompt_ids=list(f"stream {ticket}".encode()),
                 max_new_tokens=4000,
                 ignore_eos=True,
-                sampling=Sampling(seed=ticket),
+                sampling=SamplingParams(seed=ticket),
             )
             self._scheduler.submit(request, frozenset(), request.max_new_tokens)
         self._step_s()  # the prompts

@@ -23,8 +23,8 @@ from .broker_link import BrokerLink
 from .core import WorkerCore, WorkerState
 from .engines import ipc
 from .preprocess import PreparedGeneration, PreparedTask, is_rendered, prepare_generation, prepare_task
+from .tokenizer import Tokenizer
 from .tokenizer_pool import PendingPrompt, TokenizerPool
-from .vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Agent:
         core: WorkerCore,
         links: Sequence[BrokerLink],
         *,
-        vocabulary: Callable[[], Vocabulary],
+        vocabulary: Callable[[], Tokenizer],
         on_pass: Callable[[float], None] = lambda now: None,  # noqa: ARG005 - nobody looks
     ) -> None:
         self.core = core

@@ -18,7 +18,7 @@ from ..protocol.checkup import CacheFacts, Checkup, DriverFacts, GpuFacts, Torch
 from .device_discovery import Gpu, visible
 from .model_cache import cache_dir
 from .model_error import ModelError
-from .models import PACKAGES, is_ready
+from .model_sources import PACKAGES, is_ready
 
 _KERNEL_DRIVER: Final = Path("/proc/driver/nvidia/version")
 _HIDING: Final = "CUDA_VISIBLE_DEVICES"

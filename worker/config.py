@@ -21,7 +21,7 @@ _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
 
 def is_foreign_model(model: str) -> bool:
     """Say whether MODEL_NAME or MODEL_PATH means a model that is surely not for us, such as `gpt-4o` or `yolo.pt`."""
-    from .models import is_servable
+    from .model_sources import is_servable
 
     return not is_servable(model)
 

@@ -18,7 +18,7 @@ from ..protocol.limits import MAX_FRAME_BYTES
 from .actions import Action, Note, ToEngine
 from .device_pool import Device, DevicePool, Lane
 from .engines import ipc
-from .engines.base import FinishReason, Result, TokenEvent
+from .engines.base import FinishReason, ItemResult, TokenEvent
 from .jobs import Job, JobState
 
 _LOCAL_RUNS: Final = 2
@@ -129,25 +129,25 @@ class DeviceScheduler:
             lane.running[job.ticket] = None
             if cancelled_at is not None:
                 lane.given_up[job.ticket] = cancelled_at
-            self._out.append(ToEngine(job.device, ipc.Cancel(job.ticket)))
+            self._out.append(ToEngine(job.device, ipc.CancelTicket(job.ticket)))
 
     # --- engines -----------------------------------------------------------------------------------------------------
 
     def heard(self, device: Device, message: ipc.FromEngine, now: float) -> None:
         """Take in one message of a device's engine process."""
         match message:
-            case ipc.Loading(phase, percent, elapsed_s):
+            case ipc.EngineLoading(phase, percent, elapsed_s):
                 device.phase, device.percent, device.elapsed_s = phase, percent, elapsed_s
-            case ipc.Ready(services):
+            case ipc.EngineReady(services):
                 self.pool.ready(device, services, now)
                 self._fill_all(device, now)
-            case ipc.Failed(error):
+            case ipc.EngineFailed(error):
                 self._out.append(Note("error", f"{device.info.id}: {error}"))
             case ipc.TextChunk():
                 self._on_text(device, message, now)
             case ipc.Refused():
                 self._on_refused(device, message, now)
-            case ipc.Step():
+            case ipc.StepReport():
                 self._on_step(device, message, now)
             case _:
                 assert_never(message)
@@ -175,7 +175,7 @@ class DeviceScheduler:
         may_crash = _LOCAL_RUNS if job.attempt == 1 else 1
         return is_repeatable and job.crashes < may_crash and bool(self.pool.lanes(job.service))
 
-    def _on_step(self, device: Device, step: ipc.Step, now: float) -> None:
+    def _on_step(self, device: Device, step: ipc.StepReport, now: float) -> None:
         device.last_step_at = now
         batch = device.running
         for lane in device.lanes.values():
@@ -222,7 +222,7 @@ class DeviceScheduler:
         job.move(JobState.DONE)
         self._listener.completed(job)
 
-    def _on_result(self, device: Device, result: Result, batch: int, now: float) -> None:
+    def _on_result(self, device: Device, result: ItemResult, batch: int, now: float) -> None:
         lane, job = _find(device, result.ticket)
         if lane is None:
             return

@@ -26,7 +26,7 @@ from .broker_link import descriptor, has_input
 from .device_discovery import DeviceSpec
 from .engines import ipc
 from .engines.base import EngineSpec
-from .engines.memory import REMEDIES
+from .engines.oom import REMEDIES
 
 _MODULE: Final = "zmqrt.worker.engines.process"
 _LOOK_EVERY_S: Final = 0.05

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .gguf_file import GgufFile, Tensor
+from .gguf_file import GgufFile, GgufTensor
 from .gguf_split import find_parts, read_parts
 from .model_cache import room_for
 from .model_error import ModelError
 from .model_look import enumerate_names
-from .weights import Entry, write_safetensors
+from .weights import WeightEntry, write_safetensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -200,7 +200,7 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _entry(tensor: Tensor, config: dict[str, Any]) -> Entry:
+def _entry(tensor: GgufTensor, config: dict[str, Any]) -> WeightEntry:
     """Name a tensor as transformers does, and say how its values are made."""
     stem = tensor.name.removesuffix(".weight")
     block, _, part = stem.removeprefix("blk.").partition(".")
@@ -219,7 +219,7 @@ def _entry(tensor: Tensor, config: dict[str, Any]) -> Entry:
             )
         return made if heads is None else _unpermute(made, heads)
 
-    return Entry(f"{name}.weight", tensor.shape, values)
+    return WeightEntry(f"{name}.weight", tensor.shape, values)
 
 
 def _unpermute(values: FloatArray, heads: int) -> FloatArray:

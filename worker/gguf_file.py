@@ -36,7 +36,7 @@ _MAX_DIMENSIONS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class GgufTensor:
     """One tensor; `shape` is in numpy's order, rows first."""
 
     name: str
@@ -57,7 +57,7 @@ class GgufFile:
     """What a file holds."""
 
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
-    tensors: list[Tensor] = field(default_factory=list[Tensor])
+    tensors: list[GgufTensor] = field(default_factory=list[GgufTensor])
 
     def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - values are of every type
         """Return a value of the metadata."""
@@ -106,7 +106,7 @@ def _read(content: mmap.mmap, progress: Callable[[float], None]) -> GgufFile:
     return file
 
 
-def _tensor(content: mmap.mmap, begin: int, stored: _Stored) -> Tensor:
+def _tensor(content: mmap.mmap, begin: int, stored: _Stored) -> GgufTensor:
     import gguf
     import numpy as np
 
@@ -131,7 +131,7 @@ def _tensor(content: mmap.mmap, begin: int, stored: _Stored) -> Tensor:
         except NotImplementedError:
             raise ModelError(f"the gguf package cannot dequantise {stored.name} ({quantisation.name})") from None
 
-    return Tensor(stored.name, stored.shape, values)
+    return GgufTensor(stored.name, stored.shape, values)
 
 
 class _Cursor:

@@ -1,4 +1,4 @@
-"""`python -m zmqrt.worker.models`: list the models that have names, and fetch one with a progress bar."""
+"""`python -m zmqrt.worker.model_sources`: list the models that have names, and fetch one with a progress bar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ..protocol.stdio import prepare_stdio, reader_gone
 from .engines.base import Phase, Progress
 from .model_error import ModelError
-from .models import PACKAGES, TINY, fetch, is_ready
+from .model_sources import PACKAGES, TINY, fetch, is_ready
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -36,13 +36,13 @@ from .device_pool import DevicePool, GpuStats
 from .engines.base import EngineSpec, Phase
 from .gpu_monitor import GpuMonitor
 from .model_error import ModelError
-from .models import ModelFiles
+from .model_resolver import resolve_apart
+from .model_sources import ModelFiles
 from .requests import NodeConfig
-from .resolving import resolve_apart
 from .startup_view import StartupView
 from .supervisor import EngineSupervisor
+from .tokenizer import ByteTokenizer, Known, Tokenizer, load_tokenizer
 from .tokenizer_pool import TokenizerPool
-from .vocabulary import ByteVocabulary, Known, Vocabulary, load_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class _Node:
     ) -> None:
         self._settings = settings
         self._context = context
-        self._vocabulary: Vocabulary = ByteVocabulary()
+        self._vocabulary: Tokenizer = ByteTokenizer()
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
         self._devices = find_devices(settings)
@@ -167,7 +167,7 @@ class _Node:
         self._agent.readers = TokenizerPool(files.path)
         loaded = await self._agent.readers.load()
         known = Known(frozenset(loaded.eos_ids), loaded.has_template)
-        self._vocabulary = await asyncio.to_thread(load_vocabulary, files.path, known)
+        self._vocabulary = await asyncio.to_thread(load_tokenizer, files.path, known)
         return files
 
     def _on_progress(self, phase: Phase, percent: float) -> None:

@@ -17,9 +17,9 @@ from ..protocol.errors import ErrorKind, RequestError, request_error, too_long
 from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
 from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, GenerateChunk, TokenLogprobs
-from .engines.base import Sampling, TokenRequest
-from .text import TextStream
-from .vocabulary import TooLongError, Vocabulary
+from .detokenizer import TextStream
+from .engines.base import SamplingParams, TokenRequest
+from .tokenizer import Tokenizer, TooLongError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class PreparedGeneration:
     min_new_tokens: int
     stop_ids: frozenset[int]
     ignore_eos: bool
-    sampling: Sampling
+    sampling: SamplingParams
     text: TextStream
     spell: Callable[[int], bytes]
     """Bytes of a token, for those who asked for log probabilities."""
@@ -79,7 +79,7 @@ class PreparedTask:
     length: int
 
 
-def encode_prompt(body: bytes, vocabulary: Vocabulary, limits: ServiceLimits) -> list[int]:
+def encode_prompt(body: bytes, vocabulary: Tokenizer, limits: ServiceLimits) -> list[int]:
     """Turn the prompt of a generation into ids, as many as the context has room for.
 
     Raises:
@@ -88,14 +88,14 @@ def encode_prompt(body: bytes, vocabulary: Vocabulary, limits: ServiceLimits) ->
     return _encode(_generation(body, limits), vocabulary, limits)
 
 
-def is_rendered(body: bytes, vocabulary: Vocabulary, limits: ServiceLimits) -> bool:
+def is_rendered(body: bytes, vocabulary: Tokenizer, limits: ServiceLimits) -> bool:
     """Say whether the model's template is needed to encode this prompt. Raises RequestError (400)."""
     task = _generation(body, limits)
     return task.messages is not None or (task.prompt is not None and not task.raw and vocabulary.has_template)
 
 
 def prepare_generation(
-    dispatch: Dispatch, vocabulary: Vocabulary, limits: ServiceLimits, prompt_ids: list[int] | None = None
+    dispatch: Dispatch, vocabulary: Tokenizer, limits: ServiceLimits, prompt_ids: list[int] | None = None
 ) -> PreparedGeneration:
     """Check and encode a generation (unless that is done), and catch up with what was delivered before.
 
@@ -171,7 +171,7 @@ def _check_task(task: tasks.Task, limits: ServiceLimits) -> None:
         raise request_error(ErrorKind.WRONG_TASK, f"{limits.service} serves the task {limits.task!r}, not {asked!r}")
 
 
-def _encode(task: Generate, vocabulary: Vocabulary, limits: ServiceLimits) -> list[int]:
+def _encode(task: Generate, vocabulary: Tokenizer, limits: ServiceLimits) -> list[int]:
     try:
         ids = _ids_of(task, vocabulary, limits)
     except TooLongError as error:
@@ -180,7 +180,7 @@ def _encode(task: Generate, vocabulary: Vocabulary, limits: ServiceLimits) -> li
     return ids
 
 
-def _ids_of(task: Generate, vocabulary: Vocabulary, limits: ServiceLimits) -> list[int]:
+def _ids_of(task: Generate, vocabulary: Tokenizer, limits: ServiceLimits) -> list[int]:
     if task.token_ids is not None:
         _check_length("token_ids", len(task.token_ids), limits)
         unknown = next((one for one in task.token_ids if not vocabulary.is_known(one)), None)
@@ -213,7 +213,7 @@ def _too_long(given: str, tokens: int | str, limits: ServiceLimits) -> RequestEr
     return request_error(ErrorKind.CONTEXT_EXCEEDED, too_long(what, tokens, limits.context))
 
 
-def _check_known(largest: int, vocabulary: Vocabulary) -> None:
+def _check_known(largest: int, vocabulary: Tokenizer) -> None:
     """Refuse a token that the tokenizer names and the model was not made with (some models come with one or two)."""
     if not vocabulary.is_known(largest):
         raise request_error(
@@ -222,15 +222,15 @@ def _check_known(largest: int, vocabulary: Vocabulary) -> None:
         )
 
 
-def _check_ids(task: Generate, vocabulary: Vocabulary) -> None:
+def _check_ids(task: Generate, vocabulary: Tokenizer) -> None:
     """Refuse ids beyond the vocabulary: an index error on the device would end the engine process."""
     unknown = next((one for one in task.logit_bias if not vocabulary.is_known(one)), None)
     if unknown is not None:
         raise request_error(ErrorKind.BAD_REQUEST, f"logit_bias: the model has no token {unknown}")
 
 
-def _sampling(task: Generate, dispatch: Dispatch) -> Sampling:
-    return Sampling(
+def _sampling(task: Generate, dispatch: Dispatch) -> SamplingParams:
+    return SamplingParams(
         temperature=tasks.DEFAULT_TEMPERATURE if task.temperature is None else task.temperature,
         top_p=task.top_p,
         top_k=task.top_k,

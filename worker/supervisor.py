@@ -136,10 +136,10 @@ class EngineSupervisor:
 
     def _note(self, post: _Post, child: EngineChild, said: list[ipc.FromEngine]) -> None:
         for message in said:
-            if isinstance(message, ipc.Ready):
+            if isinstance(message, ipc.EngineReady):
                 post.is_ready = True
                 post.policy.ready(asyncio.get_running_loop().time())
-            elif isinstance(message, ipc.Failed):
+            elif isinstance(message, ipc.EngineFailed):
                 post.last_words = message.error
                 if message.is_final:
                     post.policy.is_hopeless = True

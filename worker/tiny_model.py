@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from .model_error import ModelError
-from .weights import Entry, write_safetensors
+from .weights import WeightEntry, write_safetensors
 
 if TYPE_CHECKING:
     from .weights import FloatArray
@@ -110,7 +110,7 @@ def _llama_config(config: TinyConfig) -> dict[str, Any]:
     }
 
 
-def _entries(model: dict[str, Any], seed: int) -> list[Entry]:
+def _entries(model: dict[str, Any], seed: int) -> list[WeightEntry]:
     """List the tensors in drawing order: the order is part of what the seed means."""
     import numpy as np
 
@@ -120,11 +120,11 @@ def _entries(model: dict[str, Any], seed: int) -> list[Entry]:
     def drawn(*shape: int) -> FloatArray:
         return (random.standard_normal(shape) * _SPREAD).astype(np.float32)
 
-    def entry(name: str, *shape: int) -> Entry:
-        return Entry(name, shape, lambda: drawn(*shape))
+    def entry(name: str, *shape: int) -> WeightEntry:
+        return WeightEntry(name, shape, lambda: drawn(*shape))
 
-    def ones(name: str, size: int) -> Entry:
-        return Entry(name, (size,), lambda: np.ones(size, np.float32))
+    def ones(name: str, size: int) -> WeightEntry:
+        return WeightEntry(name, (size,), lambda: np.ones(size, np.float32))
 
     hidden, inner, head_dim = model["hidden_size"], model["intermediate_size"], model["head_dim"]
     query, key = model["num_attention_heads"] * head_dim, model["num_key_value_heads"] * head_dim

@@ -23,7 +23,7 @@ from ..protocol.errors import ErrorKind, RequestError
 from ..protocol.parent_watch import watch_parent
 from .model_error import ModelError
 from .preprocess import ServiceLimits, encode_prompt
-from .vocabulary import FileVocabulary, load_vocabulary
+from .tokenizer import FileTokenizer, load_tokenizer
 
 MEMORY_BYTES: Final = 2 << 30
 """Beyond what it needs by itself: a text of the largest frame, encoded, is about half of this."""
@@ -106,9 +106,9 @@ def _bound_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # without a handler, SIGPROF ends a process
 
 
-def _load(directory: Path) -> tuple[FileVocabulary | None, TokenizerLoaded]:
+def _load(directory: Path) -> tuple[FileTokenizer | None, TokenizerLoaded]:
     try:
-        vocabulary = load_vocabulary(directory)
+        vocabulary = load_tokenizer(directory)
     except (ModelError, OSError, ValueError) as error:
         return None, TokenizerLoaded(error=str(error))
     except MemoryError:
@@ -116,7 +116,7 @@ def _load(directory: Path) -> tuple[FileVocabulary | None, TokenizerLoaded]:
     return vocabulary, TokenizerLoaded(eos_ids=sorted(vocabulary.eos_ids), has_template=vocabulary.has_template)
 
 
-def _answer(vocabulary: FileVocabulary, asked: EncodeRequest) -> EncodeReply:
+def _answer(vocabulary: FileTokenizer, asked: EncodeRequest) -> EncodeReply:
     try:
         return EncodeReply(ids=array("I", encode_prompt(asked.body, vocabulary, asked.limits)).tobytes())
     except RequestError as error:

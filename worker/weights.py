@@ -24,7 +24,7 @@ _ALIGN_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class WeightEntry:
     """One tensor of the file: its float32 values are made when their turn comes."""
 
     name: str
@@ -49,7 +49,7 @@ def to_bfloat16(values: FloatArray) -> npt.NDArray[np.uint16]:
     return ((bits + rounding) >> np.uint32(16)).astype(np.uint16)
 
 
-def write_safetensors(path: Path, entries: Iterable[Entry], progress: Callable[[float], None]) -> None:
+def write_safetensors(path: Path, entries: Iterable[WeightEntry], progress: Callable[[float], None]) -> None:
     """Write tensors as bfloat16; `progress` hears the percentage after each."""
     entries = list(entries)
     header = _header(entries)
@@ -67,7 +67,7 @@ def write_safetensors(path: Path, entries: Iterable[Entry], progress: Callable[[
         os.fsync(file.fileno())  # the rename that follows must not survive a power cut that the bytes do not
 
 
-def _header(entries: list[Entry]) -> bytes:
+def _header(entries: list[WeightEntry]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for entry in entries:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from zmqrt.client.calls import GenerateOptions
 from zmqrt.client.sync import Client
-from zmqrt.protocol import toy_model
+from zmqrt.worker.engines import mock_tokens
 
 _STREAM_TOKENS: Final = (60, 160)
 """Length of streamed toy answers: at 50 ms a step a stream lives for 3 to 8 s, long enough to be hit."""
@@ -68,7 +68,7 @@ class ToyQuestions:
             "ignore_eos": True,
             "model": self._model,
         }
-        ids = toy_model.expected_tokens(prompt_ids, max_tokens, seed=seed, temperature=temperature, ignore_eos=True)
+        ids = mock_tokens.expected_tokens(prompt_ids, max_tokens, seed=seed, temperature=temperature, ignore_eos=True)
         return Question(None, options, ids, bytes(ids).decode("utf-8", "replace"))
 
 

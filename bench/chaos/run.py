@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from zmqrt.client.sync import Client
-from zmqrt.protocol import toy_model
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import ServiceStatus
+from zmqrt.worker.engines import mock_tokens
 
 from .fleet import ChaosFleet, FleetPlan, Struck
 from .judge import Judge
@@ -97,7 +97,7 @@ def _source(
     load = plan.load
     with Client(endpoints, keys=load.keys, insecure=load.insecure, name="chaos", timeout_s=_LEARN_S) as client:
         service = _choose(client.models(), plan.model)
-        if service.revision.startswith(toy_model.REVISION):
+        if service.revision.startswith(mock_tokens.REVISION):
             return ToyQuestions(service.service)
         return learn(client, service.service, max_tokens=plan.max_tokens, rng=rng, tell=watcher.phase, go_on=go_on)
 

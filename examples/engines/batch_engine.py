@@ -5,15 +5,15 @@ zmqrt-worker --engine batch_engine:factory          (with this folder on PYTHONP
 
 import struct
 
-from zmqrt.worker.engines.base import Capacity, EngineSpec, Item, Progress, Result
+from zmqrt.worker.engines.base import Capacity, EngineSpec, Item, ItemResult, Progress
 
 
 class Lengths:
     """An "embedding" of one number: how long the text is."""
 
-    def run(self, items: list[Item]) -> list[Result]:
+    def run(self, items: list[Item]) -> list[ItemResult]:
         """Answer each item, in their order."""
-        return [Result(ticket=item.ticket, body=embed(item)) for item in items]
+        return [ItemResult(ticket=item.ticket, body=embed(item)) for item in items]
 
     def capacity(self) -> Capacity:
         """Up to 32 inputs of up to 512 tokens."""

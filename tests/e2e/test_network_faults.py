@@ -16,7 +16,7 @@ from chaos.proxy import FaultProxy, Way
 
 from support.stack import Process, Stack, eventually
 from zmqrt.client import Client, ConnectError, Embed, Handle, Result
-from zmqrt.protocol.toy_model import expected_tokens
+from zmqrt.worker.engines.mock_tokens import expected_tokens
 
 pytestmark = pytest.mark.e2e
 STREAMS = 12

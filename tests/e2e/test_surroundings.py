@@ -143,7 +143,7 @@ def test_no_child_runs_what_lies_in_the_working_directory(tmp_path: Path) -> Non
 
 def test_an_engine_of_ones_own_may_lie_in_the_working_directory(fleet: Stack, tmp_path: Path) -> None:
     """It is looked for there last, and only because it was asked for."""
-    (tmp_path / "mine.py").write_text("from zmqrt.worker.engines.hashlm import factory\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text("from zmqrt.worker.engines.mock import factory\n", encoding="utf-8")
     (tmp_path / "msgspec.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
     words = ("--broker", fleet.workers, "--engine", "mine:factory", "--device", "cpu", "--log-format", "json")
     command = [sys.executable, "-P", "-m", "zmqrt.worker", *words]

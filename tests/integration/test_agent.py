@@ -17,8 +17,8 @@ from support.node_process import node
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.tasks import GenerateChunk
-from zmqrt.protocol.toy_model import EOS, expected_tokens
-from zmqrt.worker.vocabulary import ByteVocabulary
+from zmqrt.worker.engines.mock_tokens import EOS, expected_tokens
+from zmqrt.worker.tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +46,7 @@ def generate(prompt: str = "hello", **fields: object) -> bytes:
 
 def expected(prompt: str, max_tokens: int, *, seed: int = 5, temperature: float = 0.7) -> list[int]:
     """Return the toy model's answer."""
-    ids = ByteVocabulary().encode(prompt, is_raw=True)
+    ids = ByteTokenizer().encode(prompt, is_raw=True)
     return expected_tokens(ids, max_tokens, seed=seed, temperature=temperature)
 
 
@@ -117,7 +117,7 @@ def test_many_requests_share_the_devices_and_each_gets_its_own_answer(shared: Ha
     broker.until(lambda: sum(tokens_made(broker)) >= sum(before) + 60 * 20)
 
     for lease, n in leases.items():
-        prompt = ByteVocabulary().encode(f"prompt {n}", is_raw=True)
+        prompt = ByteTokenizer().encode(f"prompt {n}", is_raw=True)
         assert broker.ids(lease) == expected_tokens(prompt, 20, seed=5, temperature=0.7, ignore_eos=True)
     assert [now - then for now, then in zip(tokens_made(broker), before, strict=True)] == [600, 600]
     assert broker.largest_envelope >= 10
@@ -156,7 +156,7 @@ def test_a_killed_engine_restarts_alone_and_no_unit_is_lost(tmp_path: Path, brok
     assert sorted(one.restarts for one in broker.all(m.Heartbeat)[-1].devices) == [0, 1]
     assert "restarting" in {device.phase for beat in broker.all(m.Heartbeat) for device in beat.devices}
     for n, lease in enumerate(leases):
-        prompt = ByteVocabulary().encode(f"p{n}", is_raw=True)
+        prompt = ByteTokenizer().encode(f"p{n}", is_raw=True)
         assert broker.ids(lease) == expected_tokens(prompt, 150, seed=5, temperature=0.7, ignore_eos=True)
 
 
@@ -182,7 +182,7 @@ def test_when_the_only_engine_is_killed_its_requests_come_back(tmp_path: Path, b
     assert (error.code, error.reason, error.retryable) == (503, "engine_restarted", True)
     assert took < 1
     assert broker.ids(again) == expected_tokens(
-        ByteVocabulary().encode("again", is_raw=True), 5, seed=5, temperature=0.7, ignore_eos=True
+        ByteTokenizer().encode("again", is_raw=True), 5, seed=5, temperature=0.7, ignore_eos=True
     )
 
 
@@ -210,7 +210,7 @@ def test_two_brokers_are_served_side_by_side(tmp_path: Path, broker: HandBroker)
         broker.__exit__(None, None, None)
         other.until(lambda: other.outcome(second))
 
-    prompt = ByteVocabulary().encode("second", is_raw=True)
+    prompt = ByteTokenizer().encode("second", is_raw=True)
     assert other.ids(second) == expected_tokens(prompt, 200, seed=5, temperature=0.7, ignore_eos=True)
     assert {type(one) for one in broker.said} >= {m.Ready, m.Heartbeat, m.WorkerPartial}
 
@@ -231,7 +231,7 @@ def test_a_broker_that_returns_gets_its_streams_replayed(tmp_path: Path) -> None
 
     ready = second.all(m.Ready)[0]
     assert [(one.lease, one.n > 20) for one in ready.held] == [(lease, True)]
-    prompt = ByteVocabulary().encode("held", is_raw=True)
+    prompt = ByteTokenizer().encode("held", is_raw=True)
     whole = expected_tokens(prompt, 200, seed=5, temperature=0.7, ignore_eos=True)
     assert second.all(m.WorkerPartial, lease)[0].seq == 7
     assert second.ids(lease) == whole[7:]

@@ -54,7 +54,7 @@ def test_a_user_who_spells_special_tokens_forges_no_turn(smollm2: HandBroker) ->
     """The model is given the letters of the markers: the node counts as many tokens as ordinary text has."""
     from tokenizers import Tokenizer
 
-    from zmqrt.worker.models import resolve
+    from zmqrt.worker.model_sources import resolve
 
     path = resolve("smollm2-135m", progress=lambda _phase, _percent: None).path
     letters, markers = (Tokenizer.from_file(str(path / "tokenizer.json")) for _ in range(2))

@@ -10,7 +10,7 @@ import pytest
 
 from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.load import factory
 
@@ -52,7 +52,7 @@ def numbers(outcome: Outcome) -> list[tuple[int, dict[int, float]]]:
 
 def subject(length: int) -> TokenRequest:
     """Ask for sampled tokens and all their log probabilities."""
-    sampling = Sampling(temperature=1.0, seed=77, logprobs=20)
+    sampling = SamplingParams(temperature=1.0, seed=77, logprobs=20)
     return ask(ticket=1000, tokens=14, prompt_ids=prompt(length), sampling=sampling)
 
 

@@ -18,15 +18,15 @@ import torch
 
 from support.engines import ask, requests_of_all_kinds, run
 from support.tiny import tiny_model
-from zmqrt.worker.engines.base import Sampling, TokenRequest
+from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
-from zmqrt.worker.engines.generate.attention import Attention, Shape
-from zmqrt.worker.engines.generate.decoder import LlamaDecoder
+from zmqrt.worker.engines.generate.attention import Attention, AttentionShape
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.flash import Layout, Operation, difference, plain, why_not
-from zmqrt.worker.engines.generate.modules import ModuleDecoder
-from zmqrt.worker.engines.generate.schedule import Limits
+from zmqrt.worker.engines.generate.hf_decoder import HfDecoder
+from zmqrt.worker.engines.generate.llama import LlamaDecoder
+from zmqrt.worker.engines.generate.schedule import SchedulerLimits
 from zmqrt.worker.engines.generate.torch_runner import Decoder, TorchRunner
 
 pytestmark = pytest.mark.integration
@@ -51,8 +51,8 @@ def make(load: Callable[[], Any]) -> Make:
     def made(
         kind: str = "device", *, decoder: Callable[[Any], Decoder] = LlamaDecoder, kv_tokens: int = 4096, **limits: Any
     ) -> GenerateEngine:
-        usual: dict[str, Any] = {"rows": 8, "context": 512, "chunk_tokens": 64, "depth": 1 if kind == "torch" else 2}
-        bounds = Limits(**{**usual, **limits})
+        usual: dict[str, Any] = {"slots": 8, "context": 512, "chunk_tokens": 64, "depth": 1 if kind == "torch" else 2}
+        bounds = SchedulerLimits(**{**usual, **limits})
         runner: TorchRunner | DeviceRunner
         if kind == "torch":
             runner = TorchRunner(decoder(load()), kv_tokens, bounds, dtype=torch.float32, device="cpu")
@@ -71,10 +71,10 @@ def tokens_of(engine: GenerateEngine, requests: list[TokenRequest]) -> dict[int,
 
 
 SHAPED = [
-    Sampling(temperature=0.9, seed=3, top_k=5, top_p=0.7),
-    Sampling(temperature=1.3, seed=2**63 - 1, min_p=0.2, top_k=40),
-    Sampling(temperature=0.0, repetition_penalty=1.5, logit_bias={7: 4.0, 9: -100.0}),
-    Sampling(temperature=1.1, seed=2**31, frequency_penalty=1.0, presence_penalty=-0.5, top_p=0.95),
+    SamplingParams(temperature=0.9, seed=3, top_k=5, top_p=0.7),
+    SamplingParams(temperature=1.3, seed=2**63 - 1, min_p=0.2, top_k=40),
+    SamplingParams(temperature=0.0, repetition_penalty=1.5, logit_bias={7: 4.0, 9: -100.0}),
+    SamplingParams(temperature=1.1, seed=2**31, frequency_penalty=1.0, presence_penalty=-0.5, top_p=0.95),
 ]
 
 
@@ -94,7 +94,7 @@ def test_it_draws_what_the_other_runner_draws(make: Make, depth: int, chunk: int
     """Any sampling, any neighbours, however far ahead: the same tokens as the runner that asks the host each time."""
     requests = all_kinds()
     right = {one.ticket: tokens_of(make("torch"), [one])[one.ticket] for one in requests}
-    engine = make(rows=12, depth=depth, chunk_tokens=chunk)
+    engine = make(slots=12, depth=depth, chunk_tokens=chunk)
 
     assert tokens_of(engine, requests) == right
     assert tokens_of(engine, requests) == right  # the second time prefixes are found
@@ -106,22 +106,26 @@ def test_modules_of_transformers_run_on_it_too(make: Make) -> None:
     """Not only the decoder that knows its layers."""
     requests = requests_of_all_kinds(5, vocabulary=256, tokens=10)
 
-    assert tokens_of(make(decoder=ModuleDecoder), requests) == tokens_of(make("torch"), requests)
+    assert tokens_of(make(decoder=HfDecoder), requests) == tokens_of(make("torch"), requests)
 
 
 def test_a_request_resumed_after_any_token_goes_on_the_same(make: Make) -> None:
     """With its penalties, its noise and its minimum length."""
-    engine, others = make(rows=4), all_kinds()[:2]
+    engine, others = make(slots=4), all_kinds()[:2]
     for request in all_kinds()[8:]:
         whole = tokens_of(engine, [request])[request.ticket]
         for cut in (1, 5, 6, 19):
             resumed = msgspec.structs.replace(request, resume_ids=whole[:cut])
-            assert tokens_of(make(rows=4), [*others, resumed])[request.ticket] == whole[cut:]
+            assert tokens_of(make(slots=4), [*others, resumed])[request.ticket] == whole[cut:]
 
 
 def test_logprobs_are_those_of_the_other_runner(make: Make) -> None:
     """For those who asked, whoever is beside them."""
-    wants = [Sampling(temperature=1.2, seed=4, logprobs=3), Sampling(temperature=0.0, logprobs=0), Sampling(seed=1)]
+    wants = [
+        SamplingParams(temperature=1.2, seed=4, logprobs=3),
+        SamplingParams(temperature=0.0, logprobs=0),
+        SamplingParams(seed=1),
+    ]
     requests = [ask(ticket=number, sampling=sampling) for number, sampling in enumerate(wants)]
     right, got = (run(make(kind), requests) for kind in ("torch", "device"))
 
@@ -138,7 +142,7 @@ def test_whoever_comes_and_goes_changes_nothing_for_others(make: Make, seed: int
     rng = random.Random(seed)
     requests = {one.ticket: one for one in all_kinds()}
     right = {ticket: tokens_of(make("torch"), [one])[ticket] for ticket, one in requests.items()}
-    engine = make(rows=4, kv_tokens=600, context=300, chunk_tokens=16)
+    engine = make(slots=4, kv_tokens=600, context=300, chunk_tokens=16)
     made: dict[int, list[int]] = {}
     kinds: dict[int, int] = {}
     ended = 0
@@ -159,8 +163,8 @@ def test_whoever_comes_and_goes_changes_nothing_for_others(make: Make, seed: int
 
 def test_deterministic_numbers_on_it_too(make: Make) -> None:
     """Fixed passes and forced resumes: to the last bit, alone, among others, and resumed."""
-    exact = {"is_deterministic": True, "chunk_tokens": 32, "rows": 8}
-    request = ask(ticket=99, length=45, tokens=10, sampling=Sampling(temperature=1.0, seed=5, logprobs=20))
+    exact = {"is_deterministic": True, "chunk_tokens": 32, "slots": 8}
+    request = ask(ticket=99, length=45, tokens=10, sampling=SamplingParams(temperature=1.0, seed=5, logprobs=20))
     whole = run(make(**exact), [request])[99]
     others = requests_of_all_kinds(6, vocabulary=256, tokens=8)
 
@@ -219,7 +223,7 @@ def test_out_of_memory_is_tried_piece_by_piece_and_costs_one_request_at_most(mak
 @pytest.mark.parametrize("is_piece", [False, True])
 def test_the_self_test_passes_what_is_right_and_finds_what_is_wrong(heads: int, *, is_piece: bool) -> None:
     """Starts that are ignored, lengths that are one off, a pool that is not a number."""
-    shape = Shape(layers=1, heads=heads, kv_heads=2, head_size=16)
+    shape = AttentionShape(layers=1, heads=heads, kv_heads=2, head_size=16)
 
     def off(operation: Operation) -> float:
         return difference(shape, torch.bfloat16, "cpu", is_piece=is_piece, operation=operation)
@@ -239,8 +243,8 @@ def test_the_self_test_passes_what_is_right_and_finds_what_is_wrong(heads: int, 
 
 def test_a_cpu_has_no_such_operation_and_that_is_said() -> None:
     """What is chosen then is the attention that every device has."""
-    shape = Shape(layers=1, heads=4, kv_heads=2, head_size=16)
+    shape = AttentionShape(layers=1, heads=4, kv_heads=2, head_size=16)
 
     assert "is none of the types" in (why_not(shape, torch.float32, "cpu") or "")
-    assert "heads of 12" in (why_not(Shape(1, 4, 2, 12), torch.bfloat16, "cpu") or "")
+    assert "heads of 12" in (why_not(AttentionShape(1, 4, 2, 12), torch.bfloat16, "cpu") or "")
     assert why_not(shape, torch.bfloat16, "cpu") is not None

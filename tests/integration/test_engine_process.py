@@ -16,9 +16,9 @@ import pytest
 
 from support.engine_fleet import EngineFleet, alive, drive, spec
 from support.stack import eventually
-from zmqrt.protocol.toy_model import expected_tokens
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import Sampling, TokenRequest
+from zmqrt.worker.engines.base import SamplingParams, TokenRequest
+from zmqrt.worker.engines.mock_tokens import expected_tokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform == "win32", reason="there is no ipc")]
 TESTS = str(Path(__file__).resolve().parents[1])
@@ -40,7 +40,7 @@ def request(ticket: int, tokens: int = 5, prompt: list[int] = HELLO) -> ipc.Subm
             prompt_ids=prompt,
             max_new_tokens=tokens,
             ignore_eos=True,
-            sampling=Sampling(temperature=0.0),
+            sampling=SamplingParams(temperature=0.0),
         ),
     )
 
@@ -55,7 +55,7 @@ def test_it_loads_with_progress_and_then_works() -> None:
 
     async def play(fleet: EngineFleet) -> None:
         services = await fleet.ready()
-        loading = fleet.of(ipc.Loading)
+        loading = fleet.of(ipc.EngineLoading)
         assert (loading[0].phase, loading[-1].phase, loading[-1].percent) == ("starting", "loading", 100.0)
         assert [one.percent for one in loading] == sorted(one.percent for one in loading)
         assert 4 <= len(loading) <= 10  # at most ten a second
@@ -69,7 +69,7 @@ def test_it_loads_with_progress_and_then_works() -> None:
         assert fleet.tokens(1) == right(5)
         assert fleet.tokens(2) == right(9, [7])
         assert fleet.results()[3].body is not None
-        stats = fleet.of(ipc.Step)[-1].stats
+        stats = fleet.of(ipc.StepReport)[-1].stats
         assert (stats[""].tokens, stats["embed"].steps) == (14, 1)
 
     drive(spec(load_s="0.5"), play)
@@ -107,7 +107,7 @@ def test_a_cancel_ends_one_request_once() -> None:
         await fleet.ready()
         fleet.send(request(1, 5000), request(2, 40))
         await fleet.until(lambda: fleet.tokens(1))
-        fleet.send(ipc.Cancel(1), ipc.Cancel(1), ipc.Cancel(99))
+        fleet.send(ipc.CancelTicket(1), ipc.CancelTicket(1), ipc.CancelTicket(99))
         await fleet.until(lambda: fleet.is_over(1) and fleet.is_over(2))
         assert [event.finish_reason for event in fleet.events(1) if event.finish_reason] == ["cancelled"]
         assert fleet.tokens(2) == right(40)
@@ -127,7 +127,7 @@ def test_a_poison_item_fails_alone() -> None:
         await fleet.until(lambda: len(fleet.results()) == 8)
         failed = {ticket: result.error for ticket, result in fleet.results().items() if result.error}
         assert failed == {5: "ValueError: told to fail by 'poison' in the input"}
-        assert fleet.of(ipc.Step)[-1].stats["embed"].steps == 7
+        assert fleet.of(ipc.StepReport)[-1].stats["embed"].steps == 7
 
     drive(spec(fail_on_prompt="poison"), play)
 
@@ -150,14 +150,14 @@ def test_a_long_batch_does_not_silence_the_process() -> None:
     async def play(fleet: EngineFleet) -> None:
         await fleet.ready()
         fleet.send(ipc.SubmitTask("embed", 1, {"input": "first"}, 5))
-        await fleet.until(lambda: any(step.stats["embed"].running for step in fleet.of(ipc.Step)))
+        await fleet.until(lambda: any(step.stats["embed"].running for step in fleet.of(ipc.StepReport)))
         fleet.send(*(ipc.SubmitTask("embed", ticket, {"input": "more"}, 4) for ticket in range(2, 7)))
-        fleet.send(ipc.Cancel(6), ipc.Cancel(1))
+        fleet.send(ipc.CancelTicket(6), ipc.CancelTicket(1))
         await fleet.until(lambda: 6 in fleet.results())
         assert fleet.results()[6].error == "cancelled"
         assert 1 not in fleet.results()
         await fleet.until(lambda: len(fleet.results()) == 6)
-        stats = fleet.of(ipc.Step)[-1].stats["embed"]
+        stats = fleet.of(ipc.StepReport)[-1].stats["embed"]
         assert (stats.steps, stats.largest_batch, stats.tokens) == (2, 4, 5)
         assert fleet.results()[1].body is not None
 
@@ -236,9 +236,9 @@ def test_nothing_of_a_dead_process_is_taken_for_words_of_the_next() -> None:
         os.kill(fleet.supervisor.pids["mock:0"], signal.SIGKILL)
         await fleet.exit()
         fleet.forget()
-        await fleet.until(lambda: len(fleet.of(ipc.Step)) >= 2)
-        assert isinstance(fleet.said["mock:0"][0], ipc.Loading)
-        assert [step.events for step in fleet.of(ipc.Step)] == [[], []]
+        await fleet.until(lambda: len(fleet.of(ipc.StepReport)) >= 2)
+        assert isinstance(fleet.said["mock:0"][0], ipc.EngineLoading)
+        assert [step.events for step in fleet.of(ipc.StepReport)] == [[], []]
 
     drive(spec(step_ms="0"), play)
 
@@ -264,7 +264,7 @@ def test_silence_betrays_a_hung_engine() -> None:
     async def play(fleet: EngineFleet) -> None:
         await fleet.ready()
         since = time.monotonic()
-        await fleet.until(lambda: len(fleet.of(ipc.Step)) >= 8)
+        await fleet.until(lambda: len(fleet.of(ipc.StepReport)) >= 8)
         assert (time.monotonic() - since) / 8 < 0.35
 
         fleet.send(request(1, prompt=list(b"please hang")))
@@ -304,7 +304,7 @@ def test_a_factory_that_fails_says_why_in_one_line(engine: str, words: str) -> N
         _, reason, _ = await fleet.exit()
         assert words in reason
         assert "\n" not in reason
-        assert [one.error for one in fleet.of(ipc.Failed)] == [reason]
+        assert [one.error for one in fleet.of(ipc.EngineFailed)] == [reason]
 
     drive(spec(engine), play)
 
@@ -399,7 +399,7 @@ def test_it_stops_in_time_whatever_it_does(engine: str) -> None:
             fleet.send(request(1, 5000))
             await fleet.until(lambda: fleet.tokens(1))
         else:
-            await fleet.until(lambda: [one for one in fleet.of(ipc.Loading) if one.phase == "loading"])
+            await fleet.until(lambda: [one for one in fleet.of(ipc.EngineLoading) if one.phase == "loading"])
         started_at = time.monotonic()
 
     drive(spec(engine), play)
@@ -487,9 +487,9 @@ def test_cancelled_text_stops_and_frees_its_slot() -> None:
 
     async def play(fleet: EngineFleet) -> None:
         await fleet.ready()
-        fleet.send(speak(1, "forever"), speak(2, "forever"), ipc.Cancel(2))
+        fleet.send(speak(1, "forever"), speak(2, "forever"), ipc.CancelTicket(2))
         await fleet.until(lambda: len(fleet.text(1)) > 3 and fleet.ends(2))
-        fleet.send(ipc.Cancel(1), ipc.Cancel(1))
+        fleet.send(ipc.CancelTicket(1), ipc.CancelTicket(1))
         await fleet.until(lambda: fleet.ends(1))
         fleet.send(speak(3, "next"), speak(4, "next"))
         await fleet.until(lambda: fleet.ends(3) and fleet.ends(4))

@@ -13,7 +13,7 @@ import pytest
 
 from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
-from zmqrt.worker.engines.base import CannotLoadError, EngineSpec, Sampling, TokenEngine, TokenEvent, TokenRequest
+from zmqrt.worker.engines.base import CannotLoadError, EngineSpec, SamplingParams, TokenEngine, TokenEvent, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.generate.attention import PoolAttention
 from zmqrt.worker.engines.generate.engine import GenerateEngine
@@ -217,7 +217,7 @@ def test_many_requests_a_third_of_them_cancelled_leave_nothing(make: Make) -> No
 
 def test_logprobs_are_those_of_the_model(make: Make, model_path: Path) -> None:
     """Before temperature, bias and noise; the likeliest and the drawn one."""
-    request = ask(sampling=Sampling(temperature=1.2, seed=4, logprobs=3))
+    request = ask(sampling=SamplingParams(temperature=1.2, seed=4, logprobs=3))
     continuous = transformers_factory(spec(model_path), lambda _phase, _percent: None)
     right = run(continuous, [request])[1].logprobs
     continuous.close()

@@ -13,7 +13,7 @@ import torch
 
 from support.engines import ask, requests_of_all_kinds, run
 from support.tiny import tiny_model
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.load import factory
@@ -66,7 +66,7 @@ def test_recorded_steps_draw_what_calls_do(make: Make) -> None:
 def test_deterministic_numbers(make: Make, others: int) -> None:
     """Bitwise the same at batch 1, 7 and 32, and resumed."""
     engine = make(deterministic="1", chunk="64")
-    request = ask(ticket=99, length=150, tokens=24, sampling=Sampling(temperature=1.0, seed=5, logprobs=20))
+    request = ask(ticket=99, length=150, tokens=24, sampling=SamplingParams(temperature=1.0, seed=5, logprobs=20))
     alone = run(engine, [request])[99]
 
     beside = requests_of_all_kinds(others, vocabulary=256, tokens=30)

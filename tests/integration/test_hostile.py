@@ -24,7 +24,7 @@ from support.wire import smallest
 from zmqrt.protocol import codec, limits, tasks
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.snapshot import Snapshot
-from zmqrt.protocol.toy_model import expected_tokens
+from zmqrt.worker.engines.mock_tokens import expected_tokens
 
 pytestmark = pytest.mark.e2e
 INPUTS: Final = 3000

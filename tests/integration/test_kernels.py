@@ -16,8 +16,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from zmqrt.worker.engines.generate import kernels
-from zmqrt.worker.engines.generate.kernel_operations import KernelOperations, differences, why_not
-from zmqrt.worker.engines.generate.operations import TorchOperations
+from zmqrt.worker.engines.generate.kernel_ops import KernelOps, differences, why_not
+from zmqrt.worker.engines.generate.ops import TorchOps
 
 pytestmark = pytest.mark.integration
 
@@ -35,13 +35,13 @@ def test_each_kernel_computes_what_torch_does(dtype: torch.dtype, most: float) -
 @pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store", "draw"])
 def test_the_self_test_finds_a_kernel_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes out of it is a little off, or an id further."""
-    right = getattr(KernelOperations, name)
+    right = getattr(KernelOps, name)
 
     def wrong(*arguments: Any) -> Any:
         result = right(*arguments)
         return (result[0], result[1] + 0.1) if isinstance(result, tuple) else result + 1
 
-    monkeypatch.setattr(KernelOperations, name, wrong)
+    monkeypatch.setattr(KernelOps, name, wrong)
 
     assert f"{name} is off by" in (why_not(torch.bfloat16, "cpu") or "")
 
@@ -58,10 +58,10 @@ def test_the_lowest_of_equal_scores_is_drawn_across_blocks() -> None:
     scores = torch.zeros(2, 5000)
     scores[0, [1500, 1501, 4000]] = 3.0
     scores[1, [1023, 1024]] = 3.0
-    from zmqrt.worker.engines.noise import GumbelNoise
+    from zmqrt.worker.engines.gumbel import GumbelNoise
 
     noise = GumbelNoise(5000, "cpu")
     arguments = (scores, torch.zeros(2), noise.states([1, 2]), noise)
 
-    for operations in (KernelOperations(), TorchOperations()):
+    for operations in (KernelOps(), TorchOps()):
         assert list(map(int, operations.draw(*arguments))) == [1500, 1023]

@@ -14,7 +14,7 @@ from zmqrt.worker.engines.base import CannotLoadError, EngineSpec
 from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.generate.load import factory
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.models import check_fit, resolve
+from zmqrt.worker.model_sources import check_fit, resolve
 
 pytestmark = pytest.mark.integration
 VOCABULARY = 512

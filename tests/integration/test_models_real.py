@@ -9,12 +9,12 @@ import pytest
 
 from support.engines import requests_of_all_kinds, run
 from zmqrt.protocol.tasks import ChatMessage
-from zmqrt.worker.engines.base import EngineSpec, Sampling, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenEngine, TokenRequest
 from zmqrt.worker.engines.cb_loop import untyped
-from zmqrt.worker.engines.loading import find_factory
-from zmqrt.worker.model_fetch import locate
-from zmqrt.worker.models import PACKAGES, ModelFiles, resolve
-from zmqrt.worker.vocabulary import load_vocabulary
+from zmqrt.worker.engines.factories import find_factory
+from zmqrt.worker.model_download import locate
+from zmqrt.worker.model_sources import PACKAGES, ModelFiles, resolve
+from zmqrt.worker.tokenizer import load_tokenizer
 
 pytestmark = [
     pytest.mark.realmodel,
@@ -71,13 +71,13 @@ def test_the_record_says_what_it_is(files: ModelFiles) -> None:
 
 def test_greedy_answer_through_the_engine(files: ModelFiles, engine: TokenEngine) -> None:
     """Template, tokens, EOS and text fit together."""
-    vocabulary = load_vocabulary(files.path)
+    vocabulary = load_tokenizer(files.path)
     assert vocabulary.eos_ids == {2}
     request = TokenRequest(
         ticket=1,
         prompt_ids=vocabulary.encode_chat(QUESTION),
         max_new_tokens=16,
-        sampling=Sampling(temperature=0.0),
+        sampling=SamplingParams(temperature=0.0),
     )
 
     outcome = run(engine, [request])[1]

@@ -9,7 +9,7 @@ import pytest
 from support import broken_models as broken
 from support.tiny import tiny_model
 from zmqrt.protocol.tasks import ChatMessage
-from zmqrt.worker.vocabulary import load_vocabulary
+from zmqrt.worker.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
 
@@ -72,7 +72,7 @@ def test_prompts_have_the_tokens_of_transformers(
     reference: Any = cast("Any", AutoTokenizer).from_pretrained(model)
     talk = [{"role": one.role, "content": one.content} for one in TALK]
 
-    ours = load_vocabulary(model)
+    ours = load_tokenizer(model)
 
     assert ours.encode_chat(TALK) == reference.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     assert ours.encode(TEXT, is_raw=True) == reference(TEXT).input_ids

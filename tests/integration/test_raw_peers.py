@@ -15,7 +15,7 @@ from zmqrt.client import Client
 from zmqrt.protocol import codec
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_FRAME_BYTES
-from zmqrt.protocol.toy_model import expected_tokens
+from zmqrt.worker.engines.mock_tokens import expected_tokens
 
 pytestmark = pytest.mark.integration
 MOST_GROWTH = 48 << 20

@@ -18,8 +18,8 @@ from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ErrorKind, RequestError
 from zmqrt.worker.model_error import ModelError
 from zmqrt.worker.preprocess import ServiceLimits, encode_prompt
+from zmqrt.worker.tokenizer import load_tokenizer
 from zmqrt.worker.tokenizer_pool import LONG_BYTES, PendingPrompt, TokenizerPool
-from zmqrt.worker.vocabulary import load_vocabulary
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -79,7 +79,7 @@ class Asking:
 def test_a_prompt_is_read_as_it_would_be_here(tmp_path: Path) -> None:
     """The same ids, and what the template tells about the model comes first; errors come with their kind."""
     directory = model(tmp_path)
-    asking, vocabulary = Asking(directory), load_vocabulary(directory)
+    asking, vocabulary = Asking(directory), load_tokenizer(directory)
 
     async def scenario() -> None:
         loaded = await asking.readers.load()

@@ -16,7 +16,7 @@ from zmqrt.worker.engines.base import (
     EngineFullError,
     EngineSpec,
     RequestRefusedError,
-    Sampling,
+    SamplingParams,
     TokenEngine,
 )
 from zmqrt.worker.engines.cb_loop import Pool, untyped
@@ -131,7 +131,7 @@ def test_resumed_after_any_token_it_goes_on_the_same(engine: TransformersEngine)
 
 def test_seeds_differ(engine: TransformersEngine) -> None:
     """Equal prompts with other seeds take other ways; with equal seeds the same."""
-    sampled = [ask(ticket=1, sampling=Sampling(temperature=1.0, seed=seed)) for seed in (1, 1, 2, 2**62)]
+    sampled = [ask(ticket=1, sampling=SamplingParams(temperature=1.0, seed=seed)) for seed in (1, 1, 2, 2**62)]
     outcomes = [alone(engine, request).token_ids for request in sampled]
 
     assert outcomes[0] == outcomes[1]
@@ -153,7 +153,7 @@ def test_stop_ids_end_an_answer_and_are_reported(engine: TransformersEngine) -> 
 
 def test_the_models_own_eos_stops_unless_ignored(engine: TransformersEngine) -> None:
     """EOS comes from the model's configuration; the request need not name it."""
-    biased = Sampling(temperature=0.0, logit_bias={EOS: 100.0})
+    biased = SamplingParams(temperature=0.0, logit_bias={EOS: 100.0})
 
     assert alone(engine, ask(sampling=biased, ignore_eos=False)).token_ids == [EOS]
     assert alone(engine, ask(sampling=biased, ignore_eos=True)).token_ids == [EOS] * 12
@@ -161,8 +161,8 @@ def test_the_models_own_eos_stops_unless_ignored(engine: TransformersEngine) -> 
 
 def test_logprobs_name_the_token_and_the_likeliest(engine: TransformersEngine) -> None:
     """Of the model's distribution, before temperature and noise."""
-    greedy = alone(engine, ask(sampling=Sampling(temperature=0.0, logprobs=2))).logprobs
-    sampled = alone(engine, ask(sampling=Sampling(temperature=1.5, seed=3, logprobs=0)))
+    greedy = alone(engine, ask(sampling=SamplingParams(temperature=0.0, logprobs=2))).logprobs
+    sampled = alone(engine, ask(sampling=SamplingParams(temperature=1.5, seed=3, logprobs=0)))
 
     assert all(len(one) == 2 and max(one.values()) < 0.0 for one in greedy)
     assert [list(one) for one in sampled.logprobs] == [[token_id] for token_id in sampled.token_ids]
@@ -177,8 +177,8 @@ def test_logprobs_name_the_token_and_the_likeliest(engine: TransformersEngine) -
         ("prompt_ids is 512", {"prompt_ids": [512]}),
         ("prompt_ids is -1", {"prompt_ids": [-1]}),
         ("max_new_tokens is 0", {"max_new_tokens": 0}),
-        ("logprobs is 21", {"sampling": Sampling(logprobs=21)}),
-        ("top_p is 0.0", {"sampling": Sampling(top_p=0.0)}),
+        ("logprobs is 21", {"sampling": SamplingParams(logprobs=21)}),
+        ("top_p is 0.0", {"sampling": SamplingParams(top_p=0.0)}),
     ],
 )
 def test_what_would_kill_the_loop_is_refused(engine: TransformersEngine, words: str, changes: dict[str, Any]) -> None:
@@ -394,10 +394,10 @@ def test_limits_keep_the_sets_that_transformers_keeps() -> None:
 
     logits_process = untyped("transformers.generation.logits_process")
     logits = np.random.RandomState(0).standard_normal(500).astype(np.float32) * 2
-    warpers: list[tuple[Sampling, Any]] = [
-        (Sampling(top_k=7), logits_process.TopKLogitsWarper(7)),
-        (Sampling(top_p=0.8), logits_process.TopPLogitsWarper(0.8)),
-        (Sampling(min_p=0.05), logits_process.MinPLogitsWarper(0.05)),
+    warpers: list[tuple[SamplingParams, Any]] = [
+        (SamplingParams(top_k=7), logits_process.TopKLogitsWarper(7)),
+        (SamplingParams(top_p=0.8), logits_process.TopPLogitsWarper(0.8)),
+        (SamplingParams(min_p=0.05), logits_process.MinPLogitsWarper(0.05)),
     ]
     for sampling, warper in warpers:
         theirs = warper(None, torch.tensor(logits)[None])[0]

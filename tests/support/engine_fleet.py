@@ -14,7 +14,7 @@ import psutil
 from zmqrt.protocol import transport
 from zmqrt.worker.device_discovery import DeviceSpec
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import EngineSpec, Result, TokenEvent
+from zmqrt.worker.engines.base import EngineSpec, ItemResult, TokenEvent
 from zmqrt.worker.supervisor import EngineSupervisor
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class EngineFleet:
 
     async def ready(self, device: str = "mock:0") -> list[ipc.EngineService]:
         """Wait until the engine has loaded (the newest process, if there were several); return its services."""
-        return (await self.until(lambda: self.of(ipc.Ready, device), "loading"))[-1].services
+        return (await self.until(lambda: self.of(ipc.EngineReady, device), "loading"))[-1].services
 
     async def exit(self) -> tuple[str, str, bool]:
         """Wait for the end of a process and return it, once."""
@@ -96,7 +96,7 @@ class EngineFleet:
 
     def events(self, ticket: int, device: str = "mock:0") -> list[TokenEvent]:
         """Return what happened to a token request."""
-        return [event for step in self.of(ipc.Step, device) for event in step.events if event.ticket == ticket]
+        return [event for step in self.of(ipc.StepReport, device) for event in step.events if event.ticket == ticket]
 
     def tokens(self, ticket: int, device: str = "mock:0") -> list[int]:
         """Return the tokens of a request."""
@@ -106,9 +106,9 @@ class EngineFleet:
         """Whether a token request has had its last event."""
         return any(event.finish_reason for event in self.events(ticket, device))
 
-    def results(self, device: str = "mock:0") -> dict[int, Result]:
+    def results(self, device: str = "mock:0") -> dict[int, ItemResult]:
         """Return the results of batches by ticket."""
-        return {result.ticket: result for step in self.of(ipc.Step, device) for result in step.results}
+        return {result.ticket: result for step in self.of(ipc.StepReport, device) for result in step.results}
 
     def text(self, ticket: int) -> list[str]:
         """Return the pieces of text of a ticket."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from zmqrt.worker.engines.base import FinishReason, Sampling, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import FinishReason, SamplingParams, TokenEngine, TokenRequest
 
 MAX_POLLS = 5000
 """A test that polls so often hangs."""
@@ -43,14 +43,14 @@ def requests_of_all_kinds(count: int, *, vocabulary: int, tokens: int) -> list[T
     """Make greedy, sampled, limited and penalised requests, with prompts of lengths around a block of 32."""
     rnd = random.Random(5)
     kinds = [
-        Sampling(temperature=1.0, seed=2**62 + 1),
-        Sampling(temperature=0.0),
-        Sampling(temperature=0.8, seed=7, repetition_penalty=1.2, frequency_penalty=0.3),
-        Sampling(temperature=1.5, seed=7, top_p=0.9),
-        Sampling(temperature=0.0, presence_penalty=0.5),
-        Sampling(temperature=0.7, seed=11, top_k=20, logit_bias={5: 2.0}),
-        Sampling(temperature=1.0, seed=0, min_p=0.05),
-        Sampling(temperature=2.0, seed=123456789012),
+        SamplingParams(temperature=1.0, seed=2**62 + 1),
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.8, seed=7, repetition_penalty=1.2, frequency_penalty=0.3),
+        SamplingParams(temperature=1.5, seed=7, top_p=0.9),
+        SamplingParams(temperature=0.0, presence_penalty=0.5),
+        SamplingParams(temperature=0.7, seed=11, top_k=20, logit_bias={5: 2.0}),
+        SamplingParams(temperature=1.0, seed=0, min_p=0.05),
+        SamplingParams(temperature=2.0, seed=123456789012),
     ]
     return [
         TokenRequest(
@@ -76,7 +76,7 @@ def ask(ticket: int = 1, length: int = 20, tokens: int = 12, **changes: object) 
         prompt_ids=prompt(length, ticket),
         max_new_tokens=tokens,
         ignore_eos=True,
-        sampling=Sampling(temperature=0.0),
+        sampling=SamplingParams(temperature=0.0),
     )
     return msgspec.structs.replace(plain, **changes)
 

@@ -18,10 +18,10 @@ from zmqrt.worker.broker_sessions import SessionState
 from zmqrt.worker.core import WorkerCore
 from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import Capacity, EngineStats, Result, TokenEvent
+from zmqrt.worker.engines.base import Capacity, EngineStats, ItemResult, TokenEvent
 from zmqrt.worker.preprocess import prepare_generation, prepare_task
 from zmqrt.worker.requests import NodeConfig
-from zmqrt.worker.vocabulary import ByteVocabulary
+from zmqrt.worker.tokenizer import ByteTokenizer
 
 M = TypeVar("M")
 UUID = b"w" * 16
@@ -67,7 +67,7 @@ class Node:
         self.core = WorkerCore(config, self.fleet, endpoints, self.now)
         self.log: list[a.Action] = []
         self.auto_prepare = True
-        self.vocabulary = ByteVocabulary()
+        self.vocabulary = ByteTokenizer()
         self._leases = 1000
 
     # --- what happens to the node
@@ -134,7 +134,7 @@ class Node:
             model="toy",
             revision="r1",
         )
-        return self.engine(ipc.Ready([service]), device=device)
+        return self.engine(ipc.EngineReady([service]), device=device)
 
     def engine(self, *messages: ipc.FromEngine, device: int = 0) -> list[a.Action]:
         """Hear from an engine process."""
@@ -147,9 +147,9 @@ class Node:
         self.core.engine_exited(self.devices[device], reason, is_restarted=is_restarted, now=self.now)
         return self.done()
 
-    def step(self, *events: TokenEvent, device: int = 0, results: Sequence[Result] = ()) -> list[a.Action]:
+    def step(self, *events: TokenEvent, device: int = 0, results: Sequence[ItemResult] = ()) -> list[a.Action]:
         """Hear of one step of an engine."""
-        return self.engine(ipc.Step(list(events), list(results), {"": EngineStats()}), device=device)
+        return self.engine(ipc.StepReport(list(events), list(results), {"": EngineStats()}), device=device)
 
     def receive(self, *messages: m.ToWorker, broker: int = 0) -> list[a.Action]:
         """Hear from a broker."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from zmqrt.worker.engines import hashlm
+from zmqrt.worker.engines import mock
 from zmqrt.worker.engines.base import (
     Capacity,
     Engine,
@@ -67,7 +67,7 @@ def noted(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
     """Make the mock, with `--engine-opt notes=PATH` for the file."""
     options = dict(spec.options)
     path = options.pop("notes")
-    made = dict(hashlm.factory(msgspec.structs.replace(spec, options=options), progress))
+    made = dict(mock.factory(msgspec.structs.replace(spec, options=options), progress))
     text = made[""]
     assert isinstance(text, TokenEngine)
     return {**made, "": Noted(text, path)}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from zmqrt.client import Client, GenerateOptions, Handle, Result
-from zmqrt.protocol.toy_model import expected_tokens
-from zmqrt.worker.vocabulary import ByteVocabulary
+from zmqrt.worker.engines.mock_tokens import expected_tokens
+from zmqrt.worker.tokenizer import ByteTokenizer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Expected:
 
     @cached_property
     def _bytes(self) -> bytes:
-        ids = ByteVocabulary().encode(self.prompt, is_raw=True)
+        ids = ByteTokenizer().encode(self.prompt, is_raw=True)
         made = expected_tokens(ids, self.tokens, seed=self.seed, temperature=self.temperature, ignore_eos=True)
         return bytes(made)  # without EOS every token is a byte
 

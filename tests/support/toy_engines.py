@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from zmqrt.worker.engines.base import (
@@ -16,15 +16,15 @@ from zmqrt.worker.engines.base import (
     EngineSpec,
     EngineStats,
     Item,
+    ItemResult,
     Progress,
-    Result,
     StreamEngine,
     TokenEngine,
     TokenEvent,
     TokenRequest,
 )
-from zmqrt.worker.engines.generate.schedule import Part, Step
-from zmqrt.worker.engines.hashlm import HashLM, HashRunner, Pace
+from zmqrt.worker.engines.generate.schedule import EngineStep, SequenceStep
+from zmqrt.worker.engines.mock import MockEngine, MockRunner, MockTiming
 
 
 class Speaker:
@@ -88,9 +88,9 @@ class Doomed:
 class Forgetful:
     """A batch engine that loses an item."""
 
-    def run(self, items: list[Item]) -> list[Result]:
+    def run(self, items: list[Item]) -> list[ItemResult]:
         """Answer all but the last."""
-        return [Result(ticket=item.ticket, body={}) for item in items[:-1]]
+        return [ItemResult(ticket=item.ticket, body={}) for item in items[:-1]]
 
     def capacity(self) -> Capacity:
         """Eight."""
@@ -145,20 +145,20 @@ def greedy(spec: EngineSpec, progress: Progress) -> TokenEngine:
     raise AssertionError
 
 
-class _FaultyRunner(HashRunner):
+class _FaultyRunner(MockRunner):
     """Breaks like a GPU: the step that has a certain prompt in it raises, and what was computed is lost."""
 
-    def launch(self, step: Step) -> Sequence[Part]:
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
         """Compute a step, unless "fault" is asked."""
-        if any(part.row.request.prompt_ids == list(b"fault") for part in step.parts):
+        if any(part.sequence.request.prompt_ids == list(b"fault") for part in step.parts):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return super().launch(step)
 
 
 def faulty(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Make the mock, on a device that breaks."""
-    engine = HashLM(slots=4, context=100_000, pace=Pace(step_ms=2.0))
-    engine.runner = _FaultyRunner(4 * 100_000, pace=Pace(step_ms=2.0), may_end=True, clock=time.monotonic)
+    engine = MockEngine(slots=4, context=100_000, pace=MockTiming(step_ms=2.0))
+    engine.runner = _FaultyRunner(4 * 100_000, pace=MockTiming(step_ms=2.0), may_end=True, clock=time.monotonic)
     return engine
 
 

@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 Phase = Literal["starting", "downloading", "converting", "loading", "warming", "ready", "restarting", "failed"]
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn; every field is already resolved (no None means "default" here).
 
     `temperature` below 1e-5 is greedy. `seed` is 0..2**63-1; noise is a pure function of (seed, position, token id).
@@ -48,7 +48,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_new_tokens: int = 0
     stop_ids: list[int] = []
     ignore_eos: bool = False
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
 
 
 class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +152,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     length: int
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
+class ItemResult(msgspec.Struct, frozen=True, kw_only=True):
     """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with it.
 
     `refused` says that the item is at fault and not the model: the caller is told by a 400 with those words, which
@@ -169,7 +169,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 class BatchEngine(Protocol):
     """Embeddings, classifiers and the like: many in, as many out; the batcher stands in front of it."""
 
-    def run(self, items: list[Item]) -> list[Result]:
+    def run(self, items: list[Item]) -> list[ItemResult]:
         """Run one batch; one result per item, in their order."""
         ...
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Self, cast
 from ..context import context_of
 from ..model_error import ModelError
 from ..special_tokens import ids_in
-from ..vocabulary import end_ids_of
+from ..tokenizer import end_ids_of
 from .base import CannotLoadError, EngineSpec, Progress
 from .cb_loop import Pool, untyped
 from .loaded_check import check_numbers, check_report

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .base import Capacity, EngineStats, Phase, Result, TokenEvent, TokenRequest
+from .base import Capacity, EngineStats, ItemResult, Phase, TokenEvent, TokenRequest
 
 Kind = Literal["token", "batch", "stream"]
 
@@ -32,7 +32,7 @@ class SubmitTask(msgspec.Struct, frozen=True, tag=2, array_like=True):
     length: int
 
 
-class Cancel(msgspec.Struct, frozen=True, tag=3, array_like=True):
+class CancelTicket(msgspec.Struct, frozen=True, tag=3, array_like=True):
     """Agent to engine: stop a ticket; answered by exactly one terminal event if it was live."""
 
     ticket: int
@@ -53,7 +53,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
 
 
-class Loading(msgspec.Struct, frozen=True, tag=10, array_like=True):
+class EngineLoading(msgspec.Struct, frozen=True, tag=10, array_like=True):
     """Engine to agent: how far loading is."""
 
     phase: Phase
@@ -61,13 +61,13 @@ class Loading(msgspec.Struct, frozen=True, tag=10, array_like=True):
     elapsed_s: float
 
 
-class Ready(msgspec.Struct, frozen=True, tag=11, array_like=True):
+class EngineReady(msgspec.Struct, frozen=True, tag=11, array_like=True):
     """Engine to agent: loaded; submit away."""
 
     services: list[EngineService]
 
 
-class Failed(msgspec.Struct, frozen=True, tag=12, array_like=True):
+class EngineFailed(msgspec.Struct, frozen=True, tag=12, array_like=True):
     """Engine to agent: it cannot load or go on; the process exits after this. `is_final`: another one could neither."""
 
     error: str
@@ -91,17 +91,17 @@ class Refused(msgspec.Struct, frozen=True, tag=14, array_like=True):
     error: str
 
 
-class Step(msgspec.Struct, frozen=True, tag=15, array_like=True):
+class StepReport(msgspec.Struct, frozen=True, tag=15, array_like=True):
     """Engine to agent: everything one loop pass produced. Also sent, empty, at least every 250 ms as a sign of life:
     the agent derives the engine's loop age from the arrival of the last one."""
 
     events: list[TokenEvent]
-    results: list[Result]
+    results: list[ItemResult]
     stats: dict[str, EngineStats]
 
 
-ToEngine = Submit | SubmitTask | Cancel | Stop
-FromEngine = Loading | Ready | Failed | TextChunk | Refused | Step
+ToEngine = Submit | SubmitTask | CancelTicket | Stop
+FromEngine = EngineLoading | EngineReady | EngineFailed | TextChunk | Refused | StepReport
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])

@@ -27,12 +27,12 @@ from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed
 from ...protocol.parent_watch import watch_parent
 from . import ipc
+from .adapters import EngineAdapter, Outbox, TokenAdapter, describe
 from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
-from .batch_lane import BatchLane
+from .batch_adapter import BatchAdapter
 from .batcher import Batcher
-from .lanes import Lane, Outbox, TokenLane, describe
-from .loading import Progress, load_engines, revision_of
-from .stream_lane import StreamLane
+from .factories import LoadProgress, load_engines, revision_of
+from .stream_adapter import StreamAdapter
 
 log = logging.getLogger("zmqrt.worker.engines.process")  # by name: here __name__ is "__main__"
 
@@ -48,19 +48,19 @@ Socket = zmq.Socket[bytes]
 
 
 class EngineLoop:
-    """Runs the lanes until the agent says Stop."""
+    """Runs the adapters until the agent says Stop."""
 
     def __init__(
         self,
         socket: Socket,
-        lanes: Mapping[str, Lane],
+        adapters: Mapping[str, EngineAdapter],
         out: Outbox,
         *,
         bell: Socket | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = socket
-        self._lanes = lanes
+        self._adapters = adapters
         self._out = out
         self._bell = bell
         self._clock = clock
@@ -90,7 +90,7 @@ class EngineLoop:
             _silence(self._bell)
 
     def _is_anyone_busy(self) -> bool:
-        return any(lane.is_busy for lane in self._lanes.values())
+        return any(adapter.is_busy for adapter in self._adapters.values())
 
     def _take_in(self) -> None:
         for _ in range(_ENVELOPES_PER_PASS):
@@ -107,33 +107,33 @@ class EngineLoop:
                 self._submit(service, request.ticket, message)
             case ipc.SubmitTask(service, ticket):
                 self._submit(service, ticket, message)
-            case ipc.Cancel(ticket):
-                for lane in self._lanes.values():  # tickets are unique over all services
-                    lane.cancel(ticket)
+            case ipc.CancelTicket(ticket):
+                for adapter in self._adapters.values():  # tickets are unique over all services
+                    adapter.cancel(ticket)
             case ipc.Stop():
                 self._is_stopped = True
             case _:
                 assert_never(message)
 
     def _submit(self, service: str, ticket: int, message: ipc.Submit | ipc.SubmitTask) -> None:
-        lane = self._lanes.get(service)
-        if lane is None:
+        adapter = self._adapters.get(service)
+        if adapter is None:
             error = f"this engine has no service {service!r}"
             self._out.messages.append(ipc.Refused(ticket, full=False, error=error))
         else:
-            lane.submit(message)
+            adapter.submit(message)
 
     def _advance(self) -> None:
-        busy = [lane for lane in self._lanes.values() if lane.is_busy]
-        for lane in busy:
-            lane.advance(_STEP_WAIT_S / len(busy))
+        busy = [adapter for adapter in self._adapters.values() if adapter.is_busy]
+        for adapter in busy:
+            adapter.advance(_STEP_WAIT_S / len(busy))
 
     def _report(self) -> None:
         now = self._clock()
-        is_sign_due = now - self._step_at >= _SIGN_S and all(lane.is_alive for lane in self._lanes.values())
+        is_sign_due = now - self._step_at >= _SIGN_S and all(adapter.is_alive for adapter in self._adapters.values())
         stats = None
         if self._out.has_step() or is_sign_due:
-            stats = {name: lane.stats() for name, lane in self._lanes.items()}
+            stats = {name: adapter.stats() for name, adapter in self._adapters.items()}
             self._step_at = now
         messages = self._out.take(stats)
         if messages:
@@ -141,9 +141,9 @@ class EngineLoop:
 
     def close(self) -> None:
         """Close every engine; one that fails to does not keep the others."""
-        for lane in self._lanes.values():
+        for adapter in self._adapters.values():
             try:
-                lane.close()
+                adapter.close()
             except Exception:
                 log.exception("an engine failed to close")
 
@@ -158,33 +158,33 @@ def _silence(bell: Socket) -> None:
             bell.recv(_NOBLOCK)
 
 
-# --- from a spec to lanes --------------------------------------------------------------------------------------------
+# --- from a spec to adapters ------------------------------------------------------------------------------------------
 
 
-def make_lane(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[], None]) -> Lane:
-    """Put the lane of its protocol around an engine. Raises TypeError if it follows none."""
+def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[], None]) -> EngineAdapter:
+    """Put the adapter of its protocol around an engine. Raises TypeError if it follows none."""
     if isinstance(engine, TokenEngine):
-        return TokenLane(engine, out)
+        return TokenAdapter(engine, out)
     if isinstance(engine, BatchEngine):
         batcher = Batcher(
             max_size=spec.batch_max_size,
             max_latency_s=spec.batch_max_latency_ms / 1000,
         )
-        return BatchLane(engine, out, batcher, wake)
+        return BatchAdapter(engine, out, batcher, wake)
     if isinstance(engine, StreamEngine):
-        return StreamLane(engine, out, wake)
+        return StreamAdapter(engine, out, wake)
     raise TypeError(
         f"{spec.engine} returned a {type(engine).__name__}, which is neither a TokenEngine (submit, cancel, poll, …) "
         "nor a BatchEngine (run, …) nor a StreamEngine (generate, …); see zmqrt.worker.engines.base"
     )
 
 
-def describe_service(name: str, lane: Lane, engine: Engine, spec: EngineSpec) -> ipc.EngineService:
-    """Say what the agent may send to a lane."""
+def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: EngineSpec) -> ipc.EngineService:
+    """Say what the agent may send to a adapter."""
     return ipc.EngineService(
         name=name,
-        kind=lane.kind,
-        task="embed" if lane.kind == "batch" else "generate",
+        kind=adapter.kind,
+        task="embed" if adapter.kind == "batch" else "generate",
         capacity=engine.capacity(),
         model=spec.model,
         revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
@@ -212,10 +212,11 @@ class EngineMain:
             loop.run()
         except Exception as error:
             if isinstance(error, CannotLoadError):
-                failed = ipc.Failed(str(error), is_final=True)  # its words are for operators: no traceback adds to them
+                # Its words are for operators: no traceback adds to them.
+                failed = ipc.EngineFailed(str(error), is_final=True)
             else:
                 log.exception("the engine on %s cannot go on", self._spec.device)
-                failed = ipc.Failed(describe(error))
+                failed = ipc.EngineFailed(describe(error))
             _send(self._socket, [failed])
             self._wait_for_stop()
             return 1
@@ -228,14 +229,14 @@ class EngineMain:
         return 0
 
     def _load(self) -> EngineLoop:
-        progress = Progress(self._tell, time.monotonic)
+        progress = LoadProgress(self._tell, time.monotonic)
         engines = load_engines(self._spec, progress)
         out = Outbox()
         bell, wake = self._make_bell()
-        lanes = {name: make_lane(engine, self._spec, out, wake) for name, engine in engines.items()}
-        services = [describe_service(name, lane, engines[name], self._spec) for name, lane in lanes.items()]
-        _send(self._socket, [ipc.Ready(services)])
-        return EngineLoop(self._socket, lanes, out, bell=bell)
+        adapters = {name: make_adapter(engine, self._spec, out, wake) for name, engine in engines.items()}
+        services = [describe_service(name, adapter, engines[name], self._spec) for name, adapter in adapters.items()]
+        _send(self._socket, [ipc.EngineReady(services)])
+        return EngineLoop(self._socket, adapters, out, bell=bell)
 
     def _wait_for_stop(self) -> None:
         """Let the agent read why, before it sees that the process is gone: the end is quicker than the words."""
@@ -245,14 +246,14 @@ class EngineMain:
                 return
 
     def _tell(self, phase: Phase, percent: float) -> None:
-        _send(self._socket, [ipc.Loading(phase, percent, time.monotonic() - self._started_at)])
+        _send(self._socket, [ipc.EngineLoading(phase, percent, time.monotonic() - self._started_at)])
 
     def _make_bell(self) -> tuple[Socket, Callable[[], None]]:
         """Return a socket for the loop to listen to, and what another thread calls to ring it."""
         bell, rope = transport.wake_pair(self._context, "engine-bell")
         self._ends = [bell, rope]
 
-        lock = threading.Lock()  # several lanes have a thread, and a socket is one thread's at a time
+        lock = threading.Lock()  # several adapters have a thread, and a socket is one thread's at a time
 
         def ring() -> None:
             with lock, contextlib.suppress(zmq.ZMQError):  # full: it rings already; closed: nobody listens any more

@@ -1,4 +1,4 @@
-"""How the next token is drawn from one row of logits, in numpy: the meaning of every field of `Sampling`.
+"""How the next token is drawn from one row of logits, in numpy: the meaning of every field of `SamplingParams`.
 
 The batched form in `sampling_torch.py` must choose the same tokens. The order, and what each step sees:
 
@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import Sampling
-from .draw import Draw
-from .noise import FloatRow, Uint32Row, gumbel_row
+from .base import SamplingParams
+from .gumbel import FloatRow, Uint32Row, gumbel_row
+from .sampling_state import SamplingState
 
 
-def choose(logits: FloatRow, draw: Draw, words: Uint32Row) -> int:
+def choose(logits: FloatRow, draw: SamplingState, words: Uint32Row) -> int:
     """Return the next token of one row; the logits are not changed. `words` is `token_words(len(logits))`."""
     scores = adjust(logits.astype(np.float32), draw)
     if draw.is_greedy:
@@ -31,7 +31,7 @@ def choose(logits: FloatRow, draw: Draw, words: Uint32Row) -> int:
     return int((scores + gumbel_row(draw.state, words)).argmax())
 
 
-def adjust(scores: FloatRow, draw: Draw) -> FloatRow:
+def adjust(scores: FloatRow, draw: SamplingState) -> FloatRow:
     """Apply penalties, bias and the minimum length, in place (steps 1 to 3)."""
     sampling = draw.sampling
     if sampling.repetition_penalty != 1.0:
@@ -47,7 +47,7 @@ def adjust(scores: FloatRow, draw: Draw) -> FloatRow:
     return scores
 
 
-def keep_likely(scores: FloatRow, sampling: Sampling) -> FloatRow:
+def keep_likely(scores: FloatRow, sampling: SamplingParams) -> FloatRow:
     """Set what top-k, top-p and min-p leave out to minus infinity (step 5)."""
     threshold = np.float32(-np.inf)
     if sampling.min_p > 0.0:

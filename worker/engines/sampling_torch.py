@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .base import Sampling
-from .draw import Draw
-from .noise import GumbelNoise
+from .base import SamplingParams
+from .gumbel import GumbelNoise
+from .sampling_state import SamplingState
 
 
 class BatchSampler:
@@ -22,7 +22,7 @@ class BatchSampler:
         self._device = device
         self._noise = GumbelNoise(vocabulary, device)
 
-    def scores(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    def scores(self, logits: torch.Tensor, draws: Sequence[SamplingState]) -> torch.Tensor:
         """Return scores [rows, vocabulary] for float32 logits, which are changed in place."""
         for row, draw in enumerate(draws):
             self._adjust(logits[row], draw)
@@ -32,13 +32,13 @@ class BatchSampler:
             logits[index] = self._noisy(logits[index], [draws[row] for row in sampled])
         return logits
 
-    def logprobs(self, logits: torch.Tensor, draws: Sequence[Draw]) -> dict[int, torch.Tensor]:
+    def logprobs(self, logits: torch.Tensor, draws: Sequence[SamplingState]) -> dict[int, torch.Tensor]:
         """Return the log probabilities of the rows that asked for them, before anything has changed the logits."""
         return {
             row: logits[row].log_softmax(dim=-1) for row, draw in enumerate(draws) if draw.sampling.logprobs is not None
         }
 
-    def _adjust(self, scores: torch.Tensor, draw: Draw) -> None:
+    def _adjust(self, scores: torch.Tensor, draw: SamplingState) -> None:
         """Apply penalties, bias and the minimum length to one row, in place."""
         sampling = draw.sampling
         if sampling.repetition_penalty != 1.0:
@@ -57,7 +57,7 @@ class BatchSampler:
     def _ids(self, ids: Iterable[int]) -> torch.Tensor:
         return torch.tensor(list(ids), dtype=torch.int64, device=self._device)
 
-    def _noisy(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    def _noisy(self, logits: torch.Tensor, draws: Sequence[SamplingState]) -> torch.Tensor:
         scores = logits.div_(self._column([draw.sampling.temperature for draw in draws]))
         self._on_some(scores, draws, self._keep_top, lambda limits: bool(limits.top_k or limits.top_p < 1.0))
         self._on_some(scores, draws, self._keep_near_best, lambda limits: limits.min_p > 0.0)
@@ -66,9 +66,9 @@ class BatchSampler:
     def _on_some(
         self,
         scores: torch.Tensor,
-        draws: Sequence[Draw],
-        limit: Callable[[torch.Tensor, list[Sampling]], torch.Tensor],
-        wanted: Callable[[Sampling], bool],
+        draws: Sequence[SamplingState],
+        limit: Callable[[torch.Tensor, list[SamplingParams]], torch.Tensor],
+        wanted: Callable[[SamplingParams], bool],
     ) -> None:
         """Apply a limit to the rows that want it, in place: sorting is the dearest step, so that no other row pays."""
         rows = [row for row, draw in enumerate(draws) if wanted(draw.sampling)]
@@ -78,7 +78,7 @@ class BatchSampler:
             threshold = limit(some, [draws[row].sampling for row in rows])
             scores[index] = some.masked_fill_(some < threshold, -torch.inf)
 
-    def _keep_top(self, scores: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    def _keep_top(self, scores: torch.Tensor, samplings: list[SamplingParams]) -> torch.Tensor:
         """Return the lowest score that top-k, and top-p over what it leaves, keep of each row."""
         top_k = [min(sampling.top_k or self._vocabulary, self._vocabulary) for sampling in samplings]
         limit = torch.tensor(top_k, device=self._device).unsqueeze(1)
@@ -91,7 +91,7 @@ class BatchSampler:
         kept = (before < top_p).sum(dim=-1, keepdim=True).minimum(limit).clamp_(min=1)
         return best.gather(1, kept - 1)
 
-    def _keep_near_best(self, scores: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    def _keep_near_best(self, scores: torch.Tensor, samplings: list[SamplingParams]) -> torch.Tensor:
         """Return the lowest score that min-p keeps of each row."""
         return scores.amax(dim=-1, keepdim=True) + self._column([sampling.min_p for sampling in samplings]).log()
 

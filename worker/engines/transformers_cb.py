@@ -27,7 +27,7 @@ from .base import (
     TokenRequest,
 )
 from .cb_loop import ContinuousBatch, Pool
-from .draw import Draw, check
+from .sampling_state import SamplingState, check
 from .sampling_torch import BatchSampler, report
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Live:
 
     ticket: int
     key: str
-    draw: Draw
+    draw: SamplingState
     stop_ids: frozenset[int]
     max_new_tokens: int
     logprobs: torch.Tensor | None = field(default=None)
@@ -80,7 +80,7 @@ class TransformersEngine:
         live = _Live(
             ticket=request.ticket,
             key=str(next(self._keys)),
-            draw=Draw.of(request, stop_ids),
+            draw=SamplingState.of(request, stop_ids),
             stop_ids=stop_ids,
             max_new_tokens=min(request.max_new_tokens, room),
         )

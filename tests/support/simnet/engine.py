@@ -1,4 +1,4 @@
-"""One engine process: HashLM with its slot store, stepped by the virtual clock; it loads, crashes, hangs, comes back.
+"""One engine process: the mock with its slot store, stepped by the virtual clock; it loads, crashes, hangs, comes back.
 
 It computes every token from what it reads back of its own slots, so a resume without its prefix, or a slot used too
 early, is a wrong token at once. It also keeps the books of what must not run twice.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import EngineFullError, TokenEvent
-from zmqrt.worker.engines.hashlm import HashLM, Pace
+from zmqrt.worker.engines.mock import MockEngine, MockTiming
 
 if TYPE_CHECKING:
     from .worker import WorkerProcess
@@ -30,7 +30,7 @@ class ToyEngine:
         self._node = node
         self._device = device
         self._rng = rng
-        self._model: HashLM | None = None
+        self._model: MockEngine | None = None
         self._life = 0
         self._live: set[int] = set()
         """Tickets whose last event is to come: while there are any, the loop steps."""
@@ -52,15 +52,15 @@ class ToyEngine:
             return
         plan = self._world.plan
         agenda = self._node.agenda
-        self._model = HashLM(
-            slots=plan.slots, context=CONTEXT, pace=Pace(step_ms=plan.step_ms), clock=lambda: agenda.now
+        self._model = MockEngine(
+            slots=plan.slots, context=CONTEXT, pace=MockTiming(step_ms=plan.step_ms), clock=lambda: agenda.now
         )
         self.is_hanging = self._is_stepping = False
         self._live.clear()
         service = ipc.EngineService(
             name="", kind="token", task="generate", capacity=self._model.capacity(), model=SERVICE, revision="r1"
         )
-        self._node.said(self._device, [ipc.Ready([service])])
+        self._node.said(self._device, [ipc.EngineReady([service])])
         self._show_life(life)
 
     def crash(self) -> None:
@@ -93,7 +93,7 @@ class ToyEngine:
                     self._live.add(message.request.ticket)
                 except EngineFullError:
                     answers.append(ipc.Refused(message.request.ticket, full=True, error=""))
-            elif isinstance(message, ipc.Cancel):
+            elif isinstance(message, ipc.CancelTicket):
                 model.cancel(message.ticket)
         if answers:
             self._node.agenda.after(0.0, lambda: self._node.said(self._device, answers))
@@ -119,8 +119,8 @@ class ToyEngine:
         if self._is_stepping:
             self._node.agenda.after(self._world.plan.step_ms / 1000 + 1e-6, lambda: self._step(life))
 
-    def _tell(self, model: HashLM, events: list[TokenEvent]) -> None:
-        self._node.said(self._device, [ipc.Step(events, [], {"": model.stats()})])
+    def _tell(self, model: MockEngine, events: list[TokenEvent]) -> None:
+        self._node.said(self._device, [ipc.StepReport(events, [], {"": model.stats()})])
 
     def _show_life(self, life: int) -> None:
         """Say something even when there is nothing to do: a loop that is not heard of counts as standing still."""

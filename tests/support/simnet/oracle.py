@@ -14,14 +14,14 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ErrorKind, RequestError, ZmqrtError
 from zmqrt.protocol.tasks import FinishReason
-from zmqrt.protocol.toy_model import EOS, expected_tokens
+from zmqrt.worker.detokenizer import TextStream
 from zmqrt.worker.engines.base import TokenRequest
-from zmqrt.worker.text import TextStream
-from zmqrt.worker.vocabulary import ByteVocabulary
+from zmqrt.worker.engines.mock_tokens import EOS, expected_tokens
+from zmqrt.worker.tokenizer import ByteTokenizer
 
 from .engine import SERVICE
 
-_VOCABULARY = ByteVocabulary()
+_VOCABULARY = ByteTokenizer()
 NEVER = frozenset(
     {
         ErrorKind.BAD_REQUEST,

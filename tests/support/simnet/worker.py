@@ -16,7 +16,7 @@ from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.preprocess import prepare_generation
 from zmqrt.worker.requests import NodeConfig
-from zmqrt.worker.vocabulary import ByteVocabulary
+from zmqrt.worker.tokenizer import ByteTokenizer
 
 from .engine import SERVICE, ToyEngine
 from .process import Process
@@ -25,7 +25,7 @@ from .wire import Closed, Envelope, Greeting, Item, Wire
 if TYPE_CHECKING:
     from .world import World
 
-_VOCABULARY = ByteVocabulary()
+_VOCABULARY = ByteTokenizer()
 
 
 class WorkerProcess(Process):

@@ -7,7 +7,7 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.histogram import Histogram
 from zmqrt.worker import actions as a
-from zmqrt.worker.engines.base import Result, TokenEvent
+from zmqrt.worker.engines.base import ItemResult, TokenEvent
 
 
 def serving(slots: int = 2) -> Node:
@@ -62,7 +62,7 @@ def test_a_whole_answer_says_it_with_its_end() -> None:
         node.dispatch(number, flags=RUN, payload=tasks.encode(tasks.Embed(input="hi")))
     node.now += 1.0
     tickets = [node.ticket(1), node.ticket(2)]
-    made = node.step(results=[Result(ticket=one, body={"x": 1}) for one in tickets])
+    made = node.step(results=[ItemResult(ticket=one, body={"x": 1}) for one in tickets])
 
     first, second = sent(made, m.WorkerFinal)
     assert first.ext == {"device": "mock:0", "batch": 2, "wait_us": 0, "prefill_us": 1_000_000}

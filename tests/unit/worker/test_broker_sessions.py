@@ -63,10 +63,10 @@ def test_progress_is_told_when_it_is_news() -> None:
 
     for percent in (0, 2, 4, 5, 7, 11):
         node.now = node.core.sessions[0].beaten_at + 0.2
-        for beat in sent(node.engine(ipc.Loading("loading", percent, percent / 10)), m.Heartbeat):
+        for beat in sent(node.engine(ipc.EngineLoading("loading", percent, percent / 10)), m.Heartbeat):
             told[percent] = beat.devices[0].percent
     node.now += 0.2
-    made = node.engine(ipc.Loading("warming", 11, 2.0), device=1)
+    made = node.engine(ipc.EngineLoading("warming", 11, 2.0), device=1)
 
     assert told == {0: 0, 5: 5, 11: 11}
     (beat,) = sent(made, m.Heartbeat)
@@ -79,7 +79,7 @@ def test_a_factory_that_calls_itself_ready_is_not_believed() -> None:
     node = Node()
     node.register()
     node.wait(0.25)
-    too_soon = node.engine(ipc.Loading("ready", 100, 0.1))
+    too_soon = node.engine(ipc.EngineLoading("ready", 100, 0.1))
     node.wait(0.25)
     loaded = [*node.load(slots=2), *node.wait(0.25)]
 
@@ -98,7 +98,7 @@ def test_hasty_progress_is_told_in_few_heartbeats() -> None:
 
     for percent in range(0, 101, 5):
         for device in range(8):
-            node.engine(ipc.Loading("loading", percent, 0.1), device=device)
+            node.engine(ipc.EngineLoading("loading", percent, 0.1), device=device)
     node.wait(0.25)
 
     beats = sent(node.log, m.Heartbeat)[before:]
@@ -248,7 +248,7 @@ def test_leases_that_are_not_rebound_are_aborted() -> None:
 
     back = node.register(epoch=2)
 
-    assert submitted(back) == [ipc.Cancel(ticket)]
+    assert submitted(back) == [ipc.CancelTicket(ticket)]
     assert node.core.requests.jobs == {}
     assert sent(back, m.Heartbeat)[0].dispatch_limit == 2
 
@@ -261,7 +261,7 @@ def test_held_leases_are_given_up_after_the_grace() -> None:
     node.core.lost(0, "connection reset", node.now)
 
     assert submitted(node.wait(1.9)) == []
-    assert submitted(node.wait(0.2)) == [ipc.Cancel(ticket)]
+    assert submitted(node.wait(0.2)) == [ipc.CancelTicket(ticket)]
     late = node.register(epoch=2, rebound=[m.Rebound(1, 0)])
     assert [(one.lease, one.code, one.retryable) for one in sent(late, m.WorkerError)] == [(1, 503, True)]
 

@@ -22,7 +22,7 @@ from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker import actions as a
 from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import Result, Sampling, TokenEvent, TokenRequest
+from zmqrt.worker.engines.base import ItemResult, SamplingParams, TokenEvent, TokenRequest
 
 EOS = 257
 
@@ -51,7 +51,7 @@ def test_a_stream_runs_from_dispatch_to_final() -> None:
         prompt_ids=[256, *b"hi"],
         max_new_tokens=5,
         stop_ids=[EOS],
-        sampling=Sampling(temperature=0.7, seed=5),
+        sampling=SamplingParams(temperature=0.7, seed=5),
     )
     assert submitted(started) == [ipc.Submit("", expected)]
     assert [(one.seq, one.n) for one in sent(first, m.WorkerPartial)] == [(0, 3)]
@@ -108,7 +108,7 @@ def test_a_stop_string_ends_the_answer_before_the_engine_knows() -> None:
     assert texts(made) == ["yes"]
     assert result(made).finish_reason == "stop"
     assert result(made).usage.completion_tokens == len("yes</s>")
-    assert submitted(made) == [ipc.Cancel(ticket)]
+    assert submitted(made) == [ipc.CancelTicket(ticket)]
     assert submitted(node.dispatch(2)) == []
     freed = node.step(TokenEvent(ticket=ticket, token_ids=ids_of("x"), finish_reason="cancelled"))
     assert [type(one) for one in submitted(freed)] == [ipc.Submit]
@@ -326,7 +326,7 @@ def test_cancel_stops_the_engine_and_answers_nothing() -> None:
 
     made = node.receive(m.WorkerCancel(1))
 
-    assert submitted(made) == [ipc.Cancel(ticket)]
+    assert submitted(made) == [ipc.CancelTicket(ticket)]
     assert not sent(made, m.WorkerError)
     assert not sent(made, m.WorkerFinal)
     assert sent(made, m.Credit)[0].dispatch_limit == 3
@@ -357,7 +357,7 @@ def test_a_newer_dispatch_of_a_request_replaces_the_older_one() -> None:
     late = node.step(TokenEvent(ticket=old, token_ids=ids_of("a"), finish_reason="cancelled"))
     made = node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("b")))
 
-    assert ipc.Cancel(old) in submitted(again)
+    assert ipc.CancelTicket(old) in submitted(again)
     assert sent(late, m.WorkerPartial) == []
     assert [(one.lease, one.seq) for one in sent(made, m.WorkerPartial)] == [(11, 1)]
     assert sent(again, m.WorkerError) == []
@@ -512,7 +512,7 @@ def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
 
     started = node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
     job = node.core.requests.jobs[0, "u", rid(1)]
-    made = node.step(results=[Result(ticket=job.ticket, body={"vectors": "…"})])
+    made = node.step(results=[ItemResult(ticket=job.ticket, body={"vectors": "…"})])
 
     (submit,) = submitted(started)
     assert isinstance(submit, ipc.SubmitTask)
@@ -565,7 +565,7 @@ def test_an_item_may_be_at_fault_and_not_the_model(
     node.register()
     node.load(kind="batch")
     node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
-    made = node.step(results=[Result(ticket=node.ticket(), error="dimensions: 8 at most", refused=refused)])
+    made = node.step(results=[ItemResult(ticket=node.ticket(), error="dimensions: 8 at most", refused=refused)])
 
     (error,) = sent(made, m.WorkerError)
     assert (error.code, error.reason, error.text) == (code, reason, "dimensions: 8 at most")
@@ -635,7 +635,7 @@ def test_a_unary_request_out_of_time_is_given_up() -> None:
 
     (error,) = sent(made, m.WorkerError)
     assert (error.code, error.reason) == (504, "deadline_exceeded")
-    assert [type(one) for one in submitted(made)] == [ipc.Cancel]
+    assert [type(one) for one in submitted(made)] == [ipc.CancelTicket]
 
 
 def test_a_stream_is_given_up_only_without_progress() -> None:

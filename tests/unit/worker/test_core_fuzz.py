@@ -20,7 +20,7 @@ from zmqrt.worker import actions as a
 from zmqrt.worker.broker_sessions import SessionState
 from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import Capacity, EngineStats, Result, TokenEvent
+from zmqrt.worker.engines.base import Capacity, EngineStats, ItemResult, TokenEvent
 
 BROKERS, DEVICES = 2, 2
 SMALL = st.integers(0, 4)
@@ -81,18 +81,18 @@ EVENT = st.builds(
     finish_reason=REASON,
     error=ERROR,
 )
-RESULT = st.builds(Result, ticket=TICKETS, body=st.sampled_from([None, {}, {"vectors": b"1234"}]), error=ERROR)
+RESULT = st.builds(ItemResult, ticket=TICKETS, body=st.sampled_from([None, {}, {"vectors": b"1234"}]), error=ERROR)
 STEP_OF_ENGINE = st.builds(
-    ipc.Step,
+    ipc.StepReport,
     st.lists(EVENT, max_size=4),
     st.lists(RESULT, max_size=2),
     st.sampled_from([{}, {"": EngineStats(running=1)}]),
 )
 PERCENT = st.floats(0, 100)
 REST_OF_ENGINE = st.one_of(
-    st.builds(ipc.Ready, st.lists(OFFERED, max_size=2)),
-    st.builds(ipc.Loading, st.sampled_from(["loading", "warming"]), PERCENT, st.floats(0, 1e6)),
-    st.builds(ipc.Failed, st.text(max_size=600)),
+    st.builds(ipc.EngineReady, st.lists(OFFERED, max_size=2)),
+    st.builds(ipc.EngineLoading, st.sampled_from(["loading", "warming"]), PERCENT, st.floats(0, 1e6)),
+    st.builds(ipc.EngineFailed, st.text(max_size=600)),
     st.builds(ipc.TextChunk, TICKETS, st.sampled_from(["", "a"]), st.booleans(), ERROR),
     st.builds(ipc.Refused, TICKETS, st.booleans(), st.text(max_size=600)),
 )

@@ -97,7 +97,7 @@ class NodeMachine(RuleBasedStateMachine):
     def to_engine(self, engine: Engine, message: ipc.ToEngine) -> None:
         """Take a request in; the ids it goes on from must be the right ones."""
         assert engine.is_up
-        if isinstance(message, ipc.Cancel):
+        if isinstance(message, ipc.CancelTicket):
             assert engine.running.pop(message.ticket, None) is not None
             engine.cancelled.append(message.ticket)
         elif isinstance(message, ipc.Submit):

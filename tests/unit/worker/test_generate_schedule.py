@@ -1,7 +1,7 @@
 """The scheduler of the `generate` engine under random load: every token is computed from what lies in the pool.
 
 The toy model draws from what it reads back at the places that the scheduler names, so a stretch used too early, a wrong
-prefix, a stale row or a lost cancel is a wrong token at once; the last test plants such bugs.
+prefix, a stale sequence or a lost cancel is a wrong token at once; the last test plants such bugs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import random
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import bench_cancel
 import msgspec
@@ -18,21 +18,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmqrt.protocol.toy_model import EOS, expected_tokens
 from zmqrt.worker.engines.base import (
     EngineFatalError,
     EngineFullError,
     FinishReason,
     RequestRefusedError,
-    Sampling,
+    SamplingParams,
     TokenEvent,
     TokenRequest,
 )
 from zmqrt.worker.engines.generate import schedule as schedules
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.kv_space import HEAD, KvSpace, Span, common_prefix
-from zmqrt.worker.engines.generate.schedule import Copy, Part, Row, Scheduler, Step
-from zmqrt.worker.engines.hashlm import HashLM, HashRunner, Pace
+from zmqrt.worker.engines.generate.kv_cache import HEAD, Extent, KvCache, common_prefix
+from zmqrt.worker.engines.generate.schedule import EngineStep, KvCopy, Scheduler, Sequence, SequenceStep
+from zmqrt.worker.engines.mock import MockEngine, MockRunner, MockTiming
+from zmqrt.worker.engines.mock_tokens import EOS, expected_tokens
 
 CONTEXT = 100
 SYSTEM = list(range(100, 140))
@@ -51,7 +51,7 @@ class Ticks:
         return self._now
 
 
-def make(rng: random.Random, kind: type[HashLM] = HashLM) -> HashLM:
+def make(rng: random.Random, kind: type[MockEngine] = MockEngine) -> MockEngine:
     """Make an engine: few rows, a pool that may be too small for them, small pieces, one to three steps ahead."""
     return kind(
         slots=rng.choice((1, 3, 5)),
@@ -67,7 +67,7 @@ def make(rng: random.Random, kind: type[HashLM] = HashLM) -> HashLM:
 class Load:
     """Random arrivals, cancels and steps, each outcome compared with the model computed from scratch."""
 
-    def __init__(self, engine: HashLM, rng: random.Random) -> None:
+    def __init__(self, engine: MockEngine, rng: random.Random) -> None:
         self.engine = engine
         self.rng = rng
         self.expected: dict[int, list[int]] = {}
@@ -97,7 +97,7 @@ class Load:
         count, seed = self.rng.randint(1, 30), self.rng.randrange(5)
         whole = expected_tokens(prompt, count, seed=seed, temperature=1.0)
         cut = self.rng.randrange(len(whole)) if self.rng.random() < 0.4 else 0
-        sampling = Sampling(seed=seed, temperature=1.0)
+        sampling = SamplingParams(seed=seed, temperature=1.0)
         request = TokenRequest(
             ticket=ticket, prompt_ids=prompt, resume_ids=whole[:cut], max_new_tokens=count, sampling=sampling
         )
@@ -141,11 +141,11 @@ def test_every_schedule_gives_the_right_tokens(seed: int) -> None:
 
 def test_prefixes_are_found_in_all_three_ways() -> None:
     """In place where the old stretch is large enough, by copy where it is not, and from one that still runs."""
-    engine = HashLM(slots=4, context=CONTEXT, kv_tokens=400, pace=Pace(step_ms=0))
+    engine = MockEngine(slots=4, context=CONTEXT, kv_tokens=400, pace=MockTiming(step_ms=0))
     counts = engine.counts
 
     def ask(ticket: int, prompt: list[int], count: int, *, steps: int = 50) -> None:
-        sampling = Sampling(seed=1, temperature=1.0)
+        sampling = SamplingParams(seed=1, temperature=1.0)
         engine.submit(
             TokenRequest(ticket=ticket, prompt_ids=prompt, max_new_tokens=count, ignore_eos=True, sampling=sampling)
         )
@@ -164,7 +164,7 @@ def test_prefixes_are_found_in_all_three_ways() -> None:
     assert (counts.reused_in_place, counts.reused_by_copy, counts.reused_tokens) == (1, 2, 83)
 
 
-def first_token(engine: HashLM, ticket: int) -> tuple[int, int]:
+def first_token(engine: MockEngine, ticket: int) -> tuple[int, int]:
     """Poll until a request has its first token; return the steps and the tokens of prompts that were computed."""
     counts = engine.counts
     steps, computed = counts.steps, counts.prompt_tokens
@@ -178,7 +178,7 @@ def first_token(engine: HashLM, ticket: int) -> tuple[int, int]:
 @pytest.mark.parametrize("begun", [1, 2, 15])
 def test_a_short_prompt_passes_long_ones(longs: int, length: int, begun: int) -> None:
     """However many of 4,000 tokens are in line: three pieces of theirs at most, then it has its first token."""
-    engine = HashLM(slots=longs + 1, context=8192, chunk_tokens=128, pace=Pace(step_ms=0))
+    engine = MockEngine(slots=longs + 1, context=8192, chunk_tokens=128, pace=MockTiming(step_ms=0))
     for ticket in range(1, longs + 1):
         engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket] * 4000, max_new_tokens=5, ignore_eos=True))
     for _ in range(begun):
@@ -194,7 +194,7 @@ def test_a_short_prompt_passes_long_ones(longs: int, length: int, begun: int) ->
 
 def test_nobody_waits_for_a_prompt() -> None:
     """While a long one is computed, those who run get a token in every step."""
-    engine = HashLM(slots=3, context=8192, chunk_tokens=64, pace=Pace(step_ms=0))
+    engine = MockEngine(slots=3, context=8192, chunk_tokens=64, pace=MockTiming(step_ms=0))
     for ticket in (1, 2):
         engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket], max_new_tokens=500, ignore_eos=True))
     engine.poll(0)
@@ -206,7 +206,7 @@ def test_nobody_waits_for_a_prompt() -> None:
 
 def test_whoever_is_first_in_line_is_let_in_first() -> None:
     """A large request is not passed by small ones for ever: it waits for room, and they wait behind it."""
-    engine = HashLM(slots=9, context=CONTEXT, kv_tokens=120, pace=Pace(step_ms=0))
+    engine = MockEngine(slots=9, context=CONTEXT, kv_tokens=120, pace=MockTiming(step_ms=0))
     for ticket, length in ((1, 80), (2, 90), (3, 5)):
         engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket] * length, max_new_tokens=5, ignore_eos=True))
 
@@ -218,12 +218,12 @@ def test_whoever_is_first_in_line_is_let_in_first() -> None:
 def test_a_step_that_fails_ends_the_engine() -> None:
     """Its process ends, and its requests go on elsewhere."""
 
-    class Broken(HashRunner):
-        def launch(self, step: Step) -> Sequence[Part]:
+    class Broken(MockRunner):
+        def launch(self, step: EngineStep) -> list[SequenceStep]:
             raise ValueError("no such kernel")
 
-    engine = HashLM(slots=2, context=CONTEXT)
-    engine.runner = Broken(200, pace=Pace(), may_end=True, clock=Ticks())
+    engine = MockEngine(slots=2, context=CONTEXT)
+    engine.runner = Broken(200, pace=MockTiming(), may_end=True, clock=Ticks())
     engine.submit(TokenRequest(ticket=1, prompt_ids=[1], max_new_tokens=5))
 
     with pytest.raises(EngineFatalError, match="no such kernel"):
@@ -234,7 +234,7 @@ def test_a_step_that_fails_ends_the_engine() -> None:
 
 def test_what_can_never_fit_is_refused() -> None:
     """A request that is longer than the whole pool; one token less is served."""
-    engine = HashLM(slots=2, context=CONTEXT, kv_tokens=50, pace=Pace(step_ms=0))
+    engine = MockEngine(slots=2, context=CONTEXT, kv_tokens=50, pace=MockTiming(step_ms=0))
 
     with pytest.raises(RequestRefusedError, match="51 tokens"):
         engine.submit(TokenRequest(ticket=1, prompt_ids=[1] * 40, max_new_tokens=11))
@@ -258,13 +258,13 @@ def test_a_cancelled_request_frees_its_slot_by_the_next_step() -> None:
 def test_two_thousand_requests_leave_nothing_behind() -> None:
     """A third of them cancelled: tables are empty, and the memory that Python has for us does not grow."""
     rng = random.Random(1)
-    engine = HashLM(slots=16, context=CONTEXT, kv_tokens=800, chunk_tokens=64, pace=Pace(step_ms=0))
+    engine = MockEngine(slots=16, context=CONTEXT, kv_tokens=800, chunk_tokens=64, pace=MockTiming(step_ms=0))
 
     def play(first: int) -> None:
         running: set[int] = set()
         for ticket in range(first, first + 500):
             prompt = SYSTEM[: rng.choice((0, 20, 40))] + [rng.randrange(256) for _ in range(rng.randint(1, 12))]
-            sampling = Sampling(seed=ticket, temperature=1.0)
+            sampling = SamplingParams(seed=ticket, temperature=1.0)
             request = TokenRequest(ticket=ticket, prompt_ids=prompt, max_new_tokens=8, sampling=sampling)
             while len(running) == 16:
                 running -= {event.ticket for event in engine.poll(0) if event.finish_reason}
@@ -293,20 +293,20 @@ def test_two_thousand_requests_leave_nothing_behind() -> None:
 
 def free_one_step_early(patch: pytest.MonkeyPatch) -> None:
     """Give a stretch back before its last step is planned, not after."""
-    plan, freed = Scheduler.plan, set[Row]()
+    plan, freed = Scheduler.plan, set[Sequence]()
 
-    def plan_early(self: Scheduler) -> Step | None:
-        for row in self.rows.values():
-            if not row.in_prompt and row.planned_new == row.max_new_tokens - 1 and row not in freed:
-                freed.add(row)
-                self.space.release(row.span)
+    def plan_early(self: Scheduler) -> EngineStep | None:
+        for sequence in self.running.values():
+            if not sequence.in_prompt and sequence.planned_new == sequence.max_new_tokens - 1 and sequence not in freed:
+                freed.add(sequence)
+                self.cache.release(sequence.extent)
         return plan(self)
 
-    def end(self: Scheduler, row: Row) -> None:
-        row.has_ended = True
-        del self.rows[row.request.ticket]
-        if row not in freed:
-            self.space.release(row.span)
+    def end(self: Scheduler, sequence: Sequence) -> None:
+        sequence.has_ended = True
+        del self.running[sequence.request.ticket]
+        if sequence not in freed:
+            self.cache.release(sequence.extent)
 
     patch.setattr(Scheduler, "plan", plan_early)
     patch.setattr(Scheduler, "_end", end)
@@ -316,7 +316,7 @@ def mix_rows_up(patch: pytest.MonkeyPatch) -> None:
     """Take the results of a step for those of its rows in another order."""
     right = Scheduler.finish
 
-    def finish(self: Scheduler, step: Step, tokens: Sequence[int]) -> list[tuple[Row, int, FinishReason | None]]:
+    def finish(self: Scheduler, step: EngineStep, tokens: list[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
         return right(self, step, [*tokens[1:], *tokens[:1]])
 
     patch.setattr(Scheduler, "finish", finish)
@@ -344,7 +344,7 @@ def forget_the_prefix(patch: pytest.MonkeyPatch) -> None:
 def count_one_too_many(patch: pytest.MonkeyPatch) -> None:
     """Believe that a prefix is one token longer than it is."""
 
-    def count(one: Sequence[int], other: Sequence[int]) -> int:
+    def count(one: list[int], other: list[int]) -> int:
         return min(common_prefix(one, other) + 1, len(one))
 
     patch.setattr(schedules, "common_prefix", count)
@@ -353,10 +353,10 @@ def count_one_too_many(patch: pytest.MonkeyPatch) -> None:
 def copy_nothing(patch: pytest.MonkeyPatch) -> None:
     """Forget to copy a prefix."""
 
-    def copy_none(self: HashRunner, copy: Copy) -> None:
+    def copy_none(self: MockRunner, copy: KvCopy) -> None:
         return
 
-    patch.setattr(HashRunner, "_copy", copy_none)
+    patch.setattr(MockRunner, "_copy", copy_none)
 
 
 PLANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
@@ -391,50 +391,50 @@ def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], mon
 def test_the_pool_never_gives_a_token_twice(seed: int) -> None:
     """Whatever is taken, kept, taken again and given back: stretches in use or kept never overlap, none is lost."""
     rng = random.Random(seed)
-    space = KvSpace(200)
-    used: list[Span] = []
-    kept: list[Span] = []
+    space = KvCache(200)
+    used: list[Extent] = []
+    kept: list[Extent] = []
     for _ in range(100):
         match rng.randrange(5):
             case 0 | 1:
-                span = space.allocate(rng.randint(1, 80))
+                extent = space.allocate(rng.randint(1, 80))
                 kept = [one for one in kept if space.is_kept(one)]
-                if span is not None:
-                    used.append(span)
+                if extent is not None:
+                    used.append(extent)
             case 2 if used:
                 space.release(used.pop(rng.randrange(len(used))))
             case 3 if used:
-                span = used.pop(rng.randrange(len(used)))
-                space.keep(span, [rng.randrange(2)] * HEAD)
-                kept.append(span)
+                extent = used.pop(rng.randrange(len(used)))
+                space.keep(extent, [rng.randrange(2)] * HEAD)
+                kept.append(extent)
             case 4 if kept:
-                span = kept.pop(rng.randrange(len(kept)))
-                space.take(span)
-                used.append(span)
+                extent = kept.pop(rng.randrange(len(kept)))
+                space.take(extent)
+                used.append(extent)
             case _:
                 pass
         taken = sorted([*used, *kept], key=lambda one: one.start)
         assert all(one.end <= other.start for one, other in itertools.pairwise(taken))
-        assert space.used_tokens == sum(span.size for span in used)
-    for span in used:
-        space.release(span)
-    for span in kept:
-        space.forget(span)
-    assert space.allocate(200) == Span(0, 200)
+        assert space.used_tokens == sum(extent.size for extent in used)
+    for extent in used:
+        space.release(extent)
+    for extent in kept:
+        space.forget(extent)
+    assert space.allocate(200) == Extent(0, 200)
 
 
 def test_what_was_used_longest_ago_goes_first_and_no_more_than_needed() -> None:
     """And nothing goes if even everything would not make room."""
-    space = KvSpace(100)
-    spans = [space.allocate(25) for _ in range(4)]
-    one, two, three, four = (span for span in spans if span is not None)
-    for span in (one, two, three):
-        space.keep(span, list(range(HEAD)))
+    space = KvCache(100)
+    extents = [space.allocate(25) for _ in range(4)]
+    one, two, three, four = (extent for extent in extents if extent is not None)
+    for extent in (one, two, three):
+        space.keep(extent, list(range(HEAD)))
     space.touch(one)
 
     assert space.allocate(80) is None
     assert all(map(space.is_kept, (one, two, three)))
-    assert space.allocate(20) == Span(two.start, 20)
+    assert space.allocate(20) == Extent(two.start, 20)
     assert space.is_kept(one)
     assert space.is_kept(three)
     assert four.size == 25

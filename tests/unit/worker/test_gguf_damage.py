@@ -11,7 +11,7 @@ from support.gguf_files import LAYERS, write_gguf
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.gguf_convert import convert_gguf
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.models import resolve
+from zmqrt.worker.model_sources import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.gguf_convert import convert_gguf
 from zmqrt.worker.gguf_split import find_parts
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.models import ModelFiles, resolve
+from zmqrt.worker.model_sources import ModelFiles, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_ends_of_turns_and_of_messages_are_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("is_asked", "begins"), [(True, True), (False, False)])
 def test_a_text_begins_as_the_file_says(tmp_path: Path, *, is_asked: bool, begins: bool) -> None:
     """With the token for it, if add_bos_token is set."""
-    from zmqrt.worker.vocabulary import load_vocabulary
+    from zmqrt.worker.tokenizer import load_tokenizer
 
     template = "{{ messages[0].content }}"
     changes: dict[str, object] = {"bos_token_id": 7, "add_bos_token": is_asked, "chat_template": template}
@@ -125,4 +125,4 @@ def test_a_text_begins_as_the_file_says(tmp_path: Path, *, is_asked: bool, begin
 
     convert_gguf(tmp_path / "model.gguf", tmp_path, lambda _percent: None)
 
-    assert (load_vocabulary(tmp_path).encode("hi", is_raw=False)[0] == 7) is begins
+    assert (load_tokenizer(tmp_path).encode("hi", is_raw=False)[0] == 7) is begins

@@ -12,8 +12,8 @@ from support import broken_models as broken
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.models import ModelFiles, check_fit, resolve
-from zmqrt.worker.vocabulary import load_vocabulary
+from zmqrt.worker.model_sources import ModelFiles, check_fit, resolve
+from zmqrt.worker.tokenizer import load_tokenizer
 
 SMALL = "layers=1,hidden=32"
 Break = Callable[[Path], object]
@@ -410,4 +410,4 @@ def test_whatever_stands_in_an_entry_the_words_are_ours(model: Path, file: str, 
         broken.edit_json(path, **{name: value})
         with contextlib.suppress(ModelError):
             look(model)
-            load_vocabulary(model).encode("a text", is_raw=True)
+            load_tokenizer(model).encode("a text", is_raw=True)

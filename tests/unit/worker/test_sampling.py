@@ -1,4 +1,4 @@
-"""What each field of Sampling does to one row, and that the batch does the same to every row."""
+"""What each field of SamplingParams does to one row, and that the batch does the same to every row."""
 
 import random
 
@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from zmqrt.worker.engines.base import RequestRefusedError, Sampling, TokenRequest
-from zmqrt.worker.engines.draw import Draw, check
-from zmqrt.worker.engines.noise import token_words
+from zmqrt.worker.engines.base import RequestRefusedError, SamplingParams, TokenRequest
+from zmqrt.worker.engines.gumbel import token_words
 from zmqrt.worker.engines.sampling import adjust, choose, keep_likely
+from zmqrt.worker.engines.sampling_state import SamplingState, check
 from zmqrt.worker.engines.sampling_torch import BatchSampler
 
 VOCABULARY = 64
@@ -25,13 +25,13 @@ def request(*, resume_ids: list[int] | None = None, min_new_tokens: int = 0, **s
         resume_ids=resume_ids or [],
         max_new_tokens=100,
         min_new_tokens=min_new_tokens,
-        sampling=msgspec.convert(sampling, Sampling),
+        sampling=msgspec.convert(sampling, SamplingParams),
     )
 
 
-def draw(asked: TokenRequest, stop_ids: tuple[int, ...] = ()) -> Draw:
+def draw(asked: TokenRequest, stop_ids: tuple[int, ...] = ()) -> SamplingState:
     """Stand before the next token of a request."""
-    return Draw.of(asked, stop_ids)
+    return SamplingState.of(asked, stop_ids)
 
 
 def test_greedy_takes_the_best_and_the_first_of_equals() -> None:
@@ -77,18 +77,18 @@ def test_bias_and_minimum_length() -> None:
 @pytest.mark.parametrize(
     ("sampling", "kept"),
     [
-        (Sampling(), 64),
-        (Sampling(top_k=5), 5),
-        (Sampling(top_k=1000), 64),
-        (Sampling(top_p=1e-6), 1),
-        (Sampling(min_p=1.0), 1),
-        (Sampling(min_p=0.5), 8),
-        (Sampling(top_p=0.5), 8),
-        (Sampling(top_k=10, top_p=0.5), 4),
-        (Sampling(top_k=3, min_p=0.5), 3),
+        (SamplingParams(), 64),
+        (SamplingParams(top_k=5), 5),
+        (SamplingParams(top_k=1000), 64),
+        (SamplingParams(top_p=1e-6), 1),
+        (SamplingParams(min_p=1.0), 1),
+        (SamplingParams(min_p=0.5), 8),
+        (SamplingParams(top_p=0.5), 8),
+        (SamplingParams(top_k=10, top_p=0.5), 4),
+        (SamplingParams(top_k=3, min_p=0.5), 3),
     ],
 )
-def test_limits_keep_the_likeliest(sampling: Sampling, kept: int) -> None:
+def test_limits_keep_the_likeliest(sampling: SamplingParams, kept: int) -> None:
     """Each limit keeps so many of a row whose neighbours differ by a tenth (6/63) in their logits."""
     scores = keep_likely(LOGITS, sampling)
 

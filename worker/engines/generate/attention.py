@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from .schedule import Copy, Part
+from .schedule import KvCopy, SequenceStep
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class AttentionShape:
     """What the attention of a model looks like, and so its pool."""
 
     layers: int
@@ -31,7 +31,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
+class _KeyRange:
     """What the queries of one part see: rows `begin` .. `end` of the step, keys `first` .. `last` of the pool."""
 
     begin: int
@@ -44,7 +44,7 @@ class _Sight:
 class Attention(ABC):
     """Where a model's keys and values lie, and the attention of one step over them."""
 
-    shape: Shape
+    shape: AttentionShape
     places: torch.Tensor
     """Where each token of the step lies in the pool: int64 [tokens]."""
 
@@ -57,8 +57,8 @@ class Attention(ABC):
         """Return the values of a layer: [pool tokens, kv heads, size]."""
 
     @abstractmethod
-    def copy(self, copy: Copy) -> None:
-        """Copy the keys and values of some tokens, in all layers."""
+    def copy(self, copy: KvCopy) -> None:
+        """KvCopy the keys and values of some tokens, in all layers."""
 
     @abstractmethod
     def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
@@ -91,12 +91,12 @@ class PoolAttention(Attention):
     head, so a sequence is a view. Queries of one group of heads are folded beside each other and see their keys once.
     """
 
-    def __init__(self, shape: Shape, tokens: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, shape: AttentionShape, tokens: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         size = (shape.layers, 2, shape.kv_heads, tokens, shape.head_size)
         self._pool = torch.zeros(size, dtype=dtype, device=device)
         self.shape = shape
         self.places = torch.zeros(0, dtype=torch.int64, device=device)
-        self._sights: list[_Sight] = []
+        self._key_ranges: list[_KeyRange] = []
 
     def keys(self, layer: int) -> torch.Tensor:
         """Return the keys of a layer as a view."""
@@ -106,23 +106,23 @@ class PoolAttention(Attention):
         """Return the values of a layer as a view."""
         return self._pool[layer, 1].transpose(0, 1)
 
-    def copy(self, copy: Copy) -> None:
-        """Copy the keys and values of some tokens, in all layers."""
+    def copy(self, copy: KvCopy) -> None:
+        """KvCopy the keys and values of some tokens, in all layers."""
         source = self._pool[:, :, :, copy.source : copy.source + copy.count]
         self._pool[:, :, :, copy.target : copy.target + copy.count] = source
 
-    def prepare(self, parts: Sequence[Part], places: torch.Tensor) -> None:
+    def prepare(self, parts: Sequence[SequenceStep], places: torch.Tensor) -> None:
         """Learn what the next pass computes; tokens behind those of the parts are padding, and see nothing."""
         self.places = places
-        self._sights = []
+        self._key_ranges = []
         at = 0
         for part in parts:
-            start, count = part.row.span.start, part.end - part.begin
+            start, count = part.sequence.extent.start, part.end - part.begin
             mask = None if count == 1 else self._mask(part)
-            self._sights.append(_Sight(at, at + count, start, start + part.end, mask))
+            self._key_ranges.append(_KeyRange(at, at + count, start, start + part.end, mask))
             at += count
 
-    def _mask(self, part: Part) -> torch.Tensor:
+    def _mask(self, part: SequenceStep) -> torch.Tensor:
         """Let each token of a piece see what lies before it, and itself: bool [count, end]."""
         count = part.end - part.begin
         mask = torch.ones(count, part.end, dtype=torch.bool, device=self._pool.device)
@@ -135,20 +135,20 @@ class PoolAttention(Attention):
         kv_heads = self.shape.kv_heads
         group = heads // kv_heads
         seen = torch.empty_like(query)
-        for sight in self._sights:
-            count = sight.end - sight.begin
+        for keys_seen in self._key_ranges:
+            count = keys_seen.end - keys_seen.begin
             # [count, kv heads, group, size] -> [kv heads, group x count, size]: each head of keys is read once.
-            asked = query[sight.begin : sight.end].view(count, kv_heads, group, size).permute(1, 2, 0, 3)
-            mask = None if sight.mask is None else sight.mask.repeat(group, 1)
+            asked = query[keys_seen.begin : keys_seen.end].view(count, kv_heads, group, size).permute(1, 2, 0, 3)
+            mask = None if keys_seen.mask is None else keys_seen.mask.repeat(group, 1)
             told = scaled_dot_product_attention(
                 asked.reshape(1, kv_heads, group * count, size),
-                keys[:, sight.first : sight.last].unsqueeze(0),
-                values[:, sight.first : sight.last].unsqueeze(0),
+                keys[:, keys_seen.first : keys_seen.last].unsqueeze(0),
+                values[:, keys_seen.first : keys_seen.last].unsqueeze(0),
                 attn_mask=mask,
                 scale=scale,
             )
-            seen[sight.begin : sight.end] = (
+            seen[keys_seen.begin : keys_seen.end] = (
                 told.view(kv_heads, group, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
             )
-        seen[self._sights[-1].end :] = 0
+        seen[self._key_ranges[-1].end :] = 0
         return seen

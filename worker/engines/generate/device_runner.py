@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .decode_steps import DecodeSteps, sizes_for
+from .cuda_graphs import DecodeGraphs, sizes_for
 from .engine import Drawn
 from .flash import FlashAttention, Layout, Operation, flash
-from .operations import TorchOperations
-from .schedule import Limits, Part, Row, Step
+from .ops import TorchOps
+from .schedule import EngineStep, SchedulerLimits, Sequence, SequenceStep
+from .sequence_table import LENGTH, START, TOKEN, SamplingMode, SequenceTable, mode_for
 from .slot_sampler import Sample, SlotSampler
-from .slots import LENGTH, START, TOKEN, Effort, Slots, effort_for
 from .torch_runner import Decoder, Pass, passes_of
 from .transfers import Arrival, Transfers
 
@@ -31,7 +31,7 @@ class _UnderWay:
     """A step that is being computed, and which of what it draws is to be reported: index, how many likely ones."""
 
     arrival: Arrival
-    reported: Sequence[tuple[int, int]]
+    reported: list[tuple[int, int]]
 
 
 class DeviceRunner:
@@ -41,11 +41,11 @@ class DeviceRunner:
         self,
         decoder: Decoder,
         kv_tokens: int,
-        limits: Limits,
+        limits: SchedulerLimits,
         *,
         dtype: torch.dtype,
         device: torch.device | str,
-        operations: TorchOperations | None = None,
+        operations: TorchOps | None = None,
         operation: Operation = flash,
     ) -> None:
         self._decoder = decoder
@@ -53,12 +53,12 @@ class DeviceRunner:
         self._transfers = Transfers(device)
         self._nowhere = kv_tokens  # where padding is stored, behind everything else
         self._attention = FlashAttention(decoder.shape, kv_tokens + 1, dtype=dtype, device=device, operation=operation)
-        self._slots = Slots(limits.rows, decoder.vocabulary, self._nowhere, self._transfers)
-        self._sampler = SlotSampler(self._slots, operations or TorchOperations())
-        sizes = [limits.rows] if limits.is_deterministic else sizes_for(limits.rows)
-        self._steps = DecodeSteps(self._decode, self._slots, self._transfers, sizes)
+        self._slots = SequenceTable(limits.slots, decoder.vocabulary, self._nowhere, self._transfers)
+        self._sampler = SlotSampler(self._slots, operations or TorchOps())
+        sizes = [limits.slots] if limits.is_deterministic else sizes_for(limits.slots)
+        self._steps = DecodeGraphs(self._decode, self._slots, self._transfers, sizes)
         self._under_way: deque[_UnderWay] = deque()
-        self._bounds = torch.arange(limits.rows + 1, dtype=torch.int32, device=device)
+        self._bounds = torch.arange(limits.slots + 1, dtype=torch.int32, device=device)
         self._transfers.settle()
 
     @property
@@ -75,22 +75,22 @@ class DeviceRunner:
     # --- a step ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> Sequence[Part]:
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
         """Begin a step, and return the pieces that there was no memory for."""
-        effort = effort_for(part.row.draw for part in step.drawing)
-        lost: list[Part] = []
+        mode = mode_for(part.sequence.sampling_state for part in step.drawing)
+        lost: list[SequenceStep] = []
         with self._transfers.computing():
             self._slots.release_ended()
             for copy in step.copies:
                 self._attention.copy(copy)
             self._open(step)
             running = [part for part in step.parts if not part.is_prompt]
-            samples = [self._run(running, effort)] if running else []
-            for one in passes_of(Step((), [part for part in step.parts if part.is_prompt]), self._limits):
-                samples += self._compute_pieces(one, effort, lost)
+            samples = [self._run(running, mode)] if running else []
+            for one in passes_of(EngineStep([], [part for part in step.parts if part.is_prompt]), self._limits):
+                samples += self._compute_pieces(one, mode, lost)
             sample = Sample.of_all(samples) if samples else Sample(self._bounds[:0])
             arrival = self._transfers.down(sample.tokens, *sample.report)
-        drawing = [part.row.draw.sampling for part in step.drawing if part not in lost]
+        drawing = [part.sequence.sampling_state.sampling for part in step.drawing if part not in lost]
         reported = [(row, one.logprobs) for row, one in enumerate(drawing) if one.logprobs is not None]
         self._under_way.append(_UnderWay(arrival, reported))
         return lost
@@ -118,23 +118,23 @@ class DeviceRunner:
 
     # --- running sequences -------------------------------------------------------------------------------------------
 
-    def _open(self, step: Step) -> None:
+    def _open(self, step: EngineStep) -> None:
         """Write the slots of sequences that begin, and of those that are fed what they had made elsewhere."""
-        fresh: dict[Row, int] = {}
+        fresh: dict[Sequence, int] = {}
         for part in step.parts:
-            if not part.is_prompt and part.end <= part.row.given:
-                fresh[part.row] = part.end
-            elif part.row not in self._slots:
-                fresh[part.row] = part.row.given
+            if not part.is_prompt and part.end <= part.sequence.given:
+                fresh[part.sequence] = part.end
+            elif part.sequence not in self._slots:
+                fresh[part.sequence] = part.sequence.given
         if fresh:
             self._slots.write(fresh)
 
-    def _run(self, parts: Sequence[Part], effort: Effort) -> Sample:
+    def _run(self, parts: list[SequenceStep], mode: SamplingMode) -> Sample:
         """Let running sequences go on; return what those drew that draw, which stand in front."""
-        sample = self._steps.run([self._slots[part.row] for part in parts], effort)
+        sample = self._steps.run([self._slots[part.sequence] for part in parts], mode)
         return sample.first(sum(part.draws for part in parts))
 
-    def _decode(self, slots: torch.Tensor, effort: Effort) -> Sample:
+    def _decode(self, slots: torch.Tensor, mode: SamplingMode) -> Sample:
         """Compute one token of each slot from what the slots know. Nothing here may ask the device for a number."""
         lines = self._slots.table[slots]
         positions = lines[:, LENGTH] - 1
@@ -149,27 +149,27 @@ class DeviceRunner:
         )
         self._attention.prepare(layout)
         logits = self._decoder.forward(lines[:, TOKEN], positions, self._attention, None)
-        sample = self._sampler.draw(slots, logits, effort)
-        self._slots.advance(slots, sample.tokens, effort)
+        sample = self._sampler.draw(slots, logits, mode)
+        self._slots.advance(slots, sample.tokens, mode)
         return sample
 
     # --- pieces of prompts -------------------------------------------------------------------------------------------
 
-    def _compute_pieces(self, one: Pass, effort: Effort, lost: list[Part]) -> list[Sample]:
+    def _compute_pieces(self, one: Pass, mode: SamplingMode, lost: list[SequenceStep]) -> list[Sample]:
         """Compute pieces in one pass; at need one by one; and those that do not even fit alone are lost."""
         if not one.parts:
             return []
         try:
-            return [self._prefill(one, effort)]
+            return [self._prefill(one, mode)]
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         if len(one.parts) == 1:
             lost += one.parts
             return []
         alone = [Pass([part], one.width) for part in one.parts]
-        return [sample for each in alone for sample in self._compute_pieces(each, effort, lost)]
+        return [sample for each in alone for sample in self._compute_pieces(each, mode, lost)]
 
-    def _prefill(self, one: Pass, effort: Effort) -> Sample:
+    def _prefill(self, one: Pass, mode: SamplingMode) -> Sample:
         """Compute pieces; return what those drew that draw."""
         ids: list[int] = []
         positions: list[int] = []
@@ -178,14 +178,14 @@ class DeviceRunner:
         last: list[int] = []
         for part in one.parts:
             assert part.ids is not None
-            start = part.row.span.start
+            start = part.sequence.extent.start
             ids += part.ids
             positions += range(part.begin, part.end)
             places += range(start + part.begin, start + part.end)
             bounds.append(len(ids))
             if part.draws:
                 last.append(len(ids) - 1)
-        starts = [part.row.span.start for part in one.parts]
+        starts = [part.sequence.extent.start for part in one.parts]
         lengths = [part.end for part in one.parts]
         if one.width:  # padding is a sequence of its own, which sees one token of nobody
             padding = one.width - len(ids)
@@ -195,10 +195,10 @@ class DeviceRunner:
             bounds.append(len(ids))
             starts.append(self._nowhere)
             lengths.append(1)
-        slots = [self._slots[part.row] for part in one.parts if part.draws]
+        slots = [self._slots[part.sequence] for part in one.parts if part.draws]
         pieces = (ids, positions, places, last, slots, bounds, [*starts, 0], lengths)
         packed: Any = self._transfers.up([value for piece in pieces for value in piece])
-        there: Sequence[torch.Tensor] = packed.split([len(piece) for piece in pieces])
+        there: tuple[torch.Tensor, ...] = packed.split([len(piece) for piece in pieces])
         self._attention.prepare(
             Layout(
                 places=there[2],
@@ -210,6 +210,6 @@ class DeviceRunner:
             )
         )
         logits = self._decoder.forward(there[0], there[1], self._attention, there[3])
-        sample = self._sampler.draw(there[4], logits, effort)
-        self._slots.advance(there[4], sample.tokens, effort)
+        sample = self._sampler.draw(there[4], logits, mode)
+        self._slots.advance(there[4], sample.tokens, mode)
         return sample

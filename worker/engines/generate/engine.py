@@ -1,7 +1,7 @@
 """The loop of the `generate` engine: what is asked, planned and computed becomes events. Knows no model and no device.
 
-While the device works on one step the next one is planned and handed to it (`Limits.depth` at a time), so that it never
-waits for us.
+While the device works on one step the next one is planned and handed to it (`SchedulerLimits.depth` at a time), so that
+it never waits for us.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,9 +22,9 @@ from ..base import (
     TokenEvent,
     TokenRequest,
 )
-from ..draw import check
-from .kv_space import KvSpace
-from .schedule import Counts, Limits, Part, Row, Scheduler, Step, finish_reason
+from ..sampling_state import check
+from .kv_cache import KvCache
+from .schedule import EngineStep, Scheduler, SchedulerCounts, SchedulerLimits, Sequence, SequenceStep, finish_reason
 
 MAX_LOGPROBS = 20
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 class Drawn:
     """What a step drew: for each drawing part in order a token, and log probabilities if its request wants them."""
 
-    tokens: Sequence[int]
-    logprobs: Sequence[dict[int, float] | None] | None = None
+    tokens: list[int]
+    logprobs: list[dict[int, float] | None] | None = None
 
 
 class Runner(Protocol):
@@ -46,7 +46,7 @@ class Runner(Protocol):
         """Ids run from 0 to this, exclusive."""
         ...
 
-    def launch(self, step: Step) -> Sequence[Part]:
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
         """Begin a step; may return before it is done. Raises what breaks the engine.
 
         Returns pieces of prompts that there was no memory for: nothing came of them, and they draw nothing.
@@ -65,19 +65,19 @@ class Runner(Protocol):
 class GenerateEngine:
     """Continuous batching around a runner; see `TokenEngine` for what the methods promise."""
 
-    def __init__(self, runner: Runner, *, kv_tokens: int, limits: Limits, eos_ids: Sequence[int] = ()) -> None:
+    def __init__(self, runner: Runner, *, kv_tokens: int, limits: SchedulerLimits, eos_ids: Iterable[int] = ()) -> None:
         self.runner = runner
         """Computes; for looking in."""
-        self._scheduler = Scheduler(KvSpace(kv_tokens), limits)
+        self._scheduler = Scheduler(KvCache(kv_tokens), limits)
         self._limits = limits
         self._eos_ids = frozenset(eos_ids)
         self._live: set[int] = set()
-        self._steps: deque[Step] = deque()
+        self._steps: deque[EngineStep] = deque()
         self._events: list[TokenEvent] = []
         self._broken: str | None = None
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> SchedulerCounts:
         """What was done so far, and how much of it was found in the pool."""
         return self._scheduler.counts
 
@@ -91,7 +91,7 @@ class GenerateEngine:
         if self._ends_at_once(request, stop_ids, max_new_tokens):
             return
         if self._scheduler.is_full:
-            raise EngineFullError(f"all {self._limits.rows} slots are taken")
+            raise EngineFullError(f"all {self._limits.slots} slots are taken")
         self._scheduler.submit(request, stop_ids, max_new_tokens)
         self._live.add(request.ticket)
 
@@ -121,15 +121,15 @@ class GenerateEngine:
 
     def capacity(self) -> Capacity:
         """Return how many requests, and tokens of one and of all, the engine holds."""
-        return Capacity(slots=self._limits.rows, context=self._limits.context, kv_tokens=self._scheduler.space.tokens)
+        return Capacity(slots=self._limits.slots, context=self._limits.context, kv_tokens=self._scheduler.cache.tokens)
 
     def stats(self) -> EngineStats:
         """Read counters and gauges."""
         scheduler, counts = self._scheduler, self._scheduler.counts
         return EngineStats(
-            running=len(scheduler.rows),
+            running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            kv_percent=100 * scheduler.space.used_tokens // scheduler.space.tokens,
+            kv_percent=100 * scheduler.cache.used_tokens // scheduler.cache.tokens,
             steps=counts.steps,
             tokens=counts.tokens,
             largest_batch=counts.largest_batch,
@@ -162,32 +162,33 @@ class GenerateEngine:
             return
         step = self._steps.popleft()
         logprobs = {
-            part.row: each for part, each in zip(step.drawing, drawn.logprobs or (), strict=drawn.logprobs is not None)
+            part.sequence: each
+            for part, each in zip(step.drawing, drawn.logprobs or (), strict=drawn.logprobs is not None)
         }
         self._events += [  # no tokens, but a piece of their prompts is done
-            TokenEvent(ticket=part.row.request.ticket)
+            TokenEvent(ticket=part.sequence.request.ticket)
             for part in step.parts
             if part.is_prompt and not part.draws
-            if not part.row.has_ended
+            if not part.sequence.has_ended
         ]
-        for row, token_id, reason in self._scheduler.finish(step, drawn.tokens):
+        for sequence, token_id, reason in self._scheduler.finish(step, drawn.tokens):
             if reason is not None:
-                self._live.remove(row.request.ticket)
-            report = logprobs.get(row)
+                self._live.remove(sequence.request.ticket)
+            report = logprobs.get(sequence)
             self._events.append(
                 TokenEvent(
-                    ticket=row.request.ticket,
+                    ticket=sequence.request.ticket,
                     token_ids=[token_id],
                     logprobs=None if report is None else [report],
                     finish_reason=reason,
                 )
             )
 
-    def _fail(self, part: Part) -> None:
+    def _fail(self, part: SequenceStep) -> None:
         """End one request whose prompt the device had no memory for; the others go on."""
-        ticket = part.row.request.ticket
+        ticket = part.sequence.request.ticket
         log.warning("ticket %d: no memory for %d tokens of its prompt at once", ticket, part.end - part.begin)
-        self._scheduler.fail(part.row)
+        self._scheduler.fail(part.sequence)
         self._live.remove(ticket)
         text = (
             f"the device ran out of memory at tokens {part.begin} to {part.end} of the prompt; send a shorter one, or"
@@ -213,7 +214,7 @@ class GenerateEngine:
             raise RequestRefusedError(f"logprobs is {request.sampling.logprobs}, but must be at most {MAX_LOGPROBS}")
         check(request, vocabulary=self.runner.vocabulary)
         max_new_tokens = min(request.max_new_tokens, context - prompt)
-        pool = self._scheduler.space.tokens
+        pool = self._scheduler.cache.tokens
         if prompt + max_new_tokens > pool:
             text = f"the request may grow to {prompt + max_new_tokens} tokens, and there is memory for {pool} in all"
             raise RequestRefusedError(f"{text}; ask for fewer with max_tokens")
@@ -223,7 +224,7 @@ class GenerateEngine:
         """Say so if nothing is left to do: the node before us was lost after its last token, before it could tell."""
         if not request.resume_ids:
             return False
-        reason = finish_reason(Row.of(request, stop_ids, max_new_tokens))
+        reason = finish_reason(Sequence.of(request, stop_ids, max_new_tokens))
         if reason is not None:
             self._events.append(TokenEvent(ticket=request.ticket, finish_reason=reason))
         return reason is not None

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 
-from .attention import Attention, Shape
-from .schedule import Copy
+from .attention import Attention, AttentionShape
+from .schedule import KvCopy
 
 DTYPES: Final = (torch.bfloat16, torch.float16)
 """What the operation takes."""
@@ -94,7 +94,7 @@ class FlashAttention(Attention):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: AttentionShape,
         tokens: int,
         *,
         dtype: torch.dtype,
@@ -114,8 +114,8 @@ class FlashAttention(Attention):
         """Return the values of a layer."""
         return self._pool[layer, 1]
 
-    def copy(self, copy: Copy) -> None:
-        """Copy the keys and values of some tokens, in all layers."""
+    def copy(self, copy: KvCopy) -> None:
+        """KvCopy the keys and values of some tokens, in all layers."""
         source = self._pool[:, :, copy.source : copy.source + copy.count]
         self._pool[:, :, copy.target : copy.target + copy.count] = source
 
@@ -130,7 +130,7 @@ class FlashAttention(Attention):
         return self._operation(query, self.keys(layer), self.values(layer), self._layout, scale)
 
 
-def why_not(shape: Shape, dtype: torch.dtype, device: torch.device | str) -> str | None:
+def why_not(shape: AttentionShape, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Say why the operation cannot be used for a model on this device and with this torch; None if it can.
 
     It is tried with sequences in no order, of one token to thousands, one query each and pieces of many.
@@ -147,7 +147,7 @@ def why_not(shape: Shape, dtype: torch.dtype, device: torch.device | str) -> str
 
 
 def difference(
-    shape: Shape,
+    shape: AttentionShape,
     dtype: torch.dtype,
     device: torch.device | str,
     *,

@@ -1,6 +1,6 @@
 # pyright: basic
 """The small operations of a decoder as one GPU kernel each, in Triton (Tillet et al. 2019). What each does is said by
-`TorchOperations`, how each is called by `kernel_operations.py`. Triton is a language of its own: nothing here is typed.
+`TorchOps`, how each is called by `kernel_operations.py`. Triton is a language of its own: nothing here is typed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 import triton
 import triton.language as tl
 
-from ..murmur import LENGTH_BYTES, MIX1, MIX2, ROUND_ADD
+from ..murmur3 import LENGTH_BYTES, MIX1, MIX2, ROUND_ADD
 
 _ADD: Final = tl.constexpr(ROUND_ADD)
 _MIX1: Final = tl.constexpr(MIX1)

@@ -14,13 +14,13 @@ from ...context import GROWING, kind_of, scalings
 from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress, TokenEngine
 from ..cb_load import Loaded, load
 from ..cb_load import plan as plan_blocks
-from ..memory import explain
+from ..oom import explain
 from ..transformers_cb import TransformersEngine, warm_up
-from . import decoder, flash, modules, self_test
+from . import flash, hf_decoder, llama, self_test
 from .device_runner import DeviceRunner
 from .engine import GenerateEngine
-from .operations import TorchOperations
-from .schedule import Limits
+from .ops import TorchOps
+from .schedule import SchedulerLimits
 from .torch_runner import Decoder, TorchRunner
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,7 @@ def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
     progress("warming", 0.0)
     operations = _operations(spec, loaded)
     model = loaded.model
-    made: Decoder
-    if path == "modules":
-        made = modules.ModuleDecoder(model)
-    else:
-        made = decoder.LlamaDecoder(model, operations, loaded.context)
+    made = hf_decoder.HfDecoder(model) if path == "modules" else llama.LlamaDecoder(model, operations, loaded.context)
     own = _engine(spec, loaded, made, operations, progress)
     reference.check(own)
     progress("warming", 100.0)
@@ -132,13 +128,13 @@ def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
 
 
 def _engine(
-    spec: EngineSpec, loaded: Loaded, made: Decoder, operations: TorchOperations, progress: Progress
+    spec: EngineSpec, loaded: Loaded, made: Decoder, operations: TorchOps, progress: Progress
 ) -> GenerateEngine:
     options = spec.options
     dtype, device = loaded.model.dtype, loaded.model.device
     kv_tokens = plan_tokens(spec, loaded)
-    limits = Limits(
-        rows=spec.slots,
+    limits = SchedulerLimits(
+        slots=spec.slots,
         context=min(loaded.context, kv_tokens),
         chunk_tokens=int(options.get("chunk", _CUDA_CHUNK if loaded.is_cuda else _CPU_CHUNK)),
         may_reuse=_is_on(spec, "reuse", default=True),
@@ -165,20 +161,20 @@ def _record(runner: DeviceRunner, progress: Progress) -> None:
         log.warning("decode steps are not recorded as graphs, and small batches will be slow: %s", error)
 
 
-def _operations(spec: EngineSpec, loaded: Loaded) -> TorchOperations:
+def _operations(spec: EngineSpec, loaded: Loaded) -> TorchOps:
     """Take one kernel for each small operation where that works, else plain torch."""
     if not loaded.is_cuda or not _is_on(spec, "kernels", default=True):
-        return TorchOperations()
+        return TorchOps()
     try:
-        from . import kernel_operations
+        from . import kernel_ops
     except ImportError as error:
         log.warning("Triton's kernels are not used: %s", error)
-        return TorchOperations()
-    why_not = kernel_operations.why_not(loaded.model.dtype, loaded.model.device)
+        return TorchOps()
+    why_not = kernel_ops.why_not(loaded.model.dtype, loaded.model.device)
     if why_not is None:
-        return kernel_operations.KernelOperations()
+        return kernel_ops.KernelOps()
     log.warning("Triton's kernels are not used: %s", why_not)
-    return TorchOperations()
+    return TorchOps()
 
 
 def plan_tokens(spec: EngineSpec, loaded: Loaded) -> int:
@@ -228,13 +224,13 @@ def _is_on(spec: EngineSpec, name: str, *, default: bool) -> bool:
 
 def _choose(name: str, wanted: str, model: Any) -> tuple[str, str]:  # noqa: ANN401 - transformers' models are untyped
     """Take the fastest way that a model can be run, or the one that was asked for; say why not a faster one."""
-    never = modules.why_never(model)
+    never = hf_decoder.why_never(model)
     if never is not None:
         raise CannotLoadError(f"{name} cannot be run here: {never} (model type {model.config.model_type})")
     if wanted != "auto":
         return wanted, "asked for"
-    not_fused = decoder.why_not(model.config) or modules.why_not(model)
+    not_fused = llama.why_not(model.config) or hf_decoder.why_not(model)
     if not_fused is None:
         return "fused", ""
-    not_modules = modules.why_not(model)
+    not_modules = hf_decoder.why_not(model)
     return ("modules", not_fused) if not_modules is None else ("transformers", not_modules)

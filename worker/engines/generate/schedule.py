@@ -1,6 +1,6 @@
 """What each step computes: which sequences get their next token, and which part of which prompt comes along. Pure.
 
-    WAITING   queued; there is no row or no room in the pool for it
+    WAITING   queued; there is no sequence or no room in the pool for it
     RUNNING   it has a stretch of the pool: first its prompt is computed in pieces, then a token a step
     ENDED     its last event is made, and its stretch is another's
 
@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..base import FinishReason, TokenRequest
-from ..draw import Draw
-from .kv_space import HEAD, KvSpace, Span, common_prefix
+from ..sampling_state import SamplingState
+from .kv_cache import HEAD, Extent, KvCache, common_prefix
 
 
 @dataclass(eq=False, slots=True)
-class Row:
+class Sequence:
     """One running sequence.
 
     Attributes:
@@ -33,21 +33,21 @@ class Row:
     """
 
     request: TokenRequest
-    draw: Draw
+    sampling_state: SamplingState
     stop_ids: frozenset[int]
     max_new_tokens: int
     ids: list[int]
-    span: Span
+    extent: Extent
     total: int
     computed: int
     has_ended: bool = False
 
     @classmethod
-    def of(cls, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> Row:
-        """Make the row of a request that has no stretch yet."""
+    def of(cls, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> Sequence:
+        """Make the sequence of a request that has no stretch yet."""
         ids = [*request.prompt_ids, *request.resume_ids]
-        draw = Draw.of(request, stop_ids)
-        return cls(request, draw, stop_ids, max_new_tokens, ids, Span(0, 0), len(ids), 0)
+        state = SamplingState.of(request, stop_ids)
+        return cls(request, state, stop_ids, max_new_tokens, ids, Extent(0, 0), len(ids), 0)
 
     @property
     def given(self) -> int:
@@ -66,23 +66,23 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SequenceStep:
     """What one sequence does in a step: tokens `begin` .. `end` - 1 are computed, and the next is drawn if `draws`.
 
     `ids` are those tokens; None if the only one is what the step before draws and nobody has read yet. `is_prompt`: a
     piece of what came with the request, of any length; else one token of a sequence whose prompt is done.
     """
 
-    row: Row
+    sequence: Sequence
     begin: int
     end: int
     draws: bool
-    ids: Sequence[int] | None
+    ids: list[int] | None
     is_prompt: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class KvCopy:
     """Keys and values to copy inside the pool before a step: `count` tokens from `source` to `target`."""
 
     source: int
@@ -90,28 +90,28 @@ class Copy:
     count: int
 
 
-_NO_COPY = Copy(0, 0, 0)
+_NO_COPY = KvCopy(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class EngineStep:
     """One step: copies first, then all parts at once; those that draw stand in front."""
 
-    copies: Sequence[Copy]
-    parts: Sequence[Part]
+    copies: list[KvCopy]
+    parts: list[SequenceStep]
 
     @property
-    def drawing(self) -> list[Part]:
+    def drawing(self) -> list[SequenceStep]:
         """The parts that draw a token."""
         return [part for part in self.parts if part.draws]
 
-    def without(self, lost: Sequence[Part]) -> Step:
+    def without(self, lost: list[SequenceStep]) -> EngineStep:
         """Return the step as it is when some parts came to nothing."""
-        return Step(self.copies, [part for part in self.parts if part not in lost])
+        return EngineStep(self.copies, [part for part in self.parts if part not in lost])
 
 
 @dataclass(kw_only=True)
-class Limits:
+class SchedulerLimits:
     """How much at once. `depth`: steps that may be under way; `may_reuse`: whether prefixes are looked for.
 
     `is_deterministic`: each token is computed in the same company of places whoever else is there, so that its numbers
@@ -119,7 +119,7 @@ class Limits:
     prefixes are reused in whole pieces, and what a request resumes from is fed token by token, as it was made.
     """
 
-    rows: int
+    slots: int
     context: int
     chunk_tokens: int
     depth: int = 1
@@ -128,7 +128,7 @@ class Limits:
 
 
 @dataclass
-class Counts:
+class SchedulerCounts:
     """What a scheduler has done."""
 
     steps: int = 0
@@ -144,11 +144,11 @@ class Counts:
 class Scheduler:
     """Admits, plans, and takes results in; the order of calls is submit* (plan finish*)*."""
 
-    space: KvSpace
-    limits: Limits
-    waiting: deque[Row] = field(default_factory=deque[Row])
-    rows: dict[int, Row] = field(default_factory=dict[int, Row])
-    counts: Counts = field(default_factory=Counts)
+    cache: KvCache
+    limits: SchedulerLimits
+    waiting: deque[Sequence] = field(default_factory=deque[Sequence])
+    running: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
+    counts: SchedulerCounts = field(default_factory=SchedulerCounts)
     _turn: int = 0
 
     # --- in and out ------------------------------------------------------------------------------------------------
@@ -156,186 +156,190 @@ class Scheduler:
     @property
     def is_full(self) -> bool:
         """Whether no further request can be taken in: one that waits here waits for room in the pool alone."""
-        return len(self.waiting) + len(self.rows) >= self.limits.rows
+        return len(self.waiting) + len(self.running) >= self.limits.slots
 
     def submit(self, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> None:
         """Queue a request that fits the pool when it is alone there."""
-        self.waiting.append(Row.of(request, stop_ids, max_new_tokens))
+        self.waiting.append(Sequence.of(request, stop_ids, max_new_tokens))
 
     def cancel(self, ticket: int) -> bool:
         """Let a request go, wherever it is; False if it is not here."""
-        row = self.rows.get(ticket)
-        if row is not None:
-            self._end(row)
+        sequence = self.running.get(ticket)
+        if sequence is not None:
+            self._end(sequence)
             return True
-        for row in self.waiting:
-            if row.request.ticket == ticket:
-                self.waiting.remove(row)
+        for sequence in self.waiting:
+            if sequence.request.ticket == ticket:
+                self.waiting.remove(sequence)
                 return True
         return False
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan."""
-        return not self.rows and not self.waiting
+        return not self.running and not self.waiting
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
-    def plan(self) -> Step | None:
+    def plan(self) -> EngineStep | None:
         """Plan a step on the assumption that everything under way goes on; None if nobody can do anything now."""
         copies = self._admit()
-        single = [part for row in self.rows.values() if (part := self._next_token(row)) is not None]
+        single = [part for sequence in self.running.values() if (part := self._next_token(sequence)) is not None]
         pieces = self._pieces(max(1, self.limits.chunk_tokens - len(single)))
         drawing = [part for part in (*single, *pieces) if part.draws]
         parts = [*drawing, *(part for part in (*single, *pieces) if not part.draws)]
         if not parts:
             return None
         for part in parts:
-            part.row.computed = part.end
-            part.row.total += part.draws
+            part.sequence.computed = part.end
+            part.sequence.total += part.draws
         self.counts.steps += 1
         self.counts.largest_batch = max(self.counts.largest_batch, len(drawing))
-        return Step(copies, parts)
+        return EngineStep(copies, parts)
 
-    def _next_token(self, row: Row) -> Part | None:
+    def _next_token(self, sequence: Sequence) -> SequenceStep | None:
         """Let a sequence go on by one token, if its prompt is done."""
-        if self._is_in_pieces(row) or row.planned_new >= row.max_new_tokens:
+        if self._is_in_pieces(sequence) or sequence.planned_new >= sequence.max_new_tokens:
             return None
-        at = row.computed if row.in_prompt else row.total - 1
-        ids = row.ids[at : at + 1] if at < len(row.ids) else None
-        return Part(row, at, at + 1, draws=at + 1 == row.total, ids=ids, is_prompt=False)
+        at = sequence.computed if sequence.in_prompt else sequence.total - 1
+        ids = sequence.ids[at : at + 1] if at < len(sequence.ids) else None
+        return SequenceStep(sequence, at, at + 1, draws=at + 1 == sequence.total, ids=ids, is_prompt=False)
 
-    def _is_in_pieces(self, row: Row) -> bool:
+    def _is_in_pieces(self, sequence: Sequence) -> bool:
         """Whether a prompt is still computed piece by piece."""
         if self.limits.is_deterministic:
-            return row.computed < len(row.request.prompt_ids)
-        return row.in_prompt
+            return sequence.computed < len(sequence.request.prompt_ids)
+        return sequence.in_prompt
 
-    def _pieces(self, budget: int) -> list[Part]:
+    def _pieces(self, budget: int) -> list[SequenceStep]:
         """Share what the step has left among the prompts."""
-        pieces: list[Part] = []
-        for row in self._prompts_in_turn():
-            begin = row.computed
+        pieces: list[SequenceStep] = []
+        for sequence in self._prompts_in_turn():
+            begin = sequence.computed
             if self.limits.is_deterministic:
-                end = min(begin + self.limits.chunk_tokens, len(row.request.prompt_ids))
+                end = min(begin + self.limits.chunk_tokens, len(sequence.request.prompt_ids))
             else:
-                end = min(begin + budget, row.total)
-            pieces.append(Part(row, begin, end, draws=end == row.total, ids=row.ids[begin:end], is_prompt=True))
+                end = min(begin + budget, sequence.total)
+            pieces.append(
+                SequenceStep(
+                    sequence, begin, end, draws=end == sequence.total, ids=sequence.ids[begin:end], is_prompt=True
+                )
+            )
             self.counts.prompt_tokens += end - begin
             budget -= end - begin
             if budget <= 0 or self.limits.is_deterministic:
                 break
         return pieces
 
-    def _prompts_in_turn(self) -> Iterable[Row]:
+    def _prompts_in_turn(self) -> Iterable[Sequence]:
         """Give the oldest prompt and the shortest one the first word by turns: neither waits for the other."""
-        rows = [row for row in self.rows.values() if self._is_in_pieces(row)]
-        if len(rows) > 1 and self._turn % 2:
-            rows.sort(key=lambda row: row.total - row.computed)
-        self._turn += bool(rows)
-        return rows
+        sequences = [sequence for sequence in self.running.values() if self._is_in_pieces(sequence)]
+        if len(sequences) > 1 and self._turn % 2:
+            sequences.sort(key=lambda sequence: sequence.total - sequence.computed)
+        self._turn += bool(sequences)
+        return sequences
 
-    def finish(self, step: Step, tokens: Sequence[int]) -> list[tuple[Row, int, FinishReason | None]]:
+    def finish(self, step: EngineStep, tokens: list[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
         """Take in the tokens that a step drew, one for each of `step.drawing`; those of who has ended are dropped."""
-        made: list[tuple[Row, int, FinishReason | None]] = []
+        made: list[tuple[Sequence, int, FinishReason | None]] = []
         for part, token_id in zip(step.drawing, tokens, strict=True):
-            row = part.row
-            if row.has_ended:
+            sequence = part.sequence
+            if sequence.has_ended:
                 continue
-            row.ids.append(token_id)
-            row.draw.take(token_id)
+            sequence.ids.append(token_id)
+            sequence.sampling_state.take(token_id)
             self.counts.tokens += 1
-            reason = finish_reason(row)
+            reason = finish_reason(sequence)
             if reason is not None:
-                self._end(row)
-            made.append((row, token_id, reason))
+                self._end(sequence)
+            made.append((sequence, token_id, reason))
         return made
 
-    # --- rows ------------------------------------------------------------------------------------------------------
+    # --- admission ---------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> list[Copy]:
+    def _admit(self) -> list[KvCopy]:
         """Let waiting requests in, in their order: whoever is first waits for room, and the others behind it."""
-        copies: list[Copy] = []
-        while self.waiting and len(self.rows) < self.limits.rows:
-            row = self.waiting[0]
-            copy = self._place(row)
+        copies: list[KvCopy] = []
+        while self.waiting and len(self.running) < self.limits.slots:
+            sequence = self.waiting[0]
+            copy = self._place(sequence)
             if copy is None:
                 break
             self.waiting.popleft()
-            self.rows[row.request.ticket] = row
+            self.running[sequence.request.ticket] = sequence
             if copy.count:
                 copies.append(copy)
         return copies
 
-    def _place(self, row: Row) -> Copy | None:
-        """Find a stretch for a row, with as much of its prompt in it as there is; None if there is no room."""
-        size = min(len(row.request.prompt_ids) + row.max_new_tokens, self.limits.context)
-        size = max(size, len(row.ids))
-        source, length = self._longest_prefix(row)
-        is_kept = source is not None and self.space.is_kept(source)
+    def _place(self, sequence: Sequence) -> KvCopy | None:
+        """Find a stretch for a sequence, with as much of its prompt in it as there is; None if there is no room."""
+        size = min(len(sequence.request.prompt_ids) + sequence.max_new_tokens, self.limits.context)
+        size = max(size, len(sequence.ids))
+        source, length = self._longest_prefix(sequence)
+        is_kept = source is not None and self.cache.is_kept(source)
         if source is not None and is_kept and source.size >= size:
-            self.space.take(source)
-            row.span, row.computed = source, length
+            self.cache.take(source)
+            sequence.extent, sequence.computed = source, length
             self.counts.reused_in_place += 1
             self.counts.reused_tokens += length
             return _NO_COPY
-        span = self.space.allocate(size, spare=source if is_kept else None)
-        if span is None and is_kept:
+        extent = self.cache.allocate(size, spare=source if is_kept else None)
+        if extent is None and is_kept:
             source = None  # there is room only where the prefix lies
-            span = self.space.allocate(size)
-        if span is None:
+            extent = self.cache.allocate(size)
+        if extent is None:
             return None
-        row.span = span
+        sequence.extent = extent
         if source is None:
             return _NO_COPY
         if is_kept:
-            self.space.touch(source)
-        row.computed = length
+            self.cache.touch(source)
+        sequence.computed = length
         self.counts.reused_by_copy += 1
         self.counts.reused_tokens += length
-        return Copy(source.start, span.start, length)
+        return KvCopy(source.start, extent.start, length)
 
-    def _longest_prefix(self, row: Row) -> tuple[Span | None, int]:
+    def _longest_prefix(self, sequence: Sequence) -> tuple[Extent | None, int]:
         """Find the sequence in the pool that begins most like this one; the last token is always computed."""
-        best: tuple[Span | None, int] = (None, HEAD - 1)
-        ids = row.ids
+        best: tuple[Extent | None, int] = (None, HEAD - 1)
+        ids = sequence.ids
         if not self.limits.may_reuse or len(ids) <= HEAD:
             return best
         head = ids[:HEAD]
         running = (
-            (one.span, one.ids[: self._reusable(one, one.computed)])
-            for one in self.rows.values()
+            (one.extent, one.ids[: self._reusable(one, one.computed)])
+            for one in self.running.values()
             if one.computed > best[1] and one.ids[:HEAD] == head
         )
-        for span, known in itertools.chain(self.space.alike(ids), running):
-            length = self._reusable(row, min(common_prefix(ids, known), len(ids) - 1))
+        for extent, known in itertools.chain(self.cache.alike(ids), running):
+            length = self._reusable(sequence, min(common_prefix(ids, known), len(ids) - 1))
             if length > best[1]:
-                best = (span, length)
+                best = (extent, length)
         return best
 
-    def _reusable(self, row: Row, length: int) -> int:
+    def _reusable(self, sequence: Sequence, length: int) -> int:
         """Bound a prefix: where every bit counts, to whole pieces of the prompt."""
         if not self.limits.is_deterministic:
             return length
-        return min(length, len(row.request.prompt_ids)) // self.limits.chunk_tokens * self.limits.chunk_tokens
+        return min(length, len(sequence.request.prompt_ids)) // self.limits.chunk_tokens * self.limits.chunk_tokens
 
-    def fail(self, row: Row) -> None:
+    def fail(self, sequence: Sequence) -> None:
         """Let a running sequence go whose last planned part came to nothing; what lies in its stretch is worthless."""
-        row.computed = 0
-        self._end(row)
+        sequence.computed = 0
+        self._end(sequence)
 
-    def _end(self, row: Row) -> None:
-        row.has_ended = True
-        del self.rows[row.request.ticket]
+    def _end(self, sequence: Sequence) -> None:
+        sequence.has_ended = True
+        del self.running[sequence.request.ticket]
         if self.limits.may_reuse:
-            self.space.keep(row.span, row.ids[: self._reusable(row, row.computed)])
+            self.cache.keep(sequence.extent, sequence.ids[: self._reusable(sequence, sequence.computed)])
         else:
-            self.space.release(row.span)
+            self.cache.release(sequence.extent)
 
 
-def finish_reason(row: Row) -> FinishReason | None:
+def finish_reason(sequence: Sequence) -> FinishReason | None:
     """Say why a sequence is over after its last token, or that it is not."""
-    made = row.draw.generated_count
-    if made and row.ids[-1] in row.stop_ids and made > row.draw.min_new_tokens:
+    made = sequence.sampling_state.generated_count
+    if made and sequence.ids[-1] in sequence.stop_ids and made > sequence.sampling_state.min_new_tokens:
         return "stop"
-    return "length" if made >= row.max_new_tokens else None
+    return "length" if made >= sequence.max_new_tokens else None

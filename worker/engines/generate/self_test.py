@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
-from ..base import EngineFatalError, Sampling, TokenEngine, TokenEvent, TokenRequest
+from ..base import EngineFatalError, SamplingParams, TokenEngine, TokenEvent, TokenRequest
 from ..loaded_check import check_logits
-from ..memory import explain
+from ..oom import explain
 
 _PROMPT_TOKENS: Final = 24
 _LIKELIEST: Final = 20
@@ -65,7 +65,7 @@ class Reference:
 
 
 def _run(engine: TokenEngine, prompt: list[int], likeliest: int) -> list[TokenEvent]:
-    sampling = Sampling(temperature=0.0, logprobs=likeliest)
+    sampling = SamplingParams(temperature=0.0, logprobs=likeliest)
     engine.submit(TokenRequest(ticket=0, prompt_ids=prompt, max_new_tokens=2, ignore_eos=True, sampling=sampling))
     events: list[TokenEvent] = []
     while not events or events[-1].finish_reason is None:

@@ -12,10 +12,10 @@ from typing import Final
 
 import torch
 
-from ..noise import GumbelNoise, row_states
-from . import slots as s
-from .operations import TorchOperations
-from .slots import Effort, Slots
+from ..gumbel import GumbelNoise, row_states
+from . import sequence_table as s
+from .ops import TorchOps
+from .sequence_table import SamplingMode, SequenceTable
 
 MOST_REPORTED: Final = 20
 
@@ -39,7 +39,7 @@ class Sample:
 
     @staticmethod
     def of_all(samples: Sequence[Sample]) -> Sample:
-        """Put samples of equal effort together; the result is a copy."""
+        """Put samples of equal mode together; the result is a copy."""
         reports = zip(*(one.report for one in samples), strict=True)
         return Sample(torch.cat([one.tokens for one in samples]), tuple(torch.cat(one) for one in reports))
 
@@ -47,25 +47,25 @@ class Sample:
 class SlotSampler:
     """Draws for the sequences of some slots."""
 
-    def __init__(self, slots: Slots, operations: TorchOperations) -> None:
+    def __init__(self, slots: SequenceTable, operations: TorchOps) -> None:
         self._slots = slots
         self._operations = operations
         self._noise = GumbelNoise(slots.counts.shape[1], slots.table.device)
 
-    def draw(self, slots: torch.Tensor, logits: torch.Tensor, effort: Effort) -> Sample:
+    def draw(self, slots: torch.Tensor, logits: torch.Tensor, mode: SamplingMode) -> Sample:
         """Draw a token for each slot; float32 logits [slots, vocabulary] are left as they are."""
         lines = self._slots.table[slots]
         reals = lines.view(torch.float64)
         temperature = reals[:, s.TEMPERATURE].float()
         states = row_states(lines[:, s.SEED_HIGH].int(), lines[:, s.SEED_LOW].int(), lines[:, s.LENGTH].int())
-        if effort is Effort.PLAIN:
+        if mode is SamplingMode.PLAIN:
             return Sample(self._operations.draw(logits, temperature, states, self._noise))
         scores = self._adjust(slots, lines, reals, logits)
         is_greedy = temperature == 0
         scores = scores / temperature.masked_fill(is_greedy, 1.0).unsqueeze(1)
         scores = torch.where(is_greedy.unsqueeze(1), scores, self._cut(lines, reals, scores))
         tokens = self._operations.draw(scores, (~is_greedy).float(), states, self._noise)
-        return Sample(tokens, _report(logits, tokens) if effort is Effort.REPORTED else ())
+        return Sample(tokens, _report(logits, tokens) if mode is SamplingMode.REPORTED else ())
 
     def _adjust(
         self, slots: torch.Tensor, lines: torch.Tensor, reals: torch.Tensor, scores: torch.Tensor

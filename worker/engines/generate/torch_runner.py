@@ -14,16 +14,16 @@ from typing import Any, Protocol, cast
 import torch
 
 from ..sampling_torch import BatchSampler, report
-from .attention import Attention, PoolAttention, Shape
+from .attention import Attention, AttentionShape, PoolAttention
 from .engine import Drawn
-from .schedule import Limits, Part, Step
+from .schedule import EngineStep, SchedulerLimits, SequenceStep
 
 
 class Decoder(Protocol):
     """A model that computes one pass."""
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> AttentionShape:
         """What its pool looks like."""
         ...
 
@@ -43,18 +43,18 @@ class Decoder(Protocol):
 class Pass:
     """What goes through the model at once: some parts, filled up to `width` tokens (0 = not at all)."""
 
-    parts: Sequence[Part]
+    parts: list[SequenceStep]
     width: int = 0
 
 
-def passes_of(step: Step, limits: Limits) -> Iterator[Pass]:
+def passes_of(step: EngineStep, limits: SchedulerLimits) -> Iterator[Pass]:
     """Split a step: one pass, or where every bit counts the running sequences in one, and each piece in its own."""
     if not limits.is_deterministic:
         yield Pass(step.parts)
         return
     running = [part for part in step.parts if not part.is_prompt]
     if running:
-        yield Pass(running, limits.rows)
+        yield Pass(running, limits.slots)
     for part in step.parts:
         if part.is_prompt:
             yield Pass([part], limits.chunk_tokens)
@@ -67,7 +67,7 @@ class TorchRunner:
         self,
         decoder: Decoder,
         kv_tokens: int,
-        limits: Limits,
+        limits: SchedulerLimits,
         *,
         dtype: torch.dtype,
         device: torch.device | str,
@@ -86,13 +86,13 @@ class TorchRunner:
         return self._decoder.vocabulary
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> Sequence[Part]:
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
         """Compute a step."""
         for copy in step.copies:
             self._attention.copy(copy)
         logits = [self._run(one) for one in passes_of(step, self._limits)]
         self._done.append(self._draw(logits[0] if len(logits) == 1 else torch.cat(logits), step.drawing))
-        return ()
+        return []
 
     def collect(self, timeout_s: float) -> Drawn | None:  # noqa: ARG002 - nothing is ever waited for
         """Return what the oldest step drew."""
@@ -111,7 +111,7 @@ class TorchRunner:
         last: list[int] = []
         for part in one.parts:
             assert part.ids is not None, "a step was planned on one that nobody has read"
-            start = part.row.span.start
+            start = part.sequence.extent.start
             ids += part.ids
             positions += range(part.begin, part.end)
             places += range(start + part.begin, start + part.end)
@@ -128,8 +128,8 @@ class TorchRunner:
         logits = self._decoder.forward(self._tensor(ids), self._tensor(positions), self._attention, rows)
         return logits[self._tensor(last)] if is_single else logits
 
-    def _draw(self, logits: torch.Tensor, parts: Sequence[Part]) -> Drawn:
-        draws = [part.row.draw for part in parts]
+    def _draw(self, logits: torch.Tensor, parts: list[SequenceStep]) -> Drawn:
+        draws = [part.sequence.sampling_state for part in parts]
         wanted = self._sampler.logprobs(logits, draws)
         tokens: list[int] = cast("Any", self._sampler.scores(logits, draws).argmax(dim=-1)).tolist()
         if not wanted:

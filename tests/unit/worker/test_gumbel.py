@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from zmqrt.worker.engines.murmur import row_state, token_hash
-from zmqrt.worker.engines.noise import GumbelNoise, gumbel_row, hash_row, row_states, token_words, words_of
+from zmqrt.worker.engines.gumbel import GumbelNoise, gumbel_row, hash_row, row_states, token_words, words_of
+from zmqrt.worker.engines.murmur3 import row_state, token_hash
 
 GOLDEN = [
     # seed, position, token id, hash: MurmurHash3_x86_32 of the four words, hash seed 0

@@ -6,26 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrt.protocol.toy_model import expected_tokens
-from zmqrt.worker.engines import hashlm
+from zmqrt.worker.engines import mock
 from zmqrt.worker.engines.base import (
     EngineFullError,
     EngineSpec,
     Item,
     RequestRefusedError,
-    Sampling,
+    SamplingParams,
     TokenEngine,
     TokenRequest,
 )
-from zmqrt.worker.engines.hashlm import Faults, HashEmbed, HashLM, Pace
+from zmqrt.worker.engines.mock import MockEmbedder, MockEngine, MockFaults, MockTiming
+from zmqrt.worker.engines.mock_tokens import expected_tokens
 
-AT_ONCE = Pace(step_ms=0)
+AT_ONCE = MockTiming(step_ms=0)
 
 
 def request(ticket: int, prompt: list[int], n: int, *, seed: int = 0) -> TokenRequest:
     """Build a sampled request."""
     return TokenRequest(
-        ticket=ticket, prompt_ids=prompt, max_new_tokens=n, sampling=Sampling(seed=seed, temperature=1.0)
+        ticket=ticket, prompt_ids=prompt, max_new_tokens=n, sampling=SamplingParams(seed=seed, temperature=1.0)
     )
 
 
@@ -48,7 +48,7 @@ def test_what_it_writes_is_text(prompt: list[int], seed: int) -> None:
 
 def test_full_and_impossible_are_told_apart() -> None:
     """A full queue may be tried again; a prompt as long as the context never."""
-    engine = HashLM(slots=1, context=8, pace=AT_ONCE)
+    engine = MockEngine(slots=1, context=8, pace=AT_ONCE)
     engine.submit(request(1, [1], 4))
 
     with pytest.raises(EngineFullError):
@@ -60,7 +60,7 @@ def test_full_and_impossible_are_told_apart() -> None:
 
 def test_a_prompt_may_be_told_to_fail() -> None:
     """That request alone ends with an error."""
-    engine = HashLM(slots=2, pace=AT_ONCE, faults=Faults(fail="boom"))
+    engine = MockEngine(slots=2, pace=AT_ONCE, faults=MockFaults(fail="boom"))
     engine.submit(request(1, list(b"boom"), 4))
     engine.submit(request(2, list(b"fine"), 1))
 
@@ -90,18 +90,18 @@ def test_the_factory_reports_progress_and_refuses_unknown_options() -> None:
     """Two services, progress up to 100, and a misspelt option is an error that lists the right ones."""
     seen: list[float] = []
 
-    made = hashlm.factory(spec(slots="5"), lambda _, percent: seen.append(percent))
+    made = mock.factory(spec(slots="5"), lambda _, percent: seen.append(percent))
 
     assert isinstance(made[""], TokenEngine)
     assert made[""].capacity().slots == 5
     assert seen[-1] == 100
     with pytest.raises(ValueError, match="step_ms"):
-        hashlm.factory(spec(stepms="5"), lambda _, __: None)
+        mock.factory(spec(stepms="5"), lambda _, __: None)
 
 
 def test_vectors_are_unit_and_depend_on_the_text_alone() -> None:
     """The same text has the same vector in any batch."""
-    engine = HashEmbed(model="m", dim=8, batch=8, step_s=0)
+    engine = MockEmbedder(model="m", dim=8, batch=8, step_s=0)
 
     alone = engine.run([Item(ticket=1, task={"input": "a"}, length=1)])[0].body
     beside = engine.run([Item(ticket=1, task={"input": ["b", "a"]}, length=1)])[0].body

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from .base import CannotLoadError, Engine, EngineSpec, Factory, Phase
-from .memory import OutOfMemoryError, explain
+from .oom import OutOfMemoryError, explain
 
 GROUP: Final = "zmqrt.engines"
 _PROGRESS_EVERY_S: Final = 0.1
@@ -73,7 +73,7 @@ def revision_of(spec: EngineSpec) -> str:
     return "-".join(part for part in (spec.revision, dtype if spec.revision else "", spec.engine) if part)
 
 
-class Progress:
+class LoadProgress:
     """Passes a factory's progress on: a new phase at once, percentages at most ten times a second.
 
     Loaders read weights on several threads, so it may be called from any.

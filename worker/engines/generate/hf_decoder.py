@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from ..cb_loop import untyped
-from .attention import Attention, Shape
+from .attention import Attention, AttentionShape
 
 NAME: Final = "zmqrt_pool"
 """Under which transformers knows our attention."""
@@ -32,7 +32,7 @@ def why_never(model: Any) -> str | None:  # noqa: ANN401 - transformers' models 
     return None if getattr(model, "_supports_attention_backend", False) else "its attention cannot be replaced"
 
 
-class ModuleDecoder:
+class HfDecoder:
     """A model as transformers built it; see `LlamaDecoder` for what the methods mean."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
@@ -40,7 +40,7 @@ class ModuleDecoder:
         model.set_attn_implementation(NAME)
         config = model.config.get_text_config()
         heads = int(config.num_attention_heads)
-        self._shape = Shape(
+        self._shape = AttentionShape(
             int(config.num_hidden_layers),
             heads,
             int(getattr(config, "num_key_value_heads", None) or heads),
@@ -49,7 +49,7 @@ class ModuleDecoder:
         self._model = model
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> AttentionShape:
         """What its pool looks like."""
         return self._shape
 

@@ -13,15 +13,15 @@ from typing import Final
 
 import torch
 
+from .sequence_table import SamplingMode, SequenceTable
 from .slot_sampler import Sample
-from .slots import Effort, Slots
 from .transfers import Transfers
 
 _SMALL: Final = (1, 2, 4, 8, 12, 16, 24)
 _WARM_UPS: Final = 2
 log = logging.getLogger(__name__)
 
-Compute = Callable[[torch.Tensor, Effort], Sample]
+Compute = Callable[[torch.Tensor, SamplingMode], Sample]
 """Draws a token for each slot (int64 [size]), and writes it to the slots."""
 
 
@@ -37,15 +37,15 @@ class _Frame:
 
     slots: torch.Tensor
     members: Sequence[int] = ()
-    graphs: dict[Effort, tuple[torch.cuda.CUDAGraph, Sample]] = field(
-        default_factory=dict[Effort, tuple[torch.cuda.CUDAGraph, Sample]]
+    graphs: dict[SamplingMode, tuple[torch.cuda.CUDAGraph, Sample]] = field(
+        default_factory=dict[SamplingMode, tuple[torch.cuda.CUDAGraph, Sample]]
     )
 
 
-class DecodeSteps:
+class DecodeGraphs:
     """Runs `compute` for a batch of any size, by graphs once they are captured."""
 
-    def __init__(self, compute: Compute, slots: Slots, transfers: Transfers, sizes: Sequence[int]) -> None:
+    def __init__(self, compute: Compute, slots: SequenceTable, transfers: Transfers, sizes: Sequence[int]) -> None:
         self._compute = compute
         self._padding = slots.padding
         self._transfers = transfers
@@ -54,16 +54,16 @@ class DecodeSteps:
             for size in sorted(sizes)
         }
 
-    def run(self, members: Sequence[int], effort: Effort) -> Sample:
+    def run(self, members: Sequence[int], mode: SamplingMode) -> Sample:
         """Let the sequences of these slots go on by a token. What is returned is overwritten by the next step."""
         size = next(size for size in self._frames if size >= len(members))
         frame = self._frames[size]
         if frame.members != members:
             frame.slots.copy_(self._transfers.up([*members, *[self._padding] * (size - len(members))]))
             frame.members = list(members)
-        captured = frame.graphs.get(effort)
+        captured = frame.graphs.get(mode)
         if captured is None:
-            sample = self._compute(frame.slots, effort)
+            sample = self._compute(frame.slots, mode)
         else:
             graph, sample = captured
             graph.replay()
@@ -75,17 +75,17 @@ class DecodeSteps:
         Raises whatever a model does that cannot be recorded; nothing is recorded then.
         """
         pool = torch.cuda.graph_pool_handle()
-        todo = [(size, effort) for size in reversed(self._frames) for effort in reversed(Effort)]
+        todo = [(size, mode) for size in reversed(self._frames) for mode in reversed(SamplingMode)]
         try:
-            for done, (size, effort) in enumerate(todo):
+            for done, (size, mode) in enumerate(todo):
                 progress(100 * done / len(todo))
                 slots = self._frames[size].slots
                 for _ in range(_WARM_UPS):
-                    self._compute(slots, effort)
+                    self._compute(slots, mode)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=self._transfers.compute):
-                    sample = self._compute(slots, effort)
-                self._frames[size].graphs[effort] = (graph, sample)
+                    sample = self._compute(slots, mode)
+                self._frames[size].graphs[mode] = (graph, sample)
         except BaseException:
             for frame in self._frames.values():
                 frame.graphs.clear()

@@ -1,7 +1,7 @@
 """The services of an engine process as its loop sees them: submit, cancel, advance, whichever protocol is behind.
 
-What a lane has to say goes into the process's one `Outbox`. A fault of one request is told as that request's end; only
-what breaks the engine itself is raised.
+An adapter puts what it has to say into the process's one `Outbox`. A fault of one request is told as that request's
+end; only what breaks the engine itself is raised.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .base import (
     EngineFatalError,
     EngineFullError,
     EngineStats,
+    ItemResult,
     RequestRefusedError,
-    Result,
     TokenEngine,
     TokenEvent,
 )
-from .ipc import FromEngine, Kind, Refused, Step, Submit, SubmitTask
+from .ipc import FromEngine, Kind, Refused, StepReport, Submit, SubmitTask
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +37,23 @@ class Outbox:
 
     def __init__(self) -> None:
         self.events: list[TokenEvent] = []
-        self.results: list[Result] = []
+        self.results: list[ItemResult] = []
         self.messages: list[FromEngine] = []
 
     def has_step(self) -> bool:
-        """Whether there are events or results, which travel in a Step."""
+        """Whether there are events or results, which travel in a StepReport."""
         return bool(self.events or self.results)
 
     def take(self, stats: dict[str, EngineStats] | None) -> list[FromEngine]:
-        """Return everything as messages, and be empty; with `stats`, a Step is among them."""
+        """Return everything as messages, and be empty; with `stats`, a StepReport is among them."""
         messages, self.messages = self.messages, []
         if stats is not None:
-            messages.append(Step(self.events, self.results, stats))
+            messages.append(StepReport(self.events, self.results, stats))
             self.events, self.results = [], []
         return messages
 
 
-class Lane(Protocol):
+class EngineAdapter(Protocol):
     """One service."""
 
     @property
@@ -92,7 +92,7 @@ class Lane(Protocol):
         ...
 
 
-class TokenLane:
+class TokenAdapter:
     """A TokenEngine: it batches by itself, a poll is a step."""
 
     kind: Kind = "token"

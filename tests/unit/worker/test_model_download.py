@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from zmqrt.worker.model_cache import cache_dir
+from zmqrt.worker.model_download import Package, download, locate
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.model_fetch import Package, download, locate
 
 WEIGHTS = b"weights" * 1000
 

@@ -20,7 +20,7 @@ from ..protocol.children import python
 from ..protocol.errors import ConfigurationError
 from .engines.base import Phase
 from .model_error import ModelError
-from .models import ModelFiles, check_fit, resolve
+from .model_sources import ModelFiles, check_fit, resolve
 
 
 class _Line(msgspec.Struct, omit_defaults=True):

@@ -10,17 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from .base import RequestRefusedError, Sampling, TokenRequest
-from .murmur import row_state
+from .base import RequestRefusedError, SamplingParams, TokenRequest
+from .murmur3 import row_state
 
 GREEDY_BELOW: Final = 1e-5
 
 
 @dataclass(slots=True)
-class Draw:
+class SamplingState:
     """What the next token of one generation depends on besides its logits."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     prompt_ids: frozenset[int]
     stop_ids: frozenset[int]
     min_new_tokens: int
@@ -30,7 +30,7 @@ class Draw:
     generated_count: int = 0
 
     @classmethod
-    def of(cls, request: TokenRequest, stop_ids: Iterable[int]) -> Draw:
+    def of(cls, request: TokenRequest, stop_ids: Iterable[int]) -> SamplingState:
         """Start where the request starts: behind its prompt and what it resumes from."""
         return cls(
             sampling=request.sampling,

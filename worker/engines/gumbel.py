@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from .murmur import C1, C2, LENGTH_BYTES, MASK, MIX1, MIX2, ROUND_ADD
+from .murmur3 import C1, C2, LENGTH_BYTES, MASK, MIX1, MIX2, ROUND_ADD
 
 if TYPE_CHECKING:
     import torch

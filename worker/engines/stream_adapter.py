@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from .adapters import Outbox, describe
 from .base import EngineStats, StreamEngine
 from .ipc import Kind, Refused, Submit, SubmitTask, TextChunk
-from .lanes import Outbox, describe
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _STILL_S: Final = 2.0
 _CLOSE_S: Final = 1.0
 
 
-class StreamLane:
+class StreamAdapter:
     """A StreamEngine: every request is a task of its own."""
 
     kind: Kind = "stream"

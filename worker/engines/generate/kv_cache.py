@@ -22,7 +22,7 @@ _MOST_TRIED: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Extent:
     """`size` tokens of the pool from `start` on."""
 
     start: int
@@ -34,94 +34,94 @@ class Span:
         return self.start + self.size
 
 
-class KvSpace:
+class KvCache:
     """The pool: every token of it is free, in use, or kept for its contents."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self._free = [Span(0, tokens)]
-        self._kept: OrderedDict[Span, Sequence[int]] = OrderedDict()
-        self._by_head: dict[tuple[int, ...], dict[Span, None]] = {}
+        self._free = [Extent(0, tokens)]
+        self._kept: OrderedDict[Extent, Sequence[int]] = OrderedDict()
+        self._by_head: dict[tuple[int, ...], dict[Extent, None]] = {}
 
     @property
     def used_tokens(self) -> int:
         """Tokens in use; kept ones are not, for they go when asked."""
-        return self.tokens - sum(span.size for span in self._free) - sum(span.size for span in self._kept)
+        return self.tokens - sum(extent.size for extent in self._free) - sum(extent.size for extent in self._kept)
 
-    def is_kept(self, span: Span) -> bool:
+    def is_kept(self, extent: Extent) -> bool:
         """Whether a stretch holds a finished sequence."""
-        return span in self._kept
+        return extent in self._kept
 
-    def alike(self, ids: Sequence[int]) -> Iterator[tuple[Span, Sequence[int]]]:
+    def alike(self, ids: Sequence[int]) -> Iterator[tuple[Extent, Sequence[int]]]:
         """Give finished sequences that begin like this one, with the ids whose keys and values lie there."""
         found = self._by_head.get(tuple(ids[:HEAD]), {})
-        for span in itertools.islice(reversed(found), _MOST_TRIED):
-            yield span, self._kept[span]
+        for extent in itertools.islice(reversed(found), _MOST_TRIED):
+            yield extent, self._kept[extent]
 
-    def allocate(self, size: int, *, spare: Span | None = None) -> Span | None:
+    def allocate(self, size: int, *, spare: Extent | None = None) -> Extent | None:
         """Take a stretch, giving up what was kept longest as needed, but never `spare`; None if there is no room."""
         found = self._first_fit(size)
         if found is None:
             if not self._could_fit(size, spare):
                 return None
             while found is None:
-                oldest = next(span for span in self._kept if span != spare)
+                oldest = next(extent for extent in self._kept if extent != spare)
                 self.forget(oldest)
                 found = self._first_fit(size)
         return found
 
-    def release(self, span: Span) -> None:
+    def release(self, extent: Extent) -> None:
         """Give a stretch back."""
-        index = bisect.bisect_left(self._free, span.start, key=lambda one: one.start)
-        start, end = span.start, span.end
+        index = bisect.bisect_left(self._free, extent.start, key=lambda one: one.start)
+        start, end = extent.start, extent.end
         if index < len(self._free) and self._free[index].start == end:
             end = self._free.pop(index).end
         if index and self._free[index - 1].end == start:
             index -= 1
             start = self._free.pop(index).start
-        self._free.insert(index, Span(start, end - start))
+        self._free.insert(index, Extent(start, end - start))
 
-    def keep(self, span: Span, ids: Sequence[int]) -> None:
+    def keep(self, extent: Extent, ids: Sequence[int]) -> None:
         """Give a stretch back, but remember what lies in it: `ids` from its start on."""
         if len(ids) < HEAD:
-            self.release(span)
+            self.release(extent)
             return
-        self._kept[span] = ids
-        self._by_head.setdefault(tuple(ids[:HEAD]), {})[span] = None
+        self._kept[extent] = ids
+        self._by_head.setdefault(tuple(ids[:HEAD]), {})[extent] = None
         if len(self._kept) > _MOST_KEPT:
             self.forget(next(iter(self._kept)))
 
-    def take(self, span: Span) -> None:
+    def take(self, extent: Extent) -> None:
         """Use a kept stretch again as it is."""
-        head = tuple(self._kept.pop(span)[:HEAD])
+        head = tuple(self._kept.pop(extent)[:HEAD])
         alike = self._by_head[head]
-        del alike[span]
+        del alike[extent]
         if not alike:
             del self._by_head[head]
 
-    def touch(self, span: Span) -> None:
+    def touch(self, extent: Extent) -> None:
         """Note that a kept stretch was of use."""
-        self._kept.move_to_end(span)
+        self._kept.move_to_end(extent)
 
-    def forget(self, span: Span) -> None:
+    def forget(self, extent: Extent) -> None:
         """Free a kept stretch."""
-        self.take(span)
-        self.release(span)
+        self.take(extent)
+        self.release(extent)
 
-    def _first_fit(self, size: int) -> Span | None:
+    def _first_fit(self, size: int) -> Extent | None:
         for index, hole in enumerate(self._free):
             if hole.size >= size:
-                rest = [Span(hole.start + size, hole.size - size)] if hole.size > size else []
+                rest = [Extent(hole.start + size, hole.size - size)] if hole.size > size else []
                 self._free[index : index + 1] = rest
-                return Span(hole.start, size)
+                return Extent(hole.start, size)
         return None
 
-    def _could_fit(self, size: int, spare: Span | None) -> bool:
+    def _could_fit(self, size: int, spare: Extent | None) -> bool:
         """Say whether giving up everything kept would make a hole large enough."""
         end = run = 0
-        for span in sorted([*self._free, *(one for one in self._kept if one != spare)], key=lambda one: one.start):
-            run = run + span.size if span.start == end else span.size
-            end = span.end
+        for extent in sorted([*self._free, *(one for one in self._kept if one != spare)], key=lambda one: one.start):
+            run = run + extent.size if extent.start == end else extent.size
+            end = extent.end
             if run >= size:
                 return True
         return False

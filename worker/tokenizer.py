@@ -1,7 +1,7 @@
 """From text to token ids and back for one model: what the agent needs of a tokenizer, whichever it is.
 
-Two kinds: `FileVocabulary` reads a model directory (`tokenizer.json` and its configuration) through the `tokenizers`
-library; `ByteVocabulary` needs no file and serves the mock. Neither imports torch or transformers.
+Two kinds: `FileTokenizer` reads a model directory (`tokenizer.json` and its configuration) through the `tokenizers`
+library; `ByteTokenizer` needs no file and serves the mock. Neither imports torch or transformers.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import msgspec
 
 from ..protocol.errors import ErrorKind, PortableError, request_error
 from ..protocol.tasks import ChatMessage
+from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .model_error import ModelError
 from .safetensors_file import entry, read_json_object
 from .special_tokens import complete, end_ids, read_tokenizer_config, special_tokens
-from .text import ByteDetokenizer, Detokenizer, WindowDetokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as HfTokenizer
 
-    from .chat import ChatTemplate
+    from .chat_template import ChatTemplate
 
 
 _LONG_CHARS: Final = 64 << 10
@@ -42,7 +42,7 @@ class TooLongError(PortableError):
         self.tokens = tokens
 
 
-class Vocabulary(Protocol):
+class Tokenizer(Protocol):
     """Text <-> ids of one model."""
 
     @property
@@ -79,7 +79,7 @@ class Vocabulary(Protocol):
         ...
 
 
-class ByteVocabulary:
+class ByteTokenizer:
     """One token per byte (0..255), then BOS, EOS and a marker per role. Markers have no text, so none can be forged."""
 
     BOS = 256
@@ -126,12 +126,12 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-class FileVocabulary:
+class FileTokenizer:
     """A tokenizer of the `tokenizers` library with its model's chat template and EOS ids."""
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: HfTokenizer,
         *,
         template: ChatTemplate | None = None,
         eos_ids: frozenset[int] = frozenset(),
@@ -139,14 +139,14 @@ class FileVocabulary:
         has_template: bool | None = None,
     ) -> None:
         """`rows`: how many ids the model has, if that is known; a tokenizer may name more than were ever trained."""
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer as HfTokenizer
 
-        from .chat import Shield
+        from .chat_template import Shield
 
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()  # an embedding model's file truncates silently
         self._tokenizer.no_padding()
-        self._ordinary: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._ordinary: HfTokenizer = HfTokenizer.from_str(tokenizer.to_str())
         """The same vocabulary, blind to special tokens. A copy: the switch would be shared state between threads."""
         self._ordinary.encode_special_tokens = True
         self._template = template
@@ -256,13 +256,13 @@ _FALLBACK: Final = re.compile(r"<0x([0-9A-F]{2})>")
 """How vocabularies that are not made of bytes name the single bytes that they have for everything else."""
 
 
-def _encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+def _encode(tokenizer: HfTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
     """Encode one text. As a batch of one, since only batches let other threads run meanwhile (3 s for 6 MB)."""
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return encoding.ids
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
+def _is_byte_level(tokenizer: HfTokenizer) -> bool:
     decoder = cast("dict[str, Any]", json.loads(tokenizer.to_str())).get("decoder")
     return isinstance(decoder, dict) and cast("dict[str, Any]", decoder).get("type") == "ByteLevel"
 
@@ -285,7 +285,7 @@ class Known:
     has_template: bool
 
 
-def load_vocabulary(directory: Path, known: Known | None = None) -> FileVocabulary:
+def load_tokenizer(directory: Path, known: Known | None = None) -> FileTokenizer:
     """Read `tokenizer.json`, the chat template and the ids that end an answer. Blocks; call it off the loop.
 
     With what is `known` of the template it is left alone: prompts are then rendered elsewhere.
@@ -295,9 +295,9 @@ def load_vocabulary(directory: Path, known: Known | None = None) -> FileVocabula
     tokenizer, config = _tokenizer(directory)
     if known is not None:
         rows = _rows(directory)
-        return FileVocabulary(tokenizer, eos_ids=known.eos_ids, rows=rows, has_template=known.has_template)
+        return FileTokenizer(tokenizer, eos_ids=known.eos_ids, rows=rows, has_template=known.has_template)
     template, ends = _template_and_ends(directory, tokenizer, config)
-    return FileVocabulary(tokenizer, template=template, eos_ids=ends, rows=_rows(directory))
+    return FileTokenizer(tokenizer, template=template, eos_ids=ends, rows=_rows(directory))
 
 
 def end_ids_of(directory: Path) -> frozenset[int]:
@@ -307,12 +307,12 @@ def end_ids_of(directory: Path) -> frozenset[int]:
     return _template_and_ends(directory, *_tokenizer(directory))[1]
 
 
-def _tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    from tokenizers import Tokenizer
+def _tokenizer(directory: Path) -> tuple[HfTokenizer, dict[str, Any]]:
+    from tokenizers import Tokenizer as HfTokenizer
 
     path = directory / "tokenizer.json"
     try:
-        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        tokenizer: HfTokenizer = HfTokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
         raise ModelError(f"{path} is no tokenizer that can be read: {error}; fetch it again") from None
     config = read_tokenizer_config(directory)
@@ -328,7 +328,7 @@ def _tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def _template_and_ends(
-    directory: Path, tokenizer: Tokenizer, config: dict[str, Any]
+    directory: Path, tokenizer: HfTokenizer, config: dict[str, Any]
 ) -> tuple[ChatTemplate | None, frozenset[int]]:
     source = _template_source(directory, config)
     template = _template(directory, source, special_tokens(config)) if source else None
@@ -343,7 +343,7 @@ def _rows(directory: Path) -> int:
     return found if isinstance(found, int) and found > 0 else 0
 
 
-def _has_words_beyond(tokenizer: Tokenizer, rows: int) -> bool:
+def _has_words_beyond(tokenizer: HfTokenizer, rows: int) -> bool:
     """Whether ordinary text would get ids that the model lacks; some models come with a special token too many."""
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     vocab = tokenizer.get_vocab(with_added_tokens=False)
@@ -376,7 +376,7 @@ def _template_source(directory: Path, config: dict[str, Any]) -> str:
 
 def _template(directory: Path, source: str, names: dict[str, Any]) -> ChatTemplate:
     """Make the template, and try it: one that renders no conversation at all would refuse every request."""
-    from .chat import ChatTemplate, TemplateError
+    from .chat_template import ChatTemplate, TemplateError
 
     own = directory / "chat_template.jinja"
     where = own if own.exists() else directory / "tokenizer_config.json"
@@ -388,7 +388,7 @@ def _template(directory: Path, source: str, names: dict[str, Any]) -> ChatTempla
     return template
 
 
-def closing_token(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
+def closing_token(template: ChatTemplate, tokenizer: HfTokenizer) -> str | None:
     """Find what the template writes behind an answer, if that is a token of its own: a model ends its turn with it."""
     tail = template.tail()
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]

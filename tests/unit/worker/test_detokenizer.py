@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from zmqrt.worker.text import ByteDetokenizer, Detokenizer, StopMatcher, TextStream, WindowDetokenizer
-from zmqrt.worker.vocabulary import ByteVocabulary, FileVocabulary
+from zmqrt.worker.detokenizer import ByteDetokenizer, Detokenizer, StopMatcher, TextStream, WindowDetokenizer
+from zmqrt.worker.tokenizer import ByteTokenizer, FileTokenizer
 
 CORPUS = ["the quick brown fox", "日本語のテキスト", "naïve café", "👩‍👩‍👧‍👦 🇫🇷 👍🏽", "क्षत्रिय", "\r\n\t {}()"]
 SPECIALS = ["<|im_start|>", "<|im_end|>"]
@@ -41,7 +41,7 @@ def token(tokenizer: Tokenizer, text: str) -> int:
 
 
 TOKENIZER = byte_level_tokenizer()
-VOCABULARY = FileVocabulary(TOKENIZER)
+VOCABULARY = FileTokenizer(TOKENIZER)
 SIZE = TOKENIZER.get_vocab_size()
 
 
@@ -120,7 +120,7 @@ def test_a_window_keeps_spaces_and_joins_byte_tokens() -> None:
     tokenizer = sentencepiece_tokenizer()
     emoji = [token(tokenizer, f"<0x{value:02X}>") for value in "👍".encode()]
     ids = [1, 2, 3, *emoji, 5, 6, 7, *emoji[:2]]
-    detokenizer = FileVocabulary(tokenizer).detokenizer()
+    detokenizer = FileTokenizer(tokenizer).detokenizer()
 
     pieces = in_pieces(detokenizer, ids)
 
@@ -202,7 +202,7 @@ def test_only_what_may_begin_a_stop_string_is_held() -> None:
 
 def test_stop_strings_do_not_count_before_min_tokens() -> None:
     """The first tokens pass unseen; a stop string after them ends the text."""
-    stream = TextStream(ByteVocabulary().detokenizer(), ["."], min_tokens=3)
+    stream = TextStream(ByteTokenizer().detokenizer(), ["."], min_tokens=3)
 
     pieces = [stream.step(ord(char)) for char in "a.b."]
 
@@ -213,7 +213,7 @@ def test_stop_strings_do_not_count_before_min_tokens() -> None:
 
 def test_a_held_piece_is_the_tail_when_nothing_comes_of_it() -> None:
     """A stream that ends in half a stop string and half a character gives both at the end."""
-    stream = TextStream(ByteVocabulary().detokenizer(), ["STOP"])
+    stream = TextStream(ByteTokenizer().detokenizer(), ["STOP"])
 
     pieces = [stream.step(value) for value in b"ok ST\xe2\x82"]
 

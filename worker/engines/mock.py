@@ -1,8 +1,8 @@
 """The mock engine: a toy model under a real scheduler, deterministic and free of torch.
 
-`HashRunner` keeps token and hash chain of every place in the pool, and draws each next token from what it reads back
+`MockRunner` keeps token and hash chain of every place in the pool, and draws each next token from what it reads back
 there. A place used too early, a wrong prefix, a resume without its tokens: each gives a wrong token at once, and
-`toy_model.expected_tokens` knows the right one. `HashEmbed` is its twin for batches.
+`mock_tokens.expected_tokens` knows the right one. `MockEmbedder` is its twin for batches.
 
 Options (`--engine-opt`): step_ms, step_ms_per_row, prefill_ms_per_token, load_s, slots, chunk, eos (hash | never), dim,
 and for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text that sets the fault off).
@@ -23,19 +23,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from ...protocol.errors import too_long
-from ...protocol.toy_model import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
 from .base import (
     Capacity,
     Engine,
     EngineSpec,
     Item,
+    ItemResult,
     Progress,
-    Result,
     TokenEvent,
     TokenRequest,
 )
 from .generate.engine import Drawn, GenerateEngine
-from .generate.schedule import Copy, Limits, Part, Step
+from .generate.schedule import EngineStep, KvCopy, SchedulerLimits, SequenceStep
+from .mock_tokens import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
 
 DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class MockTiming:
     """How long a step takes, in milliseconds."""
 
     step_ms: float = 1.0
@@ -73,7 +73,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
+class MockFaults:
     """Texts in a prompt that set a fault off; empty = none."""
 
     crash: str = ""
@@ -93,11 +93,11 @@ class Faults:
         return f"told to fail by {self.fail!r} in the prompt" if self.fail and self.fail in text else None
 
 
-_USUAL_PACE: Final = Pace()
-_NO_FAULTS: Final = Faults()
+_USUAL_PACE: Final = MockTiming()
+_NO_FAULTS: Final = MockFaults()
 
 
-class HashRunner:
+class MockRunner:
     """Computes steps of the toy model from what it reads back of its pool. It forgets nothing by itself.
 
     A step is computed when it is launched, in order, as on a device; what it drew is handed out when its time is over.
@@ -105,7 +105,7 @@ class HashRunner:
 
     vocabulary = VOCABULARY
 
-    def __init__(self, kv_tokens: int, *, pace: Pace, may_end: bool, clock: Callable[[], float]) -> None:
+    def __init__(self, kv_tokens: int, *, pace: MockTiming, may_end: bool, clock: Callable[[], float]) -> None:
         self._ids = array("L", bytes(kv_tokens * array("L").itemsize))
         self._chains = array("Q", bytes(kv_tokens * array("Q").itemsize))
         self._pace = pace
@@ -113,19 +113,19 @@ class HashRunner:
         self._clock = clock
         self._under_way: deque[tuple[float, Drawn]] = deque()
 
-    def launch(self, step: Step) -> Sequence[Part]:
-        """Copy, store, draw; the next step begins when this one is over."""
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
+        """KvCopy, store, draw; the next step begins when this one is over."""
         for copy in step.copies:
             self._copy(copy)
         drawn = [self._run(part) for part in step.parts]
         prompt_tokens = sum(part.end - part.begin for part in step.parts if part.is_prompt)
         begins = max(self._clock(), self._under_way[-1][0] if self._under_way else 0.0)
         over = begins + self._pace.step_s(len(step.drawing), prompt_tokens)
-        tops = [part.row.request.sampling.logprobs for part in step.drawing]
+        tops = [part.sequence.request.sampling.logprobs for part in step.drawing]
         tokens = [token for token in drawn if token is not None]
         reports = [None if top is None else {token: -0.5} for token, top in zip(tokens, tops, strict=True)]
         self._under_way.append((over, Drawn(tokens, reports)))
-        return ()
+        return []
 
     def collect(self, timeout_s: float) -> Drawn | None:
         """Wait until the oldest step is over."""
@@ -139,13 +139,13 @@ class HashRunner:
         """Forget everything."""
         self._under_way.clear()
 
-    def _copy(self, copy: Copy) -> None:
+    def _copy(self, copy: KvCopy) -> None:
         for store in (self._ids, self._chains):
             store[copy.target : copy.target + copy.count] = store[copy.source : copy.source + copy.count]
 
-    def _run(self, part: Part) -> int | None:
+    def _run(self, part: SequenceStep) -> int | None:
         """Store the tokens of a part behind what lies before them, and draw from all that can be read back."""
-        start = part.row.span.start
+        start = part.sequence.extent.start
         given = self._ids[start + part.begin : start + part.end] if part.ids is None else part.ids
         chain = self._chains[start + part.begin - 1] if part.begin else 0
         for at, token in enumerate(given, start + part.begin):
@@ -153,18 +153,18 @@ class HashRunner:
             self._ids[at], self._chains[at] = token, chain
         if not part.draws:
             return None
-        request, length = part.row.request, part.end
+        request, length = part.sequence.request, part.end
         made = length - len(request.prompt_ids)
         may_end = self._may_end and not request.ignore_eos and made >= request.min_new_tokens
         last = list(self._ids[start + max(0, length - 3) : start + length])
         noise = noise_of(request.sampling.seed, request.sampling.temperature)
         token = next_token(self._chains[start + length - 1], noise, last, may_end=may_end)
-        if length < part.row.span.size:
+        if length < part.sequence.extent.size:
             self._ids[start + length] = token  # for a next step that is launched before this one is read
         return token
 
 
-class HashLM(GenerateEngine):
+class MockEngine(GenerateEngine):
     """The toy model under the scheduler of the real engine."""
 
     revision: ClassVar[str] = REVISION
@@ -178,18 +178,18 @@ class HashLM(GenerateEngine):
         chunk_tokens: int = DEFAULT_CHUNK,
         depth: int = 1,
         is_deterministic: bool = False,
-        pace: Pace = _USUAL_PACE,
-        faults: Faults = _NO_FAULTS,
+        pace: MockTiming = _USUAL_PACE,
+        faults: MockFaults = _NO_FAULTS,
         may_end: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         kv_tokens = kv_tokens or slots * context
         self._faults = faults
         super().__init__(
-            HashRunner(kv_tokens, pace=pace, may_end=may_end, clock=clock),
+            MockRunner(kv_tokens, pace=pace, may_end=may_end, clock=clock),
             kv_tokens=kv_tokens,
-            limits=Limits(
-                rows=slots,
+            limits=SchedulerLimits(
+                slots=slots,
                 context=context,
                 chunk_tokens=chunk_tokens,
                 depth=depth,
@@ -207,7 +207,7 @@ class HashLM(GenerateEngine):
             self._events.append(TokenEvent(ticket=request.ticket, finish_reason="error", error=error))
 
 
-class HashEmbed:
+class MockEmbedder:
     """Unit vectors drawn from a hash of the text: equal texts have equal vectors, whatever stands beside them.
 
     Its tokens are those of the mock's text model: bytes, and a few markers without text.
@@ -232,7 +232,7 @@ class HashEmbed:
         self._fail_on = fail_on
         self._context = context
 
-    def run(self, items: list[Item]) -> list[Result]:
+    def run(self, items: list[Item]) -> list[ItemResult]:
         """Embed a batch. Raises ValueError if it holds the text that was chosen to fail."""
         time.sleep(self._step_s)
         return [self._result(item) for item in items]
@@ -244,12 +244,12 @@ class HashEmbed:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _result(self, item: Item) -> Result:
+    def _result(self, item: Item) -> ItemResult:
         task = item.task
         dim = task.get("dimensions") or self._dim
         if dim > _MAX_DIM:
             text = f"dimensions: {self._model} has {_MAX_DIM} at most, not {dim}"
-            return Result(ticket=item.ticket, error=text, refused="bad_request")
+            return ItemResult(ticket=item.ticket, error=text, refused="bad_request")
         given = task["input"]
         inputs = [_tokens(one) for one in ([given] if isinstance(given, str) else given)]
         if task.get("truncate") or task.get("truncate_to"):
@@ -258,8 +258,8 @@ class HashEmbed:
         longest = max(map(len, inputs))
         if longest > self._context:
             text = too_long("input", longest, self._context)
-            return Result(ticket=item.ticket, error=text, refused="context_length_exceeded")
-        return Result(ticket=item.ticket, body=self._embed(inputs, dim))
+            return ItemResult(ticket=item.ticket, error=text, refused="context_length_exceeded")
+        return ItemResult(ticket=item.ticket, body=self._embed(inputs, dim))
 
     def _embed(self, inputs: list[Sequence[int]], dim: int) -> dict[str, Any]:
         texts = [bytes(token for token in one if token < 256) for one in inputs]
@@ -299,23 +299,23 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
         raise ValueError(f"the mock engine has no option {unknown[0]!r}; it knows {', '.join(sorted(_KNOWN))}")
     _load(float(options.get("load_s", "0")), progress)
     step_ms = float(options.get("step_ms", "1"))
-    text = HashLM(
+    text = MockEngine(
         slots=int(options.get("slots", "0")) or spec.slots or DEFAULT_SLOTS,
         context=spec.max_model_len or DEFAULT_CONTEXT,
         chunk_tokens=int(options.get("chunk", str(DEFAULT_CHUNK))),
-        pace=Pace(
+        pace=MockTiming(
             step_ms=step_ms,
             per_row_ms=float(options.get("step_ms_per_row", "0")),
             prefill_ms_per_token=float(options.get("prefill_ms_per_token", "0")),
         ),
-        faults=Faults(
+        faults=MockFaults(
             crash=options.get("crash_on_prompt", ""),
             hang=options.get("hang_on_prompt", ""),
             fail=options.get("fail_on_prompt", ""),
         ),
         may_end=options.get("eos", "hash") != "never",
     )
-    vectors = HashEmbed(
+    vectors = MockEmbedder(
         model=f"{spec.model}-embed",
         dim=int(options.get("dim", "64")),
         batch=spec.batch_max_size,

@@ -14,8 +14,8 @@ import torch
 from torch.nn.functional import embedding, linear, rms_norm
 
 from ...context import GROWING, kind_of, scalings
-from .attention import Attention, Shape
-from .operations import TorchOperations
+from .attention import Attention, AttentionShape
+from .ops import TorchOps
 
 FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are what `_Layer` says."""
@@ -57,12 +57,12 @@ class LlamaDecoder:
     def __init__(
         self,
         model: Any,  # noqa: ANN401 - transformers' models are untyped
-        operations: TorchOperations | None = None,
+        operations: TorchOps | None = None,
         context: int = 0,
     ) -> None:
         """`context`: how many positions there are; a stretched embedding has more than its model was made with."""
         config = model.config
-        self.operations = operations or TorchOperations()
+        self.operations = operations or TorchOps()
         """How the small operations between the matrix products are computed."""
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
@@ -75,9 +75,9 @@ class LlamaDecoder:
         self._cos, self._sin = _rotations(model, context or int(config.max_position_embeddings))
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> AttentionShape:
         """What its pool looks like."""
-        return Shape(len(self._layers), self._heads, self._kv_heads, self._size)
+        return AttentionShape(len(self._layers), self._heads, self._kv_heads, self._size)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """The toy model's arithmetic: the next token is a hash of the seed, the position and all tokens before it.
 
-Pure integers, no state. `HashLM` computes it step by step through its slot store; `expected_tokens` computes the same
-from scratch, so that a test, or a load generator, can say what the right answer is without asking the engine.
+Pure integers, no state. `MockEngine` computes it step by step through its slot store; `expected_tokens` computes the
+same from scratch, so that a test, or a load generator, can say what the right answer is without asking the engine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A BatchEngine as the loop of an engine process sees it: a batcher in front, and batches on a thread of their own.
 
-The loop goes on meanwhile: it takes in what fills the next batch, serves the other lanes and shows itself. Only the
+The loop goes on meanwhile: it takes in what fills the next batch, serves the other adapters and shows itself. Only the
 loop's thread touches the batcher and the `Outbox`; a batch and its outcome pass through queues.
 """
 
@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from .base import BatchEngine, EngineFatalError, EngineStats, Item, Result
+from .adapters import Outbox, describe
+from .base import BatchEngine, EngineFatalError, EngineStats, Item, ItemResult
 from .batcher import Batcher
 from .ipc import Kind, Refused, Submit, SubmitTask
-from .lanes import Outbox, describe
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _ALIVE_S: Final = 10.0
 _CLOSE_S: Final = 1.0
 
 
-class BatchLane:
+class BatchAdapter:
     """A BatchEngine: one batch at a time, and the next one fills while it runs."""
 
     kind: Kind = "batch"
@@ -48,7 +48,7 @@ class BatchLane:
         self._began_at = 0.0
         self._batches = self._largest = self._items = 0
         self._todo: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[list[Result] | Exception] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[list[ItemResult] | Exception] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="zmqrt-batch", daemon=True)
         self._thread.start()
 
@@ -75,7 +75,7 @@ class BatchLane:
     def cancel(self, ticket: int) -> None:
         """Take the item out if it waits; the result of one that runs is its last word."""
         if self._batcher.cancel(ticket):
-            self._out.results.append(Result(ticket=ticket, error="cancelled"))
+            self._out.results.append(ItemResult(ticket=ticket, error="cancelled"))
 
     def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits: the thread wakes the loop
         """Take in the batch that has ended, and begin the next one."""
@@ -89,13 +89,13 @@ class BatchLane:
             self._running, self._began_at = batch, self._clock()
             self._todo.put(batch)
 
-    def _take_in(self, batch: list[Item], outcome: list[Result] | Exception) -> None:
+    def _take_in(self, batch: list[Item], outcome: list[ItemResult] | Exception) -> None:
         if isinstance(outcome, EngineFatalError):
             raise outcome
         if isinstance(outcome, Exception):
             log.error("a batch of %d failed", len(batch), exc_info=outcome)
             lost = self._batcher.failed(batch)
-            self._out.results += [Result(ticket=item.ticket, error=describe(outcome)) for item in lost]
+            self._out.results += [ItemResult(ticket=item.ticket, error=describe(outcome)) for item in lost]
             return
         self._items += len(batch)
         self._out.results += outcome
@@ -121,13 +121,13 @@ class BatchLane:
     def _work(self) -> None:
         while (batch := self._todo.get()) is not None:
             try:
-                outcome: list[Result] | Exception = self._run(batch)
+                outcome: list[ItemResult] | Exception = self._run(batch)
             except Exception as error:  # noqa: BLE001 - the loop decides what it means
                 outcome = error
             self._done.put(outcome)
             self._wake()
 
-    def _run(self, batch: list[Item]) -> list[Result]:
+    def _run(self, batch: list[Item]) -> list[ItemResult]:
         results = self._engine.run(batch)
         if [one.ticket for one in results] != [one.ticket for one in batch]:
             raise ValueError(f"the engine gave {len(results)} results for {len(batch)} items, or in another order")

@@ -14,9 +14,9 @@ from typing import Final
 
 import torch
 
-from ..draw import Draw
-from ..noise import words_of
-from .schedule import Row
+from ..gumbel import words_of
+from ..sampling_state import SamplingState
+from .schedule import Sequence
 from .transfers import Transfers
 
 TOKEN, LENGTH, START, PROMPT, MIN_NEW, SEED_HIGH, SEED_LOW, TOP_K, COUNTS = range(9)
@@ -28,8 +28,8 @@ _COLUMNS: Final = 15
 _IN_PROMPT, _STOPS = 1, 2
 
 
-class Effort(enum.IntEnum):
-    """What drawing a batch takes; the more includes the less, and changes nothing for rows that need less."""
+class SamplingMode(enum.IntEnum):
+    """What drawing a batch takes; the more includes the less, and changes nothing for slots that need less."""
 
     PLAIN = 0
     """Temperature and noise."""
@@ -39,24 +39,24 @@ class Effort(enum.IntEnum):
     """And log probabilities."""
 
 
-class Slots:
-    """The lines of `rows` sequences and, behind them, one for padding."""
+class SequenceTable:
+    """The lines of `slots` sequences and, behind them, one for padding."""
 
-    def __init__(self, rows: int, vocabulary: int, nowhere: int, transfers: Transfers) -> None:
+    def __init__(self, slots: int, vocabulary: int, nowhere: int, transfers: Transfers) -> None:
         """Make room; `nowhere` is a token of the pool that belongs to nobody."""
         device = transfers.device
-        self.padding = rows
-        self.table = torch.zeros((rows + 1, _COLUMNS), dtype=torch.int64, device=device)
-        self.table[rows, LENGTH] = 1
-        self.table[rows, START] = nowhere
-        self.counts = torch.zeros((rows + 1, vocabulary), dtype=torch.int32, device=device)
+        self.padding = slots
+        self.table = torch.zeros((slots + 1, _COLUMNS), dtype=torch.int64, device=device)
+        self.table[slots, LENGTH] = 1
+        self.table[slots, START] = nowhere
+        self.counts = torch.zeros((slots + 1, vocabulary), dtype=torch.int32, device=device)
         """How often each id was generated."""
-        self.marks = torch.zeros((rows + 1, vocabulary), dtype=torch.uint8, device=device)
+        self.marks = torch.zeros((slots + 1, vocabulary), dtype=torch.uint8, device=device)
         """Which ids stand in the prompt (1), and which end the sequence (2)."""
-        self.bias = torch.zeros((rows + 1, vocabulary), dtype=torch.float32, device=device)
+        self.bias = torch.zeros((slots + 1, vocabulary), dtype=torch.float32, device=device)
         self._transfers = transfers
-        self._of: dict[Row, int] = {}
-        self._free = list(range(rows - 1, -1, -1))
+        self._of: dict[Sequence, int] = {}
+        self._free = list(range(slots - 1, -1, -1))
         self._shaped: set[int] = set()
 
     def __len__(self) -> int:
@@ -64,36 +64,36 @@ class Slots:
 
     def release_ended(self) -> None:
         """Free the slots of sequences that have ended: steps under way may still use them, and come before the next."""
-        for row in [row for row in self._of if row.has_ended]:
-            self._free.append(self._of.pop(row))
+        for sequence in [sequence for sequence in self._of if sequence.has_ended]:
+            self._free.append(self._of.pop(sequence))
 
-    def __contains__(self, row: Row) -> bool:
-        return row in self._of
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._of
 
-    def __getitem__(self, row: Row) -> int:
-        return self._of[row]
+    def __getitem__(self, sequence: Sequence) -> int:
+        return self._of[sequence]
 
-    def write(self, lengths: Mapping[Row, int]) -> None:
+    def write(self, lengths: Mapping[Sequence, int]) -> None:
         """Write the lines of sequences as they are at some lengths: what is drawn next is the token behind that."""
         lines: list[int] = []
-        for row, length in lengths.items():
-            if row not in self._of:
-                self._of[row] = self._free.pop()
-            lines += _line(row, length)
-            self._shape(self._of[row], row.draw)
-        packed = self._transfers.up([*lines, *(self._of[row] for row in lengths)])
+        for sequence, length in lengths.items():
+            if sequence not in self._of:
+                self._of[sequence] = self._free.pop()
+            lines += _line(sequence, length)
+            self._shape(self._of[sequence], sequence.sampling_state)
+        packed = self._transfers.up([*lines, *(self._of[sequence] for sequence in lengths)])
         slots = packed[len(lines) :]
         self.table.index_copy_(0, slots, packed[: len(lines)].view(-1, _COLUMNS))
 
-    def advance(self, slots: torch.Tensor, tokens: torch.Tensor, effort: Effort) -> None:
+    def advance(self, slots: torch.Tensor, tokens: torch.Tensor, mode: SamplingMode) -> None:
         """Append a token to each of the sequences in `slots`; padding stays as it is."""
         self.table[:, TOKEN].index_copy_(0, slots, tokens)
         self.table[:, LENGTH].index_add_(0, slots, (slots != self.padding).long())
-        if effort:
+        if mode:
             once = self.table[slots, COUNTS].int()
             self.counts.view(-1).index_add_(0, slots * self.counts.shape[1] + tokens, once)
 
-    def _shape(self, slot: int, draw: Draw) -> None:
+    def _shape(self, slot: int, draw: SamplingState) -> None:
         """Fill the tables of a slot, if it needs them or whoever had it before did."""
         if slot in self._shaped:
             for table in (self.counts, self.marks, self.bias):
@@ -122,39 +122,39 @@ class Slots:
         return (self.marks[slots] & _STOPS).bool()
 
 
-def needs_tables(draw: Draw) -> bool:
+def needs_tables(draw: SamplingState) -> bool:
     """Whether how a request is drawn depends on single ids."""
     return draw.is_penalised or bool(draw.sampling.logit_bias) or draw.generated_count < draw.min_new_tokens
 
 
-def effort_for(draws: Iterable[Draw]) -> Effort:
-    """Return the least effort that does for all."""
-    return max(map(_effort, draws), default=Effort.PLAIN)
+def mode_for(draws: Iterable[SamplingState]) -> SamplingMode:
+    """Return the least mode that does for all."""
+    return max(map(_mode, draws), default=SamplingMode.PLAIN)
 
 
-def _effort(draw: Draw) -> Effort:
+def _mode(draw: SamplingState) -> SamplingMode:
     sampling = draw.sampling
     if sampling.logprobs is not None:
-        return Effort.REPORTED
+        return SamplingMode.REPORTED
     is_cut = not draw.is_greedy and (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p)
-    return Effort.SHAPED if needs_tables(draw) or is_cut else Effort.PLAIN
+    return SamplingMode.SHAPED if needs_tables(draw) or is_cut else SamplingMode.PLAIN
 
 
-def _line(row: Row, length: int) -> list[int]:
-    sampling = row.request.sampling
+def _line(sequence: Sequence, length: int) -> list[int]:
+    sampling = sequence.request.sampling
     high, low = words_of(sampling.seed)
     integers = [
-        row.ids[length - 1],
+        sequence.ids[length - 1],
         length,
-        row.span.start,
-        len(row.request.prompt_ids),
-        row.request.min_new_tokens,
+        sequence.extent.start,
+        len(sequence.request.prompt_ids),
+        sequence.request.min_new_tokens,
         high,
         low,
         sampling.top_k,
-        int(needs_tables(row.draw)),
+        int(needs_tables(sequence.sampling_state)),
     ]
-    temperature = 0.0 if row.draw.is_greedy else sampling.temperature
+    temperature = 0.0 if sequence.sampling_state.is_greedy else sampling.temperature
     floats = (
         temperature,
         sampling.top_p,

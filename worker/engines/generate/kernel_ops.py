@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 import triton
 
-from ..noise import GumbelNoise
+from ..gumbel import GumbelNoise
 from . import kernels as untyped_kernels
-from .attention import Attention, Shape
+from .attention import Attention, AttentionShape
 from .flash import FlashAttention, Layout
-from .operations import TorchOperations
+from .ops import TorchOps
 
 kernels: Any = untyped_kernels
 _DRAW_BLOCK: Final = 1024
@@ -24,7 +24,7 @@ _TOLERANCE: Final = 0.07
 """Of values around one to eight, in bfloat16: a rounding or two apart. Hashes and draws are equal or far off."""
 
 
-class KernelOperations(TorchOperations):
+class KernelOps(TorchOps):
     """One kernel for each."""
 
     name = "triton"
@@ -32,7 +32,7 @@ class KernelOperations(TorchOperations):
     def add_norm(
         self, hidden: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `TorchOperations`."""
+        """See `TorchOps`."""
         tokens, width = hidden.shape
         if not tokens:
             return super().add_norm(hidden, change, weight, eps)
@@ -60,7 +60,7 @@ class KernelOperations(TorchOperations):
         attention: Attention,
         layer: int,
     ) -> torch.Tensor:
-        """See `TorchOperations`."""
+        """See `TorchOps`."""
         tokens, total, size = heads.shape
         kv_heads = attention.shape.kv_heads
         n_query = total - 2 * kv_heads
@@ -85,7 +85,7 @@ class KernelOperations(TorchOperations):
         return query
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """See `TorchOperations`."""
+        """See `TorchOps`."""
         tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((tokens, width))
         kernels.gate[(tokens, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, BLOCK=_GATE_BLOCK)
@@ -94,7 +94,7 @@ class KernelOperations(TorchOperations):
     def draw(
         self, scores: torch.Tensor, temperature: torch.Tensor, states: torch.Tensor, noise: GumbelNoise
     ) -> torch.Tensor:
-        """See `TorchOperations`."""
+        """See `TorchOps`."""
         rows, vocabulary = scores.shape
         if not rows:
             return super().draw(scores, temperature, states, noise)
@@ -135,7 +135,7 @@ def differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, flo
     def off(one: torch.Tensor, other: torch.Tensor) -> float:
         return float(torch.nan_to_num((one.float() - other.float()).abs().max(), nan=torch.inf))
 
-    ours, plain = KernelOperations(), TorchOperations()
+    ours, plain = KernelOps(), TorchOps()
     hidden, change, weight = random(5, 576), random(5, 576), random(576)
     summed, normed = (
         max(off(one, other) for one, other in zip(*pair, strict=True))
@@ -145,7 +145,7 @@ def differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, flo
         )
     )
     gates = random(3, 3000)
-    shape = Shape(layers=2, heads=6, kv_heads=2, head_size=64)
+    shape = AttentionShape(layers=2, heads=6, kv_heads=2, head_size=64)
     places = torch.tensor([3, 49, 7], device=device)
     none = places.int()
     pools = [FlashAttention(shape, 50, dtype=dtype, device=device) for _ in range(2)]

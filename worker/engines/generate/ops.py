@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from ..noise import GumbelNoise
+from ..gumbel import GumbelNoise
 from .attention import Attention
 
 
-class TorchOperations:
+class TorchOps:
     """Plain torch."""
 
     name = "torch"
