@@ -15,12 +15,18 @@ from .base import CannotLoadError, Engine, EngineSpec, Factory, Phase
 from .oom import OutOfMemoryError, explain
 
 GROUP: Final = "zmqrt.engines"
+"""Entry points of other distributions that bring an engine with a name."""
+_OWN: Final = {
+    "mock": "zmqrt.worker.engines.mock:factory",
+    "generate": "zmqrt.worker.engines.generate.load:factory",
+    "transformers": "zmqrt.worker.engines.transformers_cb:factory",
+}
 _PROGRESS_EVERY_S: Final = 0.1
 
 
 def find_factory(name: str) -> Factory:
     """Return the factory of an installed engine, or of `package.module:factory`. Raises LookupError."""
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = _OWN.get(name, name).partition(":")
     if colon:
         _allow_working_directory()
         found: object = getattr(importlib.import_module(module), attribute, None)
@@ -29,7 +35,7 @@ def find_factory(name: str) -> Factory:
         return cast("Factory", found)
     for entry in entry_points(group=GROUP, name=name):
         return cast("Factory", entry.load())
-    known = ", ".join(sorted({entry.name for entry in entry_points(group=GROUP)}))
+    known = ", ".join(sorted({*_OWN, *(entry.name for entry in entry_points(group=GROUP))}))
     raise LookupError(f"no engine is named {name!r}; there are {known}, and your own is MODULE:FACTORY")
 
 
