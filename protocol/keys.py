@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -175,5 +176,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise ConfigurationError(f"{path} is missing; 'zmqrt keygen DIR' makes a fleet's keys") from None
     if is_loose:
-        raise LooseFileError(f"{path} may be changed by every user of this machine; run: chmod go-w {path}")
+        raise LooseFileError(
+            f"{path} may be changed by every user of this machine; run: chmod go-w {shlex.quote(str(path))}"
+        )
     return text

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import os
 import re
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -97,7 +98,9 @@ def refuse_foreign(path: Path, *, any_owner: bool = False) -> None:
                 "chown, or start from another directory"
             )
         if not stat.S_ISLNK(found.st_mode) and _others_may_write(found):
-            raise LooseFileError(f"{path} may be written by other users and is not obeyed; run: chmod go-w {path}")
+            raise LooseFileError(
+                f"{path} may be written by other users and is not obeyed; run: chmod go-w {shlex.quote(str(path))}"
+            )
 
 
 def is_own(path: Path) -> bool:
@@ -128,7 +131,8 @@ def refuse_readable(path: Path) -> None:
     if found.st_uid == os.geteuid() and found.st_mode & _OTHERS and not is_mounted and _has_modes(found):
         mode = stat.S_IMODE(found.st_mode)
         raise LooseFileError(
-            f"{path} holds a secret, and other users may read or change it (mode {mode:04o}); run: chmod 600 {path}"
+            f"{path} holds a secret, and other users may read or change it (mode {mode:04o}); "
+            f"run: chmod 600 {shlex.quote(str(path))}"
         )
 
 

@@ -78,7 +78,7 @@ def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[DeviceSpec]:
         return [DeviceSpec(id=f"mock:{number}", kind="mock", name="mock") for number in range(MOCK_DEVICES)]
     if choice == "cpu":
         return [_cpu()]
-    gpus, why_none = _list_gpus()
+    gpus, why_none = list_gpus()
     found = visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     if found:
         return found
@@ -153,8 +153,8 @@ def _cpu_name() -> str:
     return found[1].strip() if found else "cpu"
 
 
-def _list_gpus() -> tuple[list[Gpu], str]:
-    """Ask the driver; also return why there are none."""
+def list_gpus() -> tuple[list[Gpu], str]:
+    """Ask the driver; also return why there are none, should there be none."""
     try:
         import pynvml
     except ImportError:

@@ -7,8 +7,7 @@ from collections.abc import Generator
 
 import pytest
 
-from zmqrt.client.doctor.machine import Kind
-from zmqrt.client.doctor.probe_here import holder
+from zmqrt.client.cli.doctor import PortHolder, port_holder
 from zmqrt.protocol import transport
 
 pytestmark = pytest.mark.integration
@@ -34,11 +33,13 @@ def _answer(server: socket.socket, answer: bytes) -> None:
             connection.sendall(answer)
 
 
-@pytest.mark.parametrize(("answer", "kind"), [(OF_A_BRIDGE, "bridge"), (OF_ANOTHER, "other"), (b"", "other")])
-def test_a_bridge_is_told_from_other_servers(answer: bytes, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("answer", "holder"), [(OF_A_BRIDGE, "a bridge"), (OF_ANOTHER, "another program"), (b"", "another program")]
+)
+def test_a_bridge_is_told_from_other_servers(answer: bytes, holder: PortHolder) -> None:
     """Also where it has no broker, and says so."""
     with serving(answer) as port:
-        assert holder(port) == kind
+        assert port_holder(port) == holder
 
 
 def test_a_broker_greets_first() -> None:
@@ -46,9 +47,9 @@ def test_a_broker_greets_first() -> None:
     with transport.make_context() as context:
         router, endpoint = transport.bind_frontend(context, "tcp://127.0.0.1:0")
         with router:
-            found = holder(int(endpoint.rpartition(":")[2]))
+            found = port_holder(int(endpoint.rpartition(":")[2]))
 
-    assert found == "broker"
+    assert found == "a broker"
 
 
 def test_nobody_is_nobody() -> None:
@@ -56,4 +57,4 @@ def test_nobody_is_nobody() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
 
-        assert holder(taken.getsockname()[1]) == "nobody"
+        assert port_holder(taken.getsockname()[1]) == "nobody"

@@ -13,13 +13,13 @@ GPUS = [Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gp
 def no_gpus(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Let the driver list none."""
     nothing: list[Gpu] = []
-    monkeypatch.setattr(device_discovery, "_list_gpus", lambda: (nothing, why))
+    monkeypatch.setattr(device_discovery, "list_gpus", lambda: (nothing, why))
 
 
 @pytest.fixture(autouse=True)
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the driver list three devices."""
-    monkeypatch.setattr(device_discovery, "_list_gpus", lambda: (GPUS, "the driver lists none"))
+    monkeypatch.setattr(device_discovery, "list_gpus", lambda: (GPUS, "the driver lists none"))
 
 
 def handles(setting: str | None) -> list[str]:
