@@ -32,7 +32,7 @@ from ..protocol import codec, descriptors, transport
 from ..protocol import messages as m
 from ..protocol.errors import ProtocolError, ZmqrtError
 from ..protocol.keys import load_server
-from ..protocol.metrics_server import MetricsPort, ask_loop
+from ..protocol.metrics_server import ask_loop, serve_metrics
 from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, SendFailure, Side
@@ -135,9 +135,9 @@ class Server:
                 watched.append(descriptor)
         self._garbage.begin()
         try:
-            with MetricsPort(self._settings.metrics_port, lambda: self._collector(loop)) as metrics:
-                if metrics.url is not None:
-                    self.endpoints["metrics"] = metrics.url
+            with serve_metrics(self._settings.metrics_port, lambda: self._collector(loop)) as url:
+                if url is not None:
+                    self.endpoints["metrics"] = url
                 ready()
                 self._watch()
                 await self._done.wait()

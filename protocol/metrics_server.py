@@ -6,12 +6,10 @@ It never touches the tables of a loop: it asks the loop for a copy, and gives up
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import ConfigurationError, ZmqrtError
 from .origins import is_this_machine, read_host
@@ -30,24 +28,20 @@ R = TypeVar("R")
 def ask_loop(loop: asyncio.AbstractEventLoop, read: Callable[[], R]) -> Callable[[], R | None]:
     """Return a function for other threads: it has the loop call `read`; None when the loop does not get to it."""
 
+    async def answer() -> R:
+        return read()
+
     def ask() -> R | None:
-        answer: concurrent.futures.Future[R] = concurrent.futures.Future()
-
-        def run() -> None:
-            if answer.set_running_or_notify_cancel():
-                try:
-                    answer.set_result(read())
-                except Exception as error:  # noqa: BLE001 - it is the asker's to raise
-                    answer.set_exception(error)
-
+        question = answer()
         try:
-            loop.call_soon_threadsafe(run)
+            future = asyncio.run_coroutine_threadsafe(question, loop)
         except RuntimeError:  # closed meanwhile
+            question.close()
             return None
         try:
-            return answer.result(_PATIENCE_S)
+            return future.result(_PATIENCE_S)
         except TimeoutError:
-            answer.cancel()
+            future.cancel()
             return None
 
     return ask
@@ -68,48 +62,38 @@ def only_this_machine(app: WSGIApplication) -> WSGIApplication:
     return answer
 
 
+@contextlib.contextmanager
+def serve_metrics(port: int | None, collector: Callable[[], Collector]) -> Iterator[str | None]:
+    """Serve while in the `with` block; give the URL. Port 0 picks a free one, None serves nothing."""
+    if port is None:
+        yield None
+        return
+    server = _start(port, collector)
+    try:
+        yield f"http://{HOST}:{server.server_port}/metrics"
+    finally:  # in a thread: it waits up to half a second, and the loop has goodbyes to say
+        threading.Thread(target=_shut, args=(server,), daemon=True).start()
+
+
+def _start(port: int, collector: Callable[[], Collector]) -> WSGIServer:
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error}; --metrics-port needs: pip install 'zmqrt[metrics]'") from None
+    registry = CollectorRegistry()
+    registry.register(collector())
+    try:
+        server, _ = start_http_server(port, HOST, registry)
+    except OSError as error:
+        text = f"http://{HOST}:{port} cannot serve metrics: {error.strerror}; choose another --metrics-port"
+        raise ZmqrtError(text) from None
+    app = server.get_app()
+    assert app is not None
+    server.set_app(only_this_machine(app))
+    return server
+
+
 def _shut(server: WSGIServer) -> None:
     with contextlib.suppress(OSError):
         server.shutdown()
         server.server_close()
-
-
-class MetricsPort:
-    """Serves while in the `with` block. Port 0 picks a free one; without a port there is nothing at all."""
-
-    def __init__(self, port: int | None, collector: Callable[[], Collector]) -> None:
-        self._port = port
-        self._collector = collector
-        self._server: WSGIServer | None = None
-
-    @property
-    def url(self) -> str | None:
-        """Where it serves."""
-        return f"http://{HOST}:{self._server.server_port}/metrics" if self._server is not None else None
-
-    def __enter__(self) -> Self:
-        if self._port is not None:
-            self._start(self._port)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._server is not None:  # in a thread: it waits up to half a second, and the loop has goodbyes to say
-            threading.Thread(target=_shut, args=(self._server,), daemon=True).start()
-
-    def _start(self, port: int) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, start_http_server
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(f"{error}; --metrics-port needs: pip install 'zmqrt[metrics]'") from None
-        registry = CollectorRegistry()
-        registry.register(self._collector())
-        try:
-            self._server, _ = start_http_server(port, HOST, registry)
-            app = self._server.get_app()
-            assert app is not None
-            self._server.set_app(only_this_machine(app))
-        except OSError as error:
-            text = f"http://{HOST}:{port} cannot serve metrics: {error.strerror}; choose another --metrics-port"
-            raise ZmqrtError(text) from None

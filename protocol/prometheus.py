@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -74,8 +74,8 @@ def _by_name(nodes: list[NodeStatus]) -> list[NodeStatus]:
         if node.health in _IN_TOUCH:
             there.setdefault(node.node_id, []).append(node)
     gone = {node.node_id: node for node in nodes if node.node_id not in there}
-    told = [_apart(node) if len(same) > 1 else node for same in there.values() for node in same]
-    return [*told, *gone.values()]
+    named = [_apart(node) if len(same) > 1 else node for same in there.values() for node in same]
+    return [*named, *gone.values()]
 
 
 def _apart(node: NodeStatus) -> NodeStatus:
@@ -102,46 +102,49 @@ _SERVICE_HISTOGRAMS: Final = {
 
 
 def _of_services(services: list[ServiceStatus]) -> Iterable[Metric]:
-    labels = ["model"]
-    for name, (field, text) in _SERVICE_GAUGES.items():
-        gauge = GaugeMetricFamily(f"zmqrt_{name}", text, labels=labels)
-        for one in services:
-            gauge.add_metric([one.service], getattr(one, field))
-        yield gauge
-    for name, (field, text) in _SERVICE_COUNTERS.items():
-        counter = CounterMetricFamily(f"zmqrt_{name}", text, labels=labels)
-        for one in services:
-            counter.add_metric([one.service], getattr(one, field))
-        yield counter
-    for name, (field, text) in _SERVICE_HISTOGRAMS.items():
-        histogram = HistogramMetricFamily(f"zmqrt_{name}", text, labels=labels)
-        for one in services:
-            _add(histogram, [one.service], getattr(one, field))
-        yield histogram
+    found = [([service.service], service) for service in services]
+    yield from _families(GaugeMetricFamily, _SERVICE_GAUGES, ["model"], found)
+    yield from _families(CounterMetricFamily, _SERVICE_COUNTERS, ["model"], found)
+    yield from _families(HistogramMetricFamily, _SERVICE_HISTOGRAMS, ["model"], found)
     finished = CounterMetricFamily("zmqrt_request_success", "Requests answered.", labels=["model", "finish_reason"])
-    for one in services:
-        for reason, count in one.finished.items():
-            finished.add_metric([one.service, reason or "none"], count)
+    for service in services:
+        for reason, count in service.finished.items():
+            finished.add_metric([service.service, reason or "none"], count)
     yield finished
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], told: Histogram) -> None:
-    cumulative = list(itertools.accumulate(told.counts))
+def _families(
+    kind: Any,  # noqa: ANN401 - the three kinds have no base that says how they are filled
+    table: Mapping[str, tuple[str, str]],
+    labels: list[str],
+    found: Sequence[tuple[list[str], object]],
+) -> Iterable[Metric]:
+    """Yield a family for each metric of a table, with a sample for each record: (its labels, the record)."""
+    for name, (field, text) in table.items():
+        family = kind(f"zmqrt_{name}", text, labels=labels)
+        for place, record in found:
+            value: Histogram | float | None = getattr(record, field)
+            if isinstance(value, Histogram):
+                _add_histogram(family, place, value)
+            elif value is not None:
+                family.add_metric(place, value)
+        yield family
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    cumulative = list(itertools.accumulate(histogram.counts))
     bounds = [*map(str, BOUNDS_S), "+Inf"]
     if len(cumulative) == len(bounds):  # else of a release with other bounds
-        family.add_metric(labels, list(zip(bounds, cumulative, strict=True)), told.total_s)
+        family.add_metric(labels, list(zip(bounds, cumulative, strict=True)), histogram.total_s)
 
 
 # --- nodes and devices -----------------------------------------------------------------------------------------------
 
-_NODE_GAUGES: Final[dict[str, tuple[Callable[[NodeStatus], float], str]]] = {
-    "worker_up": (
-        lambda node: float(node.health == "active" and node.phase == "ready"),
-        "Whether a node is active and has loaded.",
-    ),
-    "worker_heartbeat_age_seconds": (lambda node: node.heartbeat_age_s, "Since it was last heard."),
-    "worker_requests_in_flight": (lambda node: node.in_flight, "Requests it was given."),
-    "worker_capacity": (lambda node: node.capacity, "Requests it takes at once."),
+_NODE_GAUGES: Final = {
+    "worker_up": ("is_up", "Whether a node is active and has loaded."),
+    "worker_heartbeat_age_seconds": ("heartbeat_age_s", "Since it was last heard."),
+    "worker_requests_in_flight": ("in_flight", "Requests it was given."),
+    "worker_capacity": ("capacity", "Requests it takes at once."),
 }
 _DEVICE_GAUGES: Final = {
     "batch_size": ("running", "Sequences in the engine."),
@@ -160,53 +163,32 @@ _DEVICE_COUNTERS: Final = {
     "engine_prefix_tokens_reused": ("reused_tokens", "Tokens of prompts that were found in the pool."),
     "tokens_after_cancel": ("tokens_after_cancel", "Tokens drawn for requests that were cancelled already."),
 }
+_DEVICE_HISTOGRAMS: Final = {
+    "cancel_latency_seconds": ("cancel_latency", "From a cancel at the node to the freed slot."),
+}
 
 
-def of_nodes(found: list[NodeStatus]) -> Iterable[Metric]:
-    """Yield what is told of nodes as a whole."""
-    for name, (read, text) in _NODE_GAUGES.items():
-        gauge = GaugeMetricFamily(f"zmqrt_{name}", text, labels=["node"])
-        for one in found:
-            gauge.add_metric([one.node_id], read(one))
-        yield gauge
+def of_nodes(nodes: list[NodeStatus]) -> Iterable[Metric]:
+    """Yield what is known of nodes as a whole."""
+    return _families(GaugeMetricFamily, _NODE_GAUGES, ["node"], [([node.node_id], node) for node in nodes])
 
 
 def of_devices(nodes: list[NodeStatus]) -> Iterable[Metric]:
-    """Yield what is told of their devices."""
-    labels = ["node", "device"]
-    for name, (field, text) in _DEVICE_GAUGES.items():
-        gauge = GaugeMetricFamily(f"zmqrt_{name}", text, labels=labels)
-        for place, value in _values(nodes, field):
-            gauge.add_metric(place, value)
-        yield gauge
-    for name, (field, text) in _DEVICE_COUNTERS.items():
-        counter = CounterMetricFamily(f"zmqrt_{name}", text, labels=labels)
-        for place, value in _values(nodes, field):
-            counter.add_metric(place, value)
-        yield counter
-    latency = HistogramMetricFamily(
-        "zmqrt_cancel_latency_seconds", "From a cancel at the node to the freed slot.", labels=labels
-    )
-    for node, device in _each(nodes):
-        _add(latency, [node.node_id, device.id], device.cancel_latency)
-    yield latency
+    """Yield what is known of their devices."""
+    labels, found = ["node", "device"], list(_devices(nodes))
+    yield from _families(GaugeMetricFamily, _DEVICE_GAUGES, labels, found)
+    yield from _families(CounterMetricFamily, _DEVICE_COUNTERS, labels, found)
+    yield from _families(HistogramMetricFamily, _DEVICE_HISTOGRAMS, labels, found)
 
 
-def _values(nodes: list[NodeStatus], field: str) -> Iterable[tuple[list[str], float]]:
-    for node, device in _each(nodes):
-        value: float | None = getattr(device, field)
-        if value is not None:
-            yield [node.node_id, device.id], value
-
-
-def _each(nodes: list[NodeStatus]) -> Iterable[tuple[NodeStatus, DeviceStatus]]:
+def _devices(nodes: list[NodeStatus]) -> Iterable[tuple[list[str], DeviceStatus]]:
     """Yield each device under a name of its own: of several with one name the later ones are numbered."""
     for node in nodes:
         seen: Counter[str] = Counter()
         for device in node.devices:
             seen[device.id] += 1
-            again = seen[device.id] > 1
-            yield node, msgspec.structs.replace(device, id=f"{device.id}#{seen[device.id]}") if again else device
+            name = f"{device.id}#{seen[device.id]}" if seen[device.id] > 1 else device.id
+            yield [node.node_id, name], device
 
 
 # --- the broker ------------------------------------------------------------------------------------------------------
@@ -241,7 +223,3 @@ def _of_tallies(tallies: Mapping[str, Mapping[str, int]]) -> Iterable[Metric]:
         for value, count in tallies.get(field, {}).items():
             family.add_metric([value], count)
         yield family
-
-
-_FIELDS: Final = {field for field, _ in (*_DEVICE_GAUGES.values(), *_DEVICE_COUNTERS.values())}
-assert set(DeviceStatus.__struct_fields__) >= _FIELDS, "a field of DeviceStatus has another name now"

@@ -107,6 +107,11 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[DeviceStatus]
     heard_at_s: float = 0.0
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it is active and has loaded."""
+        return self.health == "active" and self.phase == "ready"
+
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One service over the whole fleet. `nodes` counts those that could serve it now.
@@ -216,35 +221,20 @@ def without_details(whole: Snapshot) -> Snapshot:
 
 def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:
     """Put together what a node told about a device when it came, and what it tells in heartbeats."""
+    cancels = Histogram(counts=load.cancel_counts, total_s=load.cancel_us / 1e6) if load.cancel_counts else Histogram()
     return DeviceStatus(
         id=printable(load.id),
         kind=printable(info.kind),
         name=printable(info.name),
         memory_bytes=info.memory_bytes,
-        phase=load.phase,
-        percent=load.percent,
         elapsed_s=load.elapsed_ms / 1000,
-        capacity=load.capacity,
-        running=load.running,
-        waiting=load.waiting,
-        kv_percent=load.kv_percent,
         loop_age_s=load.loop_age_ms / 1000,
-        steps=load.steps,
-        tokens=load.tokens,
-        largest_batch=load.largest_batch,
-        restarts=load.restarts,
-        prompt_tokens=load.prompt_tokens,
-        reused_tokens=load.reused_tokens,
-        memory_used_bytes=load.memory_used_bytes,
-        busy_percent=load.busy_percent,
-        celsius=load.celsius,
-        tokens_after_cancel=load.tokens_after_cancel,
-        cancel_latency=Histogram(counts=load.cancel_counts, total_s=load.cancel_us / 1e6)
-        if load.cancel_counts
-        else Histogram(),
+        cancel_latency=cancels,
+        **{name: getattr(load, name) for name in _AS_TOLD},
     )
 
 
+_AS_TOLD: Final = sorted({*m.DeviceLoad.__struct_fields__} & {*DeviceStatus.__struct_fields__} - {"id"})
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Snapshot)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 from ..protocol import transport
 from ..protocol.errors import EXIT_INTERRUPTED, ZmqrtError
 from ..protocol.keys import PeerKeys, load_peer
-from ..protocol.metrics_server import MetricsPort, ask_loop
+from ..protocol.metrics_server import ask_loop, serve_metrics
 from ..protocol.timing import Backoff
 from .agent import Agent
 from .broker_link import BrokerLink
@@ -89,7 +89,6 @@ class _Node:
         console = StartupView(
             self._core, node_id=node_id, is_json=settings.log_format == "json", client_endpoint=client_endpoint
         )
-        self._metrics = MetricsPort(settings.metrics_port, self._collector)
         self._agent = Agent(
             self._core,
             [BrokerLink(context, endpoint, keys=keys, wake=self._wake) for endpoint in settings.broker],
@@ -103,8 +102,8 @@ class _Node:
         engines = asyncio.create_task(self._run_engines())
         watch = GpuMonitor(self._devices, self._learn)
         try:
-            with self._signals(), self._metrics:
-                self._console.metrics_url = self._metrics.url
+            with self._signals(), serve_metrics(self._settings.metrics_port, self._collector) as url:
+                self._console.metrics_url = url
                 return await self._agent.run()
         finally:
             watch.close()
