@@ -10,7 +10,6 @@ import msgspec
 from ..protocol.histogram import Meter
 from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
-from ..protocol.snapshot import ServiceStatus
 from ..protocol.tasks import FinishReason
 from .nodes import Node, Offer
 from .placement import LoadIndex
@@ -64,7 +63,6 @@ class Service(msgspec.Struct, eq=False):
     finished: dict[str, int] = msgspec.field(default_factory=_no_results)
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    shown: ServiceStatus | None = None
 
     @property
     def is_wanted(self) -> bool:

@@ -1,20 +1,19 @@
 """The broker's state as others see it: the answers to QUERY.
 
-A whole snapshot for who asks for the first time, what has changed for who has an earlier one, and the stories of single
-requests. What a question costs is bounded: a snapshot is made at most ten times a second, however many ask.
+A snapshot of everything, the list of services, and the traces of single requests. What a question costs is bounded: a
+snapshot is made at most ten times a second, however many ask.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
-from ..protocol import delta, request_trace
 from ..protocol import messages as m
+from ..protocol import request_trace
 from ..protocol import snapshot as s
 from ..protocol.limits import MAX_FRAME_BYTES
 from .availability import choices
@@ -27,12 +26,6 @@ from .state import BrokerState, counters_as_dict
 
 _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
-_REMEMBERED = 32
-"""Snapshots kept to tell differences from: three seconds of as many questions as may be, else half a minute."""
-_REMEMBERED_NODES = 16_384
-"""In all of them: a large fleet is remembered for a shorter time, in some ten MiB."""
-_MOST_ANSWERS = 8
-"""Different answers about one snapshot; who asks about yet another state gets the whole one, which is made already."""
 _HEALTH: dict[NodeState, s.NodeHealth] = {
     NodeState.ACTIVE: "active",
     NodeState.SUSPECT: "suspect",
@@ -50,74 +43,36 @@ _PHASES: dict[RequestState, s.RequestPhase] = {
 class StatusView:
     """Answers questions; keeps each answer for a moment."""
 
-    __slots__ = ("_answers", "_is_admin", "_made_at", "_recent", "_serial", "_state")
+    __slots__ = ("_answers", "_is_admin", "_made_at", "_snapshot", "_state")
 
     def __init__(self, state: BrokerState, is_admin: Callable[[str], bool]) -> None:
         self._state = state
         self._is_admin = is_admin
-        self._serial = 0
         self._made_at = -_FRESH_S
-        self._recent: deque[s.Snapshot] = deque(maxlen=_REMEMBERED)
-        self._answers: dict[tuple[str, int, bool], m.Status] = {}
-        """Those about the newest snapshot, by question, `since`, and whether an admin asks."""
+        self._snapshot: s.Snapshot | None = None
+        self._answers: dict[tuple[str, bool], m.Status] = {}
+        """Those about that snapshot, by question and whether an admin asks."""
 
     def answer(self, query: m.Query, user: str, now: float) -> m.Status:
-        """Answer `status` (everything, or what is new), `services` (without nodes), `explain` (one request)."""
+        """Answer `status` (everything), `services` (without nodes), `explain` (one request)."""
         if query.what == "explain":
             return self._explain(query, user, now)
         if query.what not in ("status", "services"):
             return m.Status(query.qid, "unknown", 0, b"", {"text": "known: status, services, explain"})
-        if now - self._made_at >= _FRESH_S:
-            self._renew(now)
-        what, since, for_admin = key = (query.what, self._since(query), self._is_admin(user))
-        said = self._answers.get(key)
-        if said is None:
-            said = self._answers[key] = self._tell(what, since, for_admin=for_admin)
-        return msgspec.structs.replace(said, qid=query.qid)
+        if self._snapshot is None or now - self._made_at >= _FRESH_S:
+            self._made_at, self._snapshot = now, snapshot(self._state, now)
+            self._answers.clear()
+        key = query.what, self._is_admin(user)
+        answer = self._answers.get(key)
+        if answer is None:
+            seen = self._snapshot if key[1] else s.for_everybody(self._snapshot)
+            forms = [_brief(seen)] if query.what == "services" else [seen, s.without_details(seen)]
+            answer = self._answers[key] = _fitting(*forms)
+        return msgspec.structs.replace(answer, qid=query.qid)
 
     def put_off(self, query: m.Query) -> m.Status:
         """Answer who asks too often: when to ask again. Whoever does not wait floods."""
         return m.Status(query.qid, s.LATER, s.SCHEMA_VERSION, b"", {"retry_after_ms": int(10_000 / QUERY_RATE)})
-
-    def _renew(self, now: float) -> None:
-        self._serial += 1
-        self._made_at = now
-        self._recent.append(snapshot(self._state, now, serial=self._serial))
-        while len(self._recent) > 1 and sum(len(one.nodes) for one in self._recent) > _REMEMBERED_NODES:
-            self._recent.popleft()
-        self._answers.clear()
-
-    def _since(self, query: m.Query) -> int:
-        """Return the state that the asker has, if it is one of this process and remembered; else 0."""
-        is_ours = query.what == "status" and query.args.get("epoch") == self._state.broker_epoch
-        if not is_ours or self._recall(query.since) is None:
-            return 0
-        is_known = any(since == query.since for _, since, _ in self._answers)
-        return query.since if is_known or len(self._answers) < _MOST_ANSWERS else 0
-
-    def _recall(self, serial: int) -> s.Snapshot | None:
-        return next((one for one in self._recent if one.serial == serial), None)
-
-    def _tell(self, what: str, since: int, *, for_admin: bool) -> m.Status:
-        now, before = self._recent[-1], self._recall(since)
-        if not for_admin:
-            now, before = s.for_everybody(now), s.for_everybody(before) if before is not None else None
-        if what == "services":
-            return self._fitting(_brief(now))
-        if before is not None:
-            body = delta.encode(delta.difference(before, now))
-            if len(body) <= MAX_FRAME_BYTES:
-                return m.Status(0, delta.SCHEMA, s.SCHEMA_VERSION, body)
-        return self._fitting(now, s.without_details(now))
-
-    def _fitting(self, *forms: s.Snapshot) -> m.Status:
-        """Tell the first form that a frame can carry."""
-        for form in forms:
-            body = s.encode(form)
-            if len(body) <= MAX_FRAME_BYTES:
-                return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, body)
-        text = f"this fleet's status is over the {MAX_FRAME_BYTES} bytes of a frame; ask for 'services'"
-        return m.Status(0, s.TOO_LARGE, s.SCHEMA_VERSION, b"", {"text": text})
 
     def _explain(self, query: m.Query, user: str, now: float) -> m.Status:
         name, whose = query.args.get("request"), None if self._is_admin(user) else user
@@ -128,7 +83,17 @@ class StatusView:
         return m.Status(query.qid, request_trace.SCHEMA, request_trace.SCHEMA_VERSION, body)
 
 
-def snapshot(state: BrokerState, now: float, *, serial: int = 0) -> s.Snapshot:
+def _fitting(*forms: s.Snapshot) -> m.Status:
+    """Tell the first form that a frame can carry."""
+    for form in forms:
+        body = s.encode(form)
+        if len(body) <= MAX_FRAME_BYTES:
+            return m.Status(0, s.SCHEMA, s.SCHEMA_VERSION, body)
+    text = f"this fleet's status is over the {MAX_FRAME_BYTES} bytes of a frame; ask for 'services'"
+    return m.Status(0, s.TOO_LARGE, s.SCHEMA_VERSION, b"", {"text": text})
+
+
+def snapshot(state: BrokerState, now: float) -> s.Snapshot:
     """Describe everything."""
     nodes = sorted(state.nodes_by_uuid.values(), key=lambda node: (node.node_id, node.ready.worker_uuid))
     services = [service for _, service in sorted(state.services.items()) if service.spec is not None]
@@ -142,10 +107,9 @@ def snapshot(state: BrokerState, now: float, *, serial: int = 0) -> s.Snapshot:
         clients=len(state.sessions),
         queued=sum(service.queue.count for service in services),
         running=sum(service.running for service in services),
-        nodes=[_node(node, state.started_at, now) for node in nodes],
+        nodes=[_node(node, now) for node in nodes],
         services=[_service(service, is_listed=service in listed) for service in services],
         counters=counters_as_dict(state.counters),
-        serial=serial,
         unix_s=state.unix_s + now - state.started_at if state.unix_s else 0.0,
         tallies=state.labelled.tell(),
         requests=[_request(request, now) for request in _oldest(state)],
@@ -155,13 +119,12 @@ def snapshot(state: BrokerState, now: float, *, serial: int = 0) -> s.Snapshot:
 
 def _brief(whole: s.Snapshot) -> s.Snapshot:
     listed = [one for one in whole.services if one.is_listed]
-    return msgspec.structs.replace(whole, serial=0, services=listed, nodes=[], requests=[], events=[])
+    return msgspec.structs.replace(whole, services=listed, nodes=[], requests=[], events=[])
 
 
-def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:
+def _node(node: Node, now: float) -> s.NodeStatus:
     beat = node.beat
     running = len(node.running)
-    heard_at_s = node.heard_at - started_at
     return s.NodeStatus(
         node_id=node.node_id,
         worker_uuid=node.ready.worker_uuid.hex(),
@@ -169,8 +132,7 @@ def _node(node: Node, started_at: float, now: float) -> s.NodeStatus:
         phase=node.phase,
         percent=beat.percent if beat else 0,
         elapsed_s=beat.elapsed_ms / 1000 if beat else 0.0,
-        heartbeat_age_s=now - started_at - heard_at_s,  # as a subscriber of deltas works it out, to the last bit
-        heard_at_s=heard_at_s,
+        heartbeat_age_s=now - node.heard_at,
         capacity=node.capacity,
         in_flight=running,
         load=running / (node.capacity or 1),
@@ -196,7 +158,7 @@ def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
     spec = service.spec
     assert spec is not None
     able = [(node, offer) for node, offer in service.offers.items() if node.is_usable]
-    status = s.ServiceStatus(
+    return s.ServiceStatus(
         service=service.name,
         task=spec.task,
         model=spec.model,
@@ -215,10 +177,6 @@ def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
         duration=service.duration.read(),
         is_listed=is_listed,
     )
-    if service.shown is not None and status == service.shown:
-        return service.shown  # the same object again: what did not change costs snapshots no memory
-    service.shown = status
-    return status
 
 
 def _oldest(state: BrokerState) -> list[Request]:

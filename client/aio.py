@@ -296,9 +296,9 @@ class AsyncClient:
             return AsyncHandle(self, self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
         return AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
 
-    async def status(self, known: Snapshot | None = None) -> Snapshot:
-        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
-        return await self._ask(queries.status(known))
+    async def status(self) -> Snapshot:
+        """Ask the broker how it and its nodes are."""
+        return await self._ask(queries.status())
 
     async def explain(self, request: str) -> list[RequestTrace]:
         """Ask what happened to a request, by its rid or its request id: the newest of that name first.

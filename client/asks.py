@@ -83,7 +83,7 @@ class PendingQueries:
             return
         message = ask.message(ask.qid)
         if isinstance(message, m.Query):
-            what = (message.what, *sorted(message.args.items()), message.since)
+            what = (message.what, *sorted(message.args.items()))
             ask.wire_qid = self._on_wire.setdefault(what, ask.qid)
             if ask.wire_qid != ask.qid:
                 self._sharing[ask.wire_qid].append(ask)

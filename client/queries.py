@@ -9,12 +9,12 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from ..protocol import admin as administration
-from ..protocol import delta, request_trace
 from ..protocol import messages as m
+from ..protocol import request_trace
 from ..protocol import snapshot as snapshots
 from ..protocol.admin import AdminOutcome
 from ..protocol.errors import ErrorKind, ProtocolError, request_error
-from ..protocol.limits import MAX_EXT_VALUE_CHARS, MAX_INT
+from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from . import arguments
@@ -37,14 +37,9 @@ def connection() -> QuerySpec[m.Welcome]:
     return QuerySpec(None, _read_welcome)
 
 
-def status(known: Snapshot | None = None) -> QuerySpec[Snapshot]:
-    """Ask for the whole state; for what has changed, if an earlier one of that broker is known."""
-    if known is None:
-        return QuerySpec(lambda qid: m.Query(qid, "status"), _read_snapshot)
-    if not _is_snapshot(known):
-        raise arguments.bad("known", f"expected what status() returned before, got {arguments.kind_of(known)}")
-    args: m.Ext = {"epoch": known.broker_epoch}
-    return QuerySpec(lambda qid: m.Query(qid, "status", args, known.serial), lambda answer: _read_news(known, answer))
+def status() -> QuerySpec[Snapshot]:
+    """Ask for the whole state."""
+    return QuerySpec(lambda qid: m.Query(qid, "status"), _read_snapshot)
 
 
 def explain(name: str) -> QuerySpec[list[RequestTrace]]:
@@ -62,12 +57,6 @@ def drain(node_id: str) -> QuerySpec[AdminOutcome]:
     """Ask for a node to be drained; for admins alone."""
     node = arguments.text("node_id", node_id, most=MAX_EXT_VALUE_CHARS)
     return QuerySpec(lambda qid: m.Admin(qid, "drain", {"node": node}), _read_outcome)
-
-
-def _is_snapshot(known: object) -> bool:
-    """Whether it is one, with numbers that can travel."""
-    numbers: tuple[object, ...] = (known.serial, known.broker_epoch) if isinstance(known, Snapshot) else (None,)
-    return all(type(one) is int and 0 <= one <= MAX_INT for one in numbers)
 
 
 def _read_welcome(answer: Answer) -> m.Welcome:
@@ -100,15 +89,6 @@ def _read_snapshot(answer: Answer) -> Snapshot:
     try:
         return snapshots.decode(_read_status(answer).body)
     except msgspec.DecodeError as error:
-        raise ProtocolError(f"the broker's status cannot be read; do both sides have one version? ({error})") from None
-
-
-def _read_news(known: Snapshot, answer: Answer) -> Snapshot:
-    if _read_status(answer).schema != delta.SCHEMA:
-        return _read_snapshot(answer)
-    try:
-        return delta.apply(known, delta.decode(_read_status(answer).body))
-    except (msgspec.DecodeError, ValueError) as error:
         raise ProtocolError(f"the broker's status cannot be read; do both sides have one version? ({error})") from None
 
 

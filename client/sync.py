@@ -300,9 +300,9 @@ class Client:
             return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
         return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
 
-    def status(self, known: Snapshot | None = None) -> Snapshot:
-        """Ask the broker how it and its nodes are. With an earlier answer given, only what is new travels."""
-        return self._ask(queries.status(known))
+    def status(self) -> Snapshot:
+        """Ask the broker how it and its nodes are."""
+        return self._ask(queries.status())
 
     def explain(self, request: str) -> list[RequestTrace]:
         """Ask what happened to a request, by its rid or its request id: the newest of that name first.

@@ -139,15 +139,11 @@ class Bye(_Message, frozen=True, tag=5):
 
 
 class Query(_Message, frozen=True, tag=6):
-    """Ask about the broker: `what` is status, services or explain (`args.request`).
-
-    `since`, the serial of a snapshot, with `args.epoch`, the broker's, asks for what has changed.
-    """
+    """Ask about the broker: `what` is status, services or explain (`args.request`)."""
 
     qid: UInt
     what: Name
     args: Ext = {}
-    since: UInt = 0
     ext: Ext = {}
 
 

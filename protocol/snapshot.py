@@ -1,7 +1,7 @@
 """What a broker tells about itself and its fleet: the body of STATUS in the schema "snapshot".
 
 Pure records; the broker fills them (`broker/status.py`), the command line, the monitor and the bridge read them.
-All times are seconds, all counters are since the broker started. `delta.py` tells what changed between two of them.
+All times are seconds, all counters are since the broker started.
 """
 
 from __future__ import annotations
@@ -86,10 +86,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. `in_flight` is the broker's own exact count, `load` = in_flight / capacity.
-
-    `heard_at_s` is on the clock of the broker's uptime; `heartbeat_age_s` counts from then.
-    """
+    """One node. `in_flight` is the broker's own exact count, `load` = in_flight / capacity."""
 
     node_id: str
     worker_uuid: str
@@ -105,7 +102,6 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     services: list[str]
     devices: list[DeviceStatus]
-    heard_at_s: float = 0.0
 
     @property
     def is_up(self) -> bool:
@@ -179,7 +175,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A broker's whole state in one glance. `ready` = at least one service could be served now.
 
     Attributes:
-        serial: Number of this state; a later QUERY names it as `since` and is told what has changed.
         unix_s: The broker's own clock; 0 = not told.
         tallies: Counters by reason or stage: failures, redispatches, cancellations.
         requests: The oldest live ones, for admins; others are told none, nor events about requests.
@@ -196,7 +191,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[NodeStatus]
     services: list[ServiceStatus]
     counters: dict[str, int]
-    serial: int = 0
     unix_s: float = 0.0
     tallies: dict[str, dict[str, int]] = {}
     requests: list[RequestStatus] = []
@@ -214,9 +208,9 @@ def for_everybody(whole: Snapshot) -> Snapshot:
 
 
 def without_details(whole: Snapshot) -> Snapshot:
-    """Return a snapshot of a fleet that is too large to be told whole: nodes without devices. No delta follows it."""
+    """Return a snapshot of a fleet that is too large to be told whole: nodes without devices."""
     nodes = [msgspec.structs.replace(node, devices=[], services=node.services[:1]) for node in whole.nodes]
-    return msgspec.structs.replace(whole, serial=0, nodes=nodes)
+    return msgspec.structs.replace(whole, nodes=nodes)
 
 
 def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:

@@ -94,10 +94,9 @@ class Poller:
             self._stop.wait(self._every_s)
 
     def _ask(self) -> None:
-        known = self.snapshot
-        if known is None:
+        if self.snapshot is None:
             self._client.connect()  # its error names the cause, and the remedy
-        snapshot = self._client.status(known)
+        snapshot = self._client.status()
         if self._client.endpoint not in (None, self.endpoint):
             self._begin_anew()
             raise ZmqrtError(f"{self.endpoint} does not answer")

@@ -33,7 +33,6 @@ def threads(client: Client) -> None:
     assert_type(client.submit_task(Embed(input="hi")).result(), Embeddings)
     assert_type(client.embed(["hi", [1, 2]], dimensions=3, priority=1), list[array[float]])
     assert_type(client.status(), Snapshot)
-    assert_type(client.status(client.status()), Snapshot)
     assert_type(client.explain("job-7"), list[RequestTrace])
     assert_type(client.models(), list[ServiceStatus])
     assert_type(client.drain("node-1"), AdminOutcome)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.wire import of_struct, plausible, weighted
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
-from zmqrt.protocol import admin, codec, delta, request_trace, snapshot
+from zmqrt.protocol import admin, codec, request_trace, snapshot
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.codec import BadMessage
 from zmqrt.protocol.errors import ProtocolError
@@ -142,8 +142,6 @@ def check_readable(status: m.Status) -> None:
             assert snapshot.decode(status.body).broker_id == "b"
         case request_trace.SCHEMA:
             request_trace.decode(status.body)
-        case delta.SCHEMA:
-            delta.decode(status.body)
         case _:
             assert status.schema in (snapshot.LATER, snapshot.TOO_LARGE, admin.SCHEMA, "unknown")
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from support.stage import Stage, ask, offer
+from support.stage import Client, Stage, ask, offer
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot as s
 
 
 def query(stage: Stage, what: str = "status") -> s.Snapshot:
     """Ask as a client does."""
-    client = stage.client()
+    return status(stage.client(), what)
+
+
+def status(client: Client, what: str = "status") -> s.Snapshot:
+    """Ask as this client."""
     client.send(m.Query(5, what))
-    (status,) = client.hear_only(m.Status)
-    assert (status.qid, status.schema, status.version) == (5, s.SCHEMA, s.SCHEMA_VERSION)
-    return s.decode(status.body)
+    (answer,) = client.hear_only(m.Status)
+    assert (answer.qid, answer.schema, answer.version) == (5, s.SCHEMA, s.SCHEMA_VERSION)
+    return s.decode(answer.body)
 
 
 def test_status_shows_nodes_devices_and_services() -> None:
@@ -101,3 +105,28 @@ def test_who_asks_too_often_is_told_when_to_ask_again() -> None:
     assert stage.broker.counters.strikes == 0
     client.send(*(m.Query(number, "services") for number in range(100)))
     assert stage.broker.counters.strikes == 1
+
+
+def test_requests_of_others_are_told_to_admins_alone() -> None:
+    """Also when the answer for an admin is at hand already."""
+    stage = Stage(is_admin=lambda user: user == "boss")
+    stage.worker(services=[offer()])
+    client, boss = stage.client(user="anna"), stage.client(user="boss")
+    client.send(ask(1, ext={"request_id": "secret-job"}))
+
+    assert [one.request_id for one in status(boss).requests] == ["secret-job"]
+    assert status(client).requests == []
+
+
+def test_failures_of_others_are_told_to_admins_alone() -> None:
+    """Neither the names of requests nor what their model said."""
+    stage = Stage(is_admin=lambda user: user == "boss")
+    worker = stage.worker()
+    client, boss = stage.client(user="anna"), stage.client(user="boss")
+    client.send(ask(1, ext={"request_id": "secret-job"}))
+    worker.error(worker.work()[0].lease, 500, "model_raised", "secret words")
+    client.hear()
+    stage.pass_time(0.2)
+
+    assert [event.kind for event in status(client).events] == ["joined", "ready"]
+    assert [event.request_id for event in status(boss).events] == ["", "", "secret-job"]

@@ -139,13 +139,6 @@ def test_questions_are_about_names(ask: Callable[[Any], object], named: str, val
         ask(value)
 
 
-@pytest.mark.parametrize("value", ["x", 7, {}, b""])
-def test_only_an_earlier_status_can_be_known(value: Any) -> None:
-    """`status(known)` takes what `status()` gave."""
-    with pytest.raises(BadRequestError, match="known"):
-        queries.status(value)
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
