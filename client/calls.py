@@ -89,7 +89,7 @@ _COMMON: Final = frozenset(CallOptions.__annotations__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request, ready to be sent. An empty `service` is chosen when the broker has told what it has."""
+    """One request, ready to be sent. An empty `service` is chosen by the broker."""
 
     rid: bytes
     request_id: str
@@ -193,7 +193,7 @@ def _make(
             rid=rid,
             request_id=request_id,
             service=_checked_service(service),
-            task="generate" if is_generation else "embed",
+            task=_task_name(task),
             body=_packed(task) if body is None else body,
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
             timeout_s=options.timeout_s or defaults.timeout_s,
@@ -201,7 +201,7 @@ def _make(
             priority=options.priority,
             retries=options.retries,
             cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
-            ext=_ext(options, task, stream=stream),
+            ext=_ext(options, task, service=service, default_model=defaults.model, stream=stream),
         )
     except RequestError as error:
         raise request_error(error.kind, error.text, request_id=request_id) from None
@@ -270,6 +270,10 @@ def _bounded(body: bytes, task: tasks.Task) -> bytes:
     return body
 
 
+def _task_name(task: tasks.Task) -> m.TaskName:
+    return "generate" if isinstance(task, tasks.Generate) else "embed"
+
+
 def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
     flags = (m.STREAM if stream else 0) | (m.IDEMPOTENT if idempotent else 0)
     if isinstance(task, tasks.Generate):
@@ -285,8 +289,13 @@ def _checked_service(name: str) -> str:
     return name
 
 
-def _ext(options: _Checked, task: tasks.Task, *, stream: bool) -> dict[str, str | int | bool | None]:
+def _ext(
+    options: _Checked, task: tasks.Task, *, service: str, default_model: str | None, stream: bool
+) -> dict[str, str | int | bool | None]:
     given: dict[str, str | int | bool | None] = {
+        # The broker reads no body: where no model is named it chooses by these.
+        "task": None if service else _task_name(task),
+        "prefer": None if service else default_model,
         "progress": None if stream else True,  # the time of a stream is time without progress anyway
         "request_id": options.request_id,
         "traceparent": options.traceparent,

@@ -17,7 +17,6 @@ from ..protocol.failure import Failure
 from .asks import PendingQueries, PendingQuery
 from .connection import BrokerConnection, ConnectionState
 from .failover import Connections, SocketAction
-from .naming import Naming
 from .reading import Event
 from .replies import Replies
 from .request_table import RequestTable
@@ -40,8 +39,7 @@ class ClientCore:
         self.table = RequestTable(config.max_waiting)
         self.connections = Connections(config, client_uuid, self.table, rng)
         self._asks = PendingQueries(self.table.events)
-        self._naming = Naming(self.table, self._asks, config.default_model, rng)
-        self._replies = Replies(self.table, self.connections, self._naming, rng)
+        self._replies = Replies(self.table, self.connections, rng)
         self._looked_at = 0.0
         self._is_closed = False
 
@@ -126,7 +124,6 @@ class ClientCore:
     def connection_failed(self, connection: BrokerConnection, failure: Failure | None, now: float) -> None:
         """Give up a connection that is gone, or never came to be; None = the cause is not known yet."""
         self.connections.lose(connection, failure, now)
-        self._naming.forget()
         self._fail_expired(now)
 
     def unsendable(self, connection: BrokerConnection, message: m.FromClient, why: Exception, now: float) -> None:
@@ -196,7 +193,7 @@ class ClientCore:
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
         due = min(self.connections.next_deadline(), self.table.next_deadline(), self._asks.next_deadline())
-        if self.connections.current is None and (self.table.queue or self.table.unnamed or self._asks.pending):
+        if self.connections.current is None and (self.table.queue or self._asks.pending):
             due = min(due, self._looked_at + _LOOK_EVERY_S)
         return due
 
@@ -233,7 +230,7 @@ class ClientCore:
         if self.connections.current is not None:
             return
         patience_s, down_since = self.connections.patience_s, self.connections.down_since
-        for request in [*self.table.queue.values(), *self.table.unnamed.values()]:
+        for request in list(self.table.queue.values()):
             waited_s = now - max(request.submitted_at, down_since)
             if not request.was_sent and waited_s >= patience_s:
                 self.table.fail(request, self.connections.unreachable(waited_s))
@@ -245,8 +242,6 @@ class ClientCore:
     def _pump(self, now: float) -> None:
         """Send what may be sent: never more than the broker allows."""
         connection = self.connections.current
-        if self.table.unnamed:
-            self._naming.name(connection, now)
         if connection is None:
             return
         queue = self.table.queue
@@ -268,7 +263,7 @@ class ClientCore:
 
 def _why_late(request: ClientRequest, seconds: str, *, is_over: bool) -> tuple[ErrorKind, str]:
     assert request.connection is not None
-    where = f"from {request.service} through {request.connection.endpoint}"
+    where = f"from {request.service or 'any model'} through {request.connection.endpoint}"
     if is_over:
         return ErrorKind.DEADLINE, f"not done within {seconds} in all, {where}"
     if request.expect:

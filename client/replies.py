@@ -14,7 +14,6 @@ from ..protocol.failure import Failure
 from . import retry
 from .connection import BrokerConnection
 from .failover import Connections
-from .naming import Naming
 from .request_table import RequestTable
 from .requests import ClientRequest
 
@@ -28,10 +27,9 @@ _MAX_RESYNCS: Final = 3
 class Replies:
     """Reads PARTIAL, FINAL, ERROR, ACCEPTED and PONG."""
 
-    def __init__(self, table: RequestTable, connections: Connections, naming: Naming, rng: random.Random) -> None:
+    def __init__(self, table: RequestTable, connections: Connections, rng: random.Random) -> None:
         self._table = table
         self._connections = connections
-        self._naming = naming
         self._rng = rng
 
     def accepted(self, connection: BrokerConnection, accepted: m.Accepted, now: float) -> None:
@@ -61,6 +59,8 @@ class Replies:
             connection.cancel(request, "unreadable")
             self._table.fail(request, request.error(ErrorKind.MODEL_RAISED, f"a chunk cannot be read: {error.text}"))
             return
+        if partial.ext:
+            request.learn_service(partial.ext)
         if fresh is not None:
             self._table.moved(request, now)
             self._table.deliver(request, fresh)
@@ -130,11 +130,6 @@ class Replies:
     def _end(
         self, connection: BrokerConnection, request: ClientRequest, kind: ErrorKind, error: m.Error, now: float
     ) -> None:
-        if kind is ErrorKind.NOT_FOUND:
-            self._naming.forget()
-            if not request.call.service and request.refusals == 0 and request.refused():
-                self._table.name_again(request)
-                return
         if error.retryable and error.code in retry.REFUSED and self._rest(connection, request, kind, error, now):
             return
         if error.code == 499:

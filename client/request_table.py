@@ -28,8 +28,6 @@ class RequestTable:
         self.live: dict[bytes, ClientRequest] = {}
         self.queue: OrderedDict[bytes, ClientRequest] = OrderedDict()
         """Ready to be sent, first come first."""
-        self.unnamed: dict[bytes, ClientRequest] = {}
-        """Waiting for the name of a model."""
         self.moved_at = 0.0
         """When any of them came further: those in line have come nearer then."""
         self._moved_at: dict[str, float] = {}
@@ -47,7 +45,7 @@ class RequestTable:
                 return self._attach(twin, request.readers[0])
             text = "this client has another request of that id under way; wait for it, or use another id"
             return self._refuse(request, ErrorKind.CONFLICT, text)
-        if len(self.queue) + len(self.unnamed) >= self._max_waiting:
+        if len(self.queue) >= self._max_waiting:
             text = f"{self._max_waiting} requests wait in this client already; send fewer at a time"
             return self._refuse(request, ErrorKind.QUEUE_FULL, text)
         self.live[rid] = request
@@ -78,11 +76,8 @@ class RequestTable:
         return True
 
     def enqueue(self, request: ClientRequest) -> None:
-        """Put a request at the end of the line, or aside until its model is known."""
-        if request.service:
-            self.queue[request.call.rid] = request
-        else:
-            self.unnamed[request.call.rid] = request
+        """Put a request at the end of the queue."""
+        self.queue[request.call.rid] = request
 
     def requeue(self, requests: Iterable[ClientRequest]) -> None:
         """Put requests whose session was lost in front of the line, in their old order."""
@@ -94,20 +89,11 @@ class RequestTable:
             self.queue[request.call.rid] = request
             self.queue.move_to_end(request.call.rid, last=False)
 
-    def name_again(self, request: ClientRequest) -> None:
-        """Choose anew for a request that named no model: the one that was chosen is gone."""
-        if request.connection is not None:
-            request.connection.drop(request)
-        request.refusals += 1
-        request.move(ClientRequestState.WAITING)
-        request.service = ""
-        self.enqueue(request)
-
     def moved(self, request: ClientRequest, now: float) -> None:
         """Note that a request came further."""
         if len(self._moved_at) >= MAX_FLEET_SERVICES:
             self._moved_at.clear()  # names of years; who rests then has less time, and not none
-        self.moved_at = self._moved_at[request.service] = now
+        self.moved_at = self._moved_at[request.call.service] = now
 
     def take_turn(self, request: ClientRequest) -> None:
         """Count the time of what leaves the line from when others came further: it is its turn because of them.
@@ -119,7 +105,7 @@ class RequestTable:
 
     def follow_service(self, request: ClientRequest) -> None:
         """Count the time of a refused request from the last progress of others of its service."""
-        request.move_on(self._moved_at.get(request.service, 0.0))
+        request.move_on(self._moved_at.get(request.call.service, 0.0))
 
     def back_off(self, request: ClientRequest, wake_at: float) -> None:
         """Let a refused request wait before it lines up again."""
@@ -175,7 +161,6 @@ class RequestTable:
         self._deadlines.drop(request)
         self._rests.drop(request)
         self.queue.pop(rid, None)
-        self.unnamed.pop(rid, None)
         self._tell(request, event)
 
     def _tell(self, request: ClientRequest, event: Event) -> None:

@@ -5,7 +5,7 @@
        ├──────────┴────────┴───────────┤   its broker was lost: on to the next one, with what it has
        └── RESTING ◄───────────────────┘   refused for now: again when the broker said
 
-WAITING: in this library, with its time running, because there is no session, no room or no model name yet.
+WAITING: in this library, with its time running, because there is no session or no room yet.
 SENT: handed to a socket, which proves nothing. ACKED: the broker has it. STREAMING: units arrive. From any state but a
 terminal one a request may end. No socket, no clock; seconds come in as `now`.
 """
@@ -21,6 +21,7 @@ from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_RESUME_BYTES
+from ..protocol.names import is_service
 from .timers import INFINITY
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ _LIVE: Final = (
     | _ENDS
 )
 MOVES: Final[dict[ClientRequestState, frozenset[ClientRequestState]]] = {
-    ClientRequestState.WAITING: frozenset({ClientRequestState.SENT, ClientRequestState.RESTING})
-    | _ENDS,  # resting: there is no model for it yet
+    ClientRequestState.WAITING: frozenset({ClientRequestState.SENT}) | _ENDS,
     ClientRequestState.SENT: _LIVE,
     ClientRequestState.ACKED: _LIVE | {ClientRequestState.SENT},  # after a gap it is sent anew in the same session
     ClientRequestState.STREAMING: _LIVE | {ClientRequestState.SENT},
@@ -82,6 +82,7 @@ class ClientRequest:
     Attributes:
         expect: Units received so far; the next PARTIAL must begin there.
         home: The broker that was last given it.
+        service: The one it names, or the one that the broker told with the first units of the stream.
         readers: Where its events go; more than one when the same request was made again meanwhile.
         journal: The units received so far; None when they cannot be given to another broker or reader.
         known_to: The broker that has shown to have it, with all units received so far.
@@ -153,6 +154,12 @@ class ClientRequest:
         """Count its time without progress from here on."""
         self.deadline = max(self.deadline, now + self.call.timeout_s)
 
+    def learn_service(self, ext: m.Ext) -> None:
+        """Keep the service that the broker chose: what has begun goes on with the same model, wherever it is sent."""
+        service = ext.get("service")
+        if not self.service and isinstance(service, str) and is_service(service):
+            self.service = service
+
     def move(self, state: ClientRequestState) -> None:
         """Change state; an illegal move is a fault of this library."""
         if state not in MOVES[self.state]:
@@ -171,7 +178,7 @@ class ClientRequest:
             ext = {**ext, "total_ms": max(1, int((self.ends_at - now) * 1000))}
         return m.Request(
             self.call.rid,
-            self.service,
+            self.service if self.expect else self.call.service,
             max(1, int(self.call.timeout_s * 1000)),
             flags,
             self.call.priority,

@@ -128,22 +128,33 @@ def test_a_node_is_drained_by_name() -> None:
             client.drain("another")
 
 
-def test_several_models_and_no_name_is_an_error_that_lists_them() -> None:
-    """Unless a default is set; then that one is asked."""
-    with TinyBroker(services=[service("big"), service("small")]) as broker:
-        with Client(broker.endpoint) as client, pytest.raises(BadRequestError, match="big, small"):
-            client.infer("hi")
+def test_the_default_model_is_asked_for_text_and_preferred_for_vectors() -> None:
+    """Which model embeds is for the broker to say, unless the default can."""
+    with TinyBroker(services=[service("big"), service("small"), service("vec", "embed")]) as broker:
+        with Client(broker.endpoint) as client:
+            assert client.infer("hi").model == "big"
         with Client(broker.endpoint, default_model="small") as client:
             assert client.infer("hi").model == "small"
+            client.embed("hi")
+        requests = broker.requests()
+
+    assert [(one.service, one.ext.get("task"), one.ext.get("prefer")) for one in requests] == [
+        ("", "generate", None),
+        ("small", None, None),
+        ("", "embed", "small"),
+    ]
 
 
 def test_no_model_at_all_is_waited_for() -> None:
     """A worker may be about to join; without retries it is an error at once."""
     with TinyBroker(services=[]) as broker, Client(broker.endpoint) as client:
-        with pytest.raises(UnavailableError, match="no model yet"):
+        broker.answer = lambda request: (
+            echo(request) if broker.services else [refuse(request, 503, "no_worker", retry_after_ms=50)]
+        )
+        with pytest.raises(UnavailableError):
             client.infer("hi", retries=0)
         waiting = client.submit("hi")
-        time.sleep(0.1)
+        broker.wait_for(m.Request, 2)
         broker.services = [service("late")]
         assert waiting.result(5).model == "late"
 

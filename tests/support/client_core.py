@@ -124,7 +124,7 @@ class Talk:
         return ear
 
     def ask_status(self) -> Ear:
-        """PendingQuery how the broker is."""
+        """Ask how the broker is."""
         ear = Ear()
         self.core.ask(PendingQuery(queries.status().message, ear, self.now, 30.0), self.now)
         return ear

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import zmq
 
 from zmqrt.protocol import admin, codec, snapshot, tasks, transport
@@ -179,7 +180,7 @@ class TinyBroker:
             case m.Hello():
                 return [m.Welcome("tiny", self.epoch, b"session!", self.params)]
             case m.Request():
-                return self.answer(message)
+                return self.answer(self._named(message))
             case m.Ping():
                 return [m.Pong(message.nonce)]
             case m.Cancel():
@@ -195,6 +196,11 @@ class TinyBroker:
                 return [m.Status(message.qid, admin.SCHEMA, admin.SCHEMA_VERSION, admin.encode(outcome))]
             case m.Bye() | m.Window():
                 return []
+
+    def _named(self, request: m.Request) -> m.Request:
+        """Take the first model of the task where none is named, as far as there is one."""
+        names = [one.service for one in self.services if one.task == request.ext.get("task")]
+        return msgspec.structs.replace(request, service=request.service or (names or [""])[0])
 
     def _snapshot(self) -> bytes:
         whole = snapshot.Snapshot(

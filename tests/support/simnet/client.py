@@ -152,7 +152,6 @@ class ClientProcess(Process):
         table = self.core.table
         assert not table.live
         assert not table.queue
-        assert not table.unnamed
         for connection in self.core.connections.by_id.values():
             assert not connection.requests
             assert not connection.unacked

@@ -72,7 +72,7 @@ class Wish:
             task,
             stream=self.is_stream,
             rid=rid,
-            model=SERVICE,
+            model=SERVICE if len(self.prompt) % 3 else None,  # then the broker chooses
             idempotent=self.is_idempotent,
         )
 

@@ -47,7 +47,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(stream=st.booleans(), idempotent=st.sampled_from([True, True, True, False]))
     def submit(self, *, stream: bool, idempotent: bool) -> None:
-        """PendingQuery for something."""
+        """Ask for something."""
         if len(self.ears) < 8:
             self.ears.append(self.talk.submit(stream=stream, idempotent=idempotent, timeout_s=60))
 

@@ -517,3 +517,76 @@ def test_who_leaves_the_line_has_its_whole_time_at_the_broker() -> None:
 
     assert [request.rid for request in talk.sent(connection, m.Request)] == [first.rid, second.rid]
     assert second.events == []
+
+
+# --- no model named
+
+
+def test_a_request_that_names_no_model_tells_its_task() -> None:
+    """The broker reads no body, and chooses."""
+    talk = Talk()
+    talk.submit(model=None)
+    talk.submit(model="toy")
+
+    sent = talk.sent(talk.up(), m.Request)
+
+    assert [(one.service, one.ext.get("task")) for one in sent] == [("", "generate"), ("toy", None)]
+
+
+def test_a_stream_goes_on_elsewhere_with_the_model_that_was_chosen_first() -> None:
+    """Another broker may have another choice by then."""
+    talk = Talk(A, B)
+    ear = talk.submit(model=None, stream=True)
+    first = talk.up()
+    units = partial(ear.rid, 0)
+    talk.hear(first, m.Partial(units.rid, 0, 1, units.body, {"service": "toy", "revision": "r"}))
+    talk.lose(first)
+    talk.after(0.1)
+
+    (again,) = talk.sent(talk.up(), m.Request)
+
+    assert (again.service, again.resume_n) == ("toy", 1)
+
+
+@pytest.mark.parametrize("name", ["no name\n", "", 5, None])
+def test_what_is_no_name_is_not_taken_for_one(name: str | int | None) -> None:
+    """A broker may tell anything."""
+    talk = Talk(A, B)
+    ear = talk.submit(model=None, stream=True)
+    first = talk.up()
+    talk.hear(first, m.Partial(ear.rid, 0, 1, partial(ear.rid, 0).body, {"service": name}))
+    talk.lose(first)
+    talk.after(0.1)
+
+    (again,) = talk.sent(talk.up(), m.Request)
+
+    assert again.service == ""
+
+
+def test_what_has_not_begun_is_chosen_for_anew() -> None:
+    """Nothing of it was seen, so the next broker takes what lives there."""
+    talk = Talk(A, B)
+    talk.submit(model=None)
+    first = talk.up()
+    talk.sent(first, m.Request)
+    talk.lose(first)
+    talk.after(0.1)
+
+    (again,) = talk.sent(talk.up(), m.Request)
+
+    assert again.service == ""
+
+
+def test_no_model_yet_is_asked_for_until_there_is_one() -> None:
+    """A worker may be about to join; who wants no retries is told at once."""
+    talk = Talk()
+    patient, hasty = talk.submit(model=None), talk.submit(model=None, retries=0)
+    connection = talk.up()
+    for seconds in range(8):
+        for request in talk.sent(connection, m.Request):
+            is_here = seconds > 4
+            talk.hear(connection, final(request.rid, 1) if is_here else error(request.rid, 503, "no_worker"))
+        talk.after(1.0)
+
+    assert isinstance(patient.ends[0], m.Final)
+    assert isinstance(hasty.error, UnavailableError)
