@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sys
-from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from zmqrt.client.cli.interrupts import Interrupts
 from zmqrt.client.cli.main import run as run_command
@@ -20,12 +15,9 @@ from zmqrt.client.cli.screen import screen
 from zmqrt.client.cli.stdio import data
 from zmqrt.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
 
-from .fleet import FleetPlan, Struck
-from .judge import Judge
-from .load import LoadPlan
-from .plan import Blow, FaultKind, usual_counts
-from .report import Demands
-from .run import ChaosPlan, run
+from .display import open_display
+from .plan import ChaosPlan, FaultKind, usual_counts
+from .run import run
 
 _TIMEOUT_S: Final = 30.0
 _PIPE_WIDTH: Final = 120
@@ -35,16 +27,16 @@ _STREAMS_AT_ONCE: Final = 100
 def _read_fault(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[FaultKind, int]:
     """Read KIND=COUNT, some times."""
     counts: dict[FaultKind, int] = {}
-    for one in given:
-        name, separator, number = one.partition("=")
+    for word in given:
+        name, separator, number = word.partition("=")
         try:
             kind, count = FaultKind(name), int(number) if separator else 1
             if count < 0:
-                raise ValueError(one)
+                raise ValueError(word)
             counts[kind] = counts.get(kind, 0) + count
         except ValueError:
             known = ", ".join(kind.value for kind in FaultKind)
-            raise click.BadParameter(f"{one!r} is not KIND=COUNT with one of: {known}") from None
+            raise click.BadParameter(f"{word!r} is not KIND=COUNT with one of: {known}") from None
     return counts
 
 
@@ -103,114 +95,75 @@ _EPILOG: Final = """\b
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER FLAGS]")
 @click.pass_context
-def command(context: click.Context, /, *, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - the flags of `Wishes`
+def command(context: click.Context, /, *, as_json: bool, **flags: Any) -> None:  # noqa: ANN401 - see `make_plan`
     """Exit with 1 if an answer is lost, doubled or wrong. Everything after -- goes to the workers."""
     if sys.platform == "win32":
         raise ZmqrtError("chaos needs signals that Windows does not have; run it on Linux or macOS")
-    context.exit(_run(make_plan(Wishes(**given)), as_json=as_json))
+    context.exit(_run(make_plan(**flags), as_json=as_json))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the flags said; None = not said."""
-
-    duration_s: float
-    seed: int | None
-    faults: dict[FaultKind, int]
-    streams: int | None
-    unary: int | None
-    clients: int
-    nodes: int | None
-    brokers: int
-    model: str | None
-    max_tokens: int
-    step_ms: float
-    heartbeat_s: float
-    eviction_s: float
-    min_resumes: int | None
-    min_fenced: int | None
-    given: str | None
-    keys: Path | None
-    insecure: bool
-    worker_arguments: tuple[str, ...]
-
-    @property
-    def is_real(self) -> bool:
-        """Whether a real model is started: it needs a load that a CPU can bear."""
-        return self.model is not None and self.given is None
-
-
-def make_plan(wishes: Wishes) -> ChaosPlan:
+def make_plan(
+    *,
+    given: str | None,
+    model: str | None,
+    seed: int | None,
+    faults: dict[FaultKind, int],
+    streams: int | None,
+    unary: int | None,
+    nodes: int | None,
+    min_resumes: int | None,
+    min_fenced: int | None,
+    step_ms: float,
+    worker_arguments: tuple[str, ...],
+    **others: Any,  # noqa: ANN401 - flags that are fields of `ChaosPlan` as they are
+) -> ChaosPlan:
     """Fill in what was not said. Raises UsageError."""
+    is_real = model is not None and given is None
+    usual = (4, 0, 2) if is_real else (200, 20, 4)  # a real model gets a load that a CPU can bear
     streams, unary, nodes = (
-        usual if said is None else said
-        for said, usual in zip(
-            (wishes.streams, wishes.unary, wishes.nodes), (4, 0, 2) if wishes.is_real else (200, 20, 4), strict=True
-        )
+        default if flag is None else flag for flag, default in zip((streams, unary, nodes), usual, strict=True)
     )
-    _refuse(wishes, streams + unary)
-    seed = secrets.randbelow(10**6) if wishes.seed is None else wishes.seed
-    usual_faults = {FaultKind.WORKER_KILL: 3} if wishes.is_real else usual_counts(wishes.duration_s)
-    faults = {} if wishes.given else wishes.faults or usual_faults
-    lasts = any(kind.blow in (Blow.FREEZE, Blow.PARTITION) and count for kind, count in faults.items())
-    is_usual = bool(faults) and not wishes.faults
-    return ChaosPlan(
-        seed=seed,
-        duration_s=wishes.duration_s,
-        load=LoadPlan(
-            streams=streams,
-            unary=unary,
-            clients=wishes.clients,
-            timeout_s=_TIMEOUT_S,
-            seed=seed,
-            keys=wishes.keys,
-            insecure=wishes.insecure,
-        ),
-        fleet=FleetPlan(
-            keys=wishes.keys,
-            insecure=wishes.insecure,
-            brokers=wishes.brokers,
-            nodes=nodes,
-            heartbeat_s=wishes.heartbeat_s,
-            eviction_s=wishes.eviction_s,
-            worker_arguments=(*_worker(wishes), *wishes.worker_arguments),
-            has_partitions=bool(faults.get(FaultKind.WORKER_PARTITION)),
-        ),
-        faults=faults,
-        demands=Demands(
-            resumes=streams if wishes.min_resumes is None and is_usual and not wishes.is_real else wishes.min_resumes,
-            fenced=int(lasts) if wishes.min_fenced is None else wishes.min_fenced,
-        ),
-        max_tokens=wishes.max_tokens,
-        brokers=tuple(one.strip() for one in wishes.given.split(",")) if wishes.given else (),
-        model=wishes.model if wishes.given else None,
-    )
-
-
-def _refuse(wishes: Wishes, at_once: int) -> None:
-    """Refuse what contradicts itself."""
-    if wishes.eviction_s <= wishes.heartbeat_s:
-        raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
-    if not at_once:
+    if not streams + unary:
         raise click.UsageError("nothing to ask: --streams and --unary are both 0")
-    if wishes.given and (wishes.faults or wishes.worker_arguments):
+    if others["eviction_s"] <= others["heartbeat_s"]:
+        raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
+    if given and (faults or worker_arguments):
         raise click.UsageError("--broker is for a fleet that runs already: you break it; leave out --fault and --")
-    if (wishes.keys or wishes.insecure) and not wishes.given:
+    if (others["keys"] or others["insecure"]) and not given:
         raise click.UsageError("--keys and --insecure are for --broker; what is started here is on loopback")
-
-
-def _worker(wishes: Wishes) -> tuple[str, ...]:
-    if wishes.model:
-        return ("--model", wishes.model, "--device", "cpu", "--dtype", "float32", "--allow-download")
-    pace = f"step_ms={wishes.step_ms}"
-    return ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", pace)
+    is_usual = not faults and not given
+    if is_usual:
+        faults = {FaultKind.WORKER_KILL: 3} if is_real else usual_counts(others["duration_s"])
+    if min_resumes is None and is_usual and not is_real:
+        min_resumes = streams
+    if min_fenced is None:
+        min_fenced = int(any(kind.lasts and count for kind, count in faults.items()))
+    worker: tuple[str, ...]
+    if is_real:
+        worker = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--allow-download")
+    else:
+        pace = f"step_ms={step_ms}"
+        worker = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", pace)
+    return ChaosPlan(
+        seed=secrets.randbelow(10**6) if seed is None else seed,
+        faults=faults,
+        streams=streams,
+        unary=unary,
+        nodes=nodes,
+        timeout_s=_TIMEOUT_S,
+        worker_arguments=(*worker, *worker_arguments),
+        least_resumes=min_resumes,
+        least_fenced=min_fenced,
+        endpoints=tuple(endpoint.strip() for endpoint in given.split(",")) if given else (),
+        model=model if given else None,
+        **others,
+    )
 
 
 def _run(plan: ChaosPlan, *, as_json: bool) -> int:
-    errors = screen(stderr=True)
-    errors.print(f"seed {plan.seed}", style="dim")
-    with Interrupts() as interrupts, _shown(errors, plan.duration_s) as shown:
-        report = run(plan, shown, lambda: interrupts.count)
+    screen(stderr=True).print(f"seed {plan.seed}", style="dim")
+    with Interrupts() as interrupts, open_display(plan.duration_s) as display:
+        report = run(plan, display, lambda: interrupts.count)
     if report is None:
         return EXIT_INTERRUPTED
     if as_json:
@@ -220,38 +173,6 @@ def _run(plan: ChaosPlan, *, as_json: bool) -> int:
     if report.was_interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.problems() else EXIT_OK
-
-
-class _Shown:
-    """Each fault as a line, and how far it is below them."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    def phase(self, words: str) -> None:
-        """Show what is being done now."""
-        self._progress.console.print(f"{words} …", style="dim")
-
-    def struck(self, struck: Struck) -> None:
-        """Show a fault."""
-        fault = struck.fault
-        lasts = f" for {fault.lasts_s:.1f} s" if fault.lasts_s else ""
-        self._progress.console.print(
-            f"{struck.at_s:6.1f} s  {fault.kind.value} {struck.victim}{lasts}, {struck.open_requests} open on it"
-        )
-
-    def progress(self, at_s: float, judge: Judge, faults_left: int) -> None:
-        """Show how far it is."""
-        words = f"{len(judge.open)} open, {judge.answered} answered, {judge.lost} lost, {faults_left} faults left"
-        self._progress.update(self._task, completed=at_s, description=words)
-
-
-@contextlib.contextmanager
-def _shown(console: Console, duration_s: float) -> Generator[_Shown]:
-    columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _Shown(progress, progress.add_task("", total=duration_s))
 
 
 if __name__ == "__main__":

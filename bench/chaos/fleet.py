@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -25,7 +24,7 @@ from zmqrt.client.cli.supervise import Child, ChildState, Supervisor
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
 
-from .plan import Blow, Fault, Target
+from .plan import ChaosPlan, FaultKind, PlannedFault
 from .proxy import FaultProxy
 
 _START_S: Final = 600.0
@@ -36,26 +35,12 @@ _DRAIN_S: Final = 5.0
 _POLL_S: Final = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class FleetPlan:
-    """What to start; `keys` and `insecure` are for a fleet that runs already."""
-
-    keys: Path | None = None
-    insecure: bool = False
-    brokers: int
-    nodes: int
-    heartbeat_s: float
-    eviction_s: float
-    worker_arguments: tuple[str, ...]
-    has_partitions: bool
-
-
 @dataclass(eq=False)
 class Member:
     """One process of the fleet that may become a victim. `poller` looks at a broker; `proxies` lead to the brokers."""
 
     child: Child
-    target: Target
+    role: str
     poller: Poller | None = None
     proxies: list[FaultProxy] = field(default_factory=list[FaultProxy])
     is_disturbed: bool = False
@@ -75,11 +60,11 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Struck:
-    """A fault that was done: to whom, and how many requests it had at that moment."""
+class InjectedFault:
+    """A fault that was injected: into whom, and how many requests it had at that moment."""
 
     at_s: float
-    fault: Fault
+    fault: PlannedFault
     victim: str
     open_requests: int
 
@@ -87,7 +72,7 @@ class Struck:
 class ChaosFleet:
     """The fleet. Leaving the `with` block ends every process of it."""
 
-    def __init__(self, plan: FleetPlan, rng: random.Random) -> None:
+    def __init__(self, plan: ChaosPlan, rng: random.Random) -> None:
         self._plan = plan
         self._rng = rng
         self._exits = contextlib.ExitStack()
@@ -95,7 +80,7 @@ class ChaosFleet:
         self.brokers: list[Member] = []
         self.workers: list[Member] = []
         self.died: list[str] = []
-        """Processes that ended though nobody had struck them."""
+        """Processes that ended though nothing was done to them."""
         self._pollers: list[Poller] = []
         self._counters: dict[int, dict[str, int]] = {}
         self._before: dict[int, dict[str, int]] = {}
@@ -120,7 +105,7 @@ class ChaosFleet:
         for number in range(self._plan.brokers):
             name = f"broker-{number}"
             child = Child(name, "zmqrt.broker", self._broker(name, 0, 0), most_delay_s=_RESTART_S)
-            self.brokers.append(Member(self._supervisor.add(child), Target.BROKER))
+            self.brokers.append(Member(self._supervisor.add(child), "broker"))
         if not self._wait(lambda: all(member.child.endpoints for member in self.brokers), go_on):
             return False
         for member in self.brokers:
@@ -133,16 +118,16 @@ class ChaosFleet:
             self.workers.append(self._start_worker(f"node-{number}"))
         return self._wait(self.is_whole, go_on)
 
-    def watch(self, endpoints: Sequence[str]) -> None:
+    def watch(self) -> None:
         """Only look at a fleet that runs already; what its brokers have counted before is none of ours."""
-        for endpoint in endpoints:
+        for endpoint in self._plan.endpoints:
             poller = Poller(endpoint, self._plan.keys, insecure=self._plan.insecure, every_s=_POLL_S)
             self._pollers.append(self._exits.enter_context(poller))
 
     @property
     def endpoints(self) -> list[str]:
         """Where clients connect."""
-        return [member.child.endpoints["clients"] for member in self.brokers]
+        return list(self._plan.endpoints) or [member.child.endpoints["clients"] for member in self.brokers]
 
     def _broker(self, name: str, clients: int, workers: int) -> list[str]:
         plan = self._plan
@@ -156,7 +141,7 @@ class ChaosFleet:
     def _start_worker(self, name: str) -> Member:
         direct = [member.child.endpoints["workers"] for member in self.brokers]
         proxies: list[FaultProxy] = []
-        if self._plan.has_partitions:
+        if self._plan.faults.get(FaultKind.WORKER_PARTITION):
             proxies = [self._exits.enter_context(FaultProxy(endpoint)) for endpoint in direct]
         brokers = [proxy.endpoint for proxy in proxies] or direct
         arguments = [
@@ -164,11 +149,11 @@ class ChaosFleet:
             *("--log-format", "json", "--log-level", "error", *self._plan.worker_arguments),
         ]
         child = Child(name, "zmqrt.worker", arguments, most_delay_s=_RESTART_S)
-        return Member(self._supervisor.add(child), Target.WORKER, proxies=proxies)
+        return Member(self._supervisor.add(child), "worker", proxies=proxies)
 
-    def _wait(self, is_so: Callable[[], bool], go_on: Callable[[], bool]) -> bool:
+    def _wait(self, has_come: Callable[[], bool], go_on: Callable[[], bool]) -> bool:
         give_up_at = time.monotonic() + _START_S
-        while not is_so():
+        while not has_come():
             self.step(time.monotonic())
             for snapshot in self._snapshots():
                 for node in snapshot.nodes:
@@ -181,13 +166,13 @@ class ChaosFleet:
             time.sleep(_POLL_S / 4)
         return True
 
-    # --- how it is ---------------------------------------------------------------------------------------------------
+    # --- state -------------------------------------------------------------------------------------------------------
 
     def is_whole(self) -> bool:
         """Say whether every broker sees every node at work."""
         names = {member.name for member in self.workers}
         seen = [{node.node_id for node in _serving(snapshot)} for snapshot in self._snapshots()]
-        return len(seen) == len(self.brokers) and all(names <= each for each in seen)
+        return len(seen) == len(self.brokers) and all(names <= serving for serving in seen)
 
     def missing(self) -> list[str]:
         """Say of each process that is not back at work what is the matter with it."""
@@ -198,13 +183,13 @@ class ChaosFleet:
                 found.append(f"{member.name} was asked to leave and is still there")
             elif member.child.state is not ChildState.READY:
                 found.append(f"{member.name} did not come back: {member.child.state.value}")
-            elif member.target is Target.BROKER:
+            elif member.role == "broker":
                 seen = {node.node_id for node in _serving(member.snapshot)} if member.snapshot else set[str]()
                 found += [f"{name} is not back at {member.name}" for name in sorted(names - seen)]
         return found
 
     def step(self, now: float) -> None:
-        """Supervise, undo what has lasted long enough, take down what the brokers count. Raises ChildFailedError."""
+        """Supervise, undo what has lasted long enough, and note what the brokers count. Raises ChildFailedError."""
         self._supervisor.step()
         while self._undo and self._undo[0][0] <= now:
             heapq.heappop(self._undo)[2]()
@@ -224,26 +209,31 @@ class ChaosFleet:
         return [snapshot for member in self.brokers if (snapshot := member.snapshot) is not None]
 
     def _requests_of(self, member: Member) -> int:
-        if member.target is Target.BROKER:
+        if member.role == "broker":
             snapshot = member.snapshot
             return snapshot.running + snapshot.queued if snapshot is not None else 0
-        return sum(n.in_flight for snapshot in self._snapshots() for n in snapshot.nodes if n.node_id == member.name)
+        return sum(
+            node.in_flight for snapshot in self._snapshots() for node in snapshot.nodes if node.node_id == member.name
+        )
 
     def _is_well(self, member: Member) -> bool:
         if member.is_disturbed or member.child.state is not ChildState.READY:
             return False
-        if member.target is Target.BROKER:
+        if member.role == "broker":
             return member.snapshot is not None and bool(_serving(member.snapshot))
-        return any(n.node_id == member.name for snapshot in self._snapshots() for n in _serving(snapshot))
+        return any(node.node_id == member.name for snapshot in self._snapshots() for node in _serving(snapshot))
 
     def _last_words(self, name: str) -> str:
-        return next((m.child.last_words() for m in self.workers if m.name == name), "") or "it gives no reason"
+        return (
+            next((worker.child.last_words() for worker in self.workers if worker.name == name), "")
+            or "it gives no reason"
+        )
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
-    def strike(self, fault: Fault, now: float, at_s: float) -> Struck | None:
-        """Do it to somebody with work to lose; None if nobody may be struck now."""
-        members = self.brokers if fault.kind.target is Target.BROKER else self.workers
+    def inject(self, fault: PlannedFault, now: float, at_s: float) -> InjectedFault | None:
+        """Do it to somebody with work to lose; None if nobody may be hit now."""
+        members = self.brokers if fault.kind.role == "broker" else self.workers
         well = [member for member in members if self._is_well(member)]
         # Half of them stay, rounded down; a single one may always go.
         if len(members) - len(well) >= max(1, len(members) // 2):
@@ -251,27 +241,27 @@ class ChaosFleet:
         able = [(member, count) for member in well if (count := self._requests_of(member))]
         if not able:
             return None
-        # Whoever has more to lose is struck more often.
+        # Whoever has more to lose is hit more often.
         victim, open_requests = self._rng.choices(able, [count for _, count in able])[0]
         victim.is_disturbed = True
         self._hit(victim, fault, now)
-        return Struck(at_s, fault, victim.name, open_requests)
+        return InjectedFault(at_s, fault, victim.name, open_requests)
 
-    def _hit(self, victim: Member, fault: Fault, now: float) -> None:
+    def _hit(self, victim: Member, fault: PlannedFault, now: float) -> None:
         pid = victim.child.pid
         assert pid is not None
         if sys.platform == "win32":
             raise NotImplementedError("the command refuses to start there")
-        match fault.kind.blow:
-            case Blow.KILL:
+        match fault.kind.action:
+            case "kill":
                 os.kill(pid, signal.SIGKILL)
-            case Blow.RESTART:
+            case "restart":
                 victim.is_leaving = True
                 victim.child.ask_to_leave()
-            case Blow.FREEZE:
+            case "freeze":
                 os.killpg(pid, signal.SIGSTOP)
                 self._later(now + fault.lasts_s, lambda: self._thaw(victim))
-            case Blow.PARTITION:
+            case _:
                 for proxy in victim.proxies:
                     proxy.freeze()
                 self._later(now + fault.lasts_s, lambda: self._join(victim))
@@ -296,7 +286,7 @@ class ChaosFleet:
         victim.is_disturbed = False
 
     def _ended(self, child: Child, why: str) -> None:
-        member = next(one for one in (*self.brokers, *self.workers) if one.child is child)
+        member = next(member for member in (*self.brokers, *self.workers) if member.child is child)
         if not member.is_disturbed:
             self.died.append(f"{child.name} ended by itself: {why}")
         elif member.is_leaving and child.exit_code:

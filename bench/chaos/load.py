@@ -8,8 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,32 +16,20 @@ from zmqrt.protocol.errors import RequestError, ZmqrtError
 from zmqrt.protocol.limits import MAX_OUTSTANDING_BRIDGE
 
 from .judge import Judge
-from .questions import Source
+from .plan import ChaosPlan
+from .prompts import DrawPrompt
 
 _AFTER_ERROR_S: Final = 0.2
 """A fleet that refuses everything is not asked as fast as it can refuse."""
 _LOOK_S: Final = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadPlan:
-    """How much is asked at a time."""
-
-    streams: int
-    unary: int
-    clients: int
-    timeout_s: float
-    seed: int
-    keys: Path | None = None
-    insecure: bool = False
-
-
 class Load:
     """Asks in a thread of its own from `start` until `stop`; leaving the `with` block drops what is still open."""
 
-    def __init__(self, endpoints: Sequence[str], source: Source, judge: Judge, plan: LoadPlan) -> None:
+    def __init__(self, endpoints: Sequence[str], draw: DrawPrompt, judge: Judge, plan: ChaosPlan) -> None:
         self._endpoints = list(endpoints)
-        self._source = source
+        self._draw = draw
         self._judge = judge
         self._plan = plan
         self._begun = 0.0
@@ -125,19 +111,19 @@ class Load:
                 await asyncio.sleep(_AFTER_ERROR_S)
 
     async def _ask(self, client: AsyncClient, rng: random.Random, *, is_stream: bool) -> bool:
-        question, judge = self._source.draw(rng, is_stream=is_stream), self._judge
-        watch = judge.ask(question.right_ids, question.right_text, is_stream=is_stream, now_s=self._now_s())
+        prompt, judge = self._draw(rng, is_stream), self._judge
+        request = judge.ask(prompt.right_ids, prompt.right_text, is_stream=is_stream, now_s=self._now_s())
         try:
-            handle = client.submit(question.prompt, stream=is_stream, **question.options)
+            handle = client.submit(prompt.prompt, stream=is_stream, **prompt.options)
             if is_stream:
                 async for chunk in handle:
-                    judge.units(watch, chunk.index, chunk.token_ids, self._now_s())
+                    judge.units(request, chunk.index, chunk.token_ids, self._now_s())
             result = await handle.result()
         except ZmqrtError as error:
             kind = error.kind.value if isinstance(error, RequestError) else type(error).__name__
-            judge.fail(watch, kind, str(error))
+            judge.fail(request, kind, str(error))
             return False
-        judge.end(watch, result.token_ids, result.text)
+        judge.end(request, result.token_ids, result.text)
         return True
 
     def _now_s(self) -> float:

@@ -9,27 +9,12 @@ import enum
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 
-class Target(enum.Enum):
-    """Who is broken."""
-
-    WORKER = "worker"
-    BROKER = "broker"
-
-
-class Blow(enum.Enum):
-    """How."""
-
-    KILL = "kill -9"
-    FREEZE = "freeze"
-    PARTITION = "partition"
-    RESTART = "restart"
-
-
 class FaultKind(enum.Enum):
-    """The faults there are, by the names that the command line takes."""
+    """The faults there are, by the names that the command line takes: who, and what is done to it."""
 
     WORKER_KILL = "worker-kill"
     WORKER_FREEZE = "worker-freeze"
@@ -40,17 +25,20 @@ class FaultKind(enum.Enum):
     BROKER_RESTART = "broker-restart"
 
     @property
-    def target(self) -> Target:
-        """Who is broken by it."""
-        return Target.BROKER if self.value.startswith("broker") else Target.WORKER
+    def role(self) -> str:
+        """Whom it hits: `worker` or `broker`."""
+        return self.value.partition("-")[0]
 
     @property
-    def blow(self) -> Blow:
-        """How it is done."""
-        return _BLOWS[self.value.partition("-")[2]]
+    def action(self) -> str:
+        """What is done: `kill`, `freeze`, `partition` or `restart`."""
+        return self.value.partition("-")[2]
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it goes on until it is undone."""
+        return self.action in ("freeze", "partition")
 
-_BLOWS: Final = {"kill": Blow.KILL, "freeze": Blow.FREEZE, "partition": Blow.PARTITION, "restart": Blow.RESTART}
 
 PER_MINUTE: Final[Mapping[FaultKind, int]] = {
     FaultKind.WORKER_KILL: 21,
@@ -68,8 +56,41 @@ _QUIET: Final = 0.05
 """Share of the time left alone at the beginning and at the end: the load is up, and what is broken comes back."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChaosPlan:
+    """Everything that makes a run.
+
+    Attributes:
+        streams: Requests of this kind that are open at a time; `unary` likewise.
+        endpoints: Brokers of a fleet that runs already: it is loaded and judged, and nothing is started or broken.
+            `keys`, `insecure` and `model` are for such a fleet.
+        least_resumes: Fewer prove nothing; None: one for each fault that cuts streams off.
+        least_fenced: The same of fenced results.
+    """
+
+    seed: int
+    duration_s: float
+    faults: Mapping[FaultKind, int]
+    streams: int
+    unary: int
+    clients: int
+    timeout_s: float
+    max_tokens: int
+    brokers: int
+    nodes: int
+    heartbeat_s: float
+    eviction_s: float
+    worker_arguments: tuple[str, ...]
+    least_resumes: int | None
+    least_fenced: int
+    endpoints: tuple[str, ...] = ()
+    keys: Path | None = None
+    insecure: bool = False
+    model: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
-class Fault:
+class PlannedFault:
     """One thing that will be done. `lasts_s` is 0 for what is over at once."""
 
     at_s: float
@@ -84,15 +105,14 @@ def usual_counts(duration_s: float) -> dict[FaultKind, int]:
 
 def make_schedule(
     rng: random.Random, counts: Mapping[FaultKind, int], duration_s: float, eviction_s: float
-) -> list[Fault]:
+) -> list[PlannedFault]:
     """Draw when what happens: evenly spread, in random order, each with its own jitter."""
     kinds = [kind for kind, count in counts.items() for _ in range(count)]
     rng.shuffle(kinds)
     begin, length = _QUIET * duration_s, (1 - 2 * _QUIET) * duration_s
     every = length / max(1, len(kinds))
-    faults: list[Fault] = []
+    faults: list[PlannedFault] = []
     for number, kind in enumerate(kinds):
-        lasting = kind.blow in (Blow.FREEZE, Blow.PARTITION)
-        lasts_s = rng.uniform(*FREEZE_FACTORS) * eviction_s if lasting else 0.0
-        faults.append(Fault(begin + every * (number + rng.random()), kind, lasts_s))
+        lasts_s = rng.uniform(*FREEZE_FACTORS) * eviction_s if kind.lasts else 0.0
+        faults.append(PlannedFault(begin + every * (number + rng.random()), kind, lasts_s))
     return faults

@@ -92,7 +92,7 @@ class FaultProxy:
     @property
     def connections(self) -> int:
         """Connections that are open to both sides now."""
-        return sum(bool(one.carriers) for one in self._connections)
+        return sum(bool(connection.carriers) for connection in self._connections)
 
     # --- controls ----------------------------------------------------------------------------------------------------
 
@@ -112,8 +112,8 @@ class FaultProxy:
         """Send FIN in one direction of every connection; the other direction goes on."""
 
         def close() -> None:
-            for one in self._connections:
-                one.close_one_way(way)
+            for connection in self._connections:
+                connection.close_one_way(way)
 
         self._do(close)
 
@@ -128,10 +128,10 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(obey(), self._loop).result(_ANSWER_S)
 
     async def _reset(self) -> None:
-        ending = [one.serving for one in self._connections]
-        for one in self._connections:
-            one.abort()
-            one.serving.cancel()
+        ending = [connection.serving for connection in self._connections]
+        for connection in self._connections:
+            connection.abort()
+            connection.serving.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
     # --- life --------------------------------------------------------------------------------------------------------

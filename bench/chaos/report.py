@@ -1,9 +1,9 @@
-"""What a run showed: the verdict, the table for people, the record for programs. Pure."""
+"""What a run showed: the verdict, the tables for people, the record for programs. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .fleet import Struck
+from .fleet import InjectedFault
 from .judge import Judge
-from .plan import Fault, FaultKind
+from .plan import ChaosPlan, FaultKind, PlannedFault
 
 COUNTED: Final = {
     "resumes": "resumes",
@@ -29,28 +29,23 @@ _CUTTING: Final = (FaultKind.WORKER_KILL, FaultKind.WORKER_FREEZE, FaultKind.WOR
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demands:
-    """What a run must have gone through to prove anything; resumes None: one for each fault that cuts streams off."""
+class ChaosReport:
+    """A run that is over.
 
-    resumes: int | None
-    fenced: int
+    Attributes:
+        missed: Faults that found nobody to hit.
+        broken: What is wrong with processes, in words.
+        counts: What the brokers counted, by the names of `COUNTED`.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A run that is over."""
-
-    seed: int
+    plan: ChaosPlan
     duration_s: float
-    load: str
-    timers: str
     judge: Judge
-    struck: Sequence[Struck]
-    missed: Sequence[Fault]
+    injected: Sequence[InjectedFault]
+    missed: Sequence[PlannedFault]
     broken: Sequence[str]
     was_interrupted: bool
     counts: dict[str, int]
-    demands: Demands
 
     def problems(self) -> list[str]:
         """Return why this run is a failure; empty if it is none."""
@@ -70,30 +65,25 @@ class Report:
             found.append("nothing was asked")
         found += self.broken
         for kind, count in Counter(fault.kind for fault in self.missed).items():
-            found.append(f"{count} {kind.value} found nobody to strike: fewer faults, more nodes, or more time")
+            found.append(f"{count} {kind.value} found nobody to hit: fewer faults, more nodes, or more time")
         return found if self.was_interrupted else found + self._shortcomings()
 
     def _shortcomings(self) -> list[str]:
         """Say what was too little for the run to prove anything."""
-        cutting = sum(struck.fault.kind in _CUTTING for struck in self.struck) if self.judge.streams else 0
-        least = {"resumes": cutting, "late_reply": self.demands.fenced}
-        if self.demands.resumes is not None:
-            least["resumes"] = self.demands.resumes
+        cutting = sum(injected.fault.kind in _CUTTING for injected in self.injected) if self.judge.streams else 0
+        resumes = self.plan.least_resumes
+        least = {"resumes": cutting if resumes is None else resumes, "late_reply": self.plan.least_fenced}
         return [
             f"only {self.counts[name]} {COUNTED[name]}, {count} are the least that proves anything"
             for name, count in least.items()
             if self.counts[name] < count
         ]
 
-    def render(self) -> RenderableType:
-        """Draw it."""
-        return Group(self._faults(), self._kinds(), self._summary(), *self._verdict())
-
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         judge = self.judge
         return {
-            "seed": self.seed,
+            "seed": self.plan.seed,
             "duration_s": self.duration_s,
             "requests": judge.requests,
             "answered": judge.answered,
@@ -103,54 +93,46 @@ class Report:
             "tokens": judge.tokens,
             "longest_gap_s": judge.longest_gap_s,
             "counts": self.counts,
-            "faults": [self._row(*each) for each in self._struck_with_gaps()],
+            "faults": [
+                {
+                    "at_s": injected.at_s,
+                    "kind": injected.fault.kind.value,
+                    "victim": injected.victim,
+                    "open": injected.open_requests,
+                    "lasts_s": injected.fault.lasts_s,
+                    "longest_gap_s": gap_s,
+                }
+                for injected, gap_s in zip(self.injected, judge.gaps_s, strict=True)
+            ],
             "problems": self.problems(),
             "complaints": judge.complaints,
         }
 
-    def _struck_with_gaps(self) -> Iterable[tuple[Struck, float]]:
-        return zip(self.struck, self.judge.gaps_s, strict=True)
-
-    def _row(self, struck: Struck, gap_s: float) -> dict[str, Any]:
-        return {
-            "at_s": struck.at_s,
-            "kind": struck.fault.kind.value,
-            "victim": struck.victim,
-            "open": struck.open_requests,
-            "lasts_s": struck.fault.lasts_s,
-            "longest_gap_s": gap_s,
-        }
+    def render(self) -> RenderableType:
+        """Draw it for people, who have seen each fault go by."""
+        return Group(self._faults(), self._requests(), *self._verdict())
 
     def _faults(self) -> Table:
-        table = Table(title=f"Faults of seed {self.seed}", title_justify="left")
-        for name in ("at", "fault", "victim", "open on it", "lasts", "longest gap"):
-            table.add_column(name, justify="left" if name in ("fault", "victim") else "right")
-        for struck, gap_s in self._struck_with_gaps():
-            fault = struck.fault
-            lasts = f"{fault.lasts_s:.1f} s" if fault.lasts_s else ""
-            at, gap = f"{struck.at_s:.1f} s", f"{gap_s:.1f} s"
-            table.add_row(at, fault.kind.value, struck.victim, str(struck.open_requests), lasts, gap)
-        return table
-
-    def _kinds(self) -> Table:
-        table = Table(title="By kind", title_justify="left")
+        table = Table(title=f"Faults of seed {self.plan.seed}", title_justify="left")
         for name in ("fault", "times", "open on victims", "longest gap"):
             table.add_column(name, justify="left" if name == "fault" else "right")
+        hits = list(zip(self.injected, self.judge.gaps_s, strict=True))
         for kind in FaultKind:
-            hits = [(struck, gap_s) for struck, gap_s in self._struck_with_gaps() if struck.fault.kind is kind]
-            if hits:
-                open_requests, gap_s = sum(one.open_requests for one, _ in hits), max(gap for _, gap in hits)
-                table.add_row(kind.value, str(len(hits)), str(open_requests), f"{gap_s:.1f} s")
+            opens = [injected.open_requests for injected, _ in hits if injected.fault.kind is kind]
+            if opens:
+                gap_s = max(gap_s for injected, gap_s in hits if injected.fault.kind is kind)
+                table.add_row(kind.value, str(len(opens)), str(sum(opens)), f"{gap_s:.1f} s")
         return table
 
-    def _summary(self) -> Table:
-        judge = self.judge
+    def _requests(self) -> Table:
+        judge, plan = self.judge, self.plan
+        timers = f"heartbeat {plan.heartbeat_s:g} s, eviction {plan.eviction_s:g} s, lost 1 s"
         table = Table(title="Requests", title_justify="left", show_header=False)
         table.add_column()
         table.add_column(justify="right")
         rows = {
-            "load": self.load,
-            "timers in force": self.timers,
+            "load": f"{plan.streams} streams and {plan.unary} unary at a time, {plan.clients} clients",
+            "timers in force": "the fleet's own" if plan.endpoints else timers,
             "duration": f"{self.duration_s:.1f} s",
             "requests": f"{judge.requests} ({judge.streams} streams)",
             "answered": str(judge.answered),

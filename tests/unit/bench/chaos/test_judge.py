@@ -2,73 +2,90 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
 import pytest
-from chaos.fleet import Struck
-from chaos.judge import Judge, Watch
-from chaos.plan import Fault, FaultKind
-from chaos.report import COUNTED, Demands, Report
+from chaos.fleet import InjectedFault
+from chaos.judge import Judge, JudgedRequest
+from chaos.plan import ChaosPlan, FaultKind, PlannedFault
+from chaos.report import COUNTED, ChaosReport
 from rich.console import Console
 
 RIGHT = [10, 11, 12, 13]
 TEXT = "abcd"
 
 
-def ask(judge: Judge) -> Watch:
+def ask(judge: Judge) -> JudgedRequest:
     """Ask for the four right tokens."""
     return judge.ask(RIGHT, TEXT, is_stream=True, now_s=0.0)
 
 
-def report(judge: Judge, **changes: Any) -> Report:
+PLAN = ChaosPlan(
+    seed=1,
+    duration_s=60.0,
+    faults={},
+    streams=1,
+    unary=0,
+    clients=1,
+    timeout_s=30.0,
+    max_tokens=48,
+    brokers=2,
+    nodes=4,
+    heartbeat_s=1.0,
+    eviction_s=2.0,
+    worker_arguments=(),
+    least_resumes=5,
+    least_fenced=1,
+)
+
+
+def report(judge: Judge, **changes: Any) -> ChaosReport:
     """Build a report around a judge."""
     fields: dict[str, Any] = {
-        "seed": 1,
+        "plan": PLAN,
         "duration_s": 60.0,
-        "load": "some",
-        "timers": "short",
         "judge": judge,
-        "struck": [],
+        "injected": [],
         "missed": [],
         "broken": [],
         "was_interrupted": False,
         "counts": dict.fromkeys(COUNTED, 5),
-        "demands": Demands(resumes=5, fenced=1),
     }
-    return Report(**{**fields, **changes})
+    return ChaosReport(**{**fields, **changes})
 
 
 def play_right(judge: Judge) -> None:
     """Give the right answer in two chunks."""
-    watch = ask(judge)
-    judge.units(watch, 0, RIGHT[:3], 1.0)
-    judge.units(watch, 3, RIGHT[3:], 1.1)
-    judge.end(watch, RIGHT, TEXT)
+    request = ask(judge)
+    judge.units(request, 0, RIGHT[:3], 1.0)
+    judge.units(request, 3, RIGHT[3:], 1.1)
+    judge.end(request, RIGHT, TEXT)
 
 
 def play_wrong_token(judge: Judge) -> None:
     """Give one that is not right."""
-    watch = ask(judge)
-    judge.units(watch, 0, [10, 99], 1.0)
-    judge.end(watch, RIGHT, TEXT)
+    request = ask(judge)
+    judge.units(request, 0, [10, 99], 1.0)
+    judge.end(request, RIGHT, TEXT)
 
 
 def play_gap(judge: Judge) -> None:
     """Leave one out."""
-    watch = ask(judge)
-    judge.units(watch, 0, [10], 1.0)
-    judge.units(watch, 2, [12, 13], 1.0)
-    judge.end(watch, RIGHT, TEXT)
+    request = ask(judge)
+    judge.units(request, 0, [10], 1.0)
+    judge.units(request, 2, [12, 13], 1.0)
+    judge.end(request, RIGHT, TEXT)
 
 
 def play_short(judge: Judge) -> None:
     """End too early."""
-    watch = ask(judge)
-    judge.units(watch, 0, RIGHT[:2], 1.0)
-    judge.end(watch, RIGHT[:2], TEXT)
+    request = ask(judge)
+    judge.units(request, 0, RIGHT[:2], 1.0)
+    judge.end(request, RIGHT[:2], TEXT)
 
 
 def play_wrong_text(judge: Judge) -> None:
@@ -78,10 +95,10 @@ def play_wrong_text(judge: Judge) -> None:
 
 def play_twice(judge: Judge) -> None:
     """Give a token a second time."""
-    watch = ask(judge)
-    judge.units(watch, 0, RIGHT[:2], 1.0)
-    judge.units(watch, 1, RIGHT[1:], 1.0)
-    judge.end(watch, RIGHT, TEXT)
+    request = ask(judge)
+    judge.units(request, 0, RIGHT[:2], 1.0)
+    judge.units(request, 1, RIGHT[1:], 1.0)
+    judge.end(request, RIGHT, TEXT)
 
 
 def play_error(judge: Judge) -> None:
@@ -138,7 +155,7 @@ def test_a_run_that_proved_nothing_fails() -> None:
     few: dict[str, int] = dict.fromkeys(COUNTED, 0)
 
     assert len(report(judge, counts=few).problems()) == 2
-    assert len(report(judge, missed=[Fault(1.0, FaultKind.WORKER_KILL)]).problems()) == 1
+    assert len(report(judge, missed=[PlannedFault(1.0, FaultKind.WORKER_KILL)]).problems()) == 1
     assert report(judge, broken=["node-1 ended by itself: signal 11"]).problems() == [
         "node-1 ended by itself: signal 11"
     ]
@@ -149,16 +166,14 @@ def test_each_fault_that_cuts_streams_off_must_show_in_the_resumes() -> None:
     """Unless another number is demanded; after an interrupt nothing is."""
     judge = Judge()
     play_right(judge)
-    kills = [Struck(at_s, Fault(at_s, FaultKind.WORKER_KILL), "node-0", 3) for at_s in (1.0, 2.0)]
+    kills = [InjectedFault(at_s, PlannedFault(at_s, FaultKind.WORKER_KILL), "node-0", 3) for at_s in (1.0, 2.0)]
     for _ in kills:
-        judge.strike(1.0)
-    shown = {"struck": kills, "counts": dict.fromkeys(COUNTED, 1)}
-    demands = Demands(resumes=None, fenced=0)
+        judge.note_fault(1.0)
+    shown = {"injected": kills, "counts": dict.fromkeys(COUNTED, 1)}
+    plan = dataclasses.replace(PLAN, least_resumes=None, least_fenced=0)
 
-    assert report(judge, demands=demands, **shown).problems() == [
-        "only 1 resumes, 2 are the least that proves anything"
-    ]
-    assert report(judge, demands=demands, was_interrupted=True, **shown).problems() == []
+    assert report(judge, plan=plan, **shown).problems() == ["only 1 resumes, 2 are the least that proves anything"]
+    assert report(judge, plan=plan, was_interrupted=True, **shown).problems() == []
 
 
 def test_a_request_that_is_forgotten_is_found() -> None:
@@ -173,30 +188,30 @@ def test_a_request_that_is_forgotten_is_found() -> None:
 def test_a_gap_is_put_down_to_the_fault_that_it_began_with() -> None:
     """Tokens on their way still come in after the blow; a gap that covers a later fault is not that one's."""
     judge = Judge()
-    watch = ask(judge)
-    judge.units(watch, 0, RIGHT[:1], 0.5)
-    judge.units(watch, 1, RIGHT[1:2], 0.9)  # before any fault
-    judge.strike(1.0)
-    judge.units(watch, 2, RIGHT[2:3], 1.1)
-    judge.strike(2.5)
-    judge.units(watch, 3, RIGHT[3:], 3.1)
+    request = ask(judge)
+    judge.units(request, 0, RIGHT[:1], 0.5)
+    judge.units(request, 1, RIGHT[1:2], 0.9)  # before any fault
+    judge.note_fault(1.0)
+    judge.units(request, 2, RIGHT[2:3], 1.1)
+    judge.note_fault(2.5)
+    judge.units(request, 3, RIGHT[3:], 3.1)
 
     assert judge.gaps_s == pytest.approx([2.0, 0.0])
     assert judge.longest_gap_s == pytest.approx(2.0)
 
 
 def test_a_report_is_a_table_for_people_and_a_record_for_programs() -> None:
-    """Both tell the verdict and each victim."""
+    """Both tell the verdict and what was done."""
     judge = Judge()
     play_error(judge)
-    judge.strike(1.0)
-    shown = report(judge, struck=[Struck(1.0, Fault(1.0, FaultKind.WORKER_FREEZE, 2.4), "node-3", 41)])
+    judge.note_fault(1.0)
+    shown = report(judge, injected=[InjectedFault(1.0, PlannedFault(1.0, FaultKind.WORKER_FREEZE, 2.4), "node-3", 41)])
     output = StringIO()
 
     Console(file=output, width=100).print(shown.render())
     record = json.loads(json.dumps(shown.to_dict()))
 
-    for words in ("node-3", "41", "2.4 s", "FAILED: 1 requests lost (1 worker_lost)", "timers in force"):
+    for words in ("worker-freeze", "41", "FAILED: 1 requests lost (1 worker_lost)", "timers in force"):
         assert words in output.getvalue()
     assert record["faults"] == [
         {"at_s": 1.0, "kind": "worker-freeze", "victim": "node-3", "open": 41, "lasts_s": 2.4, "longest_gap_s": 0.0}

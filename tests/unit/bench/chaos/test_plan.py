@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from chaos.plan import FREEZE_FACTORS, Blow, FaultKind, Target, make_schedule, usual_counts
+from chaos.plan import FREEZE_FACTORS, FaultKind, make_schedule, usual_counts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ def test_a_schedule_holds_what_was_asked_for(
     assert [fault.at_s for fault in faults] == sorted(fault.at_s for fault in faults)
     assert all(0.04 * duration_s < fault.at_s < 0.96 * duration_s for fault in faults)
     for fault in faults:
-        if fault.kind.blow in (Blow.FREEZE, Blow.PARTITION):
+        if fault.kind.lasts:
             assert FREEZE_FACTORS[0] * eviction_s <= fault.lasts_s <= FREEZE_FACTORS[1] * eviction_s
         else:
             assert fault.lasts_s == 0
@@ -47,8 +47,8 @@ def test_a_minute_brings_what_is_promised() -> None:
     assert set(moment.values()) == {1}
 
 
-def test_every_kind_names_its_target_and_blow() -> None:
+def test_every_kind_names_whom_it_hits_and_how() -> None:
     """By the words of its name."""
-    assert {kind.target for kind in FaultKind} == set(Target)
-    assert {kind.blow for kind in FaultKind} == set(Blow)
-    assert (FaultKind.BROKER_FREEZE.target, FaultKind.BROKER_FREEZE.blow) == (Target.BROKER, Blow.FREEZE)
+    assert {kind.role for kind in FaultKind} == {"worker", "broker"}
+    assert {kind.action for kind in FaultKind} == {"kill", "freeze", "partition", "restart"}
+    assert {kind.action for kind in FaultKind if kind.lasts} == {"freeze", "partition"}
