@@ -32,7 +32,7 @@ _ROLES: Final = {
     "client": ("client.config", "ClientSettings"),
     "worker": ("worker.config", "WorkerSettings"),
 }
-"""By name, since protocol imports no role. Entry points would tell too, but to read them makes each start slower by 15 ms."""
+"""By name, since protocol imports no role. Entry points would tell too, and make each start slower by 15 ms."""
 _INSECURE: Final = "insecure"
 """Switches checks off, so it is believed from fewer places than the rest."""
 
