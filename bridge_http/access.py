@@ -28,7 +28,7 @@ from ..protocol.origins import (
     read_host,
     read_origin,
 )
-from . import page
+from . import static_files
 from .api_keys import by_spelling
 from .config import BridgeSettings
 from .cors import is_preflight
@@ -37,7 +37,7 @@ from .in_flight import name_of
 from .refusals import refusal
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
-OPEN_PATHS: Final = frozenset({*_PROBES, "/openapi.json", "/docs", *page.FILES})
+OPEN_PATHS: Final = frozenset({*_PROBES, *static_files.FILES})
 """Probes carry no key, and tell nothing about anybody's requests. The pages hold no datum at all."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _REPEATED: Final = 100

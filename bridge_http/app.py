@@ -10,12 +10,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..protocol.origins import read_host
-from . import page, paths
+from . import paths, static_files
 from .access import AccessCheck
 from .broker_client import BrokerClient
 from .config import BridgeSettings
 from .cors import Cors, Origins
-from .description import Description
 from .health import HealthEndpoints, SnapshotCache
 from .in_flight import InFlight
 from .infer import Infer
@@ -45,9 +44,8 @@ def make_app(fleet: BrokerClient, settings: BridgeSettings) -> ASGIApp:
         Route("/livez", probes.alive),
         Route("/metrics", metrics.scrape),
         Route("/status", StatusEndpoint(watch).get),
-        *Description().routes(),
         *OpenAi(desk, watch, bodies).routes(),
-        *page.routes(),
+        *static_files.routes(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _misrouted, Exception: _failed})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import openapi_document
+
 from zmqrt.bridge_http.openai import extras
 from zmqrt.broker import nodes as broker_workers
 from zmqrt.broker import requests as broker_requests
@@ -161,14 +163,18 @@ def _setting(setting: Setting) -> str:
     shown = setting.show(setting.default)
     meaning = setting.declared.help.replace("|", "\\|")
     return f"| `{setting.name}` | `{flag}` | {names} | {f'`{shown}`' if shown else ''} | {meaning} |"
+def openapi_json() -> str:
+    """Write the description that bridges serve at /openapi.json."""
+    return json.dumps(openapi_document.document(), indent=1, ensure_ascii=False) + "\n"
 
 
 PAGES = {
+    "../bridge_http/static/openapi.json": openapi_json,
     "openai_fields.md": fields_page,
     "settings.md": lambda: settings_page(known_roles()),
     "states.md": states_page,
 }
-"""File -> what stands in it."""
+"""File, as seen from here -> what stands in it."""
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqrt.bridge_http import page
+from zmqrt.bridge_http import static_files
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("bridge_http", "broker", "client", "protocol", "worker")
@@ -51,13 +51,13 @@ def test_every_module_stands_in_a_package() -> None:
     assert orphans == []
 
 
-def test_the_files_of_the_page_are_packaged_and_served() -> None:
+def test_static_files_are_packaged_and_served() -> None:
     """A file that the wheel lacks would end the bridge at its start, and one that no path leads to is dead."""
     data = tomllib.loads(project_file())["tool"]["setuptools"]["package-data"]
     on_disk = {path.name for path in (ROOT / "bridge_http" / "static").iterdir()}
 
     assert data["zmqrt.bridge_http"] == ["static/*"]
-    assert on_disk == {name for name, _ in page.FILES.values()}
+    assert on_disk == {name for name, _ in static_files.FILES.values()}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -11,7 +11,7 @@ from support.fake_fleet import EMPTY, FakeFleet, node
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.health import PATIENCE_S, SnapshotCache
-from zmqrt.bridge_http.page import FILES, POLICY
+from zmqrt.bridge_http.static_files import FILES, POLICY
 from zmqrt.protocol.errors import ConnectError
 from zmqrt.protocol.snapshot import Snapshot
 
@@ -24,7 +24,14 @@ def get(path: str, settings: BridgeSettings | None = None, headers: Mapping[str,
 
 
 @pytest.mark.parametrize(
-    ("path", "media_type"), [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")]
+    ("path", "media_type"),
+    [
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/docs", "text/html"),
+        ("/openapi.json", "application/json"),
+    ],
 )
 def test_the_files_need_no_key_and_are_bound_by_a_policy(path: str, media_type: str) -> None:
     """They hold no datum; the policy keeps it so that nothing else runs beside them."""
@@ -56,6 +63,27 @@ def test_who_has_a_file_is_not_sent_it_again(path: str) -> None:
     assert known.headers["etag"] == tag
     assert known.headers["content-security-policy"] == POLICY
     assert get(path, headers={"if-none-match": '"other"'}).status == 200
+
+
+def test_docs_names_every_operation() -> None:
+    """One that is described for programs is explained to people too."""
+    page = get("/docs").body.decode()
+    paths = get("/openapi.json").json["paths"]
+    operations = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+
+    assert len(operations) > 10
+    assert [operation for operation in operations if f"<code>{operation}</code>" not in page] == []
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_head_has_the_fields_of_the_file_and_no_body(path: str) -> None:
+    """And no file takes a POST."""
+    app = make_app(FakeFleet(), BridgeSettings())
+    head = asyncio.run(call(app, "HEAD", path))
+
+    assert (head.status, head.body) == (200, b"")
+    assert {**head.headers, "x-request-id": ""} == {**get(path).headers, "x-request-id": ""}
+    assert asyncio.run(call(app, "POST", path)).status == 405
 
 
 def test_every_datum_needs_the_key() -> None:

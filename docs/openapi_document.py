@@ -1,4 +1,4 @@
-"""GET /openapi.json: every operation, described by the structs that its endpoint decodes and encodes."""
+"""Describe every operation of the bridge by the structs of its endpoint: `make docs` writes it for /openapi.json."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import msgspec
 
-from .errors import Invalid, Problem
-from .health import Alive, Health
-from .infer import Cancelled
-from .openai import schema as s
-from .status import FleetStatus
-from .v1 import InferRequest, InferResponse
+from zmqrt.bridge_http.errors import Invalid, Problem
+from zmqrt.bridge_http.health import Alive, Health
+from zmqrt.bridge_http.infer import Cancelled
+from zmqrt.bridge_http.openai import schema as s
+from zmqrt.bridge_http.status import FleetStatus
+from zmqrt.bridge_http.v1 import InferRequest, InferResponse
 
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
