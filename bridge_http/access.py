@@ -1,7 +1,7 @@
 """Who may ask: keys where there are keys, else only callers that meant this machine. And which request this is.
 
-Decisions as plain functions, and one ASGI wrapper around the app that applies them. It is no BaseHTTPMiddleware: that
-one runs the app in a task of its own, where a disconnect is seen late or never.
+An ASGI wrapper around the app, and no BaseHTTPMiddleware: that one runs the app in a task of its own, where a
+disconnect is seen late or never.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..client.calls import new_rid
@@ -32,9 +31,8 @@ from . import static_files
 from .api_keys import by_spelling
 from .config import BridgeSettings
 from .cors import is_preflight
-from .errors import MEDIA_TYPE, BadApiKeyError, ForbiddenHostError
-from .in_flight import name_of
-from .refusals import refusal
+from .errors import BadApiKeyError, ForbiddenHostError, refusal
+from .in_flight import rid_of
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
 OPEN_PATHS: Final = frozenset({*_PROBES, *static_files.FILES})
@@ -180,12 +178,10 @@ class AccessCheck:
         try:
             tenant = self._admit(method, path, headers)
         except (BadApiKeyError, ForbiddenHostError) as error:
-            said = refusal(error, path, request_id)
-            refused = Response(said.body, said.status, said.headers, MEDIA_TYPE)
-            await refused(scope, receive, send_with_id)
+            await refusal(error, path, request_id)(scope, receive, send_with_id)
             return
-        if (name := name_of(headers, tenant, method, path)) is not None:
-            rid = name  # an answer that is given again has the ids that it had
+        if (repeatable := rid_of(headers, tenant, method, path)) is not None:
+            rid = repeatable  # an answer that is given again has the ids that it had
             request_id = request_id_of(headers, rid)
         state.update(rid=rid, request_id=request_id, tenant=tenant)
         await self._app(scope, receive, send_with_id)

@@ -1,88 +1,104 @@
-"""The routes of the bridge: which path is whose. The bridge keeps no state that matters."""
+"""The routes of the bridge: which path is whose, and what is answered where there is none.
+
+The bridge keeps no state that matters.
+"""
 
 from __future__ import annotations
 
+import logging
+from functools import partial
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from ..client.rates import TokenRates
 from ..protocol.origins import read_host
-from . import paths, static_files
+from . import health, infer, paths, static_files
 from .access import AccessCheck
 from .broker_client import BrokerClient
 from .config import BridgeSettings
 from .cors import Cors, Origins
-from .health import HealthEndpoints, SnapshotCache
+from .errors import CLIENT_GONE, NoRouteError, refusal
 from .in_flight import InFlight
-from .infer import Infer
 from .metrics import Metrics
-from .middleware import Counted
-from .openai.routes import OpenAi
-from .refusals import misrouted, refusal
-from .replies import json_response
+from .middleware import Counted, OneSpelling, Traced
+from .openai import routes as openai
 from .request_body import BodyReader
-from .status import StatusEndpoint
+from .snapshot_cache import SnapshotCache
+
+log = logging.getLogger(__name__)
 
 
-def make_app(fleet: BrokerClient, settings: BridgeSettings) -> ASGIApp:
+def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
-    watch = SnapshotCache(fleet.status, brokers=settings.broker)
-    metrics = Metrics(watch)
-    desk = InFlight(fleet, settings, metrics)
-    bodies = BodyReader(settings)
-    infer = Infer(desk, bodies)
-    probes = HealthEndpoints(watch)
-    routes = [
-        Route("/infer", infer.post, methods=["POST"]),
-        Route("/infer/{request_id}", infer.delete, methods=["DELETE"]),
-        Route("/health", probes.ready),
-        Route("/readyz", probes.ready),
-        Route("/startupz", probes.started),
-        Route("/livez", probes.alive),
-        Route("/metrics", metrics.scrape),
-        Route("/status", StatusEndpoint(watch).get),
-        *OpenAi(desk, watch, bodies).routes(),
-        *static_files.routes(),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _misrouted, Exception: _failed})
+    snapshots = SnapshotCache(broker.status, brokers=settings.broker)
+    metrics = Metrics(snapshots)
+    routes = _routes(InFlight(broker, settings, metrics), BodyReader(settings), snapshots, metrics)
+    # Not among the `exception_handlers`: what handles Exception there raises it once more.
+    failures = Middleware(ExceptionMiddleware, handlers={ClientDisconnect: _left, Exception: _failed})
+    app = Starlette(routes=routes, middleware=[failures], exception_handlers={HTTPException: _misrouted})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
     known = {route.endpoint: route.path for route in routes}
-    marked = Cors(AccessCheck(app, settings), Origins(settings.cors_origins))
-    counted = Counted(marked, metrics, known)
-    if settings.traces == "none":
-        return Tidy(counted)
-    from .traced import Traced  # OpenTelemetry is an extra
-
-    return Tidy(Traced(counted, known))
+    wrapped = Cors(AccessCheck(app, settings), Origins(settings.cors_origins))
+    counted = Counted(wrapped, metrics, known)
+    return OneSpelling(counted if settings.traces == "none" else Traced(counted, known))
 
 
-class Tidy:
-    """An ASGI wrapper around all others: who guards a path and who answers it must see the same one."""
+def _routes(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, metrics: Metrics) -> list[Route]:
+    return [
+        Route("/infer", partial(infer.post, in_flight, bodies), methods=["POST"]),
+        Route("/infer/{request_id}", partial(infer.delete, in_flight), methods=["DELETE"]),
+        Route("/v1/models", partial(openai.models, snapshots)),
+        Route("/v1/models/{model:path}", partial(openai.model, snapshots)),
+        Route("/v1/chat/completions", partial(openai.chat, in_flight, bodies), methods=["POST"]),
+        Route("/v1/completions", partial(openai.completion, in_flight, bodies), methods=["POST"]),
+        Route("/v1/embeddings", partial(openai.embeddings, in_flight, bodies), methods=["POST"]),
+        Route("/health", partial(health.ready, snapshots)),
+        Route("/readyz", partial(health.ready, snapshots)),
+        Route("/startupz", partial(health.started, snapshots)),
+        Route("/livez", health.alive),
+        Route("/status", partial(health.status, snapshots, TokenRates())),
+        Route("/metrics", metrics.scrape),
+        *static_files.routes(),
+    ]
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        path = paths.tidy(scope["path"])
-        await self._app(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer with what an endpoint raised."""
+    request_id = request.state.request_id
+    response = refusal(error, request.scope["path"], request_id)
+    if response.status_code == 500:
+        log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
+    else:
+        log.info("answered %d: %s", response.status_code, error, extra={"request_id": request_id})
+    return response
+
+
+async def _left(request: Request, _error: Exception) -> Response:
+    """Answer nobody."""
+    log.info("client left before the answer", extra={"request_id": request.state.request_id})
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _misrouted(request: Request, error: Exception) -> Response:
     """Answer where there is no endpoint: which one was meant, or which methods there are."""
     assert isinstance(error, HTTPException)
     path, method = request.scope["path"], request.method
-    if error.status_code == 405:
-        return _method(request, (error.headers or {}).get("Allow", "").split(", "))
+    headers = dict(error.headers or {})
     if path == "*" and method == "OPTIONS":  # of the server, not of a path (RFC 9110, section 9.3.7)
         return Response(None, 204, {"allow": "GET, HEAD, POST, DELETE, OPTIONS"})
+    if error.status_code == 405:
+        return _method(request, headers.get("Allow", "").split(", "))
+    advice = paths.advice(path, _address(request))
     if paths.is_elsewhere(path):  # a 404 or 501 makes proxies (litellm) leave the model alone for a while, a 405 not
-        return _method(request, [], paths.advice(path, _address(request)))
-    said = misrouted(error.status_code, paths.advice(path, _address(request)), path, request.state.request_id)
-    return json_response(said.status, said.body, {**said.headers, **(error.headers or {})})
+        return _method(request, [], advice)
+    return refusal(NoRouteError(error.status_code, advice, headers), path, request.state.request_id)
 
 
 def _method(request: Request, allowed: list[str], text: str = "") -> Response:
@@ -92,14 +108,7 @@ def _method(request: Request, allowed: list[str], text: str = "") -> Response:
     if request.method == "OPTIONS":
         return Response(None, 204, allow)
     text = text or f"{path[:100]!r} takes {' or '.join(sorted(allowed))}, not {request.method[:20]}"
-    said = misrouted(405, text, path, request.state.request_id)
-    return json_response(said.status, said.body, {**said.headers, **allow})
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """Answer for an endpoint that did not; the framework has the log say why."""
-    said = refusal(error, request.scope["path"], request.state.request_id)
-    return json_response(said.status, said.body, said.headers)
+    return refusal(NoRouteError(405, text, allow), path, request.state.request_id)
 
 
 def _address(request: Request) -> str:

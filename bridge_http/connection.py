@@ -17,13 +17,12 @@ from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from ..client.calls import new_rid
-from .clocks import Clock, PeerProbe, Timeouts
 from .config import BridgeSettings
-from .connection_limit import ConnectionLimit, most_connections
+from .connection_limits import Clock, ConnectionLimit, PeerProbe, Timeouts, most_connections
 from .cors import Origins
-from .errors import refused
-from .exchange import Exchange, whole
-from .heads import Head, RefusedError
+from .errors import RefusedError, refusal
+from .exchange import STATUS_LINES, Exchange
+from .heads import Head
 from .metrics import REFUSED
 from .request_parser import RequestParser
 
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 class HttpConnection(asyncio.Protocol):
     """One connection. Who is too slow is cut off; what ran for it sees a caller that has left."""
 
-    limits: ClassVar[Timeouts]
+    timeouts: ClassVar[Timeouts]
     limit: ClassVar[ConnectionLimit]
     origins: ClassVar[Origins]
 
@@ -55,7 +54,7 @@ class HttpConnection(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._transport: asyncio.Transport
-        self._intake = RequestParser()
+        self._parser = RequestParser()
         self._is_reading_head = False
         self._exchange: Exchange | None = None
         self._turn: asyncio.Handle | None = None  # when more of a body is looked at that others need not wait for
@@ -64,11 +63,11 @@ class HttpConnection(asyncio.Protocol):
         self._reads = True
         self._writable = asyncio.Event()
         self._writable.set()
-        self._patience = Clock()  # for the next head, or the rest of one, or of a body
-        self._write = Clock()
-        self._probes = PeerProbe(self.write)
+        self._deadline = Clock()  # for the next head, or the rest of one, or of a body
+        self._write_deadline = Clock()
+        self._probe = PeerProbe(self.write)
 
-    # The transport tells.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request."""
@@ -79,16 +78,16 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(RefusedError(503, "too_many_connections", "this bridge has no room for a further connection"))
             self._close()
             return
-        self.limit.idles(self)
-        self._patience.start(self.limits.head_s, self._close)
+        self.limit.mark_idle(self)
+        self._deadline.start(self.timeouts.head_s, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio has it
         """Stop all clocks, and tell whoever works for it."""
-        for clock in (self._patience, self._write, self._probes):
+        for clock in (self._deadline, self._write_deadline, self._probe):
             clock.stop()
         self._is_over = True
-        self._intake.drop()
-        self.limit.leave(self)
+        self._parser.drop()
+        self.limit.remove(self)
         self._state.connections.discard(cast("Any", self))
         self._writable.set()
         exchange, self._exchange = self._exchange, None
@@ -98,7 +97,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         if not self._is_over:
-            self._intake.feed(data)
+            self._parser.feed(data)
             if self._turn is None:
                 self._advance()
             else:
@@ -110,8 +109,8 @@ class HttpConnection(asyncio.Protocol):
         if self._is_over or self._exchange is None:
             self._close()
             return False
-        if not self._intake.is_in_body:
-            self._probes.start(self._exchange)
+        if not self._parser.is_in_body:
+            self._probe.start(self._exchange)
         elif self._turn is None:  # else the rest of the body may be here
             self._advance()
         return True
@@ -119,14 +118,14 @@ class HttpConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Begin to wait for a reader that lets what was sent pile up."""
         self._writable.clear()
-        self._write.start(self.limits.write_s, self._cut_off)
+        self._write_deadline.start(self.timeouts.write_s, self._cut_off)
 
     def resume_writing(self) -> None:
         """Go on: it has read."""
-        self._write.stop()
+        self._write_deadline.stop()
         self._writable.set()
         if self._transport.is_closing():  # what it has still to read piles up no more, and holds the connection
-            self._write.start(self.limits.write_s, self._cut_off)
+            self._write_deadline.start(self.timeouts.write_s, self._cut_off)
 
     def shutdown(self) -> None:
         """Finish what runs, and take nothing more (uvicorn calls when it drains)."""
@@ -142,7 +141,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_over = True
         self._transport.abort()
 
-    # An exchange asks.
+    # Called by an exchange.
 
     def write(self, data: bytes) -> None:
         """Send; nothing happens where the caller has left."""
@@ -160,10 +159,10 @@ class HttpConnection(asyncio.Protocol):
     def answered(self) -> None:
         """Go on with the next request, or wait for it, or for the rest of this one, or close."""
         assert self._exchange is not None
-        self._probes.stop()
+        self._probe.stop()
         self._state.total_requests += 1
-        self.limit.idles(self)
-        if not self._intake.is_in_body:
+        self.limit.mark_idle(self)
+        if not self._parser.is_in_body:
             self._next(keeps_alive=self._exchange.keeps_alive)
         elif not self._exchange.keeps_alive:
             self._linger()
@@ -180,38 +179,38 @@ class HttpConnection(asyncio.Protocol):
         """Read as far as it is this connection's turn."""
         self._turn = None
         try:
-            while self._intake and not self._is_over:
-                if self._intake.is_in_body:
+            while self._parser and not self._is_over:
+                if self._parser.is_in_body:
                     self._take_piece()
-                    if self._intake and self._intake.is_in_body:  # others come first
+                    if self._parser and self._parser.is_in_body:  # others come first
                         self._turn = asyncio.get_running_loop().call_soon(self._advance)
                         break
                 elif self._exchange is not None or not self._take_head():
                     break
         except RefusedError as error:
             self._give_up(error)
-        if self._has_eof and self._intake.is_in_body and not (self._intake or self._is_over):
+        if self._has_eof and self._parser.is_in_body and not (self._parser or self._is_over):
             self._give_up(RefusedError(400, "not_http", "the body of the request ended before its length"))
         self._throttle()
 
     def _take_head(self) -> bool:
-        head = self._intake.next_head()
+        head = self._parser.next_head()
         if head is not None:
             self._begin(head)
-        elif self._intake and not self._is_reading_head:
-            self._patience.start(self.limits.head_s, self._close)
+        elif self._parser and not self._is_reading_head:
+            self._deadline.start(self.timeouts.head_s, self._close)
             self._is_reading_head = True
         return head is not None
 
     def _begin(self, head: Head) -> None:
         self._is_reading_head = False
-        self._patience.stop()
-        self.limit.works(self)
+        self._deadline.stop()
+        self.limit.mark_busy(self)
         scope = self._scope_of(head)
         fields = self._state.default_headers
         self._exchange = Exchange(head, scope, self, fields, logs=self._config.access_log)
-        if self._intake.is_in_body:
-            self._patience.start(self.limits.body_s, self._body_is_late)
+        if self._parser.is_in_body:
+            self._deadline.start(self.timeouts.body_s, self._body_is_late)
         else:
             self._body_is_whole(self._exchange)
         task = asyncio.get_running_loop().create_task(self._exchange.run(self._app))
@@ -221,7 +220,7 @@ class HttpConnection(asyncio.Protocol):
     def _body_is_whole(self, exchange: Exchange) -> None:
         exchange.end_body()
         if self._has_eof or not self._reads:
-            self._probes.start(exchange)
+            self._probe.start(exchange)
 
     def _scope_of(self, head: Head) -> dict[str, Any]:
         return {
@@ -243,12 +242,12 @@ class HttpConnection(asyncio.Protocol):
     def _take_piece(self) -> None:
         exchange = self._exchange
         assert exchange is not None
-        piece = self._intake.next_piece()
+        piece = self._parser.next_piece()
         if piece:
             exchange.feed(piece)
-        if self._intake.is_in_body:
+        if self._parser.is_in_body:
             return
-        self._patience.stop()
+        self._deadline.stop()
         self._body_is_whole(exchange)
         if exchange.is_complete:
             self._next(keeps_alive=exchange.keeps_alive)
@@ -262,14 +261,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _next(self, *, keeps_alive: bool) -> None:
         self._exchange = None
-        if not keeps_alive or (self._has_eof and not self._intake):
-            if self._intake:
+        if not keeps_alive or (self._has_eof and not self._parser):
+            if self._parser:
                 self._linger()
             else:
                 self._close()
             return
-        self._patience.start(self.limits.keep_alive_s, self._close)
-        if self._intake:
+        self._deadline.start(self.timeouts.keep_alive_s, self._close)
+        if self._parser:
             self._advance()
         if self._has_eof and self._exchange is None:
             self._close()  # what is left is half a request
@@ -278,7 +277,7 @@ class HttpConnection(asyncio.Protocol):
     def _throttle(self) -> None:
         """Read on, or not: what waits for its turn is bounded, and so is a body that nobody asks for."""
         is_ahead = self._exchange is not None and self._exchange.is_ahead
-        reads = self._is_over or not (is_ahead or len(self._intake) > READ_AHEAD_BYTES)
+        reads = self._is_over or not (is_ahead or len(self._parser) > READ_AHEAD_BYTES)
         if reads == self._reads or self._transport.is_closing() or self._has_eof:
             return
         self._reads = reads
@@ -286,13 +285,13 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
-            if self._exchange is not None and not self._intake.is_in_body:
-                self._probes.start(self._exchange)  # whether it is still there shows only in what it is sent
+            if self._exchange is not None and not self._parser.is_in_body:
+                self._probe.start(self._exchange)  # whether it is still there shows only in what it is sent
 
     def _give_up(self, error: RefusedError) -> None:
         """Refuse what came; an answer that has begun breaks off, since what it answers was never complete."""
         exchange, self._exchange = self._exchange, None
-        origin = self._intake.origin if exchange is None else exchange.origin
+        origin = self._parser.origin if exchange is None else exchange.origin
         if exchange is not None:
             has_begun = exchange.has_started
             exchange.leave()
@@ -310,31 +309,34 @@ class HttpConnection(asyncio.Protocol):
         request_id = new_rid().hex()
         if error.status < 500:  # of a lack of room, the limit tells once a minute
             log.info("refused with %d: %s", error.status, error, extra={"request_id": request_id})
-        said = refused(error, request_id)
-        said.headers.update(self.origins.headers_for(origin))  # a page reads why, too
-        self.write(whole(said, self._state.default_headers))
+        response = refusal(error, "", request_id)  # which path it meant is not known
+        response.headers.update({"x-request-id": request_id, "connection": "close"})
+        response.headers.update(self.origins.headers_for(origin))  # a page reads why, too
+        fields = (*self._state.default_headers, *response.raw_headers)
+        lines = b"".join(b"%s: %s\r\n" % (name, value) for name, value in fields)
+        self.write(STATUS_LINES[error.status] + lines + b"\r\n" + bytes(response.body))
 
     def _linger(self) -> None:
         """Let the last answer be read: what still comes is thrown away, for a while."""
         self._is_over = True
-        self.limit.idles(self)
-        self._intake.drop()
+        self.limit.mark_idle(self)
+        self._parser.drop()
         self._throttle()
         if self._has_eof or self._transport.is_closing():
             self._close()
             return
         self._transport.write_eof()
-        self._patience.start(_LINGER_S, self._close)
+        self._deadline.start(_LINGER_S, self._close)
 
     def _close(self) -> None:
         """Close as soon as all is sent; a reader that takes nothing is not waited for."""
         self._is_over = True
         self._transport.close()
         if self._transport.get_write_buffer_size():
-            self._write.start(self.limits.write_s, self._cut_off)
+            self._write_deadline.start(self.timeouts.write_s, self._cut_off)
 
     def _cut_off(self) -> None:
-        log.info("a reader took nothing for %g s and is cut off", self.limits.write_s)
+        log.info("a reader took nothing for %g s and is cut off", self.timeouts.write_s)
         self._transport.abort()  # closing would wait until it has read the rest
 
 
@@ -347,7 +349,7 @@ def protocol_for(settings: BridgeSettings) -> type[asyncio.Protocol]:
     """Make the class of connections for these settings: uvicorn takes a class, not an object."""
 
     class Configured(HttpConnection):
-        limits = Timeouts(
+        timeouts = Timeouts(
             head_s=settings.head_timeout_s,
             body_s=settings.body_timeout_s,
             write_s=settings.write_timeout_s,

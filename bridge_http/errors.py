@@ -1,25 +1,27 @@
-"""What a failure looks like over HTTP: status, headers and body, from the one table in protocol/errors.py.
+"""What goes wrong over HTTP, and what is answered then: from the one table in protocol/errors.py, in two shapes.
 
-Pure; it knows no framework. The OpenAI paths get their own shape from the same table.
+/infer has a shape of its own, the paths under /v1 have OpenAI's. Who asks where nothing is may be a client of either,
+so it finds the fields of both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+from starlette.responses import Response
 
 from ..protocol.errors import ConnectError, ErrorKind, PortableError, RequestError
-from .heads import RefusedError
-from .json_body import NotJsonError
-from .v1 import InvalidFieldError
+from ..protocol.tasks import Embed, Generate
+from .json_body import MEDIA_TYPE, NotJsonError, encode
+from .openai.schema import ErrorBody, ErrorReply
+from .paths import shape_of
 
-MEDIA_TYPE: Final = "application/json; charset=utf-8"
-"""Windows PowerShell 5.1 guesses ISO-8859-1 without the charset."""
+CLIENT_GONE: Final = 499
+"""Nobody reads this status; it is for the access log."""
 _ALWAYS_SAY_WHEN: Final = (429, 503)
 _SDK_RETRIES: Final = (408, 409, 429)
 """The OpenAI SDK sends these and every 5xx again by itself, unless `x-should-retry` says no."""
@@ -28,16 +30,78 @@ _REUSED: Final = (
     "idempotency_key_reused",
     "this Idempotency-Key was used before, for another body or model, or streamed and whole; choose a new key",
 )
-_encoder: Final = msgspec.json.Encoder()
-_LINE_ENDS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
+_TASK_FIELDS: Final = frozenset((*Generate.__struct_fields__, *Embed.__struct_fields__, "prompt_ids"))
+_PROMPTS: Final = ("prompt", "messages", "token_ids", "prompt_ids", "input")
+"""What engines call that which its caller calls as `_SUBJECT` says."""
+_SUBJECT: Final = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
+_CALLED: Final = {"truncate_to": "truncate_prompt_tokens", "truncate": "truncate_prompt_tokens"}
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+_PARAM: Final = {ErrorKind.NOT_FOUND: "model", ErrorKind.WRONG_TASK: "model"}
 
 
 class HttpError(PortableError):
-    """What is refused over HTTP before anybody in the fleet is asked. The text is the exception's own."""
+    """What is refused over HTTP before anybody in the fleet is asked. The text is the exception's own.
 
-    status: ClassVar[int]
-    reason: ClassVar[str]
-    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    Attributes:
+        reason: A word for programs; `code` on /v1 paths.
+        openai_type: `error.type` on /v1 paths; "" = as the status has it.
+        param: The field or header that is wrong.
+    """
+
+    status: int = 400
+    reason: str = ""
+    openai_type: str = ""
+    openai_code: str | None = None
+    param: str | None = None
+    headers: Mapping[str, str] = _NO_HEADERS
+
+
+class InvalidFieldError(HttpError):
+    """JSON, but not the contract of /infer. `loc` leads to the field, `type` is a word for programs."""
+
+    status, reason = 422, "invalid_field"
+
+    def __init__(self, loc: tuple[str, ...], text: str, type_: str) -> None:
+        super().__init__(text)
+        self.loc = loc
+        self.text = text
+        self.type = type_
+
+
+class InvalidRequestError(HttpError):
+    """JSON, but not what the OpenAI API takes."""
+
+    def __init__(self, text: str, *, param: str | None = None, code: str = "") -> None:
+        super().__init__(text)
+        self.param = param
+        self.reason = code
+
+
+class RefusedError(HttpError):
+    """A head, or the frame of a body, that gets an answer and the end of its connection."""
+
+    def __init__(self, status: int, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+        if status in _ALWAYS_SAY_WHEN:
+            self.headers = {"retry-after": "1"}
+
+
+class NoRouteError(HttpError):
+    """There is no such path, or the path does not take this method."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = {404: "no_such_path", 405: "method_not_allowed"}.get(status, "http_error")
+        self.headers = headers
+
+
+class NotUnderWayError(HttpError):
+    """There is no such request to give up."""
+
+    status, reason = 404, "not_under_way"
 
 
 class BodyTooLargeError(HttpError):
@@ -82,24 +146,25 @@ class EncodedBodyError(HttpError):
 class BadHeaderError(HttpError):
     """A header that cannot be what its sender meant. `name` is in small letters."""
 
-    status, reason = 400, "bad_header"
+    reason = "bad_header"
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(f"header {name}: {text}")
-        self.name = name
+        self.param = name
 
 
 class BadApiKeyError(HttpError):
     """No key, or one that is not listed."""
 
     status, reason = 401, "unauthorized"
+    openai_type, openai_code = "authentication_error", "invalid_api_key"
     headers = MappingProxyType({"www-authenticate": "Bearer"})
 
 
 class ForbiddenHostError(HttpError):
     """A foreign Host or Origin, with no keys to tell friend from foe."""
 
-    status, reason = 403, "forbidden_host"
+    status, reason, openai_type = 403, "forbidden_host", "permission_error"
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,82 +190,119 @@ class Invalid(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """Everything of an HTTP answer but the wire."""
+class _Failure(NamedTuple):
+    """What there is to say of a failure in either shape. `fields` is for a 422 on /infer alone."""
 
     status: int
-    body: bytes
-    headers: dict[str, str]
+    text: str
+    reason: str
+    code: str | None
+    type: str
+    param: str | None = None
+    headers: Mapping[str, str] = _NO_HEADERS
+    fields: Sequence[FieldProblem] = ()
 
 
-def encode(value: object) -> bytes:
-    """Write JSON in UTF-8, without the three characters beyond ASCII that many a reader takes for the end of a line.
-
-    JSON and server-sent events allow them, but whoever reads a stream by `str.splitlines` (httpx's `iter_lines`,
-    `requests` with `decode_unicode`) would cut an event in two there.
-    """
-    encoded = _encoder.encode(value)
-    for character, escaped in _LINE_ENDS:
-        if character in encoded:
-            encoded = encoded.replace(character, escaped)
-    return encoded
+def refusal(error: Exception, path: str, request_id: str) -> Response:
+    """Answer with whatever went wrong, in the shape of its path; "" where it is not known which one was meant."""
+    failure = _describe(error, path)
+    return json_response(failure.status, _body(failure, path, request_id), failure.headers)
 
 
-def answer(error: Exception, request_id: str) -> Answer:
-    """Turn whatever went wrong on /infer into status, headers and body."""
+def problem(error: Exception, path: str, request_id: str) -> object:
+    """Return the body of a refusal alone, for the last event of a stream whose status has gone out."""
+    return _body(_describe(error, path), path, request_id)
+
+
+def json_response(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with JSON."""
+    return Response(encode(body), status, headers, MEDIA_TYPE)
+
+
+def _body(failure: _Failure, path: str, request_id: str) -> object:
+    shape = shape_of(path)
+    if shape == "own" and failure.fields:
+        return Invalid(detail=list(failure.fields), request_id=request_id)
+    own = Problem(detail=failure.text, reason=failure.reason, request_id=request_id)
+    if shape == "own":
+        return own
+    error = ErrorBody(message=failure.text, type=failure.type, param=failure.param, code=failure.code)
+    reply = ErrorReply(error=error)
+    if shape == "openai":
+        return reply
+    both: dict[str, Any] = {**msgspec.structs.asdict(own), **msgspec.structs.asdict(reply)}
+    return both
+
+
+def _describe(error: Exception, path: str) -> _Failure:
     match error:
         case RequestError():
-            return _request_error(error, request_id)
-        case InvalidFieldError():
-            return _invalid(error, request_id)
-        case NotJsonError():
-            return _simple(400, "not_json", str(error), request_id)
+            return _of_fleet(error) if shape_of(path) == "own" else _of_fleet_for_openai(error, _SUBJECT.get(path))
         case HttpError():
-            return _simple(error.status, error.reason, str(error), request_id, dict(error.headers))
+            return _of_http(error)
+        case NotJsonError():
+            return _failure(400, "not_json", str(error), "invalid_request_error")
         case ConnectError():
-            return _simple(503, "broker_unreachable", str(error), request_id, {"retry-after": "1"})
+            return _failure(503, "broker_unreachable", str(error), "server_error", {"retry-after": "1"})
         case _:
-            text = "the bridge failed; its log has the details under this request id"
-            return _simple(500, "bridge_failed", text, request_id, {"x-should-retry": "false"})
+            text = "the bridge failed; its log has the details under the id in the header x-request-id"
+            return _failure(500, "bridge_failed", text, "server_error", {"x-should-retry": "false"})
 
 
-def refused(error: RefusedError, request_id: str) -> Answer:
-    """Answer a request that no endpoint has seen: which API it meant is not known, so it has the shapes of both."""
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    said = {"message": str(error), "type": kind, "param": None, "code": error.reason}
-    body = encode({"detail": str(error), "reason": error.reason, "request_id": request_id, "error": said})
-    headers = {"content-type": MEDIA_TYPE, "x-request-id": request_id}
-    if error.status in _ALWAYS_SAY_WHEN:
-        headers["retry-after"] = "1"
-    return Answer(status=error.status, body=body, headers=headers)
+def _failure(status: int, word: str, text: str, type_: str, headers: Mapping[str, str] = _NO_HEADERS) -> _Failure:
+    return _Failure(status=status, text=text, reason=word, code=word, type=type_, headers=headers)
 
 
-def problem(error: Exception, request_id: str) -> dict[str, Any]:
-    """Return the body alone, for the `error` event of a stream whose status has gone out."""
-    decoded: dict[str, Any] = msgspec.json.decode(answer(error, request_id).body)
-    return decoded
+def _of_http(error: HttpError) -> _Failure:
+    fields: list[FieldProblem] = []
+    if isinstance(error, InvalidFieldError):
+        fields = [FieldProblem(loc=error.loc, msg=error.text, type=error.type)]
+    return _Failure(
+        status=error.status,
+        text=str(error),
+        reason=error.reason,
+        code=error.openai_code or error.reason or None,
+        type=error.openai_type or ("server_error" if error.status >= 500 else "invalid_request_error"),
+        param=error.param,
+        headers=error.headers,
+        fields=fields,
+    )
 
 
-def _request_error(error: RequestError, request_id: str) -> Answer:
-    if error.kind in _BAD_VALUE:
-        return _invalid(_field_of(error), request_id)
-    status = error.row.infer_status
-    reason, text = told(error)
-    return _simple(status, reason, text, request_id, headers_of(error, status))
+def _of_fleet(error: RequestError) -> _Failure:
+    """Describe what a broker or node says, for /infer: once v1 has accepted a body, only its prompt can be wrong."""
+    reason, text = _words(error)
+    fields = [FieldProblem(loc=("body", "prompt"), msg=text, type=reason)] if error.kind in _BAD_VALUE else []
+    status, headers = error.row.infer_status, _retry_headers(error, error.row.infer_status)
+    return _Failure(status=status, text=text, reason=reason, code=reason, type="", headers=headers, fields=fields)
 
 
-def told(error: RequestError) -> tuple[str, str]:
+def _of_fleet_for_openai(error: RequestError, subject: str | None) -> _Failure:
+    code, text = _words(error)
+    param, text = _named(error.kind, text, subject)
+    status, type_ = error.row.openai_status, error.row.openai_type
+    headers = _retry_headers(error, status)
+    return _Failure(status=status, text=text, reason=code, code=code, type=type_, param=param, headers=headers)
+
+
+def _words(error: RequestError) -> tuple[str, str]:
     """Return the word and the sentence for it: what the wire calls a request id, its HTTP caller calls otherwise."""
     return _REUSED if error.kind is ErrorKind.CONFLICT else (error.kind.value, error.text)
 
 
-def _field_of(error: RequestError) -> InvalidFieldError:
-    """Only the prompt can still be wrong once v1 has accepted the body: what it holds, or how long it is."""
-    return InvalidFieldError(("body", "prompt"), error.text, error.kind.value)
+def _named(kind: ErrorKind, text: str, subject: str | None) -> tuple[str | None, str]:
+    """Name the field that a node or broker complained about, whose words begin with it, as OpenAI calls it."""
+    if kind is ErrorKind.CONTEXT_EXCEEDED:
+        return subject, text
+    first, _, rest = text.partition(" ")
+    name = first.rstrip(":")
+    if kind is not ErrorKind.BAD_REQUEST or name not in _TASK_FIELDS:
+        return _PARAM.get(kind), text
+    theirs = subject if name in _PROMPTS and subject else _CALLED.get(name, name)
+    return theirs, f"{theirs}{first[len(name) :]} {rest}"
 
 
-def headers_of(error: RequestError, status: int) -> dict[str, str]:
+def _retry_headers(error: RequestError, status: int) -> dict[str, str]:
     """Say when to come back, and whether to come back at all."""
     headers: dict[str, str] = {}
     if status in _ALWAYS_SAY_WHEN or error.retry_after_s > 0:
@@ -210,13 +312,3 @@ def headers_of(error: RequestError, status: int) -> dict[str, str]:
     if not error.retryable and (status in _SDK_RETRIES or status >= 500):
         headers["x-should-retry"] = "false"
     return headers
-
-
-def _invalid(error: InvalidFieldError, request_id: str) -> Answer:
-    detail = [FieldProblem(loc=error.loc, msg=error.text, type=error.type)]
-    return Answer(status=422, body=encode(Invalid(detail=detail, request_id=request_id)), headers={})
-
-
-def _simple(status: int, reason: str, text: str, request_id: str, headers: dict[str, str] | None = None) -> Answer:
-    body = encode(Problem(detail=text, reason=reason, request_id=request_id))
-    return Answer(status=status, body=body, headers=headers or {})

@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
-from .errors import Answer
 from .heads import Field, Head
 
 BODY_AHEAD_BYTES: Final = 64 << 10
@@ -50,21 +49,12 @@ class Wire(Protocol):
         ...
 
 
-def status_line(status: int) -> bytes:
-    """Write the first line of an answer."""
+def _status_line(status: int) -> bytes:
     phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus.__members__.values() else ""
     return f"HTTP/1.1 {status} {phrase}\r\n".encode()
 
 
-def whole(said: Answer, default_fields: Iterable[Field]) -> bytes:
-    """Write an answer that ends its connection, to a request that no app has seen."""
-    fields = [*default_fields, *((name.encode(), value.encode("latin-1")) for name, value in said.headers.items())]
-    head = b"".join(b"%s: %s\r\n" % field for field in fields)
-    end = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(said.body)
-    return status_line(said.status) + head + end + said.body
-
-
-_STATUS_LINES: Final = {status: status_line(status) for status in range(100, 600)}
+STATUS_LINES: Final = {status: _status_line(status) for status in range(100, 600)}
 
 
 class Exchange:
@@ -82,7 +72,7 @@ class Exchange:
         self._news = asyncio.Event()
         self._body = bytearray()
         self._waits_for_continue = head.expects_continue
-        self._begun = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
+        self._sent_ahead = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
         self._left: int | None = None  # bytes of an answer that has a length; None: it has none
         self._is_chunked = False
         self.has_whole_body = False
@@ -125,8 +115,8 @@ class Exchange:
         Every answer begins with the same letters, and a chunk's length may have zeros before it.
         """
         if not self.has_started:
-            byte = _VERSION[self._begun : self._begun + 1]
-            self._begun += len(byte)
+            byte = _VERSION[self._sent_ahead : self._sent_ahead + 1]
+            self._sent_ahead += len(byte)
             return byte
         return b"0" if self._is_chunked and not self.is_complete else b""
 
@@ -145,7 +135,7 @@ class Exchange:
             log.exception("an answer broke off")
             await self._fail()
         if not self.has_started:
-            self._note(_CLIENT_GONE)
+            self._log_access(_CLIENT_GONE)
 
     async def _fail(self) -> None:
         if self.is_complete:
@@ -153,10 +143,10 @@ class Exchange:
         if self.has_started or self.is_left:
             self._wire.cut_short()
             return
-        said = b"Internal Server Error"
-        fields = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(said)), (b"connection", b"close")]
+        body = b"Internal Server Error"
+        fields = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         self._start({"status": 500, "headers": fields})
-        self._continue({"body": said})
+        self._continue({"body": body})
 
     async def receive(self) -> Message:
         """Give the app the next piece of the body, or the news that its caller has left."""
@@ -186,13 +176,13 @@ class Exchange:
     def _start(self, message: Message) -> None:
         status: int = message["status"]
         self.has_started = True
-        self._note(status)
+        self._log_access(status)
         if self.is_left:
             return
         if self._waits_for_continue and not self.has_whole_body:
             self.keeps_alive = False  # it may send the body or not, so what comes next cannot be told
         self._waits_for_continue = False  # too late: it would stand within the answer
-        lines = [_STATUS_LINES[status][self._begun :]]
+        lines = [STATUS_LINES[status][self._sent_ahead :]]
         for name, value in (*self._default_fields, *message.get("headers", ())):
             lines.append(self._field(name.lower(), value))
         lines += self._frame(status)
@@ -248,7 +238,7 @@ class Exchange:
                 raise RuntimeError("an answer has another length than it said")
         return body
 
-    def _note(self, status: int) -> None:
+    def _log_access(self, status: int) -> None:
         if self._logs:
             query = b"?" + self._head.query if self._head.query else b""
             target = (self._head.raw_path + query).decode("ascii")

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from ..protocol.errors import PortableError
+from .errors import RefusedError
 
 MAX_HEAD_BYTES: Final = 64 << 10
 """Request line and fields. Browsers and proxies send a few KiB; the largest tokens and cookies in use are 16 KiB."""
@@ -28,15 +28,6 @@ _ONLY_ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"}
 _MAX_DIGITS: Final = 18
 """Of a Content-Length: an exabyte. Python refuses to read numbers that are much longer."""
 Field = tuple[bytes, bytes]
-
-
-class RefusedError(PortableError):
-    """A head, or the frame of a body, that gets an answer and the end of its connection."""
-
-    def __init__(self, status: int, reason: str, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.reason = reason
 
 
 @dataclass(slots=True)

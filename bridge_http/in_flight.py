@@ -2,8 +2,8 @@
 
 What a caller may say about a request beside its body stands in headers, for /infer and the OpenAI paths alike:
 `Idempotency-Key` makes equal requests one, `X-Request-Id` names it, `X-Request-Timeout` gives it another time than the
-settings do, `traceparent` goes along to the node. A caller who
-leaves ends the work at once; with an Idempotency-Key only after a while, since it may come back for the rest.
+settings do, `traceparent` goes along to the node. A caller who leaves ends the work at once; with an Idempotency-Key
+only after a while, since it may come back for the rest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .broker_client import BrokerClient, RequestHandle
 from .config import BridgeSettings
 from .errors import BadHeaderError
 from .metrics import Metrics
+from .request_body import unless_gone
 
 _MOST_BEGUN: Final = 4096
 """Requests with a key whose beginning is remembered, some 200 bytes each: about what a broker keeps of answers."""
@@ -38,10 +39,167 @@ _LEAST_S: Final = 0.001
 R = TypeVar("R")
 
 
-def name_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> bytes | None:
-    """Return what a request is called on the wire if its caller may send it again; None if it is like no other."""
+class InFlightRequest(Generic[R]):
+    """One request under way, as its caller sees it."""
+
+    def __init__(self, in_flight: InFlight, handle: RequestHandle[R], request: Request) -> None:
+        self._in_flight = in_flight
+        self._handle: RequestHandle[R] = handle
+        self._name = _name(request)
+        self._may_return = bool(idempotency_key(request))
+        self._began_at = time.monotonic()
+        self._first_s: float | None = None
+
+    async def whole(self, request: Request) -> R:
+        """Wait for the end, and stop waiting as soon as the caller leaves (ClientDisconnect)."""
+        try:
+            return await unless_gone(self.result(), request.receive)
+        finally:
+            self.close()
+
+    async def result(self) -> R:
+        """Wait for the end. Raises RequestError or ConnectError."""
+        try:
+            result = await self._handle.result()
+        except RequestError as error:
+            raise _out_of_time(error, self._in_flight.settings) from None
+        if isinstance(result, Result) and self._first_s is not None:
+            self._in_flight.metrics.streamed(result, self._first_s)
+        return result
+
+    async def next_chunk(self) -> Chunk | None:
+        """Wait for the next part of a stream; None at the end."""
+        try:
+            chunk = await self._handle.next_chunk()
+        except RequestError as error:
+            raise _out_of_time(error, self._in_flight.settings) from None
+        if self._first_s is None:
+            self._first_s = time.monotonic() - self._began_at
+        return chunk
+
+    def cancel(self) -> None:
+        """Give it up now, because its caller says so."""
+        self._handle.cancel()
+
+    def close(self) -> None:
+        """Note that nobody waits here any more: for its end, or because the caller has left."""
+        if not self._handle.done():
+            self._in_flight.metrics.left("waiting" if self._first_s is None else "streaming")
+        if self._may_return and not self._handle.done():
+            asyncio.get_running_loop().call_later(RETURN_S, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._in_flight.forget(self._name, self)
+        self._handle.cancel()  # nothing happens where it has ended
+
+
+class InFlight:
+    """Starts requests, and knows those under way by tenant and request id, so that they can be given up by name."""
+
+    def __init__(self, broker: BrokerClient, settings: BridgeSettings, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.settings = settings
+        self._broker = broker
+        self._under_way: dict[tuple[str, str], list[InFlightRequest[Any]]] = {}
+        self._begun: OrderedDict[bytes, int] = OrderedDict()
+
+    def generate(
+        self, task: Generate, request: Request, *, stream: bool, model: str | None = None, is_v1: bool = False
+    ) -> InFlightRequest[Result]:
+        """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
+
+        `is_v1`: by the locked contract, where the time of a whole answer is its whole time.
+        """
+        options = self._options(request, model or self.settings.default_model)
+        if is_v1 and not stream:
+            options["total_s"] = options.get("timeout_s")
+        return self._remember(self._broker.submit_task(task, stream=stream, rid=request.state.rid, **options), request)
+
+    def embed(self, task: Embed, request: Request, *, model: str | None = None) -> InFlightRequest[Embeddings]:
+        """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
+        options = self._options(request, model)
+        return self._remember(self._broker.submit_task(task, rid=request.state.rid, **options), request)
+
+    def begun_at(self, request: Request) -> int:
+        """Return when it was asked for first, in seconds since 1970: an answer given again is as old as it was."""
+        if not idempotency_key(request):
+            return int(time.time())
+        at = self._begun.setdefault(request.state.rid, int(time.time()))
+        if len(self._begun) > _MOST_BEGUN:
+            self._begun.popitem(last=False)
+        return at
+
+    def cancel(self, tenant: str, request_id: str) -> bool:
+        """Give up every request of that name; False if there is none here."""
+        found = self._under_way.get((tenant, request_id), [])
+        for pending in found:
+            pending.cancel()
+        return bool(found)
+
+    def forget(self, name: tuple[str, str], pending: InFlightRequest[R]) -> None:
+        """Drop a request that is over, or that nobody comes back for."""
+        here = self._under_way.get(name, [])
+        if pending in here:
+            here.remove(pending)
+        if not here:
+            self._under_way.pop(name, None)
+
+    def _remember(self, handle: RequestHandle[R], request: Request) -> InFlightRequest[R]:
+        pending = InFlightRequest(self, handle, request)
+        self._under_way.setdefault(_name(request), []).append(pending)
+        return pending
+
+    def _options(self, request: Request, model: str | None) -> CallOptions:
+        idempotency_key(request)  # one that cannot be meant is refused before anything is sent
+        options = CallOptions(
+            model=model,
+            timeout_s=asked_timeout_s(request, self.settings),
+            total_s=self.settings.request_total_timeout_s,
+            request_id=request.state.request_id,
+            traceparent=_traceparent(request),
+            retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
+        )
+        if request.state.tenant:
+            options["party"] = _party(request.state.tenant)
+        return options
+
+
+def _name(request: Request) -> tuple[str, str]:
+    return request.state.tenant, request.state.request_id
+
+
+def _party(tenant: str) -> str:
+    """Return for whom a request is, so that tenants wait in turn; the broker need not know their names."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:16]
+
+
+def _traceparent(request: Request) -> str | None:
+    """Return the trace context: of our own span, else the caller's. One that is too long is ignored, as W3C has it."""
+    given = getattr(request.state, "traceparent", "") or request.headers.get("traceparent", "")
+    return given if 0 < len(given) <= MAX_EXT_VALUE_CHARS else None
+
+
+def rid_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> bytes | None:
+    """Derive the name of a request on the wire from its Idempotency-Key; None without one, or one that is none.
+
+    It is the same at every bridge; other tenants' never meet it.
+    """
     key = headers.get("idempotency-key", "")
-    return rid_of(tenant, method, path, key) if _KEY.fullmatch(key) else None
+    if not _KEY.fullmatch(key):
+        return None
+    return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
+
+
+def idempotency_key(request: Request) -> str:
+    """Return the caller's key, or "". Raises BadHeaderError."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return ""
+    if not _KEY.fullmatch(key):
+        raise BadHeaderError("idempotency-key", "1 to 255 printable ASCII characters are meant")
+    return key
 
 
 def asked_timeout_s(request: Request, settings: BridgeSettings) -> float:
@@ -59,163 +217,9 @@ def _out_of_time(error: RequestError, settings: BridgeSettings) -> RequestError:
     """Name what would have given it more time."""
     if error.kind not in (ErrorKind.DEADLINE, ErrorKind.STALLED):
         return error
-    more = (
+    text = (
         f"{error.text}. REQUEST_TIMEOUT_SEC (--request-timeout) of this bridge is {settings.request_timeout_s:g} s; a "
         f"request may ask for up to {settings.max_request_timeout_s:g} s (--max-request-timeout) with the header "
         "X-Request-Timeout"
     )
-    return request_error(error.kind, more, request_id=error.request_id, resume_n=error.resume_n)
-
-
-def idempotency_key(request: Request) -> str:
-    """Return the caller's key, or "". Raises BadHeaderError."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return ""
-    if not _KEY.fullmatch(key):
-        raise BadHeaderError("idempotency-key", "1 to 255 printable ASCII characters are meant")
-    return key
-
-
-def _traceparent(request: Request) -> str | None:
-    """Return the trace context: of our own span, else the caller's. One that is too long is ignored, as W3C has it."""
-    given = getattr(request.state, "traceparent", "") or request.headers.get("traceparent", "")
-    return given if 0 < len(given) <= MAX_EXT_VALUE_CHARS else None
-
-
-def rid_of(tenant: str, method: str, path: str, key: str) -> bytes:
-    """Derive the name of a request on the wire from its key, the same at every bridge; other tenants' never meet it."""
-    return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
-
-
-def _party(tenant: str) -> str:
-    """Say for whom a request is, so that tenants wait in turn; the broker need not know their names."""
-    return hashlib.sha256(tenant.encode()).hexdigest()[:16]
-
-
-class InFlightRequest(Generic[R]):
-    """One request under way, as its caller sees it."""
-
-    def __init__(self, desk: InFlight, handle: RequestHandle[R], name: tuple[str, str], *, may_return: bool) -> None:
-        self._desk = desk
-        self._handle: RequestHandle[R] = handle
-        self._name = name
-        self._may_return = may_return
-        self._began_at = time.monotonic()
-        self._first_s: float | None = None
-
-    async def result(self) -> R:
-        """Wait for the end. Raises RequestError or ConnectError."""
-        try:
-            result = await self._handle.result()
-        except RequestError as error:
-            raise _out_of_time(error, self._desk.settings) from None
-        if isinstance(result, Result) and self._first_s is not None:
-            self._desk.metrics.streamed(result, self._first_s)
-        return result
-
-    async def next_chunk(self) -> Chunk | None:
-        """Wait for the next part of a stream; None at the end."""
-        try:
-            chunk = await self._handle.next_chunk()
-        except RequestError as error:
-            raise _out_of_time(error, self._desk.settings) from None
-        if self._first_s is None:
-            self._first_s = time.monotonic() - self._began_at
-        return chunk
-
-    def cancel(self) -> None:
-        """Give it up now, because its caller says so."""
-        self._handle.cancel()
-
-    def close(self) -> None:
-        """Note that nobody waits here any more: for its end, or because the caller has left."""
-        if not self._handle.done():
-            self._desk.metrics.left("waiting" if self._first_s is None else "streaming")
-        if self._may_return and not self._handle.done():
-            asyncio.get_running_loop().call_later(RETURN_S, self._end)
-        else:
-            self._end()
-
-    def _end(self) -> None:
-        self._desk.forget(self._name, self)
-        self._handle.cancel()  # nothing happens where it has ended
-
-
-class InFlight:
-    """Starts requests, and knows those under way by tenant and request id, so that they can be given up by name."""
-
-    def __init__(self, fleet: BrokerClient, settings: BridgeSettings, metrics: Metrics) -> None:
-        self.metrics = metrics
-        self._fleet = fleet
-        self.settings = settings
-        self._under_way: dict[tuple[str, str], list[InFlightRequest[Any]]] = {}
-        self._begun: OrderedDict[bytes, int] = OrderedDict()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._under_way.values()))
-
-    def generate(
-        self, task: Generate, request: Request, *, stream: bool, model: str | None = None, is_v1: bool = False
-    ) -> InFlightRequest[Result]:
-        """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
-
-        `is_v1`: by the locked contract, where the time of a whole answer is its whole time.
-        """
-        may_return = bool(idempotency_key(request))
-        options = self._options(request, model or self.settings.default_model)
-        if is_v1 and not stream:
-            options["total_s"] = options.get("timeout_s")
-        handle = self._fleet.submit_task(task, stream=stream, rid=request.state.rid, **options)
-        return self._remember(InFlightRequest(self, handle, self._name(request), may_return=may_return), request)
-
-    def embed(self, task: Embed, request: Request, *, model: str | None = None) -> InFlightRequest[Embeddings]:
-        """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
-        may_return = bool(idempotency_key(request))
-        handle = self._fleet.submit_task(task, rid=request.state.rid, **self._options(request, model))
-        return self._remember(InFlightRequest(self, handle, self._name(request), may_return=may_return), request)
-
-    def begun_at(self, request: Request) -> int:
-        """Return when it was asked for first, in seconds since 1970: an answer given again is as old as it was."""
-        if not idempotency_key(request):
-            return int(time.time())
-        at = self._begun.setdefault(request.state.rid, int(time.time()))
-        if len(self._begun) > _MOST_BEGUN:
-            self._begun.popitem(last=False)
-        return at
-
-    def cancel(self, tenant: str, request_id: str) -> bool:
-        """Give up every request of that name; False if there is none here."""
-        found = self._under_way.get((tenant, request_id), [])
-        for asked in found:
-            asked.cancel()
-        return bool(found)
-
-    def forget(self, name: tuple[str, str], asked: InFlightRequest[R]) -> None:
-        """Drop a request that is over, or that nobody comes back for."""
-        here = self._under_way.get(name, [])
-        if asked in here:
-            here.remove(asked)
-        if not here:
-            self._under_way.pop(name, None)
-
-    def _remember(self, asked: InFlightRequest[R], request: Request) -> InFlightRequest[R]:
-        self._under_way.setdefault(self._name(request), []).append(asked)
-        return asked
-
-    @staticmethod
-    def _name(request: Request) -> tuple[str, str]:
-        return request.state.tenant, request.state.request_id
-
-    def _options(self, request: Request, model: str | None) -> CallOptions:
-        options = CallOptions(
-            model=model,
-            timeout_s=asked_timeout_s(request, self.settings),
-            total_s=self.settings.request_total_timeout_s,
-            request_id=request.state.request_id,
-            traceparent=_traceparent(request),
-            retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
-        )
-        if request.state.tenant:
-            options["party"] = _party(request.state.tenant)
-        return options
+    return request_error(error.kind, text, request_id=error.request_id, resume_n=error.resume_n)

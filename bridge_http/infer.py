@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ..client.results import Chunk, Result
 from . import sse
-from .errors import Answer, BadHeaderError, Problem, answer, encode, problem
+from .errors import BadHeaderError, NotUnderWayError, json_response, problem
 from .in_flight import InFlight, InFlightRequest, idempotency_key
-from .replies import CLIENT_GONE, json_response
-from .request_body import BodyReader, unless_gone
-from .streaming import Events, EventStream
+from .request_body import BodyReader
 from .v1 import InferResponse, parse, to_task
 
 _EVENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}/(?P<delivered>[0-9]{1,9})")
-log = logging.getLogger(__name__)
 
 
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,39 +27,33 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["cancelled"] = "cancelled"
 
 
-class Infer:
-    """The endpoint."""
+async def post(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
+    """Answer POST /infer."""
+    request_id: str = request.state.request_id
+    body = await bodies.read(request)
+    is_stream = sse.wants_stream(request.headers.get("accept", ""))
+    delivered = delivered_before(request) if is_stream else 0
+    pending = in_flight.generate(to_task(parse(body)), request, stream=is_stream, is_v1=True)
+    del body  # it may be large, and the answer far away
+    if not is_stream:
+        result = await pending.whole(request)
+        return json_response(200, InferResponse(text=result.text, request_id=request_id))
+    return sse.EventStream(
+        _events(pending, request_id, delivered),
+        close=pending.close,
+        idle=lambda: sse.KEEP_ALIVE,  # a comment: the contract has no event for it
+        failure=lambda error: sse.event("error", problem(error, "/infer", request_id)),
+        request_id=request_id,
+    )
 
-    def __init__(self, desk: InFlight, bodies: BodyReader) -> None:
-        self._desk = desk
-        self._bodies = bodies
 
-    async def post(self, request: Request) -> Response:
-        """Answer POST /infer."""
-        request_id: str = request.state.request_id
-        try:
-            body = await self._bodies.read(request)
-            is_stream = sse.wants_stream(request.headers.get("accept", ""))
-            delivered = delivered_before(request) if is_stream else 0
-            asked = self._desk.generate(to_task(parse(body)), request, stream=is_stream, is_v1=True)
-            del body  # it may be large, and the answer far away
-            if is_stream:
-                return EventStream(_events(asked, request_id, delivered), asked.close, _Shape(request_id))
-            return json_response(200, encode(await _whole(asked, request)))
-        except ClientDisconnect:
-            log.info("client left before the answer", extra={"request_id": request_id})
-            return Response(status_code=CLIENT_GONE)
-        except Exception as error:  # noqa: BLE001 - whatever happened becomes the caller's answer
-            return refusal(error, request_id)
-
-    async def delete(self, request: Request) -> Response:
-        """Answer DELETE /infer/{request_id}: whoever waits for it gets 499."""
-        name: str = request.path_params["request_id"]
-        if self._desk.cancel(request.state.tenant, name):
-            return json_response(200, encode(Cancelled(request_id=name)))
+async def delete(in_flight: InFlight, request: Request) -> Response:
+    """Answer DELETE /infer/{request_id}: whoever waits for it gets 499."""
+    name: str = request.path_params["request_id"]
+    if not in_flight.cancel(request.state.tenant, name):
         text = f"no request {name[:128]!r} is under way at this bridge; it may be over, or run through another bridge"
-        said = Problem(detail=text, reason="not_under_way", request_id=request.state.request_id)
-        return json_response(404, encode(said))
+        raise NotUnderWayError(text)
+    return json_response(200, Cancelled(request_id=name))
 
 
 def delivered_before(request: Request) -> int:
@@ -80,26 +70,18 @@ def delivered_before(request: Request) -> int:
     return int(found["delivered"])
 
 
-async def _whole(asked: InFlightRequest[Result], request: Request) -> InferResponse:
-    try:
-        result = await unless_gone(asked.result(), request.receive)
-        return InferResponse(text=result.text, request_id=request.state.request_id)
-    finally:
-        asked.close()
-
-
-async def _events(asked: InFlightRequest[Result], request_id: str, delivered: int) -> Events:
+async def _events(pending: InFlightRequest[Result], request_id: str, delivered: int) -> sse.Events:
     """Yield a token event for each piece of text, and the v1 response at the end.
 
     An id says how many units its reader has then had: the tokens, and one more for text held back until the end. A
     reader that comes back is sent what is beyond that.
     """
     at = 0
-    while (chunk := await asked.next_chunk()) is not None:
+    while (chunk := await pending.next_chunk()) is not None:
         text, at = rest_of(chunk, delivered)
         if text:
             yield sse.event("token", {"text": text}, id_=f"{request_id}/{at}")
-    whole = InferResponse(text=(await asked.result()).text, request_id=request_id)
+    whole = InferResponse(text=(await pending.result()).text, request_id=request_id)
     yield sse.event("done", whole, id_=f"{request_id}/{at}")
 
 
@@ -111,32 +93,3 @@ def rest_of(chunk: Chunk, delivered: int) -> tuple[str, int]:
     at = chunk.index + len(chunk.token_ids)
     pieces: Sequence[str] = chunk.pieces[max(0, delivered - chunk.index) :]
     return "".join(pieces), at
-
-
-class _Shape:
-    """What failures look like in a stream of /infer."""
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-
-    def idle(self) -> bytes:
-        """Send a comment: the contract has no event for it."""
-        return sse.KEEP_ALIVE
-
-    def before(self, error: Exception) -> Answer:
-        """Answer with a status: nothing has been sent yet."""
-        return answer(error, self.request_id)
-
-    def within(self, error: Exception) -> bytes:
-        """End with an event: the status has gone out."""
-        return sse.event("error", problem(error, self.request_id))
-
-
-def refusal(error: Exception, request_id: str) -> Response:
-    """Answer with what went wrong, and log it."""
-    said = answer(error, request_id)
-    if said.status == 500:
-        log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
-    else:
-        log.info("answered %d: %s", said.status, error, extra={"request_id": request_id})
-    return json_response(said.status, said.body, said.headers)

@@ -1,4 +1,4 @@
-"""Bytes to JSON text, or the words of what is wrong: the same mistakes get the same answer on every path. Pure."""
+"""Reads and writes JSON; the same mistake in what came gets the same sentence on every path. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import msgspec
 
 from ..protocol.errors import PortableError
 
+MEDIA_TYPE: Final = "application/json; charset=utf-8"
+"""Windows PowerShell 5.1 guesses ISO-8859-1 without the charset."""
 _BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = "a lone surrogate is not a character; check that each \\ud83d is followed by its second half"
 _HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
@@ -19,11 +21,26 @@ _NEAR: Final = 12
 """So much of a stranger's words on each side is repeated to them."""
 _MOST_DIGITS: Final = 400
 """More digits than any double has before its point."""
+_LINE_ENDS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
 _decoder: Final = msgspec.json.Decoder()
+_encoder: Final = msgspec.json.Encoder()
 
 
 class NotJsonError(PortableError):
     """400: the bytes are not JSON in UTF-8."""
+
+
+def encode(value: object) -> bytes:
+    """Write JSON in UTF-8, without the three characters beyond ASCII that many a reader takes for the end of a line.
+
+    JSON and server-sent events allow them, but whoever reads a stream by `str.splitlines` (httpx's `iter_lines`,
+    `requests` with `decode_unicode`) would cut an event in two there.
+    """
+    encoded = _encoder.encode(value)
+    for character, escaped in _LINE_ENDS:
+        if character in encoded:
+            encoded = encoded.replace(character, escaped)
+    return encoded
 
 
 def read_value(body: bytes) -> object:

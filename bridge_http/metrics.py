@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ..client.results import Result
 from ..protocol.prometheus import FleetCollector
-from .health import SnapshotCache
+from .snapshot_cache import SnapshotCache
 
 REFUSED: Final = Counter(
     "zmqrt_http_refused", "Requests and connections refused before any path was looked at.", ["status"], registry=None
@@ -28,8 +28,8 @@ _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Metrics:
     """What this bridge counts, in a registry of its own."""
 
-    def __init__(self, watch: SnapshotCache) -> None:
-        self._watch = watch
+    def __init__(self, snapshots: SnapshotCache) -> None:
+        self._snapshots = snapshots
         self.registry = CollectorRegistry()
         own = self.registry
         path = ["path", "method"]
@@ -49,7 +49,7 @@ class Metrics:
         for stage in ("waiting", "streaming"):
             self._left.labels(stage)  # a series exists once it is named, and alerts want it from the start
         own.register(REFUSED)
-        own.register(FleetCollector(lambda: watch.latest))
+        own.register(FleetCollector(lambda: snapshots.latest))
 
     def answered(self, path: str, method: str, status: int, seconds: float) -> None:
         """Count an answer; `path` is a route, not what the client wrote."""
@@ -66,5 +66,5 @@ class Metrics:
 
     async def scrape(self, _request: Request) -> Response:
         """Answer GET /metrics; the fleet is asked at most once a second."""
-        await self._watch.health()
+        await self._snapshots.look()
         return Response(generate_latest(self.registry), media_type=MEDIA_TYPE)

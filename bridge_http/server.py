@@ -1,46 +1,121 @@
-"""uvicorn around the app: one listening socket, one loop, a drain at the end. Needs the extra `zmqrt[bridge]`."""
+"""uvicorn around the app: listening sockets, one loop, a drain at the end. Needs the extra `zmqrt[bridge]`.
+
+uvicorn brings the server, llhttp (httptools) the grammar, Starlette the routes. What they do by default is right for
+somebody, so every choice that they would make is made here on purpose and with its reason; a test goes through all
+parameters of `uvicorn.Config`, so that a new one is chosen too and not inherited.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import inspect
 import json
 import logging
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Callable
+from typing import Any, Final
 
 import click
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..client import AsyncClient
 from ..protocol.addresses import addresses_of, join_host
-from ..protocol.errors import ConfigurationError, ZmqrtError
+from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
 from .app import make_app
 from .config import BridgeSettings
-from .defaults import BACKLOG, uvicorn_config
+from .connection import protocol_for
+from .middleware import start_traces
+
+BACKLOG: Final = 2048
+"""Connections that wait to be accepted: a burst of clients comes at once, and the system caps it (somaxconn)."""
+
+UVICORN: Final[dict[str, tuple[object, str]]] = {
+    # Where: server.py hands over a socket that listens already, so that a busy port is one clear sentence.
+    "host": ("127.0.0.1", "not used; and if it ever were, loopback"),
+    "port": (0, "not used"),
+    "uds": (None, "not offered"),
+    "fd": (None, "not offered: systemd's socket would need the same checks of exposure as --host"),
+    "backlog": (BACKLOG, "as the socket was made with"),
+    "loop": ("auto", "uvloop where there is one: a third less time for each request"),
+    # What is spoken.
+    "http2": (False, "a proxy before the bridge speaks it; h2c is never taken, and asking for it does no harm"),
+    "ws": ("none", "nothing here is a WebSocket: an Upgrade is ignored, as any that is not known"),
+    "ws_max_size": (1, "not used"),
+    "ws_max_queue": (1, "not used"),
+    "ws_ping_interval": (None, "not used"),
+    "ws_ping_timeout": (None, "not used"),
+    "ws_per_message_deflate": (False, "not used"),
+    "ssl_keyfile": (None, "TLS ends at a proxy, docs/security.md"),
+    "ssl_certfile": (None, "as above"),
+    "ssl_keyfile_password": (None, "as above"),
+    "ssl_version": (ssl.PROTOCOL_TLS_SERVER, "not used"),
+    "ssl_cert_reqs": (ssl.CERT_NONE, "not used"),
+    "ssl_ca_certs": (None, "not used"),
+    "ssl_ciphers": (None, "not used"),
+    "ssl_context_factory": (None, "not used"),
+    # Whom to believe.
+    "proxy_headers": (False, "X-Forwarded-* from anybody would be believed"),
+    "forwarded_allow_ips": ("", "nobody; else uvicorn reads FORWARDED_ALLOW_IPS"),
+    "root_path": ("", "no link leads back here, so no path before ours matters"),
+    "headers": (None, "each answer says what it needs"),
+    "server_header": (False, "who attacks need not be told the version"),
+    "date_header": (True, "RFC 9110 6.6.1: an origin server with a clock sends it"),
+    # How long and how many: connection.py has the clocks and the limit.
+    "timeout_keep_alive": (120, "not read by our class of connections: --keep-alive-timeout is"),
+    "limit_concurrency": (
+        None,
+        "the broker's queue is the bound of requests, connection_limits.py that of connections",
+    ),
+    "limit_max_requests": (None, "a bridge that leaves by itself is a failure, not a cure for leaks"),
+    "limit_max_requests_jitter": (0, "not used"),
+    "h11_max_incomplete_event_size": (None, "h11 does not read here; heads.py has the bound"),
+    "timeout_notify": (30, "not used"),
+    "callback_notify": (None, "not used"),
+    "timeout_worker_healthcheck": (5, "not used"),
+    # What runs.
+    "interface": ("asgi3", "what make_app returns; to guess would look for a class"),
+    "factory": (False, "an app, not what makes one"),
+    "lifespan": ("off", "server.py starts and ends what the app needs"),
+    "workers": (1, "one loop; a second bridge is a second process with a port of its own. Else WEB_CONCURRENCY counts"),
+    "reload": (False, "not a place for development"),
+    "reload_dirs": (None, "not used"),
+    "reload_delay": (0.25, "not used"),
+    "reload_includes": (None, "not used"),
+    "reload_excludes": (None, "not used"),
+    "env_file": (None, "settings come from one place, and that is not uvicorn"),
+    "reset_contextvars": (False, "each exchange has a task of its own, and the bridge keeps nothing in such variables"),
+    # What is written.
+    "log_config": (None, "our own format, set already"),
+    "log_level": (None, "as above"),
+    "use_colors": (None, "as above"),
+}
+"""Value and reason. `app`, `http`, `access_log` and `timeout_graceful_shutdown` follow from the settings, below."""
+
+
+STARLETTE: Final[dict[str, tuple[object, str]]] = {
+    "debug": (False, "a traceback is nobody's answer"),
+    "middleware": (None, "app.py answers what endpoints raise; BaseHTTPMiddleware sees a disconnect late or never"),
+    "lifespan": (None, "server.py starts and ends what the app needs"),
+    "max_body_size": (None, "request_body.py counts while it reads, and its 413 names the setting"),
+    "redirect_slashes": (False, "app.py: a redirect names the scheme and host that the bridge sees, not its caller's"),
+    "default": (None, "app.py answers where there is no route, through its handler of exceptions"),
+}
+"""Of application and router, as app.py has them. Its `routes` and `exception_handlers` are its own."""
 
 
 def serve(settings: BridgeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, and finish what runs; a second Ctrl-C stops at once."""
-    flush_traces = _start_traces(settings)
+    flush_traces = start_traces(settings.traces)
     try:
         _serve(settings)
     finally:
         flush_traces()
-
-
-def _start_traces(settings: BridgeSettings) -> Callable[[], None]:
-    if settings.traces == "none":
-        return lambda: None
-    try:
-        from .traced import start
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error}; --traces needs: pip install 'zmqrt[trace]'") from None
-    return start(settings.traces)
 
 
 def _serve(settings: BridgeSettings) -> None:
@@ -59,6 +134,20 @@ def _serve(settings: BridgeSettings) -> None:
         listeners = [held.enter_context(listener) for listener in listen(settings)]
         server = _Server(config, ready_line(settings, listeners[0]))
         runner.run(_run(server, listeners, client))
+
+
+def uvicorn_config(app: ASGIApp, settings: BridgeSettings) -> uvicorn.Config:
+    """Return the server's whole configuration. What this version of uvicorn does not know yet is left out."""
+    known = inspect.signature(uvicorn.Config).parameters
+    chosen: dict[str, Any] = {name: value for name, (value, _) in UVICORN.items() if name in known}
+    return uvicorn.Config(
+        app,
+        http=protocol_for(settings),
+        access_log=settings.access_log,
+        # Open streams would be waited for forever.
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        **chosen,
+    )
 
 
 def listen(settings: BridgeSettings) -> list[socket.socket]:
@@ -110,21 +199,21 @@ def ready_line(settings: BridgeSettings, listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """A server that says when it serves."""
 
-    def __init__(self, config: uvicorn.Config, said: str) -> None:
+    def __init__(self, config: uvicorn.Config, ready_line: str) -> None:
         super().__init__(config)
-        self._said = said
+        self._ready_line = ready_line
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then print the ready line."""
         await super().startup(sockets)
-        click.echo(self._said)
+        click.echo(self._ready_line)
         sys.stdout.flush()
 
 
 async def _run(server: uvicorn.Server, listeners: list[socket.socket], client: AsyncClient) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn handles them, and raises the one that ended it once more afterwards: a drain is no failure.
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
     try:
         await server.serve(sockets=listeners)
     finally:

@@ -10,9 +10,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from ..protocol.errors import PortableError
 from ..protocol.faults import Fault, Word, find_fault
 from ..protocol.tasks import Generate
+from .errors import InvalidFieldError
 from .json_body import read_value
 
 DEFAULT_MAX_TOKENS: Final = 100
@@ -42,16 +42,6 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     api_version: Literal["v1"] = "v1"
     text: str
     request_id: str
-
-
-class InvalidFieldError(PortableError):
-    """422: JSON, but not this contract. `loc` leads to the field, `type` is a word for programs."""
-
-    def __init__(self, loc: tuple[str, ...], text: str, type_: str) -> None:
-        super().__init__(text)
-        self.loc = loc
-        self.text = text
-        self.type = type_
 
 
 def parse(body: bytes) -> InferRequest:

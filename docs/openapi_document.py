@@ -10,10 +10,9 @@ from typing import Any, Final
 import msgspec
 
 from zmqrt.bridge_http.errors import Invalid, Problem
-from zmqrt.bridge_http.health import Alive, Health
+from zmqrt.bridge_http.health import Alive, FleetHealth, FleetStatus
 from zmqrt.bridge_http.infer import Cancelled
 from zmqrt.bridge_http.openai import schema as s
-from zmqrt.bridge_http.status import FleetStatus
 from zmqrt.bridge_http.v1 import InferRequest, InferResponse
 
 _JSON: Final = "application/json"
@@ -79,7 +78,7 @@ _INFER_FAILURES: Final[dict[int, type]] = {
 _OPENAI_FAILURES: Final[dict[int, type]] = dict.fromkeys(
     (400, *_EVERYWHERE, 404, 408, 409, 413, 415, 429, 499, 500, 502, 503, 504), s.ErrorReply
 )
-_PROBE: Final[dict[int, type]] = {503: Health, 403: Problem}
+_PROBE: Final[dict[int, type]] = {503: FleetHealth, 403: Problem}
 _TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`; idle, a comment."
 _CHUNKS: Final = "Chunks as `data:` lines (empty ones while idle), then `[DONE]`; or a chunk with `error`."
 
@@ -153,9 +152,15 @@ OPERATIONS: Final = (
     ),
     *(
         Operation(
-            method="get", path=path, summary=text, tag="health", answers={200: Health}, failures=_PROBE, needs_key=False
+            method="get",
+            path=path,
+            summary=summary,
+            tag="health",
+            answers={200: FleetHealth},
+            failures=_PROBE,
+            needs_key=False,
         )
-        for path, text in (
+        for path, summary in (
             ("/health", "Whether requests are served now, and what the fleet looks like"),
             ("/readyz", "The same, for probes"),
             ("/startupz", "Whether a broker has answered since the bridge began"),

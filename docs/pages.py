@@ -163,6 +163,8 @@ def _setting(setting: Setting) -> str:
     shown = setting.show(setting.default)
     meaning = setting.declared.help.replace("|", "\\|")
     return f"| `{setting.name}` | `{flag}` | {names} | {f'`{shown}`' if shown else ''} | {meaning} |"
+
+
 def openapi_json() -> str:
     """Write the description that bridges serve at /openapi.json."""
     return json.dumps(openapi_document.document(), indent=1, ensure_ascii=False) + "\n"

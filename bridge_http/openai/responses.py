@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from ...client.results import Chunk, Embeddings, Result
 from ...protocol.tasks import TokenLogprobs
-from ..errors import encode
+from ..json_body import encode
 from . import schema as s
 
 _REPLACEMENT = "\ufffd"

@@ -74,7 +74,7 @@ def test_a_description_that_is_wrong_is_found(bridge: Process) -> None:
     silent = copy.deepcopy(DOCUMENT)
     del silent["paths"]["/infer"]["post"]["responses"]["422"]
     promising = copy.deepcopy(DOCUMENT)
-    promising["components"]["schemas"]["Health"]["required"].append("colour")
+    promising["components"]["schemas"]["FleetHealth"]["required"].append("colour")
 
     for described, method, path in ((silent, "post", "/infer"), (promising, "get", "/health")):
         with pytest.raises(BaseException, match=r"(?i)undocumented|schema|colour"):

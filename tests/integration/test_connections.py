@@ -17,15 +17,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from support.served import Address, Faceless, connect, read_all, read_until, say, serving, statuses
+from support.served import Address, connect, event_stream, read_all, read_until, say, serving, statuses
 from support.stack import eventually
-from zmqrt.bridge_http import clocks, connection, request_body
+from zmqrt.bridge_http import connection, connection_limits, request_body
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.defaults import uvicorn_config
-from zmqrt.bridge_http.errors import BodiesFullError, BodyTooSlowError
-from zmqrt.bridge_http.infer import refusal
+from zmqrt.bridge_http.errors import BodiesFullError, BodyTooSlowError, refusal
 from zmqrt.bridge_http.request_body import BodyReader, unless_gone
-from zmqrt.bridge_http.streaming import EventStream
+from zmqrt.bridge_http.server import uvicorn_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 GET = b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -66,7 +64,7 @@ class Served:
         except ClientDisconnect:
             return Response(status_code=499)
         except (BodyTooSlowError, BodiesFullError) as error:
-            return refusal(error, "r")
+            return refusal(error, "/infer", "r")
         finally:
             self._running -= 1
 
@@ -93,7 +91,7 @@ class Served:
     async def stream(self, request: Request) -> Response:
         """Answer with one event when the gate opens, and another."""
         await request.body()
-        return EventStream(self._events(), self._close, Faceless())
+        return event_stream(self._events(), self._close)
 
     async def _events(self) -> AsyncGenerator[bytes]:
         yield b"data: 1\n\n"
@@ -230,7 +228,7 @@ def test_a_caller_who_ends_its_sending_half_gets_the_whole_answer(
     served: Served, address: Address, path: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As netcat and socat do. Bytes sent to see whether it is there are part of the answer, however late that is."""
-    monkeypatch.setattr(clocks, "_PROBES_S", (0.01,) * 20)
+    monkeypatch.setattr(connection_limits, "_PROBES_S", (0.01,) * 20)
     threading.Timer(0.5, served.gate.set).start()
     said = say(address, post(path, b"abc"), half_close=True)
 

@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from support.served import Address, Faceless, connect, read_all
+from support.served import Address, connect, event_stream, read_all
 from support.served import serving as serving_app
 from support.stack import eventually
-from zmqrt.bridge_http.streaming import EventStream
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +27,7 @@ class Served:
 
     async def pour(self, _request: Request) -> Response:
         """Answer with more than any buffer holds."""
-        return EventStream(self._events(), self._close, Faceless())
+        return event_stream(self._events(), self._close)
 
     async def hello(self, _request: Request) -> Response:
         """Answer at once."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 
 from support.stack import eventually
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.defaults import uvicorn_config
-from zmqrt.bridge_http.errors import Answer
+from zmqrt.bridge_http.server import uvicorn_config
+from zmqrt.bridge_http.sse import Events, EventStream
 
 Address = tuple[str, int]
 
@@ -43,22 +43,13 @@ def serving(app: ASGIApp, **settings: Any) -> Generator[Address]:
             thread.join()
 
 
-class Faceless:
-    """The face of a stream that is of no API: it idles, and whatever goes wrong is raised."""
+def event_stream(events: Events, close: Callable[[], None]) -> EventStream:
+    """Stream events of no API: it idles by a comment, and whatever goes wrong is raised."""
 
-    request_id = "r"
-
-    def idle(self) -> bytes:
-        """Return a comment."""
-        return b": idle\n"
-
-    def before(self, error: Exception) -> Answer:
-        """Not asked for here."""
+    def failure(error: Exception) -> bytes:
         raise error
 
-    def within(self, error: Exception) -> bytes:
-        """Not asked for here."""
-        raise error
+    return EventStream(events, close=close, idle=lambda: b": idle\n", failure=failure)
 
 
 def connect(address: Address) -> socket.socket:

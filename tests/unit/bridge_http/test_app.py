@@ -9,7 +9,7 @@ import pytest
 
 from support.asgi import call, exchange, infer
 from support.fake_fleet import EMPTY, FakeFleet
-from zmqrt.bridge_http import sse, streaming
+from zmqrt.bridge_http import sse
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.protocol.errors import ConnectError, ErrorKind, request_error
@@ -176,12 +176,12 @@ def test_a_reader_who_leaves_a_stream_cancels_it() -> None:
 def test_an_idle_stream_is_kept_alive() -> None:
     """Proxies cut what is silent for long."""
 
-    async def slow() -> streaming.Events:
+    async def slow() -> sse.Events:
         await asyncio.sleep(0.05)
         yield b"event"
 
     async def scenario() -> list[bytes]:
-        return [piece async for piece in streaming.kept_alive(slow(), lambda: b": idle\n", every_s=0.01)]
+        return [piece async for piece in sse.kept_alive(slow(), lambda: b": idle\n", every_s=0.01)]
 
     pieces = asyncio.run(scenario())
     assert pieces[0] == b": idle\n"

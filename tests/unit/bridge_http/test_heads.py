@@ -2,7 +2,8 @@
 
 import pytest
 
-from zmqrt.bridge_http.heads import MAX_FIELDS, MAX_HEAD_BYTES, RefusedError, end_of_head, read_head
+from zmqrt.bridge_http.errors import RefusedError
+from zmqrt.bridge_http.heads import MAX_FIELDS, MAX_HEAD_BYTES, end_of_head, read_head
 
 HOST = b"host: localhost\r\n"
 

@@ -10,7 +10,7 @@ from support.asgi import Exchange, call
 from support.fake_fleet import EMPTY, FakeFleet, node
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.health import PATIENCE_S, SnapshotCache
+from zmqrt.bridge_http.snapshot_cache import PATIENCE_S, SnapshotCache
 from zmqrt.bridge_http.static_files import FILES, POLICY
 from zmqrt.protocol.errors import ConnectError
 from zmqrt.protocol.snapshot import Snapshot

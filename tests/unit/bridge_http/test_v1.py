@@ -2,8 +2,9 @@
 
 import pytest
 
+from zmqrt.bridge_http.errors import InvalidFieldError
 from zmqrt.bridge_http.json_body import NotJsonError
-from zmqrt.bridge_http.v1 import InferRequest, InvalidFieldError, parse, to_task
+from zmqrt.bridge_http.v1 import InferRequest, parse, to_task
 from zmqrt.protocol.tasks import Generate
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zmqrt.bridge_http.connection_limit import ConnectionLimit, most_connections
+from zmqrt.bridge_http.connection_limits import ConnectionLimit, most_connections
 
 
 class Seat:
@@ -22,8 +22,8 @@ def test_who_has_idled_longest_makes_room_for_a_newcomer() -> None:
     busy, older, newer = Seat(), Seat(), Seat()
     for one in (busy, older, newer):
         assert limit.admit(one)
-        limit.idles(one)
-    limit.works(busy)
+        limit.mark_idle(one)
+    limit.mark_busy(busy)
 
     assert limit.admit(Seat())
     assert [one.is_gone for one in (busy, older, newer)] == [False, True, False]
@@ -39,7 +39,7 @@ def test_among_the_busy_there_is_no_room_until_one_leaves(caplog: pytest.LogCapt
     assert not any(limit.admit(Seat()) for _ in range(100))
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "--max-connections" in caplog.text
-    limit.leave(first)
+    limit.remove(first)
     assert limit.admit(Seat())
 
 

@@ -9,7 +9,7 @@ from starlette.routing import Router
 
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.connection import HttpConnection
-from zmqrt.bridge_http.defaults import STARLETTE, UVICORN, uvicorn_config
+from zmqrt.bridge_http.server import STARLETTE, UVICORN, uvicorn_config
 
 FROM_SETTINGS = {"app", "http", "access_log", "timeout_graceful_shutdown"}
 
@@ -18,8 +18,8 @@ def test_every_parameter_of_the_server_is_chosen() -> None:
     """One that a new version brings is seen here, and not by whoever attacks it."""
     known = set(inspect.signature(uvicorn.Config).parameters)
 
-    assert known - FROM_SETTINGS <= set(UVICORN), "choose what is new in bridge_http/defaults.py, and say why"
-    assert set(UVICORN) - known == set(), "this is gone: delete it in bridge_http/defaults.py"
+    assert known - FROM_SETTINGS <= set(UVICORN), "choose what is new in bridge_http/server.py, and say why"
+    assert set(UVICORN) - known == set(), "this is gone: delete it in bridge_http/server.py"
 
 
 def test_every_parameter_of_the_routes_is_chosen() -> None:
