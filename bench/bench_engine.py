@@ -1,6 +1,6 @@
-"""Tokens per second of the `generate` engine, beside transformers' continuous batching and static batches.
+"""Tokens per second of the `generate` engine, beside static batches of transformers' `generate`.
 
-All three run the same weights in this one process, in float32 on one thread, in turn. The load is a closed one: so many
+Both run the same weights in this one process, in float32 on one thread, in turn. The load is a closed one: so many
 requests at a time, until all have been answered. docs/benchmarks.md says how to read the figures.
 """
 
@@ -98,12 +98,11 @@ def run_static(model: Any, requests: Sequence[TokenRequest], at_once: int) -> in
 
 
 def load(path: Path, slots: int) -> tuple[dict[str, Run], int]:
-    """Load the model three times over."""
+    """Load the model twice."""
     import torch
 
-    from zmqrt.worker.engines.cb_loop import untyped
-    from zmqrt.worker.engines.generate.load import factory as ours
-    from zmqrt.worker.engines.transformers_cb import factory as continuous
+    from zmqrt.worker.engines.generate.factory import factory as ours
+    from zmqrt.worker.engines.generate.hf_loader import untyped
 
     def spec(engine: str, **options: str) -> EngineSpec:
         return EngineSpec(
@@ -122,12 +121,10 @@ def load(path: Path, slots: int) -> tuple[dict[str, Run], int]:
     torch.set_num_threads(1)
     # Prompts are random and never come twice in a run, but they do in the next one: prefixes would be found there.
     slot_engine = ours(spec("generate", reuse="0"), lambda _phase, _percent: None)
-    cb_engine = continuous(spec("transformers"), lambda _phase, _percent: None)
     model = untyped("transformers").AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     runs: dict[str, Run] = {
         "generate": lambda requests, at_once: run_engine(slot_engine, requests, at_once),
-        "continuous": lambda requests, at_once: run_engine(cb_engine, requests, at_once),
         "static": lambda requests, at_once: run_static(model, requests, min(at_once, _STATIC_BATCH)),
     }
     return runs, int(model.get_input_embeddings().weight.shape[0])
@@ -175,7 +172,7 @@ def main(*, model: str, depths: tuple[int, ...], count: int, rounds: int, seed: 
     files = resolve(model, progress=lambda _phase, _percent: None)
     runs, vocabulary = load(files.path, max(depths))
     table = Table(title=f"{model}, float32, one thread: tokens/s (median of {rounds}, lowest to highest)")
-    for name in ("at once", *runs, "/ continuous", "/ static"):
+    for name in ("at once", *runs, "/ static"):
         table.add_column(name, justify="right")
     all_rates: dict[str, dict[str, list[float]]] = {}
     for at_once in depths:
@@ -183,7 +180,7 @@ def main(*, model: str, depths: tuple[int, ...], count: int, rounds: int, seed: 
         rates = all_rates[str(at_once)] = measure(runs, requests, at_once, rounds)
         cells = [f"{statistics.median(one):.1f} ({min(one):.1f} to {max(one):.1f})" for one in rates.values()]
         over = ratios(rates)
-        table.add_row(str(at_once), *cells, f"{over['continuous']:.2f}", f"{over['static']:.2f}")
+        table.add_row(str(at_once), *cells, f"{over['static']:.2f}")
     Console(width=max(120, Console().width)).print(table)
     report = Report(
         command=" ".join(["python", *sys.argv]),

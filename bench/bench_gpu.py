@@ -2,7 +2,7 @@
 
 At small batches a step has to read every weight once, and the keys and values of every sequence once: that many bytes
 over the bandwidth that a plain copy reaches in the same run is the shortest a step can take, and the share of it that a
-step gets is what is printed. Beside it the same load on transformers' own continuous batching. docs/benchmarks.md says
+step gets is what is printed. docs/benchmarks.md says
 how to read the figures. Random weights speak nonsense; they are as fast as others.
 """
 
@@ -67,8 +67,6 @@ class ShapeReport(msgspec.Struct, frozen=True):
     flash_difference: dict[str, float]
     steps: list[StepTime]
     without: dict[str, StepTime]
-    continuous_tokens_per_s: float | None
-    continuous_batch: int
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -116,7 +114,7 @@ def build(shape: str, device: str, context: int) -> Any:  # noqa: ANN401 - trans
     """Make a random model where it will run."""
     import torch
 
-    from zmqrt.worker.engines.cb_loop import untyped
+    from zmqrt.worker.engines.generate.hf_loader import untyped
 
     transformers = untyped("transformers")
     vocabulary, width, mlp, layers, heads, kv_heads, size, is_tied = SHAPES[shape]
@@ -232,7 +230,7 @@ class Bench:
         self._steps = steps
         self._new_tokens = steps + 4 * _WARM_UP_STEPS + max(batches)
 
-    def run(self, shape: str, *, with_continuous: bool) -> ShapeReport:
+    def run(self, shape: str) -> ShapeReport:
         """Build the model, run it by transformers, then take its weights and run it ourselves."""
         import torch
 
@@ -242,20 +240,14 @@ class Bench:
         weights = sum(one.numel() * one.element_size() for one in model.parameters())
         if not SHAPES[shape][-1]:  # of the embedding a step reads a few rows; the head is another matrix
             weights -= model.get_input_embeddings().weight.numel() * model.dtype.itemsize
-        batch = min(32, max(self._batches))
-        rate = None
-        if with_continuous:
-            with telling(f"{shape}: transformers' continuous batching, {batch} at once"):
-                rate = self._continuous(model, batch)
-            model.set_attn_implementation("sdpa")
-        report = self._ours(shape, model, weights, rate, batch)
+        report = self._ours(shape, model, weights)
         del model
         gc.collect()
         if self._machine.device.startswith("cuda"):
             torch.cuda.empty_cache()
         return report
 
-    def _ours(self, shape: str, model: Any, weights: int, rate: float | None, batch: int) -> ShapeReport:  # noqa: ANN401
+    def _ours(self, shape: str, model: Any, weights: int) -> ShapeReport:  # noqa: ANN401
         from zmqrt.worker.engines.generate import flash
         from zmqrt.worker.engines.generate.llama import LlamaDecoder
         from zmqrt.worker.engines.generate.ops import TorchOps
@@ -286,7 +278,7 @@ class Bench:
                 [without["graphs"]] = timed(self._batches[:1], graphs=False)
                 decoder.operations = TorchOps()
                 [without["kernels"]] = timed(self._batches[:1], graphs=True)
-        return ShapeReport(shape, way, difference, steps, without, rate, batch)
+        return ShapeReport(shape, way, difference, steps, without)
 
     def _time(
         self,
@@ -340,28 +332,6 @@ class Bench:
         gc.collect()
         return found
 
-    def _continuous(self, model: Any, batch: int) -> float:  # noqa: ANN401 - transformers' models are untyped
-        """Return the tokens per second of transformers' own batching once all sequences decode."""
-        from zmqrt.worker.engines.cb_loop import Pool
-        from zmqrt.worker.engines.transformers_cb import TransformersEngine
-
-        model.set_attn_implementation("paged|sdpa")
-        blocks = batch * -(-(self._context + self._new_tokens) // 256) + 2
-        pool = Pool(slots=batch, block_tokens=256, blocks=blocks, chunk_tokens=1024)
-        engine = TransformersEngine(model, pool=pool, context=self._context + self._new_tokens, eos_ids=[])
-        fill(engine, batch, self._context, self._new_tokens, int(model.config.vocab_size))
-        for _ in range(_WARM_UP_STEPS):
-            engine.poll(1.0)
-        steps = max(4, self._steps // 4)
-        made = 0
-        began = time.perf_counter()
-        for _ in range(steps):
-            made += sum(len(event.token_ids) for event in engine.poll(1.0))
-        _settle(self._machine.device)
-        rate = made / (time.perf_counter() - began)
-        engine.close()
-        return rate
-
 
 def best_operations(dtype: Any, device: str) -> tuple[Any, str | None]:  # noqa: ANN401 - torch's type, our operations
     """Return the operations that an engine would take on this device, and why not the kernels."""
@@ -405,13 +375,6 @@ def show(report: Report) -> None:
         console.print(table)
         for name, step in one.without.items():
             console.print(f"batch {step.batch} without {name}: {step.step_ms:.2f} ms")
-        if one.continuous_tokens_per_s is not None:
-            ours = next(step for step in one.steps if step.batch >= one.continuous_batch)
-            over = ours.tokens_per_s / one.continuous_tokens_per_s
-            rate = f"{one.continuous_tokens_per_s:.0f} tokens/s"
-            console.print(
-                f"transformers' continuous batching, {one.continuous_batch} at once: {rate}; ours {over:.2f}x"
-            )
         for name, value in one.flash_difference.items():
             console.print(f"flash attention, {name}: at most {value:.2g} from the definition")
     for name, value in report.kernel_differences.items():
@@ -431,11 +394,8 @@ def _version(name: str) -> str:
 @click.option("--batches", default="1,8,32,64,128", show_default=True, help="Sequences at once.")
 @click.option("--context", default=1024, show_default=True, help="Tokens that each has before it is measured.")
 @click.option("--steps", default=64, show_default=True, help="Steps measured of each batch.")
-@click.option(
-    "--continuous/--no-continuous", default=True, show_default=True, help="Beside transformers' own batching."
-)
 @click.option("--save", is_flag=True, help="Write to bench/results/, which git keeps, not to bench/out/.")
-def main(*, device: str, shapes: str, batches: str, context: int, steps: int, continuous: bool, save: bool) -> None:
+def main(*, device: str, shapes: str, batches: str, context: int, steps: int, save: bool) -> None:
     """Measure decode steps on a GPU against the bandwidth of its memory, in one run of a few minutes."""
     import torch
 
@@ -455,7 +415,7 @@ def main(*, device: str, shapes: str, batches: str, context: int, steps: int, co
         copy_bytes_per_s=machine.bytes_per_s,
         context=context,
         kernel_differences=kernel_differences(device),
-        shapes=[bench.run(shape, with_continuous=continuous) for shape in shapes.split(",")],
+        shapes=[bench.run(shape) for shape in shapes.split(",")],
     )
     show(report)
     folder = HERE / ("results" if save else "out")

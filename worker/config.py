@@ -15,7 +15,6 @@ from ..protocol.tasks import DEFAULT_MAX_TOKENS
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7556"
 DEFAULT_MODEL: Final = "smollm2-135m"
 _MOCK_SLOTS: Final = 32
-_OUR_ENGINES: Final = ("generate", "transformers")
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
 
 
@@ -64,7 +63,7 @@ class WorkerSettings(CommonSettings):
     engine: str = setting(
         "auto",
         metavar="NAME|MODULE:FACTORY",
-        help="generate, transformers, mock, an installed engine, or your own factory.",
+        help="generate, mock, an installed engine, or your own factory.",
     )
     engine_opt: tuple[str, ...] = setting((), metavar="KEY=VALUE", help="Option for the engine; may be repeated.")
     device: str = setting("auto", choices=("auto", "cpu", "cuda"), help="Kind of devices to use.")
@@ -127,7 +126,7 @@ class WorkerSettings(CommonSettings):
             return self.slots
         if self.engine_name == "mock":
             return max(_MOCK_SLOTS, -(-self.node_max_capacity // 2))
-        return self.batch_max_size if self.engine_name == "transformers" else 0
+        return 0
 
     @property
     def model_to_load(self) -> str | None:
@@ -139,7 +138,7 @@ class WorkerSettings(CommonSettings):
     @property
     def is_our_engine(self) -> bool:
         """Whether an engine of ours generates text with a model's files; one of one's own may do anything with them."""
-        return self.engine_name in _OUR_ENGINES
+        return self.engine_name == "generate"
 
     @property
     def service(self) -> str:

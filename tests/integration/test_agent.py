@@ -317,7 +317,7 @@ def test_embeddings_come_from_the_second_service(shared: HandBroker) -> None:
 
 def test_a_model_that_does_not_exist_ends_the_node_with_its_name(tmp_path: Path, broker: HandBroker) -> None:
     """Exit 1 and a sentence; the broker hears of it."""
-    with node(tmp_path, [broker], "--device", "cpu", "--model", "no-such-model", engine="transformers") as process:
+    with node(tmp_path, [broker], "--device", "cpu", "--model", "no-such-model", engine="generate") as process:
         broker.until(lambda: broker.all(m.Leave))
         code = process.wait()
 

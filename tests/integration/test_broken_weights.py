@@ -11,10 +11,8 @@ from support import broken_models as broken
 from support.engines import alone, ask
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import CannotLoadError, EngineSpec
-from zmqrt.worker.engines.cb_load import load
-from zmqrt.worker.engines.cb_loop import untyped
-from zmqrt.worker.engines.generate.load import factory
-from zmqrt.worker.engines.transformers_cb import factory as transformers_factory
+from zmqrt.worker.engines.generate.factory import factory
+from zmqrt.worker.engines.generate.hf_loader import load, untyped
 
 pytestmark = pytest.mark.integration
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -25,10 +23,10 @@ def silent(_phase: object, _percent: float) -> None:
     """Report to nobody."""
 
 
-def spec(folder: Path, engine: str = "generate", **options: str) -> EngineSpec:
+def spec(folder: Path, **options: str) -> EngineSpec:
     """Describe an engine on CPU."""
     return EngineSpec(
-        engine=engine,
+        engine="generate",
         model="tiny",
         model_path=str(folder),
         device="cpu",
@@ -56,19 +54,16 @@ def model(whole: Path, tmp_path: Path) -> Path:
 def refused(folder: Path, words: str) -> None:
     """Expect that a model is refused for good."""
     with pytest.raises(CannotLoadError, match=words):
-        load(spec(folder), silent, attention="sdpa")
+        load(spec(folder), silent)
 
 
-@pytest.mark.parametrize("path", ["auto", "fused", "modules", "transformers", "continuous batching"])
+@pytest.mark.parametrize("path", ["auto", "fused", "modules"])
 def test_a_missing_tensor_is_refused_on_every_path(model: Path, path: str) -> None:
     """Transformers fills it with random numbers; nobody would see that."""
     broken.drop(model, UP)
 
-    is_own = path != "continuous batching"
-    make = factory if is_own else transformers_factory
-
     with pytest.raises(CannotLoadError, match=rf"lacks 1 tensor .*: {UP}; random numbers"):
-        make(spec(model, path=path) if is_own else spec(model, "transformers"), silent)
+        factory(spec(model, path=path), silent)
 
 
 def test_too_few_layers_and_too_many_are_refused(model: Path) -> None:

@@ -12,7 +12,7 @@ from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.load import factory
+from zmqrt.worker.engines.generate.factory import factory
 
 pytestmark = pytest.mark.integration
 CHUNK = 32

@@ -19,12 +19,12 @@ import torch
 from support.engines import ask, requests_of_all_kinds, run
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
-from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.generate.attention import Attention, AttentionShape
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.flash import Layout, Operation, difference, plain, why_not
 from zmqrt.worker.engines.generate.hf_decoder import HfDecoder
+from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
 from zmqrt.worker.engines.generate.schedule import SchedulerLimits
 from zmqrt.worker.engines.generate.torch_runner import Decoder, TorchRunner

@@ -1,4 +1,4 @@
-"""The `generate` engine with real arithmetic: the same tokens as `generate` one by one and as continuous batching."""
+"""The `generate` engine with real arithmetic: the same tokens as transformers computes them one by one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
+from support.engines import Outcome, ask, drawn_one_by_one, prompt, requests_of_all_kinds, run
+from support.reference_sampling import keep_likely
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import CannotLoadError, EngineSpec, SamplingParams, TokenEngine, TokenEvent, TokenRequest
-from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.generate.attention import PoolAttention
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.load import factory
-from zmqrt.worker.engines.generate.self_test import SelfTestError
-from zmqrt.worker.engines.transformers_cb import TransformersEngine
-from zmqrt.worker.engines.transformers_cb import factory as transformers_factory
+from zmqrt.worker.engines.generate.factory import factory
+from zmqrt.worker.engines.generate.hf_loader import untyped
+from zmqrt.worker.engines.generate.llama import LlamaDecoder
 
 pytestmark = pytest.mark.integration
 BLOCK = 32
@@ -103,11 +102,12 @@ def test_greedy_equals_generate_one_by_one(make: Make, model_path: Path, path: s
 
 
 def test_every_way_of_running_a_model_draws_the_same(make: Make, model_path: Path) -> None:
-    """Fused, by modules, and by continuous batching; all at once, alone, one by one, in a pool too small for all."""
+    """Fused and by modules; all at once, alone, one by one, in a pool too small for all: as the reference draws."""
+    import torch
+
     requests = requests_of_all_kinds(8, vocabulary=256, tokens=24)
-    continuous = transformers_factory(spec(model_path), lambda _phase, _percent: None)
-    right = ids_of(run(continuous, requests))
-    continuous.close()
+    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    right = {request.ticket: drawn_one_by_one(oracle, request) for request in requests}
 
     for path in PATHS:
         engine = make(path=path)
@@ -217,16 +217,18 @@ def test_many_requests_a_third_of_them_cancelled_leave_nothing(make: Make) -> No
 
 def test_logprobs_are_those_of_the_model(make: Make, model_path: Path) -> None:
     """Before temperature, bias and noise; the likeliest and the drawn one."""
+    import torch
+
     request = ask(sampling=SamplingParams(temperature=1.2, seed=4, logprobs=3))
-    continuous = transformers_factory(spec(model_path), lambda _phase, _percent: None)
-    right = run(continuous, [request])[1].logprobs
-    continuous.close()
+    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
 
-    got = run(make(), [request])[1].logprobs
+    outcome = run(make(), [request])[1]
 
-    assert [sorted(one) for one in got] == [sorted(one) for one in right]
-    for one, other in zip(got, right, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+    ids = torch.tensor([[*request.prompt_ids, *outcome.token_ids]])
+    right = oracle(input_ids=ids).logits.detach()[0, len(request.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+    for row, token, report in zip(right, outcome.token_ids, outcome.logprobs, strict=True):
+        assert set(report) == {token, *row.topk(3).indices.tolist()}
+        assert report == pytest.approx({one: float(row[one]) for one in report}, abs=1e-4)
 
 
 # --- other architectures ---------------------------------------------------------------------------------------------
@@ -262,7 +264,6 @@ def config_of(kind: str, **fields: object) -> Any:
         ("llama", {"mlp_bias": True}, "modules"),
         ("phi", {}, "modules"),
         ("gemma", {"head_dim": 16}, "modules"),
-        ("mistral", {"sliding_window": 16}, "transformers"),
     ],
 )
 def test_each_architecture_takes_its_way_and_is_right(
@@ -282,23 +283,61 @@ def test_each_architecture_takes_its_way_and_is_right(
         engine = factory(spec(tmp_path, max_model_len=0), lambda _phase, _percent: None)
 
     assert f"runs on the path {path!r}" in caplog.text
-    assert isinstance(engine, TransformersEngine if path == "transformers" else GenerateEngine)
     ids = torch.tensor([request.prompt_ids])
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
     assert run(engine, [request])[1].token_ids == output[0, 40:].tolist()
     engine.close()
 
 
-def test_a_model_that_nothing_here_can_run_is_refused(tmp_path: Path) -> None:
-    """While it loads, with the reason."""
-    untyped("transformers").AutoModelForCausalLM.from_config(config_of("stablelm")).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        ("stablelm", {}, r"its attention cannot be replaced .model type stablelm."),
+        ("mistral", {"sliding_window": 16}, r"its layers are not all plain attention .*sliding_attention.*"),
+        ("gemma2", {"head_dim": 16}, r"its layers are not all plain attention .*sliding_attention.*model type gemma2"),
+    ],
+)
+def test_a_model_that_nothing_here_can_run_is_refused(
+    tmp_path: Path, kind: str, fields: dict[str, Any], words: str
+) -> None:
+    """While it loads, with the reason, what is run here, and on no path that one may ask for."""
+    untyped("transformers").AutoModelForCausalLM.from_config(config_of(kind, **fields)).save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match="tiny-random cannot be run here: its attention cannot be replaced"):
-        factory(spec(tmp_path, max_model_len=0), lambda _phase, _percent: None)
+    for path in ("auto", *PATHS):
+        with pytest.raises(CannotLoadError, match=f"tiny-random cannot be run here: {words}.*zmqrt runs decoders"):
+            factory(spec(tmp_path, max_model_len=0, path=path), lambda _phase, _percent: None)
+
+
+def test_the_fused_decoder_is_not_forced_on_another_architecture(tmp_path: Path) -> None:
+    """It is refused with the reason, and with what to do."""
+    untyped("transformers").AutoModelForCausalLM.from_config(config_of("phi")).save_pretrained(tmp_path)
+
+    with pytest.raises(CannotLoadError, match=r"path=fused: model type phi is none of llama.* runs on 'modules'"):
+        factory(spec(tmp_path, max_model_len=0, path="fused"), lambda _phase, _percent: None)
+
+
+def test_limits_keep_the_sets_that_transformers_keeps() -> None:
+    """top-k, top-p and min-p mean what `generate` means by them."""
+    import numpy as np
+    import torch
+
+    logits_process = untyped("transformers.generation.logits_process")
+    logits = np.random.RandomState(0).standard_normal(500).astype(np.float32) * 2
+    warpers: list[tuple[SamplingParams, Any]] = [
+        (SamplingParams(top_k=7), logits_process.TopKLogitsWarper(7)),
+        (SamplingParams(top_p=0.8), logits_process.TopPLogitsWarper(0.8)),
+        (SamplingParams(min_p=0.05), logits_process.MinPLogitsWarper(0.05)),
+    ]
+    for sampling, warper in warpers:
+        theirs = warper(None, torch.tensor(logits)[None])[0]
+
+        assert (np.isfinite(keep_likely(logits, sampling)) == torch.isfinite(theirs).numpy()).all()
 
 
 def test_what_it_does_not_know_is_refused(model_path: Path) -> None:
-    """A misspelt option is an error that lists the right ones."""
+    """A misspelt option or type is an error that lists the right ones."""
+    with pytest.raises(CannotLoadError, match="int3"):
+        factory(msgspec.structs.replace(spec(model_path), dtype="int3"), lambda _phase, _percent: None)
     with pytest.raises(ValueError, match="chnk"):
         factory(spec(model_path, chnk=5), lambda _phase, _percent: None)
     with pytest.raises(ValueError, match="there are auto, fused"):
@@ -320,16 +359,24 @@ def test_a_pool_smaller_than_the_context_bounds_the_context(make: Make, caplog: 
 def test_an_engine_that_computes_something_else_is_not_used(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The self-test finds it while loading: the model then runs as transformers runs it, unless a path is asked for."""
-    right = PoolAttention.see
+    """The self-test finds it while loading: transformers' modules take over, and what fails there too is refused."""
+    right = LlamaDecoder.forward
 
-    def wrong(self: PoolAttention, layer: int, *rest: Any) -> Any:
-        return right(self, layer, *rest) * (0.5 if layer == 1 else 1.0)
+    def wrong(self: LlamaDecoder, *args: Any) -> Any:
+        return right(self, *args) * 0.5
 
-    monkeypatch.setattr(PoolAttention, "see", wrong)
-    with pytest.raises(SelfTestError, match="off by"):
+    monkeypatch.setattr(LlamaDecoder, "forward", wrong)
+    with pytest.raises(CannotLoadError, match="off by"):
         make(path="fused")
-
-    with pytest.raises(AssertionError):  # it is another engine
+    with caplog.at_level("INFO"):
         make()
-    assert "it is loaded anew for the path 'transformers'" in caplog.text
+    assert "it is loaded anew for the path 'modules'" in caplog.text
+    assert "runs on the path 'modules'" in caplog.text
+
+    def far_off(self: PoolAttention, layer: int, *rest: Any) -> Any:
+        return see(self, layer, *rest) * (0.5 if layer == 1 else 1.0)
+
+    see = PoolAttention.see
+    monkeypatch.setattr(PoolAttention, "see", far_off)
+    with pytest.raises(CannotLoadError, match="tiny-random cannot be run here: the self-test is off by"):
+        make()

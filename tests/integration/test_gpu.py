@@ -16,7 +16,7 @@ from support.tiny import tiny_model
 from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.load import factory
+from zmqrt.worker.engines.generate.factory import factory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 Make = Callable[..., GenerateEngine]

@@ -10,8 +10,8 @@ import pytest
 from support.engines import requests_of_all_kinds, run
 from zmqrt.protocol.tasks import ChatMessage
 from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenEngine, TokenRequest
-from zmqrt.worker.engines.cb_loop import untyped
 from zmqrt.worker.engines.factories import find_factory
+from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.model_download import locate
 from zmqrt.worker.model_sources import PACKAGES, ModelFiles, resolve
 from zmqrt.worker.tokenizer import load_tokenizer
@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFiles]:
         assert len(heard) > 100, "too coarse for a progress bar"
 
 
-@pytest.fixture(scope="module", params=["generate", "transformers"])
+@pytest.fixture(scope="module", params=["fused", "modules"])
 def engine(files: ModelFiles, request: pytest.FixtureRequest) -> Iterator[TokenEngine]:
     """Load it as a worker does."""
     engine = load_engine(files, str(request.param))
@@ -45,10 +45,10 @@ def engine(files: ModelFiles, request: pytest.FixtureRequest) -> Iterator[TokenE
     engine.close()
 
 
-def load_engine(files: ModelFiles, name: str) -> TokenEngine:
+def load_engine(files: ModelFiles, path: str) -> TokenEngine:
     """Load the model into an engine."""
     spec = EngineSpec(
-        engine=name,
+        engine="generate",
         model="smollm2-135m",
         model_path=str(files.path),
         device="cpu",
@@ -57,8 +57,9 @@ def load_engine(files: ModelFiles, name: str) -> TokenEngine:
         batch_max_size=8,
         batch_max_latency_ms=50,
         slots=8,
+        options={"path": path},
     )
-    engine = find_factory(name)(spec, lambda _phase, _percent: None)
+    engine = find_factory("generate")(spec, lambda _phase, _percent: None)
     assert isinstance(engine, TokenEngine)
     return engine
 
@@ -101,10 +102,10 @@ def test_seeded_tokens_are_the_same_alone_in_a_batch_and_resumed(engine: TokenEn
         assert run(engine, [resumed])[request.ticket].token_ids == expected[cut:]
 
 
-def test_both_engines_draw_the_same_tokens(files: ModelFiles) -> None:
+def test_both_paths_draw_the_same_tokens(files: ModelFiles) -> None:
     """Greedy, sampled, penalised, limited; and again where most of the prompt is there already."""
     requests = requests_of_all_kinds(8, vocabulary=40_000, tokens=TOKENS)
-    ours, theirs = load_engine(files, "generate"), load_engine(files, "transformers")
+    ours, theirs = load_engine(files, "fused"), load_engine(files, "modules")
 
     right = run(theirs, requests)
 

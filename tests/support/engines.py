@@ -3,10 +3,13 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
+from support.reference_sampling import choose, token_words
 from zmqrt.worker.engines.base import FinishReason, SamplingParams, TokenEngine, TokenRequest
+from zmqrt.worker.engines.sampling_state import SamplingState
 
 MAX_POLLS = 5000
 """A test that polls so often hangs."""
@@ -37,6 +40,20 @@ def run(engine: TokenEngine, requests: Sequence[TokenRequest]) -> dict[int, Outc
             outcome.logprobs += event.logprobs or []
             outcome.finish_reason, outcome.error = event.finish_reason, event.error
     raise AssertionError(f"not ended after {MAX_POLLS} polls: {outcomes}")
+
+
+def drawn_one_by_one(oracle: Any, request: TokenRequest) -> list[int]:
+    """Draw as the reference says from what transformers computes of the whole text, anew for each token."""
+    import torch
+
+    state, ids = SamplingState.of(request, request.stop_ids), list(request.prompt_ids)
+    words = token_words(int(oracle.config.vocab_size))
+    with torch.inference_mode():
+        for _ in range(request.max_new_tokens):
+            logits = oracle(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            ids.append(choose(logits.numpy(), state, words))
+            state.take(ids[-1])
+    return ids[len(request.prompt_ids) :]
 
 
 def requests_of_all_kinds(count: int, *, vocabulary: int, tokens: int) -> list[TokenRequest]:

@@ -18,8 +18,7 @@ GROUP: Final = "zmqrt.engines"
 """Entry points of other distributions that bring an engine with a name."""
 _OWN: Final = {
     "mock": "zmqrt.worker.engines.mock:factory",
-    "generate": "zmqrt.worker.engines.generate.load:factory",
-    "transformers": "zmqrt.worker.engines.transformers_cb:factory",
+    "generate": "zmqrt.worker.engines.generate.factory:factory",
 }
 _PROGRESS_EVERY_S: Final = 0.1
 

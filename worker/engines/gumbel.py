@@ -7,57 +7,22 @@ under hash seed 0 (Austin Appleby, public domain, https://github.com/aappleby/sm
 and nothing else, so that numpy, torch and a GPU kernel agree to the bit. Only the two logarithms after it may differ in
 the last bit between libraries, which matters only where two scores are equal to seven digits.
 
-The last word is the token id, so everything before it is one number per row (`murmur.row_state`), and what depends on
-the token alone is one vector per vocabulary (`token_words`); an element costs one more round and the finaliser.
+The last word is the token id, so everything before it is one number per row (`murmur3.row_state`), and what depends
+on the token alone is one vector per vocabulary; an element costs one more round and the finaliser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
 from .murmur3 import C1, C2, LENGTH_BYTES, MASK, MIX1, MIX2, ROUND_ADD
-
-if TYPE_CHECKING:
-    import torch
 
 _SCALE: Final = 2.0**-32
 _BELOW_ONE: Final = 1.0 - 2.0**-24
 """The largest float32 below one: a uniform rounded up to one would give noise of minus infinity."""
-
-Uint32Row = npt.NDArray[np.uint32]
-FloatRow = npt.NDArray[np.float32]
-
-
-def token_words(size: int) -> Uint32Row:
-    """Scramble the ids 0..size-1: the part of the hash that depends on the token alone."""
-    words = np.arange(size, dtype=np.uint32) * np.uint32(C1)
-    return (words << np.uint32(15) | words >> np.uint32(17)) * np.uint32(C2)
-
-
-def hash_row(state: int, words: Uint32Row) -> Uint32Row:
-    """Hash every token of one row, as numpy."""
-    value = words ^ np.uint32(state)
-    value = (value << np.uint32(13) | value >> np.uint32(19)) * np.uint32(5) + np.uint32(ROUND_ADD)
-    value ^= np.uint32(LENGTH_BYTES)
-    value = (value ^ value >> np.uint32(16)) * np.uint32(MIX1)
-    value = (value ^ value >> np.uint32(13)) * np.uint32(MIX2)
-    return value ^ value >> np.uint32(16)
-
-
-def gumbel_row(state: int, words: Uint32Row) -> FloatRow:
-    """Draw the noise of one row, as numpy float32.
-
-    The uniform is (hash + 1/2) / 2**32; small uniforms become large noise, and near zero a float32 has bits to spare,
-    so unlikely tokens are drawn as often as they should be (down to about 1e-10).
-    """
-    uniform = (hash_row(state, words).astype(np.float32) + np.float32(0.5)) * np.float32(_SCALE)
-    np.minimum(uniform, np.float32(_BELOW_ONE), out=uniform)
-    noise: FloatRow = -np.log(-np.log1p(-uniform))
-    return noise
 
 
 def _signed(value: int) -> int:
@@ -71,7 +36,7 @@ def words_of(seed: int) -> tuple[int, int]:
 
 
 def row_states(high: torch.Tensor, low: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Compute the states of rows where their seeds lie: int32 [rows] each, the bits of `murmur.row_state`."""
+    """Compute the states of rows where their seeds lie: int32 [rows] each, the bits of `murmur3.row_state`."""
     state = high.new_zeros(high.shape)
     for word in (high, low, positions):
         scrambled = _turn(word * _signed(C1), 15) * C2
@@ -90,23 +55,19 @@ def _turn(value: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class GumbelNoise:
-    """The noise of many rows at once, as torch on one device; int32 arithmetic that wraps, as numpy's uint32 does."""
+    """The noise of many rows at once, on one device; torch's int32 wraps, as the hash's uint32 does."""
 
     def __init__(self, vocabulary: int, device: torch.device | str) -> None:
-        import torch
-
-        words = token_words(vocabulary).view(np.int32)
-        self.words: torch.Tensor = torch.tensor(words, dtype=torch.int32, device=device)
-        """`token_words` of the vocabulary: int32 [vocabulary]."""
+        ids = torch.arange(vocabulary, dtype=torch.int32, device=device)
+        self.words: torch.Tensor = _turn(ids * _signed(C1), 15) * C2
+        """Each id scrambled, the part of its hash that depends on the token alone: int32 [vocabulary]."""
 
     def states(self, states: Sequence[int]) -> torch.Tensor:
         """Bring states of rows to the device: int32 [rows]."""
-        import torch
-
         return torch.tensor([_signed(state) for state in states], dtype=torch.int32, device=self.words.device)
 
     def hashes(self, states: torch.Tensor) -> torch.Tensor:
-        """Hash every token of every row: int32 [rows, vocabulary], the bits of `hash_row`."""
+        """Hash every token of every row: int32 [rows, vocabulary]."""
         value = self.words.bitwise_xor(states.unsqueeze(1))
         value = _turn(value, 13).mul_(5).add_(_signed(ROUND_ADD))
         value.bitwise_xor_(LENGTH_BYTES)
@@ -115,7 +76,11 @@ class GumbelNoise:
         return value.bitwise_xor(_shift(value, 16))
 
     def draw(self, states: torch.Tensor) -> torch.Tensor:
-        """Draw the noise of rows with these states: float32 [rows, vocabulary]."""
+        """Draw the noise of rows with these states: float32 [rows, vocabulary].
+
+        The uniform is (hash + 1/2) / 2**32; small uniforms become large noise, and near zero a float32 has bits to
+        spare, so unlikely tokens are drawn as often as they should be (down to about 1e-10).
+        """
         unsigned = self.hashes(states).long().bitwise_and_(MASK)
         uniform = unsigned.float().add_(0.5).mul_(_SCALE).clamp_(max=_BELOW_ONE)
         uniform.neg_().log1p_().neg_().log_().neg_()

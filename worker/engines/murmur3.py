@@ -1,7 +1,7 @@
 """The hash under the noise of sampling, in plain integers: MurmurHash3_x86_32 over four 32-bit words.
 
-`noise.py` says what it is for, and computes the same for whole rows in numpy and torch. This part needs neither, so
-that a node without them can plan, and run the toy model.
+`gumbel.py` says what it is for, and computes the same for whole rows in torch. This part does without, so that a node
+that has no torch can plan, and run the mock.
 """
 
 from __future__ import annotations
@@ -32,12 +32,3 @@ def row_state(seed: int, position: int) -> int:
     for word in (seed >> 32 & MASK, seed & MASK, position & MASK):
         state = (_rotate(state ^ _word(word), 13) * 5 + ROUND_ADD) & MASK
     return state
-
-
-def token_hash(seed: int, position: int, token_id: int) -> int:
-    """Hash one element: the definition that the vector forms must equal."""
-    value = (_rotate(row_state(seed, position) ^ _word(token_id & MASK), 13) * 5 + ROUND_ADD) & MASK
-    value ^= LENGTH_BYTES
-    value = (value ^ value >> 16) * MIX1 & MASK
-    value = (value ^ value >> 13) * MIX2 & MASK
-    return value ^ value >> 16

@@ -1,6 +1,6 @@
 """What the next token of a generation depends on besides its logits, and which requests can be drawn from at all.
 
-Needs no numpy; `sampling.py` says what is done with it.
+Needs no torch; `generate/batch_sampler.py` says what is done with it.
 """
 
 from __future__ import annotations

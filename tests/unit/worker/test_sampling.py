@@ -6,11 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from support.reference_sampling import adjust, choose, keep_likely, token_words
 from zmqrt.worker.engines.base import RequestRefusedError, SamplingParams, TokenRequest
-from zmqrt.worker.engines.gumbel import token_words
-from zmqrt.worker.engines.sampling import adjust, choose, keep_likely
+from zmqrt.worker.engines.generate.batch_sampler import BatchSampler
 from zmqrt.worker.engines.sampling_state import SamplingState, check
-from zmqrt.worker.engines.sampling_torch import BatchSampler
 
 VOCABULARY = 64
 LOGITS = np.linspace(-3.0, 3.0, VOCABULARY).astype(np.float32)

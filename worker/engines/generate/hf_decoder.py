@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import torch
 
-from ..cb_loop import untyped
 from .attention import Attention, AttentionShape
+from .hf_loader import untyped
 
 NAME: Final = "zmqrt_pool"
 """Under which transformers knows our attention."""
@@ -18,18 +18,16 @@ NAME: Final = "zmqrt_pool"
 
 def why_not(model: Any) -> str | None:  # noqa: ANN401 - transformers' models are untyped
     """Say why a model cannot be run here; None if it can."""
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
     config = model.config.get_text_config()
     kinds: set[str] = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-        return f"its layers are not all plain attention ({', '.join(sorted(kinds))})"
+        window = {"sliding_attention"} if kinds == {"full_attention"} else set[str]()
+        return f"its layers are not all plain attention ({', '.join(sorted(kinds | window))})"
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder"
     return None
-
-
-def why_never(model: Any) -> str | None:  # noqa: ANN401 - transformers' models are untyped
-    """Say why a model can be run neither here nor by continuous batching; None if there is a way."""
-    return None if getattr(model, "_supports_attention_backend", False) else "its attention cannot be replaced"
 
 
 class HfDecoder:

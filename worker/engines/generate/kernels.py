@@ -85,7 +85,7 @@ def gate(gate_up, out, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _hash(words, state):
-    """Finish the hash of `noise.hash_row`: uint32 that wraps."""
+    """Finish the hash of `gumbel.GumbelNoise.hashes`: uint32 that wraps."""
     value = words ^ state
     value = ((value << 13) | (value >> 19)) * 5 + _ADD
     value = value ^ _LENGTH

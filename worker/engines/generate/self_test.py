@@ -11,8 +11,8 @@ from typing import Any, Final
 import torch
 
 from ..base import EngineFatalError, SamplingParams, TokenEngine, TokenEvent, TokenRequest
-from ..loaded_check import check_logits
 from ..oom import explain
+from .loaded_check import check_logits
 
 _PROMPT_TOKENS: Final = 24
 _LIKELIEST: Final = 20

@@ -1,7 +1,7 @@
 """How the next tokens of a batch are drawn where all that decides about it lies on the device: no number is asked back.
 
-The same choices, row by row, as `sampling.py` says. What top-k and top-p keep is found by its threshold, the score that
-just belongs to it, bit by bit and without sorting a vocabulary; ties at a threshold stay.
+The same choices, row by row, as `batch_sampler.py` says. What top-k and top-p keep is found by its threshold, the score
+that just belongs to it, bit by bit and without sorting a vocabulary; ties at a threshold stay.
 """
 
 from __future__ import annotations

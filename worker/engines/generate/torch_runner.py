@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from ..sampling_torch import BatchSampler, report
 from .attention import Attention, AttentionShape, PoolAttention
+from .batch_sampler import BatchSampler, report
 from .engine import Drawn
 from .schedule import EngineStep, SchedulerLimits, SequenceStep
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from .base import CannotLoadError
+from ..base import CannotLoadError
 
 log = logging.getLogger(__name__)
 _NAMED: Final = 5

@@ -1,4 +1,4 @@
-"""From a spec to a `generate` engine: which way a model is run, on what, and how large its pool is."""
+"""From a spec to a `generate` engine: which decoder runs the model, on what, and how large its pool is."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ import msgspec
 import torch
 
 from ...context import GROWING, kind_of, scalings
-from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress, TokenEngine
-from ..cb_load import Loaded, load
-from ..cb_load import plan as plan_blocks
-from ..oom import explain
-from ..transformers_cb import TransformersEngine, warm_up
+from ..base import CannotLoadError, EngineSpec, Progress
 from . import flash, hf_decoder, llama, self_test
 from .device_runner import DeviceRunner
 from .engine import GenerateEngine
+from .hf_loader import Loaded, load
 from .ops import TorchOps
 from .schedule import SchedulerLimits
 from .torch_runner import Decoder, TorchRunner
 
 log = logging.getLogger(__name__)
 OPTIONS: Final = frozenset({"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels"})
-PATHS: Final = ("auto", "fused", "modules", "transformers")
+PATHS: Final = ("auto", "fused", "modules")
 _CPU_ROWS: Final = 16
 _CUDA_ROWS: Final = 64
 """Requests beside each other unless `--slots` says otherwise: a step costs little more for the next row."""
@@ -41,68 +38,50 @@ _CUDA_DEPTH: Final = 2
 """Steps under way: one is computed while the one before it is read and the next one planned."""
 
 
-def factory(spec: EngineSpec, progress: Progress) -> TokenEngine:
-    """Load the model of `spec`, choose how to run it, and say which way that is."""
+def factory(spec: EngineSpec, progress: Progress) -> GenerateEngine:
+    """Load the model of `spec`, choose how to run it, and say which way that is.
+
+    A self-test that the fused decoder fails is a fault of ours: the model is then loaded anew for transformers' own
+    modules. One that those fail is final, for nothing that it says could be believed.
+    """
     _check(spec)
-    wanted = spec.options.get("path", "auto")
     engine, words = None, ""
     try:
-        engine = _make(spec, progress, wanted)
+        engine = _make(spec, progress, spec.options.get("path", "auto"))
     except self_test.SelfTestError as error:
-        if wanted != "auto":
-            raise
         words = str(error)
     if engine is None:  # here, where the error no longer holds on to the model
-        log.warning("%s: %s; it is loaded anew for the path 'transformers'. Please report this", spec.model, words)
+        log.warning("%s: %s; it is loaded anew for the path 'modules'. Please report this", spec.model, words)
         gc.collect()
         if spec.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        engine = _make(spec, progress, "transformers")
+        engine = _make(spec, progress, "modules")
     gc.freeze()  # what torch and transformers made lives for ever: no pause and no exit walks it again
     return engine
 
 
-def _make(spec: EngineSpec, progress: Progress, wanted: str) -> TokenEngine:
-    loaded = load(spec, progress, attention="sdpa")
-    reference = self_test.Reference(loaded.model, spec.model_path)
+def _make(spec: EngineSpec, progress: Progress, wanted: str) -> GenerateEngine:
+    """Load, choose, and compare with transformers. Raises SelfTestError if another path may do better."""
+    loaded = load(spec, progress)
+    model = loaded.model
     spec = msgspec.structs.replace(spec, slots=spec.slots or (_CUDA_ROWS if loaded.is_cuda else _CPU_ROWS))
-    path, why = _choose(spec.model, wanted, loaded.model)
+    path, why = _choose(spec.model, wanted, model)
     log.info("model %s runs on the path %r%s", spec.model, path, f": {why}" if why else "")
-    if path == "transformers":
-        if _is_on(spec, "deterministic", default=False):
-            raise CannotLoadError(f"--engine-opt deterministic=1: the path 'transformers' has no such mode ({why})")
-        loaded.model.set_attn_implementation("paged|sdpa")
-        pool = plan_blocks(spec, loaded)
-        engine = TransformersEngine(loaded.model, pool=pool, context=loaded.context, eos_ids=sorted(loaded.eos_ids))
-        _try_fallback(engine, reference, spec, progress)
-        return engine
+    reference = self_test.Reference(model, spec.model_path)
     loaded = _bound_growth(spec, loaded)
     progress("warming", 0.0)
     operations = _operations(spec, loaded)
-    model = loaded.model
-    made = hf_decoder.HfDecoder(model) if path == "modules" else llama.LlamaDecoder(model, operations, loaded.context)
-    own = _engine(spec, loaded, made, operations, progress)
-    reference.check(own)
-    progress("warming", 100.0)
-    return own
-
-
-def _try_fallback(
-    engine: TransformersEngine, reference: self_test.Reference, spec: EngineSpec, progress: Progress
-) -> None:
-    """See that the last way there is works. Raises CannotLoadError if not: some models are unfit for any batch."""
+    is_fused = path == "fused"
+    decoder = llama.LlamaDecoder(model, operations, loaded.context) if is_fused else hf_decoder.HfDecoder(model)
+    engine = _engine(spec, loaded, decoder, operations, progress)
     try:
-        warm_up(engine, progress)
         reference.check(engine)
     except self_test.SelfTestError as error:
-        words = f"in a batch transformers computes other numbers than alone ({error})"
-    except EngineFatalError as error:
-        if spec.device.startswith("cuda") or explain(error, spec.model):  # it may be the device, or memory
+        if is_fused and wanted == "auto":
             raise
-        words = f"transformers cannot batch it ({str(error)[:200]})"
-    else:
-        return
-    raise CannotLoadError(f"{spec.model} cannot be run here: {words}")
+        raise CannotLoadError(f"{spec.model} cannot be run here: {error}") from error
+    progress("warming", 100.0)
+    return engine
 
 
 def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
@@ -128,7 +107,7 @@ def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
 
 
 def _engine(
-    spec: EngineSpec, loaded: Loaded, made: Decoder, operations: TorchOps, progress: Progress
+    spec: EngineSpec, loaded: Loaded, decoder: Decoder, operations: TorchOps, progress: Progress
 ) -> GenerateEngine:
     options = spec.options
     dtype, device = loaded.model.dtype, loaded.model.device
@@ -141,16 +120,16 @@ def _engine(
         is_deterministic=_is_on(spec, "deterministic", default=False),
     )
     runner: TorchRunner | DeviceRunner
-    why_not = flash.why_not(made.shape, dtype, device) if loaded.is_cuda else "there is no GPU"
+    why_not = flash.why_not(decoder.shape, dtype, device) if loaded.is_cuda else "there is no GPU"
     if why_not is None:
         limits.depth = _CUDA_DEPTH
-        runner = DeviceRunner(made, kv_tokens, limits, dtype=dtype, device=device, operations=operations)
+        runner = DeviceRunner(decoder, kv_tokens, limits, dtype=dtype, device=device, operations=operations)
         if _is_on(spec, "graphs", default=True):
             _record(runner, progress)
     else:
         if loaded.is_cuda:
             log.warning("flash attention is not used, and many sequences at once will be slow: %s", why_not)
-        runner = TorchRunner(made, kv_tokens, limits, dtype=dtype, device=device)
+        runner = TorchRunner(decoder, kv_tokens, limits, dtype=dtype, device=device)
     return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids))
 
 
@@ -223,14 +202,17 @@ def _is_on(spec: EngineSpec, name: str, *, default: bool) -> bool:
 
 
 def _choose(name: str, wanted: str, model: Any) -> tuple[str, str]:  # noqa: ANN401 - transformers' models are untyped
-    """Take the fastest way that a model can be run, or the one that was asked for; say why not a faster one."""
-    never = hf_decoder.why_never(model)
-    if never is not None:
-        raise CannotLoadError(f"{name} cannot be run here: {never} (model type {model.config.model_type})")
+    """Take the fused decoder where it can run the model, or the path that was asked for; say why not the fused one."""
+    kind = model.config.model_type
+    refused = hf_decoder.why_not(model)
+    if refused is not None:
+        raise CannotLoadError(
+            f"{name} cannot be run here: {refused} (model type {kind}). zmqrt runs decoders whose layers all attend to "
+            "everything before a token, by our own code or by transformers' modules with our attention inside"
+        )
+    not_fused = llama.why_not(model.config)
+    if wanted == "fused" and not_fused is not None:
+        raise CannotLoadError(f"--engine-opt path=fused: {not_fused}; leave it out, and {name} runs on 'modules'")
     if wanted != "auto":
         return wanted, "asked for"
-    not_fused = llama.why_not(model.config) or hf_decoder.why_not(model)
-    if not_fused is None:
-        return "fused", ""
-    not_modules = hf_decoder.why_not(model)
-    return ("modules", not_fused) if not_modules is None else ("transformers", not_modules)
+    return ("fused", "") if not_fused is None else ("modules", not_fused)

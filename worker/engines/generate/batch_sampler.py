@@ -1,6 +1,15 @@
-"""How the next tokens of a batch are drawn, in torch: `sampling.py` for many rows at once, row by row the same.
+"""How the next tokens of a batch are drawn, and so the meaning of every field of `SamplingParams`.
 
-Rows do not see each other: greedy ones, sampled ones and penalised ones stand side by side in one batch.
+Rows do not see each other: greedy ones, sampled ones and penalised ones stand side by side in one batch. The order, and
+what each step sees:
+
+1. penalties: repetition over prompt and output (logit / r above zero, logit * r below), then presence and frequency
+   over the output alone;
+2. logit bias, added;
+3. stop ids are shut out while fewer than `min_new_tokens` tokens are out;
+4. greedy (temperature below 1e-5): the argmax, the lowest id of equals. Else logits / temperature;
+5. top-k, then top-p over what top-k left, then min-p against the best one; ties at a threshold stay;
+6. plus Gumbel noise of (seed, position, token id), and the argmax.
 """
 
 from __future__ import annotations
@@ -9,9 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .base import SamplingParams
-from .gumbel import GumbelNoise
-from .sampling_state import SamplingState
+from ..base import SamplingParams
+from ..gumbel import GumbelNoise
+from ..sampling_state import SamplingState
 
 
 class BatchSampler:

@@ -1,34 +1,21 @@
-"""Load a causal model with transformers, and decide how large its pool of keys and values is. Knows no request."""
+"""Load a causal model with transformers, and look at what was read before anything is computed. Knows no request."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
-from ..context import context_of
-from ..model_error import ModelError
-from ..special_tokens import ids_in
-from ..tokenizer import end_ids_of
-from .base import CannotLoadError, EngineSpec, Progress
-from .cb_loop import Pool, untyped
+from ...context import context_of
+from ...model_error import ModelError
+from ...special_tokens import ids_in
+from ...tokenizer import end_ids_of
+from ..base import CannotLoadError, EngineSpec, Progress
 from .loaded_check import check_numbers, check_report
 
-OPTIONS: Final = frozenset({"threads", "kv_mib", "block", "chunk", "attention"})
 _DTYPES: Final = ("float32", "bfloat16", "float16")
-
-_CPU_KV_MIB: Final = 1024
-"""Virtual until used: enough for 23,000 tokens of a 135 M model."""
-_CUDA_KV_SHARE: Final = 0.4
-"""Of what is free after loading: the SDPA path copies all keys and values of a step once more."""
-_CUDA_MASK_TOKENS: Final = 2**27
-"""Its dense mask is chunk x pool, in bfloat16: 256 MiB."""
-_CPU_BLOCK: Final = 32
-_CUDA_BLOCK: Final = 256
-_CPU_CHUNK: Final = 128
-"""A step of more prefill than this takes seconds on one core, and everybody waits for it."""
-_CUDA_CHUNK: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +29,12 @@ class Loaded:
     is_cuda: bool
 
 
-def check_options(spec: EngineSpec) -> None:
-    """Refuse options that the transformers engine does not know."""
-    unknown = set(spec.options) - OPTIONS
-    if unknown:
-        known = ", ".join(sorted(OPTIONS))
-        raise CannotLoadError(f"--engine-opt {', '.join(sorted(unknown))}: the transformers engine knows {known}")
+def untyped(module: str) -> Any:  # noqa: ANN401 - this is the one door to what has no usable types
+    """Import a module whose annotations no type checker can follow."""
+    return importlib.import_module(module)
 
 
-def load(spec: EngineSpec, progress: Progress, *, attention: str = "paged|sdpa") -> Loaded:
+def load(spec: EngineSpec, progress: Progress) -> Loaded:
     """Load `spec.model_path`; float32 on CPU and bfloat16 on CUDA unless `spec.dtype` says otherwise."""
     progress("loading", 0.0)
     import torch
@@ -60,12 +44,11 @@ def load(spec: EngineSpec, progress: Progress, *, attention: str = "paged|sdpa")
     if not is_cuda:
         torch.set_num_threads(int(spec.options.get("threads", "1")))
     dtype = _dtype(spec, is_cuda=is_cuda)
-    attention = spec.options.get("attention", attention)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
     try:
-        model, report = _read(transformers, spec, dtype=getattr(torch, dtype), attention=attention, is_cuda=is_cuda)
+        model, report = _read(transformers, spec, dtype=getattr(torch, dtype), is_cuda=is_cuda)
     finally:
         transformers.logging.set_verbosity(loudness)
         transformers.logging.set_tqdm_hook(previous)
@@ -81,7 +64,6 @@ def _read(
     spec: EngineSpec,
     *,
     dtype: object,
-    attention: str,
     is_cuda: bool,
 ) -> tuple[Any, dict[str, Any]]:
     """Let transformers read the files; what it says against them is final, unlike a lack of memory or a broken disk."""
@@ -93,7 +75,7 @@ def _read(
                 dtype=dtype,
                 device_map={"": spec.device} if is_cuda else None,
                 # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
-                attn_implementation=attention,
+                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,  # else it would ask at the terminal whether it may run a model's own code
                 use_safetensors=True,
@@ -162,30 +144,6 @@ def _context(config: Any, spec: EngineSpec) -> int:  # noqa: ANN401 - transforme
             "or leave it out"
         )
     return spec.max_model_len or most
-
-
-def plan(spec: EngineSpec, loaded: Loaded) -> Pool:
-    """Size the pool: at least one request of full length, at most every slot full, and no more than memory bears."""
-    options = spec.options
-    block = int(options.get("block", _CUDA_BLOCK if loaded.is_cuda else _CPU_BLOCK))
-    chunk = int(options.get("chunk", _CUDA_CHUNK if loaded.is_cuda else _CPU_CHUNK))
-    chunk = max(chunk, spec.slots + 1)  # every running request gets a token in each step, and prefill goes on
-    affordable = _budget_bytes(spec, loaded) // loaded.kv_bytes_per_token
-    if loaded.is_cuda:
-        affordable = min(affordable, _CUDA_MASK_TOKENS // chunk)
-    tokens = max(min(affordable, spec.slots * loaded.context), loaded.context)
-    return Pool(slots=spec.slots, block_tokens=block, blocks=-(-tokens // block) + 2, chunk_tokens=chunk)
-
-
-def _budget_bytes(spec: EngineSpec, loaded: Loaded) -> int:
-    if "kv_mib" in spec.options:
-        return int(spec.options["kv_mib"]) << 20
-    if not loaded.is_cuda:
-        return _CPU_KV_MIB << 20
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(spec.device)
-    return int(free * _CUDA_KV_SHARE)
 
 
 def _reporting(progress: Progress) -> Callable[..., Any]:

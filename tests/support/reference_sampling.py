@@ -1,25 +1,21 @@
-"""How the next token is drawn from one row of logits, in numpy: the meaning of every field of `SamplingParams`.
+"""How the next token is drawn from one row of logits, in numpy: what the samplers of the engines are held against.
 
-The batched form in `sampling_torch.py` must choose the same tokens. The order, and what each step sees:
-
-1. penalties: repetition over prompt and output (logit / r above zero, logit * r below), then presence and frequency
-   over the output alone;
-2. logit bias, added;
-3. stop ids are shut out while fewer than `min_new_tokens` tokens are out;
-4. greedy (temperature below 1e-5): the argmax, the lowest id of equals. Else logits / temperature;
-5. top-k, then top-p over what top-k left, then min-p against the best one; ties at a threshold stay;
-6. plus Gumbel noise of (seed, position, token id), and the argmax.
-
-Knows no engine, no batch and no text.
+The order, and what each step sees, is said in worker/engines/generate/batch_sampler.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from .base import SamplingParams
-from .gumbel import FloatRow, Uint32Row, gumbel_row
-from .sampling_state import SamplingState
+from zmqrt.worker.engines.base import SamplingParams
+from zmqrt.worker.engines.murmur3 import C1, C2, LENGTH_BYTES, MIX1, MIX2, ROUND_ADD
+from zmqrt.worker.engines.sampling_state import SamplingState
+
+Uint32Row = npt.NDArray[np.uint32]
+FloatRow = npt.NDArray[np.float32]
+_SCALE = 2.0**-32
+_BELOW_ONE = 1.0 - 2.0**-24
 
 
 def choose(logits: FloatRow, draw: SamplingState, words: Uint32Row) -> int:
@@ -60,3 +56,34 @@ def keep_likely(scores: FloatRow, sampling: SamplingParams) -> FloatRow:
         kept = int((before < sampling.top_p).sum()) if sampling.top_p < 1.0 else len(best)
         threshold = max(threshold, best[max(kept, 1) - 1])
     return np.where(scores < threshold, np.float32(-np.inf), scores)
+
+
+# --- the noise -------------------------------------------------------------------------------------------------------
+
+
+def token_words(size: int) -> Uint32Row:
+    """Scramble the ids 0..size-1: the part of the hash that depends on the token alone."""
+    words = np.arange(size, dtype=np.uint32) * np.uint32(C1)
+    return (words << np.uint32(15) | words >> np.uint32(17)) * np.uint32(C2)
+
+
+def hash_row(state: int, words: Uint32Row) -> Uint32Row:
+    """Hash every token of one row, as numpy."""
+    value = words ^ np.uint32(state)
+    value = (value << np.uint32(13) | value >> np.uint32(19)) * np.uint32(5) + np.uint32(ROUND_ADD)
+    value ^= np.uint32(LENGTH_BYTES)
+    value = (value ^ value >> np.uint32(16)) * np.uint32(MIX1)
+    value = (value ^ value >> np.uint32(13)) * np.uint32(MIX2)
+    return value ^ value >> np.uint32(16)
+
+
+def gumbel_row(state: int, words: Uint32Row) -> FloatRow:
+    """Draw the noise of one row, as numpy float32.
+
+    The uniform is (hash + 1/2) / 2**32; small uniforms become large noise, and near zero a float32 has bits to spare,
+    so unlikely tokens are drawn as often as they should be (down to about 1e-10).
+    """
+    uniform = (hash_row(state, words).astype(np.float32) + np.float32(0.5)) * np.float32(_SCALE)
+    np.minimum(uniform, np.float32(_BELOW_ONE), out=uniform)
+    noise: FloatRow = -np.log(-np.log1p(-uniform))
+    return noise
