@@ -5,66 +5,12 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from support.snapshots import EMPTY
 from zmqrt.client.calls import CallOptions
 from zmqrt.client.results import Chunk, Embeddings, Result
 from zmqrt.protocol.errors import ZmqrtError
-from zmqrt.protocol.snapshot import DeviceStatus, NodeHealth, NodeStatus, Snapshot
+from zmqrt.protocol.snapshot import Snapshot
 from zmqrt.protocol.tasks import Embed, Usage
-
-EMPTY = Snapshot(
-    broker_id="b",
-    broker_epoch=1,
-    uptime_s=1.0,
-    ready=True,
-    draining=False,
-    clients=1,
-    queued=0,
-    running=0,
-    nodes=[],
-    services=[],
-    counters={},
-)
-
-
-def node(
-    name: str, *, elapsed_s: float = 1.0, tokens: int = 0, device: str = "dev", health: NodeHealth = "active"
-) -> NodeStatus:
-    """Return a node that is ready and has one device."""
-    return NodeStatus(
-        node_id=name,
-        worker_uuid=f"uuid-{name}",
-        health=health,
-        phase="ready",
-        percent=100,
-        elapsed_s=elapsed_s,
-        heartbeat_age_s=0.5,
-        capacity=8,
-        in_flight=2,
-        load=0.25,
-        completed=3,
-        failed=0,
-        services=["m"],
-        devices=[
-            DeviceStatus(
-                id=device,
-                kind="cpu",
-                name="",
-                memory_bytes=0,
-                phase="ready",
-                percent=100,
-                elapsed_s=0.0,
-                capacity=8,
-                running=2,
-                waiting=0,
-                kv_percent=10,
-                loop_age_s=0.0,
-                steps=1,
-                tokens=tokens,
-                largest_batch=2,
-                restarts=0,
-            )
-        ],
-    )
 
 
 class FakeHandle:

@@ -14,6 +14,7 @@ from typing import Self
 import msgspec
 import zmq
 
+from support import snapshots
 from zmqrt.protocol import admin, codec, snapshot, tasks, transport
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.keys import KeyPair
@@ -24,9 +25,7 @@ Answer = Callable[[m.Request], list[m.ToClient]]
 
 def service(name: str = "toy", task: m.TaskName = "generate") -> ServiceStatus:
     """Describe a service."""
-    return ServiceStatus(
-        service=name, task=task, model=name, revision="r1", context=100, nodes=1, capacity=8, queued=0, running=0
-    )
+    return snapshots.service(name, task=task, context=100, running=0)
 
 
 def words_of(request: m.Request) -> list[str]:
@@ -203,17 +202,5 @@ class TinyBroker:
         return msgspec.structs.replace(request, service=request.service or (names or [""])[0])
 
     def _snapshot(self) -> bytes:
-        whole = snapshot.Snapshot(
-            broker_id="tiny",
-            broker_epoch=self.epoch,
-            uptime_s=1.0,
-            ready=True,
-            draining=False,
-            clients=1,
-            queued=0,
-            running=0,
-            nodes=[],
-            services=self.services,
-            counters={},
-        )
+        whole = snapshots.snapshot(services=self.services, broker_id="tiny", broker_epoch=self.epoch)
         return snapshot.encode(whole)

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from support.asgi import call, exchange, infer
-from support.fake_fleet import EMPTY, FakeFleet
+from support.fake_fleet import FakeFleet
+from support.snapshots import EMPTY
 from zmqrt.bridge_http import sse
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings

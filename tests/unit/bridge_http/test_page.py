@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from support.asgi import Exchange, call
-from support.fake_fleet import EMPTY, FakeFleet, node
+from support.fake_fleet import FakeFleet
+from support.snapshots import EMPTY, node
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.snapshot_cache import PATIENCE_S, SnapshotCache

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.client_core import GONE, PARAMS, REFUSED, Ear, Talk
+from support.snapshots import service
+from support.snapshots import snapshot as snapshot_of
 from support.wire import of_struct, plausible, weighted
 from zmqrt.client.connection import BrokerConnection
 from zmqrt.client.failover import OpenSocket, ProbeEndpoint
@@ -21,24 +23,8 @@ from zmqrt.protocol import messages as m
 
 NUMBERS = st.integers(0, 3)
 CHUNK = st.integers(0, 2).map(lambda n: tasks.encode(tasks.GenerateChunk(ids=[97] * n, text=["a"] * n)))
-ENTRY = snapshot.ServiceStatus(
-    service="toy", task="generate", model="toy", revision="r", context=9, nodes=1, capacity=1, queued=0, running=0
-)
-SNAPSHOT = snapshot.encode(
-    snapshot.Snapshot(
-        broker_id="b",
-        broker_epoch=1,
-        uptime_s=1.0,
-        ready=True,
-        draining=False,
-        clients=0,
-        queued=0,
-        running=0,
-        nodes=[],
-        services=[ENTRY],
-        counters={},
-    )
-)
+ENTRY = service("toy")
+SNAPSHOT = snapshot.encode(snapshot_of(services=[ENTRY]))
 MOST = 2**32 - 1
 HUGE = m.Params(MOST, MOST, MOST, MOST, 1)
 LIKELY: dict[str, st.SearchStrategy[Any]] = {

@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.fake_fleet import EMPTY, node
+from support.snapshots import EMPTY, node
 from zmqrt.client.rates import MAX_GAP_S, TokenRates
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.fake_fleet import node
-from support.top import service, snapshot
+from support.snapshots import node, service, snapshot
 from zmqrt.protocol.histogram import BOUNDS_S, Histogram
 from zmqrt.protocol.prometheus import FleetCollector
 from zmqrt.protocol.snapshot import Snapshot

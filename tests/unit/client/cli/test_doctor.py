@@ -10,17 +10,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from support import fake_fleet
-from support.top import service
+from support import snapshots
 from zmqrt.client.cli import cmd_doctor, doctor
 from zmqrt.client.cli.doctor import Finding
 from zmqrt.protocol import keys
 from zmqrt.protocol.snapshot import NodeHealth, NodeStatus, Snapshot
 
 GROUP = "broker tcp://127.0.0.1:7555"
-NODE = msgspec.structs.replace(fake_fleet.node("node-0"), services=["tiny"], devices=[])
-SERVICE = service("tiny")
-SNAPSHOT = msgspec.structs.replace(fake_fleet.EMPTY, broker_id="b1", uptime_s=75.0, nodes=[NODE], services=[SERVICE])
+NODE = snapshots.node("node-0", services=["tiny"], devices=[])
+SERVICE = snapshots.service("tiny")
+SNAPSHOT = snapshots.snapshot(NODE, services=[SERVICE], broker_id="b1", uptime_s=75.0)
 LONG = "read the log of node-1: its last lines name the device, the reason and what to do, in as many words as it takes"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
+from support import snapshots
+from support.snapshots import snapshot
 from zmqrt.client.cli import cmd_drain
 from zmqrt.protocol.admin import AdminOutcome
 from zmqrt.protocol.errors import ConnectError, ErrorKind, ZmqrtError, request_error
@@ -30,19 +32,7 @@ class FakeClient:
         if isinstance(self._answer, ConnectError):
             raise self._answer
         nodes = self.looks.pop(0) if self.looks else []
-        return Snapshot(
-            broker_id="b",
-            broker_epoch=1,
-            uptime_s=1.0,
-            ready=True,
-            draining=False,
-            clients=1,
-            queued=0,
-            running=0,
-            nodes=nodes,
-            services=[],
-            counters={},
-        )
+        return snapshot(*nodes)
 
     def drain(self, node_id: str) -> AdminOutcome:
         """Answer, or refuse."""
@@ -68,22 +58,7 @@ def run(
 
 def node(uuid: str) -> NodeStatus:
     """Describe the node "n" as one of its processes."""
-    return NodeStatus(
-        node_id="n",
-        worker_uuid=uuid,
-        health="draining",
-        phase="draining",
-        percent=0,
-        elapsed_s=0.0,
-        heartbeat_age_s=0.0,
-        capacity=1,
-        in_flight=1,
-        load=1.0,
-        completed=0,
-        failed=0,
-        services=[],
-        devices=[],
-    )
+    return snapshots.node(worker_uuid=uuid, health="draining", phase="draining", capacity=1, in_flight=1, load=1.0)
 
 
 def test_one_broker_that_could_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from support.fake_fleet import EMPTY, node
+from support.snapshots import node, service, snapshot
 from zmqrt.client.cli import cmd_models
 from zmqrt.client.cli.fleet_view import fleet_view
 from zmqrt.client.cli.screen import screen
@@ -19,7 +19,7 @@ from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.view import once
 from zmqrt.protocol.request_trace import Attempt, RequestTrace
-from zmqrt.protocol.snapshot import ServiceStatus
+from zmqrt.protocol.snapshot import Snapshot
 
 EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\x08\x7f\u202eevil\u2028"
 ORDERS = {*"\x1b\x07\x9b\x08\x7f\u202e\u2028"}
@@ -35,12 +35,7 @@ def evil(value: object) -> object:
     return [evil(one) for one in cast("list[object]", value)] if isinstance(value, list) else value
 
 
-SERVICE = ServiceStatus(
-    service="m", task="generate", model="m", revision="r", context=1, nodes=1, capacity=8, queued=0, running=0
-)
-SNAPSHOT = msgspec.convert(
-    evil(msgspec.to_builtins(msgspec.structs.replace(EMPTY, nodes=[node("n")], services=[SERVICE]))), type(EMPTY)
-)
+SNAPSHOT = msgspec.convert(evil(msgspec.to_builtins(snapshot(node(), services=[service()]))), Snapshot)
 STORY = RequestTrace(
     broker_id=EVIL,
     rid=EVIL,

@@ -7,70 +7,22 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
+from support.snapshots import DEVICE, node, service, snapshot
 from zmqrt.client.cli.fleet_view import BAR_CELLS, duration, fleet_view
 from zmqrt.client.cli.stack_view import LogDisplay, hints, live_view
 from zmqrt.client.cli.supervise import Child, ChildState
 from zmqrt.client.top.text import bar
-from zmqrt.protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
 
-DEVICE = DeviceStatus(
-    id="mock:0",
-    kind="mock",
-    name="Mock GPU",
-    memory_bytes=0,
+LOADING = msgspec.structs.replace(DEVICE, id="mock:0", phase="loading", percent=40, elapsed_s=3.2, tokens=1234)
+NODE = node(
+    "node-0",
     phase="loading",
     percent=40,
-    elapsed_s=3.2,
-    capacity=8,
-    running=2,
-    waiting=0,
-    kv_percent=0,
-    loop_age_s=0.0,
-    steps=10,
-    tokens=1234,
-    largest_batch=4,
-    restarts=0,
-)
-NODE = NodeStatus(
-    node_id="node-0",
-    worker_uuid="00",
-    health="active",
-    phase="loading",
-    percent=40,
-    elapsed_s=3.2,
-    heartbeat_age_s=0.4,
-    capacity=8,
-    in_flight=2,
-    load=0.25,
-    completed=0,
-    failed=0,
     services=["tiny"],
-    devices=[DEVICE, msgspec.structs.replace(DEVICE, id="mock:1", phase="ready", percent=100)],
+    devices=[LOADING, msgspec.structs.replace(LOADING, id="mock:1", phase="ready", percent=100)],
 )
-SNAPSHOT = Snapshot(
-    broker_id="b1",
-    broker_epoch=1,
-    uptime_s=75.0,
-    ready=False,
-    draining=False,
-    clients=1,
-    queued=3,
-    running=2,
-    nodes=[NODE],
-    services=[
-        ServiceStatus(
-            service="tiny",
-            task="generate",
-            model="tiny",
-            revision="r",
-            context=64,
-            nodes=0,
-            capacity=8,
-            queued=3,
-            running=2,
-        )
-    ],
-    counters={},
+SNAPSHOT = snapshot(
+    NODE, services=[service("tiny", nodes=0, queued=3)], broker_id="b1", uptime_s=75.0, ready=False, queued=3, running=2
 )
 
 
@@ -157,7 +109,7 @@ def test_a_log_gets_a_line_for_each_change_and_no_other(capsys: pytest.CaptureFi
     broker.state, broker.endpoints = ChildState.READY, {"clients": "tcp://x"}
     log.show([broker], SNAPSHOT, [])
     second = capsys.readouterr().out
-    a_little_further = msgspec.structs.replace(NODE, devices=[msgspec.structs.replace(DEVICE, percent=45)])
+    a_little_further = msgspec.structs.replace(NODE, devices=[msgspec.structs.replace(LOADING, percent=45)])
     for _ in range(2):
         log.show([broker], msgspec.structs.replace(SNAPSHOT, nodes=[a_little_further]), ["try this"])
 

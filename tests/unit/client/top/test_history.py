@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from support.fake_fleet import node
-from support.top import event, fleet_of, request, service, snapshot
+from support.snapshots import event, node, request, service, snapshot
+from support.top import fleet_of
 from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import WINDOW_S, History, Latency
 from zmqrt.protocol.histogram import Histogram

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from support.top import snapshot
+from support.snapshots import snapshot
 from zmqrt.client.top.fleet import NOT_ASKED, BrokerView, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.outages import Outages

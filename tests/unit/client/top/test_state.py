@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.fake_fleet import node
-from support.top import event, fleet_of, lines_of, request, snapshot
+from support.snapshots import event, node, request, snapshot
+from support.top import fleet_of, lines_of
 from zmqrt.client.top.fleet import MergedFleet
 from zmqrt.client.top.state import (
     SORTS,

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from support.fake_fleet import node
-from support.top import event, fleet_of, lines_of, many, request, service, snapshot, text_of
+from support.snapshots import event, many, node, request, service, snapshot
+from support.top import fleet_of, lines_of, text_of
 from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import History
 from zmqrt.client.top.state import Focus, Page, ViewState
