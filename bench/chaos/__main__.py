@@ -117,7 +117,7 @@ def make_plan(
     worker_arguments: tuple[str, ...],
     **others: Any,  # noqa: ANN401 - flags that are fields of `ChaosPlan` as they are
 ) -> ChaosPlan:
-    """Fill in what was not said. Raises UsageError."""
+    """Fill in what was not given. Raises UsageError."""
     is_real = model is not None and given is None
     usual = (4, 0, 2) if is_real else (200, 20, 4)  # a real model gets a load that a CPU can bear
     streams, unary, nodes = (

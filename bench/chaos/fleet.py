@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from zmqrt.client.cli.poller import Poller
 from zmqrt.client.cli.supervise import Child, ChildState, Supervisor
+from zmqrt.client.config import ClientSettings
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
 
@@ -53,7 +54,7 @@ class Member:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What this broker last told, if it runs undisturbed."""
+        """What this broker last reported, if it runs undisturbed."""
         if self.poller is None or self.is_disturbed or self.child.state is not ChildState.READY:
             return None
         return self.poller.snapshot
@@ -113,7 +114,7 @@ class ChaosFleet:
             # Started anew, it has to come back where the others look for it.
             ports = (int(endpoints[side].rpartition(":")[2]) for side in ("clients", "workers"))
             member.child.arguments = self._broker(member.name, *ports)
-            member.poller = self._exits.enter_context(Poller(endpoints["clients"], None, every_s=_POLL_S))
+            member.poller = self._exits.enter_context(Poller(endpoints["clients"], ClientSettings(), every_s=_POLL_S))
         for number in range(self._plan.nodes):
             self.workers.append(self._start_worker(f"node-{number}"))
         return self._wait(self.is_whole, go_on)
@@ -121,8 +122,8 @@ class ChaosFleet:
     def watch(self) -> None:
         """Only look at a fleet that runs already; what its brokers have counted before is none of ours."""
         for endpoint in self._plan.endpoints:
-            poller = Poller(endpoint, self._plan.keys, insecure=self._plan.insecure, every_s=_POLL_S)
-            self._pollers.append(self._exits.enter_context(poller))
+            settings = ClientSettings(keys=self._plan.keys, insecure=self._plan.insecure)
+            self._pollers.append(self._exits.enter_context(Poller(endpoint, settings, every_s=_POLL_S)))
 
     @property
     def endpoints(self) -> list[str]:

@@ -49,7 +49,7 @@ class Load:
             self._thread.join(10.0)
 
     def start(self, begun: float) -> None:
-        """Begin to ask. Times are told to the judge in seconds since `begun`, on the monotonic clock."""
+        """Begin to ask. The judge gets times in seconds since `begun`, on the monotonic clock."""
         self._begun = begun
         self._thread.start()
 

@@ -1,4 +1,4 @@
-"""A network that can be told to fail: a TCP proxy to put between two peers.
+"""A TCP proxy that fails on demand, to put between two peers.
 
 It knows connections and bytes, never what they mean. Each proxy is one thread with an event loop of its own, asleep
 while nothing passes; its controls may be called from any other thread, and have taken effect when they return. Only
@@ -63,7 +63,7 @@ class _Connection:
 
 
 class FaultProxy:
-    """Passes all connections to its endpoint on to a target, as badly as it is told to. Works inside a `with` block."""
+    """Passes connections to its endpoint on to a target, as badly as its controls say. Works inside a `with` block."""
 
     def __init__(self, target_endpoint: str) -> None:
         check_endpoint(target_endpoint)
@@ -97,7 +97,7 @@ class FaultProxy:
     # --- controls ----------------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Let nothing pass and tell nobody: what is connected stays so, the kernel accepts more, nobody is answered."""
+        """Let nothing pass, silently: what is connected stays so, the kernel accepts more, nobody is answered."""
         self._do(self._flows.clear)
 
     def thaw(self) -> None:

@@ -103,7 +103,7 @@ def settings_by_table(roles: Mapping[str, type[CommonSettings]]) -> dict[str, li
     common = {_meaning(setting) for setting in shared.values()}
     tables = {SHARED_TABLE: [*shared.values()]}
     tables |= {role: [own for own in settings_of(cls) if _meaning(own) not in common] for role, cls in roles.items()}
-    return {name: [one for one in table if not one.declared.deprecated] for name, table in tables.items()}
+    return {name: [setting for setting in table if not setting.declared.deprecated] for name, table in tables.items()}
 
 
 def _meaning(setting: Setting) -> tuple[str, str, object]:

@@ -6,6 +6,7 @@ Every broker given is asked, each through a client of its own: brokers share not
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -111,15 +112,7 @@ def command(settings: ClientSettings, node: str, wait: bool, as_json: bool) -> N
 
 
 def _client(stack: contextlib.ExitStack, settings: ClientSettings, endpoint: str) -> Client:
-    client = Client(
-        endpoint,
-        keys=settings.keys,
-        insecure=settings.insecure,
-        connect_timeout_s=settings.connect_timeout_s,
-        timeout_s=settings.timeout_s,
-        as_admin=True,
-        name="zmqrt drain",
-    )
+    client = Client.from_settings(dataclasses.replace(settings, broker=(endpoint,)), name="zmqrt drain")
     stack.callback(client.close)
     return client
 

@@ -5,6 +5,8 @@ Brokers share nothing, so each one given is asked for its part.
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 import msgspec
 from rich.text import Text
@@ -35,7 +37,9 @@ def command(settings: ClientSettings, request: str, as_json: bool) -> None:
     errors: dict[str, ZmqrtError] = {}
     for endpoint in settings.broker:
         try:
-            traces += ask(settings, endpoint, request)
+            alone = dataclasses.replace(settings, broker=(endpoint,))
+            with Client.from_settings(alone, name="zmqrt explain") as client:
+                traces += client.explain(request)
         except ZmqrtError as error:
             errors[endpoint] = error
     if len(errors) == len(settings.broker):
@@ -48,23 +52,9 @@ def command(settings: ClientSettings, request: str, as_json: bool) -> None:
     elif traces:
         _show(traces)
     if not traces:
-        asked = ", ".join(one for one in settings.broker if one not in errors)
+        asked = ", ".join(endpoint for endpoint in settings.broker if endpoint not in errors)
         why = "it came to another broker, was refused at once, or is too old"
         raise ZmqrtError(f"no request called {request!r} is known at {asked}: {why}")
-
-
-def ask(settings: ClientSettings, endpoint: str, request: str) -> list[RequestTrace]:
-    """Ask one broker. Raises ZmqrtError."""
-    with Client(
-        endpoint,
-        keys=settings.keys,
-        insecure=settings.insecure,
-        connect_timeout_s=settings.connect_timeout_s,
-        timeout_s=settings.timeout_s,
-        as_admin=True,
-        name="zmqrt explain",
-    ) as client:
-        return client.explain(request)
 
 
 def _show(traces: list[RequestTrace]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ...protocol.settings import options
+from ...protocol.tasks import ChatMessage
 from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..results import Result
@@ -37,7 +38,7 @@ def command(
     text = read_prompt(prompt)
     asked: GenerateOptions = {**sampling.options()}
     if system:
-        asked["messages"] = messages(text, system)
+        asked["messages"] = messages(system, ChatMessage(role="user", content=text))
     elif raw:
         asked["raw"] = True
     with naming_the_flag(), Client.from_settings(settings, name="zmqrt infer") as client:
@@ -60,7 +61,7 @@ def _print_stream(client: Client, prompt: str | None, asked: GenerateOptions) ->
 
 
 def to_fields(result: Result) -> dict[str, object]:
-    """Return a result as programs are told it."""
+    """Return a result as programs read it."""
     usage = result.usage
     return {
         "text": result.text,

@@ -64,14 +64,14 @@ def _ask_worker(*words: str) -> int:
 
 def _table(services: list[ServiceStatus]) -> Table:
     table = Table("model", "task", "weights", "context", "nodes", "running", "waiting", box=None, pad_edge=False)
-    for one in sorted(services, key=lambda service: service.service):
+    for service in sorted(services, key=lambda service: service.service):
         table.add_row(
-            one.service,
-            one.task,
-            Text(printable(one.revision or one.model)),
-            str(one.context or ""),
-            str(one.nodes),
-            f"{one.running}/{one.capacity}",
-            str(one.queued),
+            service.service,
+            service.task,
+            Text(printable(service.revision or service.model)),
+            str(service.context or ""),
+            str(service.nodes),
+            f"{service.running}/{service.capacity}",
+            str(service.queued),
         )
     return table

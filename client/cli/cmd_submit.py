@@ -51,12 +51,12 @@ def command(
 
 def _v1(sampling: SamplingFlags, prompt: str) -> dict[str, object]:
     """Build the body of the locked contract, which has no more fields than these."""
-    said = dict(sampling.options())
+    given = dict(sampling.options())
     body: dict[str, object] = {"api_version": "v1", "prompt": prompt}
     for name in ("max_tokens", "temperature"):
-        if name in said:
-            body[name] = said.pop(name)
-    if said:
-        flags = ", ".join("--" + name.replace("_", "-") for name in said)
+        if name in given:
+            body[name] = given.pop(name)
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise click.UsageError(f"{flags}: POST /infer has no such field; leave out --url to ask natively")
     return body

@@ -1,4 +1,4 @@
-"""A snapshot as something to look at: pure, a snapshot in, a rich renderable out. `status` and `up` show it."""
+"""Draws a snapshot, for `zmqrt status` and `zmqrt up`. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nodes_table(nodes: list[NodeStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("node", "health", "load", "device", "doing", "tokens", "batch"):
         table.add_column(column, justify="right" if column in ("tokens", "batch") else "left", no_wrap=True)
-    for node in sorted(nodes, key=lambda one: one.node_id):
+    for node in sorted(nodes, key=lambda node: node.node_id):
         own = [Text(node.node_id, style="bold"), _health(node), _load(node)]
         for device in node.devices:
             table.add_row(*own, *_device(device))
@@ -92,7 +92,7 @@ def _device(device: DeviceStatus) -> tuple[Text, Text, str, str]:
 
 
 def _facts(device: DeviceStatus) -> Iterator[str]:
-    """Say what the driver tells, and how much of the prompts was there already."""
+    """Say what the driver reports, and how much of the prompts was cached."""
     if device.busy_percent is not None:
         yield f"busy {device.busy_percent} %"
     if device.memory_used_bytes is not None and device.memory_bytes:

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
-    """How an answer is made, as flags said it; None = not said."""
+    """How an answer is to be made, as the flags say; None = not given."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -38,13 +38,12 @@ class SamplingFlags:
     ignore_eos: bool = False
 
     def options(self) -> GenerateOptions:
-        """Return what was said, as the library's verbs take it; they check it."""
-        # By identity: a temperature of 0 equals False, and is said all the same.
-        unsaid = (None, False)
-        said = {name: value for name, value in vars(self).items() if not any(value is one for one in unsaid)}
+        """Return what was given, as the library's verbs take it; they check it."""
+        # By identity: a temperature of 0 equals False, and was given all the same.
+        given = {name: value for name, value in vars(self).items() if value is not None and value is not False}
         if not self.stop:
-            del said["stop"]
-        return cast("GenerateOptions", said)  # the names above are its names
+            del given["stop"]
+        return cast("GenerateOptions", given)  # the names above are its names
 
 
 _OPTIONS: Final = (
@@ -69,7 +68,7 @@ def sampling_options(function: Callable[Concatenate[SamplingFlags, P], R]) -> Ca
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        taken: dict[str, Any] = {each.name: kwargs.pop(each.name) for each in dataclasses.fields(SamplingFlags)}
+        taken: dict[str, Any] = {field.name: kwargs.pop(field.name) for field in dataclasses.fields(SamplingFlags)}
         return function(SamplingFlags(**taken), *args, **kwargs)
 
     wrapped: Callable[P, R] = run
@@ -90,7 +89,6 @@ def naming_the_flag() -> Generator[None]:
         raise request_error(error.kind, text, request_id=error.request_id, resume_n=error.resume_n) from None
 
 
-def messages(prompt: str, system: str | None) -> list[ChatMessage]:
-    """Return a conversation of one turn, with what the model is told beforehand."""
-    told = [ChatMessage(role="system", content=system)] if system else []
-    return [*told, ChatMessage(role="user", content=prompt)]
+def messages(system: str | None, *turns: ChatMessage) -> list[ChatMessage]:
+    """Return a conversation with the words of the system, if there are any, first."""
+    return [*([ChatMessage(role="system", content=system)] if system else []), *turns]

@@ -86,7 +86,7 @@ def _target(url: str) -> str:
 
 def _key(api_key: str) -> str:
     """Write a key so that its bytes are those of UTF-8, or those it was given in: headers are sent as Latin-1."""
-    if any(one < " " or one == "\x7f" for one in api_key):
+    if any(letter < " " or letter == "\x7f" for letter in api_key):
         raise ConfigurationError(
             f"the key (--api-key or {API_KEY_ENV}) holds characters that no key has; is there a line break behind it?"
         )
@@ -106,16 +106,16 @@ def _read(raw: bytes, target: str) -> dict[str, Any]:
 def _refused(error: urllib.error.HTTPError, raw: bytes, target: str, proxy: Proxy | None) -> SubmitError:
     status = error.code
     try:
-        said = _detail(raw)
+        words = _detail(raw)
     except (ValueError, KeyError, IndexError, TypeError):
-        said = "is this the address of a zmqrt bridge?"
+        words = "is this the address of a zmqrt bridge?"
         if proxy is not None:
-            said = f"or {proxy.shown} did; no_proxy={urlsplit(target).hostname} goes without it"
+            words = f"or {proxy.shown} did; no_proxy={urlsplit(target).hostname} goes without it"
         if where := error.headers.get("Location"):
-            said = f"it points to {printable(where)}; if that is the bridge, name it with --url"
+            words = f"it points to {printable(where)}; if that is the bridge, name it with --url"
     if status == 401 and os.environ.get("API_KEY"):
-        said += f" (the variable API_KEY is not read: other products use it; set {API_KEY_ENV})"
-    return SubmitError(f"{target} answered {status}: {said}", _EXIT_OF_STATUS.get(status, EXIT_FAILED))
+        words += f" (the variable API_KEY is not read: other products use it; set {API_KEY_ENV})"
+    return SubmitError(f"{target} answered {status}: {words}", _EXIT_OF_STATUS.get(status, EXIT_FAILED))
 
 
 def _detail(raw: bytes) -> str:

@@ -15,6 +15,7 @@ from ...protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
 from ...protocol.sanitize import printable
 from ...protocol.settings import SETTINGS_LOGGER
 from ...protocol.snapshot import Snapshot
+from ..config import ClientSettings
 from .interrupts import Interrupts
 from .poller import Poller
 from .stack_view import StackDisplay, hints
@@ -102,12 +103,12 @@ class LocalStack:
 
     @property
     def clients(self) -> str | None:
-        """Where clients connect, once the broker has said so."""
+        """Where clients connect, once the broker is ready."""
         return self._broker.endpoints.get("clients")
 
     @property
     def http(self) -> str | None:
-        """Where the bridge listens, once it has said so."""
+        """Where the bridge listens, once it is ready."""
         return self._bridge.endpoints.get("http") if self._bridge is not None else None
 
     @property
@@ -172,7 +173,7 @@ class LocalStack:
         if plan.has_bridge:
             arguments = plan.bridge(plan.http_port, endpoints["clients"])
             self._bridge = self._supervisor.add(Child("bridge", "zmqrt.bridge_http", arguments))
-        self._poller = self._exits.enter_context(Poller(endpoints["clients"], plan.keys))
+        self._poller = self._exits.enter_context(Poller(endpoints["clients"], ClientSettings(keys=plan.keys)))
 
     def _show_record(self, child: Child, record: dict[str, Any]) -> None:
         """Show what a role logs, where a person should see it; all roles read the same settings and log the same."""

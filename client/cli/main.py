@@ -66,7 +66,7 @@ class _Lazy(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - part of click's signature
-        """Import one."""
+        """Import it."""
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = importlib.import_module(f".cmd_{cmd_name}", __package__).command
@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     prepare_stdio()
     if os.environ.get("_ZMQRT_COMPLETE", "").startswith("powershell"):
-        from . import powershell
+        from .cmd_completion import register_powershell
 
-        powershell.register()
+        register_powershell()
     return run(cli, "zmqrt", arguments)
 
 

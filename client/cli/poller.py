@@ -1,15 +1,15 @@
-"""The newest snapshot of a broker, asked for in a thread of its own, so that a view never waits for the network."""
+"""Keeps the newest snapshot of a broker, asked for in a thread of its own: a view never waits for the network."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from ...protocol.errors import DeadlineError, UnavailableError, ZmqrtError
 from ...protocol.snapshot import Snapshot
+from ..config import ClientSettings
 from ..sync import Client
 from ..top.fleet import NOT_ASKED
 
@@ -26,27 +26,19 @@ class Poller:
     def __init__(
         self,
         endpoint: str,
-        keys: Path | None,
+        settings: ClientSettings,
         *,
-        insecure: bool = False,
         every_s: float = _EVERY_S,
         name: str = "zmqrt up",
-        connect_timeout_s: float = 5.0,
     ) -> None:
         self.endpoint = endpoint
         self.snapshot: Snapshot | None = None
         self.problem = NOT_ASKED
         self.is_leaving = False
         self._every_s = every_s
-        self._make: Callable[[], Client] = lambda: Client(
-            endpoint,
-            keys=keys,
-            insecure=insecure,
-            connect_timeout_s=connect_timeout_s,
-            timeout_s=_TIMEOUT_S,
-            name=name,
-        )
-        self._client = self._make()
+        self._settings = dataclasses.replace(settings, broker=(endpoint,), timeout_s=_TIMEOUT_S)
+        self._name = name
+        self._client = self._make_client()
         self._swap = threading.Lock()
         self._stop = threading.Event()
         self._has_asked = threading.Event()
@@ -77,7 +69,7 @@ class Poller:
         while not self._stop.is_set():
             try:
                 self._ask()
-            except UnavailableError as error:  # it has said goodbye, and may finish what it has
+            except UnavailableError as error:  # it has sent its goodbye, and may finish what it has
                 self.snapshot, self.problem, self.is_leaving = None, str(error), True
                 self._has_asked.set()
                 self._stop.wait(self._every_s)
@@ -102,9 +94,12 @@ class Poller:
             raise ZmqrtError(f"{self.endpoint} does not answer")
         self.snapshot, self.problem = snapshot, ""
 
+    def _make_client(self) -> Client:
+        return Client.from_settings(self._settings, name=self._name)
+
     def _begin_anew(self) -> None:
-        """Leave a client that has gone on to another broker, of which brokers tell: this one is to watch this one."""
+        """Replace a client that has failed over to another broker, one that brokers name to it: this one is watched."""
         with self._swap:
             if not self._stop.is_set():
                 self._client.close()
-                self._client = self._make()
+                self._client = self._make_client()

@@ -14,7 +14,7 @@ PIPE_WIDTH: Final = 160
 
 
 def screen(*, stderr: bool = False, pipe_width: int | None = None) -> Console:
-    """Make one. Square brackets in a name are no markup, and a number in it is no highlight."""
+    """Make a console. Square brackets in a name are no markup, and a number in it is no highlight."""
     width = pipe_width if pipe_width is not None and not is_terminal() else None
     console = Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
     console.push_render_hook(Cleaning())

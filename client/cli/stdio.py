@@ -1,4 +1,4 @@
-"""Questions about terminals, what is said there, and the prompt that comes through a pipe.
+"""What commands print, and the prompt that comes through a pipe.
 
 What comes from elsewhere (answers, errors, names) is cleaned before a terminal sees it. An answer that goes to a file
 or another program is left as it is, byte for byte: there it moves nothing, and somebody may need it so.

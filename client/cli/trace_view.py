@@ -1,4 +1,4 @@
-"""The story of a request as something to read: pure, a trace in, a rich renderable out."""
+"""Draws the trace of a request: what it is, what happened when, where the time went. Pure."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _timeline(trace: RequestTrace) -> Table:
 
 def _steps(trace: RequestTrace) -> Iterator[tuple[float, str]]:
     yield 0.0, _arrival(trace)
-    for number, one in enumerate(trace.attempts, 1):
-        yield from _of_attempt(one, number)
+    for number, attempt in enumerate(trace.attempts, 1):
+        yield from _of_attempt(attempt, number)
     if trace.state == "done":
         reason = f" ({trace.finish_reason})" if trace.finish_reason else ""
         prompt = f", prompt of {_tokens(trace.prompt_tokens)}" if trace.prompt_tokens else ""
@@ -80,29 +80,33 @@ def _arrival(trace: RequestTrace) -> str:
     return f"{begun}, and was queued: {trace.queued_why}; {waited}"
 
 
-def _of_attempt(one: Attempt, number: int) -> Iterator[tuple[float, str]]:
-    again = f", where it goes on after {_tokens(one.from_unit)}" if one.from_unit else ""
-    yield one.dispatched_s, f"given to {one.node} (attempt {number}){again}"
-    if one.first_s is not None:
-        others = f", in a batch of {one.batch}" if one.batch else ""
-        waited = f" after {clock(one.wait_s)} on the node" if one.wait_s is not None and one.wait_s >= 0.001 else ""
-        prefill = f"; the engine needed {clock(one.prefill_s)}" if one.prefill_s is not None else ""
-        where = f" on {one.device}" if one.device else ""
-        yield one.first_s, f"first token{where}{others}{waited}{prefill}"
-    elif one.device:
-        yield one.ended_s or one.dispatched_s, f"ran on {one.device} in a batch of {one.batch}"
-    if one.why and one.ended_s is not None:
-        made = f"{_tokens(one.units)} more" if one.from_unit else _tokens(one.units)
-        yield one.ended_s, f"{one.why}, after {made}"
+def _of_attempt(attempt: Attempt, number: int) -> Iterator[tuple[float, str]]:
+    again = f", where it goes on after {_tokens(attempt.from_unit)}" if attempt.from_unit else ""
+    yield attempt.dispatched_s, f"given to {attempt.node} (attempt {number}){again}"
+    if attempt.first_s is not None:
+        others = f", in a batch of {attempt.batch}" if attempt.batch else ""
+        waited = (
+            f" after {clock(attempt.wait_s)} on the node"
+            if attempt.wait_s is not None and attempt.wait_s >= 0.001
+            else ""
+        )
+        prefill = f"; the engine needed {clock(attempt.prefill_s)}" if attempt.prefill_s is not None else ""
+        where = f" on {attempt.device}" if attempt.device else ""
+        yield attempt.first_s, f"first token{where}{others}{waited}{prefill}"
+    elif attempt.device:
+        yield attempt.ended_s or attempt.dispatched_s, f"ran on {attempt.device} in a batch of {attempt.batch}"
+    if attempt.why and attempt.ended_s is not None:
+        made = f"{_tokens(attempt.units)} more" if attempt.from_unit else _tokens(attempt.units)
+        yield attempt.ended_s, f"{attempt.why}, after {made}"
 
 
 def _parts(trace: RequestTrace) -> Table:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "left", "left"):
         table.add_column(justify=justify, no_wrap=True)
-    told = spent(trace.age_s, trace.attempts)
+    times = spent(trace.age_s, trace.attempts)
     for name, meaning in _PARTS.items():
-        seconds: float = getattr(told, f"{name}_s")
+        seconds: float = getattr(times, f"{name}_s")
         share = seconds / trace.age_s if trace.age_s else 0.0
         if seconds or name != "lost":
             table.add_row(

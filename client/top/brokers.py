@@ -22,17 +22,7 @@ class WatchedBrokers:
     def __init__(self, settings: ClientSettings, *, waits: bool) -> None:
         self._exits = contextlib.ExitStack()
         self._patience_s = settings.connect_timeout_s + 1.0 if waits else 0.3
-        self._pollers = [
-            Poller(
-                endpoint,
-                settings.keys,
-                insecure=settings.insecure,
-                every_s=EVERY_S,
-                name="zmqrt top",
-                connect_timeout_s=settings.connect_timeout_s,
-            )
-            for endpoint in settings.broker
-        ]
+        self._pollers = [Poller(endpoint, settings, every_s=EVERY_S, name="zmqrt top") for endpoint in settings.broker]
 
     def __enter__(self) -> Self:
         for poller in self._pollers:

@@ -18,7 +18,7 @@ _LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
 
 
 class BrokerView(msgspec.Struct, frozen=True, kw_only=True):
-    """One broker as it was last seen; without a snapshot, why there is none, and whether it said that it leaves."""
+    """One broker as it was last seen; without a snapshot, why there is none, and whether it is leaving."""
 
     endpoint: str
     snapshot: Snapshot | None = None
@@ -27,7 +27,7 @@ class BrokerView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What to call it: its own name once it has told it."""
+        """What to call it: its own name once it is known."""
         return self.snapshot.broker_id if self.snapshot is not None else self.endpoint
 
 

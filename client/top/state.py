@@ -13,7 +13,7 @@ from .fleet import MergedFleet, SourcedEvent, SourcedRequest
 
 _MOST_FILTER_CHARS: Final = 40
 _MOST_LINES: Final = 250
-"""The longest page: all events that a broker tells, and some."""
+"""The longest page: all events that a broker keeps, and some."""
 _STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -10, "page-down": 10}
 PASTED: Final = "paste:"
 """Begins the name of a key that is a pasted text."""

@@ -16,7 +16,7 @@ from .state import Focus, ViewState
 from .text import NOTHING, Column, ago, bar, number, size, table, took
 
 WIDE: Final = 110
-"""From here on there is room for what the driver tells, and for models."""
+"""From here on there is room for what the driver reports, and for models."""
 _SETTLED: Final = ("ready", "draining")
 _BAR: Final = 6
 _WIDE_BAR: Final = 10

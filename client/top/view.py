@@ -1,6 +1,6 @@
 """The screen of `zmqrt top`: a fleet, its history and what was chosen in, lines of text out. Pure.
 
-Every line is at most as wide as the screen, and there are never more than fit. What matters is said in words and not in
+Every line is at most as wide as the screen, and there are never more than fit. What matters stands in words and not in
 colours alone, so that it reads the same without them.
 """
 

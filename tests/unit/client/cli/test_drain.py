@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import pytest
 from click.testing import CliRunner
 
 from support import snapshots
 from support.snapshots import snapshot
 from zmqrt.client.cli import cmd_drain
+from zmqrt.client.config import ClientSettings
 from zmqrt.protocol.admin import AdminOutcome
 from zmqrt.protocol.errors import ConnectError, ErrorKind, ZmqrtError, request_error
 from zmqrt.protocol.snapshot import NodeStatus, Snapshot
@@ -24,8 +27,14 @@ class FakeClient:
     answers: dict[str, AdminOutcome | ZmqrtError] = {}  # noqa: RUF012 - each test sets its own
     looks: list[list[NodeStatus]] = []  # noqa: RUF012 - same
 
-    def __init__(self, endpoint: str, **_: object) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._answer = self.answers[endpoint]
+
+    @classmethod
+    def from_settings(cls, settings: ClientSettings, *, name: str) -> Self:
+        """Take the only broker of the settings."""
+        (endpoint,) = settings.broker
+        return cls(endpoint)
 
     def status(self) -> Snapshot:
         """Show what is next; nothing once all has been shown."""

@@ -18,7 +18,7 @@ def test_zero_is_said() -> None:
 
 def test_what_the_model_is_told_beforehand_comes_first() -> None:
     """As the system's turn."""
-    assert messages("Hi", "Be brief.") == [
+    assert messages("Be brief.", ChatMessage(role="user", content="Hi")) == [
         ChatMessage(role="system", content="Be brief."),
         ChatMessage(role="user", content="Hi"),
     ]

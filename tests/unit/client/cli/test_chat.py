@@ -2,7 +2,7 @@
 
 import pytest
 
-from zmqrt.client.cli.conversation import ChatCommand, Conversation, command_of
+from zmqrt.client.cli.cmd_chat import ChatCommand, Conversation, command_of
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
