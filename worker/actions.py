@@ -1,4 +1,4 @@
-"""What the worker's core wants done; the agent does it. Plain records, no behaviour."""
+"""What the worker's core wants done; the agent does it."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class ToEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
-    """Check and encode the body of a dispatch (on another thread if it is long) and hand the result to `prepared`."""
+class Preprocess:
+    """Preprocess a dispatch beside the loop, and hand the result to `prepared`; short ones the core does itself."""
 
     job: int
     dispatch: m.Dispatch
     limits: ServiceLimits
-    kind: ipc.Kind
+    needs_pool: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class Note:
     request_id: str = ""
     trace_id: str = ""
     rid: str = ""
+    error: BaseException | None = None
+    """Logged with its traceback."""
 
 
-Action = Dial | HangUp | ProbeBroker | Send | ToEngine | Prepare | RestartEngine | Exit | Note
+Action = Dial | HangUp | ProbeBroker | Send | ToEngine | Preprocess | RestartEngine | Exit | Note

@@ -12,24 +12,22 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import ErrorKind, RequestError, request_error
+from ..protocol.errors import RequestError
 from . import actions as a
 from .broker_link import BrokerLink
 from .core import WorkerCore, WorkerState
 from .engines import ipc
-from .preprocess import PreparedGeneration, PreparedTask, is_rendered, prepare_generation, prepare_task
-from .tokenizer import Tokenizer
+from .preprocess import PreparedGeneration, PreparedTask
+from .supervisor import EngineSupervisor
 from .tokenizer_pool import PendingPrompt, TokenizerPool
 
 log = logging.getLogger(__name__)
 
-_LONG_BODY_BYTES: Final = 8 << 10
-"""From here on a prompt may take more than 5 ms to render and encode."""
 _WATCHDOG_S: Final = 0.1
 """Looks at every socket without being asked: a belt for a wake-up that was missed."""
 _LEVELS: Final = {
@@ -40,30 +38,6 @@ _LEVELS: Final = {
 }
 
 
-class Engines(Protocol):
-    """The engine processes of the node, as the agent sees them."""
-
-    def receive(self) -> Iterator[tuple[str, list[ipc.FromEngine]]]:
-        """Yield what has arrived, by device."""
-        ...
-
-    def exits(self) -> Iterator[tuple[str, str, bool]]:
-        """Yield processes that are gone: device, reason, whether another one is started."""
-        ...
-
-    def has_input(self) -> bool:
-        """Whether something is left to read."""
-        ...
-
-    def send(self, device: str, messages: Sequence[ipc.ToEngine]) -> None:
-        """Send messages in one envelope."""
-        ...
-
-    def restart(self, device: str, reason: str) -> None:
-        """Kill the process of a device; its exit is reported like any other."""
-        ...
-
-
 class Agent:
     """Carries the core. `run` returns the exit code of the node."""
 
@@ -72,24 +46,21 @@ class Agent:
         core: WorkerCore,
         links: Sequence[BrokerLink],
         *,
-        vocabulary: Callable[[], Tokenizer],
         on_pass: Callable[[float], None] = lambda now: None,  # noqa: ARG005 - nobody looks
     ) -> None:
         self.core = core
         self.links = links
-        self._vocabulary = vocabulary
-        self.readers: TokenizerPool | None = None
-        """Who encodes prompts; None = here, as for the bytes of the mock."""
+        self.tokenizers: TokenizerPool | None = None
         self._on_pass = on_pass
-        self._engines: Engines | None = None
+        self._engines: EngineSupervisor | None = None
         self._loop = asyncio.get_running_loop()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-encode")  # one: long prompts keep their order
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
-        self._looking: set[int] = set()
+        self._probed: set[int] = set()
         self._exit: asyncio.Future[int] = self._loop.create_future()
 
-    def attach(self, engines: Engines) -> None:
+    def attach(self, engines: EngineSupervisor) -> None:
         """Begin to serve through these engine processes."""
         self._engines = engines
         self.wake()
@@ -121,8 +92,8 @@ class Agent:
             for link in self.links:
                 link.close(is_farewell=True)
             self._encoder.shutdown(wait=False, cancel_futures=True)
-            if self.readers is not None:
-                self.readers.close()
+            if self.tokenizers is not None:
+                self.tokenizers.close()
 
     # --- a pass ------------------------------------------------------------------------------------------------------
 
@@ -149,8 +120,8 @@ class Agent:
     def _take_in(self, now: float) -> None:
         """Results before new work."""
         if self._engines is not None:
-            for device, said in self._engines.receive():
-                self.core.engine_said(device, said, now)
+            for device, sent in self._engines.receive():
+                self.core.engine_sent(device, sent, now)
             for device, reason, is_restarted in self._engines.exits():
                 self.core.engine_exited(device, reason, is_restarted=is_restarted, now=now)
         for index, link in enumerate(self.links):
@@ -174,20 +145,16 @@ class Agent:
     # --- what the core wants -----------------------------------------------------------------------------------------
 
     def _carry_out(self, now: float) -> None:
-        """Do everything, also what comes of doing it (a short prompt is encoded on the spot)."""
         to_brokers: dict[int, list[m.FromWorker]] = {}
         to_engines: dict[str, list[ipc.ToEngine]] = {}
-        out, index = self.core.out, 0
-        while index < len(out):
-            action = out[index]
-            index += 1
+        for action in self.core.out:
             match action:
                 case a.Send(broker, message):
                     to_brokers.setdefault(broker, []).append(message)
                 case a.ToEngine(device, request):
                     to_engines.setdefault(device, []).append(request)
-                case a.Prepare():
-                    self._prepare(action, now)
+                case a.Preprocess():
+                    self._preprocess(action)
                 case a.HangUp(broker):
                     to_brokers.pop(broker, None)
                     self.links[broker].close()
@@ -195,15 +162,15 @@ class Agent:
                     self._reach(action)
                 case a.RestartEngine(device, reason):
                     self._restart(device, reason)
-                case a.Note(level, text, request_id, trace_id, rid):
+                case a.Note(level, text, request_id, trace_id, rid, error):
                     about = {"request_id": request_id, "trace_id": trace_id, "rid": rid}
-                    log.log(_LEVELS[level], "%s", text, extra=about)
+                    log.log(_LEVELS[level], "%s", text, extra=about, exc_info=error)
                 case a.Exit(code, reason):
                     log.log(logging.ERROR if code else logging.INFO, "leaving: %s", reason)
                     self._loop.call_soon(self.stop, code)
                 case _:
                     assert_never(action)
-        out.clear()
+        self.core.out.clear()
         self._flush(to_brokers, to_engines, now)
 
     def _flush(
@@ -223,10 +190,10 @@ class Agent:
         if isinstance(action, a.Dial):
             self.links[broker].open()
             return
-        if broker in self._looking:
+        if broker in self._probed:
             return
         broke_off = action.broke_off
-        self._looking.add(broker)
+        self._probed.add(broker)
 
         def look() -> None:
             cause = self.links[broker].diagnose(broke_off=broke_off)
@@ -236,7 +203,7 @@ class Agent:
         threading.Thread(target=look, name="zmqrt-probe", daemon=True).start()
 
     def _explained(self, broker: int, cause: str) -> None:
-        self._looking.discard(broker)
+        self._probed.discard(broker)
         self.core.explained(broker, cause)
         self.wake()
 
@@ -247,65 +214,36 @@ class Agent:
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 
-    def _prepare(self, action: a.Prepare, now: float) -> None:
-        try:
-            is_read = self.readers is not None and self._must_be_read(action)
-        except RequestError as error:
-            self.core.prepared(action.job, error, now)
+    def _preprocess(self, action: a.Preprocess) -> None:
+        if not action.needs_pool:
+            self._finish(action, None)
             return
-        if self.readers is None or not is_read:
-            self._finish(action, None, now)
-            return
-        self.readers.read(
+        assert self.tokenizers is not None
+        self.tokenizers.encode(
             PendingPrompt(
                 action.dispatch.body,
                 action.limits,
                 is_wanted=lambda: self.core.requests.is_preparing(action.job),
-                done=lambda found: self._on_read(action, found),
+                done=lambda found: self._on_encoded(action, found),
             )
         )
 
-    def _must_be_read(self, action: a.Prepare) -> bool:
-        """Whether a prompt is too long, or its model's template is too much of a stranger, to be encoded here."""
-        body = action.dispatch.body
-        if action.kind != "token":
-            return False
-        return len(body) >= _LONG_BODY_BYTES or is_rendered(body, self._vocabulary(), action.limits)
-
-    def _on_read(self, action: a.Prepare, found: list[int] | RequestError) -> None:
-        now = self._loop.time()
-        if self.core.state is WorkerState.GONE:
-            return
+    def _on_encoded(self, action: a.Preprocess, found: list[int] | RequestError) -> None:
         if isinstance(found, RequestError):
-            self.core.prepared(action.job, found, now)
+            self._on_prepared(action, found)
         else:
-            self._finish(action, found, now)
-        self.wake()
+            self._finish(action, found)
 
-    def _finish(self, action: a.Prepare, prompt_ids: list[int] | None, now: float) -> None:
+    def _finish(self, action: a.Preprocess, prompt_ids: list[int] | None) -> None:
         """Do the rest: here if it is little, else on a thread."""
-        dispatch = action.dispatch
-        if len(dispatch.body) + len(dispatch.resume) < _LONG_BODY_BYTES:
-            self.core.prepared(action.job, self._encode(action, prompt_ids), now)
+        preprocessor, dispatch = self.core.requests.preprocessor, action.dispatch
+        if not preprocessor.is_long(dispatch):
+            self._on_prepared(action, preprocessor.run(dispatch, action.limits, prompt_ids))
             return
-        future = self._loop.run_in_executor(self._encoder, self._encode, action, prompt_ids)
-        future.add_done_callback(lambda done: self._on_encoded(action.job, done))
+        work = self._loop.run_in_executor(self._encoder, preprocessor.run, dispatch, action.limits, prompt_ids)
+        work.add_done_callback(lambda done: None if done.cancelled() else self._on_prepared(action, done.result()))
 
-    def _on_encoded(self, job: int, done: asyncio.Future[PreparedGeneration | PreparedTask | RequestError]) -> None:
-        if self.core.state is not WorkerState.GONE and not done.cancelled():
-            self.core.prepared(job, done.result(), self._loop.time())
+    def _on_prepared(self, action: a.Preprocess, result: PreparedGeneration | PreparedTask | RequestError) -> None:
+        if self.core.state is not WorkerState.GONE:
+            self.core.requests.prepared(action.job, result, self._loop.time())
             self.wake()
-
-    def _encode(
-        self, action: a.Prepare, prompt_ids: list[int] | None
-    ) -> PreparedGeneration | PreparedTask | RequestError:
-        """Run on any thread. A fault in a template or tokenizer fails the request, never the node."""
-        try:
-            if action.kind == "token":
-                return prepare_generation(action.dispatch, self._vocabulary(), action.limits, prompt_ids)
-            return prepare_task(action.dispatch, action.limits)
-        except RequestError as error:
-            return error
-        except Exception as error:
-            log.exception("a request could not be encoded", extra={"request_id": action.dispatch.rid.hex()})
-            return request_error(ErrorKind.MODEL_RAISED, f"the request could not be encoded: {type(error).__name__}")

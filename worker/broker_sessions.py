@@ -46,29 +46,6 @@ TRANSITIONS: Final = {
 class BrokerSession:
     """State of the session with one broker. The core moves it; this class knows the rules."""
 
-    __slots__ = (
-        "backoff",
-        "beaten_at",
-        "broker",
-        "deadline",
-        "dispatch_limit",
-        "endpoint",
-        "epoch",
-        "eviction_s",
-        "heard_count",
-        "heartbeat_at",
-        "heartbeat_count",
-        "heartbeat_s",
-        "held_until",
-        "is_announced",
-        "leases",
-        "ready_count",
-        "received",
-        "refused",
-        "state",
-        "trouble",
-    )
-
     def __init__(self, broker: int, endpoint: str, backoff: Backoff) -> None:
         self.broker = broker
         self.endpoint = endpoint
@@ -140,6 +117,15 @@ class BrokerSession:
         """Any message counts as life."""
         if self.is_active:
             self.deadline = now + self.eviction_s
+
+    def beat(self, now: float, jitter: float, *, is_ready: bool) -> None:
+        """Note that a heartbeat goes out; the next one follows half an interval later, give or take the jitter."""
+        self.beaten_at = now
+        self.heartbeat_at = now + self.heartbeat_s * jitter
+        self.heartbeat_count += 1
+        self.is_announced = True
+        if is_ready and not self.ready_count:
+            self.ready_count = self.heartbeat_count
 
     def grant(self, free: int, has_room: Callable[[str], bool]) -> bool:
         """Raise the limit to what is free now; say whether it rose.

@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from ..protocol import messages as m
-from ..protocol.errors import ErrorKind, RequestError, clip
+from ..protocol.errors import ErrorKind, clip
 from ..protocol.failure import of_silence
 from ..protocol.timing import Backoff
 from .actions import Action, Dial, Exit, HangUp, Level, Note, ProbeBroker, RestartEngine, Send
 from .broker_sessions import GREETING_S, BrokerSession, SessionState
 from .device_pool import DevicePool
 from .engines import ipc
-from .preprocess import PreparedGeneration, PreparedTask
 from .requests import NodeConfig, RequestTable
 
 _SWEEP_S: Final = 0.25
@@ -91,7 +90,7 @@ class WorkerCore:
         elif cause is None:
             self.out.append(ProbeBroker(broker, broke_off))
         else:
-            self._tell_trouble(session, cause)
+            self._report_trouble(session, cause)
         self.out.append(HangUp(broker))
         session.move(SessionState.DOWN, now + session.backoff.next_delay_s())
 
@@ -99,10 +98,10 @@ class WorkerCore:
         """Take the result of a look at a broker with which no session came about."""
         session = self.sessions[broker]
         if session.state is SessionState.DOWN or session.state is SessionState.DIALING:
-            self._tell_trouble(session, cause)
+            self._report_trouble(session, cause)
 
-    def _tell_trouble(self, session: BrokerSession, cause: str) -> None:
-        """Tell an operator why there is no session: once, and not at every try."""
+    def _report_trouble(self, session: BrokerSession, cause: str) -> None:
+        """Log why there is no session: once, and not at every try."""
         if cause != session.trouble:
             session.trouble = cause
             where = "" if session.endpoint in cause else f" {session.endpoint}"
@@ -170,13 +169,9 @@ class WorkerCore:
 
     # --- a pass ------------------------------------------------------------------------------------------------------
 
-    def prepared(self, number: int, result: PreparedGeneration | PreparedTask | RequestError, now: float) -> None:
-        """Take the result of a `Prepare`."""
-        self.requests.prepared(number, result, now)
-
     def settle(self, now: float) -> None:
         """End a pass: tell news of the devices, and credit that no other message carried."""
-        self._follow_fleet()
+        self._follow_devices()
         is_news = any(device.has_news() for device in self.pool.devices.values())
         for session in self.sessions:
             if not session.is_active:
@@ -189,7 +184,7 @@ class WorkerCore:
                 self._send(session, m.Credit(session.epoch, session.dispatch_limit))
         if is_news:
             for device in self.pool.devices.values():
-                device.told = (device.phase, device.percent)
+                device.was_reported()
         if self.state is WorkerState.DRAINING and not self.requests.jobs:
             self._leave(0, "drained")
 
@@ -200,7 +195,7 @@ class WorkerCore:
         self._known_at = now if self._known_at is None else self._known_at
         return now >= self._known_at + _OTHERS_S or not any(session.is_coming for session in self.sessions)
 
-    def _follow_fleet(self) -> None:
+    def _follow_devices(self) -> None:
         has_engine = any(device.is_ready for device in self.pool.devices.values())
         if has_engine and self.state is WorkerState.JOINING:
             self._move(WorkerState.READY)
@@ -211,30 +206,27 @@ class WorkerCore:
 
     def loading(self, device: str, phase: m.Phase, percent: float, elapsed_s: float) -> None:
         """Note progress that does not come from the engine process itself (download, conversion)."""
-        one = self.pool.devices[device]
-        one.phase, one.percent, one.elapsed_s = phase, percent, elapsed_s
+        self.pool.devices[device].loading(phase, percent, elapsed_s)
 
-    def engine_said(self, device: str, messages: Sequence[ipc.FromEngine], now: float) -> None:
+    def engine_sent(self, device_id: str, messages: Sequence[ipc.FromEngine], now: float) -> None:
         """Take in what an engine process sent."""
-        one = self.pool.devices[device]
-        was_ready = one.is_ready
-        for message in messages:
-            self.requests.scheduler.heard(one, message, now)
-        if one.is_ready != was_ready:
+        device = self.pool.devices[device_id]
+        was_ready = device.is_ready
+        self.requests.engine_sent(device, messages, now)
+        if device.is_ready != was_ready:
             self._announce()
 
-    def engine_exited(self, device: str, reason: str, *, is_restarted: bool, now: float) -> None:
+    def engine_exited(self, device_id: str, reason: str, *, is_restarted: bool, now: float) -> None:
         """Take note that an engine process is gone; its supervisor starts another one, or gives the device up."""
-        one = self.pool.devices[device]
-        one.restarts += is_restarted
-        self._note("error", f"{device}: the engine process ended: {reason}")
-        self.requests.scheduler.exited(one, reason, "restarting" if is_restarted else "failed", now)
+        device = self.pool.devices[device_id]
+        self._note("error", f"{device_id}: the engine process ended: {reason}")
+        self.requests.engine_exited(device, reason, is_restarted=is_restarted, now=now)
         self._announce()
-        if all(each.phase == "failed" for each in self.pool.devices.values()):
+        if all(other.phase == "failed" for other in self.pool.devices.values()):
             for session in self.sessions:
                 if session.is_active:
-                    self._beat(session, now)  # its last words: who watches the fleet reads what failed
-            self._leave(1, f"no device can serve; {device}: {reason}")
+                    self._beat(session, now)  # the last one: who watches the nodes reads what failed
+            self._leave(1, f"no device can serve; {device_id}: {reason}")
 
     def _announce(self) -> None:
         for session in self.sessions:
@@ -273,11 +265,9 @@ class WorkerCore:
                 self.requests.drop(session, job)
 
     def _beat(self, session: BrokerSession, now: float) -> None:
-        """Send a heartbeat; the next one follows half an interval later, whatever else is sent meanwhile."""
-        session.beaten_at = now
-        session.heartbeat_at = now + session.heartbeat_s * self._config.jitter()
-        session.heartbeat_count += 1
-        foremost = self.pool.foremost()
+        """Send a heartbeat, whatever else has been sent meanwhile."""
+        foremost, services = self.pool.foremost(), None if session.is_announced else self.pool.offers()
+        session.beat(now, self._config.jitter(), is_ready=self.state is WorkerState.READY)
         beat = m.Heartbeat(
             epoch=session.epoch,
             count=session.heartbeat_count,
@@ -287,11 +277,8 @@ class WorkerCore:
             percent=min(100, int(foremost.percent)),
             elapsed_ms=int(1000 * (now - self._started_at)),
             devices=[device.report(now) for device in self.pool.devices.values()],
-            services=None if session.is_announced else self.pool.offers(),
+            services=services,
         )
-        session.is_announced = True
-        if self.state is WorkerState.READY and not session.ready_count:
-            session.ready_count = session.heartbeat_count
         self._send(session, beat)
 
     def _sweep(self, now: float) -> None:
@@ -301,7 +288,7 @@ class WorkerCore:
             if device.loop_age_s(now) > self._config.stall_s:
                 reason = f"its loop stands still for {device.loop_age_s(now):.1f} s"
                 self.out.append(RestartEngine(device.info.id, reason))
-                device.last_step_at = now  # once is enough; the exit is reported like any other
+                device.last_step_at = now  # once is enough: the exit is reported like any other
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ _PHASE_ORDER: Final[tuple[m.Phase, ...]] = (
 
 
 _FRESH_S: Final = 5.0
-"""A driver is asked once a second; what it told longer ago says nothing about now."""
+"""A driver is asked once a second; older numbers say nothing about now."""
 _STALE_S: Final = 2.0
 """An engine shows itself every 250 ms, and after each step; longer steps than this are rare even on a small CPU."""
 
@@ -53,8 +53,8 @@ class Lane:
     info: ipc.EngineService
     running: dict[int, Job | None] = field(default_factory=dict[int, "Job | None"])
     """Tickets in the engine; None = given up, but its slot is not free yet."""
-    given_up: dict[int, float] = field(default_factory=dict[int, float])
-    """Since when those that were cancelled are to end."""
+    cancelled: dict[int, float] = field(default_factory=dict[int, float])
+    """Those that somebody has cancelled, and when: how long their slots stay taken is measured."""
     is_blocked: bool = False
     """The engine said that it is full although slots seemed free; nothing goes there until its next sign."""
     stats: EngineStats = field(default_factory=EngineStats)
@@ -68,6 +68,22 @@ class Lane:
         """Slots that may be filled now."""
         return 0 if self.is_blocked else max(0, self.info.capacity.slots - len(self.running))
 
+    def cancel(self, ticket: int, cancelled_at: float | None) -> None:
+        """Note that nobody wants a ticket any more; its slot is free when the engine says so."""
+        self.running[ticket] = None
+        if cancelled_at is not None:
+            self.cancelled[ticket] = cancelled_at
+
+    def follow(self) -> None:
+        """Let jobs that have made nothing yet move with those before them: the engine takes them in that order."""
+        moved_at = self.turned_at
+        for job in self.running.values():  # the oldest first
+            if job is None:
+                continue
+            if job.waits_in_line:
+                job.moved_at = max(job.moved_at, moved_at)
+            moved_at = max(moved_at, job.moved_at)
+
     @property
     def load(self) -> float:
         """How full it is (0..1)."""
@@ -79,7 +95,6 @@ class Device:
     """One engine process and its lanes. Counters of earlier processes are kept in `before`."""
 
     info: m.DeviceInfo
-    started_at: float
     phase: m.Phase = "starting"
     percent: float = 0.0
     elapsed_s: float = 0.0
@@ -92,7 +107,7 @@ class Device:
     tokens_after_cancel: int = 0
     gpu: GpuStats = NO_GPU_STATS
     gpu_at: float = 0.0
-    told: tuple[m.Phase, float] = ("starting", 0.0)
+    reported: tuple[m.Phase, float] = ("starting", 0.0)
     """Phase and percent of the last heartbeat."""
 
     @property
@@ -105,21 +120,53 @@ class Device:
         """Requests in the engine."""
         return sum(len(lane.running) for lane in self.lanes.values())
 
+    def find(self, ticket: int) -> tuple[Lane | None, Job | None]:
+        """Return the lane of a live ticket, and the job if anybody still wants it."""
+        for lane in self.lanes.values():
+            if ticket in lane.running:
+                return lane, lane.running[ticket]
+        return None, None
+
+    def release(self, lane: Lane, ticket: int, now: float) -> None:
+        """Take the engine's word that a ticket is over: its slot is free."""
+        if next(iter(lane.running)) == ticket:
+            lane.turned_at = now
+        del lane.running[ticket]
+        cancelled_at = lane.cancelled.pop(ticket, None)
+        if cancelled_at is not None:
+            self.cancel_latency.add(now - cancelled_at)
+
+    def stepped(self, stats: Mapping[str, EngineStats], now: float) -> None:
+        """Note a sign of life of the engine's loop."""
+        self.last_step_at = now
+        for lane in self.lanes.values():
+            lane.is_blocked = False
+            lane.stats = stats.get(lane.info.name, lane.stats)
+
     def loop_age_s(self, now: float) -> float:
         """How long the engine's loop has not shown itself; an engine that is loading has none."""
         return max(0.0, now - self.last_step_at) if self.is_ready else 0.0
 
     def has_news(self) -> bool:
         """Whether progress is worth a heartbeat of its own."""
-        phase, percent = self.told
+        phase, percent = self.reported
         return phase != self.phase or abs(self.percent - percent) >= 5
 
-    def forget_process(self, phase: m.Phase) -> list[Job]:
+    def was_reported(self) -> None:
+        """Note that the brokers have been told how far it is."""
+        self.reported = self.phase, self.percent
+
+    def loading(self, phase: m.Phase, percent: float, elapsed_s: float) -> None:
+        """Note how far it is."""
+        self.phase, self.percent, self.elapsed_s = phase, percent, elapsed_s
+
+    def forget_process(self, *, is_restarted: bool) -> list[Job]:
         """Note that the process is gone; return the jobs that it leaves behind."""
+        self.restarts += is_restarted
         left = [job for lane in self.lanes.values() for job in lane.running.values() if job is not None]
         self.before = self._totals()
         self.lanes.clear()
-        self.phase, self.percent = phase, 0.0
+        self.phase, self.percent = "restarting" if is_restarted else "failed", 0.0
         return left
 
     def report(self, now: float) -> m.DeviceLoad:
@@ -154,21 +201,19 @@ class Device:
         """Add up the counters of all lanes, and of processes before this one."""
         every = [self.before, *(lane.stats for lane in self.lanes.values())]
         return EngineStats(
-            steps=sum(one.steps for one in every),
-            tokens=sum(one.tokens for one in every),
-            largest_batch=max(one.largest_batch for one in every),
-            prompt_tokens=sum(one.prompt_tokens for one in every),
-            reused_tokens=sum(one.reused_tokens for one in every),
+            steps=sum(stats.steps for stats in every),
+            tokens=sum(stats.tokens for stats in every),
+            largest_batch=max(stats.largest_batch for stats in every),
+            prompt_tokens=sum(stats.prompt_tokens for stats in every),
+            reused_tokens=sum(stats.reused_tokens for stats in every),
         )
 
 
 class DevicePool:
     """All devices of the node."""
 
-    def __init__(
-        self, devices: list[m.DeviceInfo], *, served: str, batch_max_size: int, context: int, now: float
-    ) -> None:
-        self.devices = {info.id: Device(info, now) for info in devices}
+    def __init__(self, devices: list[m.DeviceInfo], *, served: str, batch_max_size: int, context: int) -> None:
+        self.devices = {info.id: Device(info) for info in devices}
         self._served = served
         self._offers: dict[str, m.ServiceOffer] = {}
         """Services as last known; one whose engines are all gone is offered with no room, so that requests wait."""
@@ -180,6 +225,11 @@ class DevicePool:
         for name, gpu in stats.items():
             self.devices[name].gpu, self.devices[name].gpu_at = gpu, now
 
+    @property
+    def serving(self) -> list[Device]:
+        """Devices on which requests may run now."""
+        return [device for device in self.devices.values() if device.is_ready]
+
     def service_name(self, suffix: str) -> str:
         """Name a service in public: the served model name, and what the engine adds to it."""
         if not suffix:
@@ -188,13 +238,13 @@ class DevicePool:
 
     def ready(self, device: Device, services: list[ipc.EngineService], now: float) -> None:
         """Open the lanes of a device that has loaded."""
-        names = [self.service_name(one.name) for one in services]
-        device.lanes = {name: Lane(name, one) for name, one in zip(names, services, strict=True)}
+        named = {self.service_name(service.name): service for service in services}
+        device.lanes = {name: Lane(name, service) for name, service in named.items()}
         device.phase, device.percent, device.last_step_at = "ready", 100.0, now
 
     def lanes(self, service: str) -> list[tuple[Device, Lane]]:
         """Return the lanes of a service on devices that are ready."""
-        return [(one, one.lanes[service]) for one in self.devices.values() if one.is_ready and service in one.lanes]
+        return [(device, device.lanes[service]) for device in self.serving if service in device.lanes]
 
     def choose(self, service: str, now: float) -> tuple[Device, Lane] | None:
         """Return the least loaded device with a free slot; one whose loop stands still only if there is no other."""
@@ -209,10 +259,7 @@ class DevicePool:
 
     def capacity(self) -> int:
         """Say how many requests all engines hold."""
-        slots = [
-            lane.info.capacity.slots for one in self.devices.values() if one.is_ready for lane in one.lanes.values()
-        ]
-        return sum(slots) + self._batch * len(slots)
+        return sum(lane.info.capacity.slots + self._batch for device in self.serving for lane in device.lanes.values())
 
     def info(self, service: str) -> ipc.EngineService | None:
         """Return what the engines say of a service."""
@@ -230,7 +277,7 @@ class DevicePool:
         """List the services for READY and HEARTBEAT; before anything has loaded, the one that is coming."""
         for name in list(self._offers):
             self._offers[name] = msgspec.structs.replace(self._offers[name], max_inflight=0)
-        for name in dict.fromkeys(name for one in self.devices.values() if one.is_ready for name in one.lanes):
+        for name in dict.fromkeys(name for device in self.serving for name in device.lanes):
             self._offers[name] = self._offer(name)
         return list(self._offers.values()) or [m.ServiceOffer(self._served, 0, "generate")]
 
@@ -248,12 +295,12 @@ class DevicePool:
 
     def knows(self, service: str) -> bool:
         """Whether the service is, was, or may be about to be here."""
-        return any(one.service == service for one in self.offers())
+        return any(offer.service == service for offer in self.offers())
 
     def loop_age_s(self, now: float) -> float:
         """Return the age of the liveliest engine: the node serves as long as one does."""
-        return min((one.loop_age_s(now) for one in self.devices.values() if one.is_ready), default=0.0)
+        return min((device.loop_age_s(now) for device in self.serving), default=0.0)
 
     def foremost(self) -> Device:
         """Return the device that is ready, or will be first."""
-        return max(self.devices.values(), key=lambda one: (_PHASE_ORDER.index(one.phase), one.percent))
+        return max(self.devices.values(), key=lambda device: (_PHASE_ORDER.index(device.phase), device.percent))

@@ -1,14 +1,22 @@
 """Which job runs on which device: waiting jobs, tickets, and what engines say about them. Pure; knows no broker.
 
-What happens to a job is told to a `Listener`: units it has made, and that it is over. Everything for the engines is
-appended to `out`.
+Theory of operation. A job that is ready waits in the queue of its service, first come, first served. Whenever a slot
+may have become free (`_fill`), the queue's head goes to the device that `DevicePool.choose` names, under a new ticket.
+From then on the engine alone says what becomes of the ticket: units, a result, a refusal. A job that is stopped keeps
+its slot until the engine has confirmed that, so an engine is never given more than it has room for.
+
+A job leaves its engine before its end in two ways, and goes back to the head of its queue: the engine was full after
+all, or its process has ended. A second device then goes on where the first stopped, after the last unit in the log.
+
+Every method that moves jobs returns those that have new units or have ended; what their brokers hear of it is for the
+caller (`requests.py`) to say. Messages for the engines are appended to `out`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -18,38 +26,24 @@ from ..protocol.limits import MAX_FRAME_BYTES
 from .actions import Action, Note, ToEngine
 from .device_pool import Device, DevicePool, Lane
 from .engines import ipc
-from .engines.base import FinishReason, ItemResult, TokenEvent
+from .engines.base import ItemResult, TokenEvent
 from .jobs import Job, JobState
 
 _LOCAL_RUNS: Final = 2
 """A job that was on an engine when it died is run once more on this node; after a second death the broker decides."""
-
-
-class Listener(Protocol):
-    """Whoever owns the jobs."""
-
-    def progressed(self, job: Job, since: int) -> None:
-        """Send the units from `since` on: they are new."""
-        ...
-
-    def completed(self, job: Job) -> None:
-        """Send a job's outcome."""
-        ...
-
-    def failed(self, job: Job, kind: ErrorKind, text: str) -> None:
-        """End a job without a result."""
-        ...
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class DeviceScheduler:
-    """Runs jobs on the devices."""
+    """Runs jobs on the devices of the pool."""
 
-    def __init__(self, pool: DevicePool, listener: Listener, out: list[Action]) -> None:
-        self.pool = pool
-        self._listener = listener
+    def __init__(self, pool: DevicePool, out: list[Action]) -> None:
+        self._pool = pool
         self._out = out
         self._tickets = itertools.count(1)
         self._waiting: dict[str, deque[Job]] = {}
+        self._moved: dict[Job, None] = {}
+        """Jobs that have new units or have ended, in that order, for whoever called."""
 
     @property
     def waiting(self) -> int:
@@ -58,56 +52,55 @@ class DeviceScheduler:
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job, now: float) -> None:
-        """Run a prepared job as soon as a slot is free."""
+    def submit(self, job: Job, now: float) -> list[Job]:
+        """Run a preprocessed job as soon as a slot is free."""
         job.move(JobState.WAITING)
         self._queue(job.service).append(job)
-        self.fill(job.service, now)
+        self._fill(job.service, now)
+        return self._take_moved()
 
-    def abort(self, job: Job, cancelled_at: float | None = None) -> None:
-        """Stop a job wherever it is; nothing is told about it any more. Its slot frees when the engine says so.
+    def stop(self, job: Job, cancelled_at: float | None = None) -> None:
+        """Stop a job for good, wherever it is. Its slot is free when the engine says so.
 
         `cancelled_at`: somebody gave it up just now, and how long its slot stays taken is measured.
         """
         if job.state is JobState.WAITING:
             self._queue(job.service).remove(job)
         elif job.state is JobState.RUNNING:
-            self._give_up_ticket(job, cancelled_at)
+            self._cancel_ticket(job, cancelled_at)
         if job.state is not JobState.DONE:
             job.move(JobState.DONE)
 
-    def fill(self, service: str, now: float) -> None:
-        """Give waiting jobs of a service to devices with a free slot."""
-        queue = self._queue(service)
-        while queue:
-            chosen = self.pool.choose(service, now)
-            if chosen is None:
-                break
-            self._run(queue.popleft(), *chosen, now)
-        if queue and not self.pool.lanes(service):
-            for job in list(queue):
-                self._listener.failed(
-                    job, ErrorKind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment"
-                )
-
     def follow(self) -> None:
-        """Let those that have made nothing yet move with the line that they stand in.
+        """Let jobs that have made nothing yet move with the line that they stand in.
 
-        Whoever waits here comes nearer with whatever the engines make. In an engine of tokens that is so for what those
-        before it do, in one of batches for every batch. Tasks of a stream engine run beside each other: none waits.
+        A job that waits here comes nearer with whatever the engines make. In an engine of tokens that is so for what
+        those before it do, in one of batches for every batch. Tasks of a stream engine run beside each other: none
+        waits.
         """
         for service, queue in self._waiting.items():
             if queue:
-                moved_at = max((lane.moved_at for _, lane in self.pool.lanes(service)), default=0.0)
+                moved_at = max((lane.moved_at for _, lane in self._pool.lanes(service)), default=0.0)
                 for job in queue:
                     job.moved_at = max(job.moved_at, moved_at)
-        for device in self.pool.devices.values():
+        for device in self._pool.devices.values():
             for lane in device.lanes.values():
                 if lane.info.kind != "stream":
-                    _follow_lane(lane)
+                    lane.follow()
 
     def _queue(self, service: str) -> deque[Job]:
         return self._waiting.setdefault(service, deque())
+
+    def _fill(self, service: str, now: float) -> None:
+        queue = self._queue(service)
+        while queue:
+            chosen = self._pool.choose(service, now)
+            if chosen is None:
+                break
+            self._run(queue.popleft(), *chosen, now)
+        if queue and not self._pool.lanes(service):
+            for job in list(queue):
+                self._fail(job, ErrorKind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment")
 
     def _run(self, job: Job, device: Device, lane: Lane, now: float) -> None:
         job.move(JobState.RUNNING)
@@ -122,24 +115,31 @@ class DeviceScheduler:
             message = ipc.SubmitTask(lane.info.name, job.ticket, job.plain.values, job.plain.length)
         self._out.append(ToEngine(job.device, message))
 
-    def _give_up_ticket(self, job: Job, cancelled_at: float | None = None) -> None:
-        """Free the slot as soon as the engine confirms; a ticket that is over already needs no word."""
-        lane = self.pool.devices[job.device].lanes.get(job.service)
+    def _cancel_ticket(self, job: Job, cancelled_at: float | None = None) -> None:
+        """Ask the engine to stop; a ticket that is over already needs no word."""
+        lane = self._pool.devices[job.device].lanes.get(job.service)
         if lane is not None and job.ticket in lane.running:
-            lane.running[job.ticket] = None
-            if cancelled_at is not None:
-                lane.given_up[job.ticket] = cancelled_at
+            lane.cancel(job.ticket, cancelled_at)
             self._out.append(ToEngine(job.device, ipc.CancelTicket(job.ticket)))
+
+    def _fail(self, job: Job, kind: ErrorKind, text: str) -> None:
+        self.stop(job)
+        job.fail(kind, text)
+        self._moved[job] = None
+
+    def _take_moved(self) -> list[Job]:
+        moved, self._moved = list(self._moved), {}
+        return moved
 
     # --- engines -----------------------------------------------------------------------------------------------------
 
-    def heard(self, device: Device, message: ipc.FromEngine, now: float) -> None:
-        """Take in one message of a device's engine process."""
+    def heard(self, device: Device, message: ipc.FromEngine, now: float) -> list[Job]:
+        """Take in a message of a device's engine process."""
         match message:
             case ipc.EngineLoading(phase, percent, elapsed_s):
-                device.phase, device.percent, device.elapsed_s = phase, percent, elapsed_s
+                device.loading(phase, percent, elapsed_s)
             case ipc.EngineReady(services):
-                self.pool.ready(device, services, now)
+                self._pool.ready(device, services, now)
                 self._fill_all(device, now)
             case ipc.EngineFailed(error):
                 self._out.append(Note("error", f"{device.info.id}: {error}"))
@@ -151,20 +151,25 @@ class DeviceScheduler:
                 self._on_step(device, message, now)
             case _:
                 assert_never(message)
+        return self._take_moved()
 
-    def exited(self, device: Device, reason: str, phase: m.Phase, now: float) -> None:
-        """Run the jobs of an engine process that is gone elsewhere on this node, or give them back."""
+    def exited(self, device: Device, reason: str, *, is_restarted: bool, now: float) -> list[Job]:
+        """Run the jobs of an engine process that is gone elsewhere on this node, or end them."""
         services = list(device.lanes)
-        for job in device.forget_process(phase):
+        for job in device.forget_process(is_restarted=is_restarted):
             job.crashes += job.total_n == job.run_from  # what ran well for a while did not kill it
-            job.first_at, job.is_told = None, False
-            job.move(JobState.WAITING)
-            self._queue(job.service).appendleft(job)
+            job.first_at, job.is_accounted = None, False
+            self._run_again(job)
             if not self._may_run_again(job):
                 text = f"the engine on {device.info.id} ended while it worked on this request ({reason})"
-                self._listener.failed(job, ErrorKind.ENGINE_RESTARTED, text)
+                self._fail(job, ErrorKind.ENGINE_RESTARTED, text)
         for service in services:
-            self.fill(service, now)
+            self._fill(service, now)
+        return self._take_moved()
+
+    def _run_again(self, job: Job) -> None:
+        job.move(JobState.WAITING)
+        self._queue(job.service).appendleft(job)
 
     def _may_run_again(self, job: Job) -> bool:
         """Decide about one more run here: not for what must not run twice, or may be what engines die of.
@@ -173,14 +178,11 @@ class DeviceScheduler:
         """
         is_repeatable = bool(job.flags & m.IDEMPOTENT) and (job.kind != "stream" or job.total_n == 0)
         may_crash = _LOCAL_RUNS if job.attempt == 1 else 1
-        return is_repeatable and job.crashes < may_crash and bool(self.pool.lanes(job.service))
+        return is_repeatable and job.crashes < may_crash and bool(self._pool.lanes(job.service))
 
     def _on_step(self, device: Device, step: ipc.StepReport, now: float) -> None:
-        device.last_step_at = now
         batch = device.running
-        for lane in device.lanes.values():
-            lane.is_blocked = False
-            lane.stats = step.stats.get(lane.info.name, lane.stats)
+        device.stepped(step.stats, now)
         for event in step.events:
             self._on_event(device, event, batch, now)
         for result in step.results:
@@ -189,122 +191,89 @@ class DeviceScheduler:
 
     def _fill_all(self, device: Device, now: float) -> None:
         for service in list(device.lanes):
-            self.fill(service, now)
+            self._fill(service, now)
 
     def _on_event(self, device: Device, event: TokenEvent, batch: int, now: float) -> None:
-        lane, job = _find(device, event.ticket)
+        lane, job = device.find(event.ticket)
+        if lane is None:
+            return
         if job is not None and job.first_at is None and (event.token_ids or event.finish_reason):
             job.begin(batch, now)
-        if lane is not None and event.ticket in lane.given_up:
+        if event.ticket in lane.cancelled:
             device.tokens_after_cancel += len(event.token_ids)
-        if lane is not None and event.finish_reason is not None:
-            _free(device, lane, event.ticket, now)
-        if lane is None or job is None:
+        if event.finish_reason is not None:
+            device.release(lane, event.ticket, now)
+        if job is None:
             return
         lane.moved_at = job.moved_at = now
         if event.error is not None or job.prepared is None:
             text = event.error or "the engine answered with tokens where none were asked for"
-            self._listener.failed(job, ErrorKind.MODEL_RAISED, text)
+            self._fail(job, ErrorKind.MODEL_RAISED, text)
             return
-        since = job.total_n
+        before_n = job.total_n
         reason = job.absorb(event)
-        if job.total_n > since:
+        if job.total_n > before_n:
             job.crashes = 0
-            self._listener.progressed(job, since)
+            self._moved[job] = None
         if reason == "cancelled":
-            self._listener.failed(job, ErrorKind.CANCELLED, "the engine gave the request up")
+            self._fail(job, ErrorKind.CANCELLED, "the engine gave the request up")
         elif reason is not None:
-            self._give_up_ticket(job)
-            self._finish(job, reason, lane)
-
-    def _finish(self, job: Job, reason: FinishReason, lane: Lane) -> None:
-        job.finish(reason, lane.info.model, lane.info.revision)
-        job.move(JobState.DONE)
-        self._listener.completed(job)
+            self._cancel_ticket(job)  # the engine does not know of a stop string
+            job.finish(reason, lane.info.model, lane.info.revision)
+            self._moved[job] = None
 
     def _on_result(self, device: Device, result: ItemResult, batch: int, now: float) -> None:
-        lane, job = _find(device, result.ticket)
+        lane, job = device.find(result.ticket)
         if lane is None:
             return
         if job is not None:
             job.begin(batch, now)
         lane.moved_at = lane.turned_at = now
-        _free(device, lane, result.ticket, now)
+        device.release(lane, result.ticket, now)
         if job is None:
             return
         if result.body is None:
             kind = ErrorKind(result.refused) if result.refused else ErrorKind.MODEL_RAISED
-            self._listener.failed(job, kind, result.error or "the model gave no result")
+            self._fail(job, kind, result.error or "the model gave no result")
             return
         body = _encode(result.body)
         if len(body) > MAX_FRAME_BYTES:
             text = f"the result has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send fewer inputs at once"
-            self._listener.failed(job, ErrorKind.TOO_LARGE, text)
+            self._fail(job, ErrorKind.TOO_LARGE, text)
             return
         job.finish_plain(body)
-        job.move(JobState.DONE)
-        self._listener.completed(job)
+        self._moved[job] = None
 
     def _on_text(self, device: Device, chunk: ipc.TextChunk, now: float) -> None:
-        lane, job = _find(device, chunk.ticket)
+        lane, job = device.find(chunk.ticket)
+        if lane is None:
+            return
         if job is not None and job.first_at is None:
             job.begin(device.running, now)
-        if lane is not None and chunk.done:
-            _free(device, lane, chunk.ticket, now)
-        if lane is None or job is None:
+        if chunk.done:
+            device.release(lane, chunk.ticket, now)
+        if job is None:
             return
         if chunk.error is not None:
-            self._listener.failed(job, ErrorKind.MODEL_RAISED, chunk.error)
+            self._fail(job, ErrorKind.MODEL_RAISED, chunk.error)
             return
         lane.moved_at = job.moved_at = now
         if chunk.text:
             job.absorb_text(chunk.text)
-            self._listener.progressed(job, job.total_n - 1)
         if chunk.done:
-            self._finish(job, "stop", lane)
+            job.finish("stop", lane.info.model, lane.info.revision)
+        self._moved[job] = None
 
     def _on_refused(self, device: Device, refused: ipc.Refused, now: float) -> None:
-        lane, job = _find(device, refused.ticket)
+        lane, job = device.find(refused.ticket)
         if lane is None:
             return
-        _free(device, lane, refused.ticket, now)
+        device.release(lane, refused.ticket, now)
         lane.is_blocked = refused.full
         if job is None:
             return
-        if not refused.full:
-            self._listener.failed(job, ErrorKind.BAD_REQUEST, refused.error)
-            return
-        job.move(JobState.WAITING)
-        self._queue(job.service).appendleft(job)
-        self.fill(job.service, now)
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-
-
-def _free(device: Device, lane: Lane, ticket: int, now: float) -> None:
-    """Take the word of an engine that a ticket is over: its slot is free."""
-    if next(iter(lane.running)) == ticket:
-        lane.turned_at = now
-    del lane.running[ticket]
-    cancelled_at = lane.given_up.pop(ticket, None)
-    if cancelled_at is not None:
-        device.cancel_latency.add(now - cancelled_at)
-
-
-def _follow_lane(lane: Lane) -> None:
-    moved_at = lane.turned_at
-    for job in lane.running.values():  # the oldest first
-        if job is None:
-            continue
-        if job.waits_in_line:
-            job.moved_at = max(job.moved_at, moved_at)
-        moved_at = max(moved_at, job.moved_at)
-
-
-def _find(device: Device, ticket: int) -> tuple[Lane | None, Job | None]:
-    """Find the lane of a live ticket, and the job if anybody still wants it."""
-    for lane in device.lanes.values():
-        if ticket in lane.running:
-            return lane, lane.running[ticket]
-    return None, None
+        if refused.full:
+            self._run_again(job)
+            self._fill(job.service, now)
+        else:
+            self._fail(job, ErrorKind.BAD_REQUEST, refused.error)

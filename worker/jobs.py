@@ -1,9 +1,9 @@
-"""One request on this node: from its dispatch to its outcome, with everything it has made so far. Pure.
+"""A job is one request on this node, under one lease: from its dispatch to its outcome. Pure.
 
-PREPARING  its body is being checked and encoded.
+PREPARING  its body is being checked, and its prompt encoded.
 WAITING    ready to run, but no engine has a free slot.
 RUNNING    an engine works on it under a ticket.
-DONE       its outcome is known; kept for a moment in case the broker did not get it.
+DONE       it has ended; kept for a moment if it has an outcome, in case the broker did not get it.
 
 The log (ids, pieces) starts at unit 0 and is never cut: a lease that is rebound after a loss of the connection is
 replayed from any unit, and an engine that died is replaced by one that goes on after the last.
@@ -16,10 +16,9 @@ import heapq
 import re
 from typing import Final
 
-import msgspec
-
 from ..protocol import messages as m
 from ..protocol import tasks
+from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.tasks import FinishReason, GenerateChunk, GenerateResult, TokenLogprobs, Usage
 from .engines import ipc
 from .engines.base import TokenEvent
@@ -45,52 +44,8 @@ TRANSITIONS: Final = {
 }
 
 
-class JobOutcome(msgspec.Struct, frozen=True):
-    """How a job ended: a FINAL with its body, or (kind set) an ERROR."""
-
-    total_n: int = 0
-    body: bytes = b""
-    meta: m.Ext = {}
-    error: m.WorkerError | None = None
-
-
 class Job:
-    """A request under a lease. The core owns it; here are the rules of its log and its results."""
-
-    __slots__ = (
-        "attempt",
-        "batch",
-        "broker",
-        "crashes",
-        "deadline",
-        "device",
-        "ext",
-        "first_at",
-        "first_unit",
-        "flags",
-        "ids",
-        "is_told",
-        "kind",
-        "lease",
-        "logprobs",
-        "moved_at",
-        "number",
-        "outcome",
-        "pieces",
-        "plain",
-        "prepared",
-        "received_at",
-        "rid",
-        "run_from",
-        "service",
-        "state",
-        "submitted_at",
-        "tail",
-        "ticket",
-        "told_at",
-        "ttl_s",
-        "user",
-    )
+    """The record of a job. The request table owns it, the device scheduler runs it."""
 
     def __init__(self, number: int, broker: int, dispatch: m.Dispatch, kind: ipc.Kind, now: float) -> None:
         self.number = number
@@ -109,16 +64,16 @@ class Job:
         self.first_at: float | None = None
         self.batch = 0
         """Requests on its device when its first unit came."""
-        self.is_told = False
-        """Whether its broker knows device, batch and times."""
+        self.is_accounted = False
+        """Whether its broker knows device, batch and times (`account`)."""
         self.deadline = now + self.ttl_s
         """Of a request that has so much time in all; that of a patient one runs from `moved_at` on."""
         self.moved_at = now
         """When it made progress: units, a part of its prompt, a place in a line."""
-        self.told_at = now
+        self.reported_at = now
         """The progress that its broker knows of."""
-        self.first_unit = dispatch.resume_n
-        """Units that its broker has had from an earlier node."""
+        self.sent_n = dispatch.resume_n
+        """Units that its broker has: from an earlier node, and sent by us."""
         self.state = JobState.PREPARING
         self.prepared: PreparedGeneration | None = None
         self.plain: PreparedTask | None = None
@@ -132,7 +87,8 @@ class Job:
         """Engines that died with this job before they had made a unit of it, since its last new unit."""
         self.run_from = dispatch.resume_n
         """Units that were there when its engine got it."""
-        self.outcome: JobOutcome | None = None
+        self.outcome: m.WorkerFinal | m.WorkerError | None = None
+        """How it ended, but for what the session adds when it is sent (epoch, credit)."""
 
     @property
     def key(self) -> tuple[int, str, bytes]:
@@ -214,7 +170,7 @@ class Job:
 
     def account(self) -> m.Ext:
         """Tell, once for each lease, where it runs and how long that took, on this node's clock; and of what prompt."""
-        self.is_told = True
+        self.is_accounted = True
         begun_at = self.submitted_at if self.first_at is None else self.first_at
         prompt: m.Ext = {} if self.prepared is None else {"prompt_tokens": len(self.prepared.prompt_ids)}
         return prompt | {
@@ -229,7 +185,7 @@ class Job:
         self.pieces.append(text)
 
     def finish(self, reason: FinishReason, model: str, revision: str) -> None:
-        """Build the result from the log."""
+        """End it with the result of a generation, built from the log."""
         prepared = self.prepared
         if prepared is not None:
             self.tail = prepared.text.finish()
@@ -252,23 +208,32 @@ class Job:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
-        self.outcome = JobOutcome(self.total_n, tasks.encode(result), meta)
+        self._end_well(tasks.encode(result), meta)
 
     def finish_plain(self, body: bytes) -> None:
-        """Take the result of an engine that makes whole ones."""
-        self.outcome = JobOutcome(self.total_n, body)
+        """End it with the result of an engine that makes whole ones."""
+        self._end_well(body, {})
 
-    def chunk_since(self, unit: int) -> bytes | None:
-        """Return the body of a PARTIAL with everything from `unit` on; None if there is nothing."""
-        if unit >= self.total_n:
-            return None
-        logprobs = None if self.logprobs is None else self.logprobs[unit:]
-        return tasks.encode(GenerateChunk(ids=self.ids[unit:], text=self.pieces[unit:], logprobs=logprobs))
+    def _end_well(self, body: bytes, meta: m.Ext) -> None:
+        self.move(JobState.DONE)
+        self.outcome = m.WorkerFinal(0, self.lease, self.total_n, 0, meta, body)
+
+    def fail(self, kind: ErrorKind, text: str) -> None:
+        """Give it an error as its outcome; it has been stopped already."""
+        row = TABLE[kind]
+        ext: m.Ext = {"crashes": self.crashes} if kind is ErrorKind.ENGINE_RESTARTED else {}
+        self.outcome = m.WorkerError(0, self.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
+
+    def unsent(self) -> bytes:
+        """Return the body of a PARTIAL with every unit that has not been sent."""
+        first = self.sent_n
+        logprobs = None if self.logprobs is None else self.logprobs[first:]
+        return tasks.encode(GenerateChunk(ids=self.ids[first:], text=self.pieces[first:], logprobs=logprobs))
 
 
 def _logprobs(token_id: int, event: TokenEvent, index: int, prepared: PreparedGeneration) -> TokenLogprobs:
     """Pick the sampled token and the likeliest ones from the one map in which the engine reports them."""
     known = event.logprobs[index] if event.logprobs else {}
     top = dict(heapq.nlargest(prepared.sampling.logprobs or 0, known.items(), key=lambda pair: pair[1]))
-    spelled = {one: prepared.spell(one) for one in (token_id, *top)}
+    spelled = {token: prepared.spell(token) for token in (token_id, *top)}
     return TokenLogprobs(logprob=known.get(token_id, float("-inf")), top=top, spelled=spelled)

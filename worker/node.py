@@ -41,7 +41,7 @@ from .model_sources import ModelFiles
 from .requests import NodeConfig
 from .startup_view import StartupView
 from .supervisor import EngineSupervisor
-from .tokenizer import ByteTokenizer, Known, Tokenizer, load_tokenizer
+from .tokenizer import Known, load_tokenizer
 from .tokenizer_pool import TokenizerPool
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,6 @@ class _Node:
     ) -> None:
         self._settings = settings
         self._context = context
-        self._vocabulary: Tokenizer = ByteTokenizer()
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
         self._devices = find_devices(settings)
@@ -82,7 +81,6 @@ class _Node:
             served=settings.service,
             batch_max_size=settings.batch_max_size,
             context=settings.max_model_len,
-            now=self._began_at,
         )
         brokers = [(endpoint, Backoff(rng)) for endpoint in settings.broker]
         self._core = WorkerCore(_config(settings, node_id, rng), pool, brokers, self._began_at)
@@ -92,7 +90,6 @@ class _Node:
         self._agent = Agent(
             self._core,
             [BrokerLink(context, endpoint, keys=keys, wake=self._wake) for endpoint in settings.broker],
-            vocabulary=lambda: self._vocabulary,
             on_pass=console.follow,
         )
         self._console = console
@@ -163,10 +160,12 @@ class _Node:
             allow_download=self._settings.allow_download,
             max_model_len=self._settings.max_model_len if self._settings.is_our_engine else None,
         )
-        self._agent.readers = TokenizerPool(files.path)
-        loaded = await self._agent.readers.load()
+        self._agent.tokenizers = TokenizerPool(files.path)
+        loaded = await self._agent.tokenizers.load()
         known = Known(frozenset(loaded.eos_ids), loaded.has_template)
-        self._vocabulary = await asyncio.to_thread(load_tokenizer, files.path, known)
+        preprocessor = self._core.requests.preprocessor
+        preprocessor.tokenizer = await asyncio.to_thread(load_tokenizer, files.path, known)
+        preprocessor.has_tokenizer_pool = True
         return files
 
     def _on_progress(self, phase: Phase, percent: float) -> None:

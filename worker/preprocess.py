@@ -1,4 +1,4 @@
-"""From the body of a DISPATCH to something an engine can run: checked, encoded, clamped, resumed. Pure, may be slow.
+"""Turns the body of a DISPATCH into what an engine can run: checked, encoded, clamped, resumed. Pure, may be slow.
 
 Everything a client may have got wrong is found here, before an engine sees it: an empty or oversized prompt can kill an
 engine for good. Runs on any thread; it shares nothing with the core.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -18,8 +19,12 @@ from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
 from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, GenerateChunk, TokenLogprobs
 from .detokenizer import TextStream
+from .engines import ipc
 from .engines.base import SamplingParams, TokenRequest
-from .tokenizer import Tokenizer, TooLongError
+from .tokenizer import ByteTokenizer, Tokenizer, TooLongError
+
+LONG_BYTES: Final = 8 << 10
+"""From here on a prompt may take more than 5 ms to render and encode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,7 @@ class ServiceLimits:
     """What the service allows: `context` counts prompt and answer together."""
 
     service: str
+    kind: ipc.Kind = "token"
     task: str
     context: int
     default_max_tokens: int
@@ -79,37 +85,70 @@ class PreparedTask:
     length: int
 
 
-def encode_prompt(body: bytes, vocabulary: Tokenizer, limits: ServiceLimits) -> list[int]:
+class Preprocessor:
+    """Turns dispatches into what engines run, for one model. Its tokenizer comes when the model's files are there."""
+
+    def __init__(self) -> None:
+        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.has_tokenizer_pool = False
+        """Whether prompts of this model are rendered and encoded by processes of their own."""
+        self.long_bytes = LONG_BYTES
+
+    def is_long(self, dispatch: Dispatch) -> bool:
+        """Whether `run` may take so long that heartbeats and streams would wait for it."""
+        return len(dispatch.body) + len(dispatch.resume) >= self.long_bytes
+
+    def needs_pool(self, body: bytes, limits: ServiceLimits) -> bool:
+        """Whether a prompt is too long, or its model's template too much of a stranger, to be encoded here.
+
+        Raises:
+            RequestError: (400) with the field and the numbers.
+        """
+        if not self.has_tokenizer_pool or limits.kind != "token":
+            return False
+        if len(body) >= self.long_bytes:
+            return True
+        task = _generation(body, limits)
+        return task.messages is not None or (task.prompt is not None and not task.raw and self.tokenizer.has_template)
+
+    def run(
+        self, dispatch: Dispatch, limits: ServiceLimits, prompt_ids: list[int] | None = None
+    ) -> PreparedGeneration | PreparedTask | RequestError:
+        """Preprocess a dispatch, on any thread. A fault in a tokenizer fails the request, never the node."""
+        try:
+            if limits.kind == "token":
+                return _prepare_generation(dispatch, self.tokenizer, limits, prompt_ids)
+            return _prepare_task(dispatch, limits)
+        except RequestError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever a tokenizer raises
+            text = f"the request could not be encoded: {type(error).__name__}"
+            failure = request_error(ErrorKind.MODEL_RAISED, text)
+            failure.__cause__ = error
+            return failure
+
+
+def encode_prompt(body: bytes, tokenizer: Tokenizer, limits: ServiceLimits) -> list[int]:
     """Turn the prompt of a generation into ids, as many as the context has room for.
 
     Raises:
         RequestError: (400) with the field and the numbers.
     """
-    return _encode(_generation(body, limits), vocabulary, limits)
+    return _encode(_generation(body, limits), tokenizer, limits)
 
 
-def is_rendered(body: bytes, vocabulary: Tokenizer, limits: ServiceLimits) -> bool:
-    """Say whether the model's template is needed to encode this prompt. Raises RequestError (400)."""
-    task = _generation(body, limits)
-    return task.messages is not None or (task.prompt is not None and not task.raw and vocabulary.has_template)
-
-
-def prepare_generation(
-    dispatch: Dispatch, vocabulary: Tokenizer, limits: ServiceLimits, prompt_ids: list[int] | None = None
+def _prepare_generation(
+    dispatch: Dispatch, tokenizer: Tokenizer, limits: ServiceLimits, prompt_ids: list[int] | None = None
 ) -> PreparedGeneration:
-    """Check and encode a generation (unless that is done), and catch up with what was delivered before.
-
-    Raises:
-        RequestError: (400) with the field and the numbers.
-    """
+    """Check and encode a generation (unless that is done), and catch up with what was delivered before."""
     task = _generation(dispatch.body, limits)
     if prompt_ids is None:
-        prompt_ids = _encode(task, vocabulary, limits)
-    _check_known(max(prompt_ids), vocabulary)
-    _check_ids(task, vocabulary)
+        prompt_ids = _encode(task, tokenizer, limits)
+    _check_known(max(prompt_ids), tokenizer)
+    _check_ids(task, tokenizer)
     room = limits.context - len(prompt_ids)
     max_new = min(task.max_tokens or limits.default_max_tokens, room)
-    eos_ids = frozenset[int]() if task.ignore_eos else vocabulary.eos_ids
+    eos_ids = frozenset[int]() if task.ignore_eos else tokenizer.eos_ids
     prepared = PreparedGeneration(
         prompt_ids=prompt_ids,
         max_new_tokens=max_new,
@@ -117,8 +156,8 @@ def prepare_generation(
         stop_ids=eos_ids | frozenset(task.stop_token_ids),
         ignore_eos=task.ignore_eos,
         sampling=_sampling(task, dispatch),
-        text=TextStream(vocabulary.detokenizer(), task.stop, min_tokens=task.min_tokens),
-        spell=vocabulary.spell,
+        text=TextStream(tokenizer.detokenizer(), task.stop, min_tokens=task.min_tokens),
+        spell=tokenizer.spell,
         logprobs=None if task.logprobs is None else [],
     )
     if dispatch.resume_n:
@@ -126,12 +165,8 @@ def prepare_generation(
     return prepared
 
 
-def prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
-    """Check a task for an engine that takes whole tasks.
-
-    Raises:
-        RequestError: (400) with the field and the numbers; (502) a part of it was delivered, and there is no going on.
-    """
+def _prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
+    """Check a task for an engine that takes whole tasks; once a part was delivered there is no going on."""
     if dispatch.resume_n:
         text = f"{dispatch.resume_n} units were delivered, and {limits.service} cannot go on from there"
         raise request_error(ErrorKind.NOT_RESUMABLE, text)
@@ -145,7 +180,7 @@ def prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
 
 def _check_inputs(task: Embed, limits: ServiceLimits) -> None:
     """Refuse token ids that are not the model's: the vectors would be of another text, and nobody would see it."""
-    ids = [token_id for one in task.input if not isinstance(one, str) for token_id in one]
+    ids = [token_id for text in task.input if not isinstance(text, str) for token_id in text]
     if ids and not limits.vocabulary:
         text = f"input: {limits.service} takes texts, not token ids: it does not say which tokenizer they would be of"
         raise request_error(ErrorKind.BAD_REQUEST, text)
@@ -171,28 +206,28 @@ def _check_task(task: tasks.Task, limits: ServiceLimits) -> None:
         raise request_error(ErrorKind.WRONG_TASK, f"{limits.service} serves the task {limits.task!r}, not {asked!r}")
 
 
-def _encode(task: Generate, vocabulary: Tokenizer, limits: ServiceLimits) -> list[int]:
+def _encode(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list[int]:
     try:
-        ids = _ids_of(task, vocabulary, limits)
+        ids = _ids_of(task, tokenizer, limits)
     except TooLongError as error:
         raise _too_long(_given(task), f"at least {error.tokens}", limits) from None
     _check_length(_given(task), len(ids), limits)
     return ids
 
 
-def _ids_of(task: Generate, vocabulary: Tokenizer, limits: ServiceLimits) -> list[int]:
+def _ids_of(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list[int]:
     if task.token_ids is not None:
         _check_length("token_ids", len(task.token_ids), limits)
-        unknown = next((one for one in task.token_ids if not vocabulary.is_known(one)), None)
+        unknown = next((token for token in task.token_ids if not tokenizer.is_known(token)), None)
         if unknown is not None:
             raise request_error(ErrorKind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
         return task.token_ids
     if task.messages is not None:
-        return vocabulary.encode_chat(task.messages, most=limits.context)
+        return tokenizer.encode_chat(task.messages, most=limits.context)
     assert task.prompt is not None  # checked by tasks.check_generate
-    if task.raw or not vocabulary.has_template:
-        return vocabulary.encode(task.prompt, is_raw=task.raw, most=limits.context)
-    return vocabulary.encode_chat([ChatMessage(role="user", content=task.prompt)], most=limits.context)
+    if task.raw or not tokenizer.has_template:
+        return tokenizer.encode(task.prompt, is_raw=task.raw, most=limits.context)
+    return tokenizer.encode_chat([ChatMessage(role="user", content=task.prompt)], most=limits.context)
 
 
 def _given(task: Generate) -> str:
@@ -213,18 +248,18 @@ def _too_long(given: str, tokens: int | str, limits: ServiceLimits) -> RequestEr
     return request_error(ErrorKind.CONTEXT_EXCEEDED, too_long(what, tokens, limits.context))
 
 
-def _check_known(largest: int, vocabulary: Tokenizer) -> None:
+def _check_known(largest: int, tokenizer: Tokenizer) -> None:
     """Refuse a token that the tokenizer names and the model was not made with (some models come with one or two)."""
-    if not vocabulary.is_known(largest):
+    if not tokenizer.is_known(largest):
         raise request_error(
             ErrorKind.BAD_REQUEST,
             f"the prompt holds a token (id {largest}) that the model's tokenizer names but it lacks",
         )
 
 
-def _check_ids(task: Generate, vocabulary: Tokenizer) -> None:
+def _check_ids(task: Generate, tokenizer: Tokenizer) -> None:
     """Refuse ids beyond the vocabulary: an index error on the device would end the engine process."""
-    unknown = next((one for one in task.logit_bias if not vocabulary.is_known(one)), None)
+    unknown = next((token for token in task.logit_bias if not tokenizer.is_known(token)), None)
     if unknown is not None:
         raise request_error(ErrorKind.BAD_REQUEST, f"logit_bias: the model has no token {unknown}")
 

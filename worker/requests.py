@@ -1,4 +1,4 @@
-"""The requests of a node: taken in under a lease, refused or run, and what is said about them to their broker. Pure.
+"""The requests of a node: taken in under a lease, refused or run, and what their broker hears of them. Pure.
 
 A job belongs to the broker that dispatched it and to no other. While that broker is away nothing is sent; the log of
 the job keeps everything, and `replay` sends it from wherever the broker stands when it is back.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,17 +16,18 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, RequestError, clip
-from .actions import Action, Note, Prepare, Send
+from .actions import Action, Level, Note, Preprocess, Send
 from .broker_sessions import BrokerSession
-from .device_pool import DevicePool
+from .device_pool import Device, DevicePool
 from .device_scheduler import DeviceScheduler
-from .jobs import Job, JobOutcome, JobState
-from .preprocess import PreparedGeneration, PreparedTask, ServiceLimits
+from .engines import ipc
+from .jobs import Job
+from .preprocess import PreparedGeneration, PreparedTask, Preprocessor, ServiceLimits
 
 _DEADLINE_GRACE_S: Final = 1.0
 """The broker's deadline comes first: its answer names the reason better."""
-_TOLD_TIMES: Final = 4
-"""How often within its time a request's broker is told of progress that no units tell of."""
+_REPORTS: Final = 4
+"""How often within its time a request's broker hears of progress that no units tell of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class NodeConfig:
     """Leases outlive their connection by the broker's grace (1 s) and a second more."""
     ext: m.Ext
     jitter: Callable[[], float] = lambda: 1.0
-    """Factor of each heartbeat interval, so that a fleet's beats spread."""
+    """Factor of each heartbeat interval, so that the beats of many nodes spread."""
 
 
 class RequestTable:
@@ -54,7 +55,8 @@ class RequestTable:
         self, config: NodeConfig, pool: DevicePool, sessions: Sequence[BrokerSession], out: list[Action]
     ) -> None:
         self.jobs: dict[tuple[int, str, bytes], Job] = {}
-        self.scheduler = DeviceScheduler(pool, self, out)
+        self.preprocessor = Preprocessor()
+        self.scheduler = DeviceScheduler(pool, out)
         self.is_closed = False
         self._config = config
         self._pool = pool
@@ -66,7 +68,7 @@ class RequestTable:
         self._finished: deque[tuple[float, BrokerSession, Job]] = deque()
         self._swept_at = 0.0
 
-    # --- in ----------------------------------------------------------------------------------------------------------
+    # --- from brokers ------------------------------------------------------------------------------------------------
 
     def dispatch(self, session: BrokerSession, dispatch: m.Dispatch, now: float) -> None:
         """Take a request in, or refuse it."""
@@ -81,12 +83,25 @@ class RequestTable:
         self._per_service[job.service] += 1
         limits = ServiceLimits(
             service=job.service,
+            kind=info.kind,
             task=info.task,
             context=self._pool.context(job.service),
             default_max_tokens=self._config.default_max_tokens,
             vocabulary=info.capacity.vocabulary,
         )
-        self._out.append(Prepare(job.number, dispatch, limits, info.kind))
+        self._preprocess(job, dispatch, limits, now)
+
+    def _preprocess(self, job: Job, dispatch: m.Dispatch, limits: ServiceLimits, now: float) -> None:
+        """Do it here and now if it takes no time to speak of; else the agent does it beside its loop."""
+        try:
+            needs_pool = self.preprocessor.needs_pool(dispatch.body, limits)
+        except RequestError as error:
+            self.prepared(job.number, error, now)
+            return
+        if needs_pool or self.preprocessor.is_long(dispatch):
+            self._out.append(Preprocess(job.number, dispatch, limits, needs_pool))
+        else:
+            self.prepared(job.number, self.preprocessor.run(dispatch, limits), now)
 
     def _refuse_dispatch(self, session: BrokerSession, dispatch: m.Dispatch) -> None:
         service, node_id = dispatch.service, self._config.node_id
@@ -116,11 +131,10 @@ class RequestTable:
         """Stop a lease; nothing is answered."""
         job = session.leases.get(lease)
         if job is not None:
-            self.scheduler.abort(job, now)
-            self.drop(session, job)
+            self.drop(session, job, cancelled_at=now)
 
     def prepared(self, number: int, result: PreparedGeneration | PreparedTask | RequestError, now: float) -> None:
-        """Take the result of a `Prepare`; its job may be gone by now."""
+        """Take a preprocessed request; its job may be gone by now."""
         job = self._preparing.pop(number, None)
         for other in self._preparing.values():
             other.moved_at = now
@@ -128,61 +142,64 @@ class RequestTable:
             return
         job.moved_at = now
         if isinstance(result, RequestError):
-            self.failed(job, result.kind, result.text)
+            if result.__cause__ is not None:
+                text = "a request could not be encoded"
+                self._out.append(Note("error", text, job.request_id, job.trace_id, job.rid.hex(), result.__cause__))
+            self._fail(job, result.kind, result.text)
             return
         if isinstance(result, PreparedTask):
             job.plain = result
         else:
             job.set_prepared(result)
             if result.finish_reason is not None:
-                self._finish_at_once(job)
+                # Nothing is left to generate: the node before was lost between its last unit and FINAL.
+                info = self._pool.info(job.service)
+                job.finish(result.finish_reason, info.model if info else "", info.revision if info else "")
+                self._report([job])
                 return
-        self.scheduler.submit(job, now)
+        self._report(self.scheduler.submit(job, now))
 
     def is_preparing(self, number: int) -> bool:
-        """Whether the result of a `Prepare` is still wanted."""
+        """Whether a preprocessed request is still wanted."""
         return number in self._preparing
 
-    def _finish_at_once(self, job: Job) -> None:
-        """Nothing is left to generate: the node before was lost between its last unit and FINAL."""
-        info, prepared = self._pool.info(job.service), job.prepared
-        assert prepared is not None
-        assert prepared.finish_reason is not None
-        job.finish(prepared.finish_reason, info.model if info else "", info.revision if info else "")
-        job.move(JobState.DONE)
-        self.completed(job)
+    # --- from engines ------------------------------------------------------------------------------------------------
 
-    # --- out (the scheduler calls the first three) -------------------------------------------------------------------
+    def engine_sent(self, device: Device, messages: Sequence[ipc.FromEngine], now: float) -> None:
+        """Take in what an engine process sent, and pass on what came of it."""
+        for message in messages:
+            self._report(self.scheduler.heard(device, message, now))
 
-    def progressed(self, job: Job, since: int) -> None:
-        """Send the new units, if anybody wants them before the end."""
-        session = self._sessions[job.broker]
-        if session.is_active and job.has_partials:
-            self._send_partial(session, job, since)
+    def engine_exited(self, device: Device, reason: str, *, is_restarted: bool, now: float) -> None:
+        """Take note that an engine process is gone."""
+        self._report(self.scheduler.exited(device, reason, is_restarted=is_restarted, now=now))
 
-    def completed(self, job: Job) -> None:
-        """Send the result."""
-        self._remove(job)
-        self._keep(job)
+    # --- to brokers --------------------------------------------------------------------------------------------------
 
-    def failed(self, job: Job, kind: ErrorKind, text: str) -> None:
-        """Send what went wrong."""
-        self.scheduler.abort(job)
-        self._remove(job)
-        row = TABLE[kind]
-        ext: m.Ext = {"crashes": job.crashes} if kind is ErrorKind.ENGINE_RESTARTED else {}
-        error = m.WorkerError(0, job.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
-        job.outcome = JobOutcome(job.total_n, error=error)
-        self._out.append(
-            Note(
-                "info" if row.code < 500 else "warning",
-                f"{row.code} {text}",
-                job.request_id,
-                job.trace_id,
-                job.rid.hex(),
-            )
-        )
-        self._keep(job)
+    def _report(self, jobs: Iterable[Job]) -> None:
+        """Send the new units of jobs, and the outcomes of those that have ended.
+
+        Outcomes are kept for a moment: if the connection breaks now, the lease can still be claimed.
+        """
+        for job in jobs:
+            session = self._sessions[job.broker]
+            if session.is_active:
+                self.send_partial(session, job)
+            if job.outcome is None:
+                continue
+            if isinstance(job.outcome, m.WorkerError):
+                level: Level = "info" if job.outcome.code < 500 else "warning"
+                text = f"{job.outcome.code} {job.outcome.text}"
+                self._out.append(Note(level, text, job.request_id, job.trace_id, job.rid.hex()))
+            self._remove(job)
+            if session.is_active:
+                self._send_outcome(session, job)
+            self._finished.append((self._swept_at + self._config.held_s, session, job))
+
+    def _fail(self, job: Job, kind: ErrorKind, text: str) -> None:
+        self.scheduler.stop(job)
+        job.fail(kind, text)
+        self._report([job])
 
     def replay(self, session: BrokerSession, job: Job, next_n: int) -> None:
         """Go on under a lease that was rebound: send again what the broker has not got."""
@@ -191,8 +208,8 @@ class RequestTable:
             text = f"unit {next_n} is beyond the {job.total_n} made here"
             self.refuse(session, job.lease, ErrorKind.ENGINE_RESTARTED, text)
             return
-        if job.has_partials:
-            self._send_partial(session, job, next_n)
+        job.sent_n = next_n
+        self.send_partial(session, job)
         if job.outcome is not None:
             self._send_outcome(session, job)
 
@@ -203,9 +220,9 @@ class RequestTable:
         error = m.WorkerError(session.epoch, lease, row.code, kind.value, row.redispatch, limit, clip(text), ext)
         self._send(session, error)
 
-    def drop(self, session: BrokerSession, job: Job) -> None:
+    def drop(self, session: BrokerSession, job: Job, *, cancelled_at: float | None = None) -> None:
         """Forget a job without a word."""
-        self.scheduler.abort(job)
+        self.scheduler.stop(job, cancelled_at)
         self._remove(job)
         session.leases.pop(job.lease, None)
 
@@ -215,30 +232,22 @@ class RequestTable:
             del self.jobs[job.key]
             self._per_service[job.service] -= 1
 
-    def _keep(self, job: Job) -> None:
-        """Send the outcome, and keep it for a moment: if the connection breaks now, the lease can still be claimed."""
-        session = self._sessions[job.broker]
-        if session.is_active:
-            self._send_outcome(session, job)
-        self._finished.append((self._swept_at + self._config.held_s, session, job))
-
-    def _send_partial(self, session: BrokerSession, job: Job, since: int) -> None:
-        body = job.chunk_since(since)
-        if body is not None:
-            job.told_at = job.moved_at
-            ext: m.Ext = {} if job.is_told else job.account()
-            self._send(session, m.WorkerPartial(session.epoch, job.lease, since, job.total_n - since, body, ext))
+    def send_partial(self, session: BrokerSession, job: Job) -> None:
+        """Send the units that have not been sent, if anybody wants them before the end."""
+        if job.has_partials and job.sent_n < job.total_n:
+            job.reported_at = job.moved_at
+            ext: m.Ext = {} if job.is_accounted else job.account()
+            body, n = job.unsent(), job.total_n - job.sent_n
+            self._send(session, m.WorkerPartial(session.epoch, job.lease, job.sent_n, n, body, ext))
+            job.sent_n = job.total_n
 
     def _send_outcome(self, session: BrokerSession, job: Job) -> None:
-        outcome, limit = job.outcome, self.grant(session)
+        outcome = job.outcome
         assert outcome is not None
-        if outcome.error is not None:
-            error = msgspec.structs.replace(outcome.error, epoch=session.epoch, dispatch_limit=limit)
-            self._send(session, error)
-        else:
-            ext: m.Ext = {} if job.is_told else job.account()
-            final = m.WorkerFinal(session.epoch, job.lease, outcome.total_n, limit, outcome.meta, outcome.body, ext)
-            self._send(session, final)
+        is_account_due = isinstance(outcome, m.WorkerFinal) and not job.is_accounted
+        ext = job.account() if is_account_due else outcome.ext
+        limit = self.grant(session)
+        self._send(session, msgspec.structs.replace(outcome, epoch=session.epoch, dispatch_limit=limit, ext=ext))
 
     def _send(self, session: BrokerSession, message: m.FromWorker) -> None:
         self._out.append(Send(session.broker, message))
@@ -263,7 +272,7 @@ class RequestTable:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Forget outcomes that were kept long enough, and give up jobs that are out of time."""
+        """Forget outcomes that were kept long enough, and end jobs that are out of time."""
         self._swept_at = now
         while self._finished and self._finished[0][0] <= now:
             _, session, job = self._finished.popleft()
@@ -272,21 +281,20 @@ class RequestTable:
         self.scheduler.follow()
         for job in list(self.jobs.values()):
             if not job.is_patient and now >= job.deadline + _DEADLINE_GRACE_S:
-                self.failed(job, ErrorKind.DEADLINE, f"no result within {job.ttl_s:.1f} s")
+                self._fail(job, ErrorKind.DEADLINE, f"no result within {job.ttl_s:.1f} s")
             elif job.is_patient and now >= job.moved_at + job.ttl_s + _DEADLINE_GRACE_S:
-                self.failed(job, ErrorKind.STALLED, f"no progress within {job.ttl_s:.1f} s")
-            elif job.is_patient and job.moved_at > job.told_at and now >= job.told_at + job.ttl_s / _TOLD_TIMES:
-                self._tell_progress(job)
+                self._fail(job, ErrorKind.STALLED, f"no progress within {job.ttl_s:.1f} s")
+            elif job.is_patient and job.moved_at > job.reported_at and now >= job.reported_at + job.ttl_s / _REPORTS:
+                self._report_progress(job)
 
-    def _tell_progress(self, job: Job) -> None:
+    def _report_progress(self, job: Job) -> None:
         """Say that a request moves although there are no units of it for the broker yet."""
         session = self._sessions[job.broker]
         if session.is_active:
-            job.told_at = job.moved_at
-            sent = max(job.first_unit, job.total_n if job.has_partials else 0)
-            self._send(session, m.WorkerPartial(session.epoch, job.lease, sent, 0, b"", {"progress": True}))
+            job.reported_at = job.moved_at
+            self._send(session, m.WorkerPartial(session.epoch, job.lease, job.sent_n, 0, b"", {"progress": True}))
 
     def hand_back(self) -> None:
         """Return everything that still runs to its broker: it goes on elsewhere."""
         for job in list(self.jobs.values()):
-            self.failed(job, ErrorKind.DRAINING, f"node {self._config.node_id} is leaving")
+            self._fail(job, ErrorKind.DRAINING, f"node {self._config.node_id} is leaving")

@@ -1,6 +1,6 @@
-"""The engine processes of a node: starts one for each device, starts it again after its end, stops all at the end.
+"""Runs the engine processes of a node: one for each device, started again after its end, all stopped at the end.
 
-This is `agent.Engines`. What becomes of the requests of a process that has ended is decided in the core.
+What becomes of the requests of a process that has ended is decided in the core.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def restart_policy() -> RestartPolicy:
 
 
 @dataclass(slots=True)
-class _Post:
-    """A device, and the process that works on it at the moment."""
+class _DeviceProcess:
+    """A device, and the engine process that runs on it at the moment."""
 
     device: DeviceSpec
     policy: RestartPolicy = field(default_factory=restart_policy)
     child: EngineChild | None = None
     is_ready: bool = False
     end: str | None = None
-    """How the process ended, once it has and all that it said is read; until `exits` has told of it."""
+    """How the process ended, once it has and all that it sent is read; until `exits` has yielded it."""
     last_words: str = ""
     timer: asyncio.TimerHandle | None = None
 
@@ -46,7 +46,7 @@ class _Post:
 class EngineSupervisor:
     """Runs `spec` on each of the devices. `wake` is called whenever there may be something to read or an end to see.
 
-    `async with` starts the processes, and stops them. `pids` tells which ones run.
+    `async with` starts the processes, and stops them. `pids` has those that run.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class EngineSupervisor:
     ) -> None:
         self._context = context
         self._spec = spec
-        self._posts = {device.id: _Post(device) for device in devices}
+        self._processes = {device.id: _DeviceProcess(device) for device in devices}
         self._wake = wake
         self._log_arguments = ("--log-level", log_level, "--log-format", log_format, f"--worker-id={worker_id}")
 
     # --- start and stop ----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        for post in self._posts.values():
-            self._start(post)
+        for process in self._processes.values():
+            self._start(process)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -92,26 +92,26 @@ class EngineSupervisor:
 
     def _leave(self) -> list[EngineChild]:
         children: list[EngineChild] = []
-        for post in self._posts.values():
-            if post.timer is not None:
-                post.timer.cancel()
-            if post.child is not None:
-                children.append(post.child)
-                if post.is_ready:
-                    post.child.send([ipc.Stop()])
+        for process in self._processes.values():
+            if process.timer is not None:
+                process.timer.cancel()
+            if process.child is not None:
+                children.append(process.child)
+                if process.is_ready:
+                    process.child.send([ipc.Stop()])
                 else:
-                    post.child.kill()  # it is inside a loader, which hears nobody, and has nothing to lose
-            post.child = None
+                    process.child.kill()  # it is inside a loader, which hears nobody, and has nothing to lose
+            process.child = None
         return children
 
-    def _start(self, post: _Post) -> None:
-        post.timer, post.is_ready, post.last_words, post.end = None, False, "", None
+    def _start(self, process: _DeviceProcess) -> None:
+        process.timer, process.is_ready, process.last_words, process.end = None, False, "", None
         try:
-            post.child = EngineChild(
-                self._context, self._spec, post.device, wake=self._wake, log_arguments=self._log_arguments
+            process.child = EngineChild(
+                self._context, self._spec, process.device, wake=self._wake, log_arguments=self._log_arguments
             )
         except (OSError, zmq.ZMQError) as error:
-            post.end = f"the engine process could not be started: {error}"
+            process.end = f"the engine process could not be started: {error}"
             self._wake()
 
     # --- what the agent asks -----------------------------------------------------------------------------------------
@@ -119,68 +119,68 @@ class EngineSupervisor:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by device."""
-        return {name: post.child.pid for name, post in self._posts.items() if post.child is not None}
+        return {name: process.child.pid for name, process in self._processes.items() if process.child is not None}
 
     def receive(self) -> Iterator[tuple[str, list[ipc.FromEngine]]]:
         """Yield what has arrived, by device."""
-        for name, post in self._posts.items():
-            if post.child is None:
+        for name, process in self._processes.items():
+            if process.child is None:
                 continue
-            code = post.child.exit_code()  # looked at first: what is read after it is all that there will ever be
-            said = post.child.receive()
-            self._note(post, post.child, said)
+            code = process.child.exit_code()  # looked at first: what is read after it is all that there will ever be
+            messages = process.child.receive()
+            self._note(process, process.child, messages)
             if code is not None:
-                post.end = describe_end(code, post.last_words, was_ready=post.is_ready)
-            if said:
-                yield name, said
+                process.end = describe_end(code, process.last_words, was_ready=process.is_ready)
+            if messages:
+                yield name, messages
 
-    def _note(self, post: _Post, child: EngineChild, said: list[ipc.FromEngine]) -> None:
-        for message in said:
+    def _note(self, process: _DeviceProcess, child: EngineChild, messages: list[ipc.FromEngine]) -> None:
+        for message in messages:
             if isinstance(message, ipc.EngineReady):
-                post.is_ready = True
-                post.policy.ready(asyncio.get_running_loop().time())
+                process.is_ready = True
+                process.policy.ready(asyncio.get_running_loop().time())
             elif isinstance(message, ipc.EngineFailed):
-                post.last_words = message.error
+                process.last_words = message.error
                 if message.is_final:
-                    post.policy.is_hopeless = True
+                    process.policy.is_hopeless = True
                 child.send([ipc.Stop()])  # it waits for this, so that its exit cannot overtake its words
 
     def exits(self) -> Iterator[tuple[str, str, bool]]:
         """Yield processes that are gone: device, reason, whether another one is started."""
-        for name, post in self._posts.items():
-            if post.end is None:
+        for name, process in self._processes.items():
+            if process.end is None:
                 continue
-            reason, post.end = post.end, None
-            if post.child is not None:
-                post.child.close()
-                post.child = None
-            is_restarted = self._start_later(post)
-            if not is_restarted and not post.policy.is_hopeless:
-                reason = f"{reason} (given up after {post.policy.load_tries} tries)"
+            reason, process.end = process.end, None
+            if process.child is not None:
+                process.child.close()
+                process.child = None
+            is_restarted = self._start_later(process)
+            if not is_restarted and not process.policy.is_hopeless:
+                reason = f"{reason} (given up after {process.policy.load_tries} tries)"
             yield name, reason, is_restarted
 
-    def _start_later(self, post: _Post) -> bool:
+    def _start_later(self, process: _DeviceProcess) -> bool:
         loop = asyncio.get_running_loop()
-        start_at = post.policy.ended(loop.time())
+        start_at = process.policy.ended(loop.time())
         if start_at is None:
             return False
-        log.info("%s: the next engine process starts in %.1f s", post.device.id, start_at - loop.time())
-        post.timer = loop.call_at(start_at, self._start, post)
+        log.info("%s: the next engine process starts in %.1f s", process.device.id, start_at - loop.time())
+        process.timer = loop.call_at(start_at, self._start, process)
         return True
 
     def has_input(self) -> bool:
         """Whether something is left to read."""
-        return any(post.child is not None and post.child.has_input() for post in self._posts.values())
+        return any(process.child is not None and process.child.has_input() for process in self._processes.values())
 
     def send(self, device: str, messages: Sequence[ipc.ToEngine]) -> None:
         """Send messages in one envelope."""
-        child = self._posts[device].child
+        child = self._processes[device].child
         if child is not None:
             child.send(messages)
 
     def restart(self, device: str, reason: str) -> None:
         """Kill the process of a device; its exit is reported like any other, with this reason."""
-        post = self._posts[device]
-        if post.child is not None:
-            post.last_words = reason
-            post.child.kill()
+        process = self._processes[device]
+        if process.child is not None:
+            process.last_words = reason
+            process.child.kill()

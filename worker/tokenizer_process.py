@@ -108,17 +108,17 @@ def _bound_time(seconds: float) -> None:
 
 def _load(directory: Path) -> tuple[FileTokenizer | None, TokenizerLoaded]:
     try:
-        vocabulary = load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory)
     except (ModelError, OSError, ValueError) as error:
         return None, TokenizerLoaded(error=str(error))
     except MemoryError:
         return None, TokenizerLoaded(error=f"tokenizer and chat template of {directory} need more than 2 GiB of memory")
-    return vocabulary, TokenizerLoaded(eos_ids=sorted(vocabulary.eos_ids), has_template=vocabulary.has_template)
+    return tokenizer, TokenizerLoaded(eos_ids=sorted(tokenizer.eos_ids), has_template=tokenizer.has_template)
 
 
-def _answer(vocabulary: FileTokenizer, asked: EncodeRequest) -> EncodeReply:
+def _answer(tokenizer: FileTokenizer, request: EncodeRequest) -> EncodeReply:
     try:
-        return EncodeReply(ids=array("I", encode_prompt(asked.body, vocabulary, asked.limits)).tobytes())
+        return EncodeReply(ids=array("I", encode_prompt(request.body, tokenizer, request.limits)).tobytes())
     except RequestError as error:
         return EncodeReply(kind=error.kind.value, text=error.text)
     except MemoryError:
@@ -138,17 +138,17 @@ def main() -> None:
     channel = socket.socket(fileno=int(descriptor))
     _bound_memory()
     _bound_time(LOAD_S)
-    vocabulary, loaded = _load(Path(directory))
+    tokenizer, loaded = _load(Path(directory))
     _bound_time(0)
     channel.sendall(framed(loaded))
     decoder = msgspec.msgpack.Decoder(EncodeRequest)
     with contextlib.suppress(EOFError, OSError):
-        while vocabulary is not None:
+        while tokenizer is not None:
             data = _receive(channel)
             _bound_time(allowed_s(len(data)))
-            told = framed(_answer(vocabulary, decoder.decode(data)))
+            reply = framed(_answer(tokenizer, decoder.decode(data)))
             _bound_time(0)
-            channel.sendall(told)
+            channel.sendall(reply)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Asking:
     """TokenizerPool, and what they said."""
 
     def __init__(self, directory: Path) -> None:
-        self.readers = TokenizerPool(directory)
+        self.tokenizers = TokenizerPool(directory)
         self.order: list[str] = []
 
     async def ask(self, text: str, *, is_wanted: bool = True) -> list[int] | RequestError:
@@ -59,7 +59,7 @@ class Asking:
             self.order.append(text[:10])
             found.set_result(ids)
 
-        self.readers.read(PendingPrompt(chat(text), LIMITS, lambda: is_wanted, done))
+        self.tokenizers.encode(PendingPrompt(chat(text), LIMITS, lambda: is_wanted, done))
         return await found
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
@@ -69,8 +69,8 @@ class Asking:
             try:
                 await scenario
             finally:
-                pids = self.readers.pids
-                self.readers.close()
+                pids = self.tokenizers.pids
+                self.tokenizers.close()
                 assert not any(psutil.pid_exists(pid) for pid in pids)
 
         asyncio.run(whole())
@@ -82,7 +82,7 @@ def test_a_prompt_is_read_as_it_would_be_here(tmp_path: Path) -> None:
     asking, vocabulary = Asking(directory), load_tokenizer(directory)
 
     async def scenario() -> None:
-        loaded = await asking.readers.load()
+        loaded = await asking.tokenizers.load()
         assert (frozenset(loaded.eos_ids), loaded.has_template) == (vocabulary.eos_ids, True)
         assert await asking.ask("hello") == encode_prompt(chat("hello"), vocabulary, LIMITS)
         refused = await asking.ask("word " * 2000)
@@ -98,14 +98,14 @@ def test_a_template_that_loops_or_explodes_costs_its_request_alone(tmp_path: Pat
     asking = Asking(model(tmp_path))
 
     async def scenario() -> None:
-        await asking.readers.load()
+        await asking.tokenizers.load()
         await asking.ask("x" * LONG_BYTES)  # the process for long ones is there
         for _ in range(2):
             lost, *others = await asyncio.gather(asking.ask(bad), *(asking.ask(f"hello {n}") for n in range(4)))
             assert isinstance(lost, RequestError)
             assert lost.kind is ErrorKind.MODEL_RAISED
             assert all(isinstance(one, list) for one in others)
-        assert len(asking.readers.pids) == 2
+        assert len(asking.tokenizers.pids) == 2
         assert isinstance(await asking.ask("hello"), list)
 
     asking.run(scenario())
@@ -122,8 +122,8 @@ def test_a_process_that_is_ended_or_stopped_from_outside_costs_nobody_anything(
     asking = Asking(model(tmp_path))
 
     async def scenario() -> None:
-        await asking.readers.load()
-        (pid,) = asking.readers.pids
+        await asking.tokenizers.load()
+        (pid,) = asking.tokenizers.pids
         os.kill(pid, signal.SIGSTOP if when == "reading" else number)
         reading = asyncio.create_task(asking.ask("hello"))
         if when == "reading":
@@ -132,7 +132,7 @@ def test_a_process_that_is_ended_or_stopped_from_outside_costs_nobody_anything(
             if number is signal.SIGTERM:
                 os.kill(pid, signal.SIGCONT)
         assert isinstance(await reading, list)
-        assert asking.readers.pids != [pid]
+        assert asking.tokenizers.pids != [pid]
         assert not psutil.pid_exists(pid)
 
     asking.run(scenario())
@@ -143,10 +143,10 @@ def test_a_prompt_whose_processes_are_ended_again_and_again_goes_to_another_node
     asking = Asking(model(tmp_path))
 
     async def scenario() -> None:
-        await asking.readers.load()
+        await asking.tokenizers.load()
         reading, ended = asyncio.create_task(asking.ask("loop")), set[int]()
         while not reading.done():
-            for pid in set(asking.readers.pids) - ended:
+            for pid in set(asking.tokenizers.pids) - ended:
                 if psutil.Process(pid).cpu_times().user > 0.05 or not ended:
                     ended.add(pid)
                     os.kill(pid, signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_a_text_of_megabytes_is_refused_before_it_is_encoded(tmp_path: Path) -> 
     asking = Asking(model(tmp_path))
 
     async def scenario() -> None:
-        await asking.readers.load()
+        await asking.tokenizers.load()
         long = asyncio.create_task(asking.ask("hello world " * 300_000))
         await asyncio.sleep(0)
         assert isinstance(await asking.ask("hello"), list)
@@ -208,6 +208,6 @@ def test_a_template_that_can_never_be_used_is_told_at_the_start(tmp_path: Path, 
 
     async def scenario() -> None:
         with pytest.raises(ModelError, match=why):
-            await asking.readers.load()
+            await asking.tokenizers.load()
 
     asking.run(scenario())

@@ -15,6 +15,7 @@ from zmqrt.broker.results import Results
 from zmqrt.broker.sessions import Session as ClientSession
 from zmqrt.broker.worker_handler import Fleet
 from zmqrt.protocol import messages as m
+from zmqrt.worker.broker_sessions import BrokerSession
 from zmqrt.worker.engines.base import TokenRequest
 from zmqrt.worker.jobs import Job
 from zmqrt.worker.preprocess import PreparedGeneration
@@ -82,13 +83,13 @@ def forget_what_was_consumed(patch: pytest.MonkeyPatch) -> None:
 
 def lose_the_last_partial(patch: pytest.MonkeyPatch) -> None:
     """Lose the last PARTIAL before FINAL, and say in FINAL that it was sent."""
-    right = RequestTable.progressed
+    right = RequestTable.send_partial
 
-    def progressed(self: RequestTable, job: Job, since: int) -> None:
+    def send_partial(self: RequestTable, session: BrokerSession, job: Job) -> None:
         if job.prepared is not None and job.total_n < job.prepared.max_new_tokens:
-            right(self, job, since)
+            right(self, session, job)
 
-    patch.setattr(RequestTable, "progressed", progressed)
+    patch.setattr(RequestTable, "send_partial", send_partial)
 
 
 def lose_the_last_unit_and_the_count(patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import msgspec
 
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import GenerateChunk, GenerateResult
 from zmqrt.protocol.timing import Backoff
 from zmqrt.worker import actions as a
@@ -19,9 +18,7 @@ from zmqrt.worker.core import WorkerCore
 from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Capacity, EngineStats, ItemResult, TokenEvent
-from zmqrt.worker.preprocess import prepare_generation, prepare_task
 from zmqrt.worker.requests import NodeConfig
-from zmqrt.worker.tokenizer import ByteTokenizer
 
 M = TypeVar("M")
 UUID = b"w" * 16
@@ -59,15 +56,13 @@ class Node:
         self.now = 100.0
         self.devices = [f"mock:{index}" for index in range(devices)]
         infos = [m.DeviceInfo(name, "mock") for name in self.devices]
-        self.fleet = DevicePool(infos, served=SERVICE, batch_max_size=batch, context=0, now=self.now)
+        self.fleet = DevicePool(infos, served=SERVICE, batch_max_size=batch, context=0)
         config = NodeConfig(
             worker_uuid=UUID, node_id="n1", capacity=capacity, default_max_tokens=16, stall_s=30.0, ext={}
         )
         endpoints = [(f"tcp://b{index}:1", Backoff(random.Random(index))) for index in range(brokers)]
         self.core = WorkerCore(config, self.fleet, endpoints, self.now)
         self.log: list[a.Action] = []
-        self.auto_prepare = True
-        self.vocabulary = ByteTokenizer()
         self._leases = 1000
 
     # --- what happens to the node
@@ -75,31 +70,14 @@ class Node:
     def done(self) -> list[a.Action]:
         """End a pass; return everything the node wants done since the last one."""
         self.core.settle(self.now)
-        made = self._take()
-        if self.auto_prepare:
-            for action in made:
-                if isinstance(action, a.Prepare):
-                    self.prepare(action)
-            self.core.settle(self.now)
-            made += self._take()
+        made, self.core.out[:] = list(self.core.out), []
         self.log += made
         return made
 
-    def _take(self) -> list[a.Action]:
-        made, self.core.out[:] = list(self.core.out), []
-        return made
-
-    def prepare(self, action: a.Prepare) -> None:
-        """Do what the agent does for a `Prepare`."""
-        try:
-            if action.kind == "token":
-                self.core.prepared(
-                    action.job, prepare_generation(action.dispatch, self.vocabulary, action.limits), self.now
-                )
-            else:
-                self.core.prepared(action.job, prepare_task(action.dispatch, action.limits), self.now)
-        except RequestError as error:
-            self.core.prepared(action.job, error, self.now)
+    def preprocess(self, action: a.Preprocess) -> None:
+        """Do what the agent does for a `Preprocess`."""
+        requests = self.core.requests
+        requests.prepared(action.job, requests.preprocessor.run(action.dispatch, action.limits), self.now)
 
     def wait(self, seconds: float) -> list[a.Action]:
         """Let time pass, with every tick that falls due; brokers and engines stay silent."""
@@ -138,7 +116,7 @@ class Node:
 
     def engine(self, *messages: ipc.FromEngine, device: int = 0) -> list[a.Action]:
         """Hear from an engine process."""
-        self.core.engine_said(self.devices[device], messages, self.now)
+        self.core.engine_sent(self.devices[device], messages, self.now)
         return self.done()
 
     def kill(self, device: int = 0, *, is_restarted: bool = True, reason: str = "killed") -> list[a.Action]:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, assert_never, cast
 
 from zmqrt.broker.core import Side
 from zmqrt.protocol import messages as m
-from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.timing import Backoff
 from zmqrt.worker import actions as a
 from zmqrt.worker.core import WorkerCore, WorkerState
 from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.preprocess import prepare_generation
+from zmqrt.worker.preprocess import LONG_BYTES
 from zmqrt.worker.requests import NodeConfig
-from zmqrt.worker.tokenizer import ByteTokenizer
 
 from .engine import SERVICE, ToyEngine
 from .process import Process
@@ -24,8 +22,6 @@ from .wire import Closed, Envelope, Greeting, Item, Wire
 
 if TYPE_CHECKING:
     from .world import World
-
-_VOCABULARY = ByteTokenizer()
 
 
 class WorkerProcess(Process):
@@ -36,7 +32,7 @@ class WorkerProcess(Process):
         rng = random.Random(world.rng.getrandbits(64))
         devices = [f"mock:{index}" for index in range(world.plan.devices)]
         infos = [m.DeviceInfo(name, "mock") for name in devices]
-        self.fleet = DevicePool(infos, served=SERVICE, batch_max_size=world.plan.batch, context=0, now=self.agenda.now)
+        self.fleet = DevicePool(infos, served=SERVICE, batch_max_size=world.plan.batch, context=0)
         config = NodeConfig(
             worker_uuid=rng.randbytes(16),
             node_id=host,
@@ -68,6 +64,8 @@ class WorkerProcess(Process):
             case Closed():
                 self.core.lost(index, "the connection is gone", self.agenda.now)
             case Envelope(messages):
+                # One in ten is long enough for another thread.
+                self.core.requests.preprocessor.long_bytes = LONG_BYTES if self.world.rng.random() < 0.9 else 0
                 self.core.received(index, cast("Sequence[m.ToWorker]", messages), self.agenda.now)
 
     def tick(self) -> None:
@@ -89,10 +87,7 @@ class WorkerProcess(Process):
         self.core.settle(self.agenda.now)
         to_brokers: dict[int, list[m.Message]] = {}
         to_engines: dict[str, list[ipc.ToEngine]] = {}
-        out, index = self.core.out, 0
-        while index < len(out):
-            action = out[index]
-            index += 1
+        for action in self.core.out:
             if isinstance(action, a.Send):
                 to_brokers.setdefault(action.broker, []).append(action.message)
             elif isinstance(action, a.ToEngine):
@@ -101,7 +96,7 @@ class WorkerProcess(Process):
                 if isinstance(action, a.HangUp):
                     to_brokers.pop(action.broker, None)
                 self._obey(action)
-        out.clear()
+        self.core.out.clear()
         for device, messages in to_engines.items():
             self.engines[device].receive(messages)
         for broker, said in to_brokers.items():
@@ -111,10 +106,12 @@ class WorkerProcess(Process):
         if self.core.state is WorkerState.GONE:
             self._leave()
 
-    def _obey(self, action: a.Dial | a.HangUp | a.ProbeBroker | a.Prepare | a.RestartEngine | a.Exit | a.Note) -> None:
+    def _obey(
+        self, action: a.Dial | a.HangUp | a.ProbeBroker | a.Preprocess | a.RestartEngine | a.Exit | a.Note
+    ) -> None:
         match action:
-            case a.Prepare():
-                self._prepare(action)
+            case a.Preprocess():
+                self._preprocess(action)
             case a.Dial(broker):
                 self._dial(broker)
             case a.HangUp(broker):
@@ -131,20 +128,14 @@ class WorkerProcess(Process):
             case _:
                 assert_never(action)
 
-    def _prepare(self, action: a.Prepare) -> None:
-        """Encode on the spot, or on another thread: then the result comes in a later pass, or too late."""
-        try:
-            result = prepare_generation(action.dispatch, _VOCABULARY, action.limits)
-        except RequestError as error:
-            self.core.prepared(action.job, error, self.agenda.now)
-            return
-        if self.world.rng.random() < 0.9:
-            self.core.prepared(action.job, result, self.agenda.now)
-            return
+    def _preprocess(self, action: a.Preprocess) -> None:
+        """Do it on another thread: the result comes in a later pass, or too late."""
+        requests = self.core.requests
+        result = requests.preprocessor.run(action.dispatch, action.limits)
 
         def prepared() -> None:
             if self.core.state is not WorkerState.GONE:
-                self.core.prepared(action.job, result, self.agenda.now)
+                requests.prepared(action.job, result, self.agenda.now)
 
         self.agenda.after(self.world.rng.uniform(0.0, 0.05), lambda: self.call(prepared))
 
@@ -166,7 +157,7 @@ class WorkerProcess(Process):
 
     def said(self, device: str, messages: list[ipc.FromEngine]) -> None:
         """Hear from an engine process."""
-        self.call(lambda: self.core.engine_said(device, messages, self.agenda.now))
+        self.call(lambda: self.core.engine_sent(device, messages, self.agenda.now))
 
     # --- at the end --------------------------------------------------------------------------------------------------
 

@@ -337,12 +337,12 @@ def test_cancel_stops_the_engine_and_answers_nothing() -> None:
 def test_a_cancel_that_overtakes_the_preparation_wins() -> None:
     """What the thread makes of the prompt later is dropped."""
     node = serving()
-    node.auto_prepare = False
+    node.core.requests.preprocessor.long_bytes = 0
     made = node.dispatch(1)
-    (prepare,) = [one for one in made if isinstance(one, a.Prepare)]
+    (preprocess,) = [one for one in made if isinstance(one, a.Preprocess)]
 
     node.receive(m.WorkerCancel(1))
-    node.prepare(prepare)
+    node.preprocess(preprocess)
 
     assert submitted(node.done()) == []
 

@@ -118,7 +118,7 @@ def test_there_is_no_thread_without_a_gpu() -> None:
 def test_gpu_stats_stand_in_the_heartbeat() -> None:
     """And nothing stands there before they are known."""
     infos = [m.DeviceInfo(one.id, one.kind) for one in GPUS]
-    fleet = DevicePool(infos, served="m", batch_max_size=8, context=0, now=0.0)
+    fleet = DevicePool(infos, served="m", batch_max_size=8, context=0)
     device = fleet.devices["cuda:1"]
     assert device.report(1.0).celsius is None
 
