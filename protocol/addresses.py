@@ -1,4 +1,4 @@
-"""Endpoints and hosts as text: what is one, what stays on this machine, which addresses a name stands for.
+"""Endpoints and hosts as text: which are valid, which stay on this machine, which addresses a name stands for.
 
 An IPv6 address stands in brackets, `tcp://[::1]:7555`. Whether a *name* means IPv6 only its resolution tells.
 """
@@ -42,7 +42,7 @@ def join_host(host: str, port: int | str) -> str:
 
 
 def is_loopback_host(host: str) -> bool:
-    """Say whether a host is this machine as nobody else can reach it."""
+    """Say whether a host is this machine, under an address that no other machine can reach."""
     host = host.strip("[]").lower().rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -93,8 +93,8 @@ def _is_tcp(endpoint: str) -> bool:
 def addresses_of(host: str) -> list[str]:
     """Return the addresses that a host stands for, IPv4 first. Blocks as long as the resolver does. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    ordered = sorted(found, key=lambda one: one[0] != socket.AF_INET)
-    return list(dict.fromkeys(str(one[4][0]) for one in ordered))
+    ordered = sorted(found, key=lambda info: info[0] != socket.AF_INET)
+    return list(dict.fromkeys(str(info[4][0]) for info in ordered))
 
 
 def to_bind(endpoint: str) -> list[str]:
@@ -113,7 +113,7 @@ def to_bind(endpoint: str) -> list[str]:
     if is_name(endpoint) and host != "*":
         with contextlib.suppress(OSError, UnicodeError):  # the name of an interface, perhaps: libzmq knows those
             hosts = addresses_of(host)
-    return [f"tcp://{join_host(one, '*' if port == '0' else port)}" for one in hosts]
+    return [f"tcp://{join_host(address, '*' if port == '0' else port)}" for address in hosts]
 
 
 def _refuse_to_replace(path: str) -> None:
@@ -159,8 +159,8 @@ def resolve(endpoint: str) -> str:
     except (OSError, ValueError):  # whoever waits for the connection will look closer, and say why
         return endpoint
     if len(addresses) > 1 and port.isdigit():
-        tried = (one for one in addresses[:_MOST_TRIED] if _accepts(one, int(port)))
-        addresses = [next(tried, addresses[0])]
+        open_ones = (address for address in addresses[:_MOST_TRIED] if _accepts(address, int(port)))
+        addresses = [next(open_ones, addresses[0])]
     return f"tcp://{join_host(addresses[0], port)}" if addresses else endpoint
 
 
@@ -202,7 +202,7 @@ class Resolver:
         now = time.monotonic()
         with self._lock:
             then = self._waiting.pop(endpoint)
-            self._late = {one: kept for one, kept in self._late.items() if now < kept[0]}
+            self._late = {name: kept for name, kept in self._late.items() if now < kept[0]}
             if now - began > _LONG_S:
                 self._late[endpoint] = (now + _KEPT_S, found)
         with contextlib.suppress(RuntimeError, OSError):  # whoever asked may be gone meanwhile

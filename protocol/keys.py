@@ -24,9 +24,9 @@ from typing import Final, Literal
 import zmq
 
 from .errors import ConfigurationError
+from .failure import PeerRole
 from .own_files import LooseFileError, everybody_may_write, read_text, refuse_readable
 
-PeerRole = Literal["worker", "client"]
 _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _ADMIN: Final = "admin"
 _ROLES: Final = ("broker", "worker", "client", _ADMIN)
