@@ -9,7 +9,7 @@ import math
 from typing import Final
 
 from ..protocol.errors import ErrorKind, RequestError, request_error
-from ..protocol.unicode import HALF, is_unicode
+from ..protocol.names import HALF, is_unicode
 
 _MOST_SHOWN: Final = 80
 

@@ -22,9 +22,8 @@ from ..protocol import messages as m
 from ..protocol import prefix, tasks
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
-from ..protocol.names import is_service
+from ..protocol.names import HALF, half_in, is_service, is_unicode
 from ..protocol.tasks import ChatMessage
-from ..protocol.unicode import HALF, half_in, is_unicode
 from . import arguments
 
 Text = str | Sequence[str | Sequence[int]]

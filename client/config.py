@@ -11,9 +11,8 @@ from typing import ClassVar, Final, cast
 from ..protocol.addresses import EXAMPLE, check_endpoint
 from ..protocol.errors import ConfigurationError
 from ..protocol.limits import MAX_BROKERS, MAX_OUTSTANDING, MAX_OUTSTANDING_BRIDGE, MAX_TTL_MS
-from ..protocol.names import check_service, is_service
+from ..protocol.names import check_service, is_service, is_unicode
 from ..protocol.settings import LOG_LEVELS, CommonSettings, setting
-from ..protocol.unicode import is_unicode
 from . import arguments
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7555"

@@ -1,16 +1,19 @@
-"""Which names may travel: of models, of nodes and brokers. What has been checked here is not refused on the wire.
+"""Which names and which text may travel. What has been checked here is not refused on the wire.
 
-A broker drops a READY with a bad name like any malformed message, so whoever sends one checks first.
+A broker drops a READY with a bad name like any malformed message, so a node checks first. Text that UTF-8 cannot carry
+has halves of surrogate pairs in it, as a cut emoji or a byte of a foreign file name leaves them; Python says nothing
+until somebody packs it. Pure.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from .limits import MAX_NAME_CHARS, MAX_SERVICE_CHARS
 from .sanitize import printable
 
+HALF: Final = "it holds half a character (a lone surrogate), which UTF-8 cannot carry"
 _SERVICE: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 
 
@@ -39,3 +42,31 @@ def check_name(name: str | None) -> None:
     if name is None or (0 < len(name) <= MAX_NAME_CHARS and name.strip() and printable(name) == name):
         return
     raise ValueError(f"expected 1 to {MAX_NAME_CHARS} letters, without line breaks and other control characters")
+
+
+def is_unicode(words: str) -> bool:
+    """Say whether UTF-8 can carry it."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def half_in(values: object, at: str = "") -> str | None:
+    """Return where in a body there is half a character, such as `messages[0].content`; None if nowhere."""
+    if isinstance(values, str):
+        return None if is_unicode(values) else at
+    found: Any = values
+    if isinstance(values, dict):
+        named = ((key if isinstance(key, str) else str(key), value) for key, value in found.items())
+        places = ((f"{at}.{key}".lstrip("."), key, value) for key, value in named)
+    elif isinstance(values, list | tuple):
+        places = ((f"{at}[{index}]", "", value) for index, value in enumerate(found))
+    else:
+        return None
+    for here, key, value in places:
+        where = half_in(value, here) if is_unicode(key) else at or "a name"
+        if where is not None:
+            return where
+    return None

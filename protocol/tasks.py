@@ -15,7 +15,7 @@ from msgspec import Meta
 from .errors import ErrorKind, RequestError, request_error
 from .faults import find_fault
 from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
-from .unicode import HALF, half_in
+from .names import HALF, half_in
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 ChatRole = Literal["system", "user", "assistant", "tool", "developer"]

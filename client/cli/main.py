@@ -11,9 +11,8 @@ from typing import Final
 import click
 
 from ...protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_READER_GONE, ZmqrtError
-from ...protocol.names import as_typed
+from ...protocol.names import as_typed, is_unicode
 from ...protocol.stdio import prepare_stdio
-from ...protocol.unicode import is_unicode
 from .stdio import note
 
 COMMANDS: Final = {
