@@ -66,7 +66,7 @@ class ApiKeys:
         scheme, *credentials = headers.get("authorization", "").split(maxsplit=1) or ("",)
         given = [headers.get("x-api-key", "").strip()]
         if scheme.lower() == "bearer":  # many clients send one whether or not it means anything: either may be right
-            given += [one.strip() for one in credentials]
+            given += [credential.strip() for credential in credentials]
         if not any(given):
             raise BadApiKeyError("this bridge asks for a key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
         for key in given:
@@ -108,20 +108,20 @@ class AllowedNames:
     def _is_ours(self, host: Host | None) -> bool:
         if host is None:
             return False
-        return is_this_machine(host.name) or any(matches_host(host, one) for one in self._hosts)
+        return is_this_machine(host.name) or any(matches_host(host, known) for known in self._hosts)
 
     def _may_ask(self, origin: Origin | None, asked: Host | None) -> bool:
-        """Say whether a page may ask. Unlike a host, an address as origin is somebody else's page."""
+        """Return whether a page may ask. Unlike a host, an address as origin is somebody else's page."""
         if origin is None:
             return False
-        if any(matches_origin(origin, one) for one in self._origins):
+        if any(matches_origin(origin, known) for known in self._origins):
             return True
         if not origin.host.name:
             return False  # "null": a file, or a frame that hides where it is from
         name = origin.host.name
         if is_localhost(name) or _is_loopback(name) or (asked is not None and name == asked.name):
             return True
-        return any(one.name != ANY and matches_host(origin.host, one) for one in self._hosts)
+        return any(known.name != ANY and matches_host(origin.host, known) for known in self._hosts)
 
 
 def _is_loopback(name: str) -> bool:
@@ -145,7 +145,7 @@ def _foreign_page(given: str) -> str:
 
 
 def foreign_preflight(given: str) -> str:
-    """Say why a browser's page may not read what is answered, and what would let it."""
+    """Return the sentence for a page that may not read answers, with the setting that would let it."""
     text = f"pages from {given[:_REPEATED]!r} may not read the answers of this bridge"
     origin = read_origin(given)
     return f"{text}: allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin})" if origin else text
@@ -161,9 +161,6 @@ class AccessCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers, method, path = Headers(scope=scope), str(scope["method"]), str(scope["path"])
         rid = new_rid()  # never the caller's: two equal X-Request-Ids must not disturb one another
         request_id = request_id_of(headers, rid)

@@ -1,6 +1,6 @@
-"""The keys of HTTP callers, as operators write them: `tenant:key`, in a list or one a line in a file.
+"""Reads the keys of HTTP callers as operators write them: `tenant:key`, in a list or one a line in a file.
 
-It says what a key is in the bytes of a header, and refuses at the start what no request could ever match.
+Keys that no request could ever match are refused at the start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def are_foreign_keys(text: str) -> bool:
-    """Say whether API_KEYS names no tenant at all: another product's. A list with one mistake is ours, and an error."""
+    """Return whether API_KEYS names no tenant at all: another product's. A list with one mistake is an error."""
     return not any(all(_split(entry)) for entry in unquoted(text).split(","))
 
 
@@ -73,9 +73,9 @@ def by_spelling(tenants: Mapping[str, str]) -> dict[bytes, str]:
     """
     spelled: dict[bytes, str] = {}
     for key, tenant in tenants.items():
-        for one in _spellings(key):
-            if spelled.setdefault(one, tenant) != tenant:
-                raise _given_twice(spelled[one], tenant)
+        for spelling in _spellings(key):
+            if spelled.setdefault(spelling, tenant) != tenant:
+                raise _given_twice(spelled[spelling], tenant)
     return spelled
 
 

@@ -20,7 +20,7 @@ class RequestHandle(Protocol[R_co]):
         ...
 
     def done(self) -> bool:
-        """Say whether its end has been read."""
+        """Return whether its end has been read."""
         ...
 
     async def result(self) -> R_co:

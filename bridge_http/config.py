@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def is_foreign_host(host: str) -> bool:
-    """Say whether HOST is somebody else's: some shells put the machine's name there, and compilers their target."""
+    """Return whether HOST is somebody else's: some shells put the machine's name there, and compilers their target."""
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -42,7 +42,7 @@ def check_origins(values: Sequence[str]) -> None:
 
 
 def _is_app(value: str) -> bool:
-    """Say whether a value of allow_host is the origin of an app, which names itself where browsers name a page."""
+    """Return whether a value of allow_host is the origin of an app, which names itself where browsers name a page."""
     return value == "null" or ("://" in value and not value.lower().startswith(("http:", "https:")))
 
 
@@ -156,22 +156,22 @@ class BridgeSettings(CommonSettings):
         """What `allow_host` means, and the bridge's own name: who started it there meant that."""
         bare = self.host.strip("[]")
         own = () if not bare or is_address(bare.partition("%")[0]) else (host_pattern(bare),)
-        return (*own, *(host_pattern(one) for one in self.allow_host if not _is_app(one)))
+        return (*own, *(host_pattern(name) for name in self.allow_host if not _is_app(name)))
 
     @functools.cached_property
     def known_origins(self) -> tuple[Origin, ...]:
         """The origins that may ask: pages that may read answers, and apps that need no leave to."""
-        return (*self.cors_origins, *(origin_pattern(one) for one in self.allow_host if _is_app(one)))
+        return (*self.cors_origins, *(origin_pattern(name) for name in self.allow_host if _is_app(name)))
 
     @property
     def is_open_to_names(self) -> bool:
         """Whether anybody's page may ask, so that names say nothing any more."""
-        return self.insecure or any(one.scheme == ANY for one in self.cors_origins)
+        return self.insecure or any(origin.scheme == ANY for origin in self.cors_origins)
 
     def warn(self) -> None:
-        """Say what an operator should know about these settings."""
+        """Log what an operator should know about these settings."""
         keyed = "whoever has a key" if self.tenants else "everybody, since there are no API keys"
-        if any(one.scheme == ANY for one in self.cors_origins):
+        if any(origin.scheme == ANY for origin in self.cors_origins):
             log.warning("cors_origin is *: any page in any browser may use this bridge, of %s", keyed)
         if ANY in self.allow_host and not self.tenants:
             log.warning("allow_host is *: a page that makes its name point here (DNS rebinding) may use this bridge")

@@ -27,12 +27,10 @@ _LOG_AGAIN_S: Final = 60.0
 log = logging.getLogger(__name__)
 
 
-class LimitedConnection(Protocol):
+class _Connection(Protocol):
     """What the limit asks of a connection."""
 
-    def make_room(self) -> None:
-        """Close: no request is under way here."""
-        ...
+    def make_room(self) -> None: ...
 
 
 def most_connections(wanted: int) -> int:
@@ -59,11 +57,11 @@ class ConnectionLimit:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._open: set[LimitedConnection] = set()
-        self._idle: dict[LimitedConnection, None] = {}  # who has idled longest comes first
+        self._open: set[_Connection] = set()
+        self._idle: dict[_Connection, None] = {}  # who has idled longest comes first
         self._logged_at = -_LOG_AGAIN_S
 
-    def admit(self, connection: LimitedConnection) -> bool:
+    def admit(self, connection: _Connection) -> bool:
         """Let a connection in; False if all that are here are busy."""
         if len(self._open) >= self._most:
             if not self._idle:
@@ -75,16 +73,16 @@ class ConnectionLimit:
         self._open.add(connection)
         return True
 
-    def mark_idle(self, connection: LimitedConnection) -> None:
+    def mark_idle(self, connection: _Connection) -> None:
         """Note that a connection has no request under way."""
         if connection in self._open:
             self._idle[connection] = None
 
-    def mark_busy(self, connection: LimitedConnection) -> None:
+    def mark_busy(self, connection: _Connection) -> None:
         """Note that it has one."""
         self._idle.pop(connection, None)
 
-    def remove(self, connection: LimitedConnection) -> None:
+    def remove(self, connection: _Connection) -> None:
         """Forget a connection."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
@@ -128,12 +126,10 @@ class Clock:
             self._timer = None
 
 
-class Probed(Protocol):
-    """An answer under way, which may say a byte ahead."""
+class _Answer(Protocol):
+    """An answer under way: `probe` returns a byte that does not change it, or nothing where there is none."""
 
-    def probe(self) -> bytes:
-        """Return a byte that changes no answer; none where there is none."""
-        ...
+    def probe(self) -> bytes: ...
 
 
 class PeerProbe:
@@ -143,18 +139,18 @@ class PeerProbe:
         self._write = write
         self._clock = Clock()
 
-    def start(self, probed: Probed) -> None:
+    def start(self, answer: _Answer) -> None:
         """Begin anew."""
-        self._wait(probed, 0)
+        self._wait(answer, 0)
 
     def stop(self) -> None:
         """Send nothing any more."""
         self._clock.stop()
 
-    def _wait(self, probed: Probed, at: int) -> None:
+    def _wait(self, answer: _Answer, at: int) -> None:
         def now() -> None:
-            self._write(probed.probe())
-            self._wait(probed, at + 1)
+            self._write(answer.probe())
+            self._wait(answer, at + 1)
 
         if at < len(_PROBES_S):
             self._clock.start(_PROBES_S[at], now)

@@ -44,11 +44,11 @@ class Origins:
     @property
     def has_any(self) -> bool:
         """Whether all are."""
-        return any(one.scheme == ANY for one in self._patterns)
+        return any(pattern.scheme == ANY for pattern in self._patterns)
 
     def __contains__(self, origin: str) -> bool:
         read = read_origin(origin)
-        return read is not None and any(matches_origin(read, one) for one in self._patterns)
+        return read is not None and any(matches_origin(read, pattern) for pattern in self._patterns)
 
     def headers_for(self, origin: str | None) -> dict[str, str]:
         """Return what goes with every answer to a page of that origin; nothing for others.
@@ -74,7 +74,7 @@ class Origins:
             return None
         asked = headers.get("access-control-request-headers", "")
         is_readable = len(asked) <= _LONGEST and _HEADER_NAMES.fullmatch(asked.strip()) is not None
-        said = {
+        answer = {
             **self.headers_for(origin),
             "access-control-allow-methods": _METHODS,
             "access-control-allow-headers": asked.strip() if is_readable else _USUAL_HEADERS,
@@ -82,8 +82,8 @@ class Origins:
             "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
         }
         if headers.get("access-control-request-private-network") == "true":  # a page of the internet, and we are here
-            said["access-control-allow-private-network"] = "true"
-        return said
+            answer["access-control-allow-private-network"] = "true"
+        return answer
 
 
 class Cors:
@@ -95,14 +95,14 @@ class Cors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
-        if scope["type"] != "http" or not self._origins:
+        if not self._origins:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         if is_preflight(str(scope["method"]), headers):
-            said = self._origins.preflight(headers)
-            if said is not None:
-                await Response(None, 204, said)(scope, receive, send)
+            answer = self._origins.preflight(headers)
+            if answer is not None:
+                await Response(None, 204, answer)(scope, receive, send)
                 return
         marks = self._origins.headers_for(headers.get("origin"))
 
@@ -123,5 +123,5 @@ def origin_in(raw: bytes | bytearray) -> str | None:
 
 
 def is_preflight(method: str, headers: Mapping[str, str]) -> bool:
-    """Say whether a browser asks whether its page may ask."""
+    """Return whether a browser asks whether its page may ask."""
     return method == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers

@@ -1,4 +1,4 @@
-"""One request and its answer, between the bytes of a connection (`connection.py`) and the app, in ASGI's words."""
+"""Carries one request to the app and its answer back: ASGI on one side, the bytes of a connection on the other."""
 
 from __future__ import annotations
 
@@ -25,28 +25,14 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("uvicorn.access")
 
 
-class Wire(Protocol):
-    """What an exchange asks of its connection."""
+class _Wire(Protocol):
+    """What an exchange asks of its connection (`connection.py` says what each does)."""
 
-    def write(self, data: bytes) -> None:
-        """Send; nothing happens where the caller has left."""
-        ...
-
-    async def drain(self) -> None:
-        """Wait until a reader has taken enough of what was sent."""
-        ...
-
-    def want_body(self) -> None:
-        """Read on, if reading stood still."""
-        ...
-
-    def answered(self) -> None:
-        """Take note that the answer is complete."""
-        ...
-
-    def cut_short(self) -> None:
-        """Close: the answer broke off, and its reader has to see that."""
-        ...
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def want_body(self) -> None: ...
+    def answered(self) -> None: ...
+    def cut_short(self) -> None: ...
 
 
 def _status_line(status: int) -> bytes:
@@ -63,7 +49,7 @@ class Exchange:
     An answer has a length, or comes in chunks, or (to HTTP/1.0) ends with its connection.
     """
 
-    def __init__(self, head: Head, scope: Scope, wire: Wire, default_fields: Iterable[Field], *, logs: bool) -> None:
+    def __init__(self, head: Head, scope: Scope, wire: _Wire, default_fields: Iterable[Field], *, logs: bool) -> None:
         self._head = head
         self._scope = scope
         self._wire = wire
@@ -81,7 +67,7 @@ class Exchange:
         self.is_complete = False
         self.keeps_alive = head.keeps_alive
 
-    # The connection tells.
+    # Called by the connection.
 
     def feed(self, piece: bytes) -> None:
         """Take a piece of the body. Nobody asks for it after the answer."""
@@ -120,7 +106,7 @@ class Exchange:
             return byte
         return b"0" if self._is_chunked and not self.is_complete else b""
 
-    # The app runs.
+    # Called by the app.
 
     async def run(self, app: ASGIApp) -> None:
         """Let the app answer, and answer for it where it fails."""

@@ -1,4 +1,4 @@
-"""The head of a request: bytes to what they ask for, or the status that refuses them. Pure.
+"""Reads the head of a request, or refuses it with a status. Pure.
 
 llhttp judges the syntax. Beyond it, whatever two servers in a row could read in two ways is refused here: that is how a
 request is smuggled past the first of them. Upgrades are never taken, so a head that asks for one is like any other.

@@ -97,7 +97,7 @@ def _probe(health: FleetHealth) -> Response:
 
 
 def judge(snapshot: Snapshot | None, problem: str) -> FleetHealth:
-    """Say what a snapshot means for whoever wants to send a request now."""
+    """Judge what a snapshot means for whoever wants to send a request now."""
     if snapshot is None:
         return FleetHealth(status="broker_unreachable", ready=False, detail=problem)
     state, detail = _state(snapshot)

@@ -1,4 +1,4 @@
-"""Requests of HTTP callers under way: started under the right name, given up when nobody waits for them any more.
+"""Starts requests for HTTP callers under the right name, and gives them up when nobody waits any more.
 
 What a caller may say about a request beside its body stands in headers, for /infer and the OpenAI paths alike:
 `Idempotency-Key` makes equal requests one, `X-Request-Id` names it, `X-Request-Timeout` gives it another time than the

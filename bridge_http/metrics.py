@@ -1,4 +1,4 @@
-"""GET /metrics: what this bridge has served, and how the fleet is.
+"""Counts what this bridge has served, and answers GET /metrics with that and with how the fleet is.
 
 The first is counted here, for each request as it goes by, and may be added up over several bridges. The second is the
 broker's last snapshot (`protocol/prometheus.py`), translated when somebody scrapes: every bridge tells the same, so it

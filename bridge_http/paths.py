@@ -73,20 +73,20 @@ def tidy(path: str) -> str:
 
 
 def shape_of(path: str) -> ApiShape:
-    """Say in whose shape a path answers what is no success."""
+    """Return in whose shape a path answers what is no success."""
     if path in OPENAI or path.startswith(_MODEL):
         return "openai"
     return "own" if path in OWN or path.startswith(_REQUEST) else "both"
 
 
 def is_elsewhere(path: str) -> bool:
-    """Say whether the path is one of OpenAI's API (or of its neighbours') that a bridge does not serve."""
+    """Return whether the path is one of OpenAI's API (or of its neighbours') that a bridge does not serve."""
     base, _, rest = path[1:].partition("/")
     return base == "v1" and rest.partition("/")[0] in _NOT_SERVED
 
 
 def advice(path: str, address: str) -> str:
-    """Say what is wrong with a path, and which one was meant. `address`: this bridge, as its caller reached it."""
+    """Write what is wrong with a path, and which one was meant. `address`: this bridge, as its caller reached it."""
     shown = repr(path[:_LONGEST])
     base = f"{address}/v1"
     if _BASE.fullmatch(path):

@@ -1,4 +1,4 @@
-"""What comes in over HTTP after the headers: the body under a limit, and the news that the caller has left."""
+"""Reads bodies within their limits, and notices when a caller has left."""
 
 from __future__ import annotations
 

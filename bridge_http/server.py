@@ -35,10 +35,24 @@ from .middleware import start_traces
 BACKLOG: Final = 2048
 """Connections that wait to be accepted: a burst of clients comes at once, and the system caps it (somaxconn)."""
 
+_NOT_USED: Final[dict[str, object]] = {
+    **dict.fromkeys(("ws_ping_interval", "ws_ping_timeout", "ssl_ca_certs", "ssl_ciphers", "ssl_context_factory")),
+    **dict.fromkeys(("callback_notify", "reload_dirs", "reload_includes", "reload_excludes")),
+    "port": 0,
+    "ws_max_size": 1,
+    "ws_max_queue": 1,
+    "ws_per_message_deflate": False,
+    "ssl_version": ssl.PROTOCOL_TLS_SERVER,
+    "ssl_cert_reqs": ssl.CERT_NONE,
+    "limit_max_requests_jitter": 0,
+    "timeout_notify": 30,
+    "timeout_worker_healthcheck": 5,
+    "reload_delay": 0.25,
+}
 UVICORN: Final[dict[str, tuple[object, str]]] = {
+    **{name: (value, "not used") for name, value in _NOT_USED.items()},
     # Where: server.py hands over a socket that listens already, so that a busy port is one clear sentence.
     "host": ("127.0.0.1", "not used; and if it ever were, loopback"),
-    "port": (0, "not used"),
     "uds": (None, "not offered"),
     "fd": (None, "not offered: systemd's socket would need the same checks of exposure as --host"),
     "backlog": (BACKLOG, "as the socket was made with"),
@@ -46,19 +60,9 @@ UVICORN: Final[dict[str, tuple[object, str]]] = {
     # What is spoken.
     "http2": (False, "a proxy before the bridge speaks it; h2c is never taken, and asking for it does no harm"),
     "ws": ("none", "nothing here is a WebSocket: an Upgrade is ignored, as any that is not known"),
-    "ws_max_size": (1, "not used"),
-    "ws_max_queue": (1, "not used"),
-    "ws_ping_interval": (None, "not used"),
-    "ws_ping_timeout": (None, "not used"),
-    "ws_per_message_deflate": (False, "not used"),
     "ssl_keyfile": (None, "TLS ends at a proxy, docs/security.md"),
     "ssl_certfile": (None, "as above"),
     "ssl_keyfile_password": (None, "as above"),
-    "ssl_version": (ssl.PROTOCOL_TLS_SERVER, "not used"),
-    "ssl_cert_reqs": (ssl.CERT_NONE, "not used"),
-    "ssl_ca_certs": (None, "not used"),
-    "ssl_ciphers": (None, "not used"),
-    "ssl_context_factory": (None, "not used"),
     # Whom to believe.
     "proxy_headers": (False, "X-Forwarded-* from anybody would be believed"),
     "forwarded_allow_ips": ("", "nobody; else uvicorn reads FORWARDED_ALLOW_IPS"),
@@ -73,21 +77,13 @@ UVICORN: Final[dict[str, tuple[object, str]]] = {
         "the broker's queue is the bound of requests, connection_limits.py that of connections",
     ),
     "limit_max_requests": (None, "a bridge that leaves by itself is a failure, not a cure for leaks"),
-    "limit_max_requests_jitter": (0, "not used"),
     "h11_max_incomplete_event_size": (None, "h11 does not read here; heads.py has the bound"),
-    "timeout_notify": (30, "not used"),
-    "callback_notify": (None, "not used"),
-    "timeout_worker_healthcheck": (5, "not used"),
     # What runs.
     "interface": ("asgi3", "what make_app returns; to guess would look for a class"),
     "factory": (False, "an app, not what makes one"),
     "lifespan": ("off", "server.py starts and ends what the app needs"),
     "workers": (1, "one loop; a second bridge is a second process with a port of its own. Else WEB_CONCURRENCY counts"),
     "reload": (False, "not a place for development"),
-    "reload_dirs": (None, "not used"),
-    "reload_delay": (0.25, "not used"),
-    "reload_includes": (None, "not used"),
-    "reload_excludes": (None, "not used"),
     "env_file": (None, "settings come from one place, and that is not uvicorn"),
     "reset_contextvars": (False, "each exchange has a task of its own, and the bridge keeps nothing in such variables"),
     # What is written.
@@ -189,7 +185,7 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 def ready_line(settings: BridgeSettings, listener: socket.socket) -> str:
-    """Say where requests are taken, for a person or for the program that started this one."""
+    """Write where requests are taken, for a person or for the program that started this one."""
     url = f"http://{join_host(*listener.getsockname()[:2])}"
     if settings.log_format == "json":
         return json.dumps({"event": "ready", "role": "bridge", "endpoints": {"http": url}})
@@ -197,7 +193,7 @@ def ready_line(settings: BridgeSettings, listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it serves."""
+    """Prints a line when it serves."""
 
     def __init__(self, config: uvicorn.Config, ready_line: str) -> None:
         super().__init__(config)

@@ -30,7 +30,7 @@ class Extra(NamedTuple):
             return True
         if callable(self.at):
             return self.at(value, fields)
-        return any(same(value, one) for one in self.at)
+        return any(same(value, neutral) for neutral in self.at)
 
 
 def same(value: object, other: object) -> bool:
@@ -53,7 +53,9 @@ def _usual_samplers(value: object, _fields: Fields) -> bool:
     names = value.split(";") if isinstance(value, str) else value
     if not isinstance(names, list):
         return False
-    return not names or {"top_k", "top_p", "min_p", "temperature"} <= {str(one) for one in cast("list[object]", names)}
+    return not names or {"top_k", "top_p", "min_p", "temperature"} <= {
+        str(name) for name in cast("list[object]", names)
+    }
 
 
 _NOTHING: Final[tuple[object, ...]] = ("", False, [])

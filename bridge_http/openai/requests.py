@@ -200,7 +200,7 @@ def chat_task(request: ChatRequest) -> Generate:
         raise InvalidRequestError("top_logprobs: it needs logprobs: true", param="top_logprobs")
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    messages = [_message(one) for one in request.messages]
+    messages = [_message(message) for message in request.messages]
     return Generate(messages=messages, max_tokens=most, logprobs=logprobs, **_sampling(request))
 
 
@@ -282,11 +282,11 @@ def _several(name: str, given: Texts) -> list[str | list[int]]:
     """Return texts, or the ids of texts, as a list. Raises InvalidRequestError if both kinds are mixed."""
     if isinstance(given, str):
         return [given]
-    ids = [one for one in given if isinstance(one, int)]
+    ids = [item for item in given if isinstance(item, int)]
     if ids and len(ids) == len(given):
         return [ids]
-    texts = [one for one in given if not isinstance(one, int)]
-    if ids or len({type(one) for one in texts}) > 1:
+    texts = [item for item in given if not isinstance(item, int)]
+    if ids or len({type(text) for text in texts}) > 1:
         raise InvalidRequestError(f"{name}: {_TEXTS}, and not a mixture", param=name)
     return texts
 
@@ -305,8 +305,8 @@ def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
 
 def _stops(given: str | list[str] | None) -> list[str] | None:
     """Return the stops; empty ones, which other servers take for none, are left out."""
-    stops = [one for one in ([given] if isinstance(given, str) else given or []) if one]
-    if len(stops) > _MOST_STOPS or any(len(one) > _LONGEST_STOP for one in stops):
+    stops = [stop for stop in ([given] if isinstance(given, str) else given or []) if stop]
+    if len(stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in stops):
         text = f"stop: at most {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters are meant"
         raise InvalidRequestError(text, param="stop")
     return stops or None

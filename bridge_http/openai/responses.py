@@ -8,6 +8,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from msgspec import UNSET, UnsetType
 
@@ -20,23 +21,22 @@ _REPLACEMENT = "\ufffd"
 DONE = b"data: [DONE]\n\n"
 
 
+Spelling = Callable[[int, bytes], str]
+"""How a token is written: by its text, or (vLLM's `return_tokens_as_token_ids`) by its number."""
+
+
 def event(body: object) -> bytes:
     """Write one event of a stream."""
     return b"data: " + encode(body) + b"\n\n"
 
 
-def usage_of(result: Result) -> s.TokenUsage:
-    """Count tokens."""
-    usage = result.usage
-    return s.TokenUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-    )
+def _usage(prompt_tokens: int, completion_tokens: int) -> s.TokenUsage:
+    total = prompt_tokens + completion_tokens
+    return s.TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
 
 
-def finish_reason(result: Result) -> s.FinishReason:
-    """Say why an answer is over, in the two words that clients know."""
+def _finish_reason(result: Result) -> s.FinishReason:
+    """Return why an answer is over, in the two words that clients know."""
     return "length" if result.finish_reason == "length" else "stop"
 
 
@@ -48,15 +48,12 @@ def chat(result: Result, id_: str, now: int, spelling: Spelling) -> s.ChatComple
     choice = s.ChatChoice(
         message=s.ReplyMessage(content=result.text),
         logprobs=chat_logprobs(result.logprobs, result.token_ids, spelling),
-        finish_reason=finish_reason(result),
+        finish_reason=_finish_reason(result),
     )
+    usage = _usage(result.usage.prompt_tokens, result.usage.completion_tokens)
+    revision = result.revision or None
     return s.ChatCompletion(
-        id=id_,
-        created=now,
-        model=result.model,
-        system_fingerprint=result.revision or None,
-        choices=[choice],
-        usage=usage_of(result),
+        id=id_, created=now, model=result.model, system_fingerprint=revision, choices=[choice], usage=usage
     )
 
 
@@ -65,15 +62,12 @@ def completion(result: Result, id_: str, now: int, spelling: Spelling) -> s.Comp
     choice = s.CompletionChoice(
         text=result.text,
         logprobs=completion_logprobs(result.logprobs, result.token_ids, Offsets(), spelling),
-        finish_reason=finish_reason(result),
+        finish_reason=_finish_reason(result),
     )
+    usage = _usage(result.usage.prompt_tokens, result.usage.completion_tokens)
+    revision = result.revision or None
     return s.Completion(
-        id=id_,
-        created=now,
-        model=result.model,
-        system_fingerprint=result.revision or None,
-        choices=[choice],
-        usage=usage_of(result),
+        id=id_, created=now, model=result.model, system_fingerprint=revision, choices=[choice], usage=usage
     )
 
 
@@ -115,127 +109,116 @@ class Offsets:
         return begins
 
 
+_Choice = s.ChatChunkChoice | s.CompletionChoice
+
+
 @dataclass(kw_only=True)
 class _Stream:
-    """What the events of every stream share. `fingerprint` and `prompt_tokens` are known once it has begun."""
+    """What the events of every stream share. `fingerprint` and `prompt_tokens` are known once it has begun.
+
+    `with_usage_so_far` is vLLM's `continuous_usage_stats`: the usage so far in each event.
+    """
 
     id: str
     created: int
     model: str
     with_usage: bool
     with_usage_so_far: bool = False
-    """vLLM's `continuous_usage_stats`: the usage so far in each event."""
     spelling: Spelling
     fingerprint: str | None = None
     prompt_tokens: int | None = None
     offsets: Offsets = field(default_factory=Offsets)
     _made: int = 0
-    _has_begun: bool = False
+    _chunk: ClassVar[Callable[..., s.ChatChunk | s.Completion]]
 
     def learn(self, revision: str, prompt_tokens: int | None) -> None:
-        """Note what a part of the stream tells about all of it."""
+        """Note what a part of the stream says about all of it."""
         self.fingerprint = revision or self.fingerprint
         self.prompt_tokens = prompt_tokens
 
-    def count(self, chunk: Chunk) -> None:
-        """Note that tokens were made."""
-        self._made += len(chunk.token_ids)
+    def first(self) -> bytes | None:
+        """Begin; None if nothing is said before the first text."""
+        return None
 
-    def usage_so_far(self) -> s.TokenUsage | UnsetType | None:
-        """Return what each event says about usage: nothing, null, or (if it was asked for) how much it is by now."""
+    def idle(self) -> bytes:
+        """Add nothing, so that a reader sees that it goes on."""
+        return self._event(self._choice(""))
+
+    def piece(self, chunk: Chunk) -> bytes | None:
+        """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
+        self._made += len(chunk.token_ids)
+        choice = self._choice(chunk.text, chunk)
+        return self._event(choice) if chunk.text or choice.logprobs is not None else None
+
+    def last(self, result: Result) -> Iterable[bytes]:
+        """End: why, and the usage if it was asked for."""
+        yield self._event(self._choice(None, finish_reason=_finish_reason(result)))
+        if self.with_usage:
+            yield self._event(usage=_usage(result.usage.prompt_tokens, result.usage.completion_tokens))
+
+    def _usage_so_far(self) -> s.TokenUsage | UnsetType | None:
+        """Return what an event says about usage: nothing, null, or (if it was asked for) how much it is by now."""
         if not self.with_usage:
             return UNSET
         if not self.with_usage_so_far or self.prompt_tokens is None:
             return None
-        return s.TokenUsage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self._made,
-            total_tokens=self.prompt_tokens + self._made,
-        )
+        return _usage(self.prompt_tokens, self._made)
 
-
-class ChatStream(_Stream):
-    """The events of a streamed chat."""
-
-    def first(self) -> bytes | None:
-        """Begin: who speaks; None if that has been said."""
-        return None if self._has_begun else self._begin()
-
-    def idle(self) -> bytes:
-        """Add nothing, so that a reader sees that it goes on."""
-        return self._event([s.ChatChunkChoice(delta=s.ChatDelta(content=""))]) if self._has_begun else self._begin()
-
-    def _begin(self) -> bytes:
-        self._has_begun = True
-        return self._event([s.ChatChunkChoice(delta=s.ChatDelta(role="assistant", content=""))])
-
-    def piece(self, chunk: Chunk) -> bytes | None:
-        """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
-        self.count(chunk)
-        logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling)
-        if not chunk.text and logprobs is None:
-            return None
-        return self._event([s.ChatChunkChoice(delta=s.ChatDelta(content=chunk.text), logprobs=logprobs)])
-
-    def last(self, result: Result) -> Iterable[bytes]:
-        """End: why, and the usage if it was asked for."""
-        yield self._event([s.ChatChunkChoice(delta=s.ChatDelta(), finish_reason=finish_reason(result))])
-        if self.with_usage:
-            yield self._event([], usage_of(result))
-
-    def _event(self, choices: list[s.ChatChunkChoice], usage: s.TokenUsage | None = None) -> bytes:
-        chunk = s.ChatChunk(
+    def _event(self, *choices: _Choice, usage: s.TokenUsage | None = None) -> bytes:
+        chunk = self._chunk(
             id=self.id,
             created=self.created,
             model=self.model,
             system_fingerprint=self.fingerprint,
-            choices=choices,
-            usage=usage or self.usage_so_far(),
+            choices=list(choices),
+            usage=usage or self._usage_so_far(),
         )
         return event(chunk)
+
+    def _choice(
+        self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
+    ) -> _Choice:
+        raise NotImplementedError
+
+
+class ChatStream(_Stream):
+    """The events of a streamed chat: the first one says who speaks."""
+
+    _chunk = s.ChatChunk
+    _has_begun = False
+
+    def first(self) -> bytes | None:
+        """Begin; None if that has been said."""
+        return None if self._has_begun else self._begin()
+
+    def idle(self) -> bytes:
+        """Add nothing, so that a reader sees that it goes on."""
+        return super().idle() if self._has_begun else self._begin()
+
+    def _begin(self) -> bytes:
+        self._has_begun = True
+        return self._event(s.ChatChunkChoice(delta=s.ChatDelta(role="assistant", content="")))
+
+    def _choice(
+        self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
+    ) -> s.ChatChunkChoice:
+        logprobs = chunk and chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling)
+        return s.ChatChunkChoice(delta=s.ChatDelta(content=text), logprobs=logprobs, finish_reason=finish_reason)
 
 
 class CompletionStream(_Stream):
     """The events of a streamed completion."""
 
-    def first(self) -> bytes | None:
-        """Begin: nothing is said before the first text."""
-        return None
+    _chunk = s.Completion
 
-    def idle(self) -> bytes:
-        """Add nothing, so that a reader sees that it goes on."""
-        return self._event([s.CompletionChoice(text="", finish_reason=None)])
-
-    def piece(self, chunk: Chunk) -> bytes | None:
-        """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
-        self.count(chunk)
-        logprobs = completion_logprobs(chunk.logprobs, chunk.token_ids, self.offsets, self.spelling)
-        if not chunk.text and logprobs is None:
-            return None
-        return self._event([s.CompletionChoice(text=chunk.text, logprobs=logprobs, finish_reason=None)])
-
-    def last(self, result: Result) -> Iterable[bytes]:
-        """End: why, and the usage if it was asked for."""
-        yield self._event([s.CompletionChoice(text="", finish_reason=finish_reason(result))])
-        if self.with_usage:
-            yield self._event([], usage_of(result))
-
-    def _event(self, choices: list[s.CompletionChoice], usage: s.TokenUsage | None = None) -> bytes:
-        chunk = s.Completion(
-            id=self.id,
-            created=self.created,
-            model=self.model,
-            system_fingerprint=self.fingerprint,
-            choices=choices,
-            usage=usage or self.usage_so_far(),
-        )
-        return event(chunk)
+    def _choice(
+        self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
+    ) -> s.CompletionChoice:
+        logprobs = chunk and completion_logprobs(chunk.logprobs, chunk.token_ids, self.offsets, self.spelling)
+        return s.CompletionChoice(text=text or "", logprobs=logprobs, finish_reason=finish_reason)
 
 
 # --- log probabilities -----------------------------------------------------------------------------------------------
-
-Spelling = Callable[[int, bytes], str]
-"""How a token is written: by its text, or (vLLM's `return_tokens_as_token_ids`) by its number."""
 
 
 def as_text(_token_id: int, spelled: bytes) -> str:
@@ -249,51 +232,51 @@ def as_id(token_id: int, _spelled: bytes) -> str:
 
 
 def chat_logprobs(
-    told: Sequence[TokenLogprobs] | None, ids: Sequence[int], spelling: Spelling
+    logprobs: Sequence[TokenLogprobs] | None, ids: Sequence[int], spelling: Spelling
 ) -> s.ChatLogprobs | None:
     """Write log probabilities as chats have them; None where they were not asked for.
 
     The token that came is always among the likeliest, in the place of the last if it is none of them.
     """
-    if told is None:
+    if logprobs is None:
         return None
     content: list[s.TokenLogprob] = []
-    for token_id, one in zip(ids, told, strict=True):
-        likeliest = list(one.top.items())
-        if likeliest and token_id not in one.top:
-            likeliest[-1] = (token_id, one.logprob)
-        top = [_likely(other, logprob, one, spelling) for other, logprob in likeliest]
-        likely = _likely(token_id, one.logprob, one, spelling)
+    for token_id, token in zip(ids, logprobs, strict=True):
+        likeliest = list(token.top.items())
+        if likeliest and token_id not in token.top:
+            likeliest[-1] = (token_id, token.logprob)
+        top = [_likely(other, logprob, token, spelling) for other, logprob in likeliest]
+        likely = _likely(token_id, token.logprob, token, spelling)
         content.append(s.TokenLogprob(token=likely.token, logprob=likely.logprob, bytes=likely.bytes, top_logprobs=top))
     return s.ChatLogprobs(content=content)
 
 
 def completion_logprobs(
-    told: Sequence[TokenLogprobs] | None, ids: Sequence[int], offsets: Offsets, spelling: Spelling
+    logprobs: Sequence[TokenLogprobs] | None, ids: Sequence[int], offsets: Offsets, spelling: Spelling
 ) -> s.CompletionLogprobs | None:
     """Write log probabilities as completions have them: the token that came is always one of the likeliest."""
-    if told is None:
+    if logprobs is None:
         return None
-    pairs = list(zip(ids, told, strict=True))
+    pairs = list(zip(ids, logprobs, strict=True))
     return s.CompletionLogprobs(
-        tokens=[spelling(token_id, one.spelled.get(token_id, b"")) for token_id, one in pairs],
-        token_logprobs=[_finite(one.logprob) for one in told],
-        top_logprobs=[_by_token(token_id, one, spelling) for token_id, one in pairs],
-        text_offset=[offsets.of(one.spelled.get(token_id, b"")) for token_id, one in pairs],
+        tokens=[spelling(token_id, token.spelled.get(token_id, b"")) for token_id, token in pairs],
+        token_logprobs=[_finite(token.logprob) for token in logprobs],
+        top_logprobs=[_by_token(token_id, token, spelling) for token_id, token in pairs],
+        text_offset=[offsets.of(token.spelled.get(token_id, b"")) for token_id, token in pairs],
     )
 
 
-def _by_token(token_id: int, one: TokenLogprobs, spelling: Spelling) -> dict[str, float]:
-    """Write the likeliest, and the one that came: of two that are written alike (halves of characters), that one."""
+def _by_token(token_id: int, token: TokenLogprobs, spelling: Spelling) -> dict[str, float]:
+    """Write the likeliest, and the one that came: of two that are written alike (halves of characters), that token."""
     likeliest: dict[str, float] = {}
-    for other, logprob in one.top.items():
-        likeliest.setdefault(spelling(other, one.spelled.get(other, b"")), _finite(logprob))
-    likeliest[spelling(token_id, one.spelled.get(token_id, b""))] = _finite(one.logprob)
+    for other, logprob in token.top.items():
+        likeliest.setdefault(spelling(other, token.spelled.get(other, b"")), _finite(logprob))
+    likeliest[spelling(token_id, token.spelled.get(token_id, b""))] = _finite(token.logprob)
     return likeliest
 
 
-def _likely(token_id: int, logprob: float, one: TokenLogprobs, spelling: Spelling) -> s.Likely:
-    spelled = one.spelled.get(token_id, b"")
+def _likely(token_id: int, logprob: float, token: TokenLogprobs, spelling: Spelling) -> s.Likely:
+    spelled = token.spelled.get(token_id, b"")
     return s.Likely(token=spelling(token_id, spelled), logprob=_finite(logprob), bytes=list(spelled))
 
 
