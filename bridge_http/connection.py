@@ -1,8 +1,18 @@
-"""One connection of the bridge: bytes in, exchanges one after the other, bytes out, and an end to every wait.
+"""Speaks HTTP/1.1 with one peer: bytes in, exchanges one after the other, bytes out, and an end to every wait.
 
-uvicorn's own class trusts its peers more than a service may (docs/adr/0007): this one stands in its place. What is read
-before its turn stays bytes, and few of them; then reading stops until the answer before is out. A caller who has ended
-its sending half may still read, so that ends nothing: only a byte that its machine refuses does.
+uvicorn's own class trusts its peers more than a service may (docs/adr/0007); this one stands in its place. A connection
+goes through these states, each with the clock that ends it:
+
+* *waiting* for the next head (`keep_alive_s`; `head_s` for the first one): no exchange, and nothing has come;
+* *reading a head* (`head_s`): its first bytes have come, its end has not;
+* *in an exchange*: the app runs. The rest of the body has `body_s`, a reader that takes nothing has `write_s`. Requests
+  that come meanwhile stay bytes, READ_AHEAD_BYTES of them; then nothing is read until the answer before is out;
+* *lingering* (`_LINGER_S`): the last answer is out and our half is closed. What still comes is thrown away, since
+  closing a socket with unread bytes makes the system reset it, which takes the answer from its reader;
+* *closing*: what is in the buffer goes out, within `write_s`.
+
+A caller who has ended its sending half may still read, so that ends nothing: only a byte that its machine refuses does
+(`PeerProbe`).
 """
 
 from __future__ import annotations
@@ -57,7 +67,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = RequestParser()
         self._is_reading_head = False
         self._exchange: Exchange | None = None
-        self._turn: asyncio.Handle | None = None  # when more of a body is looked at that others need not wait for
+        self._advance_later: asyncio.Handle | None = None  # the rest of a body, after others had their turn
         self._has_eof = False
         self._is_over = False  # no request is taken any more
         self._reads = True
@@ -98,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
         """Take what came."""
         if not self._is_over:
             self._parser.feed(data)
-            if self._turn is None:
+            if self._advance_later is None:
                 self._advance()
             else:
                 self._throttle()
@@ -111,7 +121,7 @@ class HttpConnection(asyncio.Protocol):
             return False
         if not self._parser.is_in_body:
             self._probe.start(self._exchange)
-        elif self._turn is None:  # else the rest of the body may be here
+        elif self._advance_later is None:  # else the rest of the body may be here
             self._advance()
         return True
 
@@ -163,7 +173,7 @@ class HttpConnection(asyncio.Protocol):
         self._state.total_requests += 1
         self.limit.mark_idle(self)
         if not self._parser.is_in_body:
-            self._next(keeps_alive=self._exchange.keeps_alive)
+            self._go_on(keeps_alive=self._exchange.keeps_alive)
         elif not self._exchange.keeps_alive:
             self._linger()
         else:
@@ -173,17 +183,17 @@ class HttpConnection(asyncio.Protocol):
         """Close: the answer broke off, and its reader has to see that."""
         self._close()
 
-    # Inside.
+    # Reading.
 
     def _advance(self) -> None:
         """Read as far as it is this connection's turn."""
-        self._turn = None
+        self._advance_later = None
         try:
             while self._parser and not self._is_over:
                 if self._parser.is_in_body:
                     self._take_piece()
                     if self._parser and self._parser.is_in_body:  # others come first
-                        self._turn = asyncio.get_running_loop().call_soon(self._advance)
+                        self._advance_later = asyncio.get_running_loop().call_soon(self._advance)
                         break
                 elif self._exchange is not None or not self._take_head():
                     break
@@ -250,7 +260,7 @@ class HttpConnection(asyncio.Protocol):
         self._deadline.stop()
         self._body_is_whole(exchange)
         if exchange.is_complete:
-            self._next(keeps_alive=exchange.keeps_alive)
+            self._go_on(keeps_alive=exchange.keeps_alive)
 
     def _body_is_late(self) -> None:
         """Wait no longer; an app that waits has a clock of its own, and its answer is let out."""
@@ -259,7 +269,7 @@ class HttpConnection(asyncio.Protocol):
         if self._exchange.is_complete:
             self._linger()
 
-    def _next(self, *, keeps_alive: bool) -> None:
+    def _go_on(self, *, keeps_alive: bool) -> None:
         self._exchange = None
         if not keeps_alive or (self._has_eof and not self._parser):
             if self._parser:

@@ -83,16 +83,16 @@ def body_of(length: int | None) -> Sized | Chunked:
 
 
 class RequestParser:
-    """The sending half of one connection."""
+    """What one peer sends. Feed bytes, then ask for a head, or for pieces of its body while `is_in_body`."""
 
     def __init__(self) -> None:
-        self._came = bytearray()
-        self._seen = 0  # bytes of it that hold no end of a head
+        self._buffer = bytearray()
+        self._searched = 0  # so many bytes of it hold no end of a head
         self._body: Sized | Chunked | None = None  # of the last head, while something of it is missing
 
     def __len__(self) -> int:
         """Count the bytes that nobody has asked for."""
-        return len(self._came)
+        return len(self._buffer)
 
     @property
     def is_in_body(self) -> bool:
@@ -102,29 +102,29 @@ class RequestParser:
     @property
     def origin(self) -> str | None:
         """Which page asks, in a head that cannot be read; None where that has not come."""
-        return origin_in(self._came)
+        return origin_in(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Keep what came."""
-        self._came += data
+        self._buffer += data
 
     def drop(self) -> None:
         """Forget all that waits."""
-        self._came.clear()
+        self._buffer.clear()
         self._body = None
 
     def next_head(self) -> Head | None:
         """Return the next head; None while its end has not come. Raises RefusedError."""
-        if self._came[:1] in b"\r\n":  # RFC 9112 2.2: empty lines before a request are none of it
-            self._came = self._came.lstrip(b"\r\n")
-            self._seen = 0
-        size = end_of_head(self._came, self._seen)
-        self._seen = len(self._came)
+        if self._buffer[:1] in b"\r\n":  # RFC 9112 2.2: empty lines before a request are none of it
+            self._buffer = self._buffer.lstrip(b"\r\n")
+            self._searched = 0
+        size = end_of_head(self._buffer, self._searched)
+        self._searched = len(self._buffer)
         if not size:
             return None
-        head = read_head(bytes(self._came[:size]))
-        del self._came[:size]
-        self._seen = 0
+        head = read_head(bytes(self._buffer[:size]))
+        del self._buffer[:size]
+        self._searched = 0
         body = body_of(head.length)
         self._body = None if body.is_complete else body
         return head
@@ -132,9 +132,9 @@ class RequestParser:
     def next_piece(self) -> bytes:
         """Return of the body what others need not wait for; ask again while `is_in_body`. Raises RefusedError."""
         assert self._body is not None
-        data = bytes(self._came[: self._body.AT_ONCE_BYTES])
+        data = bytes(self._buffer[: self._body.AT_ONCE_BYTES])
         piece, rest = self._body.feed(data)
-        del self._came[: len(data) - len(rest)]
+        del self._buffer[: len(data) - len(rest)]
         if self._body.is_complete:
             self._body = None
         return piece

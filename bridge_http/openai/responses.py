@@ -6,7 +6,7 @@ import base64
 import codecs
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -131,30 +131,34 @@ class _Stream:
     _made: int = 0
     _chunk: ClassVar[Callable[..., s.ChatChunk | s.Completion]]
 
-    def learn(self, revision: str, prompt_tokens: int | None) -> None:
-        """Note what a part of the stream says about all of it."""
-        self.fingerprint = revision or self.fingerprint
-        self.prompt_tokens = prompt_tokens
-
-    def first(self) -> bytes | None:
-        """Begin; None if nothing is said before the first text."""
-        return None
-
-    def idle(self) -> bytes:
-        """Add nothing, so that a reader sees that it goes on."""
-        return self._event(self._choice(""))
-
-    def piece(self, chunk: Chunk) -> bytes | None:
-        """Add text, and log probabilities where they were asked for; None if there is nothing to tell."""
+    def of(self, chunk: Chunk) -> Iterator[bytes]:
+        """Write a part: its text, and log probabilities where they were asked for."""
+        self._learn(chunk.revision, chunk.prompt_tokens)
+        yield from self._beginning()
         self._made += len(chunk.token_ids)
         choice = self._choice(chunk.text, chunk)
-        return self._event(choice) if chunk.text or choice.logprobs is not None else None
+        if chunk.text or choice.logprobs is not None:
+            yield self._event(choice)
 
-    def last(self, result: Result) -> Iterable[bytes]:
-        """End: why, and the usage if it was asked for."""
+    def idle(self) -> bytes:
+        """Add nothing, so that a reader sees that it goes on: many clients know of nothing but `data:` lines."""
+        return next(self._beginning(), b"") or self._event(self._choice(""))
+
+    def end(self, result: Result) -> Iterator[bytes]:
+        """Write why it is over, and the usage if it was asked for."""
+        self._learn(result.revision, result.usage.prompt_tokens)
         yield self._event(self._choice(None, finish_reason=_finish_reason(result)))
         if self.with_usage:
             yield self._event(usage=_usage(result.usage.prompt_tokens, result.usage.completion_tokens))
+        yield DONE
+
+    def _learn(self, revision: str, prompt_tokens: int | None) -> None:
+        self.fingerprint = revision or self.fingerprint
+        self.prompt_tokens = prompt_tokens
+
+    def _beginning(self) -> Iterator[bytes]:
+        """Yield what comes before the first text, once."""
+        return iter(())
 
     def _usage_so_far(self) -> s.TokenUsage | UnsetType | None:
         """Return what an event says about usage: nothing, null, or (if it was asked for) how much it is by now."""
@@ -187,17 +191,10 @@ class ChatStream(_Stream):
     _chunk = s.ChatChunk
     _has_begun = False
 
-    def first(self) -> bytes | None:
-        """Begin; None if that has been said."""
-        return None if self._has_begun else self._begin()
-
-    def idle(self) -> bytes:
-        """Add nothing, so that a reader sees that it goes on."""
-        return super().idle() if self._has_begun else self._begin()
-
-    def _begin(self) -> bytes:
-        self._has_begun = True
-        return self._event(s.ChatChunkChoice(delta=s.ChatDelta(role="assistant", content="")))
+    def _beginning(self) -> Iterator[bytes]:
+        if not self._has_begun:
+            self._has_begun = True
+            yield self._event(s.ChatChunkChoice(delta=s.ChatDelta(role="assistant", content="")))
 
     def _choice(
         self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None

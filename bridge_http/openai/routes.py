@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final, TypedDict
+from typing import Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +20,7 @@ from . import responses as r
 from .requests import chat_task, completion_task, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
 
+S = TypeVar("S", r.ChatStream, r.CompletionStream)
 _STARTED: Final = int(time.time())
 """When models were made is not known; since when this bridge serves them is."""
 
@@ -50,7 +51,7 @@ async def chat(in_flight: InFlight, bodies: BodyReader, request: Request) -> Res
     body = parse(await bodies.read(request), ChatRequest)
     id_, now = f"chatcmpl-{request.state.rid.hex()}", in_flight.begun_at(request)
     if body.stream:
-        stream = r.ChatStream(id=id_, created=now, model=body.model, **_wishes(body))
+        stream = _stream_of(r.ChatStream, id_, now, body)
         return _stream(in_flight, chat_task(body), body, request, stream)
     result = await _whole(in_flight, chat_task(body), body, request)
     return json_response(200, r.chat(result, id_, now, _spelling(body)))
@@ -61,7 +62,7 @@ async def completion(in_flight: InFlight, bodies: BodyReader, request: Request) 
     body = parse(await bodies.read(request), CompletionRequest)
     id_, now = f"cmpl-{request.state.rid.hex()}", in_flight.begun_at(request)
     if body.stream:
-        stream = r.CompletionStream(id=id_, created=now, model=body.model, **_wishes(body))
+        stream = _stream_of(r.CompletionStream, id_, now, body)
         return _stream(in_flight, completion_task(body), body, request, stream)
     result = await _whole(in_flight, completion_task(body), body, request)
     return json_response(200, r.completion(result, id_, now, _spelling(body)))
@@ -86,7 +87,7 @@ def _stream(
     return EventStream(
         _events(pending, stream),
         close=pending.close,
-        idle=stream.idle,  # a chunk that adds nothing: many clients know of `data:` lines and of nothing else
+        idle=stream.idle,
         failure=lambda error: r.event(problem(error, path, request_id)),  # and no [DONE]
         request_id=request_id,
     )
@@ -95,30 +96,21 @@ def _stream(
 async def _events(pending: InFlightRequest[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
     """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
     while (chunk := await pending.next_chunk()) is not None:
-        stream.learn(chunk.revision, chunk.prompt_tokens)
-        if (first := stream.first()) is not None:
-            yield first
-        if (piece := stream.piece(chunk)) is not None:
-            yield piece
-    result = await pending.result()
-    stream.learn(result.revision, result.usage.prompt_tokens)
-    for piece in stream.last(result):
-        yield piece
-    yield r.DONE
+        for event in stream.of(chunk):
+            yield event
+    for event in stream.end(await pending.result()):
+        yield event
 
 
-class _Wishes(TypedDict):
-    """How a stream is wanted."""
-
-    with_usage: bool
-    with_usage_so_far: bool
-    spelling: r.Spelling
-
-
-def _wishes(body: Generation) -> _Wishes:
+def _stream_of(kind: type[S], id_: str, created: int, body: Generation) -> S:
+    """Return what writes the stream that a body asks for."""
     options = body.stream_options or StreamOptions()
     so_far = bool(options.continuous_usage_stats)
-    return _Wishes(with_usage=bool(options.include_usage) or so_far, with_usage_so_far=so_far, spelling=_spelling(body))
+    usage = bool(options.include_usage) or so_far
+    spelling = _spelling(body)
+    return kind(
+        id=id_, created=created, model=body.model, with_usage=usage, with_usage_so_far=so_far, spelling=spelling
+    )
 
 
 def _spelling(body: Generation) -> r.Spelling:

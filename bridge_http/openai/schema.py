@@ -19,32 +19,24 @@ Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 """A text, or the token ids of one; or a list of several of either kind."""
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A body that a client sends."""
-
-
-class _Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A body that a client gets."""
-
-
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class ContentPart(_Request, frozen=True, kw_only=True):
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a message; only text is understood."""
 
     type: Literal["text", "input_text", "output_text"]
     text: str
 
 
-class Message(_Request, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
 
 
-class StreamOptions(_Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a stream is sent; of no meaning without one. Padding against eavesdroppers is let pass: there is none.
 
     `continuous_usage_stats` is vLLM's: the usage so far in each event.
@@ -55,7 +47,7 @@ class StreamOptions(_Request, frozen=True, kw_only=True, forbid_unknown_fields=T
     include_obfuscation: bool | None = None
 
 
-class Generation(_Request, frozen=True, kw_only=True):
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What both kinds of generation share.
 
     The second group is ours, under the names that open engines use. Null means "not said", and
@@ -101,7 +93,7 @@ class CompletionRequest(Generation, frozen=True, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
-class EmbeddingRequest(_Request, frozen=True, kw_only=True):
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/embeddings.
 
     `truncate_prompt_tokens` is vLLM's: so many tokens of each input, -1 = as many as the model takes.
@@ -118,7 +110,7 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
 # --- replies ---------------------------------------------------------------------------------------------------------
 
 
-class TokenUsage(_Reply, frozen=True, kw_only=True):
+class TokenUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the prompt, after the template, and of the answer."""
 
     prompt_tokens: int
@@ -126,7 +118,7 @@ class TokenUsage(_Reply, frozen=True, kw_only=True):
     total_tokens: int
 
 
-class Likely(_Reply, frozen=True, kw_only=True):
+class Likely(msgspec.Struct, frozen=True, kw_only=True):
     """One token that might have come."""
 
     token: str
@@ -134,7 +126,7 @@ class Likely(_Reply, frozen=True, kw_only=True):
     bytes: list[int]
 
 
-class TokenLogprob(_Reply, frozen=True, kw_only=True):
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     """The token that came, and the likeliest ones."""
 
     token: str
@@ -143,14 +135,14 @@ class TokenLogprob(_Reply, frozen=True, kw_only=True):
     top_logprobs: list[Likely]
 
 
-class ChatLogprobs(_Reply, frozen=True, kw_only=True):
+class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     """Log probabilities of an answer, token by token."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
-class CompletionLogprobs(_Reply, frozen=True, kw_only=True):
+class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     """The same in the older form: four lists of equal length."""
 
     tokens: list[str]
@@ -159,7 +151,7 @@ class CompletionLogprobs(_Reply, frozen=True, kw_only=True):
     text_offset: list[int]
 
 
-class ReplyMessage(_Reply, frozen=True, kw_only=True):
+class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
@@ -170,7 +162,7 @@ class ReplyMessage(_Reply, frozen=True, kw_only=True):
 FinishReason = Literal["stop", "length"]
 
 
-class ChatChoice(_Reply, frozen=True, kw_only=True):
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice."""
 
     index: int = 0
@@ -179,7 +171,7 @@ class ChatChoice(_Reply, frozen=True, kw_only=True):
     finish_reason: FinishReason
 
 
-class ChatCompletion(_Reply, frozen=True, kw_only=True):
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to POST /v1/chat/completions."""
 
     id: str
@@ -191,14 +183,14 @@ class ChatCompletion(_Reply, frozen=True, kw_only=True):
     usage: TokenUsage
 
 
-class ChatDelta(_Reply, frozen=True, kw_only=True, omit_defaults=True):
+class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChatChunkChoice(_Reply, frozen=True, kw_only=True):
+class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice, as far as it goes."""
 
     index: int = 0
@@ -207,7 +199,7 @@ class ChatChunkChoice(_Reply, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
 
 
-class ChatChunk(_Reply, frozen=True, kw_only=True):
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a streamed chat; the last one with `include_usage` has no choice, and the usage."""
 
     id: str
@@ -219,7 +211,7 @@ class ChatChunk(_Reply, frozen=True, kw_only=True):
     usage: TokenUsage | UnsetType | None = UNSET
 
 
-class CompletionChoice(_Reply, frozen=True, kw_only=True):
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice."""
 
     index: int = 0
@@ -228,7 +220,7 @@ class CompletionChoice(_Reply, frozen=True, kw_only=True):
     finish_reason: FinishReason | None
 
 
-class Completion(_Reply, frozen=True, kw_only=True):
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to POST /v1/completions, and each event of a streamed one."""
 
     id: str
@@ -240,7 +232,7 @@ class Completion(_Reply, frozen=True, kw_only=True):
     usage: TokenUsage | UnsetType | None = UNSET
 
 
-class Embedding(_Reply, frozen=True, kw_only=True):
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     """One vector: numbers, or base64 of little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
@@ -248,14 +240,14 @@ class Embedding(_Reply, frozen=True, kw_only=True):
     embedding: list[float] | str
 
 
-class EmbeddingUsage(_Reply, frozen=True, kw_only=True):
+class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that were read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(_Reply, frozen=True, kw_only=True):
+class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to POST /v1/embeddings: one vector for each input, in their order."""
 
     object: Literal["list"] = "list"
@@ -264,7 +256,7 @@ class EmbeddingList(_Reply, frozen=True, kw_only=True):
     usage: EmbeddingUsage
 
 
-class Model(_Reply, frozen=True, kw_only=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One service of the fleet."""
 
     id: str
@@ -273,14 +265,14 @@ class Model(_Reply, frozen=True, kw_only=True):
     owned_by: str = "zmqrt"
 
 
-class ModelList(_Reply, frozen=True, kw_only=True):
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class ErrorBody(_Reply, frozen=True, kw_only=True):
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong; `param` names the field, `code` is a word for programs."""
 
     message: str
@@ -289,7 +281,7 @@ class ErrorBody(_Reply, frozen=True, kw_only=True):
     code: str | None = None
 
 
-class ErrorReply(_Reply, frozen=True, kw_only=True):
+class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
     """Every answer that is no success, and the last event of a stream that failed."""
 
     error: ErrorBody

@@ -110,12 +110,10 @@ def test_without_it_usage_is_null_until_the_end(made: type[r.ChatStream | r.Comp
 
 def play(stream: r.ChatStream | r.CompletionStream) -> list[dict[str, Any]]:
     """Play a stream of two parts and return its events."""
-    stream.learn("rev", 5)
     pieces = [
-        stream.first(),
-        stream.piece(Chunk(text="a", token_ids=[1], index=0, pieces=["a"])),
-        stream.piece(Chunk(text="bc", token_ids=[2, 3], index=1, pieces=["b", "c"])),
-        *stream.last(
+        *stream.of(Chunk(text="a", token_ids=[1], index=0, pieces=["a"], revision="rev", prompt_tokens=5)),
+        *stream.of(Chunk(text="bc", token_ids=[2, 3], index=1, pieces=["b", "c"], revision="rev", prompt_tokens=5)),
+        *stream.end(
             Result(
                 text="abc",
                 token_ids=[1, 2, 3],
@@ -128,4 +126,4 @@ def play(stream: r.ChatStream | r.CompletionStream) -> list[dict[str, Any]]:
             )
         ),
     ]
-    return [json.loads(one.removeprefix(b"data: ")) for one in pieces if one is not None]
+    return [json.loads(one.removeprefix(b"data: ")) for one in pieces if one != r.DONE]
