@@ -99,6 +99,10 @@ def command(context: click.Context, /, *, as_json: bool, **flags: Any) -> None: 
     """Exit with 1 if an answer is lost, doubled or wrong. Everything after -- goes to the workers."""
     if sys.platform == "win32":
         raise ZmqrtError("chaos needs signals that Windows does not have; run it on Linux or macOS")
+    if flags["eviction_s"] <= flags["heartbeat_s"]:
+        raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
+    if (flags["keys"] or flags["insecure"]) and not flags["given"]:
+        raise click.UsageError("--keys and --insecure are for --broker; what is started here is on loopback")
     context.exit(_run(make_plan(**flags), as_json=as_json))
 
 
@@ -125,12 +129,8 @@ def make_plan(
     )
     if not streams + unary:
         raise click.UsageError("nothing to ask: --streams and --unary are both 0")
-    if others["eviction_s"] <= others["heartbeat_s"]:
-        raise click.UsageError("--node-eviction-timeout must be above --heartbeat-interval")
     if given and (faults or worker_arguments):
         raise click.UsageError("--broker is for a fleet that runs already: you break it; leave out --fault and --")
-    if (others["keys"] or others["insecure"]) and not given:
-        raise click.UsageError("--keys and --insecure are for --broker; what is started here is on loopback")
     is_usual = not faults and not given
     if is_usual:
         faults = {FaultKind.WORKER_KILL: 3} if is_real else usual_counts(others["duration_s"])
@@ -138,12 +138,10 @@ def make_plan(
         min_resumes = streams
     if min_fenced is None:
         min_fenced = int(any(kind.lasts and count for kind, count in faults.items()))
-    worker: tuple[str, ...]
+    worker: tuple[str, ...] = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE))
+    worker += ("--engine-opt", f"step_ms={step_ms}")
     if is_real:
         worker = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--allow-download")
-    else:
-        pace = f"step_ms={step_ms}"
-        worker = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE), "--engine-opt", pace)
     return ChaosPlan(
         seed=secrets.randbelow(10**6) if seed is None else seed,
         faults=faults,

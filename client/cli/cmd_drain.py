@@ -121,15 +121,15 @@ def _outcomes(drains: Sequence[BrokerDrain]) -> list[AdminOutcome]:
     """Return what was done, with a warning for each broker that could not; raise where none could."""
     done = [drain.outcome for drain in drains if drain.outcome is not None]
     if not done:
-        raise min((drain.error for drain in drains if drain.error is not None), key=_weight)
+        raise min((drain.error for drain in drains if drain.error is not None), key=_rank)
     for drain in drains:
         if drain.error is not None and not isinstance(drain.error, NotFoundError):
             note(f"warning: {drain.endpoint}: {drain.error}")
     return done
 
 
-def _weight(error: ZmqrtError) -> tuple[bool, bool]:
-    """Sort errors: the refusal of a broker that answered says more than the silence of another."""
+def _rank(error: ZmqrtError) -> tuple[bool, bool]:
+    """Rank errors: the refusal of a broker that answered says more than the silence of another."""
     return not isinstance(error, UnauthorizedError), not isinstance(error, NotFoundError)
 
 

@@ -14,7 +14,7 @@ from ...protocol.settings import options
 from ..config import ClientSettings
 from ..top.brokers import EVERY_S, WatchedBrokers
 from ..top.fleet import BrokerView, merge, snapshots
-from ..top.history import History
+from ..top.history import FleetHistory
 from ..top.view import once as once_view
 from .screen import PIPE_WIDTH, screen
 from .stdio import data, is_terminal
@@ -42,7 +42,7 @@ def command(settings: ClientSettings, once: bool, as_json: bool) -> None:
 
 
 def _print(brokers: WatchedBrokers, *, goes_on: bool, as_json: bool) -> None:
-    history = History()
+    history = FleetHistory()
     views, now = brokers.look(), time.time()
     if not snapshots(views):
         raise ConnectError("; ".join(view.problem for view in views))
@@ -59,7 +59,7 @@ def _print(brokers: WatchedBrokers, *, goes_on: bool, as_json: bool) -> None:
         data(_as_data(views, history, now))
 
 
-def _as_data(views: list[BrokerView], history: History, now: float) -> dict[str, Any]:
+def _as_data(views: list[BrokerView], history: FleetHistory, now: float) -> dict[str, Any]:
     return {
         "at": now,
         "brokers": [msgspec.to_builtins(view) for view in views],

@@ -36,7 +36,7 @@ _EXIT_OF_STATUS: Final = {
 _SPARE_S: Final = 5.0
 """The bridge's own 504 should arrive before we stop waiting for it."""
 _MOST_S: Final = 600.0
-"""A bridge whose time for an answer is longer is asked with a time of one's own."""
+"""For a bridge whose own time for an answer is longer, give one with --timeout."""
 _MAX_ANSWER_BYTES: Final = 64 << 20
 
 
@@ -119,7 +119,7 @@ def _refused(error: urllib.error.HTTPError, raw: bytes, target: str, proxy: Prox
 
 
 def _detail(raw: bytes) -> str:
-    """Return a refusal's sentence, or that about the first field which is wrong."""
+    """Return the sentence of a refusal, or of the first field that is wrong."""
     detail: Any = json.loads(raw)["detail"]
     if isinstance(detail, str):
         return detail

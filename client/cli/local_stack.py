@@ -134,7 +134,7 @@ class LocalStack:
         time.sleep(_STEP_S)
 
     def check(self) -> None:
-        """Refuse to wait for what will not come.
+        """Check that the stack can still come up.
 
         Raises:
             ZmqrtError: a role has died, or a model cannot be loaded.

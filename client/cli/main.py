@@ -38,7 +38,7 @@ class _Unicode(click.types.StringParamType):
     """Text of the command line. Bytes that are no UTF-8 arrive as halves of characters, and cannot be sent anywhere."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse such bytes where they stand, naming the argument; in paths they stay possible."""
+        """Refuse such bytes, naming the argument; paths may hold them."""
         words = as_typed(str(super().convert(value, param, ctx)))
         if not is_unicode(words):
             self.fail("what was given is no text in UTF-8; does the terminal use another encoding?", param, ctx)

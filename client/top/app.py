@@ -18,9 +18,9 @@ from ...protocol.errors import ZmqrtError
 from ...protocol.request_trace import RequestTrace
 from .brokers import EVERY_S, WatchedBrokers
 from .fleet import MergedFleet, merge
-from .history import History
+from .history import FleetHistory
 from .keyboard import Keyboard
-from .state import Command, DrainNode, ExplainRequest, Page, Quit, ViewState, press
+from .state import DrainNode, ExplainRequest, Page, Quit, TopCommand, ViewState, press
 from .text import Clean
 from .view import Viewport, screen
 
@@ -33,9 +33,9 @@ class Top:
         self._console = console
         self._keyboard = keyboard
         self._state = ViewState()
-        self._history = History()
+        self._history = FleetHistory()
         self._fleet = merge([])
-        self._paused: tuple[MergedFleet, History] | None = None
+        self._paused: tuple[MergedFleet, FleetHistory] | None = None
         """What is shown while the picture is paused; the history goes on meanwhile."""
         self._look_at = 0.0
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-top")
@@ -53,7 +53,7 @@ class Top:
             self._helper.shutdown(wait=False, cancel_futures=True)
 
     def _show(self) -> bool:
-        """Show it until somebody leaves (False), or wants the shell for a while (True)."""
+        """Show the fleet until somebody leaves (False), or wants the shell for a while (True)."""
         live = Live(console=self._console, screen=True, auto_refresh=False)
         with self._keyboard, live:
             while True:
@@ -90,7 +90,7 @@ class Top:
             self._start(self._opened)  # the request goes on, and so does its story
 
     def _press_all(self, keys: Sequence[str]) -> bool:
-        """Do what keys say; False: leave. What comes in one piece with a question cannot be its answer."""
+        """Obey keys; False: leave. Keys that came together with a question cannot be its answer."""
         for key in keys:
             was_asked = self._state.draining
             if not self._press(key):
@@ -110,7 +110,7 @@ class Top:
             self._start(command)
         return True
 
-    def _start(self, command: Command) -> None:
+    def _start(self, command: TopCommand) -> None:
         """Ask brokers in another thread: the picture never waits for them."""
         match command:
             case DrainNode(node_id):

@@ -13,7 +13,7 @@ from ...protocol.histogram import total
 from ...protocol.snapshot import FleetEvent, NodeStatus, RequestStatus, ServiceStatus, Snapshot
 
 NOT_ASKED: Final = "not asked yet"
-"""The problem of a broker that nobody knows anything of, which is none yet."""
+"""The problem of a broker before its first answer: no outage."""
 _LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
 
 
@@ -92,7 +92,7 @@ def is_serving(node: NodeStatus) -> bool:
 
 
 def merge(views: Sequence[BrokerView], of_brokers: Sequence[SourcedEvent] = ()) -> MergedFleet:
-    """Merge what is known now, and what happened to brokers. A broker that is named twice counts once."""
+    """Merge the views of brokers, and the events about them. A broker that is named twice counts once."""
     views = _without_twins(views)
     seen = snapshots(views)
     nodes = _nodes(seen)

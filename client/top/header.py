@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ...protocol.snapshot import NodeStatus
 from .fleet import BrokerView, MergedFleet, is_serving, snapshots
-from .history import History, Latency
+from .history import FleetHistory, Latency
 from .text import ago, bar, number, spark, took
 
 _LABEL: Final = 10
@@ -26,8 +26,8 @@ _STYLES: Final = {
 }
 
 
-def header(fleet: MergedFleet, history: History, width: int, *, clock: str, is_paused: bool) -> list[Text]:
-    """Draw five lines."""
+def header(fleet: MergedFleet, history: FleetHistory, width: int, *, clock: str, is_paused: bool) -> list[Text]:
+    """Draw the five lines of the head."""
     brokers = _brokers(fleet.views, width, clock=clock, is_paused=is_paused)
     if not snapshots(fleet.views):
         unknown = Text("unknown", style="dim")
@@ -42,7 +42,7 @@ def header(fleet: MergedFleet, history: History, width: int, *, clock: str, is_p
 
 
 def condition(node: NodeStatus) -> str:
-    """Say in one word how a node is."""
+    """Name the condition of a node in one word."""
     if node.health in ("lost", "evicted"):
         return "lost"
     if node.health in ("suspect", "draining"):
@@ -85,7 +85,7 @@ def _nodes(nodes: Sequence[NodeStatus]) -> Text:
     return text
 
 
-def _work(fleet: MergedFleet, history: History, width: int) -> Text:
+def _work(fleet: MergedFleet, history: FleetHistory, width: int) -> Text:
     share = fleet.running / fleet.capacity if fleet.capacity else float(fleet.running > 0)
     newest = history.points[-1] if history.points else None
     text = Text.assemble(
@@ -97,7 +97,7 @@ def _work(fleet: MergedFleet, history: History, width: int) -> Text:
     return text + spark(history.curve(lambda point: point.tokens_per_s), _room(text, width))
 
 
-def _latency(history: History, width: int) -> Text:
+def _latency(history: FleetHistory, width: int) -> Text:
     newest = history.points[-1] if history.points else None
     text = Text.assemble(
         ("first token ", "dim"),

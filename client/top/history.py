@@ -41,7 +41,7 @@ class Latency:
     p99_s: float | None
 
 
-class History:
+class FleetHistory:
     """Folds the views of brokers as they come, about one a second."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class History:
         self._is_new = True
 
     def fold(self, views: Sequence[BrokerView], now: float) -> None:
-        """Take in one look at all brokers, at a time on any clock; what was seen already changes nothing."""
+        """Add one look at all brokers, at a time on any clock. Snapshots that were added already change nothing."""
         self.outages.fold(views, now)
         seen = {snapshot.broker_epoch: snapshot for snapshot in snapshots(views)}
         if seen and all(self._before.get(epoch) is snapshot for epoch, snapshot in seen.items()):
@@ -79,9 +79,9 @@ class History:
         self.duration = self._latency(seen, lambda service: service.duration)
         self._is_new = False
 
-    def copy(self) -> History:
-        """Return one that stands still, to be looked at."""
-        made = History()
+    def copy(self) -> FleetHistory:
+        """Return a copy that no further look changes."""
+        made = FleetHistory()
         made.points.extend(self.points)
         made.tokens_per_s, made.first_token, made.duration = self.tokens_per_s, self.first_token, self.duration
         return made
@@ -125,7 +125,7 @@ class History:
         for epoch, newest in seen.items():
             oldest = next(look[epoch] for _, look in self._window if epoch in look)
             if oldest is newest and not self._is_new:
-                continue  # it has only just come: what it counted before is not of this minute
+                continue  # a broker that has just appeared: what it counted before is not of this minute
             before = {service.service: read(service) for service in oldest.services} if oldest is not newest else {}
             for service in newest.services:
                 earlier = before.get(service.service)

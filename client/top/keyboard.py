@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 _ESCAPE_S: Final = 0.05
-"""The rest of an arrow key comes at once, over ssh too; after an escape of its own there is nothing."""
+"""The rest of an arrow key follows at once, over ssh too; nothing follows the escape key."""
 _SEQUENCES: Final = {
     "[A": "up",
     "[B": "down",
@@ -59,14 +59,14 @@ _PASTE_BEGINS: Final = "\x1b[200~"
 _PASTE_ENDS: Final = "\x1b[201~"
 _LONGEST_PASTE: Final = 4096
 _LONGEST: Final = 32
-"""No key is that long: something else came, and is skipped."""
+"""No key is that long: what is longer is skipped."""
 
 
 class Keyboard(Protocol):
     """Where keys come from; used in a `with` block."""
 
     def __enter__(self) -> Self:
-        """Take the keys."""
+        """Switch the terminal to single keys."""
         ...
 
     def __exit__(
@@ -76,7 +76,7 @@ class Keyboard(Protocol):
         ...
 
     def keys(self, wait_s: float) -> list[str]:
-        """Wait so long for keys at most; return their names."""
+        """Wait at most `wait_s` for keys, and return their names."""
         ...
 
 
@@ -128,7 +128,7 @@ def open_keyboard() -> Keyboard:
 
 
 class _Terminal:
-    """A POSIX terminal: no echo, no lines; Ctrl-C stays what it is."""
+    """A POSIX terminal without echo and line buffering; Ctrl-C still interrupts."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno()
@@ -168,7 +168,7 @@ class _Terminal:
         return keys
 
     def _take_rest(self) -> list[str]:
-        """Take an escape that nothing follows for the key of that name."""
+        """Return an escape that nothing follows as the key of that name."""
         rest, self._rest = self._rest, ""
         return ["escape"] if rest else []
 
@@ -179,7 +179,7 @@ class _Terminal:
 
 
 class _Console:
-    """The console of Windows: it cannot be waited for together with time, so it is asked every few milliseconds."""
+    """The console of Windows. It has no wait with a timeout, so it is polled."""
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,7 @@ class Outages:
         self._now = float("-inf")
 
     def fold(self, views: Sequence[BrokerView], now: float) -> None:
-        """Take in one look; `now` is on any clock, as long as it is always the same."""
+        """Add one look; `now` is on any clock, as long as it is always the same."""
         if now < self._now:
             self._known.clear()
             self._events.clear()
@@ -64,7 +64,7 @@ class Outages:
             self._amend(view)
 
     def _amend(self, view: BrokerView) -> None:
-        """Put what is known by now into the event of a loss: the first look rarely knows the cause."""
+        """Correct the text of a loss: the first look rarely knows the cause."""
         for index in range(len(self._events) - 1, -1, -1):
             endpoint, event = self._events[index]
             if endpoint == view.endpoint:

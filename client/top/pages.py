@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus
 from .fleet import MergedFleet
-from .history import History
+from .history import FleetHistory
 from .state import ViewState
 from .tables import doing, memory
 from .text import NOTHING, Column, ago, bar, number, table, took
@@ -38,7 +38,7 @@ HELP: Final = """\
 """
 
 
-def device_page(fleet: MergedFleet, history: History, state: ViewState, width: int) -> list[Text]:
+def device_page(fleet: MergedFleet, history: FleetHistory, state: ViewState, width: int) -> list[Text]:
     """Show everything that is known of the selected node."""
     node = next((node for node in fleet.nodes if node.worker_uuid == state.selected_node), None)
     if node is None:

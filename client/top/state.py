@@ -56,7 +56,7 @@ class DrainNode:
 
 @dataclass(frozen=True, slots=True)
 class ExplainRequest:
-    """Ask a broker for the story of a request."""
+    """Ask a broker for the trace of a request."""
 
     endpoint: str
     rid: str
@@ -67,12 +67,12 @@ class Quit:
     """Leave."""
 
 
-Command = DrainNode | ExplainRequest | Quit
+TopCommand = DrainNode | ExplainRequest | Quit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewState:
-    """Everything that is not data.
+    """What a person has chosen to see.
 
     Attributes:
         selected: worker_uuid of the node, rid of the request.
@@ -130,8 +130,8 @@ def events_of(state: ViewState, fleet: MergedFleet) -> list[SourcedEvent]:
     return [happened for happened in fleet.events if words in names(happened.event)]
 
 
-def press(state: ViewState, key: str, fleet: MergedFleet) -> tuple[ViewState, Command | None]:
-    """Do what a key asks for."""
+def press(state: ViewState, key: str, fleet: MergedFleet) -> tuple[ViewState, TopCommand | None]:
+    """Apply a key."""
     if key == "ctrl-c":
         return state, Quit()
     if key.startswith(PASTED):
@@ -163,12 +163,12 @@ def _type(state: ViewState, key: str) -> ViewState:
 
 
 def _paste(state: ViewState, text: str) -> ViewState:
-    """Take a pasted word into the filter; anywhere else it would be a row of commands that nobody meant."""
+    """Append pasted text to the filter; anywhere else it would be a row of commands that nobody meant."""
     words = "".join(letter for letter in text if letter.isprintable())
     return replace(state, words=(state.words + words)[:_MOST_FILTER_CHARS])
 
 
-def _confirm(state: ViewState, key: str) -> tuple[ViewState, Command | None]:
+def _confirm(state: ViewState, key: str) -> tuple[ViewState, TopCommand | None]:
     node_id = state.draining
     state = replace(state, draining="")
     if key in ("y", "Y"):
@@ -184,7 +184,7 @@ _DEVICES: Final[dict[bool | None, tuple[bool | None, str]]] = {
 _PAGES: Final = {"e": Page.EVENTS, "m": Page.MODELS, "?": Page.HELP, "h": Page.HELP}
 
 
-def _command(state: ViewState, key: str, fleet: MergedFleet) -> tuple[ViewState, Command | None]:
+def _command(state: ViewState, key: str, fleet: MergedFleet) -> tuple[ViewState, TopCommand | None]:
     if key in ("q", "Q"):
         return state, Quit()
     if key == "escape":
@@ -251,7 +251,7 @@ def _next(ids: Sequence[str], now: str, key: str) -> str:
     return ids[min(max(0, to), len(ids) - 1)]
 
 
-def _open(state: ViewState, fleet: MergedFleet) -> tuple[ViewState, Command | None]:
+def _open(state: ViewState, fleet: MergedFleet) -> tuple[ViewState, TopCommand | None]:
     if state.page is not Page.FLEET:
         return replace(state, page=Page.FLEET, scroll=0), None
     if state.focus is Focus.NODES:

@@ -11,7 +11,7 @@ from rich.text import Text
 from ...protocol.snapshot import DeviceStatus, NodeStatus
 from .fleet import MergedFleet, SourcedEvent, SourcedRequest
 from .header import condition
-from .history import History
+from .history import FleetHistory
 from .state import Focus, ViewState
 from .text import NOTHING, Column, ago, bar, number, size, table, took
 
@@ -29,7 +29,7 @@ _LEVEL: Final = {"info": "", "warning": "yellow", "error": "bold red"}
 
 
 def nodes_lines(
-    nodes: Sequence[NodeStatus], history: History, state: ViewState, width: int, *, room: int
+    nodes: Sequence[NodeStatus], history: FleetHistory, state: ViewState, width: int, *, room: int
 ) -> list[Text]:
     """Show one row for each device while they fit, else one for each node; the selected one is always in sight."""
     if not nodes:
@@ -79,7 +79,7 @@ def _in_sight(lines: list[Text], uuids: list[str], state: ViewState, room: int) 
     return [*lines[first : first + shown], Text(f"… {left} more rows", style="dim")][:room]
 
 
-def _rows(node: NodeStatus, history: History, width: int, *, is_open: bool) -> list[tuple[str, list[Text]]]:
+def _rows(node: NodeStatus, history: FleetHistory, width: int, *, is_open: bool) -> list[tuple[str, list[Text]]]:
     rates = history.tokens_per_s.get(node.worker_uuid, {})
     shown = node.devices if is_open and node.devices else [_whole(node)]
     own = [Text(node.node_id, style="bold"), _health(node), _load(node, width)]

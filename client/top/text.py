@@ -110,15 +110,15 @@ def size(count: int) -> str:
 
 
 class Cleaning(RenderHook):
-    """Puts everything that is printed into a Clean: whatever a broker or a node says, it moves nothing."""
+    """Wraps everything that is printed in `Clean`: no name and no text from elsewhere moves the cursor."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Wrap each."""
+        """Wrap each of them."""
         return [Clean(renderable) for renderable in renderables]
 
 
 class Clean:
-    """Something to draw, with marks for what a terminal would obey; rich's own codes come apart from the text.
+    """A renderable with marks in place of control characters; rich keeps its own codes apart from the text.
 
     What a Live shows has to be put into it by hand.
     """
@@ -127,6 +127,6 @@ class Clean:
         self._inner = inner
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it, and look at every piece."""
+        """Draw it, and clean every segment."""
         for segment in console.render(self._inner, options):
             yield segment if segment.control else Segment(readable(segment.text), segment.style)

@@ -17,7 +17,7 @@ from rich.text import Text
 from ..cli.trace_view import trace_view
 from .fleet import MergedFleet, snapshots
 from .header import header
-from .history import History
+from .history import FleetHistory
 from .pages import HELP, device_page, models_lines, models_page
 from .state import Focus, Page, ViewState, events_of, nodes_of, requests_of
 from .tables import WIDE, events_lines, nodes_lines, requests_lines
@@ -44,7 +44,7 @@ class Viewport:
     clock: str
 
 
-def screen(fleet: MergedFleet, history: History, state: ViewState, viewport: Viewport) -> RenderableType:
+def screen(fleet: MergedFleet, history: FleetHistory, state: ViewState, viewport: Viewport) -> RenderableType:
     """Draw everything."""
     width, height = viewport.width, viewport.height
     head: list[Text] = []
@@ -56,8 +56,8 @@ def screen(fleet: MergedFleet, history: History, state: ViewState, viewport: Vie
     return Group(*_fit(lines, viewport), _footer(fleet, state, width))
 
 
-def once(fleet: MergedFleet, history: History, width: int) -> RenderableType:
-    """Draw all nodes and the newest events, as long as it gets: for a pipe, a log or a look."""
+def once(fleet: MergedFleet, history: FleetHistory, width: int) -> RenderableType:
+    """Draw all nodes and the newest events, however many lines that takes: for a pipe or a log."""
     state = ViewState(with_devices=True)
     requests, events = requests_of(state, fleet)[:_MOST_REQUESTS], events_of(state, fleet)[:_MOST_EVENTS]
     lines = header(fleet, history, width, clock="", is_paused=False)
@@ -80,9 +80,9 @@ def _fit(lines: Sequence[Text], viewport: Viewport) -> list[Text]:
     return fitted
 
 
-def _body(fleet: MergedFleet, history: History, state: ViewState, width: int, room: int) -> list[Text]:
+def _body(fleet: MergedFleet, history: FleetHistory, state: ViewState, width: int, room: int) -> list[Text]:
     if state.page in (Page.FLEET, Page.NODE) and not snapshots(fleet.views):
-        return _absence(fleet, width)
+        return _unreachable(fleet, width)
     match state.page:
         case Page.FLEET:
             return _fleet_page(fleet, history, state, width, room)
@@ -98,8 +98,8 @@ def _body(fleet: MergedFleet, history: History, state: ViewState, width: int, ro
             return _scrolled([Text(line) for line in HELP.splitlines()], state, room)
 
 
-def _absence(fleet: MergedFleet, width: int) -> list[Text]:
-    """Say why there is nothing to see; it is tried again and again."""
+def _unreachable(fleet: MergedFleet, width: int) -> list[Text]:
+    """Say why no broker can be reached."""
     lines = [Text()]
     for view in fleet.views:
         lines += Text(view.problem, style="red").wrap(_WRAPPER, width)
@@ -111,7 +111,7 @@ def _scrolled(lines: list[Text], state: ViewState, room: int) -> list[Text]:
     return lines[at:]
 
 
-def _fleet_page(fleet: MergedFleet, history: History, state: ViewState, width: int, room: int) -> list[Text]:
+def _fleet_page(fleet: MergedFleet, history: FleetHistory, state: ViewState, width: int, room: int) -> list[Text]:
     """Share the room: what stands below gets what it needs up to a bound, nodes the rest, and at least half."""
     is_tall = room > _TALL
     below = _below_nodes(fleet, state, width, room)
@@ -143,7 +143,7 @@ def _below_nodes(fleet: MergedFleet, state: ViewState, width: int, room: int) ->
 
 
 def _window(items: list[T], ids: list[str], selected: str, count: int) -> list[T]:
-    """Return so many items that the selected one is among them."""
+    """Return `count` items in a row, the selected one among them."""
     at = ids.index(selected) if selected in ids else 0
     first = max(0, min(at - count // 2, len(items) - count))
     return items[first : first + count]

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console, RenderableType
 
 from zmqrt.client.top.fleet import BrokerView, MergedFleet, merge
-from zmqrt.client.top.history import History
+from zmqrt.client.top.history import FleetHistory
 from zmqrt.client.top.state import ViewState
 from zmqrt.client.top.view import Viewport, screen
 from zmqrt.protocol.snapshot import Snapshot
@@ -27,11 +27,11 @@ def lines_of(
     *,
     width: int = 80,
     height: int = 24,
-    history: History | None = None,
+    history: FleetHistory | None = None,
 ) -> list[str]:
     """Draw the screen, and return its lines without what is blank at their ends."""
     viewport = Viewport(width=width, height=height, clock="12:00:00")
-    shown = text_of(screen(fleet, history or History(), state or ViewState(), viewport), width=width)
+    shown = text_of(screen(fleet, history or FleetHistory(), state or ViewState(), viewport), width=width)
     return [line.rstrip() for line in shown.split("\n")[:-1]]
 
 

@@ -16,7 +16,7 @@ from zmqrt.client.cli.screen import screen
 from zmqrt.client.cli.stdio import data
 from zmqrt.client.cli.trace_view import trace_view
 from zmqrt.client.top.fleet import BrokerView, merge
-from zmqrt.client.top.history import History
+from zmqrt.client.top.history import FleetHistory
 from zmqrt.client.top.view import once
 from zmqrt.protocol.request_trace import Attempt, RequestTrace
 from zmqrt.protocol.snapshot import Snapshot
@@ -74,7 +74,7 @@ STORY = RequestTrace(
         cmd_models._table(SNAPSHOT.services),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         once(
             merge([BrokerView(endpoint=EVIL, snapshot=SNAPSHOT), BrokerView(endpoint="tcp://b:1", problem=EVIL)]),
-            History(),
+            FleetHistory(),
             100,
         ),
     ],

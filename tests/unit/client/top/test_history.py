@@ -8,7 +8,7 @@ import pytest
 from support.snapshots import event, node, request, service, snapshot
 from support.top import fleet_of
 from zmqrt.client.top.fleet import BrokerView, merge
-from zmqrt.client.top.history import WINDOW_S, History, Latency
+from zmqrt.client.top.history import WINDOW_S, FleetHistory, Latency
 from zmqrt.protocol.histogram import Histogram
 from zmqrt.protocol.snapshot import Snapshot
 
@@ -30,7 +30,7 @@ def at(uptime_s: float, completed: int, tokens: int = 0, epoch: int = 1) -> Snap
 
 def test_rates_are_those_between_two_looks() -> None:
     """Unknown at the first; by the broker's own clock, however late the look."""
-    history = History()
+    history = FleetHistory()
     history.fold([view(at(10.0, 100, 1000))], 0.0)
     first = history.points[-1]
     history.fold([view(at(12.0, 150, 1500))], 5.0)
@@ -43,7 +43,7 @@ def test_rates_are_those_between_two_looks() -> None:
 
 def test_a_broker_that_began_anew_counts_from_nothing() -> None:
     """No rate below zero, and none that was not seen."""
-    history = History()
+    history = FleetHistory()
     history.fold([view(at(10.0, 100))], 0.0)
     history.fold([view(at(1.0, 5, epoch=2))], 1.0)
     unknown = history.points[-1]
@@ -55,7 +55,7 @@ def test_a_broker_that_began_anew_counts_from_nothing() -> None:
 
 def test_rates_of_brokers_add_up_and_one_that_is_gone_is_left_out() -> None:
     """Each by its own clock."""
-    history = History()
+    history = FleetHistory()
     history.fold([view(at(10.0, 0)), view(at(50.0, 0, epoch=2), "tcp://y:1")], 0.0)
     history.fold([view(at(11.0, 4)), view(at(52.0, 4, epoch=2), "tcp://y:1")], 1.0)
     assert history.points[-1].answered_per_s == 6.0
@@ -72,7 +72,7 @@ def test_quantiles_are_of_the_last_minute() -> None:
             took.add(one)
         return snapshot(services=[service("m", first_token=took)])
 
-    history = History()
+    history = FleetHistory()
     history.fold([view(broker(9.0))], 0.0)
     began = history.first_token
     history.fold([view(broker(9.0))], WINDOW_S)
@@ -123,7 +123,7 @@ def test_a_broker_that_comes_late_does_not_bring_its_past_along() -> None:
             took.add(one)
         return msgspec.structs.replace(snapshot(services=[service("m", duration=took)]), broker_epoch=epoch)
 
-    history = History()
+    history = FleetHistory()
     history.fold([view(broker(1, 0.01))], 0.0)
     history.fold([view(broker(1, 0.01, 0.01)), view(broker(2, 50.0), "tcp://y:1")], 1.0)
     history.fold([view(broker(1, 0.01, 0.01)), view(None, "tcp://y:1")], 2.0)
@@ -136,7 +136,7 @@ def test_a_broker_that_comes_late_does_not_bring_its_past_along() -> None:
 
 def test_the_same_look_twice_is_one() -> None:
     """A picture that is drawn a little faster than brokers are asked does not blink."""
-    history, one = History(), at(10.0, 0)
+    history, one = FleetHistory(), at(10.0, 0)
     history.fold([view(one)], 0.0)
     two = at(11.0, 5)
     for now in (1.0, 1.9, 2.0):

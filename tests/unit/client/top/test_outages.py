@@ -8,7 +8,7 @@ from rich.console import Console
 
 from support.snapshots import snapshot
 from zmqrt.client.top.fleet import NOT_ASKED, BrokerView, merge
-from zmqrt.client.top.history import History
+from zmqrt.client.top.history import FleetHistory
 from zmqrt.client.top.outages import Outages
 from zmqrt.client.top.view import once
 
@@ -117,7 +117,7 @@ def test_a_broker_that_comes_and_goes_all_day_is_bounded() -> None:
 
 def test_the_events_stand_among_those_of_the_brokers() -> None:
     """Though no broker that is there tells any."""
-    history = History()
+    history = FleetHistory()
     for second, view in enumerate([up(), down(problem="the connection is gone\nand more")]):
         history.fold([view, up(B, epoch=9)], float(second))
     console = Console(width=100, file=io.StringIO())

@@ -10,12 +10,12 @@ from support.top import fleet_of, lines_of
 from zmqrt.client.top.fleet import MergedFleet
 from zmqrt.client.top.state import (
     SORTS,
-    Command,
     DrainNode,
     ExplainRequest,
     Focus,
     Page,
     Quit,
+    TopCommand,
     ViewState,
     nodes_of,
     press,
@@ -36,7 +36,9 @@ NAMED = (
 )
 
 
-def type_in(*keys: str, state: ViewState | None = None, fleet: MergedFleet = FLEET) -> tuple[ViewState, Command | None]:
+def type_in(
+    *keys: str, state: ViewState | None = None, fleet: MergedFleet = FLEET
+) -> tuple[ViewState, TopCommand | None]:
     """Press keys, one after the other; return the last command."""
     now, command = state or ViewState(), None
     for key in keys:

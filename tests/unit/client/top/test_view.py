@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from support.snapshots import event, many, node, request, service, snapshot
 from support.top import fleet_of, lines_of, text_of
 from zmqrt.client.top.fleet import BrokerView, merge
-from zmqrt.client.top.history import History
+from zmqrt.client.top.history import FleetHistory
 from zmqrt.client.top.state import Focus, Page, ViewState
 from zmqrt.client.top.view import once
 from zmqrt.protocol.request_trace import Attempt, RequestTrace
@@ -146,7 +146,7 @@ def test_names_cannot_move_the_cursor_or_colour_the_screen() -> None:
     """From an older broker, or from a file that somebody made."""
     bad = msgspec.structs.replace(node("a\x1b[2J[red]\n:smile:"), services=["x\x07"])
     fleet = fleet_of(snapshot(bad, requests=[request("r\x1b]0;t\x07")], events=[event(1, "[/b]\x1b[1m")]))
-    shown = text_of(once(fleet, History(), 160), width=160)
+    shown = text_of(once(fleet, FleetHistory(), 160), width=160)
 
     assert all(one.isprintable() for one in shown.split("\n"))
     assert "[red]" in shown
@@ -219,7 +219,7 @@ def test_pages_scroll_to_their_end_and_no_further() -> None:
 def test_what_matters_can_be_read_without_colours() -> None:
     """The same words with and without; a chosen row is reversed, which is no colour."""
     fleet = fleet_of(busy())
-    history = History()
+    history = FleetHistory()
     history.fold(fleet.views, 0.0)
     plain = text_of(once(fleet, history, 100), width=100)
     colourful = text_of(once(fleet, history, 100), width=100, color="truecolor")
@@ -234,4 +234,4 @@ def test_once_shows_all_however_much_there_is() -> None:
     """It is for pipes and logs, which scroll."""
     fleet = fleet_of(many(40, 8))
 
-    assert text_of(once(fleet, History(), 160), width=160).count("cuda:") == 320
+    assert text_of(once(fleet, FleetHistory(), 160), width=160).count("cuda:") == 320
