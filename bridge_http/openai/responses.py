@@ -199,7 +199,7 @@ class ChatStream(_Stream):
     def _choice(
         self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
     ) -> s.ChatChunkChoice:
-        logprobs = chunk and chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling)
+        logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling) if chunk else None
         return s.ChatChunkChoice(delta=s.ChatDelta(content=text), logprobs=logprobs, finish_reason=finish_reason)
 
 
@@ -211,7 +211,7 @@ class CompletionStream(_Stream):
     def _choice(
         self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
     ) -> s.CompletionChoice:
-        logprobs = chunk and completion_logprobs(chunk.logprobs, chunk.token_ids, self.offsets, self.spelling)
+        logprobs = completion_logprobs(chunk.logprobs, chunk.token_ids, self.offsets, self.spelling) if chunk else None
         return s.CompletionChoice(text=text or "", logprobs=logprobs, finish_reason=finish_reason)
 
 
