@@ -1,4 +1,8 @@
-"""REQUEST and CANCEL: what may come in, what is told to come back later, and what is the twin of something here.
+"""REQUEST: what may come in, what has to come back later, and what is a duplicate of something here.
+
+The common case is decided in one expression: the id is new, a node is free, nobody waits, and there is room for any
+request, however large. Only what fails that is looked at closely, in the order in which refusing costs least: leaving,
+too much unanswered, no room in memory, no such service, no room in the queue.
 
 A refusal is never kept: the client may send the same request id again, and it is looked at afresh.
 """
@@ -7,239 +11,200 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Final
 
 import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
-from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT, MAX_RESUME_BYTES
-from .availability import wait_until, why_absent
+from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT
+from .availability import expect, wait_until, why_absent
 from .bounds import OVERHEAD_BYTES
-from .duplicates import Twins
-from .journal import Journal, split_blob
-from .leases import grant
+from .delivery import subscribe
+from .duplicates import FROM_THE_BEGINNING, Start, refuse, resolve
+from .leases import grant, reindex
 from .model_selection import select_service
-from .names import expect
-from .prefixes import place
-from .requests import LOOKS, Request
-from .result_cache import CachedResult
+from .requests import LOOKS, Request, Session
 from .services import Service
-from .sessions import Session
-from .state import BrokerState, error
+from .state import BrokerState
+
+PARTY_KEY: Final = "party"
+_SEED_FLAGS: Final = m.RESUMABLE | m.SEEDED
+_LARGEST_BYTES: Final = MAX_ENVELOPE_BYTES + OVERHEAD_BYTES
+"""With this much left there is room for any request."""
 
 
-class Start(NamedTuple):
-    """Where a request begins: after the units of a journal, made by the weights of a revision."""
-
-    journal: Journal | None
-    revision: str | None
-
-
-PARTY_KEY = "party"
-_FROM_THE_BEGINNING = Start(None, None)
-_SEED_FLAGS = m.RESUMABLE | m.SEEDED
-
-
-class Admission:
-    """Takes requests in."""
-
-    __slots__ = ("_ample_bytes", "_is_admin", "_most_outstanding", "_state", "_twins")
-
-    def __init__(self, state: BrokerState, twins: Twins, is_admin: Callable[[str], bool]) -> None:
-        self._state = state
-        self._twins = twins
-        self._is_admin = is_admin
-        self._most_outstanding = state.bounds.outstanding
-        self._ample_bytes = state.bounds.held_bytes - MAX_ENVELOPE_BYTES - OVERHEAD_BYTES
-        """While less than this is held, there is room for any request."""
-
-    def request(self, session: Session, ask: m.Request, now: float) -> None:
-        """Take a request, join it to its twin, or refuse it."""
-        state, user, rid = self._state, session.user, ask.rid
-        state.counters.requests += 1
-        if ask.prio > state.bounds.priority and not self._is_admin(user.name):
-            ask = msgspec.structs.replace(ask, prio=state.bounds.priority)
-        if not ask.service:
-            named = self._with_service(session, ask, now)
-            if named is None:
-                return
-            ask = named
-        if ask.resume_n or rid in user.requests or rid in user.results:
-            self._again(session, ask, now)
+def take_request(state: BrokerState, session: Session, ask: m.Request, now: float) -> None:
+    """Take a request, join it to its duplicate, or refuse it."""
+    user, rid, bounds = session.user, ask.rid, state.bounds
+    state.counters.requests += 1
+    if state.touched:
+        reindex(state)
+    if ask.prio > bounds.priority and not state.is_admin(user.name):
+        ask = msgspec.structs.replace(ask, prio=bounds.priority)
+    if not ask.service:
+        named = _name_service(state, session, ask, now)
+        if named is None:
             return
-        service: Service | None = state.services.get(ask.service)
-        is_easy = (
-            service is not None
-            and service.load_index.mask
-            and not service.queue.count
-            and len(ask.ext) < MAX_EXT_KEYS
-            and state.drain_until is None
-            and len(session.subscribers) < self._most_outstanding
-            and state.held_bytes + state.result_cache.size_bytes < self._ample_bytes
-        )
-        if not is_easy:  # look closely
-            service = self._admit_to(session, ask, now)
-        if service is not None:
-            self._begin(session, ask, service, _FROM_THE_BEGINNING, now)
-
-    def _again(self, session: Session, ask: m.Request, now: float) -> None:
-        """Take a request that is known here, or that was begun elsewhere."""
-        user, rid = session.user, ask.rid
-        if rid in user.requests and self._twins.join(session, ask, user.requests[rid], now):
+        ask = named
+    start = FROM_THE_BEGINNING
+    if ask.resume_n or rid in user.requests or rid in user.results:
+        found = resolve(state, session, ask, now)
+        if found is None:
             return
-        outcome = user.results.get(rid)
-        if outcome is not None and self._twins.replay(session, ask, outcome, now):
-            return
-        start = _find_start(ask, outcome)
-        if not isinstance(start, Start):
-            self._refuse(session, ask, *start, now)
-            return
-        service = self._admit_to(session, ask, now, is_begun=start is not _FROM_THE_BEGINNING)
-        if service is not None:
-            if outcome is not None:
-                self._state.result_cache.forget(outcome)
-            self._begin(session, ask, service, start, now)
+        start = found
+    service: Service[Request] | None = state.services.get(ask.service)
+    is_easy = (
+        service is not None
+        and start is FROM_THE_BEGINNING
+        and service.load_index.mask
+        and not service.queue.count
+        and len(ask.ext) < MAX_EXT_KEYS
+        and state.drain_until is None
+        and len(session.subscribers) < bounds.outstanding
+        and state.memory.held_bytes + state.result_cache.size_bytes + _LARGEST_BYTES < bounds.held_bytes
+    )
+    if not is_easy:  # look closely
+        service = _find_room(state, session, ask, now, is_begun=start.journal is not None)
+    if service is not None:
+        if start.replaces is not None:
+            state.result_cache.forget(start.replaces)
+        _begin(state, session, ask, service, start, now)
 
-    def _with_service(self, session: Session, ask: m.Request, now: float) -> m.Request | None:
-        """Name the service of a request that names none; None after a refusal."""
-        state = self._state
-        chosen = select_service(state, session.user, ask, now)
-        if isinstance(chosen, str):
-            return msgspec.structs.replace(ask, service=chosen)
-        if state.drain_until is not None:
-            return ask  # refused because of that: its client goes to another broker
-        match chosen.kind:
-            case ErrorKind.BAD_REQUEST:
-                state.counters.rejected_bad += 1
-            case ErrorKind.NOT_FOUND:
-                state.counters.rejected_not_found += 1
-            case _:
-                state.counters.rejected_no_worker += 1
-        self._refuse(session, ask, chosen.kind, chosen.text, now, retry_after_s=chosen.retry_after_s)
-        return None
 
-    # --- may it come in? -------------------------------------------------------------------------------------------
-
-    def _admit_to(self, session: Session, ask: m.Request, now: float, *, is_begun: bool = False) -> Service | None:
-        """Return the service that takes the request, or None after a refusal.
-
-        One that has begun elsewhere was promised its end: the bound of the queue is not for it. How much of that there
-        can be is bounded by what a connection may have unanswered, and by memory.
-        """
-        state = self._state
-        bounds = state.bounds
-        if state.drain_until is not None:
-            state.counters.rejected_draining += 1
-            self._refuse(
-                session, ask, ErrorKind.DRAINING, "this broker is leaving; use another one", now, retry_after_s=1.0
-            )
-            return None
-        if len(session.subscribers) >= bounds.outstanding:
-            state.counters.rejected_queue_full += 1
-            text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
-            self._refuse(session, ask, ErrorKind.RATE_LIMITED, text, now, retry_after_s=0.1)
-            return None
-        if len(ask.ext) >= MAX_EXT_KEYS and ask.flags & m.RESUMABLE and "seed" not in ask.ext:
+def _name_service(state: BrokerState, session: Session, ask: m.Request, now: float) -> m.Request | None:
+    """Name the service of a request that names none; None after a refusal."""
+    chosen = select_service(state, session.user, ask, now)
+    if isinstance(chosen, str):
+        return msgspec.structs.replace(ask, service=chosen)
+    if state.drain_until is not None:
+        return ask  # refused because of that: its client goes to another broker
+    match chosen.kind:
+        case ErrorKind.BAD_REQUEST:
             state.counters.rejected_bad += 1
-            self._refuse(session, ask, ErrorKind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys", now)
-            return None
-        size = OVERHEAD_BYTES + len(ask.body) + len(ask.resume)
-        if state.held_bytes + state.result_cache.size_bytes + size > bounds.held_bytes and not self._make_room(size):
-            state.counters.rejected_memory_full += 1
-            text = f"this broker holds {state.held_bytes} bytes, near its bound of {bounds.held_bytes}"
-            self._refuse(session, ask, ErrorKind.MEMORY_FULL, text, now, retry_after_s=1.0)
-            return None
-        service = state.services.get(ask.service)
-        if service is None or not service.healthy:
-            service = self._absent(session, ask, service, now)
-        if service is None or is_begun or (service.load_index.mask and not service.queue.count):
-            return service
-        return self._admit_to_queue(session, ask, service, now)
+        case ErrorKind.NOT_FOUND:
+            state.counters.rejected_not_found += 1
+        case _:
+            state.counters.rejected_no_worker += 1
+    refuse(state, session, ask, chosen.kind, chosen.text, now, retry_after_s=chosen.retry_after_s)
+    return None
 
-    def _make_room(self, size: int) -> bool:
-        """Drop outcomes in favour of new work; False if that is not enough."""
-        state = self._state
-        state.result_cache.free(state.total_held_bytes() + size - state.bounds.held_bytes)
-        return state.total_held_bytes() + size <= state.bounds.held_bytes
 
-    def _admit_to_queue(self, session: Session, ask: m.Request, service: Service, now: float) -> Service | None:
-        bounds, queue = self._state.bounds, service.queue
-        bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
-        is_room = queue.has_room(_party(session, ask), session.user, len(ask.body), bound, bounds.queue_bytes)
-        if is_room:
-            return service
-        self._state.counters.rejected_queue_full += 1
-        retry_after_s = service.retry_after_s()
-        text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
-        self._refuse(session, ask, ErrorKind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
+# --- may it come in? -------------------------------------------------------------------------------------------------
+
+
+def _find_room(
+    state: BrokerState, session: Session, ask: m.Request, now: float, *, is_begun: bool
+) -> Service[Request] | None:
+    """Return the service that takes the request, or None after a refusal.
+
+    One that has begun elsewhere was promised its end: the bound of the queue is not for it. How much of that there can
+    be is bounded by what a connection may have unanswered, and by memory.
+    """
+    bounds, counters = state.bounds, state.counters
+    if state.drain_until is not None:
+        counters.rejected_draining += 1
+        text = "this broker is leaving; use another one"
+        refuse(state, session, ask, ErrorKind.DRAINING, text, now, retry_after_s=1.0)
         return None
-
-    def _absent(self, session: Session, ask: m.Request, service: Service | None, now: float) -> Service | None:
-        """Let a request wait for a service that may come (back) any moment; refuse it otherwise."""
-        state = self._state
-        until = wait_until(state, service)
-        if until <= now:
-            kind, text, retry_after_s = why_absent(state, ask.service, now)
-            if kind is ErrorKind.NOT_FOUND:
-                state.counters.rejected_not_found += 1
-            else:
-                state.counters.rejected_no_worker += 1
-            self._refuse(session, ask, kind, text, now, retry_after_s=retry_after_s)
-            return None
-        if service is None:
-            service = expect(state, ask.service, until)
-            if service is None:
-                state.counters.rejected_no_worker += 1
-                text = f"model {ask.service!r} is not here yet, and as many others as may be are waited for"
-                self._refuse(session, ask, ErrorKind.NO_WORKER, text, now, retry_after_s=1.0)
-        elif not service.slot:
-            state.service_timers.set(service, until)
+    if len(session.subscribers) >= bounds.outstanding:
+        counters.rejected_queue_full += 1
+        text = f"{bounds.outstanding} requests of this connection are unanswered; wait for one of them"
+        refuse(state, session, ask, ErrorKind.RATE_LIMITED, text, now, retry_after_s=0.1)
+        return None
+    if len(ask.ext) >= MAX_EXT_KEYS and ask.flags & m.RESUMABLE and "seed" not in ask.ext:
+        counters.rejected_bad += 1
+        refuse(state, session, ask, ErrorKind.BAD_REQUEST, f"ext has no room for the seed: {MAX_EXT_KEYS} keys", now)
+        return None
+    if not _is_room_in_memory(state, OVERHEAD_BYTES + len(ask.body) + len(ask.resume)):
+        counters.rejected_memory_full += 1
+        text = f"this broker holds {state.memory.held_bytes} bytes, near its bound of {bounds.held_bytes}"
+        refuse(state, session, ask, ErrorKind.MEMORY_FULL, text, now, retry_after_s=1.0)
+        return None
+    service = state.services.get(ask.service)
+    if service is None or not service.healthy:
+        service = _await_service(state, session, ask, service, now)
+    if service is None or is_begun or (service.load_index.mask and not service.queue.count):
         return service
+    return _find_room_in_queue(state, session, ask, service, now)
 
-    def _refuse(
-        self, session: Session, ask: m.Request, kind: ErrorKind, text: str, now: float, *, retry_after_s: float = 0.0
-    ) -> None:
-        self._state.events.note("rejected", kind.value, text, now, ask)
-        self._twins.drop_ended(session, ask.rid)
-        self._state.tell_client(session, error(ask.rid, kind, text, retry_after_s=retry_after_s))
 
-    # --- in --------------------------------------------------------------------------------------------------------
+def _is_room_in_memory(state: BrokerState, size: int) -> bool:
+    """Whether so many bytes fit; cached results go in favour of new work."""
+    missing = state.held_bytes() + size - state.bounds.held_bytes
+    if missing > 0:
+        state.result_cache.free(missing)
+    return state.held_bytes() + size <= state.bounds.held_bytes
 
-    def _begin(
-        self,
-        session: Session,
-        ask: m.Request,
-        service: Service,
-        start: Start,
-        now: float,
-    ) -> None:
-        state, ttl_s = self._state, ask.ttl_ms / 1000
-        ext = ask.ext if ask.flags & _SEED_FLAGS != m.RESUMABLE else _with_seed(ask)
-        size = OVERHEAD_BYTES + len(ask.body)
-        deadline = now + ttl_s
-        party = _party(session, ask)
-        request = Request(ask, session.user, service, party, ext, ttl_s, deadline, now, size, [])
-        request.is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
-        if request.is_patient:
-            request.announced_deadline = deadline
-            request.ends_at = _end_of(ask, now)
-            deadline = min(now + ttl_s / LOOKS, request.ends_at)
-        if start is not _FROM_THE_BEGINNING:
-            size += _go_on(request, start)
-            request.begun_elsewhere = request.next_n
-        state.held_bytes += size
-        session.user.requests[ask.rid] = request
-        state.request_timers.set(request, deadline)
-        self._twins.attach(session, request, ask.resume_n, now)
-        load_index = service.load_index
-        if load_index.mask and not service.queue.count and request.revision is None:
-            grant(state, request, place(service, request), now)
+
+def _find_room_in_queue(
+    state: BrokerState, session: Session, ask: m.Request, service: Service[Request], now: float
+) -> Service[Request] | None:
+    bounds, queue = state.bounds, service.queue
+    bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
+    if queue.has_room(_party(session, ask), session.user, len(ask.body), bound, bounds.queue_bytes):
+        return service
+    state.counters.rejected_queue_full += 1
+    retry_after_s = service.retry_after_s()
+    text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
+    refuse(state, session, ask, ErrorKind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
+    return None
+
+
+def _await_service(
+    state: BrokerState, session: Session, ask: m.Request, service: Service[Request] | None, now: float
+) -> Service[Request] | None:
+    """Let a request wait for a service that may come (back) any moment; refuse it otherwise."""
+    until = wait_until(state, service)
+    if until <= now:
+        kind, text, retry_after_s = why_absent(state, ask.service, now)
+        if kind is ErrorKind.NOT_FOUND:
+            state.counters.rejected_not_found += 1
         else:
-            request.queued_behind, request.queued_why = service.queue.count, _why_queued(service)
-            (service.queue.push if start is _FROM_THE_BEGINNING else service.queue.push_begun)(request)
-            state.dirty[service] = None
+            state.counters.rejected_no_worker += 1
+        refuse(state, session, ask, kind, text, now, retry_after_s=retry_after_s)
+        return None
+    if service is None:
+        service = expect(state, ask.service, until)
+        if service is None:
+            state.counters.rejected_no_worker += 1
+            text = f"model {ask.service!r} is not here yet, and as many others as may be are waited for"
+            refuse(state, session, ask, ErrorKind.NO_WORKER, text, now, retry_after_s=1.0)
+    elif not service.slot:
+        state.service_timers.set(service, until)
+    return service
+
+
+# --- in --------------------------------------------------------------------------------------------------------------
+
+
+def _begin(
+    state: BrokerState, session: Session, ask: m.Request, service: Service[Request], start: Start, now: float
+) -> None:
+    user, ttl_s, size = session.user, ask.ttl_ms / 1000, OVERHEAD_BYTES + len(ask.body)
+    ext = ask.ext if ask.flags & _SEED_FLAGS != m.RESUMABLE else _with_seed(ask)
+    deadline = look_at = now + ttl_s
+    ends_at = math.inf
+    is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
+    if is_patient:
+        ends_at = _end_of(ask, now)
+        look_at = min(now + ttl_s / LOOKS, ends_at)
+    party = _party(session, ask)
+    request = Request(ask, user, service, party, ext, ttl_s, deadline, now, [], is_patient, deadline, ends_at)
+    if start.journal is not None:
+        request.resume_from(start.journal, start.revision)
+        size += start.journal.size_bytes
+    state.memory.hold(request, size)
+    user.requests[ask.rid] = request
+    state.request_timers.set(request, look_at)
+    subscribe(state, session, request, ask.resume_n, now)
+    if service.load_index.mask and not service.queue.count and request.revision is None:
+        grant(state, request, service.place(ext), now)
+        return
+    request.note_queued(service.queue.count, _why_queued(service))
+    (service.queue.push if start.journal is None else service.queue.push_begun)(request)
+    state.dirty[service] = None
 
 
 def _party(session: Session, ask: m.Request) -> Hashable:
@@ -248,22 +213,12 @@ def _party(session: Session, ask: m.Request) -> Hashable:
     return (session, name) if isinstance(name, str) else session
 
 
-def _why_queued(service: Service) -> str:
+def _why_queued(service: Service[Request]) -> str:
     if not service.healthy:
         return "no node served the model"
     if service.load_index.mask:
         return "others had waited longer" if service.queue.count else "it goes on only where the same weights run"
     return f"all {service.healthy} nodes were busy" if service.healthy > 1 else "the only node was busy"
-
-
-def _go_on(request: Request, start: Start) -> int:
-    """Begin after the units that are there; return their size."""
-    request.journal, request.revision = start
-    if request.journal is None:
-        return 0
-    request.next_n = request.journal.next_n
-    request.held_bytes += request.journal.size_bytes
-    return request.journal.size_bytes
 
 
 def _with_seed(ask: m.Request) -> m.Ext:
@@ -276,32 +231,3 @@ def _end_of(ask: m.Request, now: float) -> float:
     """Return when a patient request must be over, whatever its progress (`total_ms` in ext)."""
     total_ms = ask.ext.get("total_ms")
     return now + total_ms / 1000 if type(total_ms) is int and total_ms > 0 else math.inf
-
-
-def _find_start(ask: m.Request, outcome: CachedResult | None) -> Start | tuple[ErrorKind, str]:
-    """Find the units to go on from: the client's own, or those of a cancelled stream; or say why there are none."""
-    resume_n = ask.resume_n
-    journal, revision = (outcome.journal, outcome.revision) if outcome is not None else _FROM_THE_BEGINNING
-    if resume_n and not ask.flags & m.RESUMABLE:
-        return ErrorKind.NOT_RESUMABLE, f"the request is not resumable, and {resume_n} units of it were delivered"
-    if resume_n and ask.flags & m.RESUME:
-        if len(ask.resume) > MAX_RESUME_BYTES:
-            return ErrorKind.TOO_LARGE, f"the units to resume from are over {MAX_RESUME_BYTES} bytes"
-        if resume_n > len(ask.resume):
-            return ErrorKind.BAD_REQUEST, f"{len(ask.resume)} bytes cannot hold {resume_n} units"
-        journal, revision = _journal_of(ask), _revision_of(ask)
-    if journal is not None and ask.flags & m.RESUMABLE and journal.chunk_at(resume_n) is not None:
-        return Start(journal, revision)
-    if resume_n:
-        return ErrorKind.BAD_REQUEST, f"this broker does not hold unit {resume_n}; send the units before it (RESUME)"
-    return _FROM_THE_BEGINNING
-
-
-def _revision_of(ask: m.Request) -> str | None:
-    revision = ask.ext.get("revision")
-    return revision if isinstance(revision, str) else None
-
-
-def _journal_of(ask: m.Request) -> Journal | None:
-    split = split_blob(ask.resume)
-    return Journal(split[1], split[0], ask.resume_n) if split is not None and split[0] else None

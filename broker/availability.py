@@ -1,7 +1,11 @@
-"""Why a service cannot be had now, and what to say about it: unknown, not yet there, or gone a moment ago.
+"""Which services a broker knows, how long it waits for one that nobody offers, and what it says about that one.
 
 A request may wait for a service that was there a moment ago, or (the broker itself being new) may be about to appear:
 nodes come back within seconds of a restart, and a refusal would lose what a client has just sent again.
+
+A peer can say any number of names. So those that nodes offer are bounded in all, those that only clients have said are
+a few, and one that has never answered anything goes as soon as it cannot be waited for. What has served is remembered
+for a while, because its numbers are asked for; it makes room when room is needed.
 """
 
 from __future__ import annotations
@@ -9,8 +13,11 @@ from __future__ import annotations
 import math
 
 from ..protocol.errors import ErrorKind
+from ..protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_SERVICES
 from ..protocol.messages import Heartbeat
+from .bounds import FORGET_SERVICE_S
 from .nodes import NodeState
+from .requests import Request
 from .services import Service
 from .state import BrokerState
 
@@ -21,7 +28,57 @@ _NOT_COMING = ("ready", "failed", "draining")
 _GONE = (NodeState.EVICTED, NodeState.REMOVED, NodeState.DRAINING)
 
 
-def wait_until(state: BrokerState, service: Service | None) -> float:
+# --- which there are -------------------------------------------------------------------------------------------------
+
+
+def learn(state: BrokerState, name: str) -> Service[Request] | None:
+    """Return the service that a node offers under a name; None if no more names are taken."""
+    service = state.services.get(name)
+    if service is None:
+        if len(state.services) >= MAX_FLEET_SERVICES and not _make_room(state):
+            return None
+        service = state.services[name] = Service(name)
+    state.departed.pop(service, None)
+    state.awaited.pop(service, None)
+    return service
+
+
+def expect(state: BrokerState, name: str, until: float) -> Service[Request] | None:
+    """Return the service that a client waits for, though no node has offered it yet; None if too many are."""
+    if len(state.awaited) >= MAX_AWAITED_SERVICES or len(state.services) >= MAX_FLEET_SERVICES:
+        return None
+    service = state.services[name] = Service(name)
+    state.awaited[service] = None
+    state.service_timers.set(service, until)
+    return service
+
+
+def depart(state: BrokerState, service: Service[Request], now: float, *, may_return: bool) -> None:
+    """Note that the last node that offered a service is gone, or (`may_return` False) offers it no more."""
+    if not may_return and not service.has_served and not service.is_wanted:
+        _drop(state, service)
+        return
+    state.departed[service] = None
+    state.service_timers.set(service, now + state.timing.eviction_s)
+
+
+def forget(state: BrokerState, service: Service[Request], now: float) -> None:
+    """Forget a service that nobody offers, once nothing waits for it and long enough has passed."""
+    if service.offers:
+        return
+    until = service.unhealthy_since + FORGET_SERVICE_S if service.has_served else -math.inf
+    if service.is_wanted:
+        until = max(until, now + state.timing.eviction_s)
+    if now < until:
+        state.service_timers.set(service, until)
+    else:
+        _drop(state, service)
+
+
+# --- how one that nobody offers is answered --------------------------------------------------------------------------
+
+
+def wait_until(state: BrokerState, service: Service[Request] | None) -> float:
     """Return until when a request may wait for a service without a healthy node; not after `now`: refuse it."""
     eviction_s, moment_s = state.timing.eviction_s, state.timing.lost_grace_s
     if service is not None and service.spec is not None:
@@ -38,7 +95,7 @@ def why_absent(state: BrokerState, name: str, now: float) -> tuple[ErrorKind, st
     if service is not None and service.spec is not None:
         starting = [node for node in service.offers if node.phase not in _NOT_COMING]
         if starting:
-            node = max(starting, key=lambda one: one.beat.percent if one.beat else 0)
+            node = max(starting, key=lambda node: node.beat.percent if node.beat else 0)
             percent = node.beat.percent if node.beat else 0
             return (
                 ErrorKind.STARTING,
@@ -53,13 +110,13 @@ def why_absent(state: BrokerState, name: str, now: float) -> tuple[ErrorKind, st
     return ErrorKind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
 
 
-def choices(state: BrokerState, now: float) -> set[Service]:
+def choices(state: BrokerState, now: float) -> set[Service[Request]]:
     """Return the services that there are, for lists and for requests that name none: for each task the best it has.
 
     Those that live, or were lost a moment ago and are due back; without any, those whose last node has just left; and
     else those that load. So neither what is gone stands beside what serves, nor what has never come up.
     """
-    ranked: dict[str, dict[int, set[Service]]] = {}
+    ranked: dict[str, dict[int, set[Service[Request]]]] = {}
     for service in state.services.values():
         rank = _rank(state, service, now)
         if service.spec is not None and rank is not None:
@@ -67,7 +124,7 @@ def choices(state: BrokerState, now: float) -> set[Service]:
     return {service for ranks in ranked.values() for service in ranks[min(ranks)]}
 
 
-def _rank(state: BrokerState, service: Service, now: float) -> int | None:
+def _rank(state: BrokerState, service: Service[Request], now: float) -> int | None:
     is_recent = now < service.unhealthy_since + state.timing.eviction_s
     if service.healthy or (is_recent and service.is_due_back):
         return 0
@@ -76,7 +133,7 @@ def _rank(state: BrokerState, service: Service, now: float) -> int | None:
     return 2 if is_coming(service) else None
 
 
-def is_coming(service: Service) -> bool:
+def is_coming(service: Service[Request]) -> bool:
     """Say whether a node loads it."""
     return any(node.phase not in _NOT_COMING and node.state not in _GONE for node in service.offers)
 
@@ -91,3 +148,22 @@ def _time_left_s(beat: Heartbeat | None) -> float:
     if beat is None or not beat.percent:
         return _FIRST_GUESS_S
     return min(_LONGEST_GUESS_S, max(0.5, beat.elapsed_ms / 1000 * (100 - beat.percent) / beat.percent))
+
+
+def _make_room(state: BrokerState) -> bool:
+    """Forget the one that departed first: of those that have never answered anything, if there are any."""
+    idle = (service for service in state.departed if not service.is_wanted)
+    oldest = next(idle, None)
+    if oldest is None:
+        return False
+    if oldest.has_served:
+        oldest = next((service for service in idle if not service.has_served), oldest)
+    _drop(state, oldest)
+    return True
+
+
+def _drop(state: BrokerState, service: Service[Request]) -> None:
+    state.services.pop(service.name, None)
+    state.departed.pop(service, None)
+    state.awaited.pop(service, None)
+    state.service_timers.clear(service)

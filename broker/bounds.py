@@ -1,8 +1,12 @@
-"""Every bound a broker keeps, as one frozen record; the settings fill it, tests make it small."""
+"""Every bound a broker keeps, and the count of bytes that the bound of its memory is about.
+
+The settings fill `Bounds`, tests make it small.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..protocol import limits
 
@@ -31,7 +35,7 @@ class Bounds:
     priority: int = 0
     """Of clients that are no admins: what they ask for above it is lowered to it."""
     subscribers: int = 8
-    """Twins of one request: more are a mistake, not a retry."""
+    """Sessions that wait for one request: more are a mistake, not a retry."""
     brokers: tuple[str, ...] = ()
     """Endpoints of the other brokers, told to every peer."""
 
@@ -47,3 +51,32 @@ FORGET_SERVICE_S = 600.0
 """A service that nobody offers is 'unknown' only after this long: until then a client may wait for it to return."""
 IDLE_PROBE_S = 60.0
 """A silent session is sent something this often, so that libzmq tells if nobody is there."""
+
+
+class Holder(Protocol):
+    """What keeps bytes alive: a request (body, journal, overhead) or a subscriber that outlives its request."""
+
+    held_bytes: int
+
+
+class MemoryBudget:
+    """The bytes of all that is alive. Only this class writes `held_bytes`, here and in those that hold them.
+
+    So the sum is right by construction: what a holder gives back is what was counted for it. The cache of results
+    counts for itself, because it makes room when live requests need it.
+    """
+
+    __slots__ = ("held_bytes",)
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    def hold(self, holder: Holder, size: int) -> None:
+        """Count bytes that something has begun to keep; a negative size counts what it let go of."""
+        holder.held_bytes += size
+        self.held_bytes += size
+
+    def release(self, holder: Holder) -> None:
+        """Count out everything that something has kept."""
+        self.held_bytes -= holder.held_bytes
+        holder.held_bytes = 0

@@ -1,4 +1,8 @@
-"""How requests end: exactly one terminal message for each, sent to every subscriber and kept for who asks again."""
+"""How requests end: exactly one terminal message for each, sent to every subscriber and kept for who asks again.
+
+`end` is the only way out, whatever the reason and wherever the request is, and `record_end` is the one place that
+counts it, so that counters, labels, events, history and the service's own figures cannot contradict each other.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,15 @@ from ..protocol.errors import ErrorKind
 from ..protocol.snapshot import SCHEMA_VERSION, TOO_LARGE
 from .bounds import OVERHEAD_BYTES
 from .counters import Stage
-from .delivery import Delivery
-from .history import timings
-from .leases import fence, reindex_and_wake, release
-from .requests import OVER, QUEUED, TRANSITIONS, Request, RequestState, Subscriber
+from .delivery import drop, send_ending
+from .leases import fence, release
+from .requests import Request, RequestState, Subscriber
 from .result_cache import CachedResult, fingerprint
 from .state import BrokerState, error
 
 _CANCELLED: Final = 499
 _UNSENDABLE: Final = "the broker has an answer that no message can carry; see its log"
-_NO_FAILURES: Final = frozenset({ErrorKind.CANCELLED, ErrorKind.BROKER_LOST})
-"""Nobody waits any more, or its client goes on with it from its own copy."""
+_EXPIRED: Final = frozenset({ErrorKind.DEADLINE.value, ErrorKind.STALLED.value})
 _STAGES: Final = {
     RequestState.QUEUED: Stage.QUEUED,
     RequestState.LEASED: Stage.PREFILL,
@@ -30,109 +32,140 @@ _STAGES: Final = {
 }
 
 
-class Endings:
-    """Ends requests and subscribers."""
+def end(state: BrokerState, request: Request, ending: m.Final | m.Error, now: float) -> None:
+    """End a request: take its lease or its place in the queue, keep its answer, and send that to its subscribers."""
+    ask = request.ask
+    if "traceparent" in request.ext:
+        ending = msgspec.structs.replace(ending, ext=state.history.timings(request, now))
+    is_remembered = record_end(state, request, ending, now)
+    if request.offer is not None:
+        release(state, request)
+    elif request.is_waiting:
+        request.service.queue.discard(request)
+    state.request_timers.clear(request)
+    del request.user.requests[ask.rid]
+    state.memory.release(request)
+    request.finish(ending)
+    if type(ending) is m.Final:
+        _keep_result(state, request, ending, len(ending.body), now)
+    elif type(ending) is m.Error and _is_worth_keeping(request, ending):
+        # Of a cancelled one there is no answer to give again, only what there is to go on from.
+        _keep_result(state, request, None if ending.code == _CANCELLED else ending, 0, now)
+    for subscriber in request.subscribers:
+        send_ending(state, subscriber, ending, now)
+    request.subscribers.clear()
+    if is_remembered:
+        request.slim()
 
-    __slots__ = ("_delivery", "_state")
 
-    def __init__(self, state: BrokerState, delivery: Delivery) -> None:
-        self._state = state
-        self._delivery = delivery
+def record_end(state: BrokerState, request: Request, ending: m.Final | m.Error, now: float) -> bool:
+    """Count how a request ends, while it still has its lease; False if its history is not kept."""
+    counters = state.counters
+    if type(ending) is m.Final:
+        counters.completed += 1
+        _record_result(request, ending, now)
+    elif type(ending) is m.Error:
+        reason = ending.reason
+        if reason == ErrorKind.CANCELLED.value:
+            counters.cancelled += 1
+            state.labelled.cancellations[_STAGES[request.state].value] += 1
+        elif reason == ErrorKind.BROKER_LOST.value:
+            counters.superseded += 1  # its client goes on with it from its own copy: nobody has failed
+        else:
+            failures = state.labelled.failures
+            failures[reason] = failures.get(reason, 0) + 1  # what a node alone refuses begins when it happens
+            counters.expired += reason in _EXPIRED
+            counters.failed += reason not in _EXPIRED
+            counters.poisoned += reason == ErrorKind.POISON.value
+            state.events.record("request_failed", reason, ending.text, now, request.ask)
+    return state.history.add(request, ending, now)
 
-    def end(self, request: Request, message: m.Final | m.Error, now: float) -> None:
-        """End a request that holds no lease (any more)."""
-        state, rid = self._state, request.ask.rid
-        stage = request.state
-        if "traceparent" in request.ext:
-            message = msgspec.structs.replace(message, ext=timings(state.broker_id, request, now))
-        if type(message) is m.Final:
-            request.next_n = message.total_n
-        state.history.close(request, message, now)
-        request.state = TRANSITIONS[stage][OVER]
-        if stage is QUEUED:
-            request.service.queue.discard(request)
-        state.request_timers.clear(request)
-        del request.user.requests[rid]
-        state.held_bytes -= request.held_bytes
-        if type(message) is m.Final:
-            self._keep(request, message, len(message.body), now)
-        elif type(message) is m.Error and _is_worth_keeping(request, message):
-            # Of a cancelled one there is no answer to give again, only what there is to go on from.
-            self._keep(request, None if message.code == _CANCELLED else message, 0, now)
-        for subscriber in request.subscribers:
-            self._delivery.end(subscriber, message, now)
-        request.subscribers.clear()
-        request.journal = None
 
-    def fail(
-        self, request: Request, kind: ErrorKind, text: str, now: float, *, retry_after_s: float = 0.0, reason: str = ""
-    ) -> None:
-        """End a request with an error, wherever it is; a node that works on it is told to stop."""
-        node = None
-        if request.offer is not None:
-            lease = request.lease
-            node = release(request)
-            fence(self._state, node, lease, reason or kind.value)
-        if kind not in _NO_FAILURES:
-            self._state.note_failure(kind, text, request.ask, now)
-        resume_n = request.next_n if request.is_stream else 0
-        ending = error(request.ask.rid, kind, text, retry_after_s=retry_after_s, resume_n=resume_n)
-        self.end(request, ending, now)
-        if node is not None:
-            reindex_and_wake(self._state, node)
+def _record_result(request: Request, ending: m.Final, now: float) -> None:
+    """Tell a service how long one of its requests took."""
+    service, lost = request.service, request.trace.lost if request.trace is not None else []
+    queued_s = lost[0].dispatched_s if lost else request.dispatched_at - request.admitted_at
+    context = request.offer.spec.context if request.offer is not None else 0
+    service.note_result(ending.meta, context, queued_s, now - request.dispatched_at, now - request.admitted_at)
+    further = ending.total_n - request.from_unit - request.first_n
+    if request.first_at is not None and further > 0:
+        service.token_time.add((now - request.first_at) / further)
 
-    def dismiss_reader(self, subscriber: Subscriber, kind: ErrorKind, text: str, now: float) -> None:
-        """End one subscriber with an error; a request that nobody reads any more is cancelled with it."""
-        request = subscriber.request
-        resume_n = self._delivery.next_unit(subscriber, request)
-        self._state.tell_client(subscriber.session, error(subscriber.rid, kind, text, resume_n=resume_n))
-        self.abandon(subscriber, text, now)
 
-    def abandon(self, subscriber: Subscriber, text: str, now: float) -> None:
-        """Drop a subscriber without a word; a request that nobody reads any more is cancelled with it."""
-        request = subscriber.request
-        subscriber.request = None
-        self._delivery.drop(subscriber)
-        if request is None:
-            return
+def fail(
+    state: BrokerState,
+    request: Request,
+    kind: ErrorKind,
+    text: str,
+    now: float,
+    *,
+    retry_after_s: float = 0.0,
+    reason: str = "",
+) -> None:
+    """End a request with an error, wherever it is; a node that works on it is told to stop."""
+    if request.node is not None:
+        fence(state, request.node, request.lease, reason or kind.value)
+    resume_n = request.next_n if request.is_stream else 0
+    end(state, request, error(request.ask.rid, kind, text, retry_after_s=retry_after_s, resume_n=resume_n), now)
+
+
+def dismiss(state: BrokerState, subscriber: Subscriber, kind: ErrorKind, text: str, now: float) -> None:
+    """End one subscriber with an error; a request that nobody waits for any more is cancelled with it."""
+    state.counters.slow_readers += kind is ErrorKind.SLOW_READER
+    resume_n = _unsubscribe(state, subscriber, text, now)
+    state.tell_client(subscriber.session, error(subscriber.rid, kind, text, resume_n=resume_n))
+
+
+def abandon(state: BrokerState, subscriber: Subscriber, text: str, now: float) -> None:
+    """Drop a subscriber without a word; a request that nobody waits for any more is cancelled with it."""
+    _unsubscribe(state, subscriber, text, now)
+
+
+def abandon_unpackable(
+    state: BrokerState, peer: bytes, messages: Sequence[m.Message], now: float, *, is_worker: bool
+) -> None:
+    """Tell a peer that what it was to be sent cannot be packed: that request, or that question, ends here."""
+    node = state.nodes.get(peer) if is_worker else None
+    session = None if is_worker else state.sessions.get(peer)
+    for message in messages:
+        if node is not None and isinstance(message, m.Dispatch):
+            request = state.leases.get(message.lease)
+            if request is not None and request.node is node:
+                fail(state, request, ErrorKind.TOO_LARGE, _UNSENDABLE, now)
+        elif session is not None and isinstance(message, m.Status):
+            state.tell_client(session, m.Status(message.qid, TOO_LARGE, SCHEMA_VERSION, b"", {"text": _UNSENDABLE}))
+        elif session is not None and isinstance(message, m.Partial | m.Final | m.Error):
+            subscriber = session.subscribers.get(message.rid) if message.rid is not None else None
+            if subscriber is not None:
+                abandon(state, subscriber, _UNSENDABLE, now)
+            state.tell_client(session, error(message.rid, ErrorKind.TOO_LARGE, _UNSENDABLE))
+
+
+def _unsubscribe(state: BrokerState, subscriber: Subscriber, text: str, now: float) -> int:
+    request = subscriber.request
+    next_unit = drop(state, subscriber)
+    if request is not None:
         request.subscribers.remove(subscriber)
         if not request.subscribers:
-            self._state.counters.cancelled += 1
-            self._state.labelled.cancellations[_STAGES[request.state].value] += 1
-            self.fail(request, ErrorKind.CANCELLED, text, now, reason=text[:64])
+            fail(state, request, ErrorKind.CANCELLED, text, now, reason=text[:64])
+    return next_unit
 
-    def replace_unpackable(self, is_worker: bool, peer: bytes, messages: Sequence[m.Message], now: float) -> None:  # noqa: FBT001
-        """Say to a peer that what it was to be told cannot be sent: that request, or that question, ends here."""
-        state = self._state
-        node = state.nodes.get(peer) if is_worker else None
-        session = None if is_worker else state.sessions.get(peer)
-        for message in messages:
-            if node is not None and isinstance(message, m.Dispatch):
-                request = node.running.get(message.lease)
-                if request is not None:
-                    self.fail(request, ErrorKind.TOO_LARGE, _UNSENDABLE, now)
-            elif session is not None and isinstance(message, m.Status):
-                state.tell_client(session, m.Status(message.qid, TOO_LARGE, SCHEMA_VERSION, b"", {"text": _UNSENDABLE}))
-            elif session is not None and isinstance(message, m.Partial | m.Final | m.Error):
-                subscriber = session.subscribers.get(message.rid) if message.rid is not None else None
-                if subscriber is not None:
-                    self.abandon(subscriber, _UNSENDABLE, now)
-                state.tell_client(session, error(message.rid, ErrorKind.TOO_LARGE, _UNSENDABLE))
 
-    def _keep(self, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float) -> None:
-        ask = request.ask
-        is_stream = bool(ask.flags & m.STREAM)
-        journal = request.journal if is_stream else None
-        size = OVERHEAD_BYTES + body_bytes + (journal.size_bytes if journal is not None else 0)
-        digest = fingerprint(ask.body)
-        revision = request.revision
-        self._state.result_cache.add(
-            CachedResult(request.user, ask.rid, ask.service, digest, is_stream, message, journal, revision, now, size)
-        )
+def _keep_result(
+    state: BrokerState, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float
+) -> None:
+    ask, owner = request.ask, request.user.results
+    is_stream = request.is_stream
+    journal = request.journal if is_stream else None
+    size = OVERHEAD_BYTES + body_bytes + (journal.size_bytes if journal is not None else 0)
+    digest = fingerprint(ask.body)
+    state.result_cache.add(
+        CachedResult(owner, ask.rid, ask.service, digest, is_stream, message, journal, request.revision, now, size)
+    )
 
 
 def _is_worth_keeping(request: Request, message: m.Error) -> bool:
-    """Say whether an error is final: one that invites another try is not, since that try must run."""
+    """Whether an error is final: one that invites another try is not, since that try must run."""
     if message.code != _CANCELLED:
         return not message.retryable
     return request.is_stream and request.is_resumable and request.journal is not None and request.journal.is_whole

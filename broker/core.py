@@ -21,29 +21,22 @@ from ..protocol.codec import BadMessage
 from ..protocol.errors import ErrorKind, ProtocolError, clip
 from ..protocol.snapshot import Snapshot
 from ..protocol.timing import Timing
-from .admin import Admin
-from .admission import Admission
-from .availability import wait_until
+from .availability import forget, wait_until
 from .bounds import Bounds
-from .client_handler import Intake
-from .completion import Endings
+from .client_handler import handle_client
+from .completion import abandon_unpackable, fail
 from .counters import Counters
-from .delivery import Delivery
-from .dispatch import Dispatcher
-from .duplicates import Twins
-from .invariants import check
-from .liveness import Liveness
-from .names import forget
+from .delivery import acknowledge, next_acknowledgement
+from .dispatch import end_grace, expire, pump, take_back
+from .liveness import check, disconnect, leave
 from .nodes import NodeState
-from .registration import Registry
-from .requests import RequestState
-from .results import Results
+from .rate_limits import full_bucket
+from .requests import Request, RequestState
 from .services import Service
-from .session_lifecycle import Desk
-from .sessions import bucket
+from .session_lifecycle import check_session, close_session, lose_connection, send_away
 from .state import CLIENTS, WORKERS, BrokerState, Ids, Out, Side, error
 from .status import StatusView, snapshot
-from .worker_handler import Fleet
+from .worker_handler import handle_worker
 
 __all__ = ["Bounds", "Broker", "Out", "SendFailure", "Side"]
 
@@ -71,34 +64,11 @@ class Broker:
         unix_s: float = 0.0,
         is_admin: Callable[[str], bool] = lambda user: not user,
     ) -> None:
-        state = BrokerState(timing, bounds, ids, broker_id=broker_id, broker_epoch=broker_epoch, now=now, unix_s=unix_s)
-        delivery = Delivery(state)
-        endings = Endings(state, delivery)
-        dispatcher = Dispatcher(state, endings)
-        liveness = Liveness(state, dispatcher)
-        registry = Registry(state, dispatcher, liveness)
-        results = Results(state, delivery, endings, dispatcher)
-        fleet = Fleet(state, registry, liveness, results)
-        desk = Desk(state, delivery, endings)
-        admission = Admission(state, Twins(state, delivery, endings), is_admin)
-        self.state = state
+        self.state = BrokerState(timing, bounds, ids, broker_id, broker_epoch, now, unix_s, is_admin)
         """The tables; for looking in, only their owners write."""
-        self._delivery = delivery
-        self._endings = endings
-        self._dispatcher = dispatcher
-        self._liveness = liveness
-        self._fleet = fleet
-        self._desk = desk
-        self._intake = Intake(
-            state,
-            desk=desk,
-            admission=admission,
-            endings=endings,
-            status_view=StatusView(state, is_admin),
-            admin=Admin(state, fleet, is_admin),
-        )
-        self._version_answers = bucket(10.0, 20.0, now)
-        self.out: list[Out] = state.out
+        self._status = StatusView()
+        self._version_answers = full_bucket(10.0, 20.0, now)
+        self.out: list[Out] = self.state.out
         self.version_answers: list[tuple[Side, bytes]] = []
         """Peers of another major version; the shell answers them in the form that every version can read."""
 
@@ -112,19 +82,19 @@ class Broker:
                 return
             node = state.nodes.get(peer)
             if node is not None and node.user != user:
-                self._liveness.leave(node, now)  # the routing id has a new owner
-            is_calm = self._fleet.handle(peer, cast("Sequence[m.FromWorker]", messages), now, user)
+                leave(state, node, now)  # the routing id has a new owner
+            is_calm = handle_worker(state, peer, cast("Sequence[m.FromWorker]", messages), now, user)
         else:
             if state.client_strikes.is_muted(peer, now):
                 return
             session = state.sessions.get(peer)
             if session is not None and session.user.name != user:
-                self._desk.bye(session, now, "its connection has a new owner")
-            is_calm = self._intake.handle(peer, cast("Sequence[m.FromClient]", messages), now, user)
+                close_session(state, session, now, "its connection has a new owner")
+            is_calm = handle_client(state, self._status, peer, cast("Sequence[m.FromClient]", messages), now, user)
         if not is_calm:
             self._strike(side, peer, now, "too many messages a second")
-        if state.dirty:
-            self._dispatcher.pump(now)
+        if state.touched or state.dirty:
+            pump(state, now)
 
     def bad_input(self, side: Side, peer: bytes, bad: Sequence[BadMessage] | ProtocolError, now: float) -> None:
         """Complain about what could not be read, and count one strike for the envelope."""
@@ -137,10 +107,10 @@ class Broker:
             elif not bad.is_foreign:
                 self._complain(side, peer, None, str(bad))
         else:
-            for one in bad:
-                self._complain(side, peer, one.rid, one.why)
+            for message in bad:
+                self._complain(side, peer, message.rid, message.why)
         self._strike(side, peer, now, "too much that cannot be read")
-        self._dispatcher.pump(now)
+        pump(self.state, now)
 
     def peer_gone(self, side: Side, peer: bytes, now: float) -> None:
         """Note that a connection is gone; its routing id will not return."""
@@ -149,60 +119,60 @@ class Broker:
             state.worker_strikes.forget(peer)
             node = state.nodes.get(peer)
             if node is not None:
-                self._liveness.disconnected(node, now)
+                disconnect(state, node, now)
         else:
             state.client_strikes.forget(peer)
             session = state.sessions.get(peer)
             if session is not None:
-                self._desk.lost(session, now)
-        self._dispatcher.pump(now)
+                lose_connection(state, session, now)
+        pump(self.state, now)
 
     def send_failed(self, side: Side, peer: bytes, messages: Sequence[m.Message], why: SendFailure, now: float) -> None:
         """Take back what could not be sent: a request that never left goes to another node at once."""
         state = self.state
         if why is SendFailure.UNPACKABLE:
             state.counters.internal_errors += 1
-            self._endings.replace_unpackable(side is WORKERS, peer, messages, now)
-            self._dispatcher.pump(now)
+            abandon_unpackable(state, peer, messages, now, is_worker=side is WORKERS)
+            pump(self.state, now)
             return
         if why is SendFailure.FULL:
             state.counters.egress_overflows += 1
         node = state.nodes.get(peer) if side is WORKERS else None
         if node is not None:
             for message in reversed(messages):
-                request = node.running.get(message.lease) if isinstance(message, m.Dispatch) else None
-                if request is not None:
-                    self._dispatcher.unsent(request)
+                request = state.leases.get(message.lease) if isinstance(message, m.Dispatch) else None
+                if request is not None and request.node is node:
+                    take_back(state, request)
             if why is SendFailure.FULL:
-                self._liveness.leave(node, now)
+                leave(state, node, now)
         session = state.sessions.get(peer) if side is CLIENTS else None
         if session is not None and why is SendFailure.FULL:
-            self._desk.bye(session, now, "its client reads nothing")
+            close_session(state, session, now, "its client reads nothing")
         if why is SendFailure.UNREACHABLE:
             self.peer_gone(side, peer, now)
-        self._dispatcher.pump(now)
+        pump(self.state, now)
 
     def tick(self, now: float) -> None:
         """Act on everything that is due."""
         state = self.state
         for request in state.request_timers.due(now):
             if request.state is not RequestState.ENDED:
-                self._dispatcher.expire(request, now)
+                expire(state, request, now)
         for node in state.node_timers.due(now):
             if node.state is not NodeState.REMOVED:
-                self._liveness.check(node, now)
+                check(state, node, now)
         for service in state.service_timers.due(now):
             self._check_service(service, now)
         for session in state.session_timers.due(now):
-            self._desk.check(session, now)
-        self._delivery.accept_waiting(now)
+            check_session(state, session, now)
+        acknowledge(state, now)
         state.result_cache.expire(now)
         state.client_strikes.expire(now)
         state.worker_strikes.expire(now)
         if state.drain_until is not None and now >= state.drain_until:
             state.drain_until = math.inf
             self._give_up(now)
-        self._dispatcher.pump(now)
+        pump(self.state, now)
 
     def next_deadline(self) -> float:
         """Return when `tick` is due; infinity if nothing is."""
@@ -212,7 +182,7 @@ class Broker:
             state.node_timers.next(),
             state.service_timers.next(),
             state.session_timers.next(),
-            self._delivery.next_accept(),
+            next_acknowledgement(state),
             state.result_cache.next_expiry(),
             state.drain_until if state.drain_until is not None else math.inf,
         )
@@ -226,7 +196,7 @@ class Broker:
             return
         state.drain_until = now + state.timing.drain_s
         for session in state.sessions.values():
-            self._desk.send_away(session, now)
+            send_away(state, session, now)
 
     @property
     def is_draining(self) -> bool:
@@ -249,7 +219,7 @@ class Broker:
         text = "this broker has left before the request was done; go on with another one"
         for user in self.state.users.values():
             for request in list(user.requests.values()):
-                self._endings.fail(request, ErrorKind.DRAINING, text, now)
+                fail(self.state, request, ErrorKind.DRAINING, text, now)
 
     # --- looking in ------------------------------------------------------------------------------------------------
 
@@ -280,19 +250,15 @@ class Broker:
         """Describe everything, as QUERY does."""
         return snapshot(self.state, now)
 
-    def check_invariants(self) -> None:
-        """Raise AssertionError if the tables contradict each other; for tests."""
-        check(self.state)
-
     # --- parts -----------------------------------------------------------------------------------------------------
 
-    def _check_service(self, service: Service, now: float) -> None:
+    def _check_service(self, service: Service[Request], now: float) -> None:
         if not service.healthy:
             until = wait_until(self.state, service)
             if until > now:
                 self.state.service_timers.set(service, until)
                 return
-            self._dispatcher.end_grace(service, now)
+            end_grace(self.state, service, now)
         forget(self.state, service, now)
 
     def _complain(self, side: Side, peer: bytes, rid: bytes | None, why: str) -> None:
@@ -309,15 +275,15 @@ class Broker:
         if not strikes.add(peer, now):
             return
         state.counters.muted += 1
-        state.events.note("muted", side.value, f"a peer: {why}; it is ignored for a minute", now)
+        state.events.record("muted", side.value, f"a peer: {why}; it is ignored for a minute", now)
         text = clip(f"{why}: this session is closed, and ignored for a minute")
         if side is WORKERS:
             self.out.append((side, peer, m.Dismiss(400, text)))
             node = state.nodes.get(peer)
             if node is not None:
-                self._liveness.leave(node, now)
+                leave(state, node, now)
         else:
             self.out.append((side, peer, error(None, ErrorKind.FORBIDDEN, text)))
             session = state.sessions.get(peer)
             if session is not None:
-                self._desk.bye(session, now, why)
+                close_session(state, session, now, why)

@@ -89,7 +89,7 @@ class LabelledCounters:
         self.redispatches = {reason.value: 0 for reason in LossReason}
         self.cancellations = {stage.value: 0 for stage in Stage}
 
-    def tell(self) -> dict[str, dict[str, int]]:
+    def copy(self) -> dict[str, dict[str, int]]:
         """Return copies by name, for a snapshot."""
         return {
             "failures": dict(self.failures),

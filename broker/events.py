@@ -1,7 +1,7 @@
-"""What an operator may want to know, as it happens: nodes that come, go and fall silent, requests that had to move.
+"""Records what an operator may want to know: nodes that come, go and fall silent, requests that had to move.
 
-The monitor shows the newest, the log has them all. Equal events within a second are one event that counts, so that a
-flood of refusals is a line and not a flood of lines.
+The monitor shows the newest events, the log has them all. Equal events within a second are one event that counts, so
+that a flood of refusals is a line and not a flood of lines.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class EventLog:
         self._entries: deque[_Entry] = deque(maxlen=MAX_EVENTS)
         self._unlogged: deque[_Entry] = deque(maxlen=_MOST_UNLOGGED)
 
-    def note(
+    def record(
         self, kind: EventKind, subject: str, text: str, now: float, ask: m.Request | None = None, *, count: int = 1
     ) -> None:
-        """Write down that something happened to a node, or (rejections, failures) for a reason; `ask`: to which."""
+        """Record that something happened to a node, or (rejections, failures) for a reason; `ask`: to which."""
         entry = self._last.get((kind, subject))
         if entry is None or now - entry.at >= _WINDOW_S:
             entry = self._begin(kind, subject, now)
@@ -90,9 +90,9 @@ class EventLog:
         self._unlogged.append(entry)
         return entry
 
-    def tell(self) -> list[FleetEvent]:
+    def newest(self) -> list[FleetEvent]:
         """List the newest events."""
-        return [self._told(entry) for entry in self._entries]
+        return [self._event(entry) for entry in self._entries]
 
     def take_unlogged(self, now: float) -> list[FleetEvent]:
         """Return each event once; one that may yet happen again within its second, when that is over."""
@@ -101,10 +101,10 @@ class EventLog:
             entry = self._unlogged[0]
             if entry.kind not in NODE_EVENTS and now - entry.at < _WINDOW_S:
                 break
-            ripe.append(self._told(self._unlogged.popleft()))
+            ripe.append(self._event(self._unlogged.popleft()))
         return ripe
 
-    def _told(self, entry: _Entry) -> FleetEvent:
+    def _event(self, entry: _Entry) -> FleetEvent:
         return FleetEvent(
             id=entry.id,
             at_s=entry.at - self._started_at,

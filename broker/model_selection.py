@@ -12,8 +12,8 @@ from typing import NamedTuple, get_args
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind
 from .availability import is_coming, wait_until
+from .requests import Request, User
 from .services import Service
-from .sessions import User
 from .state import BrokerState
 
 TASK_KEY = "task"
@@ -32,9 +32,9 @@ class NoChoice(NamedTuple):
 
 def select_service(state: BrokerState, user: User, ask: m.Request, now: float) -> str | NoChoice:
     """Return the name of the service that a request without one means, or why there is none."""
-    twin, result = user.requests.get(ask.rid), user.results.get(ask.rid)
-    if twin is not None:
-        return twin.service.name
+    live, result = user.requests.get(ask.rid), user.results.get(ask.rid)
+    if live is not None:
+        return live.service.name
     if result is not None:
         return result.service
     task, preferred = ask.ext.get(TASK_KEY, "generate"), ask.ext.get(PREFER_KEY)
@@ -54,7 +54,7 @@ def select_service(state: BrokerState, user: User, ask: m.Request, now: float) -
     return NoChoice(ErrorKind.BAD_REQUEST, text)
 
 
-def _best(state: BrokerState, able: list[Service], now: float) -> list[Service]:
+def _best(state: BrokerState, able: list[Service[Request]], now: float) -> list[Service[Request]]:
     """Return those that serve; without any, those that are due back; without any, those that load."""
     eviction_s = state.timing.eviction_s
     return (

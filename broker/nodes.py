@@ -15,18 +15,13 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.snapshot import DeviceStatus
-from .sessions import TokenBucket
-
-if TYPE_CHECKING:
-    from .requests import Request
-    from .services import Service
-
+from ..protocol.snapshot import DeviceStatus, device_status
+from .rate_limits import TokenBucket
 
 KV_STEPS: Final = 4
 UNPROVEN: Final = 256
@@ -90,14 +85,13 @@ TRANSITIONS: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
 
 
 class Offer(msgspec.Struct, eq=False):
-    """One service of one node. `index` is its place among the offers of the service; -1 = takes nothing now."""
+    """One service of one node. `level` is its set in the index of the service; -1: it takes nothing now."""
 
     node: Node
-    service: Service
     spec: m.ServiceOffer
     max_inflight: int
     running: int = 0
-    index: int = -1
+    level: int = -1
 
 
 class Node(msgspec.Struct, eq=False):
@@ -109,7 +103,8 @@ class Node(msgspec.Struct, eq=False):
         limit: How far `dispatched` may go.
         announced_limit: The highest limit it ever told; a refusal (429) waits for a higher one.
         kv_step: How full its KV memory is, in quarters.
-        running: Its leases.
+        offers: By the name of the service.
+        running: Its leases, in the order they were given.
         fenced: Leases taken from it and cancelled there, so that each is cancelled once.
         device_statuses: Its devices as snapshots tell them; None = to be made anew.
         device_parts: How many devices it counts for in the bound of the fleet.
@@ -140,7 +135,7 @@ class Node(msgspec.Struct, eq=False):
     is_stalled: bool = False
     is_usable: bool = False
     offers: dict[str, Offer] = {}
-    running: dict[int, Request] = {}
+    running: dict[int, None] = {}
     fenced: dict[int, None] = {}
     completed: int = 0
     failed: int = 0
@@ -164,6 +159,21 @@ class Node(msgspec.Struct, eq=False):
         """Change state as the table says."""
         self.state = TRANSITIONS[self.state, event]
 
+    def take(self, lease: int) -> None:
+        """Note that it was given a request."""
+        self.running[lease] = None
+        self.dispatched += 1
+
+    def come_back(self, peer: bytes, ready: m.Ready, epoch: int) -> None:
+        """Begin a new epoch, over another connection perhaps: it has to say anew how it is and what it takes."""
+        self.move(NodeEvent.RETURNED)
+        self.peer, self.ready, self.epoch = peer, ready, epoch
+        self.dispatched = self.limit = self.announced_limit = 0
+        self.capacity, self.phase, self.beat = max(1, ready.capacity), "starting", None
+        self.is_stalled = False
+        self.device_statuses = None
+        self.fenced.clear()
+
     def allow(self, dispatch_limit: int) -> None:
         """Take credit: never less than before, never more than the node said it holds."""
         if dispatch_limit > self.announced_limit:
@@ -175,9 +185,8 @@ class Node(msgspec.Struct, eq=False):
         """Note that it had no slot for what it was given: nothing more until it tells a higher limit."""
         self.limit = min(self.limit, self.dispatched)
 
-    def answer(self, now: float) -> None:
+    def earn(self) -> None:
         """Note that it has answered something: it may have more at a time."""
-        self.answered_at = now
         if self.silences:
             self.silences, self.most = 0, UNPROVEN
         elif self.most < self.ready.capacity:
@@ -200,8 +209,9 @@ class Node(msgspec.Struct, eq=False):
         """Return a sign of life for the node: it tells which of its own was the last that counts here."""
         return m.BrokerHeartbeat(self.epoch, self.beat.count if self.beat is not None else 0)
 
-    def hear_load(self, beat: m.Heartbeat, now: float) -> None:
+    def hear_load(self, beat: m.Heartbeat, longest_loop_s: float, now: float) -> None:
         """Take what a heartbeat tells about the node as a whole."""
+        self.is_stalled = beat.loop_age_ms > longest_loop_s * 1000
         if self.beat is not None and _work(beat) > _work(self.beat):
             self.worked_at = now
         self.beat = beat
@@ -212,6 +222,18 @@ class Node(msgspec.Struct, eq=False):
         if beat.devices:
             kv_percent = sum(device.kv_percent for device in beat.devices) // len(beat.devices)
             self.kv_step = min(kv_percent * KV_STEPS // 100, KV_STEPS - 1)
+
+    def describe_devices(self) -> list[DeviceStatus]:
+        """Describe the devices, once for each heartbeat: they are the greater part of a snapshot."""
+        if self.device_statuses is None:
+            known = {device.id: device for device in self.ready.devices}
+            loads = list(self.beat.devices) if self.beat else []
+            reported = {load.id for load in loads}
+            loads += [m.DeviceLoad(device_id, "starting") for device_id in known if device_id not in reported]
+            self.device_statuses = [
+                device_status(load, known.get(load.id) or m.DeviceInfo(load.id, "")) for load in loads
+            ]
+        return self.device_statuses
 
 
 def _work(beat: m.Heartbeat) -> int:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Hashable
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
-from .requests import QUEUED, Request
+from ..protocol import messages as m
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
@@ -25,26 +25,52 @@ _NEWCOMER: Final = 8
 """Who has less than an eighth of the bound waiting finds room beyond it."""
 
 
-class _Level:
+class Waiting(Protocol):
+    """What can wait: a request. The queue knows no more of it."""
+
+    is_waiting: bool
+    """Whether it waits here. Written by the queue alone: an entry without it is dead."""
+
+    @property
+    def ask(self) -> m.Request:
+        """What the client sent."""
+
+    @property
+    def party(self) -> Hashable:
+        """Whose turn it takes."""
+
+    @property
+    def user(self) -> Hashable:
+        """Whose request it is."""
+
+    @property
+    def revision(self) -> str | None:
+        """The weights that it needs, if it has begun."""
+
+
+R = TypeVar("R", bound=Waiting)
+
+
+class _Level(Generic[R]):
     """One priority: a line for each party, served in turn."""
 
     __slots__ = ("_turns", "lines")
 
     def __init__(self) -> None:
-        self.lines: dict[Hashable, deque[Request]] = {}
+        self.lines: dict[Hashable, deque[R]] = {}
         self._turns: deque[Hashable] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         line = self.lines.get(request.party)
         if line is None:
             line = self.lines[request.party] = deque()
             self._turns.append(request.party)
         line.append(request)
 
-    def pop(self) -> Request:
+    def pop(self) -> R:
         party = self._turns[0]
         line = self.lines[party]
         request = line.popleft()
@@ -64,7 +90,7 @@ class _Level:
         self._turns = deque(party for party in self._turns if party in self.lines)
 
 
-class ServiceQueue:
+class ServiceQueue(Generic[R]):
     """What waits for one service. `count` and `size_bytes` are exact; bounds are the business of whoever pushes."""
 
     __slots__ = (
@@ -82,10 +108,10 @@ class ServiceQueue:
     def __init__(self) -> None:
         self.count = 0
         self.size_bytes = 0
-        self._front: deque[Request] = deque()
-        self.parked: dict[str, deque[Request]] = {}
+        self._front: deque[R] = deque()
+        self.parked: dict[str, deque[R]] = {}
         """Started streams by the revision that they need, while no node that has it is free."""
-        self._levels: dict[int, _Level] = {}
+        self._levels: dict[int, _Level[R]] = {}
         self._order: list[int] = []  # negated priorities, so that the highest comes first
         self._dead = 0
         self._dead_bytes = 0
@@ -105,7 +131,7 @@ class ServiceQueue:
             halves = 3 if self._waiting_of.get(user, 0) >= few else 4
         return 2 * self.count < halves * most and 2 * (self.size_bytes + size) <= halves * most_bytes
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         """Add a new request at the end of its client's line."""
         prio = request.ask.prio
         level = self._levels.get(prio)
@@ -115,17 +141,17 @@ class ServiceQueue:
         level.push(request)
         self._count_in(request)
 
-    def push_front(self, request: Request) -> None:
+    def push_front(self, request: R) -> None:
         """Add a request that has been with a node: it has waited before."""
         self._front.appendleft(request)
         self._count_in(request)
 
-    def push_begun(self, request: Request) -> None:
+    def push_begun(self, request: R) -> None:
         """Add a request that was begun at another broker: behind those that were with a node of this one."""
         self._front.append(request)
         self._count_in(request)
 
-    def park(self, request: Request) -> None:
+    def park(self, request: R) -> None:
         """Set a request aside that none of the free nodes may continue, so that it does not hold up the others."""
         assert request.revision is not None
         self.parked.setdefault(request.revision, deque()).append(request)
@@ -137,7 +163,7 @@ class ServiceQueue:
             if self._take(request):
                 self.push_front(request)
 
-    def pop(self) -> Request | None:
+    def pop(self) -> R | None:
         """Take the next request that still waits."""
         while self._front:
             request = self._front.popleft()
@@ -154,7 +180,7 @@ class ServiceQueue:
             del self._order[0]
         return None
 
-    def discard(self, request: Request) -> None:
+    def discard(self, request: R) -> None:
         """Count out a request that has ended while it waited."""
         self._count_out(request)
         self._dead += 1
@@ -162,7 +188,7 @@ class ServiceQueue:
         if self._dead > _SWEEP_FROM + self.count or self._dead_bytes > _SWEEP_FROM_BYTES + self.size_bytes:
             self._sweep()
 
-    def waiting(self) -> list[Request]:
+    def waiting(self) -> list[R]:
         """List what waits, for a look from outside."""
         lines = [line for level in self._levels.values() for line in level.lines.values()]
         return [r for line in (self._front, *self.parked.values(), *lines) for r in _alive(line)]
@@ -172,24 +198,26 @@ class ServiceQueue:
         """Return how many entries there are, the dead ones included."""
         return self.count + self._dead
 
-    def _count_in(self, request: Request) -> None:
+    def _count_in(self, request: R) -> None:
+        request.is_waiting = True
         self.count += 1
         self.size_bytes += len(request.ask.body)
-        for one in (request.party, request.user):
-            self._waiting_of[one] = self._waiting_of.get(one, 0) + 1
+        for name in (request.party, request.user):
+            self._waiting_of[name] = self._waiting_of.get(name, 0) + 1
 
-    def _count_out(self, request: Request) -> None:
+    def _count_out(self, request: R) -> None:
+        request.is_waiting = False
         self.count -= 1
         self.size_bytes -= len(request.ask.body)
-        for one in (request.party, request.user):
-            left = self._waiting_of[one] - 1
+        for name in (request.party, request.user):
+            left = self._waiting_of[name] - 1
             if left:
-                self._waiting_of[one] = left
+                self._waiting_of[name] = left
             else:
-                del self._waiting_of[one]
+                del self._waiting_of[name]
 
-    def _take(self, request: Request) -> bool:
-        if request.state is not QUEUED:
+    def _take(self, request: R) -> bool:
+        if not request.is_waiting:
             self._dead -= 1
             self._dead_bytes -= len(request.ask.body)
             return False
@@ -208,5 +236,5 @@ class ServiceQueue:
         self._dead_bytes = 0
 
 
-def _alive(line: deque[Request]) -> list[Request]:
-    return [request for request in line if request.state is QUEUED]
+def _alive(line: deque[R]) -> list[R]:
+    return [request for request in line if request.is_waiting]

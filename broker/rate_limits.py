@@ -1,12 +1,14 @@
-"""Who sends what cannot be read: counted by connection, and ignored for a while after too many.
+"""How often a peer may ask, and how often it may err before it is muted.
 
-Connections are counted whether they have a session or not. Both tables are bounded: an entry goes when its time is up,
-and the oldest goes when there are too many.
+Strikes are counted by connection, whether it has a session or not. Both tables are bounded: an entry goes when its time
+is up, and the oldest goes when there are too many.
 """
 
 from __future__ import annotations
 
 from typing import Final, TypeVar
+
+import msgspec
 
 from ..protocol.limits import MAX_STRIKES, STRIKE_SILENCE_S, STRIKE_WINDOW_S
 
@@ -15,8 +17,31 @@ _MOST: Final = 20_000
 """Connections remembered, as many as there may be sessions."""
 
 
+class TokenBucket(msgspec.Struct):
+    """Allows `rate` a second, and `burst` at once."""
+
+    rate: float
+    burst: float
+    tokens: float
+    filled_at: float
+
+    def take(self, now: float) -> bool:
+        """Use one token; False if there is none."""
+        self.tokens = min(self.burst, self.tokens + (now - self.filled_at) * self.rate)
+        self.filled_at = now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+def full_bucket(rate: float, burst: float, now: float) -> TokenBucket:
+    """Make a bucket that nothing was taken from."""
+    return TokenBucket(rate, burst, burst, now)
+
+
 class Strikes:
-    """Strikes of the peers of one socket."""
+    """Counts malformed envelopes, and floods, per connection of one socket, and mutes a peer that sends too many."""
 
     __slots__ = ("_counts", "_muted")
 

@@ -1,4 +1,4 @@
-"""Answers kept for the dedupe window, so that a client that asks again gets the same one and nothing runs twice.
+"""Keeps answers for the dedupe window, so that a client that asks again gets the same one and nothing runs twice.
 
 Kept: results, final errors, and the units of a cancelled stream, from which its client may go on. Not kept: errors that
 invite another try; that try must run. The oldest go first when time or room is up.
@@ -9,24 +9,26 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from ..protocol import messages as m
-
-if TYPE_CHECKING:
-    from .journal import Journal
-    from .sessions import User
+from .journal import Journal
 
 _WHOLE_BODY_BYTES: Final = 256
 """A body this small is its own fingerprint: keeping it is cheaper than a digest."""
 
 
 class CachedResult(msgspec.Struct, eq=False):
-    """How a request ended. `message` is None for a cancelled stream: there is only its journal to go on from."""
+    """How a request ended.
 
-    user: User
+    Attributes:
+        owner: The results of its user, by request id.
+        message: None for a cancelled stream: there is only its journal to go on from.
+    """
+
+    owner: dict[bytes, CachedResult]
     rid: bytes
     service: str
     fingerprint: bytes
@@ -44,7 +46,7 @@ def fingerprint(body: bytes) -> bytes:
 
 
 class ResultCache:
-    """The outcomes of all users, oldest first."""
+    """The results of all users, oldest first."""
 
     __slots__ = ("_keep_s", "_line", "_most_bytes", "size_bytes")
 
@@ -60,20 +62,20 @@ class ResultCache:
     def __len__(self) -> int:
         return len(self._line)
 
-    def add(self, outcome: CachedResult) -> None:
-        """Keep an outcome; older ones make room."""
-        outcome.user.results[outcome.rid] = outcome
-        self._line.append(outcome)
-        self.size_bytes += outcome.held_bytes
+    def add(self, result: CachedResult) -> None:
+        """Keep a result; older ones make room."""
+        result.owner[result.rid] = result
+        self._line.append(result)
+        self.size_bytes += result.held_bytes
         while self.size_bytes > self._most_bytes:
             self._drop_oldest()
 
-    def forget(self, outcome: CachedResult) -> None:
+    def forget(self, result: CachedResult) -> None:
         """Make its request id free again; the record itself goes when its time comes."""
-        del outcome.user.results[outcome.rid]
-        outcome.message = outcome.journal = None
-        self.size_bytes -= outcome.held_bytes
-        outcome.held_bytes = 0
+        del result.owner[result.rid]
+        result.message = result.journal = None
+        self.size_bytes -= result.held_bytes
+        result.held_bytes = 0
 
     def expire(self, now: float) -> None:
         """Drop what is too old."""
@@ -91,7 +93,7 @@ class ResultCache:
         return self._line[0].ended_at + self._keep_s if self._line else float("inf")
 
     def _drop_oldest(self) -> None:
-        outcome = self._line.popleft()
-        self.size_bytes -= outcome.held_bytes
-        if outcome.user.results.get(outcome.rid) is outcome:
-            del outcome.user.results[outcome.rid]
+        result = self._line.popleft()
+        self.size_bytes -= result.held_bytes
+        if result.owner.get(result.rid) is result:
+            del result.owner[result.rid]

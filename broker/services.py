@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Generic, get_args
 
 import msgspec
 
 from ..protocol.histogram import Meter
 from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
+from ..protocol.prefix import EXT_KEY
 from ..protocol.tasks import FinishReason
 from .nodes import Node, Offer
-from .placement import LoadIndex
-from .prefixes import Prefixes
-from .queues import ServiceQueue
+from .placement import LoadIndex, Prefixes
+from .queues import R, ServiceQueue
 
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
@@ -25,7 +25,7 @@ def _no_results() -> dict[str, int]:
     return {"": 0, **dict.fromkeys(get_args(FinishReason), 0)}
 
 
-class Service(msgspec.Struct, eq=False):
+class Service(msgspec.Struct, Generic[R], eq=False):
     """A service by its name.
 
     Attributes:
@@ -41,7 +41,7 @@ class Service(msgspec.Struct, eq=False):
     """
 
     name: str
-    queue: ServiceQueue = msgspec.field(default_factory=ServiceQueue)
+    queue: ServiceQueue[R] = msgspec.field(default_factory=ServiceQueue)
     load_index: LoadIndex = msgspec.field(default_factory=LoadIndex)
     prefixes: Prefixes = msgspec.field(default_factory=Prefixes)
     offers: dict[Node, Offer] = {}
@@ -73,6 +73,26 @@ class Service(msgspec.Struct, eq=False):
     def has_served(self) -> bool:
         """Whether it has ever answered anything."""
         return any(self.finished.values())
+
+    def place(self, ext: Ext) -> Offer:
+        """Return where a request goes that has not run yet; only while the load index is not empty."""
+        best = self.load_index.best()
+        hint = ext.get(EXT_KEY)
+        return self.prefixes.choose(hint, best) if type(hint) is str else best
+
+    def withdraw(self, node: Node, offer: Offer) -> None:
+        """Let go of what a node offered."""
+        self.load_index.put(offer, -1)
+        self.prefixes.forget(offer)
+        self.offers.pop(node, None)
+
+    def expect_back(self) -> None:
+        """Note that its last healthy node may come back any moment."""
+        self.is_due_back = True
+
+    def expect_nobody(self) -> None:
+        """Note that its last node has left of its own accord."""
+        self.is_due_back = False
 
     def note_first(self, first_s: float, size: int) -> None:
         """Learn how long a node took for its first sign of a request of that size."""

@@ -1,34 +1,36 @@
-"""Everything a broker holds, in one place, and what it has to say. Deciding is the business of its users.
+"""Everything a broker holds, in one place, and what it has to say. Deciding is the business of the functions over it.
 
-core.py      the door: gives each message to one of the three below, and asks them when time has passed
-intake.py    what clients send
-fleet.py     what workers send, and who of them is well
-dispatch.py  from the queue to a node, back after a loss, and to the end
-delivery.py  from the node to every subscriber, as fast as each takes it
+core.py              the door: gives each envelope to one of the next two, and asks everybody when time has passed
+client_handler.py    what clients send
+worker_handler.py    what workers send
+dispatch.py          from the queue to a node, and back after a loss
+delivery.py          from the node to every subscriber, as fast as each reads
+completion.py        the end of a request
+
+Each field is written in one module (tests/unit/broker/test_ownership.py), and no two modules import each other.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
-
-import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.timing import Timing
-from .bounds import Bounds
+from .bounds import Bounds, MemoryBudget
 from .counters import Counters, LabelledCounters
 from .events import EventLog
 from .history import History
 from .nodes import Node
 from .rate_limits import Strikes
-from .requests import Request, Subscriber
+from .requests import Request, Session, Subscriber, User
 from .result_cache import ResultCache
 from .services import Service
-from .sessions import Session, User
 from .timers import TimerQueue
 
 
@@ -47,110 +49,80 @@ WORKERS: Final = Side.WORKERS
 # passes, the names are used.
 
 Out = tuple[Side, bytes, m.ToClient | m.ToWorker]
-_MOST_U32: Final = 2**32 - 1
 Ids = Callable[[], int]
 """Gives a fresh integer of at most 63 bits each time."""
+_MOST_U32: Final = 2**32 - 1
 
 
+@dataclass(slots=True, eq=False)
 class BrokerState:
-    """The tables. One owner writes each: see the modules named above."""
+    """The tables of one broker."""
 
-    __slots__ = (
-        "awaited",
-        "bounds",
-        "broker_epoch",
-        "broker_id",
-        "client_strikes",
-        "counters",
-        "departed",
-        "dirty",
-        "drain_until",
-        "events",
-        "held_bytes",
-        "history",
-        "ids",
-        "labelled",
-        "node_timers",
-        "nodes",
-        "nodes_by_uuid",
-        "out",
-        "params",
-        "parts",
-        "request_timers",
-        "result_cache",
-        "service_timers",
-        "services",
-        "session_timers",
-        "sessions",
-        "started_at",
-        "timing",
-        "unacknowledged",
-        "unix_s",
-        "users",
-        "worker_strikes",
-    )
+    timing: Timing
+    bounds: Bounds
+    new_id: Ids
+    broker_id: str
+    broker_epoch: int
+    started_at: float
+    unix_s: float
+    """The time of day at `started_at`; 0 = not known."""
+    is_admin: Callable[[str], bool]
+    params: m.Params = field(init=False)
+    out: list[Out] = field(default_factory=list[Out])
+    """What to send: (side, peer, message)."""
+    drain_until: float | None = None
 
-    def __init__(
-        self, timing: Timing, bounds: Bounds, ids: Ids, *, broker_id: str, broker_epoch: int, now: float, unix_s: float
-    ) -> None:
-        self.timing = timing
-        self.bounds = bounds
-        self.ids = ids
-        self.broker_id = broker_id
-        self.broker_epoch = broker_epoch
-        self.started_at = now
-        self.unix_s = unix_s
-        """The time of day at `started_at`; 0 = not known."""
-        self.params = _params(timing, bounds)
-        self.out: list[Out] = []
-        self.counters = Counters()
-        self.labelled = LabelledCounters()
-        self.events = EventLog(now)
-        self.history = History()
-        self.users: dict[str, User] = {}
-        self.sessions: dict[bytes, Session] = {}
-        self.nodes: dict[bytes, Node] = {}
-        self.nodes_by_uuid: dict[bytes, Node] = {}
-        self.parts = 0
-        """Nodes, their devices and their offers: what MAX_FLEET_PARTS bounds."""
-        self.services: dict[str, Service] = {}
-        self.departed: dict[Service, None] = {}
-        """Those that no node offers any more, the first to go first …"""
-        self.awaited: dict[Service, None] = {}
-        """… and those that only clients have named (broker/names.py)."""
-        self.result_cache = ResultCache(timing.dedupe_s, bounds.result_cache_bytes)
-        self.client_strikes = Strikes()
-        self.worker_strikes = Strikes()
-        self.request_timers: TimerQueue[Request] = TimerQueue()
-        self.session_timers: TimerQueue[Session] = TimerQueue()
-        self.node_timers: TimerQueue[Node] = TimerQueue()
-        self.service_timers: TimerQueue[Service] = TimerQueue()
-        self.unacknowledged: deque[Subscriber] = deque()
-        """Readers in the order they came; ACCEPTED is due to those that have heard nothing."""
-        self.dirty: dict[Service, None] = {}
-        """Services for which something may be dispatched now."""
-        self.held_bytes = 0
-        """Bodies, journals and overhead of live requests; outcomes count for themselves."""
-        self.drain_until: float | None = None
+    users: dict[str, User] = field(default_factory=dict[str, User])
+    sessions: dict[bytes, Session] = field(default_factory=dict[bytes, Session])
+    leases: dict[int, Request] = field(default_factory=dict[int, Request])
+    """Requests by the lease under which a node has them."""
+    nodes: dict[bytes, Node] = field(default_factory=dict[bytes, Node])
+    nodes_by_uuid: dict[bytes, Node] = field(default_factory=dict[bytes, Node])
+    epochs: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Of nodes: a fresh one each time that one registers."""
+    parts: int = 0
+    """Nodes, their devices and their offers: what MAX_FLEET_PARTS bounds."""
+    services: dict[str, Service[Request]] = field(default_factory=dict[str, Service[Request]])
+    departed: dict[Service[Request], None] = field(default_factory=dict[Service[Request], None])
+    """Those that no node offers any more, the first to go first …"""
+    awaited: dict[Service[Request], None] = field(default_factory=dict[Service[Request], None])
+    """… and those that only clients have named (availability.py)."""
+
+    touched: dict[Node, None] = field(default_factory=dict[Node, None])
+    """Nodes of which something has changed: they are indexed anew before a node is chosen, once for all changes."""
+    dirty: dict[Service[Request], None] = field(default_factory=dict[Service[Request], None])
+    """Services for which something may be dispatched now."""
+    unacknowledged: deque[Subscriber] = field(default_factory=deque[Subscriber])
+    """Subscribers in the order they came; ACCEPTED is due to those that were sent nothing yet."""
+    request_timers: TimerQueue[Request] = field(default_factory=TimerQueue[Request])
+    session_timers: TimerQueue[Session] = field(default_factory=TimerQueue[Session])
+    node_timers: TimerQueue[Node] = field(default_factory=TimerQueue[Node])
+    service_timers: TimerQueue[Service[Request]] = field(default_factory=TimerQueue[Service[Request]])
+
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    result_cache: ResultCache = field(init=False)
+    client_strikes: Strikes = field(default_factory=Strikes)
+    worker_strikes: Strikes = field(default_factory=Strikes)
+    counters: Counters = field(default_factory=Counters)
+    labelled: LabelledCounters = field(default_factory=LabelledCounters)
+    events: EventLog = field(init=False)
+    history: History = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what depends on the settings."""
+        self.params = _params(self.timing, self.bounds)
+        self.result_cache = ResultCache(self.timing.dedupe_s, self.bounds.result_cache_bytes)
+        self.events = EventLog(self.started_at)
+        self.history = History(self.broker_id)
 
     @property
     def is_draining(self) -> bool:
         """Whether new work is refused."""
         return self.drain_until is not None
 
-    def total_held_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Return what MAX_HELD_BYTES bounds."""
-        return self.held_bytes + self.result_cache.size_bytes
-
-    def note_failure(self, kind: ErrorKind, text: str, ask: m.Request, now: float) -> None:
-        """Count a request that ends in an error, and write it down."""
-        reason, failures = kind.value, self.labelled.failures
-        failures[reason] = failures.get(reason, 0) + 1  # a node may refuse, too: those begin when they happen
-        if kind in (ErrorKind.DEADLINE, ErrorKind.STALLED):
-            self.counters.expired += 1
-        else:
-            self.counters.failed += 1
-        self.events.note("request_failed", reason, clip(text), now, ask)
+        return self.memory.held_bytes + self.result_cache.size_bytes
 
     def tell_client(self, session: Session, message: m.ToClient) -> None:
         """Say something to a client that is still there."""
@@ -182,8 +154,3 @@ def _params(timing: Timing, bounds: Bounds) -> m.Params:
         window_bytes=bounds.window_bytes,
         brokers=list(bounds.brokers),
     )
-
-
-def counters_as_dict(counters: Counters) -> dict[str, int]:
-    """Return the counters by name."""
-    return dict(msgspec.structs.asdict(counters))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
 
 import msgspec
 
@@ -22,7 +21,7 @@ from .history import request_id_of
 from .nodes import Node, NodeState
 from .requests import Request, RequestState
 from .services import Service
-from .state import BrokerState, counters_as_dict
+from .state import BrokerState
 
 _FRESH_S = 0.1
 """A snapshot this young is sent again: many who ask at once cost no more than one."""
@@ -43,26 +42,24 @@ _PHASES: dict[RequestState, s.RequestPhase] = {
 class StatusView:
     """Answers questions; keeps each answer for a moment."""
 
-    __slots__ = ("_answers", "_is_admin", "_made_at", "_snapshot", "_state")
+    __slots__ = ("_answers", "_made_at", "_snapshot")
 
-    def __init__(self, state: BrokerState, is_admin: Callable[[str], bool]) -> None:
-        self._state = state
-        self._is_admin = is_admin
+    def __init__(self) -> None:
         self._made_at = -_FRESH_S
         self._snapshot: s.Snapshot | None = None
         self._answers: dict[tuple[str, bool], m.Status] = {}
         """Those about that snapshot, by question and whether an admin asks."""
 
-    def answer(self, query: m.Query, user: str, now: float) -> m.Status:
+    def answer(self, state: BrokerState, query: m.Query, user: str, now: float) -> m.Status:
         """Answer `status` (everything), `services` (without nodes), `explain` (one request)."""
         if query.what == "explain":
-            return self._explain(query, user, now)
+            return _explain(state, query, user, now)
         if query.what not in ("status", "services"):
             return m.Status(query.qid, "unknown", 0, b"", {"text": "known: status, services, explain"})
         if self._snapshot is None or now - self._made_at >= _FRESH_S:
-            self._made_at, self._snapshot = now, snapshot(self._state, now)
+            self._made_at, self._snapshot = now, snapshot(state, now)
             self._answers.clear()
-        key = query.what, self._is_admin(user)
+        key = query.what, state.is_admin(user)
         answer = self._answers.get(key)
         if answer is None:
             seen = self._snapshot if key[1] else s.for_everybody(self._snapshot)
@@ -70,17 +67,9 @@ class StatusView:
             answer = self._answers[key] = _fitting(*forms)
         return msgspec.structs.replace(answer, qid=query.qid)
 
-    def put_off(self, query: m.Query) -> m.Status:
+    def defer(self, query: m.Query) -> m.Status:
         """Answer who asks too often: when to ask again. Whoever does not wait floods."""
         return m.Status(query.qid, s.LATER, s.SCHEMA_VERSION, b"", {"retry_after_ms": int(10_000 / QUERY_RATE)})
-
-    def _explain(self, query: m.Query, user: str, now: float) -> m.Status:
-        name, whose = query.args.get("request"), None if self._is_admin(user) else user
-        stories = self._state.history.find(self._state, name, whose, now) if isinstance(name, str) and name else []
-        body = request_trace.encode(stories)
-        if len(body) > MAX_FRAME_BYTES:
-            body = request_trace.encode(stories[:1])
-        return m.Status(query.qid, request_trace.SCHEMA, request_trace.SCHEMA_VERSION, body)
 
 
 def _fitting(*forms: s.Snapshot) -> m.Status:
@@ -109,16 +98,25 @@ def snapshot(state: BrokerState, now: float) -> s.Snapshot:
         running=sum(service.running for service in services),
         nodes=[_node(node, now) for node in nodes],
         services=[_service(service, is_listed=service in listed) for service in services],
-        counters=counters_as_dict(state.counters),
+        counters=msgspec.structs.asdict(state.counters),
         unix_s=state.unix_s + now - state.started_at if state.unix_s else 0.0,
-        tallies=state.labelled.tell(),
+        tallies=state.labelled.copy(),
         requests=[_request(request, now) for request in _oldest(state)],
-        events=state.events.tell(),
+        events=state.events.newest(),
     )
 
 
+def _explain(state: BrokerState, query: m.Query, user: str, now: float) -> m.Status:
+    name, whose = query.args.get("request"), None if state.is_admin(user) else user
+    traces = state.history.find(state.users, name, whose, now) if isinstance(name, str) and name else []
+    body = request_trace.encode(traces)
+    if len(body) > MAX_FRAME_BYTES:
+        body = request_trace.encode(traces[:1])
+    return m.Status(query.qid, request_trace.SCHEMA, request_trace.SCHEMA_VERSION, body)
+
+
 def _brief(whole: s.Snapshot) -> s.Snapshot:
-    listed = [one for one in whole.services if one.is_listed]
+    listed = [service for service in whole.services if service.is_listed]
     return msgspec.structs.replace(whole, services=listed, nodes=[], requests=[], events=[])
 
 
@@ -139,22 +137,11 @@ def _node(node: Node, now: float) -> s.NodeStatus:
         completed=node.completed,
         failed=node.failed,
         services=list(node.offers),
-        devices=_devices(node),
+        devices=node.describe_devices(),
     )
 
 
-def _devices(node: Node) -> list[s.DeviceStatus]:
-    """Describe the devices, once for each heartbeat: they are the greater part of a snapshot."""
-    if node.device_statuses is None:
-        spec = {device.id: device for device in node.ready.devices}
-        loads = list(node.beat.devices) if node.beat else []
-        reported = {load.id for load in loads}
-        loads += [m.DeviceLoad(device_id, "starting") for device_id in spec if device_id not in reported]
-        node.device_statuses = [s.device_status(load, spec.get(load.id) or m.DeviceInfo(load.id, "")) for load in loads]
-    return node.device_statuses
-
-
-def _service(service: Service, *, is_listed: bool) -> s.ServiceStatus:
+def _service(service: Service[Request], *, is_listed: bool) -> s.ServiceStatus:
     spec = service.spec
     assert spec is not None
     able = [(node, offer) for node, offer in service.offers.items() if node.is_usable]
@@ -187,7 +174,7 @@ def _oldest(state: BrokerState) -> list[Request]:
 
 
 def _request(request: Request, now: float) -> s.RequestStatus:
-    node = request.offer.node.node_id if request.offer is not None else ""
+    node = request.node.node_id if request.node is not None else ""
     return s.RequestStatus(
         rid=request.ask.rid.hex(),
         request_id=request_id_of(request.ask.rid, request.ask.ext),
@@ -196,5 +183,5 @@ def _request(request: Request, now: float) -> s.RequestStatus:
         age_s=now - request.admitted_at,
         node=node,
         units=request.next_n,
-        losses=len(request.past or ()),
+        losses=len(request.trace.lost) if request.trace is not None else 0,
     )

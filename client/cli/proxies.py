@@ -46,9 +46,7 @@ def _is_here(host: str) -> bool:
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     """Follow nothing: a redirected POST loses its body, and its key would go to whoever is named there."""
 
-    def redirect_request(  # noqa: PLR0917 - as the standard library has it
-        self, req: object, fp: object, code: int, msg: str, headers: object, newurl: str
-    ) -> None:
+    def redirect_request(self, req: object, fp: object, code: int, msg: str, headers: object, newurl: str) -> None:
         """Leave the answer as it is: an error that names where it points."""
 
 

@@ -1,8 +1,8 @@
 """The broker core against everything at once: Hypothesis plays clients, workers, time and failures.
 
-After each event the tables must agree with each other (`check_invariants`), and what was said must make sense to those
-it was said to: one terminal message for each request, units in order and with the right content, nothing for a peer
-that is not there, resumes that carry exactly what was delivered.
+After each event the tables must agree with each other (`support.broker_invariants`), and what was said must make sense
+to those it was said to: one terminal message for each request, units in order and with the right content, nothing for a
+peer that is not there, resumes that carry exactly what was delivered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from support.broker_invariants import check
 from support.stage import SERVICE, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.broker.core import SendFailure, Side
 from zmqrt.protocol import messages as m
@@ -434,7 +435,7 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def is_consistent(self) -> None:
         """The tables agree with each other after every step."""
-        self.stage.broker.check_invariants()
+        check(self.stage.broker.state)
 
     def teardown(self) -> None:
         """Once nothing more happens, every request ends and nothing is left behind."""

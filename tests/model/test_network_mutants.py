@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from support.simnet.world import World
-from zmqrt.broker import leases
+from zmqrt.broker import leases, results, worker_handler
 from zmqrt.broker.nodes import Node
 from zmqrt.broker.requests import Request
-from zmqrt.broker.results import Results
-from zmqrt.broker.sessions import Session as ClientSession
-from zmqrt.broker.worker_handler import Fleet
+from zmqrt.broker.requests import Session as ClientSession
+from zmqrt.broker.state import BrokerState
 from zmqrt.protocol import messages as m
 from zmqrt.worker.broker_sessions import BrokerSession
 from zmqrt.worker.engines.base import TokenRequest
@@ -28,23 +27,23 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 def believe_any_lease(patch: pytest.MonkeyPatch) -> None:
     """Skip the fence: units count for the request they were made for, whoever holds its lease by now."""
-    handle, release, lost = Fleet.handle, leases.release, dict[int, Request]()
+    handle, release, lost = worker_handler.handle_worker, leases.release, dict[int, Request]()
 
-    def remember(request: Request) -> Node:
+    def remember(state: BrokerState, request: Request) -> Node:
         lost[request.lease] = request
-        return release(request)
+        return release(state, request)
 
-    def believe(self: Fleet, peer: bytes, messages: Sequence[m.FromWorker], now: float, user: str) -> bool:
+    def believe(state: BrokerState, peer: bytes, messages: Sequence[m.FromWorker], now: float, user: str) -> bool:
         for message in messages:
             request = lost.get(message.lease) if isinstance(message, m.WorkerPartial) else None
             if isinstance(message, m.WorkerPartial) and request is not None and request.offer is not None:
                 owner = request.offer.node
                 same = m.WorkerPartial(owner.epoch, request.lease, message.seq, message.n, message.body)
-                handle(self, owner.peer, [same], now, user)
-        return handle(self, peer, messages, now, user)
+                handle(state, owner.peer, [same], now, user)
+        return handle(state, peer, messages, now, user)
 
-    patch.setattr(Fleet, "handle", believe)
-    for module in ("dispatch", "endings", "results"):
+    patch.setattr("zmqrt.broker.core.handle_worker", believe)
+    for module in ("dispatch", "completion"):
         patch.setattr(f"zmqrt.broker.{module}.release", remember)
 
 
@@ -95,15 +94,15 @@ def lose_the_last_partial(patch: pytest.MonkeyPatch) -> None:
 def lose_the_last_unit_and_the_count(patch: pytest.MonkeyPatch) -> None:
     """Lose the last PARTIAL, and let the broker believe that this was all."""
     lose_the_last_partial(patch)
-    right = Results.final
+    right = results.take_final
 
-    def final(self: Results, node: Node, message: m.WorkerFinal, now: float) -> None:
-        request = node.running.get(message.lease)
+    def take_final(state: BrokerState, node: Node, message: m.WorkerFinal, now: float) -> None:
+        request = state.leases.get(message.lease)
         total_n = message.total_n if request is None else request.next_n
         limit = message.dispatch_limit
-        right(self, node, m.WorkerFinal(message.epoch, message.lease, total_n, limit, message.meta, message.body), now)
+        right(state, node, m.WorkerFinal(message.epoch, message.lease, total_n, limit, message.meta, message.body), now)
 
-    patch.setattr(Results, "final", final)
+    patch.setattr(worker_handler, "take_final", take_final)
 
 
 PLANTS = [

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from support.broker_invariants import check
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.timing import Timing
@@ -53,7 +54,7 @@ class Stage:
         for side, peer, message in self.broker.out:
             self.said.setdefault((side, peer), []).append(message)
         self.broker.out.clear()
-        self.broker.check_invariants()
+        check(self.broker.state)
 
     def handle(self, side: Side, peer: bytes, *messages: Any, user: str = "") -> None:
         """Give the broker one envelope."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from support.broker_invariants import check
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
 from zmqrt.protocol import messages as m
 
@@ -72,7 +73,7 @@ class BrokerProcess(Process):
         for side, peer in broken:
             self.core.probe(side, peer)
         self._flush()
-        self.core.check_invariants()
+        check(self.core.state)
         counters = self.state.counters
         assert not counters.stream_gaps, "links keep the order and leases are fenced: units cannot be missing or double"
         assert not counters.strikes, "everybody here behaves well"
@@ -114,14 +115,14 @@ class BrokerProcess(Process):
 
     def is_idle(self) -> bool:
         """Whether nothing is under way here."""
-        return not any(user.requests for user in self.state.users.values()) and not self.state.held_bytes
+        return not any(user.requests for user in self.state.users.values()) and not self.state.memory.held_bytes
 
     def check_empty(self) -> None:
         """Check that the tables hold nothing of any request."""
         state = self.state
         assert not any(user.requests for user in state.users.values())
         assert not len(state.request_timers)
-        assert not state.held_bytes
+        assert not state.memory.held_bytes
         assert not state.dirty
         for service in state.services.values():
             assert not service.queue.count

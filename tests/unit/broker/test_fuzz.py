@@ -14,6 +14,7 @@ import msgspec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from support.broker_invariants import check
 from support.wire import of_struct, plausible, weighted
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
 from zmqrt.protocol import admin, codec, request_trace, snapshot
@@ -185,7 +186,7 @@ class Crowd:
         assert all(answer in self.spoke for answer in self.broker.version_answers)
         self.broker.out.clear()
         self.broker.version_answers.clear()
-        self.broker.check_invariants()
+        check(self.broker.state)
 
     def step(self, what: str, *details: Any) -> None:
         """Let one thing happen; no single one may take long."""

@@ -140,7 +140,7 @@ def test_names_are_bounded_in_all_and_those_that_live_stay() -> None:
     state = stage.broker.state
     assert len(state.services) == MAX_FLEET_SERVICES
     assert "precious" in state.services
-    assert [e.kind for e in state.events.tell()].count("failed") == 1
+    assert [e.kind for e in state.events.newest()].count("failed") == 1
 
     stage.gone(Worker(stage, "w0", "", 4))
     stage.pass_time(2.0)

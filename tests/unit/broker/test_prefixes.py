@@ -6,7 +6,8 @@ import pytest
 
 from support.offers import make_node
 from support.stage import Client, Stage, Worker, ask
-from zmqrt.broker import prefixes
+from zmqrt.broker import placement
+from zmqrt.broker.requests import Request
 from zmqrt.broker.services import Service
 from zmqrt.protocol import messages as m
 
@@ -108,8 +109,8 @@ def test_an_odd_hint_does_no_harm(hint: str | int | bool | None) -> None:  # noq
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one used longest ago goes first."""
-    monkeypatch.setattr(prefixes, "_MOST_KNOWN", 10)
-    service = Service("s")
+    monkeypatch.setattr(placement, "_MOST_KNOWN", 10)
+    service: Service[Request] = Service("s")
     known, freest = (make_node(service).offers["s"] for _ in range(2))
     for offer in (known, freest):
         service.load_index.put(offer, 0)

@@ -126,7 +126,7 @@ def test_nothing_is_left_once_everything_is_over() -> None:
     stage.pass_time(1200.0)
 
     state = stage.broker.state
-    assert state.total_held_bytes() == 0
+    assert state.held_bytes() == 0
     assert not state.sessions
     assert not state.nodes_by_uuid
     assert not state.services

@@ -171,7 +171,7 @@ def test_a_long_stream_keeps_no_more_than_the_bound() -> None:
 
     for seq in range(200):
         worker.partial(job.lease, seq, 1, b"x" * 100)
-        assert stage.broker.state.held_bytes < 2500
+        assert stage.broker.state.memory.held_bytes < 2500
 
     assert len(client.hear_only(m.Partial)) == 200
 
@@ -188,5 +188,5 @@ def test_a_lost_connection_frees_the_ended_answers_that_it_had_not_read() -> Non
     again = stage.client("new", client_uuid=b"u" * 16)
     again.request(2)
 
-    assert stage.broker.state.held_bytes == 0
+    assert stage.broker.state.memory.held_bytes == 0
     assert [f.rid for f in again.hear_only(m.Final)] == [rid_of(2)]

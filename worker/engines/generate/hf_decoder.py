@@ -81,7 +81,7 @@ def _no_mask(*_args: object, **_kwargs: object) -> None:
     """Build none: the pool knows what each token sees."""
 
 
-def _attend(  # noqa: PLR0917 - transformers calls it so
+def _attend(
     module: Any,  # noqa: ANN401 - transformers' modules are untyped
     query: torch.Tensor,
     key: torch.Tensor,

@@ -1,11 +1,11 @@
-"""What must be true of the tables between any two events. Slow and complete; only tests call it."""
+"""What must be true of the tables between any two events. Slow and complete; only tests need it."""
 
 from __future__ import annotations
 
-from ..protocol.limits import MAX_FLEET_PARTS
-from .nodes import Node, NodeState
-from .requests import Request, RequestState, Subscriber
-from .state import BrokerState
+from zmqrt.broker.nodes import Node, NodeState
+from zmqrt.broker.requests import Request, RequestState, Subscriber
+from zmqrt.broker.state import BrokerState
+from zmqrt.protocol.limits import MAX_FLEET_PARTS
 
 
 def check(state: BrokerState) -> None:
@@ -17,19 +17,22 @@ def check(state: BrokerState) -> None:
     _check_sessions(state, requests)
     _check_bytes(state, requests)
     assert not state.dirty, "something could be dispatched and was not"
+    assert not state.touched, "something has changed and was not indexed anew"
 
 
 def _check_requests(state: BrokerState, requests: list[Request]) -> None:
     for request in requests:
         assert request.user.requests[request.ask.rid] is request
         assert request.state is not RequestState.ENDED
-        assert (request.state is RequestState.QUEUED) == (request.offer is None)
+        assert (request.state is RequestState.QUEUED) == (request.offer is None) == request.is_waiting
         assert request in state.request_timers, "a live request without a timer"
         assert request.subscribers, "a live request that nobody reads"
         assert len(request.subscribers) <= state.bounds.subscribers
         assert request.attempts <= state.bounds.attempts
         if request.offer is not None:
-            assert request.offer.node.running[request.lease] is request
+            assert request.node is request.offer.node
+            assert request.lease in request.node.running
+            assert state.leases[request.lease] is request
         if request.journal is not None:
             assert request.journal.next_n == request.next_n
 
@@ -44,24 +47,27 @@ def _check_nodes(state: BrokerState, requests: list[Request]) -> None:
         assert node.dispatched <= max(node.limit, node.announced_limit)
         if node.state is NodeState.EVICTED:
             assert not node.running
-        for lease, request in node.running.items():
+        for lease in node.running:
+            request = state.leases[lease]
             assert request.lease == lease
             assert lease not in leases, "a lease held twice"
             leases.add(lease)
-        _check_offers(node)
+        _check_offers(state, node)
     assert all(state.nodes_by_uuid[node.ready.worker_uuid] is node for node in state.nodes.values())
+    assert leases == set(state.leases)
     assert len(leases) == sum(request.offer is not None for request in requests)
 
 
-def _check_offers(node: Node) -> None:
+def _check_offers(state: BrokerState, node: Node) -> None:
     running = sum(offer.running for offer in node.offers.values())
     assert running <= len(node.running)  # a withdrawn offer may still have some
-    for offer in node.offers.values():
-        assert offer.running == sum(request.offer is offer for request in node.running.values())
+    for name, offer in node.offers.items():
+        service = state.services[name]
+        assert offer.running == sum(state.leases[lease].offer is offer for lease in node.running)
         most = min(node.most, node.ready.capacity)
         can_take = node.is_usable and node.dispatched < node.limit and len(node.running) < most
-        assert (offer in offer.service.load_index) == (can_take and offer.running < offer.max_inflight)
-        assert offer.service.offers[node] is offer
+        assert (offer in service.load_index) == (can_take and offer.running < offer.max_inflight)
+        assert service.offers[node] is offer
 
 
 def _check_services(state: BrokerState, requests: list[Request]) -> None:
@@ -101,11 +107,11 @@ def _check_sessions(state: BrokerState, requests: list[Request]) -> None:
         assert (session.shut_at is not None) == bool(session.lagging)
         assert session.consumed_bytes <= session.sent_bytes
         for subscriber in session.subscribers.values():
-            _check_reader(subscriber)
+            _check_subscriber(subscriber)
     assert len(state.sessions) <= state.bounds.sessions
 
 
-def _check_reader(subscriber: Subscriber) -> None:
+def _check_subscriber(subscriber: Subscriber) -> None:
     assert subscriber.is_lagging == (subscriber in subscriber.session.lagging)
     if subscriber.request is None:
         assert subscriber.is_lagging, "a subscriber without a request that waits for nothing"
@@ -117,6 +123,6 @@ def _check_reader(subscriber: Subscriber) -> None:
 def _check_bytes(state: BrokerState, requests: list[Request]) -> None:
     subscribers = [subscriber for session in state.sessions.values() for subscriber in session.subscribers.values()]
     held = sum(request.held_bytes for request in requests) + sum(subscriber.held_bytes for subscriber in subscribers)
-    assert state.held_bytes == held
-    assert state.result_cache.size_bytes == sum(outcome.held_bytes for outcome in state.result_cache)
+    assert state.memory.held_bytes == held
+    assert state.result_cache.size_bytes == sum(result.held_bytes for result in state.result_cache)
     assert state.result_cache.size_bytes <= state.bounds.result_cache_bytes
