@@ -26,6 +26,7 @@ served."""
 _PLACE: Final = re.compile(r" - at (`key` in )?`\$(\S*)`\Z")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _MISSING: Final = re.compile(r"Object missing required field `(.*?)`")
+_LOST: Final = (LookupError, TypeError, ValueError, AttributeError, StopIteration)
 _ANY_KEY: Final = "..."
 """msgspec does not say under which key of a map a wrong value stands."""
 _TYPES: Final[dict[type[t.Type], tuple[type, ...]]] = {
@@ -48,7 +49,7 @@ _PLAINLY: Final[dict[type[t.Type], str]] = {
     t.DictType: "an object",
     t.StructType: "an object",
 }
-_ONE: Final = {"entries": "entry", "characters": "character"}
+_PLURALS: Final = {"entry": "entries", "character": "characters"}
 _LARGEST: Final = 2**31 - 1
 """Bounds from here on are no rule that anybody has to know of."""
 
@@ -72,27 +73,21 @@ def find_fault(refusal: Exception, value: object, schema: type) -> Fault:
     Args:
         refusal: What `msgspec.convert(value, schema)` raised.
     """
-    said = str(refusal)
-    place = _PLACE.search(said)
+    sentence = str(refusal)
+    place = _PLACE.search(sentence)
     try:
         path, found, kind = _walk(place[2] if place else "", value, _type_of(schema))
-        words = said[: place.start()] if place else said
-        return _describe_fault(words, path, found, kind, is_key=place is not None and place[1] is not None)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        StopIteration,
-    ):  # a sentence of msgspec that we do not know
+        reason = sentence[: place.start()] if place else sentence
+        return _describe_fault(reason, path, found, kind, is_key=place is not None and place[1] is not None)
+    except _LOST:  # a sentence of msgspec that we do not know
         return Fault(path="", text="something in the body is not what is meant there", word="value")
 
 
-def _describe_fault(said: str, path: str, value: object, kind: t.Type, *, is_key: bool) -> Fault:
-    if missing := _MISSING.match(said):
+def _describe_fault(reason: str, path: str, value: object, kind: t.Type, *, is_key: bool) -> Fault:
+    if missing := _MISSING.match(reason):
         return Fault(path=_join(path, missing[1]), text="this field is required", word="missing")
     branch = _branch(value, kind)
-    if said.startswith("Object contains unknown field") or (is_key and isinstance(branch, t.StructType)):
+    if reason.startswith("Object contains unknown field") or (is_key and isinstance(branch, t.StructType)):
         known = [field.encode_name for field in _struct(kind, "").fields]
         tag = _struct(kind, "").tag_field
         name = next(str(name) for name in cast("dict[object, object]", value) if name not in (*known, tag))
@@ -102,14 +97,15 @@ def _describe_fault(said: str, path: str, value: object, kind: t.Type, *, is_key
         keys = cast("t.DictType", branch).key_type
         key = next(key for key in cast("dict[object, object]", value) if not _is_within(key, keys))
         return Fault(path=path, text=f"as a name in it, {describe(keys)} is meant, not {show(key)}", word="type")
-    if " of length " in said and isinstance(branch, t.ListType | t.DictType):
-        text = f"{_entries(branch)} meant, not {len(cast('list[object]', value))}"
+    if " of length " in reason and isinstance(branch, t.ListType | t.DictType):
+        count = _count(branch, "entry")
+        text = f"{count} {'is' if count.endswith('entry') else 'are'} meant, not {len(cast('list[object]', value))}"
         return Fault(path=path, text=text, word="range")
-    return Fault(path=path, text=f"{describe(kind)} is meant, not {show(value)}", word=_word(said, value, branch))
+    return Fault(path=path, text=f"{describe(kind)} is meant, not {show(value)}", word=_word(reason, value, branch))
 
 
-def _word(said: str, value: object, branch: t.Type | None) -> Word:
-    if said.startswith("Invalid "):
+def _word(reason: str, value: object, branch: t.Type | None) -> Word:
+    if reason.startswith("Invalid "):
         return "value"
     is_endless = isinstance(value, float) and not math.isfinite(value)
     return "range" if branch is not None or is_endless else "type"
@@ -146,13 +142,13 @@ def _struct(kind: t.Type, field: str) -> t.StructType:
     """Return the struct of a union that has a field, or the first one."""
     kinds = kind.types if isinstance(kind, t.UnionType) else (kind,)
     structs = [struct for struct in kinds if isinstance(struct, t.StructType)]
-    return next((struct for struct in structs if field in (one.encode_name for one in struct.fields)), structs[0])
+    return next((struct for struct in structs if field in [known.encode_name for known in struct.fields]), structs[0])
 
 
 def _branch(value: object, kind: t.Type) -> t.Type | None:
     """Return the one type of a union that a value is of, whatever its bounds; None if it is of none."""
     if isinstance(kind, t.UnionType):
-        return next((branch for one in kind.types if (branch := _branch(value, one)) is not None), None)
+        return next((branch for part in kind.types if (branch := _branch(value, part)) is not None), None)
     types = _TYPES.get(type(kind), (object,))
     is_number = isinstance(value, bool) and int in types  # to Python, true is one
     return kind if isinstance(value, types) and not is_number else None
@@ -179,18 +175,18 @@ def describe(kind: t.Type) -> str:
     """Put a type into words: what a caller may send."""
     match kind:
         case t.UnionType():
-            return " or ".join(describe(one) for one in sorted(kind.types, key=_is_null))
+            return " or ".join(map(describe, sorted(kind.types, key=lambda part: isinstance(part, t.NoneType))))
         case t.IntType():
             return f"a whole number{_bounds(kind)}"
         case t.FloatType():
             return f"a number{_bounds(kind)}"
         case t.StrType():
             form = f" of the form {kind.pattern}" if kind.pattern else ""
-            return f"a text{_length(kind, 'characters')}{form}"
+            return f"a text{_of(_count(kind, 'character'))}{form}"
         case t.LiteralType():
-            return " or ".join(json.dumps(one) for one in kind.values)
+            return " or ".join(map(json.dumps, kind.values))
         case t.ListType():
-            return f"a list{_length(kind, 'entries')} (each {describe(kind.item_type)})"
+            return f"a list{_of(_count(kind, 'entry'))} (each {describe(kind.item_type)})"
         case _:
             return _PLAINLY.get(type(kind), "something else")
 
@@ -221,8 +217,8 @@ def _quoted(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
-def _is_null(kind: t.Type) -> bool:
-    return isinstance(kind, t.NoneType)
+def _of(bounds: str) -> str:
+    return f" of {bounds}" if bounds else ""
 
 
 def _bounds(kind: t.IntType | t.FloatType) -> str:
@@ -241,20 +237,14 @@ def _plain(number: float) -> str:
     return f"{number:g}"
 
 
-def _length(kind: t.StrType | t.ListType, what: str) -> str:
-    if kind.min_length and kind.max_length:
-        return f" of {kind.min_length} to {kind.max_length} {what}"
-    if kind.min_length:
-        return f" of at least {kind.min_length} {_ONE.get(what, what) if kind.min_length == 1 else what}"
-    return f" of at most {kind.max_length} {what}" if kind.max_length else ""
-
-
-def _entries(kind: t.ListType | t.DictType) -> str:
-    if kind.min_length and kind.max_length:
-        return f"{kind.min_length} to {kind.max_length} entries are"
-    if kind.min_length:
-        return f"at least {kind.min_length} entr{'y is' if kind.min_length == 1 else 'ies are'}"
-    return f"at most {kind.max_length} entries are"
+def _count(kind: t.StrType | t.ListType | t.DictType, noun: str) -> str:
+    """Put the bounds of a length into words; "" if there are none."""
+    least, most = kind.min_length, kind.max_length
+    if least and most:
+        return f"{least} to {most} {_PLURALS[noun]}"
+    if least:
+        return f"at least {least} {noun if least == 1 else _PLURALS[noun]}"
+    return f"at most {most} {_PLURALS[noun]}" if most else ""
 
 
 # --- integers written as floats --------------------------------------------------------------------------------------
@@ -273,10 +263,10 @@ def _soften(value: Any, kind: t.Type) -> object:  # noqa: ANN401 - whatever a cl
     match branch:
         case t.StructType():
             kinds = {field.encode_name: field.type for field in branch.fields}
-            return {name: _soften(one, kinds[name]) if name in kinds else one for name, one in value.items()}
+            return {name: _soften(entry, kinds[name]) if name in kinds else entry for name, entry in value.items()}
         case t.ListType() if len(value) <= _MOST_WALKED:
-            return [_soften(one, branch.item_type) for one in value]
+            return [_soften(entry, branch.item_type) for entry in value]
         case t.DictType():
-            return {name: _soften(one, branch.value_type) for name, one in value.items()}
+            return {name: _soften(entry, branch.value_type) for name, entry in value.items()}
         case _:
             return value
