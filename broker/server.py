@@ -69,7 +69,6 @@ class Server:
         self._routers: list[RouterSocket] = []
         self.endpoints: dict[str, str] = {}
         try:
-            self._gate = self._open_gate(settings)
             self._bind(settings)
         except BaseException:
             self._close()
@@ -84,7 +83,7 @@ class Server:
             broker_epoch=secrets.randbits(62),
             now=time.monotonic(),
             unix_s=time.time(),
-            is_admin=self._gate.is_admin if self._gate is not None else lambda _: True,
+            is_admin=self._is_admin,
         )
         self._garbage = _GarbageCollection()
         self._done = asyncio.Event()
@@ -93,19 +92,16 @@ class Server:
         self._wake: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
-        self._turned_away, self._is_starved = 0, False
+        self._logged_starved = self._logged_turned_away = 0
         self._starved_log_at = -math.inf
 
-    def _open_gate(self, settings: BrokerSettings) -> Gate | None:
-        """Begin to answer who may connect, before there is anything to connect to."""
-        if settings.keys is None:
-            return None
-        gate = Gate(self._context, settings.keys)
-        gate.start()
-        return gate
-
     def _bind(self, settings: BrokerSettings) -> None:
-        pair = load_server(settings.keys) if settings.keys is not None else None
+        """Open both ports; with keys the gate goes first, so that nobody finds a port that nobody guards."""
+        pair = None
+        if settings.keys is not None:
+            pair = load_server(settings.keys)
+            self._gate = Gate(self._context, settings.keys)
+            self._gate.start()
         with_user = pair is not None
         try:
             backend, workers = transport.bind_backend(
@@ -119,6 +115,10 @@ class Server:
                 raise
             raise ZmqrtError(f"{error.strerror}; choose another with --clients or --workers") from None
         self.endpoints = {"clients": clients, "workers": workers}
+
+    def _is_admin(self, user: str) -> bool:
+        """Say whether a client may change things; without keys everybody may."""
+        return self._gate is None or self._gate.is_admin(user)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Server:
         self._pass()
 
     def _pass(self) -> None:
-        """Do what there is to do, and see to it that the next pass comes."""
+        """Do what there is to do, and arrange for the next pass."""
         if self._done.is_set():
             return
         is_left = False
@@ -303,8 +303,9 @@ class Server:
                     unsent = router.sender.send(peer, messages, now)
                     if unsent is not None:
                         self._give_back(router, unsent, now)
-        if core.version_answers:
-            self._answer_versions()
+        for side, peer in core.version_answers:
+            self._routers[side is not _WORKERS].sender.send_once(peer, codec.pack_version_answer())
+        core.version_answers.clear()
 
     def _log_events(self, now: float) -> None:
         """Log new events; by the clock, so that a flood of requests does not wait for log lines."""
@@ -314,11 +315,6 @@ class Server:
             words = f"node {event.subject}" if is_node else event.subject
             times = f" ({event.count} times)" if event.count > 1 else ""
             log.log(_LEVELS[event.level], "%s %s%s: %s", words, event.kind, times, event.text, extra=about)
-
-    def _answer_versions(self) -> None:
-        for side, peer in self._core.version_answers:
-            self._routers[side is not _WORKERS].sender.send_once(peer, codec.pack_version_answer())
-        self._core.version_answers.clear()
 
     def _retry(self, now: float) -> None:
         for router in self._routers:
@@ -339,19 +335,17 @@ class Server:
 
     def _log_starvation(self, now: float) -> None:
         """Log, at most once a minute, that connections are refused for want of descriptors."""
-        for router in self._routers:
-            self._core.counters.turned_away += router.turned_away
-            self._turned_away += router.turned_away
-            self._is_starved = self._is_starved or router.is_starved
-            router.turned_away, router.is_starved = 0, False
-        if self._is_starved and now >= self._starved_log_at:
+        turned_away = sum(router.turned_away for router in self._routers)
+        starved = sum(router.starved for router in self._routers)
+        self._core.counters.turned_away = turned_away
+        if starved > self._logged_starved and now >= self._starved_log_at:
             log.error(
                 "out of file descriptors (%s at most): %d new connections were sent away; those that stand are served. "
                 "Allow more: ulimit -n, LimitNOFILE= of systemd, --ulimit nofile of docker",
                 descriptors.limit(),
-                self._turned_away,
+                turned_away - self._logged_turned_away,
             )
-            self._turned_away, self._is_starved = 0, False
+            self._logged_starved, self._logged_turned_away = starved, turned_away
             self._starved_log_at = now + _STARVED_LOG_S
 
     def _probe_broken(self) -> None:

@@ -170,9 +170,9 @@ class RouterSocket:
         self._peers_of: dict[int, set[bytes]] = {}
         self._oversized = OversizedMessages()
         self.turned_away = 0
-        """Connections refused for want of descriptors since the server last looked, and …"""
-        self.is_starved = False
-        """… whether descriptors were wanting at all."""
+        """Connections refused because they had one of the last descriptors, and …"""
+        self.starved = 0
+        """… how often descriptors were wanting, those included. Both only grow."""
 
     def descriptors(self) -> tuple[int, int]:
         """Return what an event loop watches: (for envelopes, for connections that come and go)."""
@@ -218,7 +218,7 @@ class RouterSocket:
             if event["event"] == _ACCEPTED:
                 self._opened(fd)
             elif event["event"] == _ACCEPT_FAILED:
-                self.is_starved = True
+                self.starved += 1
             else:
                 self._oversized.closed(fd)
                 for peer in self._peers_of.pop(fd, ()):
@@ -230,7 +230,7 @@ class RouterSocket:
         """Watch a new connection; refuse it if it has one of the last descriptors."""
         if descriptors.is_spare(fd):
             self.turned_away += 1
-            self.is_starved = True
+            self.starved += 1
             reset_connection(fd)
         else:
             self._oversized.opened(fd)
