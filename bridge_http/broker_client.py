@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar, Unpack, overload
 
 from ..client.calls import CallOptions
-from ..client.results import Chunk, Embeddings, Result
+from ..client.response import Chunk, Embeddings, Result
 from ..protocol.snapshot import Snapshot
 from ..protocol.tasks import Embed, Generate
 

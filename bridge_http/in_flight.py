@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, TypeVar
 from starlette.requests import Request
 
 from ..client.calls import CallOptions
-from ..client.results import Chunk, Embeddings, Result
+from ..client.response import Chunk, Embeddings, Result
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.tasks import Embed, Generate

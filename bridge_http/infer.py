@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..client.results import Chunk, Result
+from ..client.response import Chunk, Result
 from . import sse
 from .errors import BadHeaderError, NotUnderWayError, json_response, problem
 from .in_flight import InFlight, InFlightRequest, idempotency_key

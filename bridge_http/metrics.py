@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..client.results import Result
+from ..client.response import Result
 from ..protocol.prometheus import FleetCollector
 from .snapshot_cache import SnapshotCache
 

@@ -7,72 +7,36 @@ waits for an answer cancels the request.
 from __future__ import annotations
 
 import asyncio
-import os
-import weakref
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Generic, Self, TypeVar, Unpack, overload
+from typing import Self, TypeVar, Unpack, overload
 
-from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.admin import AdminOutcome
-from ..protocol.errors import ZmqrtError
-from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from . import arguments, calls, queries, tracing
-from .async_inbox import AsyncMailbox, LoopWakeup
-from .calls import CallOptions, GenerateOptions
-from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
+from . import arguments, queries
+from .base import BaseClient, BaseHandle, BaseStream, read_answer
+from .calls import Call, CallOptions, GenerateOptions, Text, make_call
 from .io_thread import IoThread
+from .mailbox import AsyncMailbox
 from .queries import QuerySpec
-from .reading import ResponseReader, read_generation, read_unary
-from .results import Chunk, Embeddings, Result, read_embeddings
+from .response import Chunk, Embeddings, ResponseReader, Result, read_embeddings, read_generation, read_unary
+from .wakeup import LoopWakeup, wakeup_of
 
 R = TypeVar("R")
 
 
-class AsyncHandle(Generic[R]):
+class AsyncHandle(BaseHandle[R]):
     """A request that is under way, to be read by one task at a time."""
 
     def __init__(
-        self, client: AsyncClient, io: IoThread, bell: LoopWakeup, call: calls.Call, reading: ResponseReader[R]
+        self, client: AsyncClient, io: IoThread, wakeup: LoopWakeup, call: Call, reader: ResponseReader[R]
     ) -> None:
-        self._client = client  # a client nobody else holds must not end before its answer is here
-        self._io = io
-        self._reading = reading
-        self._mailbox = AsyncMailbox(bell)
-        self._call, self._sink = tracing.begin(call, self._mailbox)
-        if isinstance(self._sink, tracing.TracedSink):
-            weakref.finalize(self, self._sink.trace.cancel)
-        try:
-            io.submit(self._call, self._sink)
-        except ZmqrtError as error:
-            self._sink.put(error)  # for whoever traces it; nobody reads it any more
-            raise
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request in logs and errors."""
-        return self._call.request_id
-
-    @property
-    def rid(self) -> bytes:
-        """Sixteen bytes that name the request on the wire."""
-        return self._call.rid
-
-    def done(self) -> bool:
-        """Say whether the end has been read."""
-        return self._reading.is_done
-
-    def cancel(self) -> None:
-        """Give the request up; its node stops. ResponseReader on raises CancelledError."""
-        if not self._reading.is_done:
-            self._io.cancel(self._call.rid, self._sink)
-            if isinstance(self._sink, tracing.TracedSink):
-                self._sink.trace.cancel()
+        self._mailbox = AsyncMailbox(wakeup)
+        super().__init__(client, io, self._mailbox, call, reader)
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.
@@ -83,47 +47,37 @@ class AsyncHandle(Generic[R]):
         """
         arguments.wait("timeout", timeout)
         async with asyncio.timeout(timeout) if timeout is not None else nullcontext():
-            while not self._reading.is_done:
-                self._reading.feed(await self._mailbox.take())
-        return self._reading.outcome()
+            while not self._reader.is_done:
+                self._reader.feed(await self._mailbox.take())
+        return self._reader.outcome()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """Read the chunks of a stream (`stream=True`); afterwards `result()` returns at once."""
-        if not self._call.flags & m.STREAM:
-            raise TypeError("this request does not stream; submit it with stream=True")
+        self._check_streams()
         while (chunk := await self.next_chunk()) is not None:
             yield chunk
 
     async def next_chunk(self) -> Chunk | None:
         """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
-        while not self._reading.is_done:
-            chunk = self._reading.feed(await self._mailbox.take())
+        while not self._reader.is_done:
+            chunk = self._reader.feed(await self._mailbox.take())
             if chunk is not None:
                 return chunk
-        self._reading.outcome()
+        self._reader.outcome()
         return None
 
 
-class AsyncStream:
+class AsyncStream(BaseStream[AsyncHandle[Result]]):
     """An iterator over the chunks of one answer. Leaving its `async with` block early cancels the request."""
 
     def __init__(self, handle: AsyncHandle[Result]) -> None:
-        self._handle = handle
+        super().__init__(handle)
         self._result: Result | None = None
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request in logs and errors."""
-        return self._handle.request_id
 
     @property
     def result(self) -> Result | None:
         """The whole result, once the last chunk has been read; None before."""
         return self._result
-
-    def cancel(self) -> None:
-        """Give the request up; reading on raises CancelledError."""
-        self._handle.cancel()
 
     async def aclose(self) -> None:
         """Stop: what has not ended is cancelled."""
@@ -151,70 +105,24 @@ class AsyncStream:
     ) -> None:
         await self.aclose()
 
-    def __del__(self) -> None:
-        self._handle.cancel()  # a loop left by `break` must not leave a node at work
 
-
-class AsyncClient:
+class AsyncClient(BaseClient):
     """A connection to a fleet, through one broker at a time; with several given, the next takes over.
 
-    Entering it (`async with`) connects, or raises ConnectError naming the cause; without, the first use does. The
-    arguments are those of `Client`.
+    Entering it (`async with`) connects, or raises ConnectError naming the cause; without, the first use does.
+
+    Args:
+        brokers: One endpoint, several, or several in one string, parted by commas.
+        keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
+        insecure: Go without keys even off this machine.
+        connect_timeout_s: Longest wait for a broker to answer.
+        timeout_s: Longest time without progress of an answer, whole or streamed; verbs may set their own.
+        total_s: Longest time of an answer in all; None = as long as it makes progress.
+        default_model: Asked when a verb names none; else the only one there is for the task.
+        name: What the broker's status calls this client.
+        max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
+        as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
     """
-
-    def __init__(
-        self,
-        brokers: str | Sequence[str] = DEFAULT_BROKER,
-        *,
-        keys: str | os.PathLike[str] | None = None,
-        insecure: bool = False,
-        connect_timeout_s: float = 5.0,
-        timeout_s: float = 30.0,
-        total_s: float | None = None,
-        default_model: str | None = None,
-        name: str = "python",
-        max_outstanding: int = MAX_OUTSTANDING,
-        as_admin: bool = False,
-    ) -> None:
-        self._use(
-            make_config(
-                brokers,
-                keys=keys,
-                insecure=insecure,
-                connect_timeout_s=connect_timeout_s,
-                timeout_s=timeout_s,
-                total_s=total_s,
-                default_model=default_model,
-                name=name,
-                max_outstanding=max_outstanding,
-                as_admin=as_admin,
-            )
-        )
-
-    def _use(self, config: ClientConfig) -> None:
-        self._defaults = calls.Defaults(timeout_s=config.timeout_s, total_s=config.total_s, model=config.default_model)
-        self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
-        self._io = IoThread(config)
-        self._finalizer = weakref.finalize(self, self._io.stop)
-        self._bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWakeup] = weakref.WeakKeyDictionary()
-
-    @classmethod
-    def from_settings(
-        cls, settings: ClientSettings, *, name: str = "python", max_outstanding: int = MAX_OUTSTANDING
-    ) -> Self:
-        """Make a client from settings (flags, environment, file)."""
-        return cls(
-            settings.broker,
-            keys=settings.keys,
-            insecure=settings.insecure,
-            connect_timeout_s=settings.connect_timeout_s,
-            timeout_s=settings.timeout_s,
-            total_s=settings.total_timeout_s,
-            default_model=settings.default_model,
-            name=name,
-            max_outstanding=max_outstanding,
-            as_admin=True,
-        )
 
     async def __aenter__(self) -> Self:
         try:
@@ -237,11 +145,6 @@ class AsyncClient:
         """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
         await asyncio.shield(asyncio.to_thread(self._finalizer))
 
-    @property
-    def endpoint(self) -> str | None:
-        """The broker in use; None while there is none."""
-        return self._io.endpoint
-
     async def infer(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Result:
         """Generate text and return it whole.
 
@@ -261,20 +164,18 @@ class AsyncClient:
         self, prompt: str | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> AsyncHandle[Result]:
         """Start a generation and return at once."""
-        call = calls.generate(self._defaults, prompt, stream=stream, options=options)
-        return AsyncHandle(self, self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
+        return self._start(*self._generation(prompt, options, stream=stream))
 
     async def embed(
         self,
-        input: calls.Text,  # noqa: A002 - the name of the field, here as on the wire and in the OpenAI API
+        input: Text,  # noqa: A002 - the name of the field, here as on the wire and in the OpenAI API
         *,
         dimensions: int | None = None,
         truncate: bool = False,
         **options: Unpack[CallOptions],
     ) -> list[array[float]]:
         """Turn texts into vectors (`array('f')`), one for each input; a single text gives a list of one."""
-        call = calls.embed(self._defaults, input, dimensions=dimensions, truncate=truncate, options=options)
-        handle = AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
+        handle = self._start(*self._embedding(input, dimensions, options, truncate=truncate))
         return (await self._finish(handle)).vectors
 
     @overload
@@ -291,10 +192,10 @@ class AsyncClient:
         self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> AsyncHandle[Result] | AsyncHandle[Embeddings]:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
-        call = calls.make_call(self._defaults, task, stream=stream, rid=rid, **options)
+        call = make_call(self._defaults, task, stream=stream, rid=rid, **options)
         if isinstance(task, tasks.Generate):
-            return AsyncHandle(self, self._io, self._bell(), call, read_generation(call.request_id, stream=stream))
-        return AsyncHandle(self, self._io, self._bell(), call, read_unary(call.request_id, read_embeddings))
+            return self._start(call, read_generation(call.request_id, stream=stream))
+        return self._start(call, read_unary(call.request_id, read_embeddings))
 
     async def status(self) -> Snapshot:
         """Ask the broker how it and its nodes are."""
@@ -324,21 +225,13 @@ class AsyncClient:
         """
         return await self._ask(queries.drain(node_id))
 
-    def _bell(self) -> LoopWakeup:
-        loop = asyncio.get_running_loop()
-        bell = self._bells.get(loop)
-        if bell is None:
-            bell = self._bells[loop] = LoopWakeup(loop)
-        return bell
+    def _start(self, call: Call, reader: ResponseReader[R]) -> AsyncHandle[R]:
+        return AsyncHandle(self, self._io, wakeup_of(asyncio.get_running_loop()), call, reader)
 
-    async def _ask(self, question: QuerySpec[R], *, timeout_s: float | None = None) -> R:
-        mailbox = AsyncMailbox(self._bell())
-        self._io.ask(question.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
-        event = await mailbox.take()
-        if isinstance(event, ZmqrtError):
-            raise event
-        assert isinstance(event, m.Welcome | m.Status)
-        return question.read(event)
+    async def _ask(self, query: QuerySpec[R], *, timeout_s: float | None = None) -> R:
+        mailbox = AsyncMailbox(wakeup_of(asyncio.get_running_loop()))
+        self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
+        return read_answer(query, await mailbox.take())
 
     async def _finish(self, handle: AsyncHandle[R]) -> R:
         try:

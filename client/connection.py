@@ -15,9 +15,10 @@ from typing import Final
 from ..protocol import messages as m
 from ..protocol.failure import Failure, of_silence
 from ..protocol.timing import Timing
-from .requests import ClientRequest, ClientRequestState, Identity
 from .timers import INFINITY
 
+Identity = tuple[str, int]
+"""Which broker, and since which of its starts: only an equal one remembers a request."""
 WELCOME_S: Final = 2.0
 """From connect to WELCOME: enough for any network, and leaves time within 5 s to find out what is wrong."""
 _MEANWHILE_S: Final = 1.0
@@ -35,7 +36,7 @@ class ConnectionState(enum.Enum):
 
 
 class BrokerConnection:
-    """The record of one session. `outbox` is emptied by the shell, one envelope a pass."""
+    """The record of one session with a broker. `outbox` is emptied by the shell, one envelope a pass."""
 
     __slots__ = (
         "_ack_ping",
@@ -55,7 +56,7 @@ class BrokerConnection:
         "leave_by",
         "opened_at",
         "outbox",
-        "requests",
+        "outstanding",
         "room",
         "state",
         "timing",
@@ -74,7 +75,8 @@ class BrokerConnection:
         self.greeting: m.Welcome | None = None
         self.timing = Timing()
         self.room = 0
-        self.requests: dict[bytes, ClientRequest] = {}
+        self.outstanding: dict[bytes, None] = {}
+        """Requests without an end yet, in the order they were sent."""
         self.asked: set[int] = set()
         self.unacked: dict[bytes, float] = {}  # in the order they were sent, so the first is the oldest
         self.leave_by = INFINITY
@@ -113,13 +115,14 @@ class BrokerConnection:
         self._window = params.window_bytes
         self._bytes_in = self._bytes_told = 0
 
-    def take_outstanding(self) -> list[ClientRequest]:
-        """Let everything go that is outstanding, and return it in the order it was sent."""
-        stranded = list(self.requests.values())
-        for table in (self.requests, self.unacked, self.asked):
-            table.clear()
+    def take_outstanding(self) -> list[bytes]:
+        """Let everything go that is outstanding, and return the requests in the order they were sent."""
+        outstanding = list(self.outstanding)
+        self.outstanding.clear()
+        self.unacked.clear()
+        self.asked.clear()
         self._ack_ping = None
-        return stranded
+        return outstanding
 
     @property
     def is_open(self) -> bool:
@@ -128,58 +131,38 @@ class BrokerConnection:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more request may be sent. A cancelled one counts no more: connections are FIFO."""
-        return len(self.requests) < self.room
+        """Whether one more request may be sent. A cancelled one counts no more: a connection keeps the order."""
+        return len(self.outstanding) < self.room
 
     # --- requests
 
-    def add(self, request: ClientRequest, now: float) -> None:
+    def send(self, request: m.Request, now: float) -> None:
         """Send a request, for the first time or again."""
         self._expect_answer(now)
-        if request.state is not ClientRequestState.SENT:
-            request.move(ClientRequestState.SENT)
-        self.outbox.append(request.message(now, self.identity))
-        self.requests[request.call.rid] = request
-        self.unacked.pop(request.call.rid, None)
-        self.unacked[request.call.rid] = now
-        request.connection = self
-        request.home = self.identity
-        request.was_sent = True
-        request.sent_at = now
+        self.outbox.append(request)
+        self.outstanding[request.rid] = None
+        self.unacked.pop(request.rid, None)
+        self.unacked[request.rid] = now
 
     def ask(self, qid: int, message: m.Query | m.Admin, now: float) -> None:
-        """Send a question."""
+        """Send a query."""
         self._expect_answer(now)
         self.asked.add(qid)
         self.outbox.append(message)
 
     def _expect_answer(self, now: float) -> None:
-        if not self.requests and not self.asked:
+        if not self.outstanding and not self.asked:
             self._quiet_since = now  # silence counts from when an answer is due
 
-    def acknowledge(self, request: ClientRequest, *, streaming: bool = False) -> None:
-        """Note that the broker has it; any answer proves that."""
-        self.unacked.pop(request.call.rid, None)
-        request.known_to = self.identity
-        request.was_accepted = True
-        if streaming:
-            request.is_resyncing = False
-            if request.state is not ClientRequestState.STREAMING:
-                request.move(ClientRequestState.STREAMING)
-        elif request.state is ClientRequestState.SENT:
-            request.move(ClientRequestState.ACKED)
-
-    def drop(self, request: ClientRequest) -> None:
+    def drop(self, rid: bytes) -> None:
         """Let a request go that ended or leaves this session."""
-        rid = request.call.rid
-        self.requests.pop(rid, None)
+        self.outstanding.pop(rid, None)
         self.unacked.pop(rid, None)
-        request.connection = None
 
-    def cancel(self, request: ClientRequest, reason: str) -> None:
+    def cancel(self, rid: bytes, reason: str) -> None:
         """Give a request up."""
-        self.drop(request)
-        self.outbox.append(m.Cancel(request.call.rid, reason))
+        self.drop(rid)
+        self.outbox.append(m.Cancel(rid, reason))
 
     # --- liveness
 
@@ -214,7 +197,7 @@ class BrokerConnection:
         if not self.is_open:
             return INFINITY if self.state is ConnectionState.DEAD else self.opened_at + WELCOME_S
         due = self.leave_by
-        if self.requests or self.asked:
+        if self.outstanding or self.asked:
             due = min(due, self._ping_due(), self._quiet_since + self.timing.eviction_s, self._ack_due())
         return due
 
@@ -222,7 +205,7 @@ class BrokerConnection:
         """Send what is due; return why the session is over, if it is."""
         if not self.is_open:
             return self._check_greeting(now)
-        if not self.requests and not self.asked:
+        if not self.outstanding and not self.asked:
             return None
         if now >= self._quiet_since + self.timing.eviction_s:
             return Failure(f"{self.endpoint}: silent for {now - self._quiet_since:.1f} s with answers due")
@@ -243,7 +226,7 @@ class BrokerConnection:
 
     def _ping(self, now: float) -> int:
         self._nonce += 1
-        self.outbox.append(m.Ping(self._nonce, len(self.requests)))
+        self.outbox.append(m.Ping(self._nonce, len(self.outstanding)))
         self._told_at = now
         return self._nonce
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final, assert_never
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, ZmqrtError, clip, request_error
 from ..protocol.failure import Failure
-from .asks import PendingQueries, PendingQuery
 from .connection import BrokerConnection, ConnectionState
 from .failover import Connections, SocketAction
-from .reading import Event
+from .queries import PendingQuery, QueryTable
 from .replies import Replies
 from .request_table import RequestTable
 from .requests import ClientRequest, Sink
+from .response import Event
 
 if TYPE_CHECKING:
     import random
@@ -38,7 +38,7 @@ class ClientCore:
     def __init__(self, config: ClientConfig, client_uuid: bytes, rng: random.Random) -> None:
         self.table = RequestTable(config.max_waiting)
         self.connections = Connections(config, client_uuid, self.table, rng)
-        self._asks = PendingQueries(self.table.events)
+        self._queries = QueryTable(self.table.events)
         self._replies = Replies(self.table, self.connections, rng)
         self._looked_at = 0.0
         self._is_closed = False
@@ -71,8 +71,7 @@ class ClientCore:
         request = self.table.live.get(rid)
         if request is None or self.table.detach(request, reader, kind, text):
             return
-        if request.connection is not None:
-            request.connection.cancel(request, clip(text))
+        request.cancel(clip(text))
         self.table.cancel(request, kind, text)
         self._pump(now)
 
@@ -80,11 +79,11 @@ class ClientCore:
         """Give a stream up whose reader is too far behind; the others do not wait for it."""
         self.cancel(rid, now, reader=reader, kind=ErrorKind.SLOW_READER, text=_SLOW)
 
-    def ask(self, ask: PendingQuery, now: float) -> None:
-        """Put a question; its answer will follow."""
-        self._asks.add(ask, self.connections.current, now)
+    def ask(self, query: PendingQuery, now: float) -> None:
+        """Put a query; its answer will follow."""
+        self._queries.add(query, self.connections.current, now)
         if self._is_closed:
-            self._asks.end(ask, request_error(ErrorKind.CANCELLED, _CLOSED))
+            self._queries.end(query, request_error(ErrorKind.CANCELLED, _CLOSED))
         self.connections.retry_soon(now)
 
     def close(self) -> None:
@@ -92,8 +91,8 @@ class ClientCore:
         self._is_closed = True
         for request in list(self.table.live.values()):
             self.table.cancel(request, ErrorKind.CANCELLED, _CLOSED)
-        for ask in list(self._asks.pending.values()):
-            self._asks.end(ask, request_error(ErrorKind.CANCELLED, _CLOSED))
+        for query in list(self._queries.pending.values()):
+            self._queries.end(query, request_error(ErrorKind.CANCELLED, _CLOSED))
         self.connections.close()
 
     # --- what the shell carries out
@@ -131,11 +130,11 @@ class ClientCore:
         text = f"this request cannot be sent: {why}"
         match message:
             case m.Request(rid=rid):
-                request = connection.requests.get(rid)
+                request = self.table.at(connection, rid)
                 if request is not None:
                     self.table.fail(request, request.error(ErrorKind.BAD_REQUEST, text))
             case m.Query(qid=qid) | m.Admin(qid=qid):
-                self._asks.refuse(connection, qid, request_error(ErrorKind.BAD_REQUEST, text))
+                self._queries.refuse(connection, qid, request_error(ErrorKind.BAD_REQUEST, text))
             case m.Hello():
                 self.connections.lose(
                     connection, Failure(f"{connection.endpoint}: no session can be opened: {why}", True), now
@@ -179,10 +178,10 @@ class ClientCore:
             case m.Pong():
                 self._replies.pong(connection, message, now)
             case m.Status():
-                self._asks.answer(connection, message, now)
+                self._queries.answer(connection, message, now)
             case m.Welcome():
                 if self.connections.welcome(connection, message, now):
-                    self._asks.welcome(connection, now)
+                    self._queries.welcome(connection, now)
             case m.Goaway():
                 self.connections.leave(connection, now + message.deadline_ms / 1000, now)
             case _:
@@ -192,8 +191,8 @@ class ClientCore:
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
-        due = min(self.connections.next_deadline(), self.table.next_deadline(), self._asks.next_deadline())
-        if self.connections.current is None and (self.table.queue or self._asks.pending):
+        due = min(self.connections.next_deadline(), self.table.next_deadline(), self._queries.next_deadline())
+        if self.connections.current is None and (self.table.queue or self._queries.pending):
             due = min(due, self._looked_at + _LOOK_EVERY_S)
         return due
 
@@ -203,7 +202,7 @@ class ClientCore:
         self.table.wake(now)
         for request in self.table.expired(now):
             self._expire(request, now)
-        self._asks.tick(self.connections.current, now, self.connections.unanswered)
+        self._queries.tick(self.connections.current, now, self.connections.unanswered)
         self._fail_expired(now)
         self._pump(now)
 
@@ -213,7 +212,7 @@ class ClientCore:
         error: ZmqrtError
         if request.connection is not None:
             error = request.error(*_why_late(request, seconds, is_over=is_over))
-            request.connection.cancel(request, "its time is up")
+            request.cancel("its time is up")
         elif self.connections.current is not None:
             error = request.error(
                 ErrorKind.DEADLINE, f"waited {seconds} in this client for its turn; send fewer at a time"
@@ -234,10 +233,10 @@ class ClientCore:
             waited_s = now - max(request.submitted_at, down_since)
             if not request.was_sent and waited_s >= patience_s:
                 self.table.fail(request, self.connections.unreachable(waited_s))
-        for ask in list(self._asks.pending.values()):
-            waited_s = now - max(ask.asked_at, down_since)
+        for query in list(self._queries.pending.values()):
+            waited_s = now - max(query.asked_at, down_since)
             if waited_s >= patience_s:
-                self._asks.end(ask, self.connections.unreachable(waited_s))
+                self._queries.end(query, self.connections.unreachable(waited_s))
 
     def _pump(self, now: float) -> None:
         """Send what may be sent: never more than the broker allows."""
@@ -256,7 +255,7 @@ class ClientCore:
 
     def _send(self, request: ClientRequest, connection: BrokerConnection, now: float) -> None:
         try:
-            connection.add(request, now)
+            request.send(connection, now)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a fault in one is no fault in all
             self.table.fail(request, request.error(ErrorKind.BAD_REQUEST, f"this request cannot be sent: {error}"))
 

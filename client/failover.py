@@ -118,9 +118,8 @@ class Connections:
         """Give a connection up that is gone or never came to be; None = the cause is not known yet."""
         if connection.state is ConnectionState.DEAD:
             return
-        lost = connection.take_outstanding()
         self._shut(connection, failure.text if failure is not None else f"{connection.endpoint}: no connection")
-        self._table.requeue(lost)
+        self._table.requeue(connection)
         if connection is self._opening:
             self._opening = None
             self._open_at = now + self._endpoints.failed(connection.endpoint, failure)
@@ -140,10 +139,7 @@ class Connections:
                 connection, Failure(f"{connection.endpoint}: the broker forgets this session again and again"), now
             )
             return
-        stranded = connection.take_outstanding()
-        for request in stranded:
-            request.known_to = None  # what the broker forgot it may have cancelled, too
-        self._table.requeue(stranded)
+        self._table.requeue(connection, is_forgotten=True)
         if connection is self.current:
             self.current = None
             self.down_since = now
@@ -171,7 +167,7 @@ class Connections:
 
     def shut_if_done(self, connection: BrokerConnection) -> None:
         """Say goodbye to a broker that is leaving, once it owes us nothing."""
-        if connection.state is ConnectionState.LEAVING and not connection.requests and not connection.asked:
+        if connection.state is ConnectionState.LEAVING and not connection.outstanding and not connection.asked:
             connection.outbox.append(m.Bye())
             self._shut(connection, f"{connection.endpoint}: the broker is leaving, and nothing is left to do there")
 

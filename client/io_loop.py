@@ -19,8 +19,8 @@ from ..protocol.keys import PeerKeys
 from .connection import BrokerConnection
 from .core import ClientCore
 from .failover import CloseSocket, OpenSocket, ProbeEndpoint, SocketAction
-from .reading import Event
 from .requests import Sink
+from .response import Event
 from .timers import INFINITY
 from .wakeup import Wakeup
 from .zmq_socket import ConnectionSocket

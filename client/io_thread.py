@@ -17,11 +17,11 @@ from ..protocol import keys as key_files
 from ..protocol import messages as m
 from ..protocol import transport
 from ..protocol.errors import ErrorKind, RequestError, request_error
-from .asks import PendingQuery
 from .calls import Call
 from .config import ClientConfig
 from .core import ClientCore
 from .io_loop import IoLoop
+from .queries import PendingQuery
 from .requests import ClientRequest, Sink
 from .wakeup import Wakeup
 

@@ -1,27 +1,35 @@
-"""How events reach threads: left by the I/O thread, waited for by the one that reads. No lock of our own."""
+"""How events of one request reach the thread or task that reads them: left by the I/O thread, taken by the reader.
+
+No lock of our own. The bytes that lie unread are the difference of two counters with one writer each.
+"""
 
 from __future__ import annotations
 
 import queue
 import sys
 import time
-from typing import Final
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages as m
 from ..protocol.limits import STREAM_BUFFER_BYTES
-from .io_thread import IoThread
-from .reading import Event
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .io_thread import IoThread
+    from .response import Event
+    from .wakeup import LoopWakeup
 
 _SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
 """Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
 
 
 class Mailbox:
-    """Events of one request on their way from the I/O thread to the thread that reads."""
+    """For a thread that waits."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        # Two counters with one writer each: their difference needs no lock.
         self._bytes_in = 0
         self._bytes_out = 0
 
@@ -48,3 +56,40 @@ class Mailbox:
             if type(event) is m.Partial:
                 self._bytes_out += len(event.body)
             return event
+
+
+class AsyncMailbox:
+    """For a task that waits; its event loop is called once for many events."""
+
+    def __init__(self, wakeup: LoopWakeup) -> None:
+        self._wakeup = wakeup
+        self._events: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def put(self, event: Event) -> bool:
+        """Add an event; False when more bytes lie unread than a stream may hold. Called by the I/O thread."""
+        self._events.append(event)
+        self._wakeup.ring(self._wake)
+        if type(event) is m.Partial:
+            self._bytes_in += len(event.body)
+            return self._bytes_in - self._bytes_out <= STREAM_BUFFER_BYTES
+        return True
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> Event:
+        """Wait for the next event."""
+        while not self._events:
+            self._reader = self._wakeup.make_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        event = self._events.popleft()
+        if type(event) is m.Partial:
+            self._bytes_out += len(event.body)
+        return event

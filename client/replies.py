@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, RequestError, kind_of
 from ..protocol.failure import Failure
-from . import retry
+from ..protocol.timing import backoff_s
 from .connection import BrokerConnection
 from .failover import Connections
 from .request_table import RequestTable
@@ -20,6 +20,10 @@ from .requests import ClientRequest
 if TYPE_CHECKING:
     import random
 
+_REFUSED: Final = frozenset({429, 503})
+_FIRST_SPREAD_S: Final = 0.05
+_MOST_SPREAD_S: Final = 1.0
+_LEAST_PAUSE_S: Final = 0.1
 _MAX_RESYNCS: Final = 3
 """Gaps in a row without a new unit between them: this broker cannot replay the stream."""
 
@@ -34,10 +38,10 @@ class Replies:
 
     def accepted(self, connection: BrokerConnection, accepted: m.Accepted, now: float) -> None:
         """Note that the broker holds it; later ones say that it has come further."""
-        request = connection.requests.get(accepted.rid)
+        request = self._table.at(connection, accepted.rid)
         if request is None:
             return
-        connection.acknowledge(request)
+        request.acknowledge(connection)
         if "units" in accepted.ext:
             request.sent_at = now  # it is known to be there
             request.move_on(now)
@@ -46,17 +50,17 @@ class Replies:
     def partial(self, connection: BrokerConnection, partial: m.Partial, now: float) -> None:
         """Deliver new units, in order and each once."""
         connection.count(len(partial.body))
-        request = connection.requests.get(partial.rid)
+        request = self._table.at(connection, partial.rid)
         if request is None or not request.is_stream:
             return
         if partial.seq > request.expect:
             self._resync(connection, request, now)
             return
-        connection.acknowledge(request, streaming=True)
+        request.acknowledge(connection, streaming=True)
         try:
             fresh = request.take(partial, now)
         except RequestError as error:
-            connection.cancel(request, "unreadable")
+            request.cancel("unreadable")
             self._table.fail(request, request.error(ErrorKind.MODEL_RAISED, f"a chunk cannot be read: {error.text}"))
             return
         if partial.ext:
@@ -68,7 +72,7 @@ class Replies:
     def final(self, connection: BrokerConnection, final: m.Final, now: float) -> None:
         """End a request with its result, if nothing of it is missing."""
         connection.count(len(final.body))
-        request = connection.requests.get(final.rid)
+        request = self._table.at(connection, final.rid)
         if request is None:
             return
         if request.is_stream and final.total_n > request.expect:
@@ -86,20 +90,20 @@ class Replies:
             return
         request.resyncs += 1
         if request.resyncs > _MAX_RESYNCS:
-            connection.cancel(request, "gap")
+            request.cancel("gap")
             text = f"units from {request.expect} on are missing, and the broker cannot send them again"
             self._table.fail(request, request.error(ErrorKind.NOT_RESUMABLE, text))
             return
         request.is_resyncing = True
-        connection.add(request, now)
+        request.send(connection, now)
 
     def pong(self, connection: BrokerConnection, pong: m.Pong, now: float) -> None:
         """Send once more what the broker never saw."""
         for rid in connection.pong(pong):
-            request = connection.requests.get(rid)
+            request = self._table.at(connection, rid)
             if request is not None and not request.was_resent:
                 request.was_resent = True
-                connection.add(request, now)
+                request.send(connection, now)
 
     def error(self, connection: BrokerConnection, error: m.Error, now: float) -> None:
         """End a request without a result, or let it rest and ask again."""
@@ -109,7 +113,7 @@ class Replies:
         elif error.rid is None:
             self._complaint(connection, error, now)
         else:
-            request = connection.requests.get(error.rid)
+            request = self._table.at(connection, error.rid)
             if request is not None:
                 self._end(connection, request, kind, error, now)
 
@@ -130,7 +134,7 @@ class Replies:
     def _end(
         self, connection: BrokerConnection, request: ClientRequest, kind: ErrorKind, error: m.Error, now: float
     ) -> None:
-        if error.retryable and error.code in retry.REFUSED and self._rest(connection, request, kind, error, now):
+        if error.retryable and error.code in _REFUSED and self._rest(connection, request, kind, error, now):
             return
         if error.code == 499:
             self._table.cancel(request, kind, error.text)
@@ -146,10 +150,36 @@ class Replies:
         moves_on = kind is ErrorKind.DRAINING and self._connections.has_others
         if moves_on:
             self._connections.leave(connection, now + connection.timing.drain_s, now)
-        wake_at = now + retry.pause_s(request, 0.0 if moves_on else error.retry_after_ms / 1000, self._rng)
-        wake_at = retry.before_deadline(request, wake_at, now)
-        if not retry.may_retry(request, wake_at, is_free=moves_on) or not request.refused():
+        wake_at = now + _pause_s(request, 0.0 if moves_on else error.retry_after_ms / 1000, self._rng)
+        wake_at = _before_deadline(request, wake_at, now)
+        if not _may_retry(request, wake_at, is_free=moves_on) or not request.refused():
             return False
-        connection.drop(request)
+        request.leave()
         self._table.back_off(request, wake_at)
         return True
+
+
+# --- when to ask again after "not now": as long as the caller wants that, there is time, and it can do no harm
+
+
+def _pause_s(request: ClientRequest, retry_after_s: float, rng: random.Random) -> float:
+    """Wait as told, and a little more by chance, or all who were refused together would come back together."""
+    spread_s = backoff_s(request.refusals, _FIRST_SPREAD_S, _MOST_SPREAD_S)
+    return retry_after_s * rng.uniform(1.0, 1.25) + rng.uniform(0.0, spread_s)
+
+
+def _before_deadline(request: ClientRequest, wake_at: float, now: float) -> float:
+    """Bring the next try of a request that was accepted once to half of the time that is left, if it would be too late.
+
+    When the queue will have emptied is only a broker's guess, and this one was promised an end.
+    """
+    if not request.was_accepted or wake_at < request.due_at:
+        return wake_at
+    return now + max(_LEAST_PAUSE_S, (request.due_at - now) / 2)
+
+
+def _may_retry(request: ClientRequest, wake_at: float, *, is_free: bool = False) -> bool:
+    """Say whether to ask again at `wake_at`; a free try (the broker is leaving, another is there) is not counted."""
+    retries = request.call.retries
+    is_wanted = is_free or retries is None or request.refusals < retries
+    return is_wanted and wake_at < request.due_at

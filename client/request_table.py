@@ -6,14 +6,15 @@ It decides nothing about brokers; `core` does, and asks here. No socket, no cloc
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, ZmqrtError
 from ..protocol.limits import MAX_FLEET_SERVICES
-from .reading import Event
+from .connection import BrokerConnection
 from .requests import ClientRequest, ClientRequestState, Sink
+from .response import Event
 from .timers import Timers
 
 GRACE_S: Final = 0.5
@@ -79,15 +80,23 @@ class RequestTable:
         """Put a request at the end of the queue."""
         self.queue[request.call.rid] = request
 
-    def requeue(self, requests: Iterable[ClientRequest]) -> None:
-        """Put requests whose session was lost in front of the line, in their old order."""
-        for request in reversed(list(requests)):
+    def at(self, connection: BrokerConnection, rid: bytes) -> ClientRequest | None:
+        """Return the request of that id if it is with that broker now: what an earlier one says late is not heard."""
+        request = self.live.get(rid)
+        return request if request is not None and request.connection is connection else None
+
+    def requeue(self, connection: BrokerConnection, *, is_forgotten: bool = False) -> None:
+        """Put what a lost session leaves in front of the queue, in its order; `is_forgotten`: by its broker, too."""
+        for rid in reversed(connection.take_outstanding()):
+            request = self.live[rid]
             request.connection = None
             request.was_resent = False
             request.is_resyncing = False
+            if is_forgotten:
+                request.known_to = None  # it may have been cancelled there
             request.move(ClientRequestState.WAITING)
-            self.queue[request.call.rid] = request
-            self.queue.move_to_end(request.call.rid, last=False)
+            self.queue[rid] = request
+            self.queue.move_to_end(rid, last=False)
 
     def moved(self, request: ClientRequest, now: float) -> None:
         """Note that a request came further."""
@@ -155,8 +164,7 @@ class RequestTable:
     def _end(self, request: ClientRequest, state: ClientRequestState, event: Event) -> None:
         rid = request.call.rid
         request.move(state)
-        if request.connection is not None:
-            request.connection.drop(request)
+        request.leave()
         del self.live[rid]
         self._deadlines.drop(request)
         self._rests.drop(request)

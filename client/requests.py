@@ -22,15 +22,12 @@ from ..protocol import tasks
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_RESUME_BYTES
 from ..protocol.names import is_service
+from .connection import BrokerConnection, Identity
 from .timers import INFINITY
 
 if TYPE_CHECKING:
     from .calls import Call
-    from .connection import BrokerConnection
-    from .reading import Event
-
-Identity = tuple[str, int]
-"""Which broker, and since which of its starts: only an equal one remembers a request."""
+    from .response import Event
 
 
 class ClientRequestState(enum.Enum):
@@ -166,7 +163,44 @@ class ClientRequest:
             raise RuntimeError(f"request {self.call.request_id} cannot go from {self.state} to {state}")
         self.state = state
 
-    def message(self, now: float, home: Identity) -> m.Request:
+    # --- at a broker
+
+    def send(self, connection: BrokerConnection, now: float) -> None:
+        """Give it to a broker, for the first time or again."""
+        message = self._message(now, connection.identity)
+        if self.state is not ClientRequestState.SENT:
+            self.move(ClientRequestState.SENT)
+        connection.send(message, now)
+        self.connection = connection
+        self.home = connection.identity
+        self.was_sent = True
+        self.sent_at = now
+
+    def acknowledge(self, connection: BrokerConnection, *, streaming: bool = False) -> None:
+        """Note that the broker has it; any answer proves that."""
+        connection.unacked.pop(self.call.rid, None)
+        self.known_to = connection.identity
+        self.was_accepted = True
+        if streaming:
+            self.is_resyncing = False
+            if self.state is not ClientRequestState.STREAMING:
+                self.move(ClientRequestState.STREAMING)
+        elif self.state is ClientRequestState.SENT:
+            self.move(ClientRequestState.ACKED)
+
+    def leave(self) -> None:
+        """Be with no broker any more."""
+        if self.connection is not None:
+            self.connection.drop(self.call.rid)
+            self.connection = None
+
+    def cancel(self, reason: str) -> None:
+        """Have the broker give it up, if one has it."""
+        if self.connection is not None:
+            self.connection.cancel(self.call.rid, reason)
+            self.connection = None
+
+    def _message(self, now: float, home: Identity) -> m.Request:
         """Build the REQUEST for a broker. One that may not know it gets the units received so far along with it."""
         flags = self.call.flags
         resume = b""

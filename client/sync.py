@@ -5,70 +5,33 @@ Waiting happens on a queue of each request, filled by the one I/O thread; there 
 
 from __future__ import annotations
 
-import os
 import time
-import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Generic, Self, TypeVar, Unpack, overload
+from typing import Self, TypeVar, Unpack, overload
 
-from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.admin import AdminOutcome
-from ..protocol.errors import ZmqrtError
-from ..protocol.limits import MAX_OUTSTANDING
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from . import arguments, calls, queries, tracing
-from .calls import CallOptions, GenerateOptions
-from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, make_config
+from . import arguments, queries
+from .base import BaseClient, BaseHandle, BaseStream, read_answer
+from .calls import Call, CallOptions, GenerateOptions, Text, make_call
 from .io_thread import IoThread
 from .mailbox import Mailbox
 from .queries import QuerySpec
-from .reading import ResponseReader, read_generation, read_unary
-from .results import Chunk, Embeddings, Result, read_embeddings
+from .response import Chunk, Embeddings, ResponseReader, Result, read_embeddings, read_generation, read_unary
 
 R = TypeVar("R")
 
 
-class Handle(Generic[R]):
+class Handle(BaseHandle[R]):
     """A request that is under way. To be read by one thread at a time; `cancel` may be called by any."""
 
-    def __init__(self, client: Client, io: IoThread, call: calls.Call, reading: ResponseReader[R]) -> None:
-        self._client = client  # a client nobody else holds must not end before its answer is here
-        self._io = io
-        self._reading = reading
+    def __init__(self, client: Client, io: IoThread, call: Call, reader: ResponseReader[R]) -> None:
         self._mailbox = Mailbox()
-        self._call, self._sink = tracing.begin(call, self._mailbox)
-        if isinstance(self._sink, tracing.TracedSink):
-            weakref.finalize(self, self._sink.trace.cancel)
-        try:
-            io.submit(self._call, self._sink)
-        except ZmqrtError as error:
-            self._sink.put(error)  # for whoever traces it; nobody reads it any more
-            raise
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request in logs and errors."""
-        return self._call.request_id
-
-    @property
-    def rid(self) -> bytes:
-        """Sixteen bytes that name the request on the wire."""
-        return self._call.rid
-
-    def done(self) -> bool:
-        """Say whether the end has been read."""
-        return self._reading.is_done
-
-    def cancel(self) -> None:
-        """Give the request up; its node stops. ResponseReader on raises CancelledError."""
-        if not self._reading.is_done:
-            self._io.cancel(self._call.rid, self._sink)
-            if isinstance(self._sink, tracing.TracedSink):
-                self._sink.trace.cancel()
+        super().__init__(client, io, self._mailbox, call, reader)
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end of the request and return its result.
@@ -79,50 +42,37 @@ class Handle(Generic[R]):
         """
         arguments.wait("timeout", timeout)
         give_up_at = None if timeout is None else time.monotonic() + timeout
-        while not self._reading.is_done:
+        while not self._reader.is_done:
             left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
             try:
-                self._reading.feed(self._mailbox.take(self._io, left_s))
+                self._reader.feed(self._mailbox.take(self._io, left_s))
             except TimeoutError:
                 raise TimeoutError(f"no result within {timeout} s; the request goes on") from None
-        return self._reading.outcome()
+        return self._reader.outcome()
 
     def __iter__(self) -> Iterator[Chunk]:
         """Read the chunks of a stream (`stream=True`); afterwards `result()` returns at once."""
-        if not self._call.flags & m.STREAM:
-            raise TypeError("this request does not stream; submit it with stream=True")
+        self._check_streams()
         while (chunk := self.next_chunk()) is not None:
             yield chunk
 
     def next_chunk(self) -> Chunk | None:
         """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
-        while not self._reading.is_done:
-            chunk = self._reading.feed(self._mailbox.take(self._io))
+        while not self._reader.is_done:
+            chunk = self._reader.feed(self._mailbox.take(self._io))
             if chunk is not None:
                 return chunk
-        self._reading.outcome()
+        self._reader.outcome()
         return None
 
 
-class Stream:
+class Stream(BaseStream[Handle[Result]]):
     """An iterator over the chunks of one answer. Leaving its `with` block before the end cancels the request."""
-
-    def __init__(self, handle: Handle[Result]) -> None:
-        self._handle = handle
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request in logs and errors."""
-        return self._handle.request_id
 
     @property
     def result(self) -> Result | None:
         """The whole result, once the last chunk has been read; None before."""
         return self._handle.result() if self._handle.done() else None
-
-    def cancel(self) -> None:
-        """Give the request up; reading on raises CancelledError."""
-        self._handle.cancel()
 
     def close(self) -> None:
         """Stop: what has not ended is cancelled."""
@@ -145,11 +95,8 @@ class Stream:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()  # `for chunk in client.stream(…): break` must not leave a node at work
 
-
-class Client:
+class Client(BaseClient):
     """A connection to a fleet, through one broker at a time; with several given, the next takes over.
 
     Entering it (`with`) connects, or raises ConnectError naming the cause; without, the first use does.
@@ -166,59 +113,6 @@ class Client:
         max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
         as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
     """
-
-    def __init__(
-        self,
-        brokers: str | Sequence[str] = DEFAULT_BROKER,
-        *,
-        keys: str | os.PathLike[str] | None = None,
-        insecure: bool = False,
-        connect_timeout_s: float = 5.0,
-        timeout_s: float = 30.0,
-        total_s: float | None = None,
-        default_model: str | None = None,
-        name: str = "python",
-        max_outstanding: int = MAX_OUTSTANDING,
-        as_admin: bool = False,
-    ) -> None:
-        self._use(
-            make_config(
-                brokers,
-                keys=keys,
-                insecure=insecure,
-                connect_timeout_s=connect_timeout_s,
-                timeout_s=timeout_s,
-                total_s=total_s,
-                default_model=default_model,
-                name=name,
-                max_outstanding=max_outstanding,
-                as_admin=as_admin,
-            )
-        )
-
-    def _use(self, config: ClientConfig) -> None:
-        self._defaults = calls.Defaults(timeout_s=config.timeout_s, total_s=config.total_s, model=config.default_model)
-        self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
-        self._io = IoThread(config)
-        self._finalizer = weakref.finalize(self, self._io.stop)
-
-    @classmethod
-    def from_settings(
-        cls, settings: ClientSettings, *, name: str = "python", max_outstanding: int = MAX_OUTSTANDING
-    ) -> Self:
-        """Make a client from settings (flags, environment, file)."""
-        return cls(
-            settings.broker,
-            keys=settings.keys,
-            insecure=settings.insecure,
-            connect_timeout_s=settings.connect_timeout_s,
-            timeout_s=settings.timeout_s,
-            total_s=settings.total_timeout_s,
-            default_model=settings.default_model,
-            name=name,
-            max_outstanding=max_outstanding,
-            as_admin=True,
-        )
 
     def __enter__(self) -> Self:
         try:
@@ -241,11 +135,6 @@ class Client:
         """Cancel what is under way and end the I/O thread. A closed client cannot be used again."""
         self._finalizer()
 
-    @property
-    def endpoint(self) -> str | None:
-        """The broker in use; None while there is none."""
-        return self._io.endpoint
-
     def infer(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Result:
         """Generate text and return it whole.
 
@@ -265,20 +154,18 @@ class Client:
         self, prompt: str | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Handle[Result]:
         """Start a generation and return at once."""
-        call = calls.generate(self._defaults, prompt, stream=stream, options=options)
-        return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
+        return Handle(self, self._io, *self._generation(prompt, options, stream=stream))
 
     def embed(
         self,
-        input: calls.Text,  # noqa: A002 - the name of the field, here as on the wire and in the OpenAI API
+        input: Text,  # noqa: A002 - the name of the field, here as on the wire and in the OpenAI API
         *,
         dimensions: int | None = None,
         truncate: bool = False,
         **options: Unpack[CallOptions],
     ) -> list[array[float]]:
         """Turn texts into vectors (`array('f')`), one for each input; a single text gives a list of one."""
-        call = calls.embed(self._defaults, input, dimensions=dimensions, truncate=truncate, options=options)
-        handle = Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
+        handle = Handle(self, self._io, *self._embedding(input, dimensions, options, truncate=truncate))
         return self._finish(handle).vectors
 
     @overload
@@ -295,7 +182,7 @@ class Client:
         self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> Handle[Result] | Handle[Embeddings]:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
-        call = calls.make_call(self._defaults, task, stream=stream, rid=rid, **options)
+        call = make_call(self._defaults, task, stream=stream, rid=rid, **options)
         if isinstance(task, tasks.Generate):
             return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
         return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
@@ -328,14 +215,10 @@ class Client:
         """
         return self._ask(queries.drain(node_id))
 
-    def _ask(self, question: QuerySpec[R], *, timeout_s: float | None = None) -> R:
+    def _ask(self, query: QuerySpec[R], *, timeout_s: float | None = None) -> R:
         mailbox = Mailbox()
-        self._io.ask(question.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
-        event = mailbox.take(self._io)
-        if isinstance(event, ZmqrtError):
-            raise event
-        assert isinstance(event, m.Welcome | m.Status)
-        return question.read(event)
+        self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
+        return read_answer(query, mailbox.take(self._io))
 
     def _finish(self, handle: Handle[R]) -> R:
         try:

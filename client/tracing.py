@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ..protocol import messages as m
 from ..protocol.errors import CancelledError, RequestError, ZmqrtError
 from .calls import Call
-from .reading import Event
 from .requests import Sink
+from .response import Event
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

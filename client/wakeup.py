@@ -1,21 +1,26 @@
-"""How other threads reach the I/O thread: they leave a command, and ring only if it sleeps.
+"""How one thread wakes another that sleeps, and only then: however much is left for it meanwhile is one ring, one pass.
 
-However many commands come while it works or until it wakes, they are one ring and one pass.
+Of an event loop nothing is asked but `call_soon_threadsafe`, so Proactor and uvloop do; no file descriptor is watched.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 import zmq
+
+if TYPE_CHECKING:
+    import asyncio
 
 Command = Callable[[float], None]
 
 
 class Wakeup:
-    """A deque of commands and the far end of the I/O thread's wake-up pair."""
+    """Wakes the I/O thread: a deque of commands, and the far end of its wake-up pair."""
 
     def __init__(self, bell: zmq.Socket[bytes]) -> None:
         self._bell = bell
@@ -60,3 +65,46 @@ class Wakeup:
             self._is_closed = True
             self._bell.close(0)
         self.take(now)
+
+
+class LoopWakeup:
+    """Wakes readers in one event loop, which is called once for all events of a pass of an I/O thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)  # these are kept by loop, and must not keep the loop itself
+        self._rung: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
+
+    def ring(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called in the loop. Called by the I/O thread."""
+        self._rung.append(wake)
+        if not self._is_scheduled:  # set false before the deque is emptied, so nothing is left behind
+            self._is_scheduled = True
+            loop = self._loop()
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._wake_all)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                self._rung.clear()
+
+    def make_future(self) -> asyncio.Future[None]:
+        """Make what a reader awaits. Called in the loop."""
+        loop = self._loop()
+        assert loop is not None  # it runs
+        return loop.create_future()
+
+    def _wake_all(self) -> None:
+        self._is_scheduled = False
+        while self._rung:
+            self._rung.popleft()()
+
+
+def wakeup_of(loop: asyncio.AbstractEventLoop) -> LoopWakeup:
+    """Return the one of this loop, whichever clients are used in it."""
+    wakeup = _of_loop.get(loop)
+    if wakeup is None:
+        wakeup = _of_loop[loop] = LoopWakeup(loop)
+    return wakeup
+
+
+_of_loop: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWakeup]] = weakref.WeakKeyDictionary()

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from msgspec import UNSET, UnsetType
 
-from ...client.results import Chunk, Embeddings, Result
+from ...client.response import Chunk, Embeddings, Result
 from ...protocol.tasks import TokenLogprobs
 from ..json_body import encode
 from . import schema as s

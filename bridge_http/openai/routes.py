@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...client.results import Result
+from ...client.response import Result
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
 from ..errors import json_response, problem

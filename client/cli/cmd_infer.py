@@ -8,7 +8,7 @@ from ...protocol.settings import options
 from ...protocol.tasks import ChatMessage
 from ..calls import GenerateOptions
 from ..config import ClientSettings
-from ..results import Result
+from ..response import Result
 from ..sync import Client
 from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
 from .stdio import answer, data, is_terminal, read_prompt

@@ -14,7 +14,7 @@ from support.cli import zmqrt
 from support.http import EVENTS, answer_of, asked, events_of
 from support.stack import Process, Stack
 from zmqrt.client import AsyncClient, RequestError
-from zmqrt.client.results import Result
+from zmqrt.client.response import Result
 from zmqrt.protocol.errors import ErrorKind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

@@ -13,7 +13,7 @@ import pytest
 from support.tiny_broker import TinyBroker
 from zmqrt.client import AsyncClient, BadRequestError, Client, NotFoundError, calls
 from zmqrt.client.mailbox import Mailbox
-from zmqrt.client.reading import Event
+from zmqrt.client.response import Event
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import ConfigurationError, RequestError
 
@@ -46,7 +46,6 @@ MISTAKES: dict[str, Callable[[Any], Any]] = {
     "explain of bytes": lambda client: client.explain(b"x"),
     "drain": lambda client: client.drain(HALF),
     "drain of nothing": lambda client: client.drain(None),
-    "status": lambda client: client.status(HALF),
 }
 
 

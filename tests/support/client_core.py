@@ -9,14 +9,14 @@ from typing import TypeVar, Unpack
 import msgspec
 
 from zmqrt.client import calls, queries
-from zmqrt.client.asks import PendingQuery
 from zmqrt.client.calls import Call, GenerateOptions
 from zmqrt.client.config import MAX_WAITING, ClientConfig
 from zmqrt.client.connection import BrokerConnection
 from zmqrt.client.core import ClientCore
 from zmqrt.client.failover import CloseSocket, OpenSocket, ProbeEndpoint, SocketAction
-from zmqrt.client.reading import Event
+from zmqrt.client.queries import PendingQuery
 from zmqrt.client.requests import ClientRequest
+from zmqrt.client.response import Event
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ZmqrtError

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from support.snapshots import EMPTY
 from zmqrt.client.calls import CallOptions
-from zmqrt.client.results import Chunk, Embeddings, Result
+from zmqrt.client.response import Chunk, Embeddings, Result
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import Snapshot
 from zmqrt.protocol.tasks import Embed, Usage

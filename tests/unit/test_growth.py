@@ -18,8 +18,8 @@ from support.growth import grown
 from support.stage import STREAM, UNARY, Stage, ask, rid_of
 from zmqrt.broker.core import Side
 from zmqrt.client import queries
-from zmqrt.client.asks import PendingQuery
 from zmqrt.client.failover import OpenSocket
+from zmqrt.client.queries import PendingQuery
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import snapshot
 from zmqrt.protocol.timing import Timing

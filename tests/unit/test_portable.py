@@ -23,6 +23,7 @@ import pytest
 import zmqrt.bridge_http
 import zmqrt.broker
 import zmqrt.client
+import zmqrt.client.public
 import zmqrt.protocol
 import zmqrt.worker
 from zmqrt.client import AsyncClient, Chunk, Client, Embeddings, NotFoundError, Result
@@ -200,7 +201,7 @@ def _results() -> Iterator[object]:
     )
     vectors = [array("f", [1.0, 2.0])]
     yield Embeddings(vectors=vectors, usage=usage, model="m", revision="r", request_id="job-7")
-    for name in zmqrt.client.__all__:
+    for name in zmqrt.client.public.__all__:
         cls = getattr(zmqrt.client, name)
         is_record = isinstance(cls, type) and (dataclasses.is_dataclass(cls) or issubclass(cls, msgspec.Struct))
         if is_record and cls not in (Chunk, Result, Embeddings):

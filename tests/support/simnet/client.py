@@ -153,5 +153,5 @@ class ClientProcess(Process):
         assert not table.live
         assert not table.queue
         for connection in self.core.connections.by_id.values():
-            assert not connection.requests
+            assert not connection.outstanding
             assert not connection.unacked

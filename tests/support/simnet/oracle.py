@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from zmqrt.client import calls
 from zmqrt.client.calls import Call
-from zmqrt.client.reading import Event, read_generation
 from zmqrt.client.requests import Sink
-from zmqrt.client.results import Result
+from zmqrt.client.response import Event, Result, read_generation
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ErrorKind, RequestError, ZmqrtError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrt.bridge_http.openai import responses as r
-from zmqrt.client.results import Chunk, Result
+from zmqrt.client.response import Chunk, Result
 from zmqrt.protocol.tasks import TokenLogprobs, Usage
 
 SPELLED = {1: b"He", 2: b"llo", 3: b"\xe2\x82", 4: b"\xac", 5: b"", 6: b"\xff", 7: " é".encode()}

@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     def every_request_is_in_one_place(self) -> None:
         """In the line, resting, or in one session; and those that ended are nowhere."""
         table = self.talk.core.table
-        held = [rid for connection in self.talk.core.connections.by_id.values() for rid in connection.requests]
+        held = [rid for connection in self.talk.core.connections.by_id.values() for rid in connection.outstanding]
         for ear in self.ears:
             places = held.count(ear.rid) + (ear.rid in table.queue)
             request = table.live.get(ear.rid)
@@ -236,7 +236,7 @@ class Machine(RuleBasedStateMachine):
     def the_broker_is_never_given_too_much(self) -> None:
         """WELCOME said how much."""
         for connection in self.talk.core.connections.by_id.values():
-            assert len(connection.requests) <= ROOM
+            assert len(connection.outstanding) <= ROOM
 
     def teardown(self) -> None:
         """Once faults stop, everything ends."""

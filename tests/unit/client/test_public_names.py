@@ -6,17 +6,18 @@ import sys
 import pytest
 
 from zmqrt import client
+from zmqrt.client import public
 
 
-@pytest.mark.parametrize("name", client.__all__)
+@pytest.mark.parametrize("name", public.__all__)
 def test_every_public_name_is_there(name: str) -> None:
-    """The table of homes knows each; an error's class says so itself."""
+    """Whatever is asked for first."""
     assert getattr(client, name) is not None
 
 
 def test_another_name_is_an_attribute_error() -> None:
     """As of any module."""
-    with pytest.raises(AttributeError, match=r"module 'zmqrt\.client' has no attribute 'Server'"):
+    with pytest.raises(AttributeError, match="has no attribute 'Server'"):
         client.Server  # type: ignore[attr-defined]  # noqa: B018 # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnusedExpression]
 
 

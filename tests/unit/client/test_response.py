@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zmqrt.client.reading import read_generation, read_stream, read_unary
-from zmqrt.client.results import read_embeddings
+from zmqrt.client.response import read_embeddings, read_generation, read_stream, read_unary
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import DeadlineError, EngineError, ErrorKind, request_error

@@ -1,0 +1,71 @@
+"""The public names of the library. `zmqrt.client` hands them on, and imports this when the first one is asked for."""
+
+from ..protocol import errors
+from ..protocol.admin import AdminOutcome
+from ..protocol.errors import (
+    BadRequestError,
+    BusyError,
+    CancelledError,
+    ConfigurationError,
+    ConflictError,
+    ConnectError,
+    DeadlineError,
+    EngineError,
+    NotFoundError,
+    RequestError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+    VersionError,
+    WorkerLostError,
+    ZmqrtError,
+)
+from ..protocol.request_trace import RequestTrace
+from ..protocol.snapshot import ServiceStatus, Snapshot
+from ..protocol.tasks import ChatMessage, Embed, Generate, TokenLogprobs, Usage
+from .aio import AsyncClient, AsyncHandle, AsyncStream
+from .calls import CallOptions, GenerateOptions
+from .config import ClientSettings
+from .response import Chunk, Embeddings, Result
+from .sync import Client, Handle, Stream
+
+__all__ = [
+    "AdminOutcome",
+    "AsyncClient",
+    "AsyncHandle",
+    "AsyncStream",
+    "BadRequestError",
+    "BusyError",
+    "CallOptions",
+    "CancelledError",
+    "ChatMessage",
+    "Chunk",
+    "Client",
+    "ClientSettings",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectError",
+    "DeadlineError",
+    "Embed",
+    "Embeddings",
+    "EngineError",
+    "Generate",
+    "GenerateOptions",
+    "Handle",
+    "NotFoundError",
+    "RequestError",
+    "RequestTrace",
+    "Result",
+    "ServiceStatus",
+    "Snapshot",
+    "Stream",
+    "TokenLogprobs",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "Usage",
+    "VersionError",
+    "WorkerLostError",
+    "ZmqrtError",
+    "errors",
+]
