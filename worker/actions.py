@@ -28,7 +28,7 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class ProbeBroker:
-    """Look who answers where a broker should, and report by `explained`."""
+    """Find out who answers where a broker should, and hand the result to `explained`."""
 
     broker: int
     broke_off: bool
@@ -70,7 +70,7 @@ class RestartEngine:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The node is gone: everything is said, leave."""
+    """The node is gone: leave."""
 
     code: int
     reason: str

@@ -1,4 +1,4 @@
-"""One socket to one broker: connects, tells what its monitor sees, moves envelopes. Decides nothing.
+"""The socket to one broker: connects, reports what its monitor sees, moves envelopes. Decides nothing.
 
 A DEALER here never reconnects (protocol/transport.py): after a loss the link is closed and opened again, with a new
 socket, when the core asks for it.
@@ -35,7 +35,7 @@ _FAILED: Final = int(
 )
 _OVER: Final = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
 _CLIENT_COMMANDS: Final = frozenset(
-    f"unknown command {int(one.__struct_config__.tag)}" for one in typing.get_args(m.ToClient)
+    f"unknown command {int(kind.__struct_config__.tag)}" for kind in typing.get_args(m.ToClient)
 )
 
 
@@ -124,14 +124,14 @@ class BrokerLink:
                 frames = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            told = parse_monitor_message(frames)
-            event = int(told["event"])
+            seen = parse_monitor_message(frames)
+            event = int(seen["event"])
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._is_greeted = True
                 yield None
             elif event & _FAILED:
                 failure = diagnose.of_handshake(
-                    event, int(told["value"]), self.endpoint, has_keys=self._keys is not None, role="worker"
+                    event, int(seen["value"]), self.endpoint, has_keys=self._keys is not None, role="worker"
                 )
                 yield Ending(failure.text if failure is not None else None, broke_off=True)
             elif event & _OVER:
@@ -167,7 +167,7 @@ class BrokerLink:
 
     def has_input(self) -> bool:
         """Whether something is left to read."""
-        return any(one is not None and has_input(one) for one in (self._dealer, self._monitor))
+        return any(socket is not None and has_input(socket) for socket in (self._dealer, self._monitor))
 
     def send(self, messages: Sequence[m.FromWorker]) -> bool:
         """Queue messages, all in one envelope if they fit; False when the broker has not taken any for too long."""

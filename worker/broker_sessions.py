@@ -1,10 +1,10 @@
-"""One broker as this node sees it: is there a connection, is it registered, how much may the broker send. Pure.
+"""A node's session with one broker: is there a connection, is it registered, how much may the broker send. Pure.
 
-DOWN      no socket. A new one is made when the backoff is over; until then nothing can be said to this broker.
+DOWN      no socket. A new one is made when the backoff is over; until then nothing can be sent.
 DIALING   a socket is connecting; a handshake that does not come in time counts as a loss.
 GREETING  READY is sent; the broker's WELCOME brings the epoch that every later message carries.
 ACTIVE    registered: dispatches come, results and heartbeats go.
-LEFT      the node said goodbye; nothing follows.
+LEFT      the node has sent LEAVE; nothing follows.
 
 Every loss leads to DOWN. The leases of a lost session are held a little longer than the broker's grace, in case the
 next WELCOME says that they are still current.
@@ -57,7 +57,7 @@ class BrokerSession:
         self.received = 0
         """Dispatches of this epoch, refused ones included."""
         self.dispatch_limit = 0
-        """Dispatches of this epoch that the broker was told it may send. Never goes down."""
+        """Dispatches of this epoch that the broker may send, as it knows. Never goes down."""
         self.refused: set[str] = set()
         """Services of dispatches that found no slot: the broker sends no more until it hears of a higher limit."""
         self.heartbeat_s = 0.0
@@ -66,7 +66,7 @@ class BrokerSession:
         self.beaten_at = float("-inf")
         self.heartbeat_count = 0
         self.ready_count = 0
-        """Number of the first heartbeat of this epoch that said that the node serves; 0 = none yet."""
+        """Number of the first heartbeat of this epoch in which the node was ready; 0 = none yet."""
         self.heard_count = 0
         """Number of the last heartbeat that the broker has taken note of."""
         self.held_until = 0.0
@@ -74,7 +74,7 @@ class BrokerSession:
         self.is_announced = False
         """Whether the broker knows the services as they are now."""
         self.trouble = ""
-        """Why there is no session, as last told to the operator: once, and not at every try."""
+        """Why there is no session, as it was last logged."""
         self.leases: dict[int, Job] = {}
         """Jobs of this broker, finished ones for a moment as well."""
 
@@ -130,8 +130,8 @@ class BrokerSession:
     def grant(self, free: int, has_room: Callable[[str], bool]) -> bool:
         """Raise the limit to what is free now; say whether it rose.
 
-        With several brokers each may have been told of the same slots. One that found them taken waits for a higher
-        limit, so it is told one as soon as there is room, however far its own credit still reaches.
+        Several brokers may know of the same slots. One that found them taken waits for a higher limit, and gets it as
+        soon as there is room, however far its credit still reaches.
         """
         limit = self.received + max(free, 0)
         if self.refused and any(map(has_room, self.refused)):

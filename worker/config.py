@@ -103,9 +103,9 @@ class WorkerSettings(CommonSettings):
         """Refuse what cannot work."""
         if not self.broker:
             raise ValueError("broker: at least one endpoint is needed")
-        for one in self.engine_opt:
-            if "=" not in one:
-                raise ValueError(f"engine_opt: {one!r} is not KEY=VALUE")
+        for option in self.engine_opt:
+            if "=" not in option:
+                raise ValueError(f"engine_opt: {option!r} is not KEY=VALUE")
 
     @property
     def name(self) -> str:
@@ -152,5 +152,5 @@ class WorkerSettings(CommonSettings):
     @property
     def engine_options(self) -> dict[str, str]:
         """`--engine-opt` as a mapping."""
-        pairs = (one.partition("=") for one in self.engine_opt)
+        pairs = (option.partition("=") for option in self.engine_opt)
         return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,12 +1,12 @@
-"""What a node decides: registration with every broker, leases, credit, results, draining. No socket, clock or thread.
+"""Decides what a node does: registration with every broker, leases, credit, results, draining. Pure.
 
-Events come in as method calls with `now`; what is to be done is appended to `out`, which the agent empties after each
-pass (`settle` first, so that credit that nothing else carries goes out with it).
+Events come in as method calls with `now`. What is to be done is appended to `out`, which the agent empties at the end
+of each pass; `settle` comes before that, and sends the credit that no other message carries.
 
 JOINING   no engine has loaded yet, or all are gone; the brokers hear of the progress, credit stands still.
 READY     at least one engine serves.
 DRAINING  no new work; what runs is finished, or handed back at the deadline.
-GONE      everything is said.
+GONE      it has said goodbye, and does nothing more.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .actions import Action, Dial, Exit, HangUp, Level, Note, ProbeBroker, Resta
 from .broker_sessions import GREETING_S, BrokerSession, SessionState
 from .device_pool import DevicePool
 from .engines import ipc
-from .requests import NodeConfig, RequestTable
+from .requests import JobTable, NodeConfig
 
 _SWEEP_S: Final = 0.25
 """How exactly deadlines of jobs are kept; the broker keeps its own, so this is a safety net."""
 _BEAT_GAP_S: Final = 0.2
-"""News of many devices that load is told in few heartbeats: a broker takes ten a second, more are a strike."""
+"""Least time between two heartbeats, however many devices have news: a broker takes ten a second, more are a strike."""
 _OTHERS_S: Final = 1.0
 """How long the word that the node serves waits for further brokers, once one of them knows it."""
 _REFUSED_BY_BROKER: Final = (403, 426)
@@ -62,7 +62,7 @@ class WorkerCore:
         self.state = WorkerState.JOINING
         self.sessions = [BrokerSession(index, endpoint, backoff) for index, (endpoint, backoff) in enumerate(brokers)]
         self.pool = pool
-        self.requests = RequestTable(config, pool, self.sessions, self.out)
+        self.requests = JobTable(config, pool, self.sessions, self.out)
         self._config = config
         self._started_at = now
         self._sweep_at = now
@@ -80,7 +80,7 @@ class WorkerCore:
         self._send(session, self._ready(session))
 
     def lost(self, broker: int, cause: str | None, now: float, *, broke_off: bool = False) -> None:
-        """Take note that the connection to a broker is gone, or never came to be; None: why, a look will tell."""
+        """Note that the connection to a broker is gone, or never came to be; None: only a probe can tell why."""
         session = self.sessions[broker]
         if session.state in (SessionState.DOWN, SessionState.LEFT):
             return
@@ -95,7 +95,7 @@ class WorkerCore:
         session.move(SessionState.DOWN, now + session.backoff.next_delay_s())
 
     def explained(self, broker: int, cause: str) -> None:
-        """Take the result of a look at a broker with which no session came about."""
+        """Take the result of a `ProbeBroker`."""
         session = self.sessions[broker]
         if session.state is SessionState.DOWN or session.state is SessionState.DIALING:
             self._report_trouble(session, cause)
@@ -108,7 +108,7 @@ class WorkerCore:
             self._note("warning", f"no session with broker{where}: {cause}; trying again and again")
 
     def received(self, broker: int, messages: Sequence[m.ToWorker], now: float) -> None:
-        """Take in what a broker sent, in order."""
+        """Handle what a broker sent, in order."""
         session = self.sessions[broker]
         session.heard(now)
         for message in messages:
@@ -149,7 +149,7 @@ class WorkerCore:
         session.welcome(message, now)
         self._note("info", f"registered with broker {message.broker_id} at {session.endpoint}, epoch {message.epoch}")
         session.is_announced = False
-        current = {one.lease: one.next_n for one in message.rebound}
+        current = {rebound.lease: rebound.next_n for rebound in message.rebound}
         for lease, job in list(session.leases.items()):
             if lease in current:
                 self.requests.replay(session, job, current.pop(lease))
@@ -170,7 +170,7 @@ class WorkerCore:
     # --- a pass ------------------------------------------------------------------------------------------------------
 
     def settle(self, now: float) -> None:
-        """End a pass: tell news of the devices, and credit that no other message carried."""
+        """End a pass: send news of the devices, and credit that no other message carried."""
         self._follow_devices()
         is_news = any(device.has_news() for device in self.pool.devices.values())
         for session in self.sessions:
@@ -209,7 +209,7 @@ class WorkerCore:
         self.pool.devices[device].loading(phase, percent, elapsed_s)
 
     def engine_sent(self, device_id: str, messages: Sequence[ipc.FromEngine], now: float) -> None:
-        """Take in what an engine process sent."""
+        """Handle what an engine process sent."""
         device = self.pool.devices[device_id]
         was_ready = device.is_ready
         self.requests.engine_sent(device, messages, now)
@@ -217,7 +217,7 @@ class WorkerCore:
             self._announce()
 
     def engine_exited(self, device_id: str, reason: str, *, is_restarted: bool, now: float) -> None:
-        """Take note that an engine process is gone; its supervisor starts another one, or gives the device up."""
+        """Note that an engine process is gone; its supervisor starts another one, or gives the device up."""
         device = self.pool.devices[device_id]
         self._note("error", f"{device_id}: the engine process ended: {reason}")
         self.requests.engine_exited(device, reason, is_restarted=is_restarted, now=now)
@@ -329,7 +329,7 @@ class WorkerCore:
 
 
 def _silence(session: BrokerSession) -> str | None:
-    """Say what a silence means; None where only a look can tell."""
+    """Say what a silence means; None where only a probe can tell."""
     if session.state is SessionState.ACTIVE:
         return "silent for too long"
     return of_silence(session.endpoint, "worker").text if session.state is SessionState.GREETING else None

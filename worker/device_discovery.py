@@ -1,4 +1,4 @@
-"""Which devices are here: CUDA devices as the driver lists them, the CPU, or two that are only played.
+"""Finds the devices of this machine: CUDA devices as the driver lists them, the CPU, or two mock ones.
 
 Nothing of CUDA is touched in the agent: the driver's management library (NVML) lists devices without making a context.
 """
@@ -114,7 +114,7 @@ def visible(gpus: Sequence[Gpu], setting: str | None) -> list[DeviceSpec]:
     if setting is None:
         return [_cuda(number, gpu.uuid, gpu) for number, gpu in enumerate(gpus)]
     found: list[DeviceSpec] = []
-    for entry in (one.strip() for one in setting.split(",")):
+    for entry in map(str.strip, setting.split(",")):
         if entry in _HIDDEN:
             break
         if entry.startswith("MIG-"):  # a slice of a device: the driver knows it, we take it as it is

@@ -1,4 +1,4 @@
-"""The devices of this node as the agent sees them: phase, free slots, load, and which one gets the next request. Pure.
+"""Knows the devices of the node: phase, free slots, load, and which one gets the next request. Pure.
 
 A device is an engine process. Each of its services is a lane with slots of its own; what runs in a lane is known by
 ticket. A ticket occupies its slot until the engine says that it is over, even when nobody waits for its result.
@@ -153,7 +153,7 @@ class Device:
         return phase != self.phase or abs(self.percent - percent) >= 5
 
     def was_reported(self) -> None:
-        """Note that the brokers have been told how far it is."""
+        """Note that a heartbeat has gone out."""
         self.reported = self.phase, self.percent
 
     def loading(self, phase: m.Phase, percent: float, elapsed_s: float) -> None:
@@ -221,7 +221,7 @@ class DevicePool:
         self._most_context = context
 
     def learn(self, stats: Mapping[str, GpuStats], now: float) -> None:
-        """Take in what drivers told of devices."""
+        """Keep what the drivers say of their devices."""
         for name, gpu in stats.items():
             self.devices[name].gpu, self.devices[name].gpu_at = gpu, now
 

@@ -41,9 +41,9 @@ class GpuMonitor:
         nvml: Any = pynvml
         try:
             nvml.nvmlInit()
-            handles = {one.id: nvml.nvmlDeviceGetHandleByUUID(one.handle) for one in self._devices}
+            handles = {device.id: nvml.nvmlDeviceGetHandleByUUID(device.handle) for device in self._devices}
         except nvml.NVMLError as error:
-            log.warning("the driver tells nothing of its devices: %s", error)
+            log.warning("the driver says nothing about its devices: %s", error)
             return
         while not self._is_over.is_set():
             stats = {name: read(nvml, handle) for name, handle in handles.items()}

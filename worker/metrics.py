@@ -1,4 +1,4 @@
-"""GET /metrics of a node: what it tells its brokers about itself, for machines that are scraped one by one."""
+"""Metrics of a node: what its brokers know of it, for machines that are scraped one by one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _HEALTH: Final[Mapping[WorkerState, NodeHealth]] = {
 
 
 class NodeCollector(Collector):
-    """Translates the state of the node when somebody scrapes; nothing while its loop is too busy to tell."""
+    """Translates the state of the node when somebody scrapes; nothing while its loop is too busy to answer."""
 
     def __init__(self, ask: Callable[[], tuple[NodeStatus, int] | None]) -> None:
         self._ask = ask
 
     def collect(self) -> Iterable[Metric]:
         """Yield the families."""
-        told = self._ask()
-        if told is None:
+        described = self._ask()
+        if described is None:
             return
-        node, brokers = told
+        node, brokers = described
         yield from of_nodes([node])
         yield from of_devices([node])
         connected = GaugeMetricFamily("zmqrt_worker_brokers", "Brokers it is registered with.", labels=["node"])
@@ -60,7 +60,7 @@ def describe_node(core: WorkerCore, node_id: str, now: float) -> tuple[NodeStatu
         load=running / (capacity or 1),
         completed=0,
         failed=0,
-        services=[one.service for one in core.pool.offers()],
-        devices=[device_status(one.report(now), one.info) for one in core.pool.devices.values()],
+        services=[offer.service for offer in core.pool.offers()],
+        devices=[device_status(device.report(now), device.info) for device in core.pool.devices.values()],
     )
     return status, sum(session.is_active for session in core.sessions)

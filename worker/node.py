@@ -1,6 +1,6 @@
-"""Put a node together from its settings, run it, and take it apart: devices, model, engines, brokers, signals.
+"""Starts and stops the parts of a node: devices, model, engines, brokers, signals.
 
-The order matters: READY goes out first, everything slow (converting, loading) comes after it and is told by heartbeat.
+The order matters: READY goes out first. Everything slow (converting, loading) comes after it, and heartbeats report it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _Node:
         return NodeCollector(ask_loop(self._loop, lambda: describe_node(self._core, name, self._loop.time())))
 
     def _learn(self, stats: Mapping[str, GpuStats]) -> None:
-        """Take over what another thread has read; it may still come after the end."""
+        """Take over what the monitor's thread has read; it may still come after the end."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._core.pool.learn, stats, self._loop.time())
 

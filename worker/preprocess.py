@@ -7,7 +7,7 @@ engine for good. Runs on any thread; it shares nothing with the core.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -144,8 +144,9 @@ def _prepare_generation(
     task = _generation(dispatch.body, limits)
     if prompt_ids is None:
         prompt_ids = _encode(task, tokenizer, limits)
-    _check_known(max(prompt_ids), tokenizer)
-    _check_ids(task, tokenizer)
+    if not tokenizer.is_known(max(prompt_ids)):  # some tokenizers name one or two more than their model was made with
+        raise _bad(f"the prompt holds a token (id {max(prompt_ids)}) that the model's tokenizer names but it lacks")
+    _check_ids("logit_bias", task.logit_bias, tokenizer)
     room = limits.context - len(prompt_ids)
     max_new = min(task.max_tokens or limits.default_max_tokens, room)
     eos_ids = frozenset[int]() if task.ignore_eos else tokenizer.eos_ids
@@ -183,14 +184,14 @@ def _check_inputs(task: Embed, limits: ServiceLimits) -> None:
     ids = [token_id for text in task.input if not isinstance(text, str) for token_id in text]
     if ids and not limits.vocabulary:
         text = f"input: {limits.service} takes texts, not token ids: it does not say which tokenizer they would be of"
-        raise request_error(ErrorKind.BAD_REQUEST, text)
+        raise _bad(text)
     if ids and max(ids) >= limits.vocabulary:
         text = f"input: the model has no token {max(ids)}, only those below {limits.vocabulary}"
         text += "; token ids are of each model's own tokenizer, so send texts"
-        raise request_error(ErrorKind.BAD_REQUEST, text)
+        raise _bad(text)
     if task.truncate_to is not None and not limits.vocabulary:
         text = f"truncate_to: {limits.service} does not say how it counts tokens"
-        raise request_error(ErrorKind.BAD_REQUEST, text)
+        raise _bad(text)
 
 
 def _generation(body: bytes, limits: ServiceLimits) -> Generate:
@@ -218,9 +219,7 @@ def _encode(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list
 def _ids_of(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list[int]:
     if task.token_ids is not None:
         _check_length("token_ids", len(task.token_ids), limits)
-        unknown = next((token for token in task.token_ids if not tokenizer.is_known(token)), None)
-        if unknown is not None:
-            raise request_error(ErrorKind.BAD_REQUEST, f"token_ids: the model has no token {unknown}")
+        _check_ids("token_ids", task.token_ids, tokenizer)
         return task.token_ids
     if task.messages is not None:
         return tokenizer.encode_chat(task.messages, most=limits.context)
@@ -238,7 +237,7 @@ def _given(task: Generate) -> str:
 def _check_length(given: str, prompt_tokens: int, limits: ServiceLimits) -> None:
     if prompt_tokens < 1:
         text = f"{given}: it is empty: 0 tokens, at least 1 of at most {limits.context - 1} is needed"
-        raise request_error(ErrorKind.BAD_REQUEST, text)
+        raise _bad(text)
     if prompt_tokens >= limits.context:
         raise _too_long(given, prompt_tokens, limits)
 
@@ -248,20 +247,15 @@ def _too_long(given: str, tokens: int | str, limits: ServiceLimits) -> RequestEr
     return request_error(ErrorKind.CONTEXT_EXCEEDED, too_long(what, tokens, limits.context))
 
 
-def _check_known(largest: int, tokenizer: Tokenizer) -> None:
-    """Refuse a token that the tokenizer names and the model was not made with (some models come with one or two)."""
-    if not tokenizer.is_known(largest):
-        raise request_error(
-            ErrorKind.BAD_REQUEST,
-            f"the prompt holds a token (id {largest}) that the model's tokenizer names but it lacks",
-        )
-
-
-def _check_ids(task: Generate, tokenizer: Tokenizer) -> None:
+def _check_ids(field: str, ids: Iterable[int], tokenizer: Tokenizer) -> None:
     """Refuse ids beyond the vocabulary: an index error on the device would end the engine process."""
-    unknown = next((token for token in task.logit_bias if not tokenizer.is_known(token)), None)
+    unknown = next((token for token in ids if not tokenizer.is_known(token)), None)
     if unknown is not None:
-        raise request_error(ErrorKind.BAD_REQUEST, f"logit_bias: the model has no token {unknown}")
+        raise _bad(f"{field}: the model has no token {unknown}")
+
+
+def _bad(text: str) -> RequestError:
+    return request_error(ErrorKind.BAD_REQUEST, text)
 
 
 def _sampling(task: Generate, dispatch: Dispatch) -> SamplingParams:
@@ -315,7 +309,7 @@ def _read_prefix(dispatch: Dispatch) -> tuple[list[int], list[TokenLogprobs]]:
     try:
         bodies = _resume_blob.decode(dispatch.resume)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise request_error(ErrorKind.BAD_REQUEST, f"the resume blob is not an array of bodies: {error}") from None
+        raise _bad(f"the resume blob is not an array of bodies: {error}") from None
     for body in bodies:
         chunk = tasks.decode(body, GenerateChunk)
         ids += chunk.ids

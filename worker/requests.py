@@ -1,4 +1,4 @@
-"""The requests of a node: taken in under a lease, refused or run, and what their broker hears of them. Pure.
+"""The table of requests of a node: accepts or refuses dispatches, and reports to brokers what becomes of them. Pure.
 
 A job belongs to the broker that dispatched it and to no other. While that broker is away nothing is sent; the log of
 the job keeps everything, and `replay` sends it from wherever the broker stands when it is back.
@@ -32,7 +32,7 @@ _REPORTS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """What a node is told at its start."""
+    """Settings of the core."""
 
     worker_uuid: bytes
     node_id: str
@@ -48,8 +48,8 @@ class NodeConfig:
     """Factor of each heartbeat interval, so that the beats of many nodes spread."""
 
 
-class RequestTable:
-    """All requests of the node. `is_closed` once it drains."""
+class JobTable:
+    """All jobs of the node. `is_closed` once it drains."""
 
     def __init__(
         self, config: NodeConfig, pool: DevicePool, sessions: Sequence[BrokerSession], out: list[Action]
@@ -71,7 +71,7 @@ class RequestTable:
     # --- from brokers ------------------------------------------------------------------------------------------------
 
     def dispatch(self, session: BrokerSession, dispatch: m.Dispatch, now: float) -> None:
-        """Take a request in, or refuse it."""
+        """Accept a request, or refuse it."""
         session.received += 1
         self._supersede(session, dispatch)
         info = self._pool.info(dispatch.service)
@@ -92,7 +92,7 @@ class RequestTable:
         self._preprocess(job, dispatch, limits, now)
 
     def _preprocess(self, job: Job, dispatch: m.Dispatch, limits: ServiceLimits, now: float) -> None:
-        """Do it here and now if it takes no time to speak of; else the agent does it beside its loop."""
+        """Do it at once if it takes milliseconds; else the agent does it beside its loop."""
         try:
             needs_pool = self.preprocessor.needs_pool(dispatch.body, limits)
         except RequestError as error:
@@ -166,12 +166,12 @@ class RequestTable:
     # --- from engines ------------------------------------------------------------------------------------------------
 
     def engine_sent(self, device: Device, messages: Sequence[ipc.FromEngine], now: float) -> None:
-        """Take in what an engine process sent, and pass on what came of it."""
+        """Handle what an engine process sent, and report what came of it."""
         for message in messages:
             self._report(self.scheduler.heard(device, message, now))
 
     def engine_exited(self, device: Device, reason: str, *, is_restarted: bool, now: float) -> None:
-        """Take note that an engine process is gone."""
+        """Note that an engine process is gone."""
         self._report(self.scheduler.exited(device, reason, is_restarted=is_restarted, now=now))
 
     # --- to brokers --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ _STOP_S: Final = 5.0
 
 
 class BrokerFailedError(ZmqrtError):
-    """The broker did not start; it has said why on standard error."""
+    """The broker did not start; why stands in its own log."""
 
 
 async def serve_alone(settings: WorkerSettings) -> int:

@@ -1,4 +1,4 @@
-"""What a node shows its operator: bars while it loads (on a terminal) or lines, then one line that says it is ready."""
+"""Shows an operator how far a node is: bars on a terminal, lines elsewhere, then one line that says it is ready."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ class StartupView:
             "node_id": self._node_id,
             "pid": os.getpid(),
             "endpoints": self._endpoints(),
-            "services": [one.service for one in pool.offers()],
+            "services": [offer.service for offer in pool.offers()],
             "devices": list(pool.devices),
         }
         print(json.dumps(facts) if self._is_json else self._sentence(), flush=True)  # noqa: T201 - its only output
 
     def _endpoints(self) -> dict[str, str]:
         known = {
-            "broker": ",".join(one.endpoint for one in self._core.sessions),
+            "broker": ",".join(session.endpoint for session in self._core.sessions),
             "clients": self._client_endpoint,
             "metrics": self.metrics_url,
         }
@@ -96,7 +96,7 @@ class StartupView:
 
     def _sentence(self) -> str:
         pool = self._core.pool
-        services, devices = ", ".join(one.service for one in pool.offers()), ", ".join(pool.devices)
+        services, devices = ", ".join(offer.service for offer in pool.offers()), ", ".join(pool.devices)
         text = f"zmqrt-worker {self._node_id} is ready: {services} on {devices}, broker {self._endpoints()['broker']}"
         return f"{text}; clients connect to {self._client_endpoint}" if self._client_endpoint is not None else text
 

@@ -1,4 +1,4 @@
-"""A process that turns prompts into token ids: it renders the model's chat template and encodes what comes of it.
+"""The process that turns prompts into token ids: it renders the model's chat template and encodes what comes of it.
 
 `python -m zmqrt.worker.tokenizer_process DESCRIPTOR DIRECTORY`, started by the tokenizer pool alone. A
 template is a program that came with its model, and a tokenizer may take seconds for a long text; neither can be
@@ -15,7 +15,7 @@ import struct
 import sys
 from array import array
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -70,19 +70,10 @@ def framed(message: msgspec.Struct) -> bytes:
     return HEAD.pack(len(data)) + data
 
 
-def _receive(channel: socket.socket) -> bytes:
-    (length,) = HEAD.unpack(_exactly(channel, HEAD.size))
-    return _exactly(channel, length)
-
-
-def _exactly(channel: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        piece = channel.recv(min(1 << 20, length - len(data)))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
+def _receive(requests: BinaryIO) -> bytes | None:
+    """Return the next message; None at the end."""
+    head = requests.read(HEAD.size)
+    return requests.read(HEAD.unpack(head)[0]) if len(head) == HEAD.size else None
 
 
 def _bound_memory() -> None:
@@ -142,9 +133,9 @@ def main() -> None:
     _bound_time(0)
     channel.sendall(framed(loaded))
     decoder = msgspec.msgpack.Decoder(EncodeRequest)
-    with contextlib.suppress(EOFError, OSError):
-        while tokenizer is not None:
-            data = _receive(channel)
+    requests = channel.makefile("rb")
+    with contextlib.suppress(OSError):
+        while tokenizer is not None and (data := _receive(requests)) is not None:
             _bound_time(allowed_s(len(data)))
             reply = framed(_answer(tokenizer, decoder.decode(data)))
             _bound_time(0)

@@ -79,8 +79,8 @@ class Child:
         """Process id, while there is one."""
         return self._process.pid if self._process is not None else None
 
-    def start(self, said: Callable[[Child, str], None]) -> None:
-        """Start it; `said` is called with each line of its output, from another thread."""
+    def start(self, on_line: Callable[[Child, str], None]) -> None:
+        """Start it; `on_line` is called with each line of its output, from another thread."""
         self.state = ChildState.STARTING
         self.words.clear()  # a later end is not to be explained by words of an earlier life
         self._process = start(
@@ -93,7 +93,7 @@ class Child:
             stderr=subprocess.STDOUT,
         )
         assert self._process.stdout is not None
-        self._reader = threading.Thread(target=_read, args=(self, self._process.stdout, said), daemon=True)
+        self._reader = threading.Thread(target=_read, args=(self, self._process.stdout, on_line), daemon=True)
         self._reader.start()
 
     def hear(self, line: str) -> dict[str, Any] | None:
@@ -108,7 +108,7 @@ class Child:
         return record
 
     def reap(self) -> int | None:
-        """Return the exit code if it has just ended; all that it said has been read then."""
+        """Return the exit code if it has just ended; all that it wrote has been read then."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
         self._forget()
@@ -136,7 +136,7 @@ class Child:
         return f"{last} ({cause})" if last else cause
 
     def last_words(self) -> str:
-        """Return the last error that it told, or the last line that was no record."""
+        """Return the last error that it logged, or the last line that was no record."""
         return next((line for line in reversed(self.words) if line.strip()), "").removeprefix("error: ")
 
     def ask_to_leave(self) -> None:
@@ -192,7 +192,7 @@ class Supervisor:
         return child
 
     def step(self) -> None:
-        """Read what was said, see who has ended, start again what is due. Call it some times a second.
+        """Read what children wrote, see who has ended, start again what is due. Call it some times a second.
 
         Raises:
             ChildFailedError: a child ended before it was ever ready.
@@ -239,10 +239,10 @@ class Supervisor:
         self._lines.put((child, line))
 
 
-def _read(child: Child, stream: IO[bytes], said: Callable[[Child, str], None]) -> None:
+def _read(child: Child, stream: IO[bytes], on_line: Callable[[Child, str], None]) -> None:
     with stream, contextlib.suppress(OSError, ValueError):
         for line in stream:
-            said(child, line.decode("utf-8", "replace").rstrip())
+            on_line(child, line.decode("utf-8", "replace").rstrip())
 
 
 def _record(line: str) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from zmqrt.worker.broker_sessions import BrokerSession
 from zmqrt.worker.engines.base import TokenRequest
 from zmqrt.worker.jobs import Job
 from zmqrt.worker.preprocess import PreparedGeneration
-from zmqrt.worker.requests import RequestTable
+from zmqrt.worker.requests import JobTable
 
 pytestmark = pytest.mark.timeout(600)  # as in test_network
 SEEDS = 300
@@ -82,13 +82,13 @@ def forget_what_was_consumed(patch: pytest.MonkeyPatch) -> None:
 
 def lose_the_last_partial(patch: pytest.MonkeyPatch) -> None:
     """Lose the last PARTIAL before FINAL, and say in FINAL that it was sent."""
-    right = RequestTable.send_partial
+    right = JobTable.send_partial
 
-    def send_partial(self: RequestTable, session: BrokerSession, job: Job) -> None:
+    def send_partial(self: JobTable, session: BrokerSession, job: Job) -> None:
         if job.prepared is not None and job.total_n < job.prepared.max_new_tokens:
             right(self, session, job)
 
-    patch.setattr(RequestTable, "send_partial", send_partial)
+    patch.setattr(JobTable, "send_partial", send_partial)
 
 
 def lose_the_last_unit_and_the_count(patch: pytest.MonkeyPatch) -> None:
