@@ -120,8 +120,8 @@ class Shield:
         assert self._pattern is not None
         mark = _unused_character(messages)
         broken = [
-            ChatMessage(role=one.role, content=self._break(one.content, mark) if one.content else "")
-            for one in messages
+            ChatMessage(role=message.role, content=self._break(message.content, mark) if message.content else "")
+            for message in messages
         ]
         return broken, mark
 

@@ -39,7 +39,7 @@ def context_of(config: dict[str, Any]) -> int | None:
         raise ValueError(f"{name} is {positions!r}, which is no number of positions")
     if text.get("model_type") in _SCALED_FAMILIES:
         return positions
-    return max([positions, *(_stretched(positions, one) for one in scalings(text))])
+    return max([positions, *(_stretched(positions, scaling) for scaling in scalings(text))])
 
 
 def scalings(text_config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -48,10 +48,10 @@ def scalings(text_config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         found = text_config.get(name)
         if not isinstance(found, dict):
             continue
-        one = cast("dict[str, Any]", found)
-        if "rope_type" in one or "type" in one or "factor" in one:
-            yield one
-        yield from (cast("dict[str, Any]", each) for each in one.values() if isinstance(each, dict))
+        scaling = cast("dict[str, Any]", found)
+        if "rope_type" in scaling or "type" in scaling or "factor" in scaling:
+            yield scaling
+        yield from (cast("dict[str, Any]", each) for each in scaling.values() if isinstance(each, dict))
 
 
 def kind_of(scaling: dict[str, Any]) -> str:

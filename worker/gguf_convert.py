@@ -148,7 +148,7 @@ def _token_id(file: GgufFile, name: str, size: int) -> int | None:
 def _end_ids(file: GgufFile, config: dict[str, Any]) -> list[int]:
     """Unite the ends of a text, of a turn and of a message: models end their answers with any of them."""
     found = [_token_id(file, name, config["vocab_size"]) for name in ("eos", "eot", "eom")]
-    return sorted({one for one in found if one is not None})
+    return sorted({token_id for token_id in found if token_id is not None})
 
 
 def _check_tensors(file: GgufFile, config: dict[str, Any]) -> None:

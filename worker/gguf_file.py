@@ -98,11 +98,11 @@ def _read(content: mmap.mmap, progress: Callable[[float], None]) -> GgufFile:
     alignment = file.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT:
         raise ValueError(f"general.alignment is {alignment!r}")
-    twice = [name for name, times in Counter(one.name for one in stored).items() if times > 1]
+    twice = [name for name, times in Counter(tensor.name for tensor in stored).items() if times > 1]
     if twice:
         raise ValueError(f"the tensor {twice[0]} is in it twice")
     begin = -(-cursor.offset // alignment) * alignment
-    file.tensors = [_tensor(content, begin, one) for one in stored]
+    file.tensors = [_tensor(content, begin, tensor) for tensor in stored]
     return file
 
 

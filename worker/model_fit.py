@@ -58,9 +58,9 @@ _QUANTISERS: Final = {
 _LLAMAS: Final = ("llama", "mistral", "qwen2", "qwen3")
 _PARTS: Final = (
     "input_layernorm",
-    *(f"self_attn.{one}_proj" for one in "qkvo"),
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
     "post_attention_layernorm",
-    *(f"mlp.{one}_proj" for one in ("gate", "up", "down")),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 """What each layer of these has; of other types, and of what else these may have, the loader knows."""
 _MOST_LAYERS: Final = 1000
@@ -76,15 +76,17 @@ def makes_text(directory: Path, config: dict[str, Any]) -> bool:
 def why_no_generator(directory: Path, config: dict[str, Any]) -> str | None:
     """Say what a model is instead of a generator of text; None if it is one."""
     kind = str(config.get("model_type") or "")
-    names = [str(one) for one in entry(config, "architectures", list[object], directory / "config.json")]
+    names = [str(name) for name in entry(config, "architectures", list[object], directory / "config.json")]
     named = names[0] if names else f"of type {kind}"
     if config.get("is_encoder_decoder") or kind in _TWO_PARTS:
         return f"it is a model of an encoder and a decoder ({named}); only decoders are served"
-    if (directory / "modules.json").is_file() or (not names and any((directory / one).is_file() for one in _SENTENCES)):
+    if (directory / "modules.json").is_file() or (
+        not names and any((directory / name).is_file() for name in _SENTENCES)
+    ):
         return f"it makes vectors of sentences ({named})"
     if kind in _ENCODERS and not config.get("is_decoder"):
         return f"it is an encoder ({named})"
-    if names and not any(one.endswith(_GENERATORS) for one in names):
+    if names and not any(name.endswith(_GENERATORS) for name in names):
         what = next(
             (words for end, words in _OTHERS.items() if names[0].endswith(end)), "a model without a head for text"
         )
@@ -137,7 +139,7 @@ def _check_numbers(directory: Path, look: Look) -> None:
     """Compare how the weights are stored with what the configuration says of it."""
     quantisation = entry(look.config, "quantization_config", dict[str, Any], directory / "config.json")
     if not quantisation:
-        strange = {name: one.dtype for name, one in look.tensors.items() if one.dtype not in _PLAIN}
+        strange = {name: tensor.dtype for name, tensor in look.tensors.items() if tensor.dtype not in _PLAIN}
         odd = sorted(f"{name} ({dtype})" for name, dtype in strange.items() if not name.endswith(_BUFFERS))
         if odd:
             raise ModelError(

@@ -69,11 +69,11 @@ def _not_a_model(directory: Path) -> str:
     inside = sorted(directory.iterdir())
     if not inside:
         return f"{directory} is empty: there is no model in it"
-    files = [one for one in inside if one.suffix.lower() == ".gguf"]
+    files = [path for path in inside if path.suffix.lower() == ".gguf"]
     if files:
         return f"{directory} is no model directory (it has no config.json), but it holds {_name_one(files)}"
-    below = [one for one in inside if (one / "config.json").is_file()]
-    below += sorted(one.parent for one in directory.glob("snapshots/*/config.json"))
+    below = [path for path in inside if (path / "config.json").is_file()]
+    below += sorted(path.parent for path in directory.glob("snapshots/*/config.json"))
     if below:
         return (
             f"{directory} is no model directory (it has no config.json), but there are some in it: {_name_one(below)}"
@@ -154,18 +154,18 @@ def _indexed(directory: Path) -> dict[str, Stored]:
     twice = sorted(name for name, times in places.items() if times > 1)
     if twice:
         raise ModelError(f"{directory} has tensors in more than one file: {enumerate_names(twice)}; fetch it again")
-    return {name: one for tensors in found.values() for name, one in tensors.items()}
+    return {name: tensor for tensors in found.values() for name, tensor in tensors.items()}
 
 
 def _no_weights(directory: Path) -> str:
-    inside = [one.name for one in sorted(directory.iterdir())]
+    inside = [path.name for path in sorted(directory.iterdir())]
     ours = [name for name in inside if name.endswith(".safetensors")]
     shards = [name for name in ours if _SHARD.fullmatch(name)]
     if shards:
         return f"{directory} has {enumerate_names(shards)} but no {INDEX}, which says what is in them: fetch it"
     if ours:
         return f"{directory} has no {WEIGHTS}, but {enumerate_names(ours)}: rename it if it holds the model's weights"
-    pickles = sorted(one.name for pattern in _PICKLES for one in directory.glob(pattern))
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
     if pickles:
         return (
             f"{directory} has no weights as safetensors but {enumerate_names(pickles)}: files of pickle can run code "

@@ -162,7 +162,7 @@ def _near_path(path: Path) -> str:
     while not folder.is_dir() and folder != folder.parent:
         path, folder = folder, folder.parent  # the mistake may be further up
     try:
-        names = [one.name for one in folder.iterdir() if one.is_dir() or one.suffix.lower() == ".gguf"]
+        names = [path.name for path in folder.iterdir() if path.is_dir() or path.suffix.lower() == ".gguf"]
     except OSError:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)

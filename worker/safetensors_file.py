@@ -85,7 +85,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         if 8 + length > size:
             raise ModelError(f"{path} ends within its header, after {size:,} bytes: it was cut off; {_AGAIN}")
         tensors = _decode(path, file.read(length))
-    end = 8 + length + max((one.data_offsets[1] for one in tensors.values()), default=0)
+    end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if size != end:
         what = "it was cut off" if size < end else "bytes follow the last tensor"
         raise ModelError(f"{path} has {size:,} bytes, but its header speaks of {end:,}: {what}; {_AGAIN}")
@@ -98,22 +98,22 @@ def _decode(path: Path, header: bytes) -> dict[str, Stored]:
     try:
         raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
-        tensors = {name: msgspec.json.decode(one, type=Stored) for name, one in raw.items()}
+        tensors = {name: msgspec.json.decode(tensor, type=Stored) for name, tensor in raw.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ModelError(f"{path} is no safetensors file ({_first_bytes(path)}): {_AGAIN}") from None
     at = 0
-    for name, one in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
-        begin, end = one.data_offsets
-        if begin != at or (end - begin) * 8 != _bits(one):
+    for name, tensor in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
+        begin, end = tensor.data_offsets
+        if begin != at or (end - begin) * 8 != _bits(tensor):
             raise ModelError(f"{path}: the tensor {name} does not lie where its shape says; {_AGAIN}")
         at = end
     return tensors
 
 
-def _bits(one: Stored) -> int:
-    name = one.dtype
+def _bits(tensor: Stored) -> int:
+    name = tensor.dtype
     size = _BITS.get(name) or (8 if name.startswith("F8") else int("".join(filter(str.isdigit, name)) or 0))
-    for length in one.shape:
+    for length in tensor.shape:
         size *= length
     return size
 

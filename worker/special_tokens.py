@@ -35,7 +35,7 @@ def special_tokens(config: dict[str, Any]) -> dict[str, Any]:
     named = {name: content_of(config[name]) for name in NAMES if config.get(name)}
     extra = config.get("additional_special_tokens")
     listed = cast("list[object]", extra) if isinstance(extra, list) else []
-    return named | ({"additional_special_tokens": [content_of(one) for one in listed]} if listed else {})
+    return named | ({"additional_special_tokens": [content_of(token) for token in listed]} if listed else {})
 
 
 def content_of(token: object) -> str:
@@ -49,7 +49,7 @@ def complete(tokenizer: Tokenizer, directory: Path, config: dict[str, Any]) -> N
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     listed = entry(config, "added_tokens_decoder", dict[str, Any], directory / "tokenizer_config.json")
-    numbered = [one for _, one in sorted(listed.items(), key=lambda pair: _number(pair[0]))]
+    numbered = [token for _, token in sorted(listed.items(), key=lambda pair: _number(pair[0]))]
     if not listed:
         added = read_json_object(directory / "added_tokens.json")
         numbered = [text for text, _ in sorted(added.items(), key=lambda pair: _number(pair[1]))]
@@ -57,13 +57,13 @@ def complete(tokenizer: Tokenizer, directory: Path, config: dict[str, Any]) -> N
     for name in ("extra_special_tokens", "additional_special_tokens"):
         more = config.get(name)
         plain += cast("list[object]", more) if isinstance(more, list) else []
-    named = {content_of(one) for one in plain if one}
-    for one in (*numbered, *plain):
-        text = content_of(one) if one else ""
+    named = {content_of(token) for token in plain if token}
+    for listed_token in (*numbered, *plain):
+        text = content_of(listed_token) if listed_token else ""
         if not text or text in known:
             continue
         known.add(text)
-        flags = cast("dict[str, Any]", one) if isinstance(one, dict) else {}
+        flags = cast("dict[str, Any]", listed_token) if isinstance(listed_token, dict) else {}
         is_special = bool(flags.get("special")) or text in named
         token = AddedToken(
             text,

@@ -368,7 +368,7 @@ def _template_source(directory: Path, config: dict[str, Any]) -> str:
             named = msgspec.convert(found, list[_NamedTemplate])
         except msgspec.ValidationError as error:
             raise ModelError(f"{directory / 'tokenizer_config.json'}: chat_template: {error}") from None
-        return next((one.template for one in named if one.name == "default"), "")
+        return next((each.template for each in named if each.name == "default"), "")
     if not isinstance(found, str):
         raise ModelError(f"{directory / 'tokenizer_config.json'}: chat_template is neither a text nor a list of them")
     return found

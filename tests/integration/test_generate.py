@@ -294,7 +294,7 @@ def test_each_architecture_takes_its_way_and_is_right(
     [
         ("stablelm", {}, r"its attention cannot be replaced .model type stablelm."),
         ("mistral", {"sliding_window": 16}, r"its layers are not all plain attention .*sliding_attention.*"),
-        ("gemma2", {"head_dim": 16}, r"its layers are not all plain attention .*sliding_attention.*model type gemma2"),
+        ("phi3", {"sliding_window": 16}, r"its layers are not all plain attention .*sliding_attention.*type phi3"),
     ],
 )
 def test_a_model_that_nothing_here_can_run_is_refused(

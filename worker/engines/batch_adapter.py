@@ -129,6 +129,6 @@ class BatchAdapter:
 
     def _run(self, batch: list[Item]) -> list[ItemResult]:
         results = self._engine.run(batch)
-        if [one.ticket for one in results] != [one.ticket for one in batch]:
+        if [item.ticket for item in results] != [item.ticket for item in batch]:
             raise ValueError(f"the engine gave {len(results)} results for {len(batch)} items, or in another order")
         return results

@@ -89,13 +89,13 @@ class LoadProgress:
         self._clock = clock
         self._lock = threading.Lock()
         self._phase: Phase | None = None
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def __call__(self, phase: Phase, percent: float) -> None:
         """Hear of progress."""
         with self._lock:
             now = self._clock()
-            if phase == self._phase and percent < 100.0 and now - self._told_at < _PROGRESS_EVERY_S:
+            if phase == self._phase and percent < 100.0 and now - self._reported_at < _PROGRESS_EVERY_S:
                 return
-            self._phase, self._told_at = phase, now
+            self._phase, self._reported_at = phase, now
             self._tell(phase, min(100.0, max(0.0, percent)))

@@ -251,10 +251,10 @@ class MockEmbedder:
             text = f"dimensions: {self._model} has {_MAX_DIM} at most, not {dim}"
             return ItemResult(ticket=item.ticket, error=text, refused="bad_request")
         given = task["input"]
-        inputs = [_tokens(one) for one in ([given] if isinstance(given, str) else given)]
+        inputs = [_tokens(ids) for ids in ([given] if isinstance(given, str) else given)]
         if task.get("truncate") or task.get("truncate_to"):
             most = min(task.get("truncate_to") or self._context, self._context)
-            inputs = [one[:most] for one in inputs]
+            inputs = [ids[:most] for ids in inputs]
         longest = max(map(len, inputs))
         if longest > self._context:
             text = too_long("input", longest, self._context)
@@ -262,14 +262,14 @@ class MockEmbedder:
         return ItemResult(ticket=item.ticket, body=self._embed(inputs, dim))
 
     def _embed(self, inputs: list[Sequence[int]], dim: int) -> dict[str, Any]:
-        texts = [bytes(token for token in one if token < 256) for one in inputs]
-        if self._fail_on and any(self._fail_on.encode() in one for one in texts):
+        texts = [bytes(token for token in ids if token < 256) for ids in inputs]
+        if self._fail_on and any(self._fail_on.encode() in ids for ids in texts):
             raise ValueError(f"told to fail by {self._fail_on!r} in the input")
         return {
             "vectors": {
                 "dtype": "f4",
                 "shape": [len(texts), dim],
-                "data": b"".join(_unit_vector(one, dim) for one in texts),
+                "data": b"".join(_unit_vector(ids, dim) for ids in texts),
             },
             "usage": {"prompt_tokens": sum(map(len, inputs)), "completion_tokens": 0},
             "model": self._model,

@@ -31,9 +31,9 @@ class OutOfMemoryError(Exception):
 
 def explain(error: BaseException, model: str) -> str | None:
     """Say in a sentence that loading `model` failed for want of memory, and what to do; None if it was not that."""
-    for one in _causes(error):
-        if _is_about_memory(one):
-            return f"there is too little memory to load {model}{_numbers(str(one))}; {REMEDIES}"
+    for cause in _causes(error):
+        if _is_about_memory(cause):
+            return f"there is too little memory to load {model}{_numbers(str(cause))}; {REMEDIES}"
     return None
 
 

@@ -67,9 +67,9 @@ class EngineLoop:
         self._is_stopped = False
         self._step_at = clock()
         self._poller = zmq.Poller()
-        for one in (socket, bell):
-            if one is not None:
-                self._poller.register(one, zmq.POLLIN)
+        for end in (socket, bell):
+            if end is not None:
+                self._poller.register(end, zmq.POLLIN)
 
     def run(self) -> None:
         """Go round. Raises what breaks an engine; what the step before it made has been sent."""

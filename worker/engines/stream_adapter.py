@@ -41,7 +41,7 @@ class StreamAdapter:
         self._slots = engine.capacity().slots
         self._live: set[int] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._said: queue.SimpleQueue[TextChunk] = queue.SimpleQueue()
+        self._chunks: queue.SimpleQueue[TextChunk] = queue.SimpleQueue()
         self._requests = self._pieces = self._most = 0
         self._beat_at = time.monotonic()
         self._loop = asyncio.new_event_loop()
@@ -51,7 +51,7 @@ class StreamAdapter:
     @property
     def is_busy(self) -> bool:
         """Whether text is there to be taken."""
-        return not self._said.empty()
+        return not self._chunks.empty()
 
     @property
     def is_alive(self) -> bool:
@@ -78,8 +78,8 @@ class StreamAdapter:
 
     def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits: the thread wakes the loop
         """Take the text that is there."""
-        for _ in range(self._said.qsize()):
-            chunk = self._said.get()
+        for _ in range(self._chunks.qsize()):
+            chunk = self._chunks.get()
             self._out.messages.append(chunk)
             self._pieces += not chunk.done
             if chunk.done:
@@ -122,21 +122,21 @@ class StreamAdapter:
         if raised is not None:
             log.error("ticket %d: the engine failed", ticket, exc_info=raised)
         error = "cancelled" if done.cancelled() else describe(raised) if raised is not None else None
-        self._say(TextChunk(ticket, "", done=True, error=error))
+        self._put(TextChunk(ticket, "", done=True, error=error))
 
     async def _stream(self, ticket: int, task: dict[str, Any]) -> None:
         pieces = self._engine.generate(task)
         try:
             async for text in pieces:
-                self._say(TextChunk(ticket, text))
-                while self._said.qsize() > _MAX_QUEUED:  # noqa: ASYNC110 - the other side is a thread, not a task
+                self._put(TextChunk(ticket, text))
+                while self._chunks.qsize() > _MAX_QUEUED:  # noqa: ASYNC110 - the other side is a thread, not a task
                     await asyncio.sleep(_PAUSE_S)
         finally:
             if hasattr(pieces, "aclose"):  # an iterator of one's own need not have it; a generator does
                 await cast("Any", pieces).aclose()
 
-    def _say(self, chunk: TextChunk) -> None:
-        self._said.put(chunk)
+    def _put(self, chunk: TextChunk) -> None:
+        self._chunks.put(chunk)
         self._wake()
 
     def _stop(self) -> None:

@@ -111,5 +111,5 @@ class BatchSampler:
 def report(logprobs: torch.Tensor, token_id: int, count: int) -> dict[int, float]:
     """Return the log probability of a token and of the `count` likeliest ones of its row."""
     likeliest = logprobs.topk(min(count, logprobs.shape[0])).indices
-    ids = {token_id, *(int(one) for one in likeliest)}
-    return {one: float(logprobs[one]) for one in ids}
+    ids = {token_id, *(int(id_) for id_ in likeliest)}
+    return {id_: float(logprobs[id_]) for id_ in ids}

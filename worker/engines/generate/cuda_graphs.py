@@ -27,7 +27,7 @@ Compute = Callable[[torch.Tensor, SamplingMode], Sample]
 
 def sizes_for(rows: int) -> list[int]:
     """Return the sizes of graphs for up to `rows` sequences, largest first: what the largest one needs fits all."""
-    sizes = {one for one in _SMALL if one < rows} | set(range(32, rows, 8)) | {rows}
+    sizes = {size for size in _SMALL if size < rows} | set(range(32, rows, 8)) | {rows}
     return sorted(sizes, reverse=True)
 
 

@@ -86,12 +86,12 @@ class DeviceRunner:
             self._open(step)
             running = [part for part in step.parts if not part.is_prompt]
             samples = [self._run(running, mode)] if running else []
-            for one in passes_of(EngineStep([], [part for part in step.parts if part.is_prompt]), self._limits):
-                samples += self._compute_pieces(one, mode, lost)
+            for pass_ in passes_of(EngineStep([], [part for part in step.parts if part.is_prompt]), self._limits):
+                samples += self._compute_pieces(pass_, mode, lost)
             sample = Sample.of_all(samples) if samples else Sample(self._bounds[:0])
             arrival = self._transfers.down(sample.tokens, *sample.report)
         drawing = [part.sequence.sampling_state.sampling for part in step.drawing if part not in lost]
-        reported = [(row, one.logprobs) for row, one in enumerate(drawing) if one.logprobs is not None]
+        reported = [(row, sampling.logprobs) for row, sampling in enumerate(drawing) if sampling.logprobs is not None]
         self._under_way.append(_UnderWay(arrival, reported))
         return lost
 
@@ -155,28 +155,28 @@ class DeviceRunner:
 
     # --- pieces of prompts -------------------------------------------------------------------------------------------
 
-    def _compute_pieces(self, one: Pass, mode: SamplingMode, lost: list[SequenceStep]) -> list[Sample]:
+    def _compute_pieces(self, pass_: Pass, mode: SamplingMode, lost: list[SequenceStep]) -> list[Sample]:
         """Compute pieces in one pass; at need one by one; and those that do not even fit alone are lost."""
-        if not one.parts:
+        if not pass_.parts:
             return []
         try:
-            return [self._prefill(one, mode)]
+            return [self._prefill(pass_, mode)]
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-        if len(one.parts) == 1:
-            lost += one.parts
+        if len(pass_.parts) == 1:
+            lost += pass_.parts
             return []
-        alone = [Pass([part], one.width) for part in one.parts]
+        alone = [Pass([part], pass_.width) for part in pass_.parts]
         return [sample for each in alone for sample in self._compute_pieces(each, mode, lost)]
 
-    def _prefill(self, one: Pass, mode: SamplingMode) -> Sample:
+    def _prefill(self, pass_: Pass, mode: SamplingMode) -> Sample:
         """Compute pieces; return what those drew that draw."""
         ids: list[int] = []
         positions: list[int] = []
         places: list[int] = []
         bounds = [0]
         last: list[int] = []
-        for part in one.parts:
+        for part in pass_.parts:
             assert part.ids is not None
             start = part.sequence.extent.start
             ids += part.ids
@@ -185,17 +185,17 @@ class DeviceRunner:
             bounds.append(len(ids))
             if part.draws:
                 last.append(len(ids) - 1)
-        starts = [part.sequence.extent.start for part in one.parts]
-        lengths = [part.end for part in one.parts]
-        if one.width:  # padding is a sequence of its own, which sees one token of nobody
-            padding = one.width - len(ids)
+        starts = [part.sequence.extent.start for part in pass_.parts]
+        lengths = [part.end for part in pass_.parts]
+        if pass_.width:  # padding is a sequence of its own, which sees one token of nobody
+            padding = pass_.width - len(ids)
             ids += [0] * padding
             positions += [0] * padding
             places += [self._nowhere] * padding
             bounds.append(len(ids))
             starts.append(self._nowhere)
             lengths.append(1)
-        slots = [self._slots[part.sequence] for part in one.parts if part.draws]
+        slots = [self._slots[part.sequence] for part in pass_.parts if part.draws]
         pieces = (ids, positions, places, last, slots, bounds, [*starts, 0], lengths)
         packed: Any = self._transfers.up([value for piece in pieces for value in piece])
         there: tuple[torch.Tensor, ...] = packed.split([len(piece) for piece in pieces])
@@ -206,7 +206,7 @@ class DeviceRunner:
                 starts=there[6].int(),
                 lengths=there[7].int(),
                 most_queries=max(end - begin for begin, end in itertools.pairwise(bounds)),
-                most_keys=self._limits.context if one.width else max(lengths),
+                most_keys=self._limits.context if pass_.width else max(lengths),
             )
         )
         logits = self._decoder.forward(there[0], there[1], self._attention, there[3])

@@ -90,7 +90,7 @@ def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
     Where the same numbers are promised in any batch, the context ends before that.
     """
     config = loaded.model.config.get_text_config().to_dict()
-    stretched = [one for one in scalings(config) if kind_of(one) in GROWING]
+    stretched = [scaling for scaling in scalings(config) if kind_of(scaling) in GROWING]
     if not stretched:
         return loaded
     original = int(stretched[0].get("original_max_position_embeddings") or config["max_position_embeddings"])

@@ -74,7 +74,7 @@ def plain(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: Layout, scale: float | None
 ) -> torch.Tensor:
     """Do the same in float32, step by step: the definition, for tests and for `works`."""
-    bounds, starts, lengths = (list(map(int, one)) for one in (layout.bounds, layout.starts, layout.lengths))
+    bounds, starts, lengths = (list(map(int, values)) for values in (layout.bounds, layout.starts, layout.lengths))
     seen = torch.zeros_like(query)
     group = query.shape[1] // keys.shape[1]
     for number, length in enumerate(lengths):

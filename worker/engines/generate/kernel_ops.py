@@ -119,7 +119,7 @@ def hashes(states: torch.Tensor, noise: GumbelNoise) -> torch.Tensor:
 def why_not(dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Say why the kernels cannot be used on a device; None if each does there what plain torch does."""
     try:
-        worst = max(differences(dtype, device).items(), key=lambda one: one[1])
+        worst = max(differences(dtype, device).items(), key=lambda pair: pair[1])
     except Exception as error:  # noqa: BLE001 - a compiler's errors have no common class
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None if worst[1] <= _TOLERANCE else f"{worst[0]} is off by {worst[1]:.3g}"

@@ -1,6 +1,6 @@
-"""Stretches of one flat pool of keys and values, and the finished sequences that still lie in it. Pure.
+"""Extents of one flat pool of keys and values, and the finished sequences that still lie in it. Pure.
 
-A sequence is one stretch: where it begins, and how long it may get. What is finished stays until its place is needed,
+A sequence has one extent: where it begins, and how long it may get. What is finished stays until its place is needed,
 oldest first, so that a prompt that begins like it need not be computed again. No copying, no device: whoever owns the
 tensors is told from where to where tokens move.
 """
@@ -49,7 +49,7 @@ class KvCache:
         return self.tokens - sum(extent.size for extent in self._free) - sum(extent.size for extent in self._kept)
 
     def is_kept(self, extent: Extent) -> bool:
-        """Whether a stretch holds a finished sequence."""
+        """Whether an extent holds a finished sequence."""
         return extent in self._kept
 
     def alike(self, ids: Sequence[int]) -> Iterator[tuple[Extent, Sequence[int]]]:
@@ -59,7 +59,7 @@ class KvCache:
             yield extent, self._kept[extent]
 
     def allocate(self, size: int, *, spare: Extent | None = None) -> Extent | None:
-        """Take a stretch, giving up what was kept longest as needed, but never `spare`; None if there is no room."""
+        """Take an extent, giving up what was kept longest as needed, but never `spare`; None if there is no room."""
         found = self._first_fit(size)
         if found is None:
             if not self._could_fit(size, spare):
@@ -71,8 +71,8 @@ class KvCache:
         return found
 
     def release(self, extent: Extent) -> None:
-        """Give a stretch back."""
-        index = bisect.bisect_left(self._free, extent.start, key=lambda one: one.start)
+        """Give an extent back."""
+        index = bisect.bisect_left(self._free, extent.start, key=lambda hole: hole.start)
         start, end = extent.start, extent.end
         if index < len(self._free) and self._free[index].start == end:
             end = self._free.pop(index).end
@@ -82,7 +82,7 @@ class KvCache:
         self._free.insert(index, Extent(start, end - start))
 
     def keep(self, extent: Extent, ids: Sequence[int]) -> None:
-        """Give a stretch back, but remember what lies in it: `ids` from its start on."""
+        """Give an extent back, but remember what lies in it: `ids` from its start on."""
         if len(ids) < HEAD:
             self.release(extent)
             return
@@ -92,7 +92,7 @@ class KvCache:
             self.forget(next(iter(self._kept)))
 
     def take(self, extent: Extent) -> None:
-        """Use a kept stretch again as it is."""
+        """Use a kept extent again as it is."""
         head = tuple(self._kept.pop(extent)[:HEAD])
         alike = self._by_head[head]
         del alike[extent]
@@ -100,11 +100,11 @@ class KvCache:
             del self._by_head[head]
 
     def touch(self, extent: Extent) -> None:
-        """Note that a kept stretch was of use."""
+        """Note that a kept extent was of use."""
         self._kept.move_to_end(extent)
 
     def forget(self, extent: Extent) -> None:
-        """Free a kept stretch."""
+        """Free a kept extent."""
         self.take(extent)
         self.release(extent)
 
@@ -119,7 +119,8 @@ class KvCache:
     def _could_fit(self, size: int, spare: Extent | None) -> bool:
         """Say whether giving up everything kept would make a hole large enough."""
         end = run = 0
-        for extent in sorted([*self._free, *(one for one in self._kept if one != spare)], key=lambda one: one.start):
+        could_go = (extent for extent in self._kept if extent != spare)
+        for extent in sorted([*self._free, *could_go], key=lambda extent: extent.start):
             run = run + extent.size if extent.start == end else extent.size
             end = extent.end
             if run >= size:

@@ -45,7 +45,7 @@ def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configur
         return "its MLP has a bias, or another activation than SiLU"
     if getattr(config, "quantization_config", None):
         return "its weights are quantised"
-    growing = {kind_of(one) for one in scalings(config.to_dict())} & GROWING
+    growing = {kind_of(scaling) for scaling in scalings(config.to_dict())} & GROWING
     if growing:
         return f"its rotary embedding changes with the length of a text ({', '.join(sorted(growing))})"
     return None

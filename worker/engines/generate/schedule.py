@@ -1,14 +1,49 @@
-"""What each step computes: which sequences get their next token, and which part of which prompt comes along. Pure.
+"""What each step of the engine computes: which sequences get a token, and which piece of which prompt comes along.
 
-    WAITING   queued; there is no sequence or no room in the pool for it
-    RUNNING   it has a stretch of the pool: first its prompt is computed in pieces, then a token a step
-    ENDED     its last event is made, and its stretch is another's
-
-Every running sequence past its prompt takes part in every step; prompts share what is left of the token budget, so
-however long they are, nobody's next token waits for more than one piece. Results may come a step or two after the next
-step was planned (a GPU is given step N+1 before N is read): a sequence that has ended in between takes part in vain.
-That harms nobody: steps are computed in the order in which they are planned, so whoever gets its stretch comes later.
+Pure: it knows ids, lengths and places in the pool, no tensor and no clock. `engine.py` is the loop around it.
 """
+
+# A request is in one of three states:
+#
+#     WAITING   queued: there is no slot, or no room in the pool for it
+#     RUNNING   it has a slot and an extent of the pool; first its prompt is computed in pieces, then a token a step
+#     ENDED     its last event is made, and its extent may be another's
+#
+# Rule 1: an extent is reserved whole. Admission takes room for the prompt and every token that the request may ask
+# for, so a sequence that runs never lacks memory: nothing is preempted, swapped out or computed twice. The price is
+# that a request may wait although much of the pool is unused (docs/adr/0005).
+#
+# Rule 2: admission keeps the order of arrival. Whoever is first waits for room, and the others wait behind it; a small
+# request that overtook would let a large one starve.
+#
+# Rule 3: whoever is past its prompt takes part in every step. Prompts share what is left of `chunk_tokens`, but get
+# one token at least. So a step computes about `chunk_tokens` tokens, and the time between two tokens of an answer does
+# not depend on how long the prompts beside it are.
+#
+# Rule 4: the oldest prompt and the shortest one have the first word by turns. The oldest alone would let a chat wait
+# for a book, the shortest alone would let the book wait for ever.
+#
+# Theory of operation: planned and known.
+#
+# A GPU is given step N + 1 before the result of step N is read, so there are two truths about a sequence. `ids` is what
+# is known: what came with the request, and the tokens that were read. `total` and `computed` are what is planned: they
+# move when a step is planned, as if everything under way had gone well. A token between len(ids) and total is drawn by
+# a step that nobody has read yet; a step that computes it has no id for it (`SequenceStep.ids` is None), and the runner
+# takes it from where the step before left it, on the device.
+#
+# Planning stops by itself at `max_new_tokens`, but only reading shows a stop id. A sequence that has ended meanwhile
+# takes part in the steps under way in vain, and `finish` drops what they drew. Its extent may be handed out at once all
+# the same: steps are computed in the order in which they were planned, so the next owner writes later.
+#
+# Prefixes. An extent whose sequence has ended is kept with the ids whose keys and values lie in it, until its room is
+# needed. A new prompt looks for the longest equal beginning, among those and among who runs. It takes a kept extent as
+# it is if that is large enough, else it copies. The last token of a prompt is always computed, since its logits draw
+# the first new one. At most `computed` tokens of a running sequence can be copied: the copy is part of the step
+# that is planned now, and runs behind the steps that compute them.
+#
+# Where every bit counts (`is_deterministic`), pieces of prompts begin and end at multiples of `chunk_tokens` and come
+# one a step, only whole pieces are reused, and what a resumed request brings along is fed token by token, as it was
+# made: a matrix product rounds by how many rows it has, so each token must always be computed in the same shape.
 
 from __future__ import annotations
 
@@ -24,7 +59,7 @@ from .kv_cache import HEAD, Extent, KvCache, common_prefix
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One running sequence.
+    """A request on its way: waiting, or with a slot and an extent.
 
     Attributes:
         ids: Prompt, what it resumes from, and what was made here: all that is known.
@@ -44,7 +79,7 @@ class Sequence:
 
     @classmethod
     def of(cls, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> Sequence:
-        """Make the sequence of a request that has no stretch yet."""
+        """Make the sequence of a request that has no extent yet."""
         ids = [*request.prompt_ids, *request.resume_ids]
         state = SamplingState.of(request, stop_ids)
         return cls(request, state, stop_ids, max_new_tokens, ids, Extent(0, 0), len(ids), 0)
@@ -114,9 +149,8 @@ class EngineStep:
 class SchedulerLimits:
     """How much at once. `depth`: steps that may be under way; `may_reuse`: whether prefixes are looked for.
 
-    `is_deterministic`: each token is computed in the same company of places whoever else is there, so that its numbers
-    are the same to the last bit. Pieces of prompts begin and end at multiples of `chunk_tokens` and come one a step,
-    prefixes are reused in whole pieces, and what a request resumes from is fed token by token, as it was made.
+    `is_deterministic`: each token is computed in a pass of the same shape whoever else is there, so that its numbers
+    are the same to the last bit.
     """
 
     slots: int
@@ -159,7 +193,7 @@ class Scheduler:
         return len(self.waiting) + len(self.running) >= self.limits.slots
 
     def submit(self, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> None:
-        """Queue a request that fits the pool when it is alone there."""
+        """Queue a request. It must fit the pool when it is alone there, or it would wait for ever."""
         self.waiting.append(Sequence.of(request, stop_ids, max_new_tokens))
 
     def cancel(self, ticket: int) -> bool:
@@ -272,7 +306,7 @@ class Scheduler:
         return copies
 
     def _place(self, sequence: Sequence) -> KvCopy | None:
-        """Find a stretch for a sequence, with as much of its prompt in it as there is; None if there is no room."""
+        """Find an extent for a sequence, with as much of its prompt in it as there is; None if there is no room."""
         size = min(len(sequence.request.prompt_ids) + sequence.max_new_tokens, self.limits.context)
         size = max(size, len(sequence.ids))
         source, length = self._longest_prefix(sequence)
@@ -307,9 +341,9 @@ class Scheduler:
             return best
         head = ids[:HEAD]
         running = (
-            (one.extent, one.ids[: self._reusable(one, one.computed)])
-            for one in self.running.values()
-            if one.computed > best[1] and one.ids[:HEAD] == head
+            (other.extent, other.ids[: self._reusable(other, other.computed)])
+            for other in self.running.values()
+            if other.computed > best[1] and other.ids[:HEAD] == head
         )
         for extent, known in itertools.chain(self.cache.alike(ids), running):
             length = self._reusable(sequence, min(common_prefix(ids, known), len(ids) - 1))
@@ -324,7 +358,7 @@ class Scheduler:
         return min(length, len(sequence.request.prompt_ids)) // self.limits.chunk_tokens * self.limits.chunk_tokens
 
     def fail(self, sequence: Sequence) -> None:
-        """Let a running sequence go whose last planned part came to nothing; what lies in its stretch is worthless."""
+        """Let a running sequence go whose last planned part came to nothing; what lies in its extent is worthless."""
         sequence.computed = 0
         self._end(sequence)
 

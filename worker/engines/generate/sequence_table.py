@@ -105,13 +105,13 @@ class SequenceTable:
         up, sampling = self._transfers.up, draw.sampling
         vocabulary = self.counts.shape[1]
         self.marks[slot].index_fill_(0, up(sorted(draw.prompt_ids)), _IN_PROMPT)
-        stops = up([one for one in sorted(draw.stop_ids) if one < vocabulary])
+        stops = up([token_id for token_id in sorted(draw.stop_ids) if token_id < vocabulary])
         self.marks[slot].index_copy_(0, stops, self.marks[slot][stops] | _STOPS)
         made = sorted(draw.generated.items())
-        self.counts[slot].index_copy_(0, up([one for one, _ in made]), up([count for _, count in made]).int())
+        self.counts[slot].index_copy_(0, up([token_id for token_id, _ in made]), up([count for _, count in made]).int())
         bias = sorted(sampling.logit_bias.items())
         values = up([_bits(value) for _, value in bias]).view(torch.float64).float()
-        self.bias[slot].index_copy_(0, up([one for one, _ in bias]), values)
+        self.bias[slot].index_copy_(0, up([token_id for token_id, _ in bias]), values)
 
     def in_prompt(self, slots: torch.Tensor) -> torch.Tensor:
         """Return which ids stand in the prompts: bool [slots, vocabulary]."""

@@ -35,13 +35,13 @@ class Sample:
 
     def first(self, count: int) -> Sample:
         """Return what the first slots drew."""
-        return Sample(self.tokens[:count], tuple(one[:count] for one in self.report))
+        return Sample(self.tokens[:count], tuple(tensor[:count] for tensor in self.report))
 
     @staticmethod
     def of_all(samples: Sequence[Sample]) -> Sample:
         """Put samples of equal mode together; the result is a copy."""
-        reports = zip(*(one.report for one in samples), strict=True)
-        return Sample(torch.cat([one.tokens for one in samples]), tuple(torch.cat(one) for one in reports))
+        reports = zip(*(sample.report for sample in samples), strict=True)
+        return Sample(torch.cat([sample.tokens for sample in samples]), tuple(torch.cat(parts) for parts in reports))
 
 
 class SlotSampler:

@@ -90,7 +90,7 @@ class TorchRunner:
         """Compute a step."""
         for copy in step.copies:
             self._attention.copy(copy)
-        logits = [self._run(one) for one in passes_of(step, self._limits)]
+        logits = [self._run(pass_) for pass_ in passes_of(step, self._limits)]
         self._done.append(self._draw(logits[0] if len(logits) == 1 else torch.cat(logits), step.drawing))
         return []
 
@@ -103,13 +103,13 @@ class TorchRunner:
         self._done.clear()
         del self._decoder, self._attention
 
-    def _run(self, one: Pass) -> torch.Tensor:
+    def _run(self, pass_: Pass) -> torch.Tensor:
         """Compute a pass; return float32 logits [drawing parts, vocabulary]."""
         ids: list[int] = []
         positions: list[int] = []
         places: list[int] = []
         last: list[int] = []
-        for part in one.parts:
+        for part in pass_.parts:
             assert part.ids is not None, "a step was planned on one that nobody has read"
             start = part.sequence.extent.start
             ids += part.ids
@@ -117,12 +117,12 @@ class TorchRunner:
             places += range(start + part.begin, start + part.end)
             if part.draws:
                 last.append(len(ids) - 1)
-        padding = max(0, one.width - len(ids))
+        padding = max(0, pass_.width - len(ids))
         ids += [0] * padding
         positions += [0] * padding
         places += [self._nowhere] * padding
-        self._attention.prepare(one.parts, self._tensor(places))
-        is_single = one.width and not one.parts[0].is_prompt
+        self._attention.prepare(pass_.parts, self._tensor(places))
+        is_single = pass_.width and not pass_.parts[0].is_prompt
         # The last product has a fixed size too: all rows of a pass of single tokens, the one that draws of a piece.
         rows = None if is_single else self._tensor(last)
         logits = self._decoder.forward(self._tensor(ids), self._tensor(positions), self._attention, rows)

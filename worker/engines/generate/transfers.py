@@ -28,7 +28,7 @@ class Arrival:
     def lists(self) -> list[Any]:
         """Return them as numbers, once they are there."""
         tensors: Any = self._tensors
-        return [one.tolist() for one in tensors]
+        return [tensor.tolist() for tensor in tensors]
 
     def wait(self, timeout_s: float) -> bool:
         """Wait at most so long; True once they are there."""
@@ -80,7 +80,7 @@ class Transfers:
             return Arrival(tensors, None)
         self._going_down.wait_stream(self.compute)
         with torch.cuda.stream(self._going_down):
-            there = [torch.empty_like(one, device="cpu", pin_memory=True) for one in tensors]
+            there = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
             for target, source in zip(there, tensors, strict=True):
                 target.copy_(source, non_blocking=True)
                 source.record_stream(self._going_down)
