@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .gguf_file import GgufFile, GgufTensor
-from .gguf_split import find_parts, read_parts
+from .gguf_file import GgufFile, GgufTensor, find_parts, read_parts
 from .model_cache import room_for
-from .model_error import ModelError
+from .model_files import ModelError
 from .model_look import enumerate_names
-from .weights import WeightEntry, write_safetensors
+from .weights import WeightEntry, llama_shapes, write_safetensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -174,40 +173,31 @@ def _check_tensors(file: GgufFile, config: dict[str, Any]) -> None:
         raise ModelError(f"its tensors are not what its metadata say: {enumerate_names(wrong)}")
 
 
+def _hf_name(name: str) -> str | None:
+    """Return what transformers calls a tensor of llama.cpp's; None if no llama has it."""
+    stem = name.removesuffix(".weight")
+    block, _, part = stem.removeprefix("blk.").partition(".")
+    found = f"model.layers.{block}.{_LAYER_NAMES[part]}" if part in _LAYER_NAMES else _OUTER_NAMES.get(stem)
+    return None if found is None else f"{found}.weight"
+
+
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """List llama.cpp's names of a model's tensors, and their shapes."""
-    width, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    query, key = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (config["vocab_size"], width),
-        "output_norm.weight": (width,),
-    }
-    layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (width,),
-        "attn_q": (query, width),
-        "attn_k": (key, width),
-        "attn_v": (key, width),
-        "attn_output": (width, query),
-        "ffn_norm": (width,),
-        "ffn_gate": (inner, width),
-        "ffn_up": (inner, width),
-        "ffn_down": (width, inner),
-    }
     if config["num_hidden_layers"] > _MOST_LAYERS:
         raise ModelError(f"its metadata say that it has {config['num_hidden_layers']} layers: it is damaged")
-    for number in range(config["num_hidden_layers"]):
-        shapes |= {f"blk.{number}.{name}.weight": shape for name, shape in layer.items()}
-    return shapes
+    blocks = [f"blk.{number}.{part}" for number in range(config["num_hidden_layers"]) for part in _LAYER_NAMES]
+    names = [f"{stem}.weight" for stem in ("token_embd", "output_norm", *blocks)]
+    shapes = llama_shapes(config)
+    return {name: shapes[hf_name] for name in names if (hf_name := _hf_name(name)) is not None}
 
 
 def _entry(tensor: GgufTensor, config: dict[str, Any]) -> WeightEntry:
     """Name a tensor as transformers does, and say how its values are made."""
-    stem = tensor.name.removesuffix(".weight")
-    block, _, part = stem.removeprefix("blk.").partition(".")
-    name = f"model.layers.{block}.{_LAYER_NAMES[part]}" if part in _LAYER_NAMES else _OUTER_NAMES.get(stem)
+    name = _hf_name(tensor.name)
     if name is None:
         raise ModelError(f"the GGUF file has a tensor {tensor.name!r} that no {config['model_type']} model has")
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(part)
+    heads = config["num_attention_heads"] if name.endswith("q_proj.weight") else None
+    heads = config["num_key_value_heads"] if name.endswith("k_proj.weight") else heads
 
     def values() -> FloatArray:
         import numpy as np
@@ -219,7 +209,7 @@ def _entry(tensor: GgufTensor, config: dict[str, Any]) -> WeightEntry:
             )
         return made if heads is None else _unpermute(made, heads)
 
-    return WeightEntry(f"{name}.weight", tensor.shape, values)
+    return WeightEntry(name, tensor.shape, values)
 
 
 def _unpermute(values: FloatArray, heads: int) -> FloatArray:

@@ -21,7 +21,7 @@ import msgspec
 
 from .device_discovery import Gpu, list_gpus, visible
 from .model_cache import cache_dir
-from .model_error import ModelError
+from .model_files import ModelError
 
 Reported = tuple[str, Literal["ok", "note", "bad"], str, str]
 """Name, verdict, what was found, and what to do; a note works, but somebody may want to know."""

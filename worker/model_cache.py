@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from ..protocol.settings import CACHE_ENV, unquoted
-from .model_error import ModelError
+from .model_files import ModelError
 
 LOCK_WAIT_S: Final = 1800.0
 """Long enough for the largest download on a slow line; a holder that died has let go long before."""

@@ -20,7 +20,7 @@ import msgspec
 
 from ..protocol.children import python
 from .model_cache import build_once, cache_dir, room_for
-from .model_error import ModelError
+from .model_files import ModelError
 
 _RAW_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
 _CHUNK_BYTES: Final = 1 << 20

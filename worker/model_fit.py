@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .context import context_of
-from .model_error import ModelError
+from .model_files import ModelError, entry
 from .model_look import Look, enumerate_names
-from .safetensors_file import entry
 
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _OTHERS: Final = {

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .model_error import ModelError
-from .safetensors_file import Stored, damage, read_header, read_json_object
+from .model_files import ModelError, Stored, damage, read_header, read_json_object
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"

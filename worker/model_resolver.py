@@ -19,7 +19,7 @@ import msgspec
 from ..protocol.children import python
 from ..protocol.errors import ConfigurationError
 from .engines.base import Phase
-from .model_error import ModelError
+from .model_files import ModelError
 from .model_sources import ModelFiles, check_fit, resolve
 
 

@@ -21,13 +21,12 @@ import msgspec
 from .context import context_of
 from .engines.base import Phase, Progress
 from .gguf_convert import convert_gguf
-from .gguf_split import find_parts
+from .gguf_file import find_parts
 from .model_cache import build_once, cache_dir
 from .model_download import Package, check, download, file_sha256, locate
-from .model_error import ModelError
+from .model_files import ModelError, entry, read_json_object
 from .model_fit import check_generator, makes_text, why_no_generator
 from .model_look import look_at
-from .safetensors_file import entry, read_json_object
 from .tiny_model import TinyConfig, write_tiny_model
 
 Kind = Literal["generate", "embed"]
@@ -305,9 +304,3 @@ def fingerprint(path: Path) -> str:
                 weights.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
                 digest.update(weights.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:_SHA_LETTERS]
-
-
-if __name__ == "__main__":
-    from .models_cli import main
-
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""`python -m zmqrt.worker.model_sources`: list the models that have names, and fetch one with a progress bar."""
+"""`python -m zmqrt.worker.models_cli`: list the models that have names, and fetch one with a progress bar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from ..protocol.stdio import prepare_stdio, reader_gone
 from .engines.base import Phase, Progress
-from .model_error import ModelError
+from .model_files import ModelError
 from .model_sources import PACKAGES, TINY, fetch, is_ready
 
 
@@ -65,3 +65,7 @@ def _bar() -> Generator[Progress]:
             bars.update(shown[phase], completed=percent)
 
         yield progress
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

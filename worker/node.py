@@ -35,7 +35,7 @@ from .device_discovery import find_devices
 from .device_pool import DevicePool, GpuStats
 from .engines.base import EngineSpec, Phase
 from .gpu_monitor import GpuMonitor
-from .model_error import ModelError
+from .model_files import ModelError
 from .model_resolver import resolve_apart
 from .model_sources import ModelFiles
 from .requests import NodeConfig

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .safetensors_file import entry, read_json_object
+from .model_files import entry, read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from .model_error import ModelError
-from .weights import WeightEntry, write_safetensors
+from .model_files import ModelError
+from .tokenizer import byte_alphabet
+from .weights import WeightEntry, llama_shapes, write_safetensors
 
 if TYPE_CHECKING:
     from .weights import FloatArray
@@ -83,7 +85,7 @@ def write_tiny_model(directory: Path, config: TinyConfig, progress: Callable[[fl
         },
     )
     (directory / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
-    _write_json(directory / "tokenizer.json", _tokenizer(config.vocabulary))
+    (directory / "tokenizer.json").write_text(_tokenizer(config.vocabulary), encoding="utf-8")
     write_safetensors(directory / "model.safetensors", _entries(model, config.seed), progress)
 
 
@@ -117,78 +119,25 @@ def _entries(model: dict[str, Any], seed: int) -> list[WeightEntry]:
     # The legacy generator on purpose: its stream is frozen for ever, that of the newer ones is not.
     random = np.random.RandomState(seed)
 
-    def drawn(*shape: int) -> FloatArray:
+    def values(shape: tuple[int, ...]) -> FloatArray:
+        if len(shape) == 1:
+            return np.ones(shape, np.float32)
         return (random.standard_normal(shape) * _SPREAD).astype(np.float32)
 
-    def entry(name: str, *shape: int) -> WeightEntry:
-        return WeightEntry(name, shape, lambda: drawn(*shape))
-
-    def ones(name: str, size: int) -> WeightEntry:
-        return WeightEntry(name, (size,), lambda: np.ones(size, np.float32))
-
-    hidden, inner, head_dim = model["hidden_size"], model["intermediate_size"], model["head_dim"]
-    query, key = model["num_attention_heads"] * head_dim, model["num_key_value_heads"] * head_dim
-    entries = [entry("model.embed_tokens.weight", model["vocab_size"], hidden)]
-    for layer in range(model["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        entries += [
-            ones(prefix + "input_layernorm.weight", hidden),
-            entry(prefix + "self_attn.q_proj.weight", query, hidden),
-            entry(prefix + "self_attn.k_proj.weight", key, hidden),
-            entry(prefix + "self_attn.v_proj.weight", key, hidden),
-            entry(prefix + "self_attn.o_proj.weight", hidden, query),
-            ones(prefix + "post_attention_layernorm.weight", hidden),
-            entry(prefix + "mlp.gate_proj.weight", inner, hidden),
-            entry(prefix + "mlp.up_proj.weight", inner, hidden),
-            entry(prefix + "mlp.down_proj.weight", hidden, inner),
-        ]
-    return [*entries, ones("model.norm.weight", hidden)]
+    return [WeightEntry(name, shape, partial(values, shape)) for name, shape in llama_shapes(model).items()]
 
 
-def _tokenizer(vocabulary: int) -> dict[str, Any]:
+def _tokenizer(vocabulary: int) -> str:
     """One token per byte (id = byte) and the specials; the other ids are syllables, so that all output is text."""
-    vocab = {char: value for value, char in enumerate(byte_alphabet())}
-    vocab |= {syllable: len(vocab) + len(SPECIALS) + n for n, syllable in enumerate(_syllables(vocabulary - 259))}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": token_id,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for content, token_id in SPECIALS.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab | SPECIALS,
-            "merges": [],
-        },
-    }
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-
-def byte_alphabet() -> list[str]:
-    """Write each byte as one printable character: itself where it is one, else from U+0100 on (GPT-2)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(value if value in printable else next(others)) for value in range(256)]
+    vocab = {char: value for value, char in enumerate(byte_alphabet())} | SPECIALS
+    vocab |= {syllable: len(vocab) + n for n, syllable in enumerate(_syllables(vocabulary - len(vocab)))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    cast("Any", tokenizer).add_special_tokens([AddedToken(text, normalized=False, special=True) for text in SPECIALS])
+    return tokenizer.to_str(pretty=True)
 
 
 def _syllables(count: int) -> list[str]:

@@ -18,8 +18,7 @@ import msgspec
 from ..protocol.errors import ErrorKind, PortableError, request_error
 from ..protocol.tasks import ChatMessage
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
-from .model_error import ModelError
-from .safetensors_file import entry, read_json_object
+from .model_files import ModelError, entry, read_json_object
 from .special_tokens import complete, end_ids, read_tokenizer_config, special_tokens
 
 if TYPE_CHECKING:
@@ -267,14 +266,14 @@ def _is_byte_level(tokenizer: HfTokenizer) -> bool:
     return isinstance(decoder, dict) and cast("dict[str, Any]", decoder).get("type") == "ByteLevel"
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Map GPT-2's alphabet to bytes: a byte is itself where it is printable, else a character from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + n): value for n, value in enumerate(others)}
+def byte_alphabet() -> list[str]:
+    """Write each byte as one printable character: itself where it is one, else from U+0100 on (GPT-2's alphabet)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(value if value in printable else next(others)) for value in range(256)]
 
 
-_BYTE_OF_CHAR: Final = _byte_alphabet()
+_BYTE_OF_CHAR: Final = {char: value for value, char in enumerate(byte_alphabet())}
 
 
 @dataclass(frozen=True, slots=True)

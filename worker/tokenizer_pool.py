@@ -25,7 +25,7 @@ import msgspec
 
 from ..protocol import children
 from ..protocol.errors import ErrorKind, RequestError, request_error
-from .model_error import ModelError
+from .model_files import ModelError
 from .preprocess import ServiceLimits
 from .tokenizer_process import HEAD, EncodeReply, EncodeRequest, TokenizerLoaded, allowed_s, framed
 

@@ -21,7 +21,7 @@ import msgspec
 
 from ..protocol.errors import ErrorKind, RequestError
 from ..protocol.parent_watch import watch_parent
-from .model_error import ModelError
+from .model_files import ModelError
 from .preprocess import ServiceLimits, encode_prompt
 from .tokenizer import FileTokenizer, load_tokenizer
 

@@ -1,17 +1,19 @@
-"""Weights on disk without torch: bfloat16 by rounding, and a safetensors file written tensor by tensor.
+"""Write the weights of a llama without torch: what its tensors are called, bfloat16, and safetensors tensor by tensor.
 
 A safetensors file is the length of a JSON header (8 bytes, little-endian), the header (per tensor: type, shape, first
-and last byte), and the tensors' bytes. Shapes are known beforehand, so one tensor at a time is in memory.
+and last byte), and the tensors' bytes. Shapes are known beforehand, so one tensor at a time is in memory; the library's
+`save_file` and `serialize_file` want all of them at once, and numpy has no bfloat16 for it (docs/adr/0012).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,10 +36,31 @@ class WeightEntry:
     @property
     def size_bytes(self) -> int:
         """Bytes of the tensor in the file."""
-        size = _BF16_BYTES
-        for length in self.shape:
-            size *= length
-        return size
+        return _BF16_BYTES * math.prod(self.shape)
+
+
+def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a llama as transformers names them (all end in ".weight"), with their shapes, in order.
+
+    `config` is a config.json. A head that is not tied is left out.
+    """
+    width, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, key = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (width,),
+        "self_attn.q_proj": (query, width),
+        "self_attn.k_proj": (key, width),
+        "self_attn.v_proj": (key, width),
+        "self_attn.o_proj": (width, query),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
+    for number in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{number}.{part}.weight": shape for part, shape in layer.items()}
+    return shapes | {"model.norm.weight": (width,)}
 
 
 def to_bfloat16(values: FloatArray) -> npt.NDArray[np.uint16]:

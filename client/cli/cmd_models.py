@@ -20,7 +20,7 @@ from ..sync import Client
 from .screen import screen
 from .stdio import data
 
-_WORKER_MODELS = "zmqrt.worker.model_sources"
+_WORKER_MODELS = "zmqrt.worker.models_cli"
 
 
 @click.group(help="List the models that can be asked; fetch and convert others.", invoke_without_command=True)

@@ -13,7 +13,7 @@ from support.tiny import tiny_model
 from zmqrt.worker.engines.base import CannotLoadError, EngineSpec
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.generate.hf_loader import untyped
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import check_fit, resolve
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ import pytest
 from support.tiny import tiny_model
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import ErrorKind, RequestError
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.preprocess import ServiceLimits, encode_prompt
 from zmqrt.worker.tokenizer import load_tokenizer
 from zmqrt.worker.tokenizer_pool import LONG_BYTES, PendingPrompt, TokenizerPool

@@ -9,7 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from zmqrt.worker.tiny_model import SPECIALS, byte_alphabet
+from zmqrt.worker.tiny_model import SPECIALS
+from zmqrt.worker.tokenizer import byte_alphabet
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 16, 2, 1, 24, 2
 HEAD_DIM = HIDDEN // HEADS

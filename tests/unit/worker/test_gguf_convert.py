@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from support.gguf_files import HEAD_DIM, KV_HEADS, vocabulary, write_gguf
 from zmqrt.worker.gguf_convert import convert_gguf
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.weights import to_bfloat16
 
 

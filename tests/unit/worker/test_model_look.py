@@ -11,7 +11,7 @@ import pytest
 from support import broken_models as broken
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import Phase
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import ModelFiles, check_fit, resolve
 from zmqrt.worker.tokenizer import load_tokenizer
 

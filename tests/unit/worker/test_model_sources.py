@@ -16,7 +16,7 @@ from zmqrt.worker import model_sources, models_cli
 from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.model_cache import build_once, cache_dir
 from zmqrt.worker.model_download import Package
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import fingerprint, resolve
 
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.tasks import ChatMessage
 from zmqrt.worker.engines import mock_tokens
-from zmqrt.worker.model_error import ModelError
+from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.tokenizer import ByteTokenizer, load_tokenizer
 
 HELLO = [ChatMessage(role="user", content="hi")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from ...context import context_of
-from ...model_error import ModelError
+from ...model_files import ModelError
 from ...special_tokens import ids_in
 from ...tokenizer import end_ids_of
 from ..base import CannotLoadError, EngineSpec, Progress

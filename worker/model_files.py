@@ -12,8 +12,6 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from .model_error import ModelError
-
 T = TypeVar("T")
 _MOST_HEADER_BYTES: Final = 100_000_000
 """What the safetensors format allows."""
@@ -21,6 +19,10 @@ _HEAD_BYTES: Final = 512
 _BITS: Final = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "C64": 64}
 """Of the types whose name does not say it in digits at the end."""
 _AGAIN: Final = "fetch it again"
+
+
+class ModelError(Exception):
+    """A model cannot be found or used; the text says how to get it."""
 
 
 class Stored(msgspec.Struct, frozen=True):
