@@ -121,3 +121,15 @@ def test_the_default_broker_may_be_absent() -> None:
 def test_the_worker_part_looks_in_a_process_of_its_own() -> None:
     """One line of JSON, whatever libraries print while they are imported."""
     assert {found.name for found in check_worker()} >= {"GPUs", "torch", "model cache"}
+
+
+def test_a_report_that_hangs_or_fails_is_told() -> None:
+    """A driver may never answer."""
+    late = list(check_worker(patience_s=0.001))[-1]
+    broken = list(check_worker(module="zmqrt.worker.nothing"))[-1]
+
+    assert (late.verdict, late.found) == ("bad", "no answer within 0 s")
+    assert (broken.name, broken.verdict) == ("report", "bad")
+    assert "it ended with code 1: " in broken.found
+    assert "No module named" in broken.found
+    assert "zmqrt.worker.nothing" in broken.remedy

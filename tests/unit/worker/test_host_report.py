@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,16 +70,25 @@ def test_a_torch_that_fits_is_well() -> None:
     assert check_torch(None, 0)[1] == "note"
 
 
+def free(gibibytes: int) -> Callable[[Path], SimpleNamespace]:
+    """Play a disk with so much room."""
+
+    def usage(_place: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=gibibytes << 30)
+
+    return usage
+
+
 def test_a_cache_is_judged_by_where_it_is_or_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in its way makes it impossible; little room is a note."""
     (tmp_path / "file").touch()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", free(100))
     verdicts: list[str] = []
     for place in (tmp_path, tmp_path / "a" / "b", tmp_path / "file" / "b"):
         monkeypatch.setenv("ZMQRT_CACHE", str(place))
         verdicts.append(check_cache()[1])
     monkeypatch.setenv("ZMQRT_CACHE", str(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", free(1))
     full = check_cache()
 
     assert verdicts == ["ok", "ok", "bad"]
