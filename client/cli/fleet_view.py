@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus, Snapshot
-from ..top.text import bar
+from .text import bar
 
 BAR_CELLS: Final = 8
 """So that a row fits 80 columns."""

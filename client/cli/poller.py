@@ -11,7 +11,6 @@ from ...protocol.errors import DeadlineError, UnavailableError, ZmqrtError
 from ...protocol.snapshot import Snapshot
 from ..config import ClientSettings
 from ..sync import Client
-from ..top.fleet import NOT_ASKED
 
 _EVERY_S: Final = 0.5
 _TIMEOUT_S: Final = 2.0
@@ -20,7 +19,7 @@ _TIMEOUT_S: Final = 2.0
 class Poller:
     """Ask one broker again and again while in the `with` block; after the first answer only for what is new.
 
-    `snapshot` is None while it does not answer, and `problem` says why.
+    `snapshot` is None while it does not answer, and `problem` says why; both are empty before the first answer.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class Poller:
     ) -> None:
         self.endpoint = endpoint
         self.snapshot: Snapshot | None = None
-        self.problem = NOT_ASKED
+        self.problem = ""
         self.is_leaving = False
         self._every_s = every_s
         self._settings = dataclasses.replace(settings, broker=(endpoint,), timeout_s=_TIMEOUT_S)

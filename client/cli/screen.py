@@ -6,8 +6,8 @@ from typing import Final
 
 from rich.console import Console
 
-from ..top.text import Cleaning
 from .stdio import is_terminal
+from .text import Cleaning
 
 PIPE_WIDTH: Final = 160
 """A pipe has no width; a log file is read on wide screens."""

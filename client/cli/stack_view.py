@@ -17,11 +17,11 @@ from rich.text import Text
 from ...protocol.sanitize import readable
 from ...protocol.snapshot import Snapshot
 from ..config import DEFAULT_BROKER
-from ..top.text import Clean
 from .fleet_view import fleet_view
 from .screen import screen
 from .stdio import is_terminal
 from .supervise import Child, ChildState
+from .text import Clean
 
 _STYLES: Final = {
     ChildState.READY: "green",

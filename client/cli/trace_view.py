@@ -11,8 +11,8 @@ from rich.text import Text
 
 from ...protocol.request_trace import Attempt, RequestTrace, spent
 from ...protocol.sanitize import printable
-from ..top.text import bar
 from .fleet_view import BAR_CELLS
+from .text import bar
 
 _STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
 _PARTS: Final = {

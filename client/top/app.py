@@ -16,12 +16,12 @@ from rich.live import Live
 
 from ...protocol.errors import ZmqrtError
 from ...protocol.request_trace import RequestTrace
+from ..cli.text import Clean
 from .brokers import EVERY_S, WatchedBrokers
 from .fleet import MergedFleet, merge
 from .history import FleetHistory
 from .keyboard import Keyboard
 from .state import DrainNode, ExplainRequest, Page, Quit, TopCommand, ViewState, press
-from .text import Clean
 from .view import Viewport, screen
 
 

@@ -12,13 +12,14 @@ import msgspec
 from ...protocol.histogram import total
 from ...protocol.snapshot import FleetEvent, NodeStatus, RequestStatus, ServiceStatus, Snapshot
 
-NOT_ASKED: Final = "not asked yet"
-"""The problem of a broker before its first answer: no outage."""
 _LIVELIEST: Final = ("evicted", "lost", "suspect", "draining", "active")
 
 
 class BrokerView(msgspec.Struct, frozen=True, kw_only=True):
-    """One broker as it was last seen; without a snapshot, why there is none, and whether it is leaving."""
+    """One broker as it was last seen.
+
+    Without a snapshot `problem` says why there is none; it is empty before the first answer, which is no outage.
+    """
 
     endpoint: str
     snapshot: Snapshot | None = None

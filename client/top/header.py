@@ -8,9 +8,9 @@ from typing import Final
 from rich.text import Text
 
 from ...protocol.snapshot import NodeStatus
+from ..cli.text import ago, bar, number, spark, took
 from .fleet import BrokerView, MergedFleet, is_serving, snapshots
 from .history import FleetHistory, Latency
-from .text import ago, bar, number, spark, took
 
 _LABEL: Final = 10
 _BAR: Final = 10

@@ -11,7 +11,7 @@ import msgspec
 
 from ...protocol.sanitize import printable
 from ...protocol.snapshot import EventKind, EventLevel, FleetEvent
-from .fleet import NOT_ASKED, BrokerView, SourcedEvent
+from .fleet import BrokerView, SourcedEvent
 
 _KEPT: Final = 64
 """As many as four brokers make that are lost and come back eight times."""
@@ -45,7 +45,7 @@ class Outages:
         self._now = now
         for view in views:
             known = self._known.setdefault(view.endpoint, _Known(view.name))
-            if view.snapshot is None and view.problem == NOT_ASKED:
+            if view.snapshot is None and not view.problem:
                 continue
             if view.snapshot is None:
                 self._missed(view, known, now)

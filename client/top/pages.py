@@ -7,11 +7,11 @@ from typing import Final
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus
+from ..cli.text import NOTHING, Column, ago, bar, number, table, took
 from .fleet import MergedFleet
 from .history import FleetHistory
 from .state import ViewState
 from .tables import doing, memory
-from .text import NOTHING, Column, ago, bar, number, table, took
 
 _BAR: Final = 20
 HELP: Final = """\

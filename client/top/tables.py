@@ -9,11 +9,11 @@ import msgspec
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus
+from ..cli.text import NOTHING, Column, ago, bar, number, size, table, took
 from .fleet import MergedFleet, SourcedEvent, SourcedRequest
 from .header import condition
 from .history import FleetHistory
 from .state import Focus, ViewState
-from .text import NOTHING, Column, ago, bar, number, size, table, took
 
 WIDE: Final = 110
 """From here on there is room for what the driver reports, and for models."""

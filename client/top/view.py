@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from ..cli.text import Cleaning, clean
 from ..cli.trace_view import trace_view
 from .fleet import MergedFleet, snapshots
 from .header import header
@@ -21,7 +22,6 @@ from .history import FleetHistory
 from .pages import HELP, device_page, models_lines, models_page
 from .state import Focus, Page, ViewState, events_of, nodes_of, requests_of
 from .tables import WIDE, events_lines, nodes_lines, requests_lines
-from .text import Cleaning, clean
 
 T = TypeVar("T")
 _WRAPPER: Final = Console(width=80, file=io.StringIO())
@@ -102,7 +102,7 @@ def _unreachable(fleet: MergedFleet, width: int) -> list[Text]:
     """Say why no broker can be reached."""
     lines = [Text()]
     for view in fleet.views:
-        lines += Text(view.problem, style="red").wrap(_WRAPPER, width)
+        lines += Text(view.problem or "not asked yet", style="red").wrap(_WRAPPER, width)
     return [*lines, Text(), Text("trying again …", style="dim")]
 
 

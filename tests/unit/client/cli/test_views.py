@@ -11,7 +11,7 @@ from support.snapshots import DEVICE, node, service, snapshot
 from zmqrt.client.cli.fleet_view import BAR_CELLS, duration, fleet_view
 from zmqrt.client.cli.stack_view import LogDisplay, hints, live_view
 from zmqrt.client.cli.supervise import Child, ChildState
-from zmqrt.client.top.text import bar
+from zmqrt.client.cli.text import bar
 
 LOADING = msgspec.structs.replace(DEVICE, id="mock:0", phase="loading", percent=40, elapsed_s=3.2, tokens=1234)
 NODE = node(

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from support.snapshots import snapshot
-from zmqrt.client.top.fleet import NOT_ASKED, BrokerView, merge
+from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import FleetHistory
 from zmqrt.client.top.outages import Outages
 from zmqrt.client.top.view import once
@@ -90,7 +90,7 @@ def test_a_broker_that_has_said_goodbye_is_no_loss_yet() -> None:
 def test_each_of_several_brokers_is_told_by_its_name() -> None:
     """And one that was never there by its address."""
     outages = Outages()
-    outages.fold([up(A), down(B, NOT_ASKED)], 0.0)
+    outages.fold([up(A), down(B, "")], 0.0)
     outages.fold([down(A), down(B)], 1.0)
 
     assert [subject for _, subject, _ in told(outages)] == ["broker a", f"broker {B}"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from zmqrt.client.top.text import Column, ago, bar, number, size, spark, table, took
+from zmqrt.client.cli.text import Column, ago, bar, number, size, spark, table, took
 
 
 @pytest.mark.parametrize(
