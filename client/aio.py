@@ -1,7 +1,7 @@
-"""The library for asyncio, in any event loop: no `add_reader`, only `call_soon_threadsafe`, so Proactor and uvloop do.
+"""The client for asyncio. It works in any event loop, Proactor and uvloop too: it needs `call_soon_threadsafe` only.
 
-Verbs that wait are coroutines; those that only start something (`stream`, `submit`) are plain. Cancelling a task that
-waits for an answer cancels the request.
+Methods that wait are coroutines; those that only start something (`stream`, `submit`) are plain. Cancelling a task
+that waits for an answer cancels the request.
 """
 
 from __future__ import annotations

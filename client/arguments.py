@@ -1,6 +1,6 @@
-"""Arguments as callers may give them: what cannot be meant is refused here, by name, in the thread that gave it.
+"""Checks arguments in the thread of the caller, and names the one that is wrong.
 
-Whatever the I/O thread is handed must be able to travel: it serves everybody, and one caller's mistake is one caller's.
+The I/O thread serves all callers, so nothing may reach it that cannot be sent.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from . import calls, tracing
 from .calls import CallOptions, GenerateOptions
-from .config import DEFAULT_BROKER, ClientSettings, make_config
+from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, read_endpoints, read_folder
 from .io_thread import IoThread
 from .queries import QuerySpec
 from .requests import Sink
@@ -104,9 +104,9 @@ class BaseClient:
         max_outstanding: int = MAX_OUTSTANDING,
         as_admin: bool = False,
     ) -> None:
-        config = make_config(
-            brokers,
-            keys=keys,
+        config = ClientConfig(
+            endpoints=read_endpoints(brokers),
+            keys=read_folder(keys),
             insecure=insecure,
             connect_timeout_s=connect_timeout_s,
             timeout_s=timeout_s,

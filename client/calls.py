@@ -1,6 +1,6 @@
-"""From the arguments of a verb to a call that is ready to be sent: checked, packed, named.
+"""Turns the arguments of a method into a `Call` that is ready to be sent: checked, packed, with its request id.
 
-Everything a caller can get wrong is refused here, with the field named, before anything is sent. No socket, no thread.
+Every mistake of a caller is refused here, with the field named, before anything is sent. No socket, no thread.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: G
         fields["stop"] = [fields["stop"]]
     messages = fields.get("messages")
     if isinstance(messages, (list, tuple)):
-        fields["messages"] = [_plain(one) for one in cast("Sequence[object]", messages)]
+        fields["messages"] = [_plain(message) for message in cast("Sequence[object]", messages)]
     return _make(defaults, tasks.check(fields, tasks.Generate), None, common, stream=stream)
 
 

@@ -1,9 +1,9 @@
-"""What a client can be told: as arguments in a program, as settings on a command line. One leads to the other."""
+"""Configuration of a client: as settings of a command (`ClientSettings`) and as checked arguments (`ClientConfig`)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, cast
@@ -82,47 +82,21 @@ class ClientConfig:
         _check_model(self.default_model)
 
 
-def make_config(
-    brokers: str | Sequence[str],
-    *,
-    keys: str | os.PathLike[str] | None,
-    insecure: bool,
-    connect_timeout_s: float,
-    timeout_s: float,
-    default_model: str | None,
-    name: str,
-    max_outstanding: int,
-    as_admin: bool = False,
-    total_s: float | None = None,
-) -> ClientConfig:
-    """Check the arguments of a client. Raises ConfigurationError naming the one that is wrong."""
-    return ClientConfig(
-        endpoints=_endpoints(brokers),
-        keys=_folder(keys),
-        insecure=insecure,
-        connect_timeout_s=connect_timeout_s,
-        timeout_s=timeout_s,
-        total_s=total_s,
-        default_model=default_model,
-        name=name,
-        max_outstanding=max_outstanding,
-        as_admin=as_admin,
-    )
-
-
-def _endpoints(brokers: object) -> tuple[str, ...]:
+def read_endpoints(brokers: object) -> tuple[str, ...]:
+    """Read one endpoint, several, or several in one text. Raises ConfigurationError."""
     listed: object = brokers.split(",") if isinstance(brokers, str) else brokers
     if isinstance(listed, bytes) or not isinstance(listed, Iterable):
         raise ConfigurationError(f"brokers: expected an endpoint or several, got {arguments.kind_of(brokers)}")
     found: list[str] = []
-    for one in cast("Iterable[object]", listed):
-        if not isinstance(one, str):
-            raise ConfigurationError(f"brokers: expected endpoints, which are text, got {arguments.shown(one)}")
-        found.append(one.strip())
+    for endpoint in cast("Iterable[object]", listed):
+        if not isinstance(endpoint, str):
+            raise ConfigurationError(f"brokers: expected endpoints, which are text, got {arguments.shown(endpoint)}")
+        found.append(endpoint.strip())
     return tuple(filter(None, found))
 
 
-def _folder(keys: object) -> Path | None:
+def read_folder(keys: object) -> Path | None:
+    """Read the path of a folder of keys. Raises ConfigurationError."""
     if keys is None:
         return None
     try:

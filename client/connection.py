@@ -1,10 +1,11 @@
-"""One session with one broker: greeting, liveness, acknowledgements and the flow-control window. No socket, no clock.
+"""One session with one broker: HELLO and WELCOME, liveness, acknowledgements, flow control. No socket, no clock.
 
     OPENING ──(ZMTP handshake)──► HELLO_SENT ──(WELCOME)──► UP ──(GOAWAY)──► LEAVING
     any of them ──(connection gone, silence, no answer to HELLO or PING)──► DEAD
 
 OPENING: the socket connects. UP: takes new requests. LEAVING: finishes those it has. DEAD: its socket is closed, its
-requests go on elsewhere. A PING may be under way in UP and LEAVING alike, so it is no state of its own.
+requests go on elsewhere. A PING may be under way in UP and LEAVING alike, so it is no state of its own. Only the ids of
+requests are known here; their records are in `requests`.
 """
 
 from __future__ import annotations
@@ -38,32 +39,6 @@ class ConnectionState(enum.Enum):
 class BrokerConnection:
     """The record of one session with a broker. `outbox` is emptied by the shell, one envelope a pass."""
 
-    __slots__ = (
-        "_ack_ping",
-        "_bytes_in",
-        "_bytes_told",
-        "_nonce",
-        "_quiet_since",
-        "_told_at",
-        "_window",
-        "asked",
-        "broke_off",
-        "endpoint",
-        "greeting",
-        "greetings",
-        "id",
-        "identity",
-        "leave_by",
-        "opened_at",
-        "outbox",
-        "outstanding",
-        "room",
-        "state",
-        "timing",
-        "unacked",
-        "up_since",
-    )
-
     def __init__(self, connection_id: int, endpoint: str, now: float) -> None:
         self.id = connection_id
         self.endpoint = endpoint
@@ -83,12 +58,12 @@ class BrokerConnection:
         self.greetings = 0
         self.broke_off = False  # whether the ZMTP handshake was begun and broken off
         self._quiet_since = now
-        self._told_at = now
+        self._sent_at = now
         self._nonce = 0
         self._ack_ping: tuple[int, float] | None = None
         self._window = 0
         self._bytes_in = 0
-        self._bytes_told = 0
+        self._bytes_acknowledged = 0
 
     # --- session
 
@@ -100,7 +75,7 @@ class BrokerConnection:
         self.outbox.append(hello)
 
     def welcome(self, welcome: m.Welcome, max_outstanding: int, now: float) -> None:
-        """Take over what the broker told."""
+        """Take over the parameters of the broker."""
         params = welcome.params
         self.state = ConnectionState.UP
         self.up_since = now
@@ -113,7 +88,7 @@ class BrokerConnection:
             request_timeout_s=max(1, params.request_timeout_ms) / 1000,
         )
         self._window = params.window_bytes
-        self._bytes_in = self._bytes_told = 0
+        self._bytes_in = self._bytes_acknowledged = 0
 
     def take_outstanding(self) -> list[bytes]:
         """Let everything go that is outstanding, and return the requests in the order they were sent."""
@@ -166,19 +141,19 @@ class BrokerConnection:
 
     # --- liveness
 
-    def hear(self, now: float) -> None:
+    def note_received(self, now: float) -> None:
         """Any message is a sign of life."""
         self._quiet_since = now
 
-    def tell(self, now: float) -> None:
-        """Something was sent."""
-        self._told_at = now
+    def note_sent(self, now: float) -> None:
+        """Restart the interval of our own silence."""
+        self._sent_at = now
 
     def count(self, body_bytes: int) -> None:
         """Count bytes of PARTIAL and FINAL on receipt, and open the window again every quarter of it."""
         self._bytes_in += body_bytes
-        if self._window and self._bytes_in - self._bytes_told >= self._window // 4:
-            self._bytes_told = self._bytes_in
+        if self._window and self._bytes_in - self._bytes_acknowledged >= self._window // 4:
+            self._bytes_acknowledged = self._bytes_in
             self.outbox.append(m.Window(self._bytes_in))
 
     def pong(self, pong: m.Pong) -> list[bytes]:
@@ -227,12 +202,12 @@ class BrokerConnection:
     def _ping(self, now: float) -> int:
         self._nonce += 1
         self.outbox.append(m.Ping(self._nonce, len(self.outstanding)))
-        self._told_at = now
+        self._sent_at = now
         return self._nonce
 
     def _ping_due(self) -> float:
         """Half an interval of our own silence; a slow stream would else look like a client that is gone."""
-        return self._told_at + self.timing.heartbeat_send_s
+        return self._sent_at + self.timing.heartbeat_send_s
 
     def _ack_due(self) -> float:
         if self._ack_ping is not None:

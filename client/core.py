@@ -1,6 +1,6 @@
-"""The client's decisions: which broker, which request goes out when, what a loss means, when to give up.
+"""The client's decisions: which broker is used, when a request is sent, what a loss means, when to give up.
 
-Messages, failures and wishes come in with `now`; what to do comes out: `take_actions` for sockets, `take_events` for
+Messages, failures and calls come in with `now`; what to do comes out: `take_actions` for sockets, `take_events` for
 whoever waits, and each connection's `outbox`. No socket, clock, thread or chance of its own, so every fault can be
 tried in a test. The parts: `table` has the requests, `connections` the brokers, `replies` reads what they answer, and
 `queries` holds what was asked about the broker itself.
@@ -43,7 +43,7 @@ class ClientCore:
         self._looked_at = 0.0
         self._is_closed = False
 
-    # --- wishes of the faces
+    # --- calls of the application
 
     def start(self, now: float) -> None:
         """Begin to connect."""
@@ -104,7 +104,7 @@ class ClientCore:
         return events
 
     @property
-    def has_news(self) -> bool:
+    def has_output(self) -> bool:
         """Whether there is something to hand over."""
         return bool(self.table.events or self.connections.actions)
 
@@ -114,7 +114,7 @@ class ClientCore:
         self.connections.actions.clear()
         return actions
 
-    # --- news from the shell
+    # --- what the shell reports
 
     def connection_ready(self, connection: BrokerConnection, now: float) -> None:
         """Greet, now that the ZMTP handshake is done."""
@@ -149,7 +149,7 @@ class ClientCore:
 
     def received(self, connection: BrokerConnection, messages: Sequence[m.ToClient], now: float) -> None:
         """Take what a broker sent."""
-        connection.hear(now)
+        connection.note_received(now)
         for message in messages:
             self._take(connection, message, now)
             if connection.state is ConnectionState.DEAD:

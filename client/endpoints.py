@@ -1,4 +1,4 @@
-"""Which broker to try next and when, and what to tell people when none can be used. No socket, no clock.
+"""Says which broker to try next and when, and explains why none can be used. No socket, no clock.
 
 Order is the order given; after a loss the next one is used, and kept. Each failure in a row doubles the wait.
 """

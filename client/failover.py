@@ -1,4 +1,4 @@
-"""Which broker is used: opening sessions, losing them, moving on, and saying what is in the way. No socket, no clock.
+"""Opens sessions with brokers, notices that one is lost, and turns to the next. No socket, no clock.
 
 There is one session for new work (`current`), at most one being opened, and those that are leaving but still busy.
 """
@@ -55,7 +55,7 @@ SocketAction = OpenSocket | CloseSocket | ProbeEndpoint
 
 
 class Connections:
-    """All connections of a client. What a lost one leaves unfinished goes back into the table."""
+    """All connections of a client. What a lost one leaves unfinished goes back into the queue of the request table."""
 
     def __init__(self, config: ClientConfig, client_uuid: bytes, table: RequestTable, rng: random.Random) -> None:
         self.actions: list[SocketAction] = []

@@ -1,4 +1,4 @@
-"""What the I/O thread does: read every socket, ask the core, hand out events, send at most one envelope to each broker.
+"""One pass of the I/O thread: read all sockets, ask the core, deliver events, send each broker at most one envelope.
 
 It decides nothing. No event loop and no `add_reader`: a plain poller works on every platform and beside any loop.
 """
@@ -124,7 +124,7 @@ class IoLoop:
         for session in list(self._connections.values()):
             if session.connection.outbox or session.is_blocked:
                 self._flush(session, now)
-        if self._core.has_news:  # something could not be packed
+        if self._core.has_output:  # something could not be packed
             self._hand_out(now)
 
     def _hand_out(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The life of a client's one I/O thread: from the first use to `close`, through forks and the interpreter's end."""
+"""Starts a client's one I/O thread at the first use, and ends it at `close`, after a fork, at the interpreter's end."""
 
 from __future__ import annotations
 

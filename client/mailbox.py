@@ -1,6 +1,6 @@
-"""How events of one request reach the thread or task that reads them: left by the I/O thread, taken by the reader.
+"""Brings the events of one request from the I/O thread to the thread or task that reads them.
 
-No lock of our own. The bytes that lie unread are the difference of two counters with one writer each.
+There is no lock of our own: the bytes that lie unread are the difference of two counters with one writer each.
 """
 
 from __future__ import annotations

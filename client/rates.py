@@ -1,7 +1,6 @@
-"""How fast devices generate, from the counters of two heartbeats. Pure: snapshots in, tokens a second out.
+"""Computes how many tokens a second each device makes, from the counters of two heartbeats.
 
-A node tells its counters and its own time together, in every heartbeat; so a rate is exact, however late or seldom
-somebody looks at the snapshots.
+Every heartbeat has the counters and the node's own time, so a rate is exact however late or seldom somebody looks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a broker's words mean for a request: progress, an end, a gap, "not now". No socket, no clock.
+"""Applies what a broker answers to the requests: progress, an end, a gap, "not now". No socket, no clock.
 
-Only the session that a request is in now is heard about it; what comes late from an earlier one is dropped, and so is
-everything behind its first terminal message.
+A request takes messages of its present session only: what comes late from an earlier one is dropped, and so is
+everything after its first terminal message.
 """
 
 from __future__ import annotations
@@ -134,14 +134,14 @@ class Replies:
     def _end(
         self, connection: BrokerConnection, request: ClientRequest, kind: ErrorKind, error: m.Error, now: float
     ) -> None:
-        if error.retryable and error.code in _REFUSED and self._rest(connection, request, kind, error, now):
+        if error.retryable and error.code in _REFUSED and self._try_again_later(connection, request, kind, error, now):
             return
         if error.code == 499:
             self._table.cancel(request, kind, error.text)
         else:
             self._table.fail(request, request.error(kind, error.text, retry_after_s=error.retry_after_ms / 1000))
 
-    def _rest(
+    def _try_again_later(
         self, connection: BrokerConnection, request: ClientRequest, kind: ErrorKind, error: m.Error, now: float
     ) -> bool:
         """Let a refused request wait as the broker said; False if it must not or cannot go on."""

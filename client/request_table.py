@@ -1,6 +1,6 @@
-"""All live requests of a client: who waits in line, who rests after a refusal, whose time is up when.
+"""All live requests of a client: which wait to be sent, which back off after a refusal, whose time is up when.
 
-It decides nothing about brokers; `core` does, and asks here. No socket, no clock.
+Nothing here decides about brokers: `core` does. No socket, no clock.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class RequestTable:
         """The same by service, for what a broker's queue for it had no room for."""
         self._max_waiting = max_waiting
         self._deadlines: Timers[ClientRequest] = Timers()
-        self._rests: Timers[ClientRequest] = Timers()
+        self._back_offs: Timers[ClientRequest] = Timers()
 
     def admit(self, request: ClientRequest) -> bool:
         """Take a new request in; False if it was refused, or joined the same one that is under way."""
         rid = request.call.rid
         twin = self.live.get(rid)
         if twin is not None:
-            if twin.is_twin(request):
+            if twin.is_duplicate_of(request):
                 return self._attach(twin, request.readers[0])
             text = "this client has another request of that id under way; wait for it, or use another id"
             return self._refuse(request, ErrorKind.CONFLICT, text)
@@ -118,15 +118,15 @@ class RequestTable:
 
     def back_off(self, request: ClientRequest, wake_at: float) -> None:
         """Let a refused request wait before it lines up again."""
-        request.move(ClientRequestState.RESTING)
+        request.move(ClientRequestState.BACKING_OFF)
         request.wake_at = wake_at
         request.refusals += 1
-        self._rests.add(wake_at, request)
+        self._back_offs.add(wake_at, request)
 
     def wake(self, now: float) -> None:
         """Line those up that have rested."""
-        for request in self._rests.due(now):
-            if request.state is ClientRequestState.RESTING and request.wake_at <= now:
+        for request in self._back_offs.due(now):
+            if request.state is ClientRequestState.BACKING_OFF and request.wake_at <= now:
                 request.move(ClientRequestState.WAITING)
                 self.enqueue(request)
 
@@ -143,7 +143,7 @@ class RequestTable:
 
     def next_deadline(self) -> float:
         """When `wake` or `expired` has something to do."""
-        return min(self._deadlines.first(), self._rests.first())
+        return min(self._deadlines.first(), self._back_offs.first())
 
     def deliver(self, request: ClientRequest, partial: m.Partial) -> None:
         """Hand units to whoever reads."""
@@ -167,7 +167,7 @@ class RequestTable:
         request.leave()
         del self.live[rid]
         self._deadlines.drop(request)
-        self._rests.drop(request)
+        self._back_offs.drop(request)
         self.queue.pop(rid, None)
         self._tell(request, event)
 

@@ -1,9 +1,9 @@
-"""One request as the client sees it, from the verb that made it to its single terminal event.
+"""The client's record of one request, from the call that made it to its single terminal event.
 
     WAITING ──► SENT ──► ACKED ──► STREAMING ──► DONE | FAILED | CANCELLED
        ▲          │        │           │
        ├──────────┴────────┴───────────┤   its broker was lost: on to the next one, with what it has
-       └── RESTING ◄───────────────────┘   refused for now: again when the broker said
+       └── BACKING_OFF ◄───────────────┘   refused for now: again when the broker said
 
 WAITING: in this library, with its time running, because there is no session or no room yet.
 SENT: handed to a socket, which proves nothing. ACKED: the broker has it. STREAMING: units arrive. From any state but a
@@ -37,28 +37,24 @@ class ClientRequestState(enum.Enum):
     SENT = "sent"
     ACKED = "acked"
     STREAMING = "streaming"
-    RESTING = "resting"
+    BACKING_OFF = "backing off"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-_ENDS: Final = frozenset({ClientRequestState.DONE, ClientRequestState.FAILED, ClientRequestState.CANCELLED})
-_LIVE: Final = (
-    frozenset(
-        {ClientRequestState.ACKED, ClientRequestState.STREAMING, ClientRequestState.WAITING, ClientRequestState.RESTING}
-    )
-    | _ENDS
-)
+_S = ClientRequestState
+_ENDS: Final = frozenset({_S.DONE, _S.FAILED, _S.CANCELLED})
+_LIVE: Final = frozenset({_S.ACKED, _S.STREAMING, _S.WAITING, _S.BACKING_OFF}) | _ENDS
 MOVES: Final[dict[ClientRequestState, frozenset[ClientRequestState]]] = {
-    ClientRequestState.WAITING: frozenset({ClientRequestState.SENT}) | _ENDS,
-    ClientRequestState.SENT: _LIVE,
-    ClientRequestState.ACKED: _LIVE | {ClientRequestState.SENT},  # after a gap it is sent anew in the same session
-    ClientRequestState.STREAMING: _LIVE | {ClientRequestState.SENT},
-    ClientRequestState.RESTING: frozenset({ClientRequestState.WAITING}) | _ENDS,
-    ClientRequestState.DONE: frozenset(),
-    ClientRequestState.FAILED: frozenset(),
-    ClientRequestState.CANCELLED: frozenset(),
+    _S.WAITING: frozenset({_S.SENT}) | _ENDS,
+    _S.SENT: _LIVE,
+    _S.ACKED: _LIVE | {_S.SENT},  # after a gap it is sent anew in the same session
+    _S.STREAMING: _LIVE | {_S.SENT},
+    _S.BACKING_OFF: frozenset({_S.WAITING}) | _ENDS,
+    _S.DONE: frozenset(),
+    _S.FAILED: frozenset(),
+    _S.CANCELLED: frozenset(),
 }
 MAX_READERS: Final = 8
 """As many as a broker lets wait for one request."""
@@ -89,30 +85,6 @@ class ClientRequest:
         ends_at: The end of its whole time, if that is bounded.
         resyncs: Gaps in a row with no new unit between them.
     """
-
-    __slots__ = (
-        "call",
-        "connection",
-        "deadline",
-        "ends_at",
-        "expect",
-        "home",
-        "is_resyncing",
-        "journal",
-        "journal_bytes",
-        "known_to",
-        "readers",
-        "refusals",
-        "resyncs",
-        "sent_at",
-        "service",
-        "state",
-        "submitted_at",
-        "wake_at",
-        "was_accepted",
-        "was_resent",
-        "was_sent",
-    )
 
     def __init__(self, call: Call, sink: Sink, now: float) -> None:
         self.call = call
@@ -235,7 +207,7 @@ class ClientRequest:
             return self.error(ErrorKind.NOT_RESUMABLE, text)
         return None
 
-    def is_twin(self, other: ClientRequest) -> bool:
+    def is_duplicate_of(self, other: ClientRequest) -> bool:
         """Say whether another request of the same id asks for the very same."""
         mine, its = self.call, other.call
         same = (mine.body, mine.flags, mine.service) == (its.body, its.flags, its.service)

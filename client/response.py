@@ -1,4 +1,4 @@
-"""What the library hands to its callers, and how the events of a request become it: chunks, and at last one outcome.
+"""What the library returns to its callers, and how the events of a request become chunks and at last one outcome.
 
 Bodies are read here, on the caller's side, so that the one I/O thread never spends its time on them. Nothing here knows
 threads or loops: `mailbox` brings the events.

@@ -1,6 +1,6 @@
-"""The library for plain threads. One client serves all threads of a process; its verbs may be called from any of them.
+"""The client for plain threads. One client serves all threads of a process; any of them may call its methods.
 
-Waiting happens on a queue of each request, filled by the one I/O thread; there is no loop and no lock here.
+Each request has a queue that the one I/O thread fills and its reader waits on; there is no loop and no lock here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Things to do later, by time; the caller brings the time."""
+"""Deadlines of things, at most thing for each; the caller brings the time."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Timers(Generic[T]):
     def __len__(self) -> int:
         return len(self._things)
 
-    def add(self, when: float, one: T) -> None:
+    def add(self, when: float, thing: T) -> None:
         """Wake it then; a time that it had before is forgotten."""
-        self.drop(one)
+        self.drop(thing)
         self._count += 1  # breaks ties, so that the things themselves are never compared
-        self._things[self._count] = one
-        self._numbers[one] = self._count
+        self._things[self._count] = thing
+        self._numbers[thing] = self._count
         heapq.heappush(self._heap, (when, self._count))
 
-    def drop(self, one: T) -> None:
+    def drop(self, thing: T) -> None:
         """Do not wake it, if it was to be."""
-        number = self._numbers.pop(one, None)
+        number = self._numbers.pop(thing, None)
         if number is None:
             return
         del self._things[number]
@@ -49,7 +49,7 @@ class Timers(Generic[T]):
             heapq.heapify(self._heap)
 
     def first(self) -> float:
-        """When the next one is due."""
+        """When the next thing is due."""
         heap = self._heap
         while heap and heap[0][1] not in self._things:
             heapq.heappop(heap)
@@ -58,6 +58,6 @@ class Timers(Generic[T]):
     def due(self, now: float) -> Iterator[T]:
         """Take out those whose time has come."""
         while self.first() <= now:
-            one = self._things.pop(heapq.heappop(self._heap)[1])
-            del self._numbers[one]
-            yield one
+            thing = self._things.pop(heapq.heappop(self._heap)[1])
+            del self._numbers[thing]
+            yield thing

@@ -1,4 +1,4 @@
-"""Spans for whoever traces with OpenTelemetry: one for each request, and within it where its time went.
+"""Makes OpenTelemetry spans: one for each request, and within it one for each stage.
 
 An application that uses OpenTelemetry has imported it; then, and only then, spans are made, through the API alone and
 with whatever exporter the application has set up. Broker and node make none of their own, so that their loops do
@@ -120,23 +120,22 @@ class Trace:
             was_over, self._is_over = self._is_over, True
         return not was_over
 
-    def _draw_stages(self, told: Mapping[str, object]) -> None:
+    def _draw_stages(self, timings: Mapping[str, object]) -> None:
         """Lay the stages end to end; what they leave free is the network and the client, half before, half after."""
-        if "broker" not in told:
+        if "broker" not in timings:
             return  # one that is too old to say
         from opentelemetry.trace import get_tracer, set_span_in_context
 
-        lengths = [(stage, _number(told, f"{stage}_us") * _NS) for stage in STAGES]
+        lengths = [(stage, _number(timings, f"{stage}_us") * _NS) for stage in STAGES]
         now_ns, parent = time.time_ns(), set_span_in_context(self._span)
         free_ns = now_ns - self._began_ns - sum(length for _, length in lengths)
         at_ns = self._began_ns + max(0, free_ns) // 2
-        facts = {name: told[key] for key, name in _FACTS.items() if isinstance(told.get(key), str | int)}
+        facts = {name: timings[key] for key, name in _FACTS.items() if isinstance(timings.get(key), str | int)}
+        broker = {"zmqrt.broker": str(timings["broker"])}
         for stage, length in lengths:
             if not length and stage in ("lost", "decode"):
                 continue
-            where = (
-                facts if stage in ("dispatch", "prefill", "decode") else {"zmqrt.broker": str(told.get("broker", ""))}
-            )
+            where = facts if stage in ("dispatch", "prefill", "decode") else broker
             span = get_tracer("zmqrt").start_span(
                 f"zmqrt.{stage}", context=parent, start_time=at_ns, attributes=dict[str, Any](where)
             )
@@ -166,6 +165,6 @@ def _answered(meta: Mapping[str, object]) -> dict[str, Any]:
     }
 
 
-def _number(told: Mapping[str, object], name: str) -> int:
-    value = told.get(name)
+def _number(meta: Mapping[str, object], name: str) -> int:
+    value = meta.get(name)
     return value if type(value) is int and value > 0 else 0

@@ -1,4 +1,4 @@
-"""How one thread wakes another that sleeps, and only then: however much is left for it meanwhile is one ring, one pass.
+"""Wakes a thread or an event loop that sleeps: once, however much is left for it meanwhile.
 
 Of an event loop nothing is asked but `call_soon_threadsafe`, so Proactor and uvloop do; no file descriptor is watched.
 """

@@ -1,4 +1,4 @@
-"""The sockets of one session: a DEALER and its monitor. They move bytes and report; the core knows what it means."""
+"""The ZeroMQ sockets of one session: a DEALER and its monitor. They move bytes and report; the core decides."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class ConnectionSocket:
             messages = connection.outbox[:]
             connection.outbox.clear()
             self._unsent += self._packed(core, messages, now)
-            connection.tell(now)
+            connection.note_sent(now)
         sent = 0
         try:
             for frames in self._unsent:

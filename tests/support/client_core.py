@@ -193,7 +193,7 @@ class Talk:
         messages = connection.outbox[:]
         connection.outbox.clear()
         if messages:
-            connection.tell(self.now)
+            connection.note_sent(self.now)
         return messages
 
     def sent(self, connection: BrokerConnection, kind: type[M]) -> list[M]:

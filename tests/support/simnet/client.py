@@ -132,7 +132,7 @@ class ClientProcess(Process):
         if connection.outbox:
             wire.send(self, connection.outbox[:])
             connection.outbox.clear()
-            connection.tell(self.agenda.now)
+            connection.note_sent(self.agenda.now)
 
     def _count_fail_overs(self) -> None:
         """Count the changes of broker that had requests to bring along."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrt.client import calls
-from zmqrt.client.config import ClientConfig, make_config
+from zmqrt.client.config import ClientConfig, read_endpoints
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import BadRequestError, ConfigurationError, NotFoundError
@@ -136,18 +136,7 @@ def test_any_options_give_a_call_or_a_typed_error(options: dict[str, Any]) -> No
 )
 def test_brokers_are_one_or_several(brokers: str | list[str], endpoints: tuple[str, ...]) -> None:
     """In one string or in a list."""
-    config = make_config(
-        brokers,
-        keys=None,
-        insecure=False,
-        connect_timeout_s=5,
-        timeout_s=30,
-        default_model=None,
-        name="t",
-        max_outstanding=256,
-    )
-
-    assert config.endpoints == endpoints
+    assert read_endpoints(brokers) == endpoints
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
                 assert places == 0
             else:
                 assert request is not None
-                assert places == (0 if request.state is ClientRequestState.RESTING else 1)
+                assert places == (0 if request.state is ClientRequestState.BACKING_OFF else 1)
 
     @invariant()
     def the_broker_is_never_given_too_much(self) -> None:
