@@ -46,14 +46,14 @@ soak: $(STAMP)-dev ## minutes of load and failures
 chaos: $(STAMP)-dev ## break a fleet under load and judge every answer; ARGS="--duration 60 --seed 1"
 	PYTHONPATH=bench $(BIN)/python -m chaos $(ARGS)
 
-check: $(STAMP)-dev ## lint, format, types twice, import rules, packaging
+check: $(STAMP)-dev ## lint, format, types twice, import rules, names, packaging
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 typings/zmqrt/client typings/zmqrt/protocol
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -q tests/test_packaging.py
+	$(BIN)/pytest -q tests/test_packaging.py tests/test_vocabulary.py
 
 format: $(STAMP)-dev ## let ruff fix and format
 	$(BIN)/ruff check --fix .
