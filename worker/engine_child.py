@@ -22,6 +22,7 @@ import msgspec
 import zmq
 
 from ..protocol import children, transport
+from ..protocol.timing import RestartPolicy
 from .broker_link import descriptor, has_input
 from .device_discovery import DeviceSpec
 from .engines import ipc
@@ -45,10 +46,15 @@ class EngineChild:
         spec: EngineSpec,
         device: DeviceSpec,
         *,
+        policy: RestartPolicy,
         wake: Callable[[], None],
-        log_arguments: Sequence[str] = (),
+        log_arguments: Sequence[str],
     ) -> None:
         """Start it. Raises OSError or ZMQError if that is not possible."""
+        self.is_ready = False
+        self.last_words = ""
+        """Why it ends, by itself or by us."""
+        self._policy = policy
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as undo:
@@ -78,15 +84,21 @@ class EngineChild:
         return self._process.poll()
 
     def receive(self) -> list[ipc.FromEngine]:
-        """Take everything that has arrived."""
+        """Return everything that has arrived."""
         messages: list[ipc.FromEngine] = []
-        while True:
-            try:
-                envelope = self._pair.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return messages
-            self._hide()
-            messages += ipc.decode_from_engine(envelope)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                messages += ipc.decode_from_engine(self._pair.recv(zmq.NOBLOCK))
+                self._hide()
+        for message in messages:
+            if isinstance(message, ipc.EngineReady):
+                self.is_ready = True
+                self._policy.ready(self._loop.time())
+            elif isinstance(message, ipc.EngineFailed):
+                self.last_words = message.error
+                self._policy.is_hopeless |= message.is_final
+                self.send([ipc.Stop()])  # it waits for this, so that its exit cannot overtake its words
+        return messages
 
     def has_input(self) -> bool:
         """Whether something is left to read."""
@@ -99,8 +111,16 @@ class EngineChild:
         if has_input(self._pair):  # the send may have eaten the wake-up
             self._wake()
 
-    def kill(self) -> None:
+    def stop(self) -> None:
+        """Let it end by itself. One that is inside a loader hears nobody, and has nothing to lose: it is killed."""
+        if self.is_ready:
+            self.send([ipc.Stop()])
+        else:
+            self._process.kill()
+
+    def kill(self, reason: str) -> None:
         """End it by force, even if it is stopped or stuck."""
+        self.last_words = reason
         self._process.kill()
 
     def close(self) -> None:

@@ -36,10 +36,8 @@ class _DeviceProcess:
     device: DeviceSpec
     policy: RestartPolicy = field(default_factory=restart_policy)
     child: EngineChild | None = None
-    is_ready: bool = False
     end: str | None = None
     """How the process ended, once it has and all that it sent is read; until `exits` has yielded it."""
-    last_words: str = ""
     timer: asyncio.TimerHandle | None = None
 
 
@@ -78,43 +76,41 @@ class EngineSupervisor:
 
     async def stop(self, deadline_s: float) -> None:
         """Let every process end by itself, then by force; after this there are none."""
-        children = self._leave()
-        give_up_at = asyncio.get_running_loop().time() + deadline_s
-        try:
-            while any(child.exit_code() is None for child in children):
-                if asyncio.get_running_loop().time() >= give_up_at:
-                    log.warning("an engine process did not stop within %.1f s and is killed", deadline_s)
-                    break
-                await asyncio.sleep(_LOOK_EVERY_S)
-        finally:
-            for child in children:
-                child.close()
-
-    def _leave(self) -> list[EngineChild]:
-        children: list[EngineChild] = []
+        loop, stopped = asyncio.get_running_loop(), list[EngineChild]()
         for process in self._processes.values():
             if process.timer is not None:
                 process.timer.cancel()
             if process.child is not None:
-                children.append(process.child)
-                if process.is_ready:
-                    process.child.send([ipc.Stop()])
-                else:
-                    process.child.kill()  # it is inside a loader, which hears nobody, and has nothing to lose
-            process.child = None
-        return children
+                process.child.stop()
+                stopped.append(process.child)
+                process.child = None
+        give_up_at = loop.time() + deadline_s
+        try:
+            while any(child.exit_code() is None for child in stopped):
+                if loop.time() >= give_up_at:
+                    log.warning("an engine process did not stop within %.1f s and is killed", deadline_s)
+                    break
+                await asyncio.sleep(_LOOK_EVERY_S)
+        finally:
+            for child in stopped:
+                child.close()
 
     def _start(self, process: _DeviceProcess) -> None:
-        process.timer, process.is_ready, process.last_words, process.end = None, False, "", None
+        process.timer = process.end = None
         try:
             process.child = EngineChild(
-                self._context, self._spec, process.device, wake=self._wake, log_arguments=self._log_arguments
+                self._context,
+                self._spec,
+                process.device,
+                policy=process.policy,
+                wake=self._wake,
+                log_arguments=self._log_arguments,
             )
         except (OSError, zmq.ZMQError) as error:
             process.end = f"the engine process could not be started: {error}"
             self._wake()
 
-    # --- what the agent asks -----------------------------------------------------------------------------------------
+    # --- for the agent -----------------------------------------------------------------------------------------
 
     @property
     def pids(self) -> dict[str, int]:
@@ -128,22 +124,10 @@ class EngineSupervisor:
                 continue
             code = process.child.exit_code()  # looked at first: what is read after it is all that there will ever be
             messages = process.child.receive()
-            self._note(process, process.child, messages)
             if code is not None:
-                process.end = describe_end(code, process.last_words, was_ready=process.is_ready)
+                process.end = describe_end(code, process.child.last_words, was_ready=process.child.is_ready)
             if messages:
                 yield name, messages
-
-    def _note(self, process: _DeviceProcess, child: EngineChild, messages: list[ipc.FromEngine]) -> None:
-        for message in messages:
-            if isinstance(message, ipc.EngineReady):
-                process.is_ready = True
-                process.policy.ready(asyncio.get_running_loop().time())
-            elif isinstance(message, ipc.EngineFailed):
-                process.last_words = message.error
-                if message.is_final:
-                    process.policy.is_hopeless = True
-                child.send([ipc.Stop()])  # it waits for this, so that its exit cannot overtake its words
 
     def exits(self) -> Iterator[tuple[str, str, bool]]:
         """Yield processes that are gone: device, reason, whether another one is started."""
@@ -180,7 +164,6 @@ class EngineSupervisor:
 
     def restart(self, device: str, reason: str) -> None:
         """Kill the process of a device; its exit is reported like any other, with this reason."""
-        process = self._processes[device]
-        if process.child is not None:
-            process.last_words = reason
-            process.child.kill()
+        child = self._processes[device].child
+        if child is not None:
+            child.kill(reason)

@@ -258,7 +258,7 @@ class ChaosFleet:
                 os.kill(pid, signal.SIGKILL)
             case "restart":
                 victim.is_leaving = True
-                victim.child.ask_to_leave()
+                victim.child.drain()
             case "freeze":
                 os.killpg(pid, signal.SIGSTOP)
                 self._later(now + fault.lasts_s, lambda: self._thaw(victim))

@@ -79,8 +79,8 @@ class Child:
         """Process id, while there is one."""
         return self._process.pid if self._process is not None else None
 
-    def start(self, on_line: Callable[[Child, str], None]) -> None:
-        """Start it; `on_line` is called with each line of its output, from another thread."""
+    def start(self, lines: Lines) -> None:
+        """Start it; each line of its output goes into the queue."""
         self.state = ChildState.STARTING
         self.words.clear()  # a later end is not to be explained by words of an earlier life
         self._process = start(
@@ -93,11 +93,11 @@ class Child:
             stderr=subprocess.STDOUT,
         )
         assert self._process.stdout is not None
-        self._reader = threading.Thread(target=_read, args=(self, self._process.stdout, on_line), daemon=True)
+        self._reader = threading.Thread(target=_read, args=(self, self._process.stdout, lines), daemon=True)
         self._reader.start()
 
-    def hear(self, line: str) -> dict[str, Any] | None:
-        """Take one line of output; return it parsed where it is a record."""
+    def parse(self, line: str) -> dict[str, Any] | None:
+        """Note what a line of output says of its state; return the line parsed where it is a record."""
         record = _record(line)
         if record is None or record.get("level") in ("error", "critical"):
             self.words.append(str(record["message"]) if record else line)
@@ -111,8 +111,7 @@ class Child:
         """Return the exit code if it has just ended; all that it wrote has been read then."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
-        self._forget()
-        self.state = ChildState.GONE
+        self.kill()
         self.exit_code = code
         return code
 
@@ -139,7 +138,7 @@ class Child:
         """Return the last error that it logged, or the last line that was no record."""
         return next((line for line in reversed(self.words) if line.strip()), "").removeprefix("error: ")
 
-    def ask_to_leave(self) -> None:
+    def drain(self) -> None:
         """Let it finish what it does and end."""
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
@@ -151,19 +150,15 @@ class Child:
         return self._process is None
 
     def kill(self) -> None:
-        """End it now, with everything in its session."""
-        if self._process is not None:
-            self._forget()
+        """End it now, with everything that it has started."""
+        if self._process is not None and self._reader is not None:
+            end(self._process)
+            self._reader.join(_LAST_WORDS_S)
+            self._process = self._reader = None
             self.state = ChildState.GONE
 
-    def _forget(self) -> None:
-        assert self._process is not None
-        end(self._process)
-        if self._reader is not None:
-            self._reader.join(_LAST_WORDS_S)
-        self._process = self._reader = None
 
-
+Lines = queue.SimpleQueue[tuple[Child, str]]
 OnRecord = Callable[[Child, dict[str, Any]], None]
 OnEnd = Callable[[Child, str], None]
 
@@ -175,7 +170,7 @@ class Supervisor:
         self.children: list[Child] = []
         self._on_record = on_record
         self._on_end = on_end
-        self._lines: queue.SimpleQueue[tuple[Child, str]] = queue.SimpleQueue()
+        self._lines: Lines = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +183,7 @@ class Supervisor:
     def add(self, child: Child) -> Child:
         """Start a child and keep it running from now on."""
         self.children.append(child)
-        child.start(self._said)
+        child.start(self._lines)
         return child
 
     def step(self) -> None:
@@ -197,21 +192,25 @@ class Supervisor:
         Raises:
             ChildFailedError: a child ended before it was ever ready.
         """
-        self._hear()
+        self._read_lines()
         now = time.monotonic()
         for child in self.children:
-            self._look(child, now)
+            code = child.reap()
+            if code is not None:
+                self._read_lines()  # its last words
+                child.start_later(code, now)
+                self._on_end(child, child.why(code))
             if child.state is ChildState.WAITING and now >= child.retry_at:
-                child.start(self._said)
+                child.start(self._lines)
 
     def drain(self, children: Sequence[Child]) -> None:
         """Ask children to leave; `have_ended` tells when they have."""
         for child in children:
-            child.ask_to_leave()
+            child.drain()
 
     def have_ended(self, children: Sequence[Child]) -> bool:
         """Say whether all of them are gone for good."""
-        self._hear()
+        self._read_lines()
         left = [child for child in children if not child.has_ended()]
         return not left
 
@@ -220,29 +219,19 @@ class Supervisor:
         for child in self.children:
             child.kill()
 
-    def _look(self, child: Child, now: float) -> None:
-        code = child.reap()
-        if code is not None:
-            self._hear()  # its last words
-            child.start_later(code, now)
-            self._on_end(child, child.why(code))
-
-    def _hear(self) -> None:
+    def _read_lines(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 child, line = self._lines.get_nowait()
-                record = child.hear(line)
+                record = child.parse(line)
                 if record is not None:
                     self._on_record(child, record)
 
-    def _said(self, child: Child, line: str) -> None:
-        self._lines.put((child, line))
 
-
-def _read(child: Child, stream: IO[bytes], on_line: Callable[[Child, str], None]) -> None:
+def _read(child: Child, stream: IO[bytes], lines: Lines) -> None:
     with stream, contextlib.suppress(OSError, ValueError):
         for line in stream:
-            on_line(child, line.decode("utf-8", "replace").rstrip())
+            lines.put((child, line.decode("utf-8", "replace").rstrip()))
 
 
 def _record(line: str) -> dict[str, Any] | None:
