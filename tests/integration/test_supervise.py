@@ -16,7 +16,7 @@ from zmqrt.client.cli.supervise import Child, ChildFailedError, ChildState, Supe
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(sys.platform == "win32", reason="sends signals; Windows has the leash alone"),
+    pytest.mark.skipif(sys.platform == "win32", reason="sends signals; Windows has the pipe alone"),
 ]
 TESTS = str(Path(__file__).resolve().parents[1])
 
@@ -127,7 +127,7 @@ def test_nothing_that_a_child_started_outlives_the_supervisor(told: Told) -> Non
 
 @pytest.mark.parametrize("manners", ["drains", "deaf"])
 def test_children_end_with_a_supervisor_that_is_killed(manners: str) -> None:
-    """Nobody tells them: the leash goes slack. One that does not listen is ended a few seconds later."""
+    """Nobody tells them: their pipe ends. One that does not listen is ended a few seconds later."""
     program = f"""
 import time
 from zmqrt.client.cli.supervise import Child, Supervisor
