@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Final, Self
 
 from zmqrt.client.aio import AsyncClient
@@ -41,9 +40,7 @@ class Load:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_stopping = self._is_dropped = True
         if self._thread.ident is not None:
             self._thread.join(10.0)

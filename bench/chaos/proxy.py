@@ -17,7 +17,6 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from zmqrt.protocol.addresses import check_endpoint
@@ -146,9 +145,7 @@ class FaultProxy:
         assert self._is_up.wait(_ANSWER_S)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close everything."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._main.cancel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Generator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 
@@ -20,9 +20,7 @@ class Interrupts:
         self._listen()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop_listening()
 
     @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from types import TracebackType
 from typing import Final, Self
 
 from ...protocol.errors import DeadlineError, UnavailableError, ZmqrtError
@@ -52,9 +51,7 @@ class Poller:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._swap:
             self._stop.set()
             self._client.close()

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import click
 from rich.console import Group, RenderableType
@@ -33,32 +33,6 @@ _QUESTION: Final = "What is the capital of France?"
 _JSON: Final = "application/json; charset=utf-8"
 _STEP_PERCENT: Final = 20
 """A log gets a line of progress at every fifth, where a terminal has a bar."""
-
-
-class StackDisplay(Protocol):
-    """Where the state of a local stack is shown."""
-
-    def show(self, children: Sequence[Child], snapshot: Snapshot | None, hints: Sequence[str]) -> None:
-        """Show how things are; hints come once requests are served."""
-        ...
-
-    def say(self, words: str) -> None:
-        """Print a line, once."""
-        ...
-
-    def clear(self) -> None:
-        """Free the terminal for something else."""
-        ...
-
-
-@contextlib.contextmanager
-def open_display() -> Generator[StackDisplay]:
-    """Choose what fits standard output."""
-    if not is_terminal():
-        yield LogDisplay()
-        return
-    with Live(console=screen(), auto_refresh=False, transient=True, vertical_overflow="visible") as live:
-        yield LiveDisplay(live)
 
 
 class LiveDisplay:
@@ -109,6 +83,19 @@ class LogDisplay:
 
     def clear(self) -> None:
         """Leave what has been printed."""
+
+
+StackDisplay = LiveDisplay | LogDisplay
+
+
+@contextlib.contextmanager
+def open_display() -> Generator[StackDisplay]:
+    """Choose what fits standard output."""
+    if not is_terminal():
+        yield LogDisplay()
+        return
+    with Live(console=screen(), auto_refresh=False, transient=True, vertical_overflow="visible") as live:
+        yield LiveDisplay(live)
 
 
 def live_view(children: Sequence[Child], snapshot: Snapshot | None) -> RenderableType:

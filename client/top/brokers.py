@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from types import TracebackType
 from typing import Final, Self
 
 from ...protocol.errors import NotFoundError, ZmqrtError
@@ -32,9 +31,7 @@ class WatchedBrokers:
             poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exits.close()
 
     def look(self) -> list[BrokerView]:

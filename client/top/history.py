@@ -19,7 +19,6 @@ _KEPT: Final = 600
 """Points of a curve: ten minutes at one a second."""
 _MOST_LOOKS: Final = 240
 """A bound for a clock that stands still: four looks for each second of the window."""
-_FAILED: Final = ("failed", "expired")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,6 @@ class Point:
 
     tokens_per_s: float | None
     answered_per_s: float | None
-    failed_per_s: float | None
-    running: int
-    queued: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +63,7 @@ class FleetHistory:
         self.points.append(
             Point(
                 tokens_per_s=sum(known) if known else None,
-                answered_per_s=self._per_second(seen, "completed"),
-                failed_per_s=self._per_second(seen, *_FAILED),
-                running=sum(snapshot.running for snapshot in seen.values()),
-                queued=sum(snapshot.queued for snapshot in seen.values()),
+                answered_per_s=self._answered_per_second(seen),
             )
         )
         self._before = seen
@@ -109,13 +102,13 @@ class FleetHistory:
                     rates[uuid] = devices
         return rates
 
-    def _per_second(self, seen: dict[int, Snapshot], *names: str) -> float | None:
-        """Return how fast counters grew, over the brokers that were there a moment ago; None if there were none."""
+    def _answered_per_second(self, seen: dict[int, Snapshot]) -> float | None:
+        """Add up the brokers that were there a moment ago; None if there were none."""
         rates: list[float] = []
         for epoch, snapshot in seen.items():
             before = self._before.get(epoch)
             if before is not None and snapshot.uptime_s > before.uptime_s:
-                grown = sum(snapshot.counters.get(name, 0) - before.counters.get(name, 0) for name in names)
+                grown = snapshot.counters.get("completed", 0) - before.counters.get("completed", 0)
                 rates.append(grown / (snapshot.uptime_s - before.uptime_s))
         return sum(rates) if rates else None
 

@@ -10,8 +10,7 @@ import importlib
 import os
 import sys
 import time
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 _ESCAPE_S: Final = 0.05
 """The rest of an arrow key follows at once, over ssh too; nothing follows the escape key."""
@@ -62,24 +61,6 @@ _LONGEST: Final = 32
 """No key is that long: what is longer is skipped."""
 
 
-class Keyboard(Protocol):
-    """Where keys come from; used in a `with` block."""
-
-    def __enter__(self) -> Self:
-        """Switch the terminal to single keys."""
-        ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the terminal back as it was."""
-        ...
-
-    def keys(self, wait_s: float) -> list[str]:
-        """Wait at most `wait_s` for keys, and return their names."""
-        ...
-
-
 def split(typed: str) -> tuple[list[str], str]:
     """Name the keys in what was typed; what may be the beginning of one is the rest."""
     keys: list[str] = []
@@ -122,12 +103,7 @@ def _end_of_sequence(typed: str) -> int | None:
     return None if len(typed) < _LONGEST else _LONGEST
 
 
-def open_keyboard() -> Keyboard:
-    """Return the keyboard of this terminal."""
-    return _Console() if sys.platform == "win32" else _Terminal()
-
-
-class _Terminal:
+class TerminalKeyboard:
     """A POSIX terminal without echo and line buffering; Ctrl-C still interrupts."""
 
     def __init__(self) -> None:
@@ -147,9 +123,7 @@ class _Terminal:
         sys.stdout.flush()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         termios: Any = importlib.import_module("termios")
         sys.stdout.write("\x1b[?2004l")
         sys.stdout.flush()
@@ -178,15 +152,13 @@ class _Terminal:
         return bool(select.select([self._fd], [], [], max(0.0, wait_s))[0])
 
 
-class _Console:
+class WindowsKeyboard:
     """The console of Windows. It has no wait with a timeout, so it is polled."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def keys(self, wait_s: float) -> list[str]:
@@ -205,3 +177,11 @@ class _Console:
             is_special = letter in "\x00\xe0"
             keys.append(_WINDOWS.get(console.getwch(), "") if is_special else _CONTROLS.get(letter, letter))
         return [key for key in keys if key]
+
+
+Keyboard = TerminalKeyboard | WindowsKeyboard
+
+
+def open_keyboard() -> Keyboard:
+    """Return the keyboard of this terminal, to be used in a `with` block."""
+    return WindowsKeyboard() if sys.platform == "win32" else TerminalKeyboard()

@@ -37,7 +37,7 @@ def test_rates_are_those_between_two_looks() -> None:
     second = history.points[-1]
 
     assert (first.answered_per_s, first.tokens_per_s) == (None, None)
-    assert (second.answered_per_s, second.tokens_per_s, second.failed_per_s) == (25.0, 250.0, 0.0)
+    assert (second.answered_per_s, second.tokens_per_s) == (25.0, 250.0)
     assert history.curve(lambda point: point.answered_per_s) == [0.0, 25.0]
 
 
