@@ -108,7 +108,6 @@ class Session(msgspec.Struct, eq=False):
     user: User
     client_uuid: bytes
     name: str
-    session_id: bytes
     window_bytes: int
     heard_at: float
     control: TokenBucket

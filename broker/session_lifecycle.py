@@ -27,7 +27,7 @@ def open_session(state: BrokerState, peer: bytes, user: str, hello: m.Hello, now
             _turn_away(state, peer, ErrorKind.RATE_LIMITED, f"{state.bounds.sessions} sessions are open already")
             return None
         session = _open(state, peer, user, hello, now)
-    state.tell_client(session, m.Welcome(state.broker_id, state.broker_epoch, session.session_id, state.params))
+    state.tell_client(session, m.Welcome(state.broker_id, state.broker_epoch, state.params))
     if state.is_draining:
         send_away(state, session, now)
     return session
@@ -40,7 +40,6 @@ def _open(state: BrokerState, peer: bytes, user: str, hello: m.Hello, now: float
         state.users.setdefault(user, User(user)),
         hello.client_uuid,
         hello.name,
-        state.new_id().to_bytes(8, "big"),
         window_bytes,
         now,
         full_bucket(CONTROL_RATE, CONTROL_BURST, now),

@@ -201,7 +201,7 @@ class BrokerConnection:
 
     def _ping(self, now: float) -> int:
         self._nonce += 1
-        self.outbox.append(m.Ping(self._nonce, len(self.outstanding)))
+        self.outbox.append(m.Ping(self._nonce))
         self._sent_at = now
         return self._nonce
 

@@ -40,7 +40,6 @@ Priority = Annotated[int, Meta(ge=-100, le=100)]
 TtlMs = Annotated[int, Meta(ge=1, le=MAX_TTL_MS)]
 Uuid = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Rid = Uuid
-SessionId = Annotated[bytes, Meta(min_length=8, max_length=8)]
 ServiceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]+\Z", min_length=1, max_length=MAX_SERVICE_CHARS)]
 AskedService = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]*\Z", max_length=MAX_SERVICE_CHARS)]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
@@ -128,7 +127,6 @@ class Ping(_Message, frozen=True, tag=4):
     """Sign of life, and a question for one."""
 
     nonce: UInt
-    outstanding: U32 = 0
     ext: Ext = {}
 
 
@@ -171,7 +169,6 @@ class Welcome(_Message, frozen=True, tag=129):
 
     broker_id: Name
     broker_epoch: UInt
-    session: SessionId
     params: Params
     ext: Ext = {}
 

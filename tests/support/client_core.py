@@ -175,7 +175,7 @@ class Talk:
         connection = self.opened()
         self.ready(connection)
         assert len(self.sent(connection, m.Hello)) == 1
-        self.hear(connection, m.Welcome(name or connection.endpoint, epoch, b"session!", params))
+        self.hear(connection, m.Welcome(name or connection.endpoint, epoch, params))
         return connection
 
     def lose(self, connection: BrokerConnection, failure: Failure | None = GONE) -> None:

@@ -177,7 +177,7 @@ class TinyBroker:
     def _replies(self, message: m.FromClient) -> list[m.ToClient]:
         match message:
             case m.Hello():
-                return [m.Welcome("tiny", self.epoch, b"session!", self.params)]
+                return [m.Welcome("tiny", self.epoch, self.params)]
             case m.Request():
                 return self.answer(self._named(message))
             case m.Ping():

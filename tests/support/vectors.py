@@ -34,7 +34,7 @@ FULL: list[Any] = [
         {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
     ),
     m.Request(RID, "", 30000, m.IDEMPOTENT, 0, 0, 0, b"\x82\xa4task\xa5embed\xa5input\xa2hi", b"", {"task": "embed"}),
-    m.Welcome("broker-a", 1 << 40, b"session!", PARAMS),
+    m.Welcome("broker-a", 1 << 40, PARAMS),
     m.Partial(RID, 3, 2, b"\x82\xa3ids\x92\x01\x02\xa4text\x92\xa1a\xa1b"),
     m.Final(RID, 5, {"finish_reason": "stop", "completion_tokens": 5}, b"\x80"),
     m.Error(None, 400, "bad_request", False, 0, "unknown command 99"),

@@ -139,9 +139,7 @@ class Caller:
         self.epoch += 1
         self.connection = opened[-1].connection
         self.talk.ready(self.connection)
-        self.talk.hear(
-            self.connection, m.Welcome(self.connection.endpoint, self.epoch, b"session!", client_core.PARAMS)
-        )
+        self.talk.hear(self.connection, m.Welcome(self.connection.endpoint, self.epoch, client_core.PARAMS))
         self.talk.hear(self.connection, final(ear.rid, 1))
         assert ear.ends
         self.step()
@@ -202,7 +200,7 @@ class House:
             self.worker.peer,
             m.Heartbeat(self.worker.epoch, self.worker.beats, 0, self.worker.limit, "ready"),
         )
-        self.to(Side.CLIENTS, self.client.peer, m.Ping(1, 0), m.Window(1 << 50))
+        self.to(Side.CLIENTS, self.client.peer, m.Ping(1), m.Window(1 << 50))
 
     def tick(self) -> None:
         """Let a moment pass."""

@@ -115,7 +115,7 @@ class Talks:
                 self.talk.hear(connection, *map(self.aim, messages))
             case ("welcome",):
                 self.talk.ready(connection)
-                self.talk.hear(connection, m.Welcome("b", 1, b"session!", PARAMS))
+                self.talk.hear(connection, m.Welcome("b", 1, PARAMS))
             case _:
                 self.talk.lose(connection, details[0])
 

@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         match message:
             case m.Hello():
                 owed.clear()
-                return [m.Welcome(connection.endpoint, broker.epoch, b"session!", PARAMS)]
+                return [m.Welcome(connection.endpoint, broker.epoch, PARAMS)]
             case m.Ping():
                 return [m.Pong(message.nonce)]
             case m.Cancel():

@@ -28,7 +28,7 @@ def test_it_greets_after_the_handshake_and_sends_after_the_welcome() -> None:
     talk.ready(connection)
     assert [type(one) for one in talk.said(connection)] == [m.Hello]
 
-    talk.hear(connection, m.Welcome("a", 1, b"session!", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
+    talk.hear(connection, m.Welcome("a", 1, m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
     (request,) = talk.sent(connection, m.Request)
     assert (request.rid, request.service, request.resume_n) == (ear.rid, "toy", 0)
 
@@ -262,7 +262,7 @@ def test_a_broker_that_leaves_and_greets_again_and_again_is_no_session() -> None
         opened = [action.connection for action in talk.actions() if isinstance(action, OpenSocket)]
         for again in opened:
             talk.ready(again)
-            talk.hear(again, m.Welcome("a", 1, b"session!", PARAMS), m.Goaway("drain", 60_000))
+            talk.hear(again, m.Welcome("a", 1, PARAMS), m.Goaway("drain", 60_000))
 
     assert isinstance(new.error, UnavailableError)
     assert new.error.kind is ErrorKind.DRAINING
@@ -293,7 +293,7 @@ def test_a_forgotten_session_is_opened_again() -> None:
     talk.hear(connection, error(None, 401, "no_session"), error(ears[0].rid, 401, "no_session"))
     assert [type(one) for one in talk.said(connection)] == [m.Hello]
 
-    talk.hear(connection, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
+    talk.hear(connection, m.Welcome(A, 1, m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
     assert [(one.rid, one.resume_n) for one in talk.sent(connection, m.Request)] == [(ears[0].rid, 0), (ears[1].rid, 2)]
 
 
@@ -305,7 +305,7 @@ def test_a_broker_that_forgets_again_and_again_is_left() -> None:
     for _ in range(3):
         talk.hear(connection, error(None, 401, "no_session"))
         if connection.state is not ConnectionState.DEAD:
-            talk.hear(connection, m.Welcome(A, 1, b"session2", m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
+            talk.hear(connection, m.Welcome(A, 1, m.Params(5000, 10_000, 30_000, 256, 1 << 23)))
 
     assert connection.state is ConnectionState.DEAD
 
