@@ -138,10 +138,6 @@ def make_plan(
         min_resumes = streams
     if min_fenced is None:
         min_fenced = int(any(kind.lasts and count for kind, count in faults.items()))
-    worker: tuple[str, ...] = ("--engine", "mock", "--devices", "0", "--slots", str(_STREAMS_AT_ONCE))
-    worker += ("--engine-opt", f"step_ms={step_ms}")
-    if is_real:
-        worker = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--allow-download")
     return ChaosPlan(
         seed=secrets.randbelow(10**6) if seed is None else seed,
         faults=faults,
@@ -149,13 +145,20 @@ def make_plan(
         unary=unary,
         nodes=nodes,
         timeout_s=_TIMEOUT_S,
-        worker_arguments=(*worker, *worker_arguments),
+        worker_arguments=(*_engine_flags(model if is_real else None, step_ms), *worker_arguments),
         least_resumes=min_resumes,
         least_fenced=min_fenced,
         endpoints=tuple(endpoint.strip() for endpoint in given.split(",")) if given else (),
         model=model if given else None,
         **others,
     )
+
+
+def _engine_flags(model: str | None, step_ms: float) -> tuple[str, ...]:
+    if model is not None:
+        return ("--model", model, "--device", "cpu", "--dtype", "float32", "--allow-download")
+    engine = ("--engine", "mock", "--engine-opt", f"step_ms={step_ms}")
+    return (*engine, "--devices", "0", "--slots", str(_STREAMS_AT_ONCE))
 
 
 def _run(plan: ChaosPlan, *, as_json: bool) -> int:
