@@ -30,12 +30,7 @@ log = logging.getLogger(__name__)
 
 _WATCHDOG_S: Final = 0.1
 """Looks at every socket without being asked: a belt for a wake-up that was missed."""
-_LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+_LEVELS: Final = logging.getLevelNamesMapping()
 
 
 class Agent:
@@ -46,7 +41,7 @@ class Agent:
         core: WorkerCore,
         links: Sequence[BrokerLink],
         *,
-        on_pass: Callable[[float], None] = lambda now: None,  # noqa: ARG005 - nobody looks
+        on_pass: Callable[[float], None],
     ) -> None:
         self.core = core
         self.links = links
@@ -164,7 +159,7 @@ class Agent:
                     self._restart(device, reason)
                 case a.Note(level, text, request_id, trace_id, rid, error):
                     about = {"request_id": request_id, "trace_id": trace_id, "rid": rid}
-                    log.log(_LEVELS[level], "%s", text, extra=about, exc_info=error)
+                    log.log(_LEVELS[level.upper()], "%s", text, extra=about, exc_info=error)
                 case a.Exit(code, reason):
                     log.log(logging.ERROR if code else logging.INFO, "leaving: %s", reason)
                     self._loop.call_soon(self.stop, code)

@@ -11,7 +11,7 @@ import logging
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -46,16 +46,6 @@ class Ending(NamedTuple):
     broke_off: bool = False
 
 
-def descriptor(socket: zmq.Socket[bytes]) -> int:
-    """Return the edge-triggered descriptor that an event loop watches."""
-    return cast("int", socket.get(zmq.FD))
-
-
-def has_input(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a message can be read now; any call on a socket may have eaten the wake-up for it."""
-    return bool(cast("int", socket.get(zmq.EVENTS)) & int(zmq.POLLIN))
-
-
 class BrokerLink:
     """The connection to one broker. `wake` is called whenever there may be something to read."""
 
@@ -85,8 +75,8 @@ class BrokerLink:
         self._is_greeted = False
         self._dealer = transport.make_dealer(self._context, keys=self._keys)
         self._monitor = transport.monitor(self._dealer)
-        loop.add_reader(descriptor(self._monitor), self._wake)
-        loop.add_reader(descriptor(self._dealer), self._wake)
+        loop.add_reader(transport.descriptor(self._monitor), self._wake)
+        loop.add_reader(transport.descriptor(self._dealer), self._wake)
         self._begin(loop, self._dealer)
         loop.call_soon(self._wake)  # the descriptors are edge-triggered: look once by ourselves
 
@@ -107,8 +97,8 @@ class BrokerLink:
         if self._dealer is None or self._monitor is None:
             return
         loop = asyncio.get_running_loop()
-        loop.remove_reader(descriptor(self._dealer))
-        loop.remove_reader(descriptor(self._monitor))
+        loop.remove_reader(transport.descriptor(self._dealer))
+        loop.remove_reader(transport.descriptor(self._monitor))
         self._dealer.disable_monitor()
         self._monitor.close(0)
         self._dealer.close(_FAREWELL_MS if is_farewell else 0)
@@ -167,7 +157,7 @@ class BrokerLink:
 
     def has_input(self) -> bool:
         """Whether something is left to read."""
-        return any(socket is not None and has_input(socket) for socket in (self._dealer, self._monitor))
+        return any(socket is not None and transport.has_input(socket) for socket in (self._dealer, self._monitor))
 
     def send(self, messages: Sequence[m.FromWorker]) -> bool:
         """Queue messages, all in one envelope if they fit; False when the broker has not taken any for too long."""

@@ -324,8 +324,8 @@ class WorkerCore:
     def _send(self, session: BrokerSession, message: m.FromWorker) -> None:
         self.out.append(Send(session.broker, message))
 
-    def _note(self, level: Level, text: str, request_id: str = "") -> None:
-        self.out.append(Note(level, text, request_id))
+    def _note(self, level: Level, text: str) -> None:
+        self.out.append(Note(level, text))
 
 
 def _silence(session: BrokerSession) -> str | None:

@@ -23,7 +23,6 @@ import zmq
 
 from ..protocol import children, transport
 from ..protocol.timing import RestartPolicy
-from .broker_link import descriptor, has_input
 from .device_discovery import DeviceSpec
 from .engines import ipc
 from .engines.base import EngineSpec
@@ -67,7 +66,7 @@ class EngineChild:
             undo.pop_all()
         self._pid_descriptor = _pid_descriptor(self._process.pid)
         self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(descriptor(self._pair), wake)
+        self._loop.add_reader(transport.descriptor(self._pair), wake)
         if self._pid_descriptor is not None:
             self._loop.add_reader(self._pid_descriptor, wake)
         else:
@@ -102,13 +101,13 @@ class EngineChild:
 
     def has_input(self) -> bool:
         """Whether something is left to read."""
-        return has_input(self._pair)
+        return transport.has_input(self._pair)
 
     def send(self, messages: Sequence[ipc.ToEngine]) -> None:
         """Send one envelope; to a process that is gone it goes nowhere, and its end is reported soon."""
         with contextlib.suppress(zmq.Again):
             self._pair.send(ipc.encode(messages), zmq.NOBLOCK)
-        if has_input(self._pair):  # the send may have eaten the wake-up
+        if transport.has_input(self._pair):  # the send may have eaten the wake-up
             self._wake()
 
     def stop(self) -> None:
@@ -125,7 +124,7 @@ class EngineChild:
 
     def close(self) -> None:
         """Release everything; kills it if it still runs."""
-        self._loop.remove_reader(descriptor(self._pair))
+        self._loop.remove_reader(transport.descriptor(self._pair))
         self._pair.close(0)
         if self._pid_descriptor is not None:
             self._loop.remove_reader(self._pid_descriptor)
