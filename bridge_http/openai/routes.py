@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,7 +21,6 @@ from . import responses as r
 from .requests import chat_task, completion_task, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
 
-S = TypeVar("S", r.ChatStream, r.CompletionStream)
 _STARTED: Final = int(time.time())
 """When models were made is not known; since when this bridge serves them is."""
 
@@ -49,23 +49,13 @@ async def _listed(snapshots: SnapshotCache) -> list[str]:
 async def chat(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
     """Answer POST /v1/chat/completions."""
     body = parse(await bodies.read(request), ChatRequest)
-    id_, now = f"chatcmpl-{request.state.rid.hex()}", in_flight.begun_at(request)
-    if body.stream:
-        stream = _stream_of(r.ChatStream, id_, now, body)
-        return _stream(in_flight, chat_task(body), body, request, stream)
-    result = await _whole(in_flight, chat_task(body), body, request)
-    return json_response(200, r.chat(result, id_, now, _spelling(body)))
+    return await _generate(in_flight, request, body, chat_task(body), _CHAT)
 
 
 async def completion(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
     """Answer POST /v1/completions."""
     body = parse(await bodies.read(request), CompletionRequest)
-    id_, now = f"cmpl-{request.state.rid.hex()}", in_flight.begun_at(request)
-    if body.stream:
-        stream = _stream_of(r.CompletionStream, id_, now, body)
-        return _stream(in_flight, completion_task(body), body, request, stream)
-    result = await _whole(in_flight, completion_task(body), body, request)
-    return json_response(200, r.completion(result, id_, now, _spelling(body)))
+    return await _generate(in_flight, request, body, completion_task(body), _COMPLETION)
 
 
 async def embeddings(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
@@ -75,15 +65,35 @@ async def embeddings(in_flight: InFlight, bodies: BodyReader, request: Request) 
     return json_response(200, r.embeddings(found, is_base64=body.encoding_format == "base64"))
 
 
-async def _whole(in_flight: InFlight, task: Generate, body: Generation, request: Request) -> Result:
-    return await in_flight.generate(task, request, stream=False, model=body.model).whole(request)
+class _Kind(NamedTuple):
+    """What differs between chats and completions: how ids begin, and what writes an answer."""
+
+    prefix: str
+    stream: type[r.ChatStream | r.CompletionStream]
+    whole: Callable[[Result, str, int, r.Spelling], object]
 
 
-def _stream(
-    in_flight: InFlight, task: Generate, body: Generation, request: Request, stream: r.ChatStream | r.CompletionStream
-) -> Response:
-    pending = in_flight.generate(task, request, stream=True, model=body.model)
+_CHAT: Final = _Kind("chatcmpl", r.ChatStream, r.chat)
+_COMPLETION: Final = _Kind("cmpl", r.CompletionStream, r.completion)
+
+
+async def _generate(in_flight: InFlight, request: Request, body: Generation, task: Generate, kind: _Kind) -> Response:
+    id_, created = f"{kind.prefix}-{request.state.rid.hex()}", in_flight.begun_at(request)
+    spelling = r.as_id if body.return_tokens_as_token_ids else r.as_text
+    pending = in_flight.generate(task, request, stream=bool(body.stream), model=body.model)
+    if not body.stream:
+        return json_response(200, kind.whole(await pending.whole(request), id_, created, spelling))
+    options = body.stream_options or StreamOptions()
+    so_far = bool(options.continuous_usage_stats)
     path, request_id = request.scope["path"], request.state.request_id
+    stream = kind.stream(
+        id=id_,
+        created=created,
+        model=body.model,
+        with_usage=bool(options.include_usage) or so_far,
+        with_usage_so_far=so_far,
+        spelling=spelling,
+    )
     return EventStream(
         _events(pending, stream),
         close=pending.close,
@@ -100,18 +110,3 @@ async def _events(pending: InFlightRequest[Result], stream: r.ChatStream | r.Com
             yield event
     for event in stream.end(await pending.result()):
         yield event
-
-
-def _stream_of(kind: type[S], id_: str, created: int, body: Generation) -> S:
-    """Return what writes the stream that a body asks for."""
-    options = body.stream_options or StreamOptions()
-    so_far = bool(options.continuous_usage_stats)
-    usage = bool(options.include_usage) or so_far
-    spelling = _spelling(body)
-    return kind(
-        id=id_, created=created, model=body.model, with_usage=usage, with_usage_so_far=so_far, spelling=spelling
-    )
-
-
-def _spelling(body: Generation) -> r.Spelling:
-    return r.as_id if body.return_tokens_as_token_ids else r.as_text
