@@ -71,7 +71,7 @@ class Crowd:
         self._rng = rng
         self._now = 0.0
         self._engine = MockEngine(
-            slots=_SLOTS, context=128, chunk_tokens=24, depth=depth, pace=MockTiming(step_ms=1.0), clock=self._clock
+            slots=_SLOTS, context=128, chunk_tokens=24, depth=depth, timing=MockTiming(step_ms=1.0), clock=self._clock
         )
         self._runner = self._engine.runner = Watched(self._engine)
         self._phases: dict[int, Phase] = {}

@@ -84,7 +84,7 @@ class Report(msgspec.Struct, frozen=True):
 # --- what it runs on -------------------------------------------------------------------------------------------------
 
 
-def look_at(device: str) -> Machine:
+def read_model_directory(device: str) -> Machine:
     """Measure how fast memory is copied: what is read and what is written both count."""
     import torch
 
@@ -405,7 +405,7 @@ def main(*, device: str, shapes: str, batches: str, context: int, steps: int, sa
     if unknown:
         raise click.BadParameter(f"{', '.join(unknown)}: there are {', '.join(SHAPES)}", param_hint="--shapes")
     with telling("copying"):
-        machine = look_at(device)
+        machine = read_model_directory(device)
     bench = Bench(machine, batches=[int(one) for one in batches.split(",")], context=context, steps=steps)
     report = Report(
         command=" ".join(["python", *sys.argv]),

@@ -66,7 +66,7 @@ class Mock:
 
     def __init__(self, rows: int, step_ms: float) -> None:
         kv_tokens = rows * 4096
-        self._runner = MockRunner(kv_tokens, pace=MockTiming(step_ms=step_ms), may_end=True, clock=time.monotonic)
+        self._runner = MockRunner(kv_tokens, timing=MockTiming(step_ms=step_ms), may_end=True, clock=time.monotonic)
         limits = SchedulerLimits(slots=rows, context=4096, chunk_tokens=2048)
         self._scheduler = Scheduler(KvCache(kv_tokens), limits)
         for ticket in range(rows):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from .gguf_file import GgufFile, GgufTensor, find_parts, read_parts
 from .model_cache import room_for
+from .model_directory import enumerate_names
 from .model_files import ModelError
-from .model_look import enumerate_names
 from .weights import WeightEntry, llama_shapes, write_safetensors
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from .model_directory import enumerate_names
 from .model_files import ModelError, damage
-from .model_look import enumerate_names
 
 if TYPE_CHECKING:
     from .weights import FloatArray

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .context import context_of
+from .model_directory import ModelDirectory, enumerate_names
 from .model_files import ModelError, entry
-from .model_look import Look, enumerate_names
 
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _OTHERS: Final = {
@@ -93,16 +93,16 @@ def why_no_generator(directory: Path, config: dict[str, Any]) -> str | None:
     return None
 
 
-def check_generator(directory: Path, look: Look, *, max_model_len: int = 0) -> None:
+def check_generator(directory: Path, model: ModelDirectory, *, max_model_len: int = 0) -> None:
     """Raise ModelError if no engine of ours can run the model, or not with so large a context."""
-    why = why_no_generator(directory, look.config)
+    why = why_no_generator(directory, model.config)
     if why is not None:
         raise ModelError(
             f"{directory} cannot generate text: {why}; name a model whose architecture ends in ForCausalLM"
         )
-    _check_numbers(directory, look)
-    _check_layers(directory, look)
-    context = context_of(look.config)
+    _check_numbers(directory, model)
+    _check_layers(directory, model)
+    context = context_of(model.config)
     if context is not None and max_model_len > context:
         raise ModelError(
             f"--max-model-len {max_model_len} is more than the model has: its context is {context} tokens "
@@ -110,23 +110,23 @@ def check_generator(directory: Path, look: Look, *, max_model_len: int = 0) -> N
         )
 
 
-def _check_layers(directory: Path, look: Look) -> None:
+def _check_layers(directory: Path, model: ModelDirectory) -> None:
     """Find layers that are missing or too many, where their names are known: a loader would find them after minutes."""
-    count = look.config.get("num_hidden_layers")
-    is_known = look.config.get("model_type") in _LLAMAS and "model.embed_tokens.weight" in look.tensors
-    if not is_known or "quantization_config" in look.config or not isinstance(count, int):
+    count = model.config.get("num_hidden_layers")
+    is_known = model.config.get("model_type") in _LLAMAS and "model.embed_tokens.weight" in model.tensors
+    if not is_known or "quantization_config" in model.config or not isinstance(count, int):
         return
     if not 0 < count <= _MOST_LAYERS:
         raise ModelError(f"{directory}/config.json says that the model has {count} layers")
     names = [f"model.layers.{layer}.{part}.weight" for layer in range(count) for part in _PARTS]
-    missing = [name for name in [*names, "model.norm.weight"] if name not in look.tensors]
+    missing = [name for name in [*names, "model.norm.weight"] if name not in model.tensors]
     if missing:
         what = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors"
         raise ModelError(
             f"{directory} lacks {what} that its config.json asks for: {enumerate_names(missing)}; fetch the model "
             "again, or the config.json that belongs to it"
         )
-    over = sorted(name for name in look.tensors if name.startswith(f"model.layers.{count}."))
+    over = sorted(name for name in model.tensors if name.startswith(f"model.layers.{count}."))
     if over:
         raise ModelError(
             f"{directory} has more layers than the {count} of its config.json: {enumerate_names(over)}; fetch the "
@@ -134,11 +134,11 @@ def _check_layers(directory: Path, look: Look) -> None:
         )
 
 
-def _check_numbers(directory: Path, look: Look) -> None:
+def _check_numbers(directory: Path, model: ModelDirectory) -> None:
     """Compare how the weights are stored with what the configuration says of it."""
-    quantisation = entry(look.config, "quantization_config", dict[str, Any], directory / "config.json")
+    quantisation = entry(model.config, "quantization_config", dict[str, Any], directory / "config.json")
     if not quantisation:
-        strange = {name: tensor.dtype for name, tensor in look.tensors.items() if tensor.dtype not in _PLAIN}
+        strange = {name: tensor.dtype for name, tensor in model.tensors.items() if tensor.dtype not in _PLAIN}
         odd = sorted(f"{name} ({dtype})" for name, dtype in strange.items() if not name.endswith(_BUFFERS))
         if odd:
             raise ModelError(

@@ -23,10 +23,10 @@ from .engines.base import Phase, Progress
 from .gguf_convert import convert_gguf
 from .gguf_file import find_parts
 from .model_cache import build_once, cache_dir
+from .model_directory import read_model_directory
 from .model_download import Package, check, download, file_sha256, locate
 from .model_files import ModelError, entry, read_json_object
 from .model_fit import check_generator, makes_text, why_no_generator
-from .model_look import look_at
 from .tiny_model import TinyConfig, write_tiny_model
 
 Kind = Literal["generate", "embed"]
@@ -120,7 +120,7 @@ def is_servable(model: str) -> bool:
 
 def check_fit(files: ModelFiles, *, max_model_len: int) -> None:
     """Raise ModelError if no engine of ours can generate text with a model that was found."""
-    check_generator(files.path, look_at(files.path), max_model_len=max_model_len)
+    check_generator(files.path, read_model_directory(files.path), max_model_len=max_model_len)
 
 
 def fetch(model: str, progress: Progress) -> ModelFiles:
@@ -264,13 +264,13 @@ def _phase(progress: Progress, phase: Phase) -> Callable[[float], None]:
 
 
 def _from_directory(path: Path, name: str, revision: str | None = None) -> ModelFiles:
-    look = look_at(path)
+    contents = read_model_directory(path)
     return ModelFiles(
         path=path,
         name=name,
         revision=revision or fingerprint(path),
-        context=_context(path, look.config),
-        kind="generate" if makes_text(path, look.config) else "embed",
+        context=_context(path, contents.config),
+        kind="generate" if makes_text(path, contents.config) else "embed",
     )
 
 

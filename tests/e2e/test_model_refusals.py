@@ -74,7 +74,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 QUICK = ("cut", "shard", "template")
-"""One of each kind of file; tests/unit/worker/test_model_look.py has them all, at the function that looks."""
+"""One of each kind of file; tests/unit/worker/test_model_directory.py has them all, at the function that looks."""
 
 
 @pytest.mark.parametrize(

@@ -374,9 +374,9 @@ def test_an_engine_that_computes_something_else_is_not_used(
     assert "runs on the path 'modules'" in caplog.text
 
     def far_off(self: PoolAttention, layer: int, *rest: Any) -> Any:
-        return see(self, layer, *rest) * (0.5 if layer == 1 else 1.0)
+        return attend(self, layer, *rest) * (0.5 if layer == 1 else 1.0)
 
-    see = PoolAttention.see
-    monkeypatch.setattr(PoolAttention, "see", far_off)
+    attend = PoolAttention.attend
+    monkeypatch.setattr(PoolAttention, "attend", far_off)
     with pytest.raises(CannotLoadError, match="tiny-random cannot be run here: the self-test is off by"):
         make()

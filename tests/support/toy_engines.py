@@ -157,8 +157,8 @@ class _FaultyRunner(MockRunner):
 
 def faulty(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Make the mock, on a device that breaks."""
-    engine = MockEngine(slots=4, context=100_000, pace=MockTiming(step_ms=2.0))
-    engine.runner = _FaultyRunner(4 * 100_000, pace=MockTiming(step_ms=2.0), may_end=True, clock=time.monotonic)
+    engine = MockEngine(slots=4, context=100_000, timing=MockTiming(step_ms=2.0))
+    engine.runner = _FaultyRunner(4 * 100_000, timing=MockTiming(step_ms=2.0), may_end=True, clock=time.monotonic)
     return engine
 
 

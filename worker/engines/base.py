@@ -7,7 +7,7 @@ A factory named by `--engine` may return any of the three, or a mapping of servi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -224,4 +224,3 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Factory = Callable[[EngineSpec, Progress], "Engine | Mapping[str, Engine]"]
-EngineNames = Sequence[str]

@@ -80,7 +80,7 @@ class MockFaults:
     hang: str = ""
     fail: str = ""
 
-    def strike(self, prompt_ids: list[int]) -> str | None:
+    def trigger(self, prompt_ids: list[int]) -> str | None:
         """Die, stall, or return the words of an error, as the prompt asks for."""
         if not (self.crash or self.hang or self.fail):
             return None
@@ -93,7 +93,7 @@ class MockFaults:
         return f"told to fail by {self.fail!r} in the prompt" if self.fail and self.fail in text else None
 
 
-_USUAL_PACE: Final = MockTiming()
+_DEFAULT_TIMING: Final = MockTiming()
 _NO_FAULTS: Final = MockFaults()
 
 
@@ -105,22 +105,22 @@ class MockRunner:
 
     vocabulary = VOCABULARY
 
-    def __init__(self, kv_tokens: int, *, pace: MockTiming, may_end: bool, clock: Callable[[], float]) -> None:
+    def __init__(self, kv_tokens: int, *, timing: MockTiming, may_end: bool, clock: Callable[[], float]) -> None:
         self._ids = array("L", bytes(kv_tokens * array("L").itemsize))
         self._chains = array("Q", bytes(kv_tokens * array("Q").itemsize))
-        self._pace = pace
+        self._timing = timing
         self._may_end = may_end
         self._clock = clock
         self._under_way: deque[tuple[float, Drawn]] = deque()
 
     def launch(self, step: EngineStep) -> list[SequenceStep]:
-        """KvCopy, store, draw; the next step begins when this one is over."""
+        """Copy, store, draw; the next step begins when this one is over."""
         for copy in step.copies:
             self._copy(copy)
         drawn = [self._run(part) for part in step.parts]
         prompt_tokens = sum(part.end - part.begin for part in step.parts if part.is_prompt)
         begins = max(self._clock(), self._under_way[-1][0] if self._under_way else 0.0)
-        over = begins + self._pace.step_s(len(step.drawing), prompt_tokens)
+        over = begins + self._timing.step_s(len(step.drawing), prompt_tokens)
         tops = [part.sequence.request.sampling.logprobs for part in step.drawing]
         tokens = [token for token in drawn if token is not None]
         reports = [None if top is None else {token: -0.5} for token, top in zip(tokens, tops, strict=True)]
@@ -178,7 +178,7 @@ class MockEngine(GenerateEngine):
         chunk_tokens: int = DEFAULT_CHUNK,
         depth: int = 1,
         is_deterministic: bool = False,
-        pace: MockTiming = _USUAL_PACE,
+        timing: MockTiming = _DEFAULT_TIMING,
         faults: MockFaults = _NO_FAULTS,
         may_end: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -186,7 +186,7 @@ class MockEngine(GenerateEngine):
         kv_tokens = kv_tokens or slots * context
         self._faults = faults
         super().__init__(
-            MockRunner(kv_tokens, pace=pace, may_end=may_end, clock=clock),
+            MockRunner(kv_tokens, timing=timing, may_end=may_end, clock=clock),
             kv_tokens=kv_tokens,
             limits=SchedulerLimits(
                 slots=slots,
@@ -200,7 +200,7 @@ class MockEngine(GenerateEngine):
 
     def submit(self, request: TokenRequest) -> None:
         """Take a request in, unless its prompt sets a fault off."""
-        error = self._faults.strike(request.prompt_ids)
+        error = self._faults.trigger(request.prompt_ids)
         if error is None:
             super().submit(request)
         else:
@@ -303,7 +303,7 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
         slots=int(options.get("slots", "0")) or spec.slots or DEFAULT_SLOTS,
         context=spec.max_model_len or DEFAULT_CONTEXT,
         chunk_tokens=int(options.get("chunk", str(DEFAULT_CHUNK))),
-        pace=MockTiming(
+        timing=MockTiming(
             step_ms=step_ms,
             per_row_ms=float(options.get("step_ms_per_row", "0")),
             prefill_ms_per_token=float(options.get("prefill_ms_per_token", "0")),

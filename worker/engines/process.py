@@ -41,7 +41,7 @@ _SIGN_S: Final = 0.2
 _STEP_WAIT_S: Final = 0.05
 """How long a step may be awaited before the agent is heard again: a cancel takes effect within this."""
 _ENVELOPES_PER_PASS: Final = 64
-_FAREWELL_MS: Final = 500
+_LINGER_MS: Final = 500
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 
 Socket = zmq.Socket[bytes]
@@ -56,18 +56,18 @@ class EngineLoop:
         adapters: Mapping[str, EngineAdapter],
         out: Outbox,
         *,
-        bell: Socket | None = None,
+        wakeups: Socket | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = socket
         self._adapters = adapters
         self._out = out
-        self._bell = bell
+        self._wakeups = wakeups
         self._clock = clock
         self._is_stopped = False
         self._step_at = clock()
         self._poller = zmq.Poller()
-        for end in (socket, bell):
+        for end in (socket, wakeups):
             if end is not None:
                 self._poller.register(end, zmq.POLLIN)
 
@@ -86,8 +86,8 @@ class EngineLoop:
             return
         left_s = self._step_at + _SIGN_S - self._clock()
         self._poller.poll(max(0, math.ceil(1000 * left_s)))
-        if self._bell is not None:
-            _silence(self._bell)
+        if self._wakeups is not None:
+            _drain(self._wakeups)
 
     def _is_anyone_busy(self) -> bool:
         return any(adapter.is_busy for adapter in self._adapters.values())
@@ -152,10 +152,10 @@ def _send(socket: Socket, messages: list[ipc.FromEngine]) -> None:
     socket.send(ipc.encode(messages), _NOBLOCK)
 
 
-def _silence(bell: Socket) -> None:
+def _drain(wakeups: Socket) -> None:
     with contextlib.suppress(zmq.Again):
         while True:
-            bell.recv(_NOBLOCK)
+            wakeups.recv(_NOBLOCK)
 
 
 # --- from a spec to adapters ------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[
 
 
 def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: EngineSpec) -> ipc.EngineService:
-    """Say what the agent may send to a adapter."""
+    """Say what the agent may send to an adapter."""
     return ipc.EngineService(
         name=name,
         kind=adapter.kind,
@@ -225,41 +225,41 @@ class EngineMain:
                 loop.close()
             for end in self._ends:
                 end.close(0)
-            self._socket.close(_FAREWELL_MS)
+            self._socket.close(_LINGER_MS)
         return 0
 
     def _load(self) -> EngineLoop:
-        progress = LoadProgress(self._tell, time.monotonic)
+        progress = LoadProgress(self._report_progress, time.monotonic)
         engines = load_engines(self._spec, progress)
         out = Outbox()
-        bell, wake = self._make_bell()
+        wakeups, wake = self._make_wakeups()
         adapters = {name: make_adapter(engine, self._spec, out, wake) for name, engine in engines.items()}
         services = [describe_service(name, adapter, engines[name], self._spec) for name, adapter in adapters.items()]
         _send(self._socket, [ipc.EngineReady(services)])
-        return EngineLoop(self._socket, adapters, out, bell=bell)
+        return EngineLoop(self._socket, adapters, out, wakeups=wakeups)
 
     def _wait_for_stop(self) -> None:
         """Let the agent read why, before it sees that the process is gone: the end is quicker than the words."""
-        give_up_at = time.monotonic() + _FAREWELL_MS / 1000
+        give_up_at = time.monotonic() + _LINGER_MS / 1000
         while self._socket.poll(max(0, math.ceil(1000 * (give_up_at - time.monotonic())))):
             if ipc.Stop() in ipc.decode_to_engine(self._socket.recv()):
                 return
 
-    def _tell(self, phase: Phase, percent: float) -> None:
+    def _report_progress(self, phase: Phase, percent: float) -> None:
         _send(self._socket, [ipc.EngineLoading(phase, percent, time.monotonic() - self._started_at)])
 
-    def _make_bell(self) -> tuple[Socket, Callable[[], None]]:
-        """Return a socket for the loop to listen to, and what another thread calls to ring it."""
-        bell, rope = transport.wake_pair(self._context, "engine-bell")
-        self._ends = [bell, rope]
+    def _make_wakeups(self) -> tuple[Socket, Callable[[], None]]:
+        """Return a socket for the loop to listen to, and what another thread calls to wake it."""
+        wakeups, waker = transport.wake_pair(self._context, "engine-wakeups")
+        self._ends = [wakeups, waker]
 
         lock = threading.Lock()  # several adapters have a thread, and a socket is one thread's at a time
 
-        def ring() -> None:
-            with lock, contextlib.suppress(zmq.ZMQError):  # full: it rings already; closed: nobody listens any more
-                rope.send(b"", _NOBLOCK)
+        def wake() -> None:
+            with lock, contextlib.suppress(zmq.ZMQError):  # full: it will wake already; closed: nobody listens any more
+                waker.send(b"", _NOBLOCK)
 
-        return bell, ring
+        return wakeups, wake
 
 
 def main() -> int:
@@ -282,7 +282,7 @@ def main() -> int:
     try:
         return EngineMain(context, arguments.endpoint, spec).run()
     finally:
-        context.term()  # waits for the last words, at most _FAREWELL_MS
+        context.term()  # waits for the last words, at most _LINGER_MS
 
 
 if __name__ == "__main__":

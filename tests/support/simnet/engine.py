@@ -53,7 +53,7 @@ class ToyEngine:
         plan = self._world.plan
         agenda = self._node.agenda
         self._model = MockEngine(
-            slots=plan.slots, context=CONTEXT, pace=MockTiming(step_ms=plan.step_ms), clock=lambda: agenda.now
+            slots=plan.slots, context=CONTEXT, timing=MockTiming(step_ms=plan.step_ms), clock=lambda: agenda.now
         )
         self.is_hanging = self._is_stepping = False
         self._live.clear()

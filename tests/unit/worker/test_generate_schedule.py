@@ -141,7 +141,7 @@ def test_every_schedule_gives_the_right_tokens(seed: int) -> None:
 
 def test_prefixes_are_found_in_all_three_ways() -> None:
     """In place where the old stretch is large enough, by copy where it is not, and from one that still runs."""
-    engine = MockEngine(slots=4, context=CONTEXT, kv_tokens=400, pace=MockTiming(step_ms=0))
+    engine = MockEngine(slots=4, context=CONTEXT, kv_tokens=400, timing=MockTiming(step_ms=0))
     counts = engine.counts
 
     def ask(ticket: int, prompt: list[int], count: int, *, steps: int = 50) -> None:
@@ -178,7 +178,7 @@ def first_token(engine: MockEngine, ticket: int) -> tuple[int, int]:
 @pytest.mark.parametrize("begun", [1, 2, 15])
 def test_a_short_prompt_passes_long_ones(longs: int, length: int, begun: int) -> None:
     """However many of 4,000 tokens are in line: three pieces of theirs at most, then it has its first token."""
-    engine = MockEngine(slots=longs + 1, context=8192, chunk_tokens=128, pace=MockTiming(step_ms=0))
+    engine = MockEngine(slots=longs + 1, context=8192, chunk_tokens=128, timing=MockTiming(step_ms=0))
     for ticket in range(1, longs + 1):
         engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket] * 4000, max_new_tokens=5, ignore_eos=True))
     for _ in range(begun):
@@ -194,7 +194,7 @@ def test_a_short_prompt_passes_long_ones(longs: int, length: int, begun: int) ->
 
 def test_nobody_waits_for_a_prompt() -> None:
     """While a long one is computed, those who run get a token in every step."""
-    engine = MockEngine(slots=3, context=8192, chunk_tokens=64, pace=MockTiming(step_ms=0))
+    engine = MockEngine(slots=3, context=8192, chunk_tokens=64, timing=MockTiming(step_ms=0))
     for ticket in (1, 2):
         engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket], max_new_tokens=500, ignore_eos=True))
     engine.poll(0)
@@ -206,7 +206,7 @@ def test_nobody_waits_for_a_prompt() -> None:
 
 def test_whoever_is_first_in_line_is_let_in_first() -> None:
     """A large request is not passed by small ones for ever: it waits for room, and they wait behind it."""
-    engine = MockEngine(slots=9, context=CONTEXT, kv_tokens=120, pace=MockTiming(step_ms=0))
+    engine = MockEngine(slots=9, context=CONTEXT, kv_tokens=120, timing=MockTiming(step_ms=0))
     for ticket, length in ((1, 80), (2, 90), (3, 5)):
         engine.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket] * length, max_new_tokens=5, ignore_eos=True))
 
@@ -223,7 +223,7 @@ def test_a_step_that_fails_ends_the_engine() -> None:
             raise ValueError("no such kernel")
 
     engine = MockEngine(slots=2, context=CONTEXT)
-    engine.runner = Broken(200, pace=MockTiming(), may_end=True, clock=Ticks())
+    engine.runner = Broken(200, timing=MockTiming(), may_end=True, clock=Ticks())
     engine.submit(TokenRequest(ticket=1, prompt_ids=[1], max_new_tokens=5))
 
     with pytest.raises(EngineFatalError, match="no such kernel"):
@@ -234,7 +234,7 @@ def test_a_step_that_fails_ends_the_engine() -> None:
 
 def test_what_can_never_fit_is_refused() -> None:
     """A request that is longer than the whole pool; one token less is served."""
-    engine = MockEngine(slots=2, context=CONTEXT, kv_tokens=50, pace=MockTiming(step_ms=0))
+    engine = MockEngine(slots=2, context=CONTEXT, kv_tokens=50, timing=MockTiming(step_ms=0))
 
     with pytest.raises(RequestRefusedError, match="51 tokens"):
         engine.submit(TokenRequest(ticket=1, prompt_ids=[1] * 40, max_new_tokens=11))
@@ -258,7 +258,7 @@ def test_a_cancelled_request_frees_its_slot_by_the_next_step() -> None:
 def test_two_thousand_requests_leave_nothing_behind() -> None:
     """A third of them cancelled: tables are empty, and the memory that Python has for us does not grow."""
     rng = random.Random(1)
-    engine = MockEngine(slots=16, context=CONTEXT, kv_tokens=800, chunk_tokens=64, pace=MockTiming(step_ms=0))
+    engine = MockEngine(slots=16, context=CONTEXT, kv_tokens=800, chunk_tokens=64, timing=MockTiming(step_ms=0))
 
     def play(first: int) -> None:
         running: set[int] = set()

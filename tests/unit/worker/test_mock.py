@@ -48,7 +48,7 @@ def test_what_it_writes_is_text(prompt: list[int], seed: int) -> None:
 
 def test_full_and_impossible_are_told_apart() -> None:
     """A full queue may be tried again; a prompt as long as the context never."""
-    engine = MockEngine(slots=1, context=8, pace=AT_ONCE)
+    engine = MockEngine(slots=1, context=8, timing=AT_ONCE)
     engine.submit(request(1, [1], 4))
 
     with pytest.raises(EngineFullError):
@@ -60,7 +60,7 @@ def test_full_and_impossible_are_told_apart() -> None:
 
 def test_a_prompt_may_be_told_to_fail() -> None:
     """That request alone ends with an error."""
-    engine = MockEngine(slots=2, pace=AT_ONCE, faults=MockFaults(fail="boom"))
+    engine = MockEngine(slots=2, timing=AT_ONCE, faults=MockFaults(fail="boom"))
     engine.submit(request(1, list(b"boom"), 4))
     engine.submit(request(2, list(b"fine"), 1))
 

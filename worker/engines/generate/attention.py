@@ -58,10 +58,10 @@ class Attention(ABC):
 
     @abstractmethod
     def copy(self, copy: KvCopy) -> None:
-        """KvCopy the keys and values of some tokens, in all layers."""
+        """Copy the keys and values of some tokens, in all layers."""
 
     @abstractmethod
-    def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         """Let each query [tokens, heads, size] see what lies before it and at its place; same shape out."""
 
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -81,7 +81,7 @@ class Attention(ABC):
         """Attend for a module of transformers: [1, heads, tokens, size] in, [1, tokens, heads, size] out."""
         layer = int(module.layer_idx)
         self.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
-        return self.see(layer, query[0].transpose(0, 1), scale).unsqueeze(0)
+        return self.attend(layer, query[0].transpose(0, 1), scale).unsqueeze(0)
 
 
 class PoolAttention(Attention):
@@ -107,7 +107,7 @@ class PoolAttention(Attention):
         return self._pool[layer, 1].transpose(0, 1)
 
     def copy(self, copy: KvCopy) -> None:
-        """KvCopy the keys and values of some tokens, in all layers."""
+        """Copy the keys and values of some tokens, in all layers."""
         source = self._pool[:, :, :, copy.source : copy.source + copy.count]
         self._pool[:, :, :, copy.target : copy.target + copy.count] = source
 
@@ -128,27 +128,27 @@ class PoolAttention(Attention):
         mask = torch.ones(count, part.end, dtype=torch.bool, device=self._pool.device)
         return mask.tril_(part.begin)
 
-    def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         """Attend; see `Attention`."""
         keys, values = self._pool[layer, 0], self._pool[layer, 1]
         heads, size = query.shape[1], query.shape[2]
         kv_heads = self.shape.kv_heads
         group = heads // kv_heads
-        seen = torch.empty_like(query)
+        output = torch.empty_like(query)
         for keys_seen in self._key_ranges:
             count = keys_seen.end - keys_seen.begin
             # [count, kv heads, group, size] -> [kv heads, group x count, size]: each head of keys is read once.
-            asked = query[keys_seen.begin : keys_seen.end].view(count, kv_heads, group, size).permute(1, 2, 0, 3)
+            folded = query[keys_seen.begin : keys_seen.end].view(count, kv_heads, group, size).permute(1, 2, 0, 3)
             mask = None if keys_seen.mask is None else keys_seen.mask.repeat(group, 1)
-            told = scaled_dot_product_attention(
-                asked.reshape(1, kv_heads, group * count, size),
+            attended = scaled_dot_product_attention(
+                folded.reshape(1, kv_heads, group * count, size),
                 keys[:, keys_seen.first : keys_seen.last].unsqueeze(0),
                 values[:, keys_seen.first : keys_seen.last].unsqueeze(0),
                 attn_mask=mask,
                 scale=scale,
             )
-            seen[keys_seen.begin : keys_seen.end] = (
-                told.view(kv_heads, group, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
+            output[keys_seen.begin : keys_seen.end] = (
+                attended.view(kv_heads, group, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
             )
-        seen[self._key_ranges[-1].end :] = 0
-        return seen
+        output[self._key_ranges[-1].end :] = 0
+        return output

@@ -1,8 +1,8 @@
 """Computes the steps of the `generate` engine on a GPU, one step ahead of whoever reads the results.
 
-What decides about the next token lies on the device (`slots.py`), so step N + 1 is launched before N is read. Running
-sequences go first, as one recorded graph; then the pieces of prompts, packed into one pass, whose last tokens draw too.
-All of it also runs on a CPU, call by call, which is how it is tested.
+What decides about the next token lies on the device (`sequence_table.py`), so step N + 1 is launched before N is read.
+Running sequences go first, as one recorded graph; then the pieces of prompts, packed into one pass, whose last tokens
+draw too. All of it also runs on a CPU, call by call, which is how it is tested.
 """
 
 from __future__ import annotations

@@ -74,19 +74,19 @@ def plain(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: Layout, scale: float | None
 ) -> torch.Tensor:
     """Do the same in float32, step by step: the definition, for tests and for `works`."""
-    bounds, starts, lengths = (list(map(int, values)) for values in (layout.bounds, layout.starts, layout.lengths))
-    seen = torch.zeros_like(query)
+    bounds, starts, lengths = (list(map(int, numbers)) for numbers in (layout.bounds, layout.starts, layout.lengths))
+    output = torch.zeros_like(query)
     group = query.shape[1] // keys.shape[1]
     for number, length in enumerate(lengths):
         begin, end, first = bounds[number], bounds[number + 1], starts[number]
-        asked = query[begin:end].float().transpose(0, 1)
-        known = keys[first : first + length].float().repeat_interleave(group, dim=1).permute(1, 2, 0)
-        told = values[first : first + length].float().repeat_interleave(group, dim=1).transpose(0, 1)
-        weight = asked @ known * (scale or query.shape[2] ** -0.5)
+        queries = query[begin:end].float().transpose(0, 1)
+        its_keys = keys[first : first + length].float().repeat_interleave(group, dim=1).permute(1, 2, 0)
+        its_values = values[first : first + length].float().repeat_interleave(group, dim=1).transpose(0, 1)
+        weight = queries @ its_keys * (scale or query.shape[2] ** -0.5)
         at = torch.arange(length - (end - begin), length, device=query.device).unsqueeze(1)
         weight = weight.masked_fill(torch.arange(length, device=query.device) > at, -torch.inf)
-        seen[begin:end] = (weight.softmax(dim=-1).nan_to_num(0.0) @ told).transpose(0, 1).to(query.dtype)
-    return seen
+        output[begin:end] = (weight.softmax(dim=-1).nan_to_num(0.0) @ its_values).transpose(0, 1).to(query.dtype)
+    return output
 
 
 class FlashAttention(Attention):
@@ -115,7 +115,7 @@ class FlashAttention(Attention):
         return self._pool[layer, 1]
 
     def copy(self, copy: KvCopy) -> None:
-        """KvCopy the keys and values of some tokens, in all layers."""
+        """Copy the keys and values of some tokens, in all layers."""
         source = self._pool[:, :, copy.source : copy.source + copy.count]
         self._pool[:, :, copy.target : copy.target + copy.count] = source
 
@@ -124,7 +124,7 @@ class FlashAttention(Attention):
         self._layout = layout
         self.places = layout.places
 
-    def see(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         """Attend; see `Attention`."""
         assert self._layout is not None
         return self._operation(query, self.keys(layer), self.values(layer), self._layout, scale)
@@ -183,6 +183,6 @@ def difference(
     )
     query = random(bounds[-1], shape.heads)
     keys, values = random(tokens, shape.kv_heads), random(tokens, shape.kv_heads)
-    told = operation(query, keys, values, layout, None).float()
-    off = (told - plain(query, keys, values, layout, None).float()).abs().max()
+    attended = operation(query, keys, values, layout, None).float()
+    off = (attended - plain(query, keys, values, layout, None).float()).abs().max()
     return float(torch.nan_to_num(off, nan=torch.inf))

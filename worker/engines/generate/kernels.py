@@ -1,6 +1,6 @@
 # pyright: basic
 """The small operations of a decoder as one GPU kernel each, in Triton (Tillet et al. 2019). What each does is said by
-`TorchOps`, how each is called by `kernel_operations.py`. Triton is a language of its own: nothing here is typed.
+`TorchOps`, how each is called by `kernel_ops.py`. Triton is a language of its own: nothing here is typed.
 """
 
 from __future__ import annotations

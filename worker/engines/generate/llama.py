@@ -98,8 +98,8 @@ class LlamaDecoder:
         change: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
             hidden, normed = self.operations.add_norm(hidden, change, layer.norm, self._eps)
-            seen = attention.see(index, self._query(index, layer, normed, turn, attention))
-            change = linear(seen.reshape(len(hidden), -1), layer.out, layer.out_bias)
+            output = attention.attend(index, self._query(index, layer, normed, turn, attention))
+            change = linear(output.reshape(len(hidden), -1), layer.out, layer.out_bias)
             hidden, normed = self.operations.add_norm(hidden, change, layer.mlp_norm, self._eps)
             change = linear(self.operations.gate(linear(normed, layer.gate_up)), layer.down)
         if rows is not None and change is not None:

@@ -1,6 +1,6 @@
 """The small operations between the matrix products of a decoder, each as one call: here in plain torch, for any device.
 
-`kernel_operations.py` has the same as one GPU kernel each: at small batches their number decides how fast a model is.
+`kernel_ops.py` has the same as one GPU kernel each: at small batches their number decides how fast a model is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TorchOps:
         """Return the argmax of each row of scores / temperature + noise, the lowest id of equals: int64 [rows].
 
         Rows of temperature 0 are taken as they are. `scores` [rows, vocabulary] and `temperature` [rows] are float32,
-        `states` [rows] int32 (`noise.row_states`).
+        `states` [rows] int32 (`gumbel.row_states`).
         """
         is_greedy = (temperature == 0).unsqueeze(1)
         divided = scores / temperature.unsqueeze(1).masked_fill(is_greedy, 1.0)

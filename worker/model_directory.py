@@ -25,18 +25,18 @@ _NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ModelDirectory:
     """What was seen: the configuration, and every tensor by its name."""
 
     config: dict[str, Any]
     tensors: dict[str, Stored]
 
 
-def look_at(directory: Path) -> Look:
+def read_model_directory(directory: Path) -> ModelDirectory:
     """Look at a directory that transformers and `tokenizers` are to load. Raises ModelError."""
     config = _config(directory)
     _check_tokenizer(directory)
-    return Look(config, _tensors(directory))
+    return ModelDirectory(config, _tensors(directory))
 
 
 def enumerate_names(names: list[str]) -> str:
