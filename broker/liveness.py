@@ -1,8 +1,17 @@
-"""Who is well: the timers of each node, and what follows when it falls silent, goes away or comes back.
+"""Decides which nodes are alive: a timer for each, and what follows when one falls silent, is lost or comes back.
 
-Losing a connection and falling silent are different: the first is seen within milliseconds and the process is probably
-dead, the second may be a frozen process that wakes up again. So a lost node has a short grace and then counts as a
-crash; a silent one is given up after the eviction time and does not.
+Theory of operation
+    A lost connection and silence are different signs. A lost connection is seen within milliseconds, and its process is
+    probably dead: it gets `lost_grace_s` (1 s) to come back and claim its leases, and its end counts as a crash for the
+    requests that had begun nothing. A silent node may be a frozen process that wakes up again, so silence has steps:
+
+    * `suspect_s` (a heartbeat interval and a bit; both sides beat twice in one, so at least two were missed): no new
+      work, and one question. It is sound again at its next message.
+    * `eviction_s`: its leases go elsewhere, with fresh ones, so that whatever it still sends is dropped. This is no
+      crash: the requests did not end the process.
+    * `remove_s` (twice that): it is forgotten, and has to register anew.
+
+    A node whose heartbeats say that its engine's loop stands still is suspect too: its agent lives, its model does not.
 """
 
 from __future__ import annotations

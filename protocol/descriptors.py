@@ -1,8 +1,8 @@
-"""How many descriptors a process may have: each connection takes one, and who has none left turns in circles.
+"""Raises and reads the limit of file descriptors: each connection takes one, and a process without any spins.
 
 libzmq asks the system for every connection that waits, again and again, also when there is no descriptor for it: a full
-process burns a core and says nothing. So a role that listens takes as many as it is allowed, keeps some back, and sends
-away who comes when only those are left (broker/sockets.py). Where the system knows no such limit nothing happens here.
+process burns a core and logs nothing. So a role that listens takes as many as it is allowed, keeps some back, and
+resets new connections when only those are left (broker/sockets.py). Without such a limit nothing happens here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long things took, as counts by length: cheap to add to, and two of them subtract to what happened in between.
+"""Counts how long things took, by length: cheap to add to, and two of them subtract to what happened in between.
 
 The bounds are the same everywhere, so histograms of several brokers or nodes add up, and Prometheus takes them as they
 are.
@@ -53,14 +53,14 @@ class Histogram(msgspec.Struct, kw_only=True):
     def since(self, earlier: Histogram) -> Histogram:
         """Return what was counted after `earlier`; all of it, if that is not an earlier state of this one."""
         counts = [now - before for now, before in zip(self.counts, earlier.counts, strict=False)]
-        if len(counts) != len(self.counts) or any(one < 0 for one in counts):
+        if len(counts) != len(self.counts) or any(count < 0 for count in counts):
             return self.copy()
         return Histogram(counts=counts, total_s=max(0.0, self.total_s - earlier.total_s))
 
     def quantile(self, share: float) -> float | None:
         """Return the length that `share` (0 to 1) of all stay within, in seconds; None of nothing.
 
-        Within its bucket it is interpolated, as Prometheus does; beyond the last bound that bound is told.
+        Within its bucket it is interpolated, as Prometheus does; beyond the last bound it is that bound.
         """
         rank, below = share * self.count, 0
         if not self.count:
@@ -109,8 +109,8 @@ class Meter:
 def total(histograms: Iterable[Histogram]) -> Histogram:
     """Add histograms up. One with other bounds (of another release) is left out."""
     summed = Histogram()
-    for one in histograms:
-        if len(one.counts) == _BUCKETS:
-            summed.counts = [a + b for a, b in zip(summed.counts, one.counts, strict=True)]
-            summed.total_s += one.total_s
+    for histogram in histograms:
+        if len(histogram.counts) == _BUCKETS:
+            summed.counts = [a + b for a, b in zip(summed.counts, histogram.counts, strict=True)]
+            summed.total_s += histogram.total_s
     return summed

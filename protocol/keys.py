@@ -1,4 +1,4 @@
-"""CURVE keys of a fleet as files: who holds which, and how a role reads its own part.
+"""Makes and reads the CURVE keys of a fleet, which are files: who holds which, and what each role reads.
 
     DIR/broker/public.key, secret.key          the broker's own pair
     DIR/worker/public.key, secret.key          the pair of workers

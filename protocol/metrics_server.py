@@ -1,4 +1,4 @@
-"""GET /metrics of a role that has no HTTP of its own: prometheus-client's server on loopback, if asked for.
+"""Serves GET /metrics for a role that has no HTTP of its own: prometheus-client's server on loopback, if asked for.
 
 It never touches the tables of a loop: it asks the loop for a copy, and gives up when the loop is too busy to answer.
 """

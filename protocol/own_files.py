@@ -1,4 +1,4 @@
-"""Files that a program obeys: settings, keys, lists of keys. Who may have written them, and how their bytes are text.
+"""Reads files that a program obeys (settings, keys, lists of keys): who may have written them, and in which encoding.
 
 Whoever can write such a file decides what the program does, so one that another user owns, or may write, is refused.
 Editors and shells of Windows begin a file with a byte order mark, or write UTF-16: that is text like any other.

@@ -1,4 +1,4 @@
-"""How prompts that begin alike are recognised by a broker that never reads them: hashes that their client makes.
+"""Hashes the beginning of a prompt, so that a broker that never reads prompts can recognise those that begin alike.
 
 A node that has computed a prompt keeps its keys and values for a while, and need not compute the same beginning again.
 So a request carries hashes of the first 256, 1,024 and 4,096 bytes of its prompt, those that it has, and a broker

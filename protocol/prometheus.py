@@ -1,6 +1,6 @@
-"""The numbers of a fleet as Prometheus wants them: a snapshot in, metric families out.
+"""Writes the numbers of a fleet as Prometheus wants them: a snapshot in, metric families out.
 
-Bridge, broker and node all tell through this, so a number has one name wherever it is scraped. Labels are models,
+Bridge, broker and node all write through this, so a number has one name wherever it is scraped. Labels are models,
 nodes and devices as the fleet names them, never what a client chose. docs/metrics.md lists all names. Needs
 prometheus-client, which is an extra: only those who serve metrics import this module.
 """
@@ -66,8 +66,8 @@ def of_fleet(snapshot: Snapshot) -> Iterable[Metric]:
 def _by_name(nodes: list[NodeStatus]) -> list[NodeStatus]:
     """Give every node a name of its own: a series that comes twice would make Prometheus refuse the whole page.
 
-    One that was started again is listed twice for a while; of those only the one that is there is told. Several that
-    are there under one name are told apart by the beginning of their uuid.
+    A node that was started again is listed twice for a while; only the one that is there counts. Several that are there
+    under one name are told apart by the beginning of their uuid.
     """
     there: dict[str, list[NodeStatus]] = {}
     for node in nodes:

@@ -100,20 +100,22 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 def spent(age_s: float, attempts: Sequence[Attempt]) -> Spent:
     """Add up where the time went."""
     dispatch_s = prefill_s = decode_s = lost_s = 0.0
-    for one in attempts:
-        end_s = age_s if one.ended_s is None else one.ended_s
-        if one.first_s is None:
-            computed_s = 0.0 if one.why else min(end_s - one.dispatched_s, one.prefill_s or 0.0)  # whole answers
+    for attempt in attempts:
+        end_s = age_s if attempt.ended_s is None else attempt.ended_s
+        if attempt.first_s is None:
+            computed_s = (
+                0.0 if attempt.why else min(end_s - attempt.dispatched_s, attempt.prefill_s or 0.0)
+            )  # whole answers
             prefill_s += computed_s
-            rest_s = end_s - one.dispatched_s - computed_s
-            lost_s, dispatch_s = (lost_s + rest_s, dispatch_s) if one.why else (lost_s, dispatch_s + rest_s)
+            rest_s = end_s - attempt.dispatched_s - computed_s
+            lost_s, dispatch_s = (lost_s + rest_s, dispatch_s) if attempt.why else (lost_s, dispatch_s + rest_s)
             continue
-        before_s = one.first_s - one.dispatched_s
-        computed_s = min(before_s, one.prefill_s if one.prefill_s is not None else before_s)
+        before_s = attempt.first_s - attempt.dispatched_s
+        computed_s = min(before_s, attempt.prefill_s if attempt.prefill_s is not None else before_s)
         prefill_s += computed_s
         dispatch_s += before_s - computed_s
-        last_s = end_s if not one.why or one.last_s is None else min(one.last_s, end_s)
-        decode_s += last_s - one.first_s
+        last_s = end_s if not attempt.why or attempt.last_s is None else min(attempt.last_s, end_s)
+        decode_s += last_s - attempt.first_s
         lost_s += end_s - last_s
     queue_s = age_s - dispatch_s - prefill_s - decode_s - lost_s
     return Spent(

@@ -1,4 +1,4 @@
-"""Words of a peer on their way to a terminal or a log: what would move the cursor or forge a line becomes a mark.
+"""Makes words of a peer harmless for a terminal or a log: what would move the cursor or forge a line becomes a mark.
 
 The one place that says what is harmless. `printable` is for a name or a sentence, which is one line; `readable` for an
 answer, which has many and is written in any script; `escaped` for JSON, which says the same without a character that a
@@ -22,7 +22,7 @@ _OBEYED: Final = re.compile(
 
 def printable(words: str) -> str:
     """Return the words with every control and format character replaced; spaces stay."""
-    return words if words.isprintable() else "".join(one if one.isprintable() else _MARK for one in words)
+    return words if words.isprintable() else "".join(letter if letter.isprintable() else _MARK for letter in words)
 
 
 def readable(text: str) -> str:
@@ -33,7 +33,7 @@ def readable(text: str) -> str:
 def indented(text: str) -> str:
     """Return lines of which only the first can be taken for the beginning of something."""
     first, *others = re.split(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", text)
-    return "\n    ".join([printable(first.expandtabs()), *(printable(one.expandtabs()) for one in others)])
+    return "\n    ".join([printable(first.expandtabs()), *(printable(line.expandtabs()) for line in others)])
 
 
 def escaped(line: str) -> str:

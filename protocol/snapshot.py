@@ -1,4 +1,4 @@
-"""What a broker tells about itself and its fleet: the body of STATUS in the schema "snapshot".
+"""The state of a broker and its fleet at one moment: the body of STATUS in the schema "snapshot".
 
 Pure records; the broker fills them (`broker/status.py`), the command line, the monitor and the bridge read them.
 All times are seconds, all counters are since the broker started.
@@ -24,9 +24,9 @@ TOO_LARGE: Final = "too_large"
 """Schema of a STATUS without a body: the answer does not fit a frame; `text` in ext says what to ask instead."""
 
 MAX_EVENTS: Final = 200
-"""Events told; older ones are in the broker's log."""
+"""Events in a snapshot; older ones are in the broker's log."""
 MAX_REQUESTS: Final = 20
-"""Slowest requests told: what fits on a screen."""
+"""Slowest requests in a snapshot: what fits on a screen."""
 
 NodeHealth = Literal["active", "suspect", "evicted", "lost", "draining"]
 EventLevel = Literal["info", "warning", "error"]
@@ -52,7 +52,7 @@ RequestPhase = Literal["queued", "dispatched", "streaming"]
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One device as its node last told."""
+    """One device, as of its node's last heartbeat."""
 
     id: str
     kind: str
@@ -175,9 +175,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A broker's whole state in one glance. `ready` = at least one service could be served now.
 
     Attributes:
-        unix_s: The broker's own clock; 0 = not told.
+        unix_s: The broker's own clock; 0 = not known.
         tallies: Counters by reason or stage: failures, redispatches, cancellations.
-        requests: The oldest live ones, for admins; others are told none, nor events about requests.
+        requests: The oldest live ones, for admins; others see none, nor events about requests.
     """
 
     broker_id: str
