@@ -88,8 +88,8 @@ BOUNDS = Bounds(
     attempts=3,
     sessions=5,
 )
-MOST_SERVICES = PEERS * (len(MANY) + 2) + 8
-"""What all nodes can offer at a time, and a few that only clients have named."""
+MOST_SERVICES = (PEERS + 2) * (len(MANY) + 2) + 8
+"""What all nodes offer at a time, what two offered that were lost just now, and a few that only clients have named."""
 TIMING = Timing(heartbeat_s=2.0, eviction_s=4.0, request_timeout_s=10.0)
 WHO = st.integers(0, PEERS - 1)
 GREETING = st.builds(m.Hello, st.sampled_from(UUIDS), st.just(1), st.just(1))
