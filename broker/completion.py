@@ -63,7 +63,14 @@ def record_end(state: BrokerState, request: Request, ending: m.Final | m.Error, 
     counters = state.counters
     if type(ending) is m.Final:
         counters.completed += 1
-        _record_result(request, ending, now)
+        service, trace, first_at = request.service, request.trace, request.first_at
+        lost = trace.lost if trace is not None else None
+        queued_s = lost[0].dispatched_s if lost else request.dispatched_at - request.admitted_at
+        context = request.offer.spec.context if request.offer is not None else 0
+        service.note_result(ending.meta, context, queued_s, now - request.dispatched_at, now - request.admitted_at)
+        further = ending.total_n - request.from_unit - request.first_n
+        if first_at is not None and further > 0:
+            service.token_time.add((now - first_at) / further)
     elif type(ending) is m.Error:
         reason = ending.reason
         if reason == ErrorKind.CANCELLED.value:
@@ -79,17 +86,6 @@ def record_end(state: BrokerState, request: Request, ending: m.Final | m.Error, 
             counters.poisoned += reason == ErrorKind.POISON.value
             state.events.record("request_failed", reason, ending.text, now, request.ask)
     return state.history.add(request, ending, now)
-
-
-def _record_result(request: Request, ending: m.Final, now: float) -> None:
-    """Tell a service how long one of its requests took."""
-    service, lost = request.service, request.trace.lost if request.trace is not None else []
-    queued_s = lost[0].dispatched_s if lost else request.dispatched_at - request.admitted_at
-    context = request.offer.spec.context if request.offer is not None else 0
-    service.note_result(ending.meta, context, queued_s, now - request.dispatched_at, now - request.admitted_at)
-    further = ending.total_n - request.from_unit - request.first_n
-    if request.first_at is not None and further > 0:
-        service.token_time.add((now - request.first_at) / further)
 
 
 def fail(
@@ -155,7 +151,7 @@ def _keep_result(
     state: BrokerState, request: Request, message: m.Final | m.Error | None, body_bytes: int, now: float
 ) -> None:
     ask, owner = request.ask, request.user.results
-    is_stream = request.is_stream
+    is_stream = bool(ask.flags & m.STREAM)
     journal = request.journal if is_stream else None
     size = OVERHEAD_BYTES + body_bytes + (journal.size_bytes if journal is not None else 0)
     digest = fingerprint(ask.body)

@@ -28,6 +28,7 @@ from .completion import abandon_unpackable, fail
 from .counters import Counters
 from .delivery import acknowledge, next_acknowledgement
 from .dispatch import end_grace, expire, pump, take_back
+from .leases import reindex
 from .liveness import check, disconnect, leave
 from .nodes import NodeState
 from .rate_limits import full_bucket
@@ -93,7 +94,9 @@ class Broker:
             is_calm = handle_client(state, self._status, peer, cast("Sequence[m.FromClient]", messages), now, user)
         if not is_calm:
             self._strike(side, peer, now, "too many messages a second")
-        if state.touched or state.dirty:
+        if state.touched:
+            reindex(state)
+        if state.dirty:
             pump(state, now)
 
     def bad_input(self, side: Side, peer: bytes, bad: Sequence[BadMessage] | ProtocolError, now: float) -> None:

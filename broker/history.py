@@ -60,7 +60,8 @@ class History:
 
     def add(self, request: Request, ending: m.Final | m.Error, now: float) -> bool:
         """Keep a request that ends now, before its lease is taken; the oldest one makes room. False: it is not kept."""
-        if type(ending) is m.Final and request.first_at is None and not request.was_lost:
+        trace = request.trace
+        if type(ending) is m.Final and request.first_at is None and (trace is None or not trace.lost):
             if now - self._renewed_at >= 1.0:
                 self._renewed_at, self._plain_left = now, _PLAIN_PER_S
             self._plain_left -= 1

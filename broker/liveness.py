@@ -36,7 +36,8 @@ def hear(state: BrokerState, node: Node, now: float) -> None:
     elif node.state is NodeState.SUSPECT:
         node.move(NodeEvent.HEARD)
         record(state, "recovered", node, "is heard again", now)
-    _recount(state, node, now)
+    if (node.state is NodeState.ACTIVE and node.phase == "ready") is not node.is_usable:
+        _recount(state, node, now)
     state.touched[node] = None
 
 

@@ -64,6 +64,8 @@ _UNITS: Final = RequestEvent.UNITS
 # Names of their own for the members that each message needs: looking one up in its class costs 80 ns.
 _MOST_ATTEMPTS: Final = 20
 """Lost attempts that are remembered: the first and the newest tell most."""
+_SMALL_BYTES: Final = 512
+"""Bodies that an ended request may keep: to take them out costs more than they do."""
 
 TRANSITIONS: Final[dict[RequestState, dict[RequestEvent, RequestState]]] = {
     RequestState.QUEUED: {
@@ -251,7 +253,8 @@ class Request(msgspec.Struct, eq=False):
     @property
     def size(self) -> int:
         """How much it asks for before its node can say anything: what is read, and made for a whole answer."""
-        return len(self.ask.body) + (0 if self.is_stream else self.ask.cost)
+        ask = self.ask
+        return len(ask.body) + (0 if ask.flags & m.STREAM else ask.cost)
 
     @property
     def is_stream(self) -> bool:
@@ -279,7 +282,8 @@ class Request(msgspec.Struct, eq=False):
         """Begin after units that are there already."""
         self.journal, self.revision = journal, revision
         self.next_n = journal.next_n
-        self._trace().begun_elsewhere = journal.next_n
+        trace = self._trace()
+        trace.begun_elsewhere = journal.next_n
 
     def note_queued(self, behind: int, why: str) -> None:
         """Remember why it was not dispatched at once."""
@@ -369,7 +373,8 @@ class Request(msgspec.Struct, eq=False):
 
     def slim(self) -> None:
         """Let go of all that is large or lives on, so that an ended request can be remembered."""
-        self.ask = msgspec.structs.replace(self.ask, body=b"", resume=b"")
+        if len(self.ask.body) + len(self.ask.resume) > _SMALL_BYTES:
+            self.ask = msgspec.structs.replace(self.ask, body=b"", resume=b"")
         self.party = self.journal = self.last_node = None
 
     def _trace(self) -> TraceNotes:

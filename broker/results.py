@@ -19,7 +19,7 @@ def take_partial(state: BrokerState, node: Node, message: m.WorkerPartial, now: 
     """Take units of a stream, or of a unary request that may have to go on elsewhere."""
     request = state.leases.get(message.lease)
     if request is None or request.node is not node or message.epoch != node.epoch:
-        _reject_late(state, node, message.lease)
+        reject_late(state, node, message.lease)
         return
     if not message.n:
         if message.ext.get("progress") is True:  # no new unit, but its prompt is being read, or it comes nearer
@@ -47,7 +47,7 @@ def take_final(state: BrokerState, node: Node, message: m.WorkerFinal, now: floa
         node.allow(message.dispatch_limit)
     request = state.leases.get(message.lease)
     if request is None or request.node is not node or message.epoch != node.epoch:
-        _reject_late(state, node, message.lease)
+        reject_late(state, node, message.lease)
         return
     if message.total_n != request.next_n and request.ask.flags & m.STREAM:
         _lose_for_gap(state, node, request, message.total_n, now)
@@ -70,7 +70,7 @@ def take_error(state: BrokerState, node: Node, message: m.WorkerError, now: floa
         node.allow(message.dispatch_limit)
     request = state.leases.get(message.lease)
     if request is None or request.node is not node or message.epoch != node.epoch:
-        _reject_late(state, node, message.lease)
+        reject_late(state, node, message.lease)
         return
     if kind is ErrorKind.NO_SLOT and request.state is LEASED:
         state.counters.refused_by_node += 1
@@ -162,6 +162,8 @@ def _lose_for_distrust(state: BrokerState, node: Node, request: Request, text: s
     fence(state, node, lease, "gap")
 
 
-def _reject_late(state: BrokerState, node: Node, lease: int) -> None:
+def reject_late(state: BrokerState, node: Node | None, lease: int) -> None:
+    """Count an answer under a lease that is void; a node that is registered is told so."""
     state.counters.late_reply += 1
-    fence(state, node, lease, "stale")
+    if node is not None:
+        fence(state, node, lease, "stale")

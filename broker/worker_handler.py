@@ -9,7 +9,7 @@ from ..protocol import messages as m
 from .liveness import drain, hear, leave
 from .nodes import Node, NodeState
 from .registration import register, take_heartbeat
-from .results import take_error, take_final, take_partial
+from .results import reject_late, take_error, take_final, take_partial
 from .state import BrokerState, Side
 
 _EVICTED, _REMOVED = NodeState.EVICTED, NodeState.REMOVED
@@ -68,7 +68,7 @@ def _send_away(state: BrokerState, peer: bytes, node: Node | None, message: m.Fr
         if node is not None:
             leave(state, node, now)
         return
-    if type(message) in (m.WorkerPartial, m.WorkerFinal, m.WorkerError):
-        state.counters.late_reply += 1
+    if isinstance(message, m.WorkerPartial | m.WorkerFinal | m.WorkerError):
+        reject_late(state, None, message.lease)
     text = "register first (READY)" if node is None else "evicted after a long silence; register anew"
     state.out.append((Side.WORKERS, peer, m.Dismiss(401, text)))
