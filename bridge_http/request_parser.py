@@ -14,36 +14,18 @@ from .cors import origin_in
 from .errors import RefusedError
 from .heads import Head, end_of_head, read_head
 
+_AT_ONCE_BYTES: Final = 1 << 20
+"""Of a body with a length; more than one read brings."""
+_CHUNKS_AT_ONCE_BYTES: Final = 16 << 10
+"""Of a body in chunks: empty lines, or chunks of one byte, cost about a microsecond for each byte."""
 _CHUNKED: Final = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-class Sized:
-    """A body of so many bytes."""
-
-    AT_ONCE_BYTES: Final = 1 << 20  # more than one read brings
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether its end has come."""
-        return not self._left
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return what of this belongs to the body, and what does not."""
-        piece = data[: self._left]
-        self._left -= len(piece)
-        return piece, data[len(piece) :]
-
-
-class Chunked:
+class ChunkedBody:
     """A body in chunks, which llhttp reads. What its trailer says is dropped: a key there came too late to be checked.
 
     The end of a chunked body is always a line feed. So the parser, which cannot stop, is given one line at a time.
     """
-
-    AT_ONCE_BYTES: Final = 16 << 10  # empty lines, or chunks of one byte, cost about a microsecond for each byte
 
     def __init__(self) -> None:
         self.is_complete = False
@@ -77,18 +59,14 @@ class Chunked:
         return b"".join(pieces), data[at:]
 
 
-def body_of(length: int | None) -> Sized | Chunked:
-    """Return what reads a body of this length; None: in chunks."""
-    return Chunked() if length is None else Sized(length)
-
-
 class RequestParser:
     """What one peer sends. Feed bytes, then ask for a head, or for pieces of its body while `is_in_body`."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._searched = 0  # so many bytes of it hold no end of a head
-        self._body: Sized | Chunked | None = None  # of the last head, while something of it is missing
+        self._left = 0  # bytes that are missing of a body with a length
+        self._chunks: ChunkedBody | None = None  # a body in chunks, while its end is missing
 
     def __len__(self) -> int:
         """Count the bytes that nobody has asked for."""
@@ -97,7 +75,7 @@ class RequestParser:
     @property
     def is_in_body(self) -> bool:
         """Whether something is missing of the body of the last head."""
-        return self._body is not None
+        return self._left > 0 or self._chunks is not None
 
     @property
     def origin(self) -> str | None:
@@ -111,7 +89,7 @@ class RequestParser:
     def drop(self) -> None:
         """Forget all that waits."""
         self._buffer.clear()
-        self._body = None
+        self._left, self._chunks = 0, None
 
     def next_head(self) -> Head | None:
         """Return the next head; None while its end has not come. Raises RefusedError."""
@@ -125,16 +103,19 @@ class RequestParser:
         head = read_head(bytes(self._buffer[:size]))
         del self._buffer[:size]
         self._searched = 0
-        body = body_of(head.length)
-        self._body = None if body.is_complete else body
+        self._left, self._chunks = (0, ChunkedBody()) if head.length is None else (head.length, None)
         return head
 
     def next_piece(self) -> bytes:
         """Return of the body what others need not wait for; ask again while `is_in_body`. Raises RefusedError."""
-        assert self._body is not None
-        data = bytes(self._buffer[: self._body.AT_ONCE_BYTES])
-        piece, rest = self._body.feed(data)
+        if self._chunks is None:
+            piece = bytes(self._buffer[: min(self._left, _AT_ONCE_BYTES)])
+            del self._buffer[: len(piece)]
+            self._left -= len(piece)
+            return piece
+        data = bytes(self._buffer[:_CHUNKS_AT_ONCE_BYTES])
+        piece, rest = self._chunks.feed(data)
         del self._buffer[: len(data) - len(rest)]
-        if self._body.is_complete:
-            self._body = None
+        if self._chunks.is_complete:
+            self._chunks = None
         return piece
