@@ -147,10 +147,11 @@ def test_the_default_model_is_asked_for_text_and_preferred_for_vectors() -> None
 
 def test_no_model_at_all_is_waited_for() -> None:
     """A worker may be about to join; without retries it is an error at once."""
-    with TinyBroker(services=[]) as broker, Client(broker.endpoint) as client:
-        broker.answer = lambda request: (
-            echo(request) if broker.services else [refuse(request, 503, "no_worker", retry_after_ms=50)]
-        )
+
+    def answer(request: m.Request) -> list[m.ToClient]:
+        return echo(request) if request.service else [refuse(request, 503, "no_worker", retry_after_ms=50)]
+
+    with TinyBroker(answer, services=[]) as broker, Client(broker.endpoint) as client:
         with pytest.raises(UnavailableError):
             client.infer("hi", retries=0)
         waiting = client.submit("hi")
