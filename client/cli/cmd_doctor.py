@@ -20,6 +20,7 @@ from ..config import ClientSettings
 from .doctor import Finding, Verdict, check_brokers, check_keys, check_ports, check_software, check_worker
 from .screen import screen
 from .stdio import data
+from .text import count_of
 
 _PIPE_WIDTH: Final = 120
 _EPILOG: Final = """\b
@@ -97,7 +98,7 @@ def tables(findings: Iterable[Finding]) -> Iterator[Text | Table]:
 def summary(findings: Iterable[Finding]) -> Text:
     """Say in one line how it is."""
     counts = Counter(finding.verdict for finding in findings)
-    notes = f", {counts['note']} note{'s' if counts['note'] > 1 else ''}" if counts["note"] else ""
+    notes = f", {count_of(counts['note'], 'note')}" if counts["note"] else ""
     if counts["bad"]:
-        return Text(f"{counts['bad']} thing{'s' if counts['bad'] > 1 else ''} to mend{notes}.", style="bold red")
+        return Text(f"{count_of(counts['bad'], 'thing')} to mend{notes}.", style="bold red")
     return Text(f"Nothing is broken{notes}.", style="bold green")

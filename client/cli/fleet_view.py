@@ -10,10 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ...protocol.snapshot import DeviceStatus, NodeStatus, Snapshot
-from .text import bar
+from .text import BAR_CELLS, bar, count_of, duration
 
-BAR_CELLS: Final = 8
-"""So that a row fits 80 columns."""
 _STYLES: Final = {"active": "green", "suspect": "yellow", "draining": "yellow", "lost": "red", "evicted": "red"}
 _SETTLED: Final = ("ready", "draining", "failed")
 
@@ -32,8 +30,8 @@ def headline(snapshot: Snapshot) -> Text:
     text = Text.assemble(
         (f"broker {snapshot.broker_id} ", "bold"),
         (state, "green" if state == "ready" else "yellow"),
-        f" · up {duration(snapshot.uptime_s)} · {_count(len(snapshot.nodes), 'node')}"
-        f" · {_count(snapshot.clients, 'client')} · {snapshot.running} running · {snapshot.queued} waiting"
+        f" · up {duration(snapshot.uptime_s)} · {count_of(len(snapshot.nodes), 'node')}"
+        f" · {count_of(snapshot.clients, 'client')} · {snapshot.running} running · {snapshot.queued} waiting"
         f" · models: {models}",
     )
     text.no_wrap = False
@@ -62,16 +60,6 @@ def phase(name: str, percent: int, elapsed_s: float) -> Text:
     return Text.assemble((name, "yellow"), " ", bar(percent / 100, BAR_CELLS), f" {percent} % {duration(elapsed_s)}")
 
 
-def duration(seconds: float) -> str:
-    """Write a time the way people say it."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def _health(node: NodeStatus) -> Text:
     age = f" {node.heartbeat_age_s:.0f} s" if node.health != "active" else ""
     return Text(f"{node.health}{age}", style=_STYLES.get(node.health, ""))
@@ -85,7 +73,7 @@ def _load(node: NodeStatus) -> Text:
 def _device(device: DeviceStatus) -> tuple[Text, Text, str, str]:
     doing = phase(device.phase, device.percent, device.elapsed_s)
     if device.restarts:
-        doing.append(f", {_count(device.restarts, 'restart')}", style="red")
+        doing.append(f", {count_of(device.restarts, 'restart')}", style="red")
     for words in _facts(device):
         doing.append(f", {words}", style="dim")
     return Text(device.id), doing, str(device.tokens), str(device.largest_batch)
@@ -101,7 +89,3 @@ def _facts(device: DeviceStatus) -> Iterator[str]:
         yield f"{device.celsius} °C"
     if device.prefix_hit_percent:
         yield f"prefix hits {device.prefix_hit_percent} %"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -15,6 +15,8 @@ from ...protocol.sanitize import printable, readable
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"
+BAR_CELLS: Final = 8
+"""So that a row of `zmqrt status` fits 80 columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,28 @@ def ago(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min" if whole < 86_400 else f"{whole // 86_400} d"
+
+
+def duration(seconds: float) -> str:
+    """Write a time the way people say it, to the next smaller unit."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def clock(seconds: float) -> str:
+    """Write a short time with three digits that matter."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g} ms" if seconds >= 0.001 else f"{1000 * seconds:.2f} ms"
+    return f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def size(count: int) -> str:

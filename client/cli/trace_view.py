@@ -11,8 +11,7 @@ from rich.text import Text
 
 from ...protocol.request_trace import Attempt, RequestTrace, spent
 from ...protocol.sanitize import printable
-from .fleet_view import BAR_CELLS
-from .text import bar
+from .text import BAR_CELLS, bar, clock, count_of
 
 _STYLES: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
 _PARTS: Final = {
@@ -29,13 +28,6 @@ def trace_view(trace: RequestTrace) -> RenderableType:
     return Group(_headline(trace), Text(), _timeline(trace), Text(), _parts(trace))
 
 
-def clock(seconds: float) -> str:
-    """Write a short time with three digits that matter."""
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.3g} ms" if seconds >= 0.001 else f"{1000 * seconds:.2f} ms"
-    return f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"
-
-
 def _headline(trace: RequestTrace) -> Text:
     name = trace.request_id if trace.request_id != trace.rid else ""
     what = "stream" if trace.is_stream else "whole answer"
@@ -44,7 +36,7 @@ def _headline(trace: RequestTrace) -> Text:
     return Text.assemble(
         (f"{printable(name) or trace.rid} ", "bold"),
         (trace.state, _STYLES.get(trace.state, "cyan")),
-        f" · {took} · {trace.model} · {what} · {_tokens(trace.units)}{asker}",
+        f" · {took} · {trace.model} · {what} · {count_of(trace.units, 'token')}{asker}",
         (f"\nrid {trace.rid} · broker {trace.broker_id} · came in {clock(trace.ago_s)} ago", "dim"),
     )
 
@@ -64,8 +56,8 @@ def _steps(trace: RequestTrace) -> Iterator[tuple[float, str]]:
         yield from _of_attempt(attempt, number)
     if trace.state == "done":
         reason = f" ({trace.finish_reason})" if trace.finish_reason else ""
-        prompt = f", prompt of {_tokens(trace.prompt_tokens)}" if trace.prompt_tokens else ""
-        yield trace.age_s, f"done{reason}: {_tokens(trace.units)}{prompt}"
+        prompt = f", prompt of {count_of(trace.prompt_tokens, 'token')}" if trace.prompt_tokens else ""
+        yield trace.age_s, f"done{reason}: {count_of(trace.units, 'token')}{prompt}"
     elif trace.code:
         yield trace.age_s, f"{trace.state}: {trace.code} {trace.reason}: {trace.text}"
 
@@ -73,7 +65,7 @@ def _steps(trace: RequestTrace) -> Iterator[tuple[float, str]]:
 def _arrival(trace: RequestTrace) -> str:
     begun = "came in"
     if trace.begun_elsewhere:
-        begun += f" with {_tokens(trace.begun_elsewhere)} made through another broker"
+        begun += f" with {count_of(trace.begun_elsewhere, 'token')} made through another broker"
     if trace.queued_behind is None:
         return f"{begun}, and was given out at once"
     waited = f"{trace.queued_behind} waited before it" if trace.queued_behind else "nobody waited before it"
@@ -81,7 +73,7 @@ def _arrival(trace: RequestTrace) -> str:
 
 
 def _of_attempt(attempt: Attempt, number: int) -> Iterator[tuple[float, str]]:
-    again = f", where it goes on after {_tokens(attempt.from_unit)}" if attempt.from_unit else ""
+    again = f", where it goes on after {count_of(attempt.from_unit, 'token')}" if attempt.from_unit else ""
     yield attempt.dispatched_s, f"given to {attempt.node} (attempt {number}){again}"
     if attempt.first_s is not None:
         others = f", in a batch of {attempt.batch}" if attempt.batch else ""
@@ -96,7 +88,7 @@ def _of_attempt(attempt: Attempt, number: int) -> Iterator[tuple[float, str]]:
     elif attempt.device:
         yield attempt.ended_s or attempt.dispatched_s, f"ran on {attempt.device} in a batch of {attempt.batch}"
     if attempt.why and attempt.ended_s is not None:
-        made = f"{_tokens(attempt.units)} more" if attempt.from_unit else _tokens(attempt.units)
+        made = f"{count_of(attempt.units, 'token')} more" if attempt.from_unit else count_of(attempt.units, "token")
         yield attempt.ended_s, f"{attempt.why}, after {made}"
 
 
@@ -113,7 +105,3 @@ def _parts(trace: RequestTrace) -> Table:
                 name, clock(seconds), f"{100 * share:.0f} %", bar(share, BAR_CELLS), Text(meaning, style="dim")
             )
     return table
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token" if count == 1 else f"{count} tokens"

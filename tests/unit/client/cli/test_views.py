@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from support.snapshots import DEVICE, node, service, snapshot
-from zmqrt.client.cli.fleet_view import BAR_CELLS, duration, fleet_view
+from zmqrt.client.cli.fleet_view import fleet_view
 from zmqrt.client.cli.stack_view import LogDisplay, hints, live_view
 from zmqrt.client.cli.supervise import Child, ChildState
-from zmqrt.client.cli.text import bar
+from zmqrt.client.cli.text import BAR_CELLS, bar, duration
 
 LOADING = msgspec.structs.replace(DEVICE, id="mock:0", phase="loading", percent=40, elapsed_s=3.2, tokens=1234)
 NODE = node(
