@@ -106,7 +106,7 @@ class Replies:
                 request.send(connection, now)
 
     def error(self, connection: BrokerConnection, error: m.Error, now: float) -> None:
-        """End a request without a result, or let it rest and ask again."""
+        """End a request without a result, or let it back off and ask again."""
         kind = kind_of(error.code, error.reason)
         if kind is ErrorKind.NO_SESSION:
             self._forgotten(connection, error.rid, now)

@@ -30,7 +30,7 @@ class RequestTable:
         self.queue: OrderedDict[bytes, ClientRequest] = OrderedDict()
         """Ready to be sent, first come first."""
         self.moved_at = 0.0
-        """When any of them came further: those in line have come nearer then."""
+        """When any of them made progress: those that wait came nearer to their turn then."""
         self._moved_at: dict[str, float] = {}
         """The same by service, for what a broker's queue for it had no room for."""
         self._max_waiting = max_waiting
@@ -101,7 +101,7 @@ class RequestTable:
     def moved(self, request: ClientRequest, now: float) -> None:
         """Note that a request came further."""
         if len(self._moved_at) >= MAX_FLEET_SERVICES:
-            self._moved_at.clear()  # names of years; who rests then has less time, and not none
+            self._moved_at.clear()  # years of names; who backs off then has less time, and not none
         self.moved_at = self._moved_at[request.call.service] = now
 
     def take_turn(self, request: ClientRequest) -> None:
@@ -117,14 +117,14 @@ class RequestTable:
         request.move_on(self._moved_at.get(request.call.service, 0.0))
 
     def back_off(self, request: ClientRequest, wake_at: float) -> None:
-        """Let a refused request wait before it lines up again."""
+        """Let a refused request wait before it is queued again."""
         request.move(ClientRequestState.BACKING_OFF)
         request.wake_at = wake_at
         request.refusals += 1
         self._back_offs.add(wake_at, request)
 
     def wake(self, now: float) -> None:
-        """Line those up that have rested."""
+        """Queue those whose back-off is over."""
         for request in self._back_offs.due(now):
             if request.state is ClientRequestState.BACKING_OFF and request.wake_at <= now:
                 request.move(ClientRequestState.WAITING)

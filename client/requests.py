@@ -3,7 +3,7 @@
     WAITING ──► SENT ──► ACKED ──► STREAMING ──► DONE | FAILED | CANCELLED
        ▲          │        │           │
        ├──────────┴────────┴───────────┤   its broker was lost: on to the next one, with what it has
-       └── BACKING_OFF ◄───────────────┘   refused for now: again when the broker said
+       └── BACKING_OFF ◄───────────────┘   refused for now: sent again when the broker advised
 
 WAITING: in this library, with its time running, because there is no session or no room yet.
 SENT: handed to a socket, which proves nothing. ACKED: the broker has it. STREAMING: units arrive. From any state but a

@@ -19,7 +19,7 @@ from ..protocol.tasks import FinishReason, TokenLogprobs, Usage
 
 R = TypeVar("R")
 Event = m.Partial | m.Final | m.Status | m.Welcome | ZmqrtError
-"""What the core tells about a request, a query or a wish for a connection. All but PARTIAL are the last."""
+"""What the core reports of a request, a query or a wait for a connection. All but PARTIAL are the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
