@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -36,14 +37,6 @@ class AdminOutcome(msgspec.Struct, frozen=True, kw_only=True):
         return request_error(kind, self.text)
 
 
-_decoder: Final = msgspec.msgpack.Decoder(AdminOutcome)
-
-
-def encode(outcome: AdminOutcome) -> bytes:
-    """Pack the body of a STATUS."""
-    return msgspec.msgpack.encode(outcome)
-
-
-def decode(body: bytes) -> AdminOutcome:
-    """Unpack it. Raises msgspec.DecodeError."""
-    return _decoder.decode(body)
+encode: Final[Callable[[AdminOutcome], bytes]] = msgspec.msgpack.Encoder().encode
+decode: Final[Callable[[bytes], AdminOutcome]] = msgspec.msgpack.Decoder(AdminOutcome).decode
+"""The body of a STATUS. `decode` raises msgspec.DecodeError."""

@@ -6,7 +6,7 @@ compares clocks of two machines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -123,15 +123,6 @@ def spent(age_s: float, attempts: Sequence[Attempt]) -> Spent:
     )
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[RequestTrace])
-
-
-def encode(stories: Sequence[RequestTrace]) -> bytes:
-    """Pack the body of a STATUS: every request of the name asked for, the newest first."""
-    return _encoder.encode(stories)
-
-
-def decode(body: bytes) -> list[RequestTrace]:
-    """Unpack it. Raises msgspec.DecodeError."""
-    return _decoder.decode(body)
+encode: Final[Callable[[Sequence[RequestTrace]], bytes]] = msgspec.msgpack.Encoder().encode
+decode: Final[Callable[[bytes], list[RequestTrace]]] = msgspec.msgpack.Decoder(list[RequestTrace]).decode
+"""The body of a STATUS: every request of the name asked for, the newest first. `decode` raises msgspec.DecodeError."""

@@ -6,6 +6,7 @@ All times are seconds, all counters are since the broker started.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
@@ -229,15 +230,6 @@ def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:
 
 
 _AS_TOLD: Final = sorted({*m.DeviceLoad.__struct_fields__} & {*DeviceStatus.__struct_fields__} - {"id"})
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Snapshot)
-
-
-def encode(snapshot: Snapshot) -> bytes:
-    """Pack the body of a STATUS."""
-    return _encoder.encode(snapshot)
-
-
-def decode(body: bytes) -> Snapshot:
-    """Unpack it. Raises msgspec.DecodeError."""
-    return _decoder.decode(body)
+encode: Final[Callable[[Snapshot], bytes]] = msgspec.msgpack.Encoder().encode
+decode: Final[Callable[[bytes], Snapshot]] = msgspec.msgpack.Decoder(Snapshot).decode
+"""The body of a STATUS. `decode` raises msgspec.DecodeError."""
