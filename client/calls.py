@@ -138,13 +138,13 @@ def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: G
     messages = fields.get("messages")
     if isinstance(messages, (list, tuple)):
         fields["messages"] = [_plain(message) for message in cast("Sequence[object]", messages)]
-    return _make(defaults, tasks.check(fields, tasks.Generate), None, common, stream=stream)
+    return _make(defaults, tasks.check(fields, tasks.Generate), common, stream=stream)
 
 
 def embed(defaults: Defaults, given: Text, *, dimensions: int | None, truncate: bool, options: CallOptions) -> Call:
     """Build an embedding. Raises BadRequestError or TooLargeError with the field named."""
     values = {"task": "embed", "input": given, "dimensions": dimensions, "truncate": truncate}
-    return _make(defaults, tasks.check(values, tasks.Embed), None, {**options}, stream=False)
+    return _make(defaults, tasks.check(values, tasks.Embed), {**options}, stream=False)
 
 
 def make_call(
@@ -157,7 +157,7 @@ def make_call(
 ) -> Call:
     """Build a call from a task made elsewhere. Whatever is in it is checked: constructing a struct checks nothing."""
     _refuse_others(task, rid)
-    return _make(defaults, task, rid, {**options}, stream=stream, body=_packed_and_read(task))
+    return _make(defaults, task, {**options}, stream=stream, rid=rid, is_checked=False)
 
 
 def _refuse_others(task: object, rid: object) -> None:
@@ -171,11 +171,11 @@ def _refuse_others(task: object, rid: object) -> None:
 def _make(
     defaults: Defaults,
     task: tasks.Task,
-    rid: bytes | None,
     common: dict[str, Any],
     *,
     stream: bool,
-    body: bytes | None = None,
+    rid: bytes | None = None,
+    is_checked: bool = True,
 ) -> Call:
     options = tasks.check(common, _Checked)
     for name in ("traceparent", "party"):
@@ -193,7 +193,7 @@ def _make(
             request_id=request_id,
             service=_checked_service(service),
             task=_task_name(task),
-            body=_packed(task) if body is None else body,
+            body=_pack(task, is_checked=is_checked),
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
             timeout_s=options.timeout_s or defaults.timeout_s,
             total_s=options.total_s or defaults.total_s,
@@ -230,16 +230,22 @@ def _plain(message: object) -> object:
     return dict(cast("Mapping[str, str]", message)) if isinstance(message, Mapping) else message
 
 
-def _packed_and_read(task: tasks.Task) -> bytes:
-    """Pack a task of which nothing is known, and read it back as its node will."""
+def _pack(task: tasks.Task, *, is_checked: bool) -> bytes:
+    """Pack a task. One of which nothing is known is read back, as its node will."""
     try:
         body = tasks.encode(task)
-        _task.decode(body)
+        if not is_checked:
+            _task.decode(body)
     except UnicodeEncodeError:
-        body = b""  # `_packed` says where
+        raise arguments.bad(half_in(msgspec.to_builtins(task)) or "the text", HALF) from None
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise request_error(ErrorKind.BAD_REQUEST, f"{_culprit(task)}: {error}") from None
-    return _bounded(body, task) if body else _packed(task)
+    if isinstance(task, tasks.Generate):
+        tasks.check_generate(task)
+    if len(body) > MAX_FRAME_BYTES:
+        text = f"the request has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send a shorter prompt"
+        raise request_error(ErrorKind.TOO_LARGE, text)
+    return body
 
 
 def _culprit(task: tasks.Task) -> str:
@@ -250,23 +256,6 @@ def _culprit(task: tasks.Task) -> str:
         except (TypeError, ValueError, OverflowError, RecursionError):
             return name
     return "the task"
-
-
-def _packed(task: tasks.Task) -> bytes:
-    try:
-        body = tasks.encode(task)
-    except UnicodeEncodeError:
-        raise arguments.bad(half_in(msgspec.to_builtins(task)) or "the text", HALF) from None
-    return _bounded(body, task)
-
-
-def _bounded(body: bytes, task: tasks.Task) -> bytes:
-    if isinstance(task, tasks.Generate):
-        tasks.check_generate(task)
-    if len(body) > MAX_FRAME_BYTES:
-        text = f"the request has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send a shorter prompt"
-        raise request_error(ErrorKind.TOO_LARGE, text)
-    return body
 
 
 def _task_name(task: tasks.Task) -> m.TaskName:
