@@ -171,32 +171,15 @@ class DeviceRunner:
 
     def _prefill(self, pass_: Pass, mode: SamplingMode) -> Sample:
         """Compute pieces; return what those drew that draw."""
-        ids: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
-        bounds = [0]
-        last: list[int] = []
-        for part in pass_.parts:
-            assert part.ids is not None
-            start = part.sequence.extent.start
-            ids += part.ids
-            positions += range(part.begin, part.end)
-            places += range(start + part.begin, start + part.end)
-            bounds.append(len(ids))
-            if part.draws:
-                last.append(len(ids) - 1)
+        bounds = pass_.bounds()
         starts = [part.sequence.extent.start for part in pass_.parts]
         lengths = [part.end for part in pass_.parts]
         if pass_.width:  # padding is a sequence of its own, which sees one token of nobody
-            padding = pass_.width - len(ids)
-            ids += [0] * padding
-            positions += [0] * padding
-            places += [self._nowhere] * padding
-            bounds.append(len(ids))
+            bounds.append(pass_.width)
             starts.append(self._nowhere)
             lengths.append(1)
         slots = [self._slots[part.sequence] for part in pass_.parts if part.draws]
-        pieces = (ids, positions, places, last, slots, bounds, [*starts, 0], lengths)
+        pieces = (*pass_.tokens(self._nowhere), pass_.last(), slots, bounds, [*starts, 0], lengths)
         packed: Any = self._transfers.up([value for piece in pieces for value in piece])
         there: tuple[torch.Tensor, ...] = packed.split([len(piece) for piece in pieces])
         self._attention.prepare(

@@ -6,6 +6,7 @@ passes of fixed size, the rest filled with padding, since how a matrix product r
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,28 @@ class Pass:
 
     parts: list[SequenceStep]
     width: int = 0
+
+    def tokens(self, nowhere: int) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids of all tokens, their positions, and their places in the pool; padding is stored `nowhere`."""
+        ids: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        for part in self.parts:
+            assert part.ids is not None, "a step was planned on a token that nobody has read"
+            start = part.sequence.extent.start
+            ids += part.ids
+            positions += range(part.begin, part.end)
+            places += range(start + part.begin, start + part.end)
+        padding = max(0, self.width - len(ids))
+        return ids + [0] * padding, positions + [0] * padding, places + [nowhere] * padding
+
+    def bounds(self) -> list[int]:
+        """Return where the tokens of each part begin, and where the last ones end."""
+        return list(itertools.accumulate((part.end - part.begin for part in self.parts), initial=0))
+
+    def last(self) -> list[int]:
+        """Return which tokens the parts that draw end with."""
+        return [end - 1 for part, end in zip(self.parts, self.bounds()[1:], strict=True) if part.draws]
 
 
 def passes_of(step: EngineStep, limits: SchedulerLimits) -> Iterator[Pass]:
@@ -105,28 +128,13 @@ class TorchRunner:
 
     def _run(self, pass_: Pass) -> torch.Tensor:
         """Compute a pass; return float32 logits [drawing parts, vocabulary]."""
-        ids: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
-        last: list[int] = []
-        for part in pass_.parts:
-            assert part.ids is not None, "a step was planned on one that nobody has read"
-            start = part.sequence.extent.start
-            ids += part.ids
-            positions += range(part.begin, part.end)
-            places += range(start + part.begin, start + part.end)
-            if part.draws:
-                last.append(len(ids) - 1)
-        padding = max(0, pass_.width - len(ids))
-        ids += [0] * padding
-        positions += [0] * padding
-        places += [self._nowhere] * padding
-        self._attention.prepare(pass_.parts, self._tensor(places))
+        ids, positions, places = map(self._tensor, pass_.tokens(self._nowhere))
+        last = self._tensor(pass_.last())
+        self._attention.prepare(pass_.parts, places)
         is_single = pass_.width and not pass_.parts[0].is_prompt
         # The last product has a fixed size too: all rows of a pass of single tokens, the one that draws of a piece.
-        rows = None if is_single else self._tensor(last)
-        logits = self._decoder.forward(self._tensor(ids), self._tensor(positions), self._attention, rows)
-        return logits[self._tensor(last)] if is_single else logits
+        logits = self._decoder.forward(ids, positions, self._attention, None if is_single else last)
+        return logits[last] if is_single else logits
 
     def _draw(self, logits: torch.Tensor, parts: list[SequenceStep]) -> Drawn:
         draws = [part.sequence.sampling_state for part in parts]
