@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of a test would
 # other, but not a machine that is busy with the rest; those of one file share a fleet and stay together.
 JOBS    ?= 2
 FAST    := not slow and not realmodel and not gpu and not soak
-TIMED   := (integration or e2e)
+TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
@@ -34,10 +34,11 @@ up: $(STAMP)-run $(STAMP)-model ## run broker, worker and bridge here until Ctrl
 	$(BIN)/zmqrt up
 
 test: $(STAMP)-dev ## the fast tests: no GPU, no model, a few minutes
-	$(BIN)/pytest -n $(JOBS) -m "$(FAST) and not $(TIMED)" $(NONE_OK)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(FAST) and $(TIMED)" $(NONE_OK)
+	$(BIN)/pytest -n $(JOBS) -m "$(FAST)" $(TIMED:%=--ignore=%) $(NONE_OK)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(FAST)" $(TIMED) $(NONE_OK)
 
-test-all: test $(STAMP)-model ## the slow ones too, and those with a real model
+test-all: test $(STAMP)-model ## the slow ones too, those with a real model, and all examples of each property
+	$(BIN)/pytest -n $(JOBS) --hypothesis-profile thorough -m "$(FAST)" tests/model tests/unit tests/e2e/test_schemathesis.py
 	$(BIN)/pytest -m "(slow or realmodel or gpu) and not soak" --timeout 600 $(NONE_OK)
 
 soak: $(STAMP)-dev ## minutes of load and failures

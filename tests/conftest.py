@@ -29,5 +29,6 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: how long an example takes depends on who else uses the machine. A failure prints how to repeat it.
-settings.register_profile("zmqrt", deadline=None, print_blob=True)
+settings.register_profile("thorough", deadline=None, print_blob=True)
+settings.register_profile("zmqrt", settings.get_profile("thorough"), max_examples=30)
 settings.load_profile("zmqrt")

@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck
 
+from support.examples import examples
 from support.http import answer_of
 from support.stack import Process, running
 
@@ -50,7 +51,7 @@ def play(bridge: Process, described: dict[str, Any], method: str, path: str) -> 
 
     @hypothesis.seed(20261126)
     @hypothesis.settings(
-        max_examples=EXAMPLES,
+        max_examples=examples(EXAMPLES),
         deadline=None,
         database=None,
         suppress_health_check=list(checks),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from support.broker_invariants import check
+from support.examples import examples
 from support.stage import SERVICE, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.broker.core import SendFailure, Side
 from zmqrt.protocol import messages as m
@@ -450,5 +451,7 @@ class Model(RuleBasedStateMachine):
 
 TestBroker = Model.TestCase
 TestBroker.settings = settings(
-    max_examples=60, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=examples(60),
+    stateful_step_count=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.asgi import Exchange, call
+from support.examples import examples
 from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
@@ -409,7 +410,7 @@ MESSAGE = st.dictionaries(st.sampled_from(["role", "content", *extras.MESSAGE_EX
 USUAL = st.sampled_from(["text", "user", "stop", "float", ["text"], {"type": "text"}, {"include_usage": True}])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     path=st.sampled_from(sorted(PATHS)),
     fields=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=9), JSON | USUAL, max_size=4),

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from support.broker_invariants import check
+from support.examples import examples
 from support.wire import of_struct, plausible, weighted
 from zmqrt.broker.core import Bounds, Broker, SendFailure, Side
 from zmqrt.protocol import admin, codec, request_trace, snapshot
@@ -268,7 +269,9 @@ class Crowd:
         self.broker.tick(end)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(CALM, max_size=20), st.lists(STEP, min_size=5, max_size=30))
 def test_nothing_that_peers_say_breaks_the_broker(calm: list[tuple[Any, ...]], wild: list[tuple[Any, ...]]) -> None:
     """No exception, tables that agree after each event, answers only to who is there, and everything ends."""
@@ -299,7 +302,9 @@ def test_an_evicted_node_that_comes_back_under_another_name_is_forgotten() -> No
     assert (node.worker_uuid, node.health) == (UUIDS[1].hex(), "active")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(st.tuples(SIDE, WHO, BAD), max_size=30))
 def test_what_cannot_be_read_changes_counters_only(inputs: list[tuple[Side, int, Any]]) -> None:
     """A peer that sends garbage gets no session, no node, no request; eight times, and it is not heard."""
@@ -318,7 +323,7 @@ UNITS = st.tuples(weighted((2, st.integers(0, 3)), (1, HUGE)), st.binary(max_siz
 ENDING = st.sampled_from(["cancelled", "lost", "failed", "handed back"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(UNITS, min_size=1, max_size=4), weighted((1, st.integers(0, 2)), (1, HUGE)), RESUME, ENDING)
 @example([(1, b"x"), (2**63 - 1, b"xx")], 0, b"", "failed")
 @example([(1, b"x")], 1, b"\xdd\xff\xff\xff\xff\xc0", "lost")
@@ -351,7 +356,7 @@ def test_whatever_is_counted_all_that_is_said_of_it_can_be_read(
     assert crowd.broker.counters.internal_errors == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(st.tuples(WHO, st.integers(1, 40), st.booleans()), min_size=1, max_size=60))
 def test_no_node_makes_the_broker_remember_more_than_it_offers(beats: list[tuple[int, int, bool]]) -> None:
     """New names with every heartbeat, from nodes that stay and nodes that go."""

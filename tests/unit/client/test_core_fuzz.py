@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.client_core import GONE, PARAMS, REFUSED, Ear, Talk
+from support.examples import examples
 from support.snapshots import service
 from support.snapshots import snapshot as snapshot_of
 from support.wire import of_struct, plausible, weighted
@@ -127,7 +128,9 @@ class Talks:
         return msgspec.structs.replace(message, rid=self.ears[-1 - rid[0] % len(self.ears)].rid)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(STEP, min_size=10, max_size=40))
 def test_nothing_that_a_broker_says_breaks_a_client(steps: list[tuple[Any, ...]]) -> None:
     """No exception, words that a broker can read, and one end for each request and question."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from support.client_core import REFUSED, A, B, Ear, Talk, error, final, partial, units_of
+from support.examples import examples
 from zmqrt.client.connection import BrokerConnection, ConnectionState
 from zmqrt.client.failover import OpenSocket
 from zmqrt.client.requests import ClientRequestState
@@ -257,7 +258,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=examples(60),
     stateful_step_count=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

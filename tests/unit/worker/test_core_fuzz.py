@@ -12,6 +12,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.examples import examples
 from support.node import PARAMS, SERVICE, Node, body
 from support.wire import of_struct, plausible, weighted
 from zmqrt.protocol import codec, tasks
@@ -145,7 +146,9 @@ def happen(node: Node, what: str, *details: Any) -> list[a.Action]:
     return node.done()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.lists(STEP, min_size=10, max_size=40))
 def test_nothing_that_brokers_and_engines_say_breaks_a_node(steps: list[tuple[Any, ...]]) -> None:
     """No exception, tables that agree, words that a broker can read; and in the end the node drains and leaves."""

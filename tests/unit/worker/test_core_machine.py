@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from support.examples import examples
 from support.node import PARAMS, STREAM, Node, body, rid, sent
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
@@ -303,7 +304,7 @@ class NodeMachine(RuleBasedStateMachine):
                 assert broker.limit > broker.given
 
 
-NodeMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=60)
+NodeMachine.TestCase.settings = settings(max_examples=examples(50), stateful_step_count=60)
 test_a_node_loses_and_doubles_nothing = NodeMachine.TestCase
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.examples import examples
 from zmqrt.worker.engines.base import (
     EngineFatalError,
     EngineFullError,
@@ -131,7 +132,7 @@ class Load:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_every_schedule_gives_the_right_tokens(seed: int) -> None:
     """Arrivals, cancels, resumes, full pools, prefixes, steps read late: each request's tokens are its own."""
     rng = random.Random(seed)
