@@ -41,7 +41,7 @@ class Bounds:
 
 
 OVERHEAD_BYTES = 1024
-"""What a request or outcome costs beside its bodies: records, table entries, timers (measured 900 to 1,100)."""
+"""What a request or a cached result costs beside its bodies: records, table entries, timers (measured 900 to 1,100)."""
 CONTROL_RATE = 10.0
 """PING, HELLO, HEARTBEAT … per second and peer: the protocol needs one every 2.5 s."""
 CONTROL_BURST = 20.0

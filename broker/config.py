@@ -77,7 +77,7 @@ class BrokerSettings(CommonSettings):
                 "node_eviction_timeout: must be above the heartbeat interval, or healthy nodes are evicted"
             )
 
-        if len(self.peers) > limits.MAX_BROKERS or any(len(one) > limits.MAX_ENDPOINT_CHARS for one in self.peers):
+        if len(self.peers) > limits.MAX_BROKERS or any(len(peer) > limits.MAX_ENDPOINT_CHARS for peer in self.peers):
             most = f"{limits.MAX_BROKERS} endpoints of {limits.MAX_ENDPOINT_CHARS} characters"
             raise ValueError(f"peers: {most} are the most that clients are told")
 

@@ -1,4 +1,4 @@
-"""What can be told of single requests: of those that live, and of the last ones that have ended.
+"""Explains single requests: those that live, and the last ones that have ended.
 
 An ended request is kept itself, without its body, its units and its node. That costs a fifth of all that a broker does
 for a request that costs its node nothing, so only so many uneventful ones a second are kept; what failed, was
@@ -79,7 +79,7 @@ class History:
         """Explain the requests of a rid (hex) or of a client's own request id, the newest first.
 
         Args:
-            user: Whose requests may be told; None = everybody's.
+            user: Whose requests may be explained; None = everybody's.
         """
         live = map(_live_entry, _live(users, user))
         found = (

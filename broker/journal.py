@@ -1,7 +1,15 @@
 """What a request has delivered so far: its PARTIAL bodies, encoded the way a RESUME blob wants them.
 
-One bytearray of MessagePack bins, and beside it where each chunk begins. Three users: a new worker gets all of it as
-the prefix, a subscriber that lags or joins late gets the chunks it lacks, and the end of the stream frees it.
+One bytearray of MessagePack bins, and beside it where each chunk begins. The bytes are kept in the form in which they
+are needed when a node dies: the prefix for the next node is then a copy and nothing else, however many thousand chunks
+there are, at the moment when hundreds of streams want theirs at once. A subscriber that lags or joins late finds its
+chunk by bisection and is sent a slice.
+
+Chunks are numbered from the first one ever appended. Trimming drops the front of both arrays and remembers how much
+(`_first`, `_trimmed`), so a number that somebody holds stays valid. A trimmed journal is not whole: it serves
+subscribers, but no node can go on from it. Units that a client brought along (`prefix`) are one run of bytes without
+chunks: they can be sent to a node, and to nobody else.
+
 It knows no request and no subscriber; it never looks into a body.
 """
 
@@ -22,13 +30,12 @@ _decoder: Final = msgspec.msgpack.Decoder(bytes)
 
 
 class Journal:
-    """The chunks of one stream, in order. Units before `base_n` came from the client itself: they have no chunk."""
+    """The chunks of one stream, in order; units before `next_n` at first came from the client and have no chunk."""
 
-    __slots__ = ("_elements", "_first", "_prefix_count", "_seqs", "_starts", "_trimmed", "base_n", "is_whole", "next_n")
+    __slots__ = ("_elements", "_first", "_prefix_count", "_seqs", "_starts", "_trimmed", "is_whole", "next_n")
 
-    def __init__(self, prefix: bytes = b"", prefix_count: int = 0, base_n: int = 0) -> None:
-        self.base_n = base_n
-        self.next_n = base_n
+    def __init__(self, prefix: bytes = b"", prefix_count: int = 0, next_n: int = 0) -> None:
+        self.next_n = next_n
         self.is_whole = True
         """Whether it still reaches back to unit 0, so that a new worker can go on from it."""
         self._elements = bytearray(prefix)

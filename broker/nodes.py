@@ -101,7 +101,7 @@ class Node(msgspec.Struct, eq=False):
         capacity: Requests it takes at once, as far as its engines are up; at least 1, because load is a share of it.
         dispatched: Requests given since the epoch began.
         limit: How far `dispatched` may go.
-        announced_limit: The highest limit it ever told; a refusal (429) waits for a higher one.
+        announced_limit: The highest limit it ever announced; a refusal (429) waits for a higher one.
         kv_step: How full its KV memory is, in quarters.
         offers: By the name of the service.
         running: Its leases, in the order they were given.
@@ -110,7 +110,7 @@ class Node(msgspec.Struct, eq=False):
         device_parts: How many devices it counts for in the bound of the fleet.
         most: Requests it may have now: it has to earn its capacity, and loses it by silence.
         answered_at: When a result of it came last.
-        worked_at: When its heartbeats last told of more work done.
+        worked_at: When its heartbeats last counted more work done.
         silences: How often in a row it was given up on because it answered nothing.
         silent_until: Until then it gets nothing; afterwards one request, until it has answered that.
         is_usable: Whether it counts as healthy for its services: active, and its models are up.
