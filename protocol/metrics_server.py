@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import ConfigurationError, ZmqrtError
@@ -63,7 +63,7 @@ def only_this_machine(app: WSGIApplication) -> WSGIApplication:
 
 
 @contextlib.contextmanager
-def serve_metrics(port: int | None, collector: Callable[[], Collector]) -> Iterator[str | None]:
+def serve_metrics(port: int | None, collector: Callable[[], Collector]) -> Generator[str | None, None, None]:
     """Serve while in the `with` block; give the URL. Port 0 picks a free one, None serves nothing."""
     if port is None:
         yield None
