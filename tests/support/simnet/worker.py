@@ -13,7 +13,7 @@ from zmqrt.worker import actions as a
 from zmqrt.worker.core import WorkerCore, WorkerState
 from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.preprocess import LONG_BYTES
+from zmqrt.worker.preprocess import Preprocessor
 from zmqrt.worker.requests import NodeConfig
 
 from .engine import SERVICE, ToyEngine
@@ -22,6 +22,17 @@ from .wire import Closed, Envelope, Greeting, Item, Wire
 
 if TYPE_CHECKING:
     from .world import World
+
+
+class _Preprocessor(Preprocessor):
+    """Takes one request in ten for long, by chance: its result comes in a later pass, or too late."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def is_long(self, dispatch: m.Dispatch) -> bool:
+        return self._rng.random() >= 0.9
 
 
 class WorkerProcess(Process):
@@ -45,6 +56,7 @@ class WorkerProcess(Process):
         )
         self._brokers = [broker.host for broker in world.brokers]
         self.core = WorkerCore(config, self.fleet, [(host, Backoff(rng)) for host in self._brokers], self.agenda.now)
+        self.core.requests.preprocessor = _Preprocessor(world.rng)
         self._wires: dict[int, Wire] = {}
         self.engines = {name: ToyEngine(self, name, rng) for name in devices}
         for engine in self.engines.values():
@@ -64,8 +76,6 @@ class WorkerProcess(Process):
             case Closed():
                 self.core.lost(index, "the connection is gone", self.agenda.now)
             case Envelope(messages):
-                # One in ten is long enough for another thread.
-                self.core.requests.preprocessor.long_bytes = LONG_BYTES if self.world.rng.random() < 0.9 else 0
                 self.core.received(index, cast("Sequence[m.ToWorker]", messages), self.agenda.now)
 
     def tick(self) -> None:
@@ -129,7 +139,7 @@ class WorkerProcess(Process):
                 assert_never(action)
 
     def _preprocess(self, action: a.Preprocess) -> None:
-        """Do it on another thread: the result comes in a later pass, or too late."""
+        """Do it on another thread."""
         requests = self.core.requests
         result = requests.preprocessor.run(action.dispatch, action.limits)
 
