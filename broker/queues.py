@@ -34,6 +34,7 @@ class Waiting(Protocol):
     @property
     def ask(self) -> m.Request:
         """What the client sent."""
+        raise NotImplementedError
 
     @property
     def party(self) -> Hashable:

@@ -41,7 +41,7 @@ class Service(msgspec.Struct, Generic[R], eq=False):
     """
 
     name: str
-    queue: ServiceQueue[R] = msgspec.field(default_factory=ServiceQueue)
+    queue: ServiceQueue[R] = msgspec.field(default_factory=ServiceQueue[R])
     load_index: LoadIndex = msgspec.field(default_factory=LoadIndex)
     prefixes: Prefixes = msgspec.field(default_factory=Prefixes)
     offers: dict[Node, Offer] = {}

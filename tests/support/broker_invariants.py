@@ -31,7 +31,7 @@ def _check_requests(state: BrokerState, requests: list[Request]) -> None:
         assert request.attempts <= state.bounds.attempts
         if request.offer is not None:
             assert request.node is request.offer.node
-            assert request.lease in request.node.running
+            assert request.lease in request.offer.node.running
             assert state.leases[request.lease] is request
         if request.journal is not None:
             assert request.journal.next_n == request.next_n
