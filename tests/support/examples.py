@@ -5,4 +5,4 @@ from hypothesis import settings
 
 def examples(count: int) -> int:
     """Return how many to try of those that a property is worth."""
-    return max(1, count * settings.default.max_examples // 100)
+    return max(1, count * settings().max_examples // 100)

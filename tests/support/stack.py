@@ -86,10 +86,17 @@ class Process:
 
     def stop(self) -> None:
         """Ask it to leave, and make it if it does not."""
-        if self.popen.poll() is not None:
-            return
-        self.popen.send_signal(signal.SIGCONT)
-        self.popen.terminate()
+        self.ask_to_leave()
+        self.see_end()
+
+    def ask_to_leave(self) -> None:
+        """Send SIGTERM, also to one that was stopped. A second one would not be patient."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+
+    def see_end(self) -> None:
+        """Wait until one that was asked has left; kill one that does not."""
         try:
             self.popen.wait(10)
         except subprocess.TimeoutExpired:
@@ -162,11 +169,16 @@ class Stack:
         return process
 
     def worker(
-        self, *arguments: str, engine: str = "mock", node_id: str = "", env: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        engine: str = "mock",
+        node_id: str = "",
+        env: dict[str, str] | None = None,
+        wait: bool = True,
     ) -> Process:
         """Start a node that serves the mock (or another engine) through this stack's brokers."""
         named = ("--node-id", node_id) if node_id else ()
-        process = start("worker", "--broker", self.workers, "--engine", engine, *named, *arguments, env=env)
+        process = start("worker", "--broker", self.workers, "--engine", engine, *named, *arguments, env=env, wait=wait)
         self.processes.append(process)
         return process
 
@@ -219,8 +231,13 @@ class Stack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self.processes):
-            process.stop()
+        brokers = [process for process in self.processes if process.role == "broker"]
+        others = [process for process in self.processes if process.role != "broker"]
+        for processes in (others, brokers):  # nodes take their leave of a broker that is still there
+            for process in processes:
+                process.ask_to_leave()
+            for process in processes:
+                process.see_end()
 
 
 @contextlib.contextmanager
@@ -230,7 +247,7 @@ def running(
     """Start a broker and some mock nodes, wait until they serve, end them all afterwards."""
     with Stack() as stack:
         stack.broker(*broker)
-        for number in range(nodes):
-            stack.worker(*worker, node_id=f"node-{number}")
+        for number in reversed(range(nodes)):
+            stack.worker(*worker, node_id=f"node-{number}", wait=number == 0)  # they start beside each other
         stack.wait_for_nodes(nodes)
         yield stack
