@@ -18,28 +18,28 @@ _SCALE = 2.0**-32
 _BELOW_ONE = 1.0 - 2.0**-24
 
 
-def choose(logits: FloatRow, draw: SamplingState, words: Uint32Row) -> int:
+def choose(logits: FloatRow, state: SamplingState, words: Uint32Row) -> int:
     """Return the next token of one row; the logits are not changed. `words` is `token_words(len(logits))`."""
-    scores = adjust(logits.astype(np.float32), draw)
-    if draw.is_greedy:
+    scores = adjust(logits.astype(np.float32), state)
+    if state.is_greedy:
         return int(scores.argmax())
-    scores = keep_likely(scores / np.float32(draw.sampling.temperature), draw.sampling)
-    return int((scores + gumbel_row(draw.state, words)).argmax())
+    scores = keep_likely(scores / np.float32(state.sampling.temperature), state.sampling)
+    return int((scores + gumbel_row(state.noise_state, words)).argmax())
 
 
-def adjust(scores: FloatRow, draw: SamplingState) -> FloatRow:
+def adjust(scores: FloatRow, state: SamplingState) -> FloatRow:
     """Apply penalties, bias and the minimum length, in place (steps 1 to 3)."""
-    sampling = draw.sampling
+    sampling = state.sampling
     if sampling.repetition_penalty != 1.0:
-        seen = np.fromiter(draw.prompt_ids | draw.generated.keys(), dtype=np.int64)
+        seen = np.fromiter(state.prompt_ids | state.generated.keys(), dtype=np.int64)
         penalty = np.float32(sampling.repetition_penalty)
         scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
-    for token_id, count in draw.generated.items() if draw.is_penalised else ():
+    for token_id, count in state.generated.items() if state.is_penalised else ():
         scores[token_id] -= sampling.presence_penalty + sampling.frequency_penalty * count
     for token_id, bias in sampling.logit_bias.items():
         scores[token_id] += bias
-    if draw.generated_count < draw.min_new_tokens:
-        scores[[token_id for token_id in draw.stop_ids if token_id < len(scores)]] = -np.inf
+    if state.generated_count < state.min_new_tokens:
+        scores[[token_id for token_id in state.stop_ids if token_id < len(scores)]] = -np.inf
     return scores
 
 

@@ -41,20 +41,9 @@ DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192
 DEFAULT_CHUNK: Final = 2048
 _MAX_DIM: Final = 4096
-_KNOWN: Final = frozenset(
-    {
-        "step_ms",
-        "step_ms_per_row",
-        "prefill_ms_per_token",
-        "load_s",
-        "slots",
-        "chunk",
-        "eos",
-        "dim",
-        "crash_on_prompt",
-        "hang_on_prompt",
-        "fail_on_prompt",
-    }
+_OPTIONS: Final = (
+    *("step_ms", "step_ms_per_row", "prefill_ms_per_token", "load_s", "slots", "chunk", "eos", "dim"),
+    *("crash_on_prompt", "hang_on_prompt", "fail_on_prompt"),
 )
 log = logging.getLogger(__name__)
 
@@ -294,9 +283,9 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
         ValueError: an option is unknown or no number.
     """
     options = spec.options
-    unknown = sorted(set(options) - _KNOWN)
+    unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
-        raise ValueError(f"the mock engine has no option {unknown[0]!r}; it knows {', '.join(sorted(_KNOWN))}")
+        raise ValueError(f"the mock engine has no option {unknown[0]!r}; it knows {', '.join(sorted(_OPTIONS))}")
     _load(float(options.get("load_s", "0")), progress)
     step_ms = float(options.get("step_ms", "1"))
     text = MockEngine(

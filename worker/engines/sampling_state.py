@@ -60,8 +60,8 @@ class SamplingState:
         return bool(sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty)
 
     @property
-    def state(self) -> int:
-        """The row state of the noise for the next token."""
+    def noise_state(self) -> int:
+        """What the noise of the next token depends on, but the token id (`murmur3.row_state`)."""
         return row_state(self.sampling.seed, self.position)
 
 

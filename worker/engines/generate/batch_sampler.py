@@ -31,60 +31,62 @@ class BatchSampler:
         self._device = device
         self._noise = GumbelNoise(vocabulary, device)
 
-    def scores(self, logits: torch.Tensor, draws: Sequence[SamplingState]) -> torch.Tensor:
+    def scores(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
         """Return scores [rows, vocabulary] for float32 logits, which are changed in place."""
-        for row, draw in enumerate(draws):
-            self._adjust(logits[row], draw)
-        sampled = [row for row, draw in enumerate(draws) if not draw.is_greedy]
+        for row, state in enumerate(states):
+            self._adjust(logits[row], state)
+        sampled = [row for row, state in enumerate(states) if not state.is_greedy]
         if sampled:
             index = torch.tensor(sampled, device=self._device)
-            logits[index] = self._noisy(logits[index], [draws[row] for row in sampled])
+            logits[index] = self._noisy(logits[index], [states[row] for row in sampled])
         return logits
 
-    def logprobs(self, logits: torch.Tensor, draws: Sequence[SamplingState]) -> dict[int, torch.Tensor]:
+    def logprobs(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> dict[int, torch.Tensor]:
         """Return the log probabilities of the rows that asked for them, before anything has changed the logits."""
         return {
-            row: logits[row].log_softmax(dim=-1) for row, draw in enumerate(draws) if draw.sampling.logprobs is not None
+            row: logits[row].log_softmax(dim=-1)
+            for row, state in enumerate(states)
+            if state.sampling.logprobs is not None
         }
 
-    def _adjust(self, scores: torch.Tensor, draw: SamplingState) -> None:
+    def _adjust(self, scores: torch.Tensor, state: SamplingState) -> None:
         """Apply penalties, bias and the minimum length to one row, in place."""
-        sampling = draw.sampling
+        sampling = state.sampling
         if sampling.repetition_penalty != 1.0:
-            seen = self._ids(draw.prompt_ids | draw.generated.keys())
+            seen = self._ids(state.prompt_ids | state.generated.keys())
             old, penalty = scores[seen], sampling.repetition_penalty
             scores[seen] = torch.where(old > 0, old / penalty, old * penalty)
-        if draw.is_penalised and draw.generated:
-            each = [sampling.presence_penalty + sampling.frequency_penalty * n for n in draw.generated.values()]
-            scores[self._ids(draw.generated)] -= torch.tensor(each, device=self._device)
+        if state.is_penalised and state.generated:
+            each = [sampling.presence_penalty + sampling.frequency_penalty * n for n in state.generated.values()]
+            scores[self._ids(state.generated)] -= torch.tensor(each, device=self._device)
         if sampling.logit_bias:
             bias = torch.tensor(list(sampling.logit_bias.values()), device=self._device)
             scores[self._ids(sampling.logit_bias)] += bias
-        if draw.generated_count < draw.min_new_tokens:
-            scores[self._ids(token_id for token_id in draw.stop_ids if token_id < self._vocabulary)] = -torch.inf
+        if state.generated_count < state.min_new_tokens:
+            scores[self._ids(token_id for token_id in state.stop_ids if token_id < self._vocabulary)] = -torch.inf
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor:
         return torch.tensor(list(ids), dtype=torch.int64, device=self._device)
 
-    def _noisy(self, logits: torch.Tensor, draws: Sequence[SamplingState]) -> torch.Tensor:
-        scores = logits.div_(self._column([draw.sampling.temperature for draw in draws]))
-        self._on_some(scores, draws, self._keep_top, lambda limits: bool(limits.top_k or limits.top_p < 1.0))
-        self._on_some(scores, draws, self._keep_near_best, lambda limits: limits.min_p > 0.0)
-        return scores.add_(self._noise.draw(self._noise.states([draw.state for draw in draws])))
+    def _noisy(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+        scores = logits.div_(self._column([state.sampling.temperature for state in states]))
+        self._on_some(scores, states, self._keep_top, lambda limits: bool(limits.top_k or limits.top_p < 1.0))
+        self._on_some(scores, states, self._keep_near_best, lambda limits: limits.min_p > 0.0)
+        return scores.add_(self._noise.draw(self._noise.states([state.noise_state for state in states])))
 
     def _on_some(
         self,
         scores: torch.Tensor,
-        draws: Sequence[SamplingState],
+        states: Sequence[SamplingState],
         limit: Callable[[torch.Tensor, list[SamplingParams]], torch.Tensor],
         wanted: Callable[[SamplingParams], bool],
     ) -> None:
         """Apply a limit to the rows that want it, in place: sorting is the dearest step, so that no other row pays."""
-        rows = [row for row, draw in enumerate(draws) if wanted(draw.sampling)]
+        rows = [row for row, state in enumerate(states) if wanted(state.sampling)]
         if rows:
             index = torch.tensor(rows, device=self._device)
             some = scores[index]
-            threshold = limit(some, [draws[row].sampling for row in rows])
+            threshold = limit(some, [states[row].sampling for row in rows])
             scores[index] = some.masked_fill_(some < threshold, -torch.inf)
 
     def _keep_top(self, scores: torch.Tensor, samplings: list[SamplingParams]) -> torch.Tensor:

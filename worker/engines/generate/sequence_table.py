@@ -93,21 +93,21 @@ class SequenceTable:
             once = self.table[slots, COUNTS].int()
             self.counts.view(-1).index_add_(0, slots * self.counts.shape[1] + tokens, once)
 
-    def _shape(self, slot: int, draw: SamplingState) -> None:
+    def _shape(self, slot: int, state: SamplingState) -> None:
         """Fill the tables of a slot, if it needs them or whoever had it before did."""
         if slot in self._shaped:
             for table in (self.counts, self.marks, self.bias):
                 table[slot].zero_()
             self._shaped.discard(slot)
-        if not needs_tables(draw):
+        if not needs_tables(state):
             return
         self._shaped.add(slot)
-        up, sampling = self._transfers.up, draw.sampling
+        up, sampling = self._transfers.up, state.sampling
         vocabulary = self.counts.shape[1]
-        self.marks[slot].index_fill_(0, up(sorted(draw.prompt_ids)), _IN_PROMPT)
-        stops = up([token_id for token_id in sorted(draw.stop_ids) if token_id < vocabulary])
+        self.marks[slot].index_fill_(0, up(sorted(state.prompt_ids)), _IN_PROMPT)
+        stops = up([token_id for token_id in sorted(state.stop_ids) if token_id < vocabulary])
         self.marks[slot].index_copy_(0, stops, self.marks[slot][stops] | _STOPS)
-        made = sorted(draw.generated.items())
+        made = sorted(state.generated.items())
         self.counts[slot].index_copy_(0, up([token_id for token_id, _ in made]), up([count for _, count in made]).int())
         bias = sorted(sampling.logit_bias.items())
         values = up([_bits(value) for _, value in bias]).view(torch.float64).float()
@@ -122,22 +122,22 @@ class SequenceTable:
         return (self.marks[slots] & _STOPS).bool()
 
 
-def needs_tables(draw: SamplingState) -> bool:
+def needs_tables(state: SamplingState) -> bool:
     """Whether how a request is drawn depends on single ids."""
-    return draw.is_penalised or bool(draw.sampling.logit_bias) or draw.generated_count < draw.min_new_tokens
+    return state.is_penalised or bool(state.sampling.logit_bias) or state.generated_count < state.min_new_tokens
 
 
-def mode_for(draws: Iterable[SamplingState]) -> SamplingMode:
+def mode_for(states: Iterable[SamplingState]) -> SamplingMode:
     """Return the least mode that does for all."""
-    return max(map(_mode, draws), default=SamplingMode.PLAIN)
+    return max(map(_mode, states), default=SamplingMode.PLAIN)
 
 
-def _mode(draw: SamplingState) -> SamplingMode:
-    sampling = draw.sampling
+def _mode(state: SamplingState) -> SamplingMode:
+    sampling = state.sampling
     if sampling.logprobs is not None:
         return SamplingMode.REPORTED
-    is_cut = not draw.is_greedy and (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p)
-    return SamplingMode.SHAPED if needs_tables(draw) or is_cut else SamplingMode.PLAIN
+    is_cut = not state.is_greedy and (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p)
+    return SamplingMode.SHAPED if needs_tables(state) or is_cut else SamplingMode.PLAIN
 
 
 def _line(sequence: Sequence, length: int) -> list[int]:

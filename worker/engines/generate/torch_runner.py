@@ -137,13 +137,13 @@ class TorchRunner:
         return logits[last] if is_single else logits
 
     def _draw(self, logits: torch.Tensor, parts: list[SequenceStep]) -> Drawn:
-        draws = [part.sequence.sampling_state for part in parts]
-        wanted = self._sampler.logprobs(logits, draws)
-        tokens: list[int] = cast("Any", self._sampler.scores(logits, draws).argmax(dim=-1)).tolist()
+        states = [part.sequence.sampling_state for part in parts]
+        wanted = self._sampler.logprobs(logits, states)
+        tokens: list[int] = cast("Any", self._sampler.scores(logits, states).argmax(dim=-1)).tolist()
         if not wanted:
             return Drawn(tokens)
         reports = [
-            report(wanted[row], token, draws[row].sampling.logprobs or 0) if row in wanted else None
+            report(wanted[row], token, states[row].sampling.logprobs or 0) if row in wanted else None
             for row, token in enumerate(tokens)
         ]
         return Drawn(tokens, reports)
