@@ -21,6 +21,7 @@ import msgspec
 
 from ..protocol import messages as m
 from ..protocol.snapshot import DeviceStatus, device_status
+from ..protocol.timing import backoff_s
 from .rate_limits import TokenBucket
 
 KV_STEPS: Final = 4
@@ -194,7 +195,7 @@ class Node(msgspec.Struct, eq=False):
 
     def fall_silent(self, now: float) -> None:
         """Note that it keeps what it is given and answers nothing: nothing more for a while, each time for longer."""
-        self.silent_until = now + min(_MOST_SILENCE_S, _FIRST_SILENCE_S * 2.0 ** min(self.silences, 10))
+        self.silent_until = now + backoff_s(self.silences, _FIRST_SILENCE_S, _MOST_SILENCE_S)
         self.silences += 1
         self.most = 0
 
