@@ -68,7 +68,7 @@ def take_request(state: BrokerState, session: Session, ask: m.Request, now: floa
     if not is_easy:  # look closely
         service = _find_room(state, session, ask, now, is_begun=start.journal is not None)
     if service is not None:
-        if start.replaces is not None:
+        if start is not FROM_THE_BEGINNING and start.replaces is not None:
             state.result_cache.forget(start.replaces)
         _begin(state, session, ask, service, start, now)
 
@@ -192,9 +192,10 @@ def _begin(
         look_at = min(now + ttl_s / LOOKS, ends_at)
     party = _party(session, ask)
     request = Request(ask, user, service, party, ext, ttl_s, deadline, now, [], is_patient, deadline, ends_at)
-    if start.journal is not None:
-        request.resume_from(start.journal, start.revision)
-        size += start.journal.size_bytes
+    journal = start.journal
+    if journal is not None:
+        request.resume_from(journal, start.revision)
+        size += journal.size_bytes
     state.memory.hold(request, size)
     user.requests[ask.rid] = request
     state.request_timers.set(request, look_at)
@@ -203,7 +204,7 @@ def _begin(
         grant(state, request, service.place(ext), now)
         return
     request.note_queued(service.queue.count, _why_queued(service))
-    (service.queue.push if start.journal is None else service.queue.push_begun)(request)
+    (service.queue.push if journal is None else service.queue.push_begun)(request)
     state.dirty[service] = None
 
 
