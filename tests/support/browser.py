@@ -4,7 +4,6 @@ One page, one socket, no framework. What the browser complains about (exceptions
 kept, so that a test can say that there was nothing.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -107,11 +106,6 @@ class Page:
             {"name": "prefers-reduced-motion", "value": motion},
         ]
         self.command("Emulation.setEmulatedMedia", features=features)
-
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """Write what is to be seen as PNG; `whole`: with all that a reader would have to scroll to."""
-        said = self.command("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(said["data"]))
 
     def _note(self, message: dict[str, Any]) -> None:
         told = message.get("params", {})

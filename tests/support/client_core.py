@@ -13,7 +13,7 @@ from zmqrt.client.calls import Call, GenerateOptions
 from zmqrt.client.config import MAX_WAITING, ClientConfig
 from zmqrt.client.connection import BrokerConnection
 from zmqrt.client.core import ClientCore
-from zmqrt.client.failover import CloseSocket, OpenSocket, ProbeEndpoint, SocketAction
+from zmqrt.client.failover import CloseSocket, OpenSocket, SocketAction
 from zmqrt.client.queries import PendingQuery
 from zmqrt.client.requests import ClientRequest
 from zmqrt.client.response import Event
@@ -203,7 +203,3 @@ class Talk:
     def closed(self) -> list[str]:
         """Take the endpoints of the sessions that were to be closed."""
         return [one.connection.endpoint for one in self.actions() if isinstance(one, CloseSocket)]
-
-    def to_diagnose(self) -> list[str]:
-        """Take the endpoints that were to be looked at."""
-        return [one.endpoint for one in self.actions() if isinstance(one, ProbeEndpoint)]
