@@ -17,13 +17,6 @@ from typing import IO, Any, Final
 PARENT_WATCH: Final = "zmqrt.protocol.parent_watch"
 UTF8_OUTPUT: Final = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 """For the environment of children whose output we read: we know then how, whatever the locale is."""
-TIED: Final[Mapping[str, Any]] = {
-    "stdin": subprocess.PIPE,  # its end of file tells the child that we are gone
-    # Ctrl-C goes to a terminal's whole group. It reaches us alone, and we tell the children in the right order.
-    "start_new_session": sys.platform != "win32",
-    "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-}
-"""How `subprocess` and `asyncio` start a child that watches us."""
 _END_S: Final = 2.0
 """A killed process goes at once, but for one that a driver holds: nobody waits longer for that one."""
 
@@ -57,7 +50,10 @@ def start(
         stderr=stderr,
         bufsize=0,
         pass_fds=tuple(pass_fds),
-        **TIED,
+        stdin=subprocess.PIPE,  # its end of file tells the child that we are gone
+        # Ctrl-C goes to a terminal's whole group. It reaches us alone, and we tell the children in the right order.
+        start_new_session=sys.platform != "win32",
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
 
 

@@ -13,7 +13,7 @@ import signal
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-from ..protocol.children import PARENT_WATCH, TIED, python
+from ..protocol.children import PARENT_WATCH, python
 from ..protocol.errors import ZmqrtError
 from .config import WorkerSettings
 from .node import serve
@@ -50,7 +50,10 @@ async def _own_broker(
 ) -> AsyncGenerator[tuple[asyncio.subprocess.Process, dict[str, str]], None]:
     """Run a broker; yield it with its endpoints by name (`clients`, `workers`)."""
     child = await asyncio.create_subprocess_exec(
-        *python(PARENT_WATCH, "0", "zmqrt.broker", *_arguments(settings)), stdout=asyncio.subprocess.PIPE, **TIED
+        *python(PARENT_WATCH, "0", "zmqrt.broker", *_arguments(settings)),
+        stdin=asyncio.subprocess.PIPE,  # its end of file tells the broker that we are gone, killed or not
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the worker, which drains first and stops the broker then
     )
     try:
         yield child, await _endpoints(child)
