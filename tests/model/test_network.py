@@ -52,7 +52,7 @@ def test_what_is_asked_is_answered_once_and_right(first: int) -> None:
     """Whatever breaks: one end for each request, each token in its place, nothing left behind."""
     totals = run(range(first, first + CHUNK))
 
-    check_floors(totals, CHUNK, share=0.5)
+    check_floors(totals, CHUNK, share=0.3)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from zmqrt.worker.preprocess import PreparedGeneration
 from zmqrt.worker.requests import JobTable
 
 pytestmark = pytest.mark.timeout(600)  # as in test_network
-SEEDS = 300
+SEEDS = 1000
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -105,10 +105,8 @@ def lose_the_last_unit_and_the_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker_handler, "take_final", take_final)
 
 
-RARE: dict[Plant, int] = {believe_any_lease: 280}
-"""What few networks show, and the seed from which on one soon does (found with 292): else it takes a quarter minute."""
 PLANTS = [
-    believe_any_lease,
+    pytest.param(believe_any_lease, marks=pytest.mark.slow),  # one network in some hundred shows it
     send_no_prefix,
     forget_a_credit,
     forget_what_was_consumed,
@@ -117,13 +115,12 @@ PLANTS = [
 ]
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=[plant.__name__ for plant in PLANTS])
+@pytest.mark.parametrize("plant", PLANTS)
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within some hundred seeds; the failure names its seed and tells what happened last."""
+    """Within a thousand seeds, most within thirty; the failure names its seed and tells what happened last."""
     plant(monkeypatch)
-    first = RARE.get(plant, 0)
 
-    for seed in range(first, first + SEEDS):
+    for seed in range(SEEDS):
         try:
             World(seed).run()
         except AssertionError as error:
