@@ -14,7 +14,7 @@ import pickle
 import pkgutil
 import typing
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
 import msgspec
@@ -39,6 +39,7 @@ _EXAMPLES: dict[object, object] = {
     str | None: "maybe",
     int | None: 426,
     tuple[str, ...]: ("body", "max_tokens"),
+    Mapping[str, str]: {"allow": "POST"},
 }
 """A value for each type that a constructor asks for; a new type needs one more line."""
 
