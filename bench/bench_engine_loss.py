@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,7 +66,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def child(*command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def child(*command: str, **environment: str) -> Generator[subprocess.Popen[bytes]]:
     """Run a program in a process group of its own, and end the group."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its last user
     process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True)
@@ -84,7 +84,7 @@ def child(*command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]
 
 
 @contextlib.contextmanager
-def two_engines() -> Iterator[tuple[list[str], Callable[[], None]]]:
+def two_engines() -> Generator[tuple[list[str], Callable[[], None]]]:
     """Run two plain engines; yield their addresses, and what kills the first."""
     ports = [free_port(), free_port()]
     with contextlib.ExitStack() as stack:
@@ -107,7 +107,7 @@ def wait_until_up(url: str, most_s: float = 180.0) -> None:
 
 
 @contextlib.contextmanager
-def zmqrt(_: str) -> Iterator[Service]:
+def zmqrt(_: str) -> Generator[Service]:
     """Run a broker, two mock nodes and a bridge."""
     clients, workers, port = (free_port() for _ in range(3))
     url = f"http://127.0.0.1:{port}"
@@ -129,7 +129,7 @@ def zmqrt(_: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def nginx(program: str) -> Iterator[Service]:
+def nginx(program: str) -> Generator[Service]:
     """Run nginx over two engines, as one writes it for Ollama: unbuffered, next upstream on errors."""
     with two_engines() as (urls, kill), tempfile.TemporaryDirectory() as folder:
         port = free_port()
@@ -150,7 +150,7 @@ def nginx(program: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def vllm_router(program: str) -> Iterator[Service]:
+def vllm_router(program: str) -> Generator[Service]:
     """Run vllm-router over two engines."""
     with two_engines() as (urls, kill):
         port, metrics = free_port(), free_port()
@@ -161,7 +161,7 @@ def vllm_router(program: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def smg(program: str) -> Iterator[Service]:
+def smg(program: str) -> Generator[Service]:
     """Run smg (the gateway of SGLang) over two engines."""
     with two_engines() as (urls, kill):
         port, metrics = free_port(), free_port()
@@ -172,7 +172,7 @@ def smg(program: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def litellm(program: str) -> Iterator[Service]:
+def litellm(program: str) -> Generator[Service]:
     """Run LiteLLM's proxy over two engines, with two retries."""
     with two_engines() as (urls, kill), tempfile.TemporaryDirectory() as folder:
         port = free_port()
@@ -193,7 +193,7 @@ def litellm(program: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def litserve(program: str) -> Iterator[Service]:
+def litserve(program: str) -> Generator[Service]:
     """Run LitServe with two workers; `program` is the Python that has it."""
     port = free_port()
     with child(program, str(HERE / "litserve_engine.py"), str(port)):
@@ -202,7 +202,7 @@ def litserve(program: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def ray_serve(program: str) -> Iterator[Service]:
+def ray_serve(program: str) -> Generator[Service]:
     """Run Ray Serve with two replicas; `program` is the Python that has it."""
     port = free_port()
     with child(program, str(HERE / "ray_engine.py"), str(port)):

@@ -6,7 +6,7 @@ can kill it.
 
 # ruff: noqa: ANN001, ANN201, ANN204
 # mypy: ignore-errors
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

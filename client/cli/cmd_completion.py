@@ -64,12 +64,11 @@ def register_powershell() -> None:
 
 @click.command(help="Print the script that completes commands in your shell.", epilog="For example: " + _HINTS["bash"])
 @click.argument("shell", type=click.Choice(list(_HINTS)))
-def command(shell: str) -> None:
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
     """Print it."""
-    from .main import cli
-
     register_powershell()
     found = get_completion_class(shell)
     assert found is not None
     click.echo(f"# {_HINTS[shell]}")
-    click.echo(found(cli, {}, _PROGRAM, _VARIABLE).source())
+    click.echo(found(context.find_root().command, {}, _PROGRAM, _VARIABLE).source())
