@@ -111,7 +111,7 @@ def why_absent(state: BrokerState, name: str, now: float) -> tuple[ErrorKind, st
 
 
 def choices(state: BrokerState, now: float) -> set[Service[Request]]:
-    """Return the services that there are, for lists and for requests that name none: for each task the best it has.
+    """Return the services that there are, for lists and for whoever named another one: for each task the best it has.
 
     Those that live, or were lost a moment ago and are due back; without any, those whose last node has just left; and
     else those that load. So neither what is gone stands beside what serves, nor what has never come up.

@@ -21,7 +21,7 @@ class Bounds:
     queue_bytes: int = limits.QUEUE_BYTES
     held_bytes: int = limits.MAX_HELD_BYTES
     result_cache_bytes: int = 64 << 20
-    """ResultCache kept for clients that ask again: the oldest go first."""
+    """Of results kept for clients that ask again: the oldest go first."""
     outstanding: int = limits.MAX_OUTSTANDING
     window_bytes: int = limits.WINDOW_BYTES
     unsent_bytes: int = limits.STREAM_BUFFER_BYTES

@@ -73,7 +73,7 @@ def record_end(state: BrokerState, request: Request, ending: m.Final | m.Error, 
             service.token_time.add((now - first_at) / further)
     elif type(ending) is m.Error:
         reason = ending.reason
-        if reason == ErrorKind.CANCELLED.value:
+        if reason == ErrorKind.CANCELLED.value and not request.subscribers:  # else a node gave it up by itself
             counters.cancelled += 1
             state.labelled.cancellations[_STAGES[request.state].value] += 1
         elif reason == ErrorKind.BROKER_LOST.value:

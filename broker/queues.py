@@ -5,7 +5,7 @@ turn (a connection, or whom it says it asks for), so that one that sends a thous
 sends a single one.
 
 A request that ends while it waits is only counted out; its entry is skipped when its turn comes, and swept up when
-such entries are the majority.
+such entries are the majority. They are small: an ended request has let go of its body (`Request.slim`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from ..protocol import messages as m
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
-_SWEEP_FROM_BYTES: Final = 1 << 20
-"""Their bodies count nowhere any more, so they must not be many."""
 _NEWCOMER: Final = 8
 """Who has less than an eighth of the bound waiting finds room beyond it."""
 
@@ -96,7 +94,6 @@ class ServiceQueue(Generic[R]):
 
     __slots__ = (
         "_dead",
-        "_dead_bytes",
         "_front",
         "_levels",
         "_order",
@@ -115,7 +112,6 @@ class ServiceQueue(Generic[R]):
         self._levels: dict[int, _Level[R]] = {}
         self._order: list[int] = []  # negated priorities, so that the highest comes first
         self._dead = 0
-        self._dead_bytes = 0
         self._waiting_of: dict[Hashable, int] = {}
         """By party, and by user."""
 
@@ -185,8 +181,7 @@ class ServiceQueue(Generic[R]):
         """Count out a request that has ended while it waited."""
         self._count_out(request)
         self._dead += 1
-        self._dead_bytes += len(request.ask.body)
-        if self._dead > _SWEEP_FROM + self.count or self._dead_bytes > _SWEEP_FROM_BYTES + self.size_bytes:
+        if self._dead > _SWEEP_FROM + self.count:
             self._sweep()
 
     def waiting(self) -> list[R]:
@@ -220,7 +215,6 @@ class ServiceQueue(Generic[R]):
     def _take(self, request: R) -> bool:
         if not request.is_waiting:
             self._dead -= 1
-            self._dead_bytes -= len(request.ask.body)
             return False
         self._count_out(request)
         return True
@@ -234,7 +228,6 @@ class ServiceQueue(Generic[R]):
                 del self._levels[prio]
                 self._order.remove(-prio)
         self._dead = 0
-        self._dead_bytes = 0
 
 
 def _alive(line: deque[R]) -> list[R]:

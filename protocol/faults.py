@@ -101,14 +101,17 @@ def _describe_fault(reason: str, path: str, value: object, kind: t.Type, *, is_k
         count = _count(branch, "entry")
         text = f"{count} {'is' if count.endswith('entry') else 'are'} meant, not {len(cast('list[object]', value))}"
         return Fault(path=path, text=text, word="range")
-    return Fault(path=path, text=f"{describe(kind)} is meant, not {show(value)}", word=_word(reason, value, branch))
+    return Fault(path=path, text=f"{describe(kind)} is meant, not {show(value)}", word=_word(reason, value, kind))
 
 
-def _word(reason: str, value: object, branch: t.Type | None) -> Word:
+def _word(reason: str, value: object, kind: t.Type) -> Word:
     if reason.startswith("Invalid "):
         return "value"
-    is_endless = isinstance(value, float) and not math.isfinite(value)
-    return "range" if branch is not None or is_endless else "type"
+    kinds = kind.types if isinstance(kind, t.UnionType) else (kind,)
+    is_endless = (
+        isinstance(value, float) and not math.isfinite(value) and any(isinstance(part, t.IntType) for part in kinds)
+    )
+    return "range" if _branch(value, kind) is not None or is_endless else "type"
 
 
 # --- to the place ----------------------------------------------------------------------------------------------------
@@ -161,7 +164,8 @@ def _is_within(value: object, kind: t.Type) -> bool:
         return branch is not None
     number = cast("float", value)
     least, most = (-math.inf if branch.ge is None else branch.ge), (math.inf if branch.le is None else branch.le)
-    return math.isfinite(number) and least <= number <= most
+    is_number = isinstance(number, int) or math.isfinite(number)  # asked of one beyond a double, it would raise
+    return is_number and least <= number <= most
 
 
 def _join(path: str, name: str) -> str:

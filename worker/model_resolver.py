@@ -40,7 +40,7 @@ async def resolve_apart(
     allow_download: bool,
     max_model_len: int | None = None,
 ) -> ModelFiles:
-    """Run `models.resolve` in a child process; with `max_model_len` also `models.check_fit`.
+    """Run `model_sources.resolve` in a child process; with `max_model_len` also `model_sources.check_fit`.
 
     Raises ConfigurationError with the words of what went wrong.
     """

@@ -22,8 +22,8 @@ from .stdio import data, is_terminal
 
 @click.command(
     help="Watch the fleet live: nodes, devices, models, slow requests, events.",
-    epilog="Keys are listed by `?`. One broker or several may be given with --broker; each is asked once a second for "
-    "what has changed, which costs it next to nothing. Without a terminal the picture is printed once.",
+    epilog="Keys are listed by `?`. One broker or several may be given with --broker; each is asked for its status "
+    "once a second, which costs it next to nothing. Without a terminal the picture is printed once.",
 )
 @click.option("--once", is_flag=True, help="Print the picture once, and leave.")
 @click.option("--json", "as_json", is_flag=True, help="Print the data as a line of JSON a second (with --once: one).")
@@ -45,7 +45,7 @@ def _print(brokers: WatchedBrokers, *, goes_on: bool, as_json: bool) -> None:
     history = FleetHistory()
     views, now = brokers.look(), time.time()
     if not snapshots(views):
-        raise ConnectError("; ".join(view.problem for view in views))
+        raise ConnectError("; ".join(view.problem or f"{view.endpoint}: it has not answered yet" for view in views))
     history.fold(views, now)
     if not as_json:
         console = screen(pipe_width=PIPE_WIDTH)

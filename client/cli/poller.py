@@ -16,7 +16,7 @@ _TIMEOUT_S: Final = 2.0
 
 
 class Poller:
-    """Ask one broker again and again while in the `with` block; after the first answer only for what is new.
+    """Ask one broker for its status again and again while in the `with` block.
 
     `snapshot` is None while it does not answer, and `problem` says why; both are empty before the first answer.
     """

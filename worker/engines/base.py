@@ -207,7 +207,7 @@ Progress = Callable[[Phase, float], None]
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a factory gets: which model on which device, with which bounds. `options` are `--engine-opt k=v`.
 
-    Equal `revision` means equal weights (`models.ModelFiles`); empty for engines that have none.
+    Equal `revision` means equal weights (`model_sources.ModelFiles`); empty for engines that have none.
     """
 
     engine: str

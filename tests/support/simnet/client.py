@@ -85,7 +85,7 @@ class ClientProcess(Process):
         self.core.tick(self.agenda.now)
 
     def due(self) -> float:
-        """PendingQuery the core."""
+        """Ask the core."""
         return self.core.next_deadline()
 
     # --- out ---------------------------------------------------------------------------------------------------------

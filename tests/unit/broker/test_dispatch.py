@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 from support.stage import UNARY, Stage, ask, offer, rid_of
@@ -165,6 +166,20 @@ def test_many_cancelled_requests_do_not_pile_up() -> None:
     assert stage.broker.state.services["toy"].queue.entries < 200
 
 
+def test_the_body_of_a_cancelled_request_is_let_go_at_once() -> None:
+    """Its entry stays in the queue for a while, and counts nowhere."""
+    stage = Stage(in_flight=1000)
+    client, _ = stage.client(), stage.worker(credit=0)
+    body = bytes(100_000)
+    before = sys.getrefcount(body)
+
+    for n in range(8):
+        client.send(ask(n, body=body), m.Cancel(rid_of(n)))
+
+    assert stage.broker.state.services["toy"].queue.entries == 8
+    assert sys.getrefcount(body) == before
+
+
 def test_a_node_without_a_slot_is_left_alone_until_it_tells_a_higher_limit() -> None:
     """429 from a node: the request goes back to the front, and no attempt is counted."""
     stage = Stage(attempts=2)
@@ -252,3 +267,15 @@ def test_what_a_client_says_about_a_request_goes_along_to_the_node() -> None:
     stage.pass_time(2.0)
     (again,) = [one for worker in workers if worker is not first for one in worker.work()]
     assert again.ext == told
+
+
+def test_a_request_behind_a_drain_in_one_envelope_does_not_go_to_that_node() -> None:
+    """What changed a moment ago is indexed anew before a node is chosen, not only at the end of the envelope."""
+    stage = Stage()
+    leaving, staying = stage.worker("leaving"), stage.worker("staying")
+    client = stage.client()
+
+    client.send(m.Admin(1, "drain", {"node": "leaving"}), *(ask(number) for number in range(4)))
+
+    assert leaving.work() == []
+    assert len(staying.work()) == 4

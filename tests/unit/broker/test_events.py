@@ -182,3 +182,17 @@ def test_failures_are_counted_by_reason() -> None:
     assert counted == {"model_raised": 1, "deadline_exceeded": 1}
     assert snapshot.tallies["failures"]["poison"] == 0
     assert (snapshot.counters["failed"], snapshot.counters["expired"]) == (1, 1)
+
+
+def test_what_a_node_gives_up_by_itself_is_a_failure() -> None:
+    """Somebody still waits for it: it is no cancellation, and whoever looks at failures finds it."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker()
+    client.send(ask(1))
+    worker.error(worker.work()[0].lease, 499, "cancelled", "the engine gave the request up")
+
+    snapshot = stage.broker.snapshot(stage.now)
+    assert [error.code for error in client.hear_only(m.Error)] == [499]
+    assert (snapshot.counters["failed"], snapshot.counters["cancelled"]) == (1, 0)
+    assert (snapshot.tallies["failures"]["cancelled"], sum(snapshot.tallies["cancellations"].values())) == (1, 0)
+    assert kinds(stage)[-1] == ("request_failed", "cancelled")

@@ -58,6 +58,18 @@ def fault_in(value: object) -> Fault:
             "range",
         ),
         ({"share": 10**400}, "share", "a number above 0, at most 1 is meant, not a number beyond 64 bits", "range"),
+        (
+            {"bias": {"1": 0.5, "2": 10**400}},
+            "bias.2",
+            "a number from -1 to 1 is meant, not a number beyond 64 bits",
+            "range",
+        ),
+        (
+            {"name": float("inf")},
+            "name",
+            "a text of 1 to 4 characters is meant, not a number beyond all bounds",
+            "type",
+        ),
         ({"flag": 1}, "flag", "true or false is meant, not 1", "type"),
         ({"name": ""}, "name", 'a text of 1 to 4 characters is meant, not ""', "range"),
         (
