@@ -27,7 +27,7 @@ POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS: Final = {
-    "cache-control": "no-cache",  # asked for anew each time, and answered with 304: no old page after an upgrade
+    "cache-control": "no-cache",  # asked for anew each time, and answered with 304 while date and size are the same
     "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",

@@ -32,12 +32,17 @@ _STAGES: Final = {
 }
 
 
-def end(state: BrokerState, request: Request, ending: m.Final | m.Error, now: float) -> None:
-    """End a request: take its lease or its place in the queue, keep its answer, and send that to its subscribers."""
+def end(
+    state: BrokerState, request: Request, ending: m.Final | m.Error, now: float, *, is_superseded: bool = False
+) -> None:
+    """End a request: take its lease or its place in the queue, keep its answer, and send that to its subscribers.
+
+    `is_superseded`: its client goes on with it from its own copy, so nobody has failed.
+    """
     ask = request.ask
     if "traceparent" in request.ext:
         ending = msgspec.structs.replace(ending, ext=state.history.timings(request, now))
-    is_remembered = record_end(state, request, ending, now)
+    is_remembered = record_end(state, request, ending, now, is_superseded=is_superseded)
     if request.offer is not None:
         release(state, request)
     elif request.is_waiting:
@@ -58,7 +63,9 @@ def end(state: BrokerState, request: Request, ending: m.Final | m.Error, now: fl
         request.slim()
 
 
-def record_end(state: BrokerState, request: Request, ending: m.Final | m.Error, now: float) -> bool:
+def record_end(
+    state: BrokerState, request: Request, ending: m.Final | m.Error, now: float, *, is_superseded: bool
+) -> bool:
     """Count how a request ends, while it still has its lease; False if its history is not kept."""
     counters = state.counters
     if type(ending) is m.Final:
@@ -76,8 +83,8 @@ def record_end(state: BrokerState, request: Request, ending: m.Final | m.Error, 
         if reason == ErrorKind.CANCELLED.value and not request.subscribers:  # else a node gave it up by itself
             counters.cancelled += 1
             state.labelled.cancellations[_STAGES[request.state].value] += 1
-        elif reason == ErrorKind.BROKER_LOST.value:
-            counters.superseded += 1  # its client goes on with it from its own copy: nobody has failed
+        elif is_superseded:
+            counters.superseded += 1
         else:
             failures = state.labelled.failures
             failures[reason] = failures.get(reason, 0) + 1  # what a node alone refuses begins when it happens
@@ -97,12 +104,14 @@ def fail(
     *,
     retry_after_s: float = 0.0,
     reason: str = "",
+    is_superseded: bool = False,
 ) -> None:
     """End a request with an error, wherever it is; a node that works on it is told to stop."""
     if request.node is not None:
         fence(state, request.node, request.lease, reason or kind.value)
     resume_n = request.next_n if request.is_stream else 0
-    end(state, request, error(request.ask.rid, kind, text, retry_after_s=retry_after_s, resume_n=resume_n), now)
+    ending = error(request.ask.rid, kind, text, retry_after_s=retry_after_s, resume_n=resume_n)
+    end(state, request, ending, now, is_superseded=is_superseded)
 
 
 def dismiss(state: BrokerState, subscriber: Subscriber, kind: ErrorKind, text: str, now: float) -> None:

@@ -104,14 +104,21 @@ def subscribe(state: BrokerState, session: Session, request: Request, from_unit:
 
 
 def replay(
-    state: BrokerState, session: Session, journal: Journal | None, chunk: int, ending: m.Final | m.Error, now: float
+    state: BrokerState,
+    session: Session,
+    journal: Journal | None,
+    chunk: int,
+    ending: m.Final | m.Error,
+    now: float,
+    *,
+    model: tuple[str, str] | None,
 ) -> None:
-    """Send a session the units from a chunk on, and the end, of a request that has ended."""
+    """Send a session the units from a chunk on, and the end, of a request that has ended; `model` made them."""
     rid = ending.rid
     assert rid is not None
     if rid in session.subscribers:
         drop(state, session.subscribers[rid])
-    subscriber = Subscriber(session, rid, now, None)
+    subscriber = Subscriber(session, rid, now, None, model=model)
     session.subscribers[rid] = subscriber
     _lag(state, subscriber, journal, chunk, now)
     _keep_ending(state, subscriber, ending)
@@ -202,5 +209,10 @@ def _send_partial(state: BrokerState, subscriber: Subscriber, partial: m.Partial
         prompt_tokens = (request.report or {}).get("prompt_tokens")
         if isinstance(prompt_tokens, int):
             ext["prompt_tokens"] = prompt_tokens
+        partial = m.Partial(partial.rid, partial.seq, partial.n, partial.body, ext)
+    elif subscriber.model is not None and not subscriber.knows_revision:
+        subscriber.knows_revision = True
+        service, revision = subscriber.model
+        ext = {"revision": revision, "service": service}
         partial = m.Partial(partial.rid, partial.seq, partial.n, partial.body, ext)
     state.out.append((CLIENTS, session.peer, partial))

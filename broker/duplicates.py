@@ -48,7 +48,7 @@ def resolve(state: BrokerState, session: Session, ask: m.Request, now: float) ->
         _refuse_conflict(state, session, ask, now)
         return None
     if cached is not None and cached.message is not None and not (ask.flags & m.RESUME and ask.resume_n):
-        _answer_again(state, session, ask, cached.journal, cached.message, now)
+        _answer_again(state, session, ask, cached, cached.message, now)
         return None
     start = _find_start(ask, cached)
     if isinstance(start, Start):
@@ -99,18 +99,20 @@ def _answer_again(
     state: BrokerState,
     session: Session,
     ask: m.Request,
-    journal: Journal | None,
+    cached: CachedResult,
     ending: m.Final | m.Error,
     now: float,
 ) -> None:
     """Answer from the cache, or refuse if the unit to go on from is not there."""
+    journal = cached.journal
     is_from_start = not ask.resume_n or not ask.flags & m.STREAM
     chunk = journal.chunk_at(ask.resume_n) if journal is not None else 0 if is_from_start else None
     if chunk is None:
         refuse(state, session, ask, ErrorKind.BAD_REQUEST, f"unit {ask.resume_n} of this request is not here", now)
         return
     state.counters.replays += 1
-    replay(state, session, journal, chunk, ending, now)
+    model = None if cached.revision is None else (cached.service, cached.revision)
+    replay(state, session, journal, chunk, ending, now, model=model)
 
 
 def _supersede(state: BrokerState, session: Session, request: Request, now: float) -> None:
@@ -118,7 +120,8 @@ def _supersede(state: BrokerState, session: Session, request: Request, now: floa
     older = _subscriber_to_replace(session, request)
     if older is not None:
         _unsubscribe(state, older, request)
-    fail(state, request, ErrorKind.BROKER_LOST, "its client went on with it from its own copy", now)
+    text = "its client went on with it from its own copy"
+    fail(state, request, ErrorKind.BROKER_LOST, text, now, is_superseded=True)
 
 
 def _unsubscribe(state: BrokerState, subscriber: Subscriber, request: Request) -> None:

@@ -150,6 +150,7 @@ class Subscriber(msgspec.Struct, eq=False):
         was_acknowledged: Whether anything was sent to it (any message implies ACCEPTED).
         knows_revision: Whether it was told which weights answer (so that it can say so to another broker).
         held_bytes: What it keeps alive beyond the end of its request.
+        model: Service and revision of an answer that is replayed from the cache.
     """
 
     session: Session
@@ -163,6 +164,7 @@ class Subscriber(msgspec.Struct, eq=False):
     was_acknowledged: bool = False
     knows_revision: bool = False
     held_bytes: int = 0
+    model: tuple[str, str] | None = None
 
 
 class TraceNotes(msgspec.Struct, eq=False):

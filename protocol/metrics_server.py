@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import ConfigurationError, ZmqrtError
@@ -40,7 +41,7 @@ def ask_loop(loop: asyncio.AbstractEventLoop, read: Callable[[], R]) -> Callable
             return None
         try:
             return future.result(_PATIENCE_S)
-        except TimeoutError:
+        except (TimeoutError, CancelledError):  # busy, or the loop ends just now
             future.cancel()
             return None
 

@@ -192,6 +192,7 @@ class _Tokenizer:
             pass
         except EOFError:
             self._raise_if_from_outside()
+            why = "its process ended before it was ready; what it wrote stands above"
         except OSError as error:
             why = str(error)
         else:

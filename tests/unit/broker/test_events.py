@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support.stage import STREAM, Stage, ask
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.snapshot import MAX_EVENTS, FleetEvent
@@ -184,15 +186,16 @@ def test_failures_are_counted_by_reason() -> None:
     assert (snapshot.counters["failed"], snapshot.counters["expired"]) == (1, 1)
 
 
-def test_what_a_node_gives_up_by_itself_is_a_failure() -> None:
-    """Somebody still waits for it: it is no cancellation, and whoever looks at failures finds it."""
+@pytest.mark.parametrize(("code", "reason"), [(499, "cancelled"), (503, "broker_lost")])
+def test_what_a_node_gives_up_by_itself_is_a_failure(code: int, reason: str) -> None:
+    """Somebody still waits for it: it is no cancellation, no turn to another broker, and whoever looks finds it."""
     stage = Stage()
     client, worker = stage.client(), stage.worker()
     client.send(ask(1))
-    worker.error(worker.work()[0].lease, 499, "cancelled", "the engine gave the request up")
+    worker.error(worker.work()[0].lease, code, reason, "the engine gave the request up")
 
     snapshot = stage.broker.snapshot(stage.now)
-    assert [error.code for error in client.hear_only(m.Error)] == [499]
+    assert [error.code for error in client.hear_only(m.Error)] == [code]
     assert (snapshot.counters["failed"], snapshot.counters["cancelled"]) == (1, 0)
-    assert (snapshot.tallies["failures"]["cancelled"], sum(snapshot.tallies["cancellations"].values())) == (1, 0)
-    assert kinds(stage)[-1] == ("request_failed", "cancelled")
+    assert (snapshot.tallies["failures"][reason], sum(snapshot.tallies["cancellations"].values())) == (1, 0)
+    assert kinds(stage)[-1] == ("request_failed", reason)
