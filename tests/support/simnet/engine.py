@@ -87,12 +87,13 @@ class ToyEngine:
         answers: list[ipc.FromEngine] = []
         for message in messages:
             if isinstance(message, ipc.Submit):
-                self._world.oracle.submitted(message.request)
                 try:
                     model.submit(message.request)
-                    self._live.add(message.request.ticket)
-                except EngineFullError:
+                except EngineFullError:  # nothing of it has run
                     answers.append(ipc.Refused(message.request.ticket, full=True, error=""))
+                else:
+                    self._live.add(message.request.ticket)
+                    self._world.oracle.submitted(message.request)
             elif isinstance(message, ipc.CancelTicket):
                 model.cancel(message.ticket)
         if answers:
