@@ -210,3 +210,13 @@ def result(made: Sequence[a.Action]) -> GenerateResult:
     """Return the body of the only FINAL."""
     (final,) = sent(made, m.WorkerFinal)
     return tasks.decode(final.body, GenerateResult)
+
+
+def serving(**options: int) -> Node:
+    """Return a node with one broker and every engine ready."""
+    slots = options.pop("slots", 2)
+    node = Node(**options)
+    node.register()
+    for device in range(len(node.devices)):
+        node.load(device, slots)
+    return node

@@ -1,6 +1,6 @@
 """Requests on a node: dispatch, results, refusals, resume, cancel, engines that die. Events in, actions out."""
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from support.node import (
     result,
     rid,
     sent,
+    serving,
     submitted,
     texts,
 )
@@ -20,21 +21,10 @@ from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker import actions as a
-from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import ItemResult, SamplingParams, TokenEvent, TokenRequest
+from zmqrt.worker.engines.base import SamplingParams, TokenEvent, TokenRequest
 
 EOS = 257
-
-
-def serving(**options: int) -> Node:
-    """Return a node with one broker and every engine ready."""
-    slots = options.pop("slots", 2)
-    node = Node(**options)
-    node.register()
-    for device in range(len(node.devices)):
-        node.load(device, slots)
-    return node
 
 
 def test_a_stream_runs_from_dispatch_to_final() -> None:
@@ -403,215 +393,6 @@ def test_equal_request_ids_of_two_users_do_not_disturb_one_another() -> None:
         (1, "a"),
         (2, "b"),
     ]
-
-
-def test_requests_of_a_dead_engine_run_on_the_other_device_from_where_they_were() -> None:
-    """No unit is lost, none is sent twice, and only the dead device restarts."""
-    node = serving(devices=2, slots=2)
-    node.dispatch(1)
-    node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("ab")))
-
-    made = node.kill(0)
-    more = node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("c")), device=1)
-
-    (submit,) = submitted(made, "mock:1")
-    assert isinstance(submit, ipc.Submit)
-    assert submit.request.resume_ids[:2] == ids_of("ab")
-    assert sent(made, m.WorkerError) == []
-    assert [(one.seq, one.n) for one in sent(more, m.WorkerPartial)] == [(2, 1)]
-    (beat,) = sent(made, m.Heartbeat)
-    assert [(one.id, one.phase, one.restarts) for one in beat.devices] == [
-        ("mock:0", "restarting", 1),
-        ("mock:1", "ready", 0),
-    ]
-    node.check()
-
-
-def test_without_another_device_requests_go_back_to_the_broker() -> None:
-    """503, for another node; what comes meanwhile finds no slot, and the limit rises when the engine is back."""
-    node = serving()
-    node.dispatch(1)
-
-    made = node.kill(0)
-    meanwhile = node.dispatch(2)
-    back = node.load(0)
-
-    (error,) = sent(made, m.WorkerError)
-    assert (error.code, error.reason, error.retryable, error.ext) == (503, "engine_restarted", True, {"crashes": 1})
-    assert sent(meanwhile, m.WorkerError)[0].code == 429
-    assert sent(back, m.Heartbeat)[0].dispatch_limit == 4
-    assert node.core.state is WorkerState.READY
-
-
-def test_a_request_that_sees_two_engines_die_goes_back_to_the_broker() -> None:
-    """It may be the cause; a third engine is the broker's to risk."""
-    node = serving(devices=3)
-    node.dispatch(1)
-    first = node.core.requests.jobs[0, "u", rid(1)].device
-
-    node.core.engine_exited(first, "killed", is_restarted=True, now=node.now)
-    second = node.core.requests.jobs[0, "u", rid(1)].device
-    node.core.engine_exited(second, "killed", is_restarted=True, now=node.now)
-
-    (error,) = sent(node.done(), m.WorkerError)
-    assert (error.code, error.ext) == (503, {"crashes": 2})
-
-
-def test_a_request_that_ran_well_on_a_dying_engine_is_no_suspect() -> None:
-    """It made units there, so it is not what the engine died of; the one beside it made none."""
-    node = serving()
-    node.dispatch(1)
-    node.dispatch(2)
-    node.step(TokenEvent(ticket=node.ticket(1), token_ids=ids_of("a")))
-
-    made = node.kill(0)
-
-    assert {one.lease: one.ext for one in sent(made, m.WorkerError)} == {1: {"crashes": 0}, 2: {"crashes": 1}}
-
-
-def test_a_request_that_was_lost_before_risks_one_engine_here() -> None:
-    """What else died of it the broker knows alone."""
-    node = serving(devices=2)
-    node.dispatch(1, attempt=2)
-    device = node.core.requests.jobs[0, "u", rid(1)].device
-
-    node.core.engine_exited(device, "killed", is_restarted=True, now=node.now)
-
-    (error,) = sent(node.done(), m.WorkerError)
-    assert (error.code, error.ext) == (503, {"crashes": 1})
-
-
-def test_a_request_that_must_not_run_twice_is_never_run_again_here() -> None:
-    """IDEMPOTENT off: the client decides."""
-    node = serving(devices=2)
-    node.dispatch(1, flags=m.STREAM)
-
-    made = node.kill(0)
-
-    assert submitted(made) == []
-    assert sent(made, m.WorkerError)[0].code == 503
-
-
-def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
-    """They are not left to wait for a restart that may never come."""
-    node = serving(slots=1, batch=2)
-    node.dispatch(1)
-    node.dispatch(2)
-
-    made = node.kill(0)
-
-    assert [(one.lease, one.code) for one in sent(made, m.WorkerError)] == [(1, 503), (2, 503)]
-    assert node.core.requests.jobs == {}
-
-
-def test_a_batch_engine_gets_whole_tasks_and_its_results_are_final() -> None:
-    """The body of the result goes out as the engine made it."""
-    node = Node()
-    node.register()
-    node.load(kind="batch", slots=8)
-
-    started = node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
-    job = node.core.requests.jobs[0, "u", rid(1)]
-    made = node.step(results=[ItemResult(ticket=job.ticket, body={"vectors": "…"})])
-
-    (submit,) = submitted(started)
-    assert isinstance(submit, ipc.SubmitTask)
-    assert submit.task == {"task": "embed", "input": "hello"}
-    (final,) = sent(made, m.WorkerFinal)
-    assert tasks.unpack_map(final.body) == {"vectors": "…"}
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "task", "words"),
-    [
-        (0, tasks.Embed(input=[[1]]), "input: toy takes texts, not token ids"),
-        (0, tasks.Embed(input="x", truncate_to=2), "truncate_to: toy does not say how it counts tokens"),
-        (262, tasks.Embed(input=["x", [5, 262]]), "input: the model has no token 262, only those below 262"),
-    ],
-)
-def test_inputs_that_a_batch_engine_would_misread_are_refused(vocabulary: int, task: tasks.Embed, words: str) -> None:
-    """Vectors of another text look like any other."""
-    node = Node()
-    node.register()
-    node.load(kind="batch", vocabulary=vocabulary)
-
-    (error,) = sent(node.dispatch(1, payload=tasks.encode(task), flags=RUN), m.WorkerError)
-    assert (error.code, error.reason) == (400, "bad_request")
-    assert error.text.startswith(words)
-
-
-def test_token_ids_of_a_batch_engine_s_own_vocabulary_reach_it() -> None:
-    """It has said that it understands them."""
-    node = Node()
-    node.register()
-    node.load(kind="batch", vocabulary=262)
-
-    assert submitted(node.dispatch(1, payload=tasks.encode(tasks.Embed(input=[[5, 261]], truncate_to=1)), flags=RUN))
-
-
-@pytest.mark.parametrize(
-    ("refused", "code", "reason"),
-    [
-        ("bad_request", 400, "bad_request"),
-        ("context_length_exceeded", 400, "context_length_exceeded"),
-        ("", 500, "model_raised"),
-    ],
-)
-def test_an_item_may_be_at_fault_and_not_the_model(
-    refused: Literal["", "bad_request", "context_length_exceeded"], code: int, reason: str
-) -> None:
-    """Its caller is told so by the status."""
-    node = Node()
-    node.register()
-    node.load(kind="batch")
-    node.dispatch(1, payload=tasks.encode(tasks.Embed(input="hello")), flags=RUN)
-    made = node.step(results=[ItemResult(ticket=node.ticket(), error="dimensions: 8 at most", refused=refused)])
-
-    (error,) = sent(made, m.WorkerError)
-    assert (error.code, error.reason, error.text) == (code, reason, "dimensions: 8 at most")
-
-
-def test_an_engine_that_deals_in_text_streams_chunks() -> None:
-    """Its units are pieces of text; there are no ids."""
-    node = Node()
-    node.register()
-    node.load(kind="stream")
-    node.dispatch(1)
-    ticket = node.ticket()
-
-    made = node.engine(
-        ipc.TextChunk(ticket, "one "), ipc.TextChunk(ticket, "two"), ipc.TextChunk(ticket, "", done=True)
-    )
-
-    assert texts(made) == ["one ", "two"]
-    assert sent(made, m.WorkerFinal)[0].total_n == 2
-
-
-def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
-    """Its engine knows no middle: said at once, instead of by units that do not fit, once for each attempt."""
-    node = Node()
-    node.register()
-    node.load(kind="stream")
-
-    made = node.dispatch(1, prefix=[GenerateChunk(ids=[1, 2], text=["one ", "two"])])
-
-    (error,) = sent(made, m.WorkerError)
-    assert (error.code, error.reason) == (502, "not_resumable")
-    assert node.core.requests.jobs == {}
-
-
-def test_a_unary_answer_in_text_is_not_journaled() -> None:
-    """After the loss of its node it begins anew: its client has seen nothing."""
-    node = Node()
-    node.register()
-    node.load(kind="stream")
-    node.dispatch(1, flags=RUN)
-    ticket = node.ticket()
-
-    made = node.engine(ipc.TextChunk(ticket, "one "), ipc.TextChunk(ticket, "", done=True))
-
-    assert sent(made, m.WorkerPartial) == []
-    assert result(made).text == "one "
 
 
 def test_unknown_services_are_not_found() -> None:
