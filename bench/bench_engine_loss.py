@@ -150,23 +150,12 @@ def nginx(program: str) -> Generator[Service]:
 
 
 @contextlib.contextmanager
-def vllm_router(program: str) -> Generator[Service]:
-    """Run vllm-router over two engines."""
+def router(*command: str) -> Generator[Service]:
+    """Run a router over two engines: vllm-router and smg (the gateway of SGLang) take the same flags."""
     with two_engines() as (urls, kill):
         port, metrics = free_port(), free_port()
         words = ("--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin", "--worker-urls", *urls)
-        with child(program, *words, "--prometheus-port", str(metrics)):
-            wait_until_up(f"http://127.0.0.1:{port}/health")
-            yield Service(f"http://127.0.0.1:{port}", MODEL, kill)
-
-
-@contextlib.contextmanager
-def smg(program: str) -> Generator[Service]:
-    """Run smg (the gateway of SGLang) over two engines."""
-    with two_engines() as (urls, kill):
-        port, metrics = free_port(), free_port()
-        words = ("--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin", "--worker-urls", *urls)
-        with child(program, "launch", *words, "--prometheus-port", str(metrics)):
+        with child(*command, *words, "--prometheus-port", str(metrics)):
             wait_until_up(f"http://127.0.0.1:{port}/health")
             yield Service(f"http://127.0.0.1:{port}", MODEL, kill)
 
@@ -193,21 +182,12 @@ def litellm(program: str) -> Generator[Service]:
 
 
 @contextlib.contextmanager
-def litserve(program: str) -> Generator[Service]:
-    """Run LitServe with two workers; `program` is the Python that has it."""
-    port = free_port()
-    with child(program, str(HERE / "litserve_engine.py"), str(port)):
-        wait_until_up(f"http://127.0.0.1:{port}/health")
-        yield Service(f"http://127.0.0.1:{port}", MODEL, lambda: _kill_who_answers(f"http://127.0.0.1:{port}"))
-
-
-@contextlib.contextmanager
-def ray_serve(program: str) -> Generator[Service]:
-    """Run Ray Serve with two replicas; `program` is the Python that has it."""
-    port = free_port()
-    with child(program, str(HERE / "ray_engine.py"), str(port)):
-        wait_until_up(f"http://127.0.0.1:{port}/health")
-        yield Service(f"http://127.0.0.1:{port}", MODEL, lambda: _kill_who_answers(f"http://127.0.0.1:{port}"))
+def replicas(program: str, script: str) -> Generator[Service]:
+    """Run an engine as two replicas of a framework; `program` is the Python that has it."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with child(program, str(HERE / script), str(port)):
+        wait_until_up(f"{url}/health")
+        yield Service(url, MODEL, lambda: _kill_who_answers(url))
 
 
 def _kill_who_answers(url: str) -> None:
@@ -223,11 +203,11 @@ def _kill_who_answers(url: str) -> None:
 SERVICES: Final[dict[str, Callable[[str], contextlib.AbstractContextManager[Service]]]] = {
     "zmqrt": zmqrt,
     "nginx": nginx,
-    "vllm-router": vllm_router,
-    "smg": smg,
+    "vllm-router": router,
+    "smg": lambda program: router(program, "launch"),
     "litellm": litellm,
-    "litserve": litserve,
-    "ray": ray_serve,
+    "litserve": lambda program: replicas(program, "litserve_engine.py"),
+    "ray": lambda program: replicas(program, "ray_engine.py"),
 }
 
 

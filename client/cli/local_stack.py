@@ -18,13 +18,16 @@ from ..config import ClientSettings
 from .interrupts import Interrupts
 from .poller import Poller
 from .stack_view import StackDisplay, hints
-from .supervise import Child, Supervisor
+from .supervise import Child, ChildFailedError, Supervisor
 
 _LOOPBACK: Final = "127.0.0.1"
 _STALL_S: Final = 30.0
 """After which a worker gives an engine up by default."""
 _STEP_S: Final = 0.1
 """How long Ctrl-C and a dead child may wait to be seen."""
+_TAKEN: Final = "is in use by another process"
+_OTHER_PORTS: Final = "of this command: --client-port, --worker-port, --port, or --port 0, which takes free ones"
+"""A role's own hint names the role's own flags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,12 @@ class LocalStack:
 
     def step(self) -> None:
         """Supervise, start what can be started now, show all of it, and wait a moment. Raises ChildFailedError."""
-        self._supervisor.step()
+        try:
+            self._supervisor.step()
+        except ChildFailedError as error:
+            if _TAKEN not in str(error):
+                raise
+            raise ChildFailedError(f"{error}; {_OTHER_PORTS}", error.exit_code) from None
         if self._broker.endpoints and not self._workers:
             self._follow_broker()
         if self.http is not None and self._bridge is not None:

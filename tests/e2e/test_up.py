@@ -110,6 +110,11 @@ def test_a_busy_port_is_named() -> None:
 
         assert second.returncode == 1
         assert f"http://127.0.0.1:{port} is in use by another process" in second.stderr
+        third = zmqrt("up", "--mock", "--port", "0", "--client-port", up.clients.rpartition(":")[2])
+
+        assert third.returncode == 1
+        assert f"{up.clients} is in use by another process" in third.stderr
+        assert "--port 0, which takes free ones" in third.stderr
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
