@@ -12,9 +12,10 @@ SHELL         := bash
 unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of a test would compile all that it imports
 .DELETE_ON_ERROR:
 
-# What only computes runs first. Tests with sockets and processes wait more than they compute, so two at a time bear each
-# other, but not a machine that is busy with the rest; those of one file share a fleet and stay together.
+# What only computes runs first, a job for each of two cores. Tests with sockets and processes wait more than they compute,
+# so more of them run at a time; those of one file share a fleet and stay together.
 JOBS    ?= 2
+WAITING ?= 5
 FAST    := not slow and not realmodel and not gpu and not soak
 TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
@@ -35,7 +36,7 @@ up: $(STAMP)-run $(STAMP)-model ## run broker, worker and bridge here until Ctrl
 
 test: $(STAMP)-dev ## the fast tests: no GPU, no model, a few minutes
 	$(BIN)/pytest -n $(JOBS) -m "$(FAST)" $(TIMED:%=--ignore=%) $(NONE_OK)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(FAST)" $(TIMED) $(NONE_OK)
+	$(BIN)/pytest -n $(WAITING) --dist loadfile -m "$(FAST)" $(TIMED) $(NONE_OK)
 
 test-all: test $(STAMP)-model ## the slow ones too, those with a real model, and all examples of each property
 	$(BIN)/pytest -n $(JOBS) --hypothesis-profile thorough -m "$(FAST)" tests/model tests/unit tests/e2e/test_schemathesis.py

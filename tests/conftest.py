@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("XDG_CONFIG_HOME", str(folder))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else each process compiles all that it imports
         yield folder
+
+
+def pytest_runtest_call() -> None:
+    """Keep torch to one thread: the models of tests are tiny, and other tests run beside this one."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start.

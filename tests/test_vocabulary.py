@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,3 +45,14 @@ def test_a_module_name_stands_once_in_a_role() -> None:
         places[module.parts[0], module.stem].append(module.as_posix())
 
     assert {name: where for (_, name), where in places.items() if len(where) > 1 and name not in IN_EACH_PART} == {}
+
+
+def test_every_module_is_on_the_map() -> None:
+    """ARCHITECTURE.md names each module, so that a newcomer finds it, and none that is gone."""
+    words = re.findall(r"[\w/]+(?=\.py\b)", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    named = {word.rsplit("/", 1)[-1] for word in words} - {"cmd_NAME"}
+    source = {module.stem for module in modules()}
+    tests = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+
+    assert {name for name in source - named - IN_EACH_PART if not name.startswith("cmd_")} == set()
+    assert named - source - tests == set()

@@ -36,7 +36,9 @@ def test_broker_and_worker_tell_about_themselves() -> None:
     """The broker about the fleet, the worker about its own node; with documented names only."""
     with Stack() as stack:
         broker = stack.broker("--metrics-port", "0")
-        worker = stack.worker("--metrics-port", "0", "--engine-opt", "step_ms=1", node_id="node-0")
+        worker = stack.worker(
+            "--metrics-port", "0", "--devices", "mock:0", "--engine-opt", "step_ms=1", node_id="node-0"
+        )
         stack.wait_for_nodes(1)
         with stack.client() as client:
             client.infer("hi", max_tokens=5, ignore_eos=True)
