@@ -192,7 +192,8 @@ class _Tokenizer:
             pass
         except EOFError:
             self._raise_if_from_outside()
-            why = "its process ended before it was ready; what it wrote stands above"
+            if self.process is None or self.process.returncode != -signal.SIGPROF:  # which ends what computes too long
+                why = "its process ended before it was ready; what it wrote stands above"
         except OSError as error:
             why = str(error)
         else:
