@@ -103,6 +103,17 @@ class Stage:
             self.said[made.side, made.peer] = jobs  # what waited for it
         return made
 
+    def with_peers(self, name: str = "", **worker: Any) -> tuple[Stage, Client, Worker]:
+        """Add a client with a session and a node that is ready."""
+        return self, self.client(), self.worker(name, **worker)
+
+    def running(self, number: int = 1, **request: Any) -> tuple[Stage, Client, Worker, m.Dispatch]:
+        """Add a client, a node, and a request that the node has."""
+        _, client, worker = self.with_peers()
+        client.request(number, **request)
+        (job,) = worker.work()
+        return self, client, worker, job
+
 
 class Peer:
     """One end of a connection."""

@@ -32,8 +32,7 @@ def test_an_admin_may_drain_a_node_by_name() -> None:
 
 def test_asking_twice_is_as_good_as_once() -> None:
     """The second answer says so, and the node hears nothing new."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("node-1")
+    _, client, worker = Stage().with_peers("node-1")
     ask(client)
     worker.hear()
 

@@ -70,8 +70,7 @@ def test_without_a_healthy_node_it_is_503_at_once() -> None:
 
 def test_a_model_that_is_still_loading_says_how_far_it_is() -> None:
     """503 with an estimate from its progress: 30 % in 3 s leaves 7 s."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     worker.beat(phase="loading", percent=30, elapsed_ms=3000)
     stage.pass_time(11.0)
     worker.come_back(b"w-new")
@@ -108,8 +107,7 @@ def test_a_node_that_has_just_registered_is_given_a_moment_to_say_how_it_is() ->
 
 def test_a_service_whose_node_was_just_there_is_waited_for() -> None:
     """Within the eviction time the request waits, and goes to the node that comes."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     worker.send(m.Leave(worker.epoch))
 
     client.request(1)
@@ -121,8 +119,7 @@ def test_a_service_whose_node_was_just_there_is_waited_for() -> None:
 
 def test_what_waits_for_a_service_that_stays_away_is_told_so() -> None:
     """The grace ends one eviction time after the last node went."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     worker.send(m.Leave(worker.epoch))
     client.request(1)
 
@@ -158,8 +155,7 @@ def test_the_queue_is_bounded_in_bytes() -> None:
 
 def test_retry_after_follows_the_queue_and_the_speed_of_the_service() -> None:
     """Two run at a time and take one second each: four that wait, and the one refused, need 2.5 s."""
-    stage = Stage(in_flight=4)
-    client, worker = stage.client(), stage.worker(capacity=2)
+    stage, client, worker = Stage(in_flight=4).with_peers(capacity=2)
     client.send(ask(1), ask(2))
     jobs = worker.work()
     stage.pass_time(1.0)
@@ -173,8 +169,7 @@ def test_retry_after_follows_the_queue_and_the_speed_of_the_service() -> None:
 
 def test_retry_after_counts_what_the_nodes_can_do_and_not_what_they_do_yet() -> None:
     """A broker that takes over finds its nodes busy for another one: it runs nothing, and that will not stay so."""
-    stage = Stage(in_flight=4)
-    client, worker = stage.client(), stage.worker(capacity=2)
+    stage, client, worker = Stage(in_flight=4).with_peers(capacity=2)
     client.send(ask(1), ask(2))
     jobs = worker.work()
     stage.pass_time(1.0)
@@ -188,8 +183,7 @@ def test_retry_after_counts_what_the_nodes_can_do_and_not_what_they_do_yet() -> 
 
 def test_one_connection_may_have_so_many_unanswered() -> None:
     """The bound is per connection, and a slot opens with each answer."""
-    stage = Stage(outstanding=2)
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage(outstanding=2).with_peers()
     client.send(ask(1), ask(2), ask(3))
     assert refusal_of(client).reason == "rate_limited"
 
@@ -202,8 +196,7 @@ def test_one_connection_may_have_so_many_unanswered() -> None:
 
 def test_memory_is_bounded_and_outcomes_make_room_first() -> None:
     """Old outcomes go before new work is refused."""
-    stage = Stage(held_bytes=30_000)
-    client, worker = stage.client(), stage.worker(capacity=100)
+    _, client, worker = Stage(held_bytes=30_000).with_peers(capacity=100)
     client.request(1)
     worker.final(worker.work()[0].lease, body=b"x" * 15_000)
     client.hear()
@@ -218,8 +211,7 @@ def test_memory_is_bounded_and_outcomes_make_room_first() -> None:
 
 def test_a_resumable_request_gets_the_seed_that_every_broker_would_give() -> None:
     """SHA-256 of the request id, unless the body names one."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
 
     client.send(ask(1, flags=STREAM), ask(2, flags=STREAM | m.SEEDED), ask(3), ask(4, flags=STREAM, ext={"a": 1}))
 
@@ -254,10 +246,7 @@ def test_a_refused_request_may_be_sent_again() -> None:
 
 def test_a_draining_broker_takes_nothing_new() -> None:
     """It says goodbye to everybody, refuses what comes, and finishes what it has."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
 
     stage.broker.drain(stage.now)
     stage.collect()
@@ -293,10 +282,7 @@ def test_who_comes_while_the_broker_drains_is_sent_away_at_once() -> None:
 
 def test_what_a_draining_broker_cannot_finish_goes_on_elsewhere() -> None:
     """At the deadline its requests end with 503 and the unit to go on from."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, ttl_s=300.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM, ttl_s=300.0)
     worker.partial(job.lease, 0, 3)
     client.hear()
 
@@ -329,8 +315,7 @@ def test_two_users_with_the_same_request_id_never_meet() -> None:
 
 def test_the_service_name_travels_with_the_request() -> None:
     """A node that offers several knows which one is meant."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("a"), offer("b")])
+    _, client, worker = Stage().with_peers(services=[offer("a"), offer("b")])
 
     client.send(ask(1, service="b"), ask(2, service="a"))
 

@@ -35,10 +35,7 @@ def test_a_bad_message_is_refused_under_its_own_id() -> None:
 
 def test_a_complaint_never_ends_a_request_that_lives() -> None:
     """An ERROR under its id would."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
 
     stage.broker.bad_input(Side.CLIENTS, client.peer, [BadMessage("no ttl", rid_of(1))], stage.now)
     stage.collect()
@@ -50,10 +47,7 @@ def test_a_complaint_never_ends_a_request_that_lives() -> None:
 
 def test_eight_strikes_in_ten_seconds_close_the_session() -> None:
     """Its work is cancelled, and for a minute nobody listens."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
 
     strike(stage, client, 8)
 
@@ -82,8 +76,7 @@ def test_strikes_that_are_far_apart_are_forgiven() -> None:
 
 def test_a_node_is_closed_the_same_way() -> None:
     """Its requests go elsewhere."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1)
     worker.work()
     other = stage.worker()

@@ -8,10 +8,7 @@ from zmqrt.protocol import messages as m
 
 def test_cancel_reaches_the_node_and_is_answered() -> None:
     """The node frees the slot, the client hears 499."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    _, client, worker, job = Stage().running(flags=STREAM)
     worker.partial(job.lease, 0)
     client.hear()
 
@@ -24,10 +21,7 @@ def test_cancel_reaches_the_node_and_is_answered() -> None:
 
 def test_what_a_cancelled_node_still_sends_goes_nowhere() -> None:
     """It is late, and the node has been told already."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM)
     client.send(m.Cancel(rid_of(1)))
     worker.hear()
     client.hear()
@@ -41,8 +35,7 @@ def test_what_a_cancelled_node_still_sends_goes_nowhere() -> None:
 
 def test_cancel_of_something_unknown_or_ended_is_ignored() -> None:
     """Its terminal message is on its way, or it never was."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
     client.request(1)
     worker.final(worker.work()[0].lease)
     client.hear()
@@ -66,10 +59,7 @@ def test_nobody_can_cancel_what_another_session_waits_for() -> None:
 
 def test_a_cancelled_stream_can_be_gone_on_with() -> None:
     """Its units stay for the dedupe window, so that nothing is computed twice."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    _, client, worker, job = Stage().running(flags=STREAM)
     for seq in range(3):
         worker.partial(job.lease, seq, 1, b"%d" % seq)
     client.send(m.Cancel(rid_of(1)))
@@ -84,8 +74,7 @@ def test_a_cancelled_stream_can_be_gone_on_with() -> None:
 
 def test_a_cancelled_unary_request_runs_again_when_asked_again() -> None:
     """499 is not replayed."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
     client.request(1)
     worker.work()
     client.send(m.Cancel(rid_of(1)))

@@ -49,8 +49,7 @@ def test_so_does_the_total_of_a_whole_answer(units: int) -> None:
 
 def test_what_a_client_says_it_has_takes_a_byte_each() -> None:
     """And an array does not have more elements than bytes."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
     flags = STREAM | m.RESUME
     client.request(1, flags=flags, resume_n=2**63 - 1, resume=b"\x91\xc0")
     client.request(2, flags=flags, resume_n=3, resume=b"\xdd\xff\xff\xff\xff\xc0")
@@ -190,8 +189,8 @@ def test_a_claim_without_an_answer_is_worth_so_much() -> None:
 
 def test_trust_grows_with_each_answer() -> None:
     """A node of any size is at its full capacity after a few rounds."""
-    stage = Stage(in_flight=10_000, outstanding=2000, queue_requests=2000)
-    client, worker = stage.client(), stage.worker(capacity=1000, credit=5000)
+    big = Stage(in_flight=10_000, outstanding=2000, queue_requests=2000)
+    stage, client, worker = big.with_peers(capacity=1000, credit=5000)
     client.send(*(ask(number) for number in range(1000)))
     rounds, running = 0, 0
     while running < 900 and rounds < 20:

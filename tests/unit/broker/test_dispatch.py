@@ -22,8 +22,7 @@ def test_at_saturation_in_flight_follows_capacity() -> None:
 
 def test_a_node_gets_no_more_than_its_credit() -> None:
     """The rest waits; credit is cumulative, and each answer brings new."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=10, credit=2)
+    _, client, worker = Stage().with_peers(capacity=10, credit=2)
 
     client.send(*(ask(n) for n in range(5)))
     first = worker.work()
@@ -36,8 +35,7 @@ def test_a_node_gets_no_more_than_its_credit() -> None:
 
 def test_credit_never_falls_and_never_exceeds_the_capacity() -> None:
     """A lower limit is ignored, an absurd one is cut to what the node said it holds."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=3, credit=1)
+    _, client, worker = Stage().with_peers(capacity=3, credit=1)
     worker.send(m.Credit(worker.epoch, 0), m.Credit(worker.epoch, 2**63 - 1))
 
     client.send(*(ask(n) for n in range(9)))
@@ -47,8 +45,7 @@ def test_credit_never_falls_and_never_exceeds_the_capacity() -> None:
 
 def test_credit_of_another_epoch_counts_for_nothing() -> None:
     """Stale messages cannot open a node."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    _, client, worker = Stage().with_peers(credit=0)
 
     worker.send(m.Credit(worker.epoch + 1, 100), m.Heartbeat(worker.epoch + 1, 1, 0, 100, "ready"))
     client.request(1)
@@ -58,8 +55,7 @@ def test_credit_of_another_epoch_counts_for_nothing() -> None:
 
 def test_a_node_that_loads_gets_nothing_whatever_its_credit() -> None:
     """Work begins with the heartbeat that says ready."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    _, client, worker = Stage().with_peers(credit=0)
     worker.beat(limit=4, phase="loading", percent=50)
 
     client.request(1)
@@ -122,8 +118,7 @@ def test_capacity_is_what_the_engines_hold_when_they_say_so() -> None:
 
 def test_a_higher_priority_goes_first() -> None:
     """Whatever the order they came in."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    _, client, worker = Stage().with_peers(credit=0)
     client.send(ask(1, prio=0), ask(2, prio=-5), ask(3, prio=5), ask(4, prio=0))
 
     worker.beat(limit=4)
@@ -145,8 +140,7 @@ def test_clients_take_turns_in_the_queue() -> None:
 
 def test_a_cancelled_request_gives_its_place_up() -> None:
     """What was cancelled in the queue never reaches a node."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    _, client, worker = Stage().with_peers(credit=0)
     client.send(ask(1), ask(2))
 
     client.send(m.Cancel(rid_of(1)))
@@ -182,8 +176,7 @@ def test_the_body_of_a_cancelled_request_is_let_go_at_once() -> None:
 
 def test_a_node_without_a_slot_is_left_alone_until_it_tells_a_higher_limit() -> None:
     """429 from a node: the request goes back to the front, and no attempt is counted."""
-    stage = Stage(attempts=2)
-    client, worker = stage.client(), stage.worker(capacity=2, credit=1)
+    stage, client, worker = Stage(attempts=2).with_peers(capacity=2, credit=1)
     client.request(1)
 
     for limit in range(2, 9):
@@ -228,8 +221,7 @@ def test_a_dispatch_that_never_left_goes_elsewhere_without_counting() -> None:
 
 def test_offers_may_change_while_the_node_runs() -> None:
     """A heartbeat with services replaces the list; what runs goes on."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("a")])
+    _, client, worker = Stage().with_peers(services=[offer("a")])
     client.request(1, service="a")
     (job,) = worker.work()
 
@@ -243,8 +235,7 @@ def test_offers_may_change_while_the_node_runs() -> None:
 
 def test_flags_and_time_left_travel_with_the_request() -> None:
     """A node is told how long it has."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    stage, client, worker = Stage().with_peers(credit=0)
     client.request(1, flags=UNARY, ttl_s=10.0)
     stage.pass_time(4.0)
 

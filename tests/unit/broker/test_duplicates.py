@@ -78,8 +78,7 @@ def test_the_last_connection_of_one_client_wins() -> None:
 
 def test_a_request_sent_twice_on_one_connection_is_one_request() -> None:
     """The library sends again when ACCEPTED stays away."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
     client.request(1)
     client.request(1)
 
@@ -126,8 +125,7 @@ def test_an_ended_request_is_answered_from_the_cache() -> None:
 
 def test_a_final_error_is_replayed_and_a_retryable_one_is_not() -> None:
     """What invites another try must run."""
-    stage = Stage(attempts=1)
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage(attempts=1).with_peers()
     client.request(1)
     worker.error(worker.work()[0].lease, 500, "model_raised", credit=1)
     client.request(2)
@@ -183,10 +181,7 @@ def test_a_twin_that_asks_for_units_nobody_has_made_is_refused() -> None:
 
 def test_a_refused_twin_of_ones_own_request_is_the_end_of_it() -> None:
     """An ERROR under an id is terminal: nothing more may come under it."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=UNARY)
-    (job,) = worker.work()
+    _, client, worker, job = Stage().running(flags=UNARY)
 
     client.request(1, flags=UNARY, body=b"other")
     worker.final(job.lease)

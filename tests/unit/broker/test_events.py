@@ -102,8 +102,7 @@ def test_only_the_newest_are_kept() -> None:
 
 def test_what_may_happen_again_is_logged_when_its_second_is_over() -> None:
     """Once, with how often; under the names that its client and the wire have for one of them."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=9)
+    stage, client, worker = Stage().with_peers(capacity=9)
     events = stage.broker.state.events
     client.send(*(ask(number, ext={"request_id": f"job-{number}"}) for number in range(1, 6)))
     for job in worker.work():
@@ -117,8 +116,7 @@ def test_what_may_happen_again_is_logged_when_its_second_is_over() -> None:
 
 def test_words_of_peers_cannot_move_a_cursor_or_forge_a_line() -> None:
     """Names and errors are shown, with a mark for what is no character to be shown."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("node\x1b[2J")
+    stage, client, worker = Stage().with_peers("node\x1b[2J")
     worker.beat(devices=[m.DeviceLoad("d\x07", "ready")])
     client.send(ask(1, ext={"request_id": "a\nERROR forged"}))
     worker.error(worker.work()[0].lease, 500, "model_raised", "line\r\nline\x1b]0;x\x07")
@@ -132,8 +130,7 @@ def test_words_of_peers_cannot_move_a_cursor_or_forge_a_line() -> None:
 
 def test_every_ending_without_a_result_is_counted_once() -> None:
     """As failed or as expired, and by its reason; what was only cancelled is neither."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=9)
+    stage, client, worker = Stage().with_peers(capacity=9)
     client.send(ask(1, flags=m.STREAM), ask(2), ask(3), ask(4, ttl_s=0.5))
     by_rid = {job.rid: job.lease for job in worker.work()}
     worker.error(by_rid[ask(2).rid], 504, "stalled", "it stood still")
@@ -150,8 +147,7 @@ def test_every_ending_without_a_result_is_counted_once() -> None:
 
 def test_losses_and_cancellations_are_counted_by_reason() -> None:
     """All reasons stand there from the start, at 0."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("node-a", capacity=2)
+    stage, client, worker = Stage().with_peers("node-a", capacity=2)
     client.send(ask(1, flags=STREAM), ask(2), ask(3))
     (first, _) = worker.work()
     worker.partial(first.lease, 0)
@@ -173,8 +169,7 @@ def test_losses_and_cancellations_are_counted_by_reason() -> None:
 
 def test_failures_are_counted_by_reason() -> None:
     """Those whose time was up beside those that broke."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.send(ask(1), ask(2, ttl_s=1.0))
     worker.error(worker.work()[0].lease, 500, "model_raised", "it broke")
     stage.pass_time(1.5)
@@ -189,8 +184,7 @@ def test_failures_are_counted_by_reason() -> None:
 @pytest.mark.parametrize(("code", "reason"), [(499, "cancelled"), (503, "broker_lost")])
 def test_what_a_node_gives_up_by_itself_is_a_failure(code: int, reason: str) -> None:
     """Somebody still waits for it: it is no cancellation, no turn to another broker, and whoever looks finds it."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.send(ask(1))
     worker.error(worker.work()[0].lease, code, reason, "the engine gave the request up")
 

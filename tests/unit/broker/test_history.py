@@ -69,8 +69,7 @@ def test_a_request_that_waits_says_behind_how_many_and_why() -> None:
 
 def test_a_cancelled_and_a_failed_one() -> None:
     """The error that it ended with is part of the story."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
     client.send(ask(1), ask(2))
     client.send(m.Cancel(rid_of(1), "no longer wanted"))
     second = worker.work()[1]
@@ -98,8 +97,7 @@ def test_others_requests_are_explained_to_admins_alone() -> None:
 
 def test_the_last_attempt_that_was_lost_is_told_once() -> None:
     """It ended the request: the parts add up to its age, and to no more."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("node-a")
+    stage, client, worker = Stage().with_peers("node-a")
     client.request(1, flags=m.STREAM, ext={"traceparent": "00-aa-bb-01"})
     (job,) = worker.work()
     stage.pass_time(1.0)
@@ -118,8 +116,7 @@ def test_the_last_attempt_that_was_lost_is_told_once() -> None:
 
 def test_a_node_that_hands_back_for_ever_does_not_fill_the_memory() -> None:
     """The first and the newest attempts are kept; and of what nodes say only what a story needs."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("node-a")
+    _, client, worker = Stage().with_peers("node-a")
     client.request(1, flags=STREAM, ttl_s=1000.0)
     for number in range(100):
         (job,) = worker.work()
@@ -149,8 +146,7 @@ def test_what_nobody_knows_has_no_story(args: dict[str, str | int]) -> None:
 def test_the_oldest_stories_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many are kept as the module says."""
     monkeypatch.setattr(history, "KEPT", 3)
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
     for number in range(1, 6):
         client.request(number, flags=UNARY)
         (job,) = worker.work()
@@ -162,8 +158,7 @@ def test_the_oldest_stories_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_client_that_traces_is_told_where_the_time_went() -> None:
     """With the answer; others are told nothing, which costs nothing."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("node-a")
+    stage, client, worker = Stage().with_peers("node-a")
     client.send(ask(1, ext={"traceparent": "00-aa-bb-01"}), ask(2))
     stage.pass_time(0.25)
     for job in worker.work():

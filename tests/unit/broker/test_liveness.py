@@ -27,8 +27,7 @@ def test_ready_is_answered_with_an_epoch() -> None:
 
 def test_ready_twice_on_one_session_ends_it() -> None:
     """As in MDP: the node is void, and its requests go elsewhere."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1)
     worker.hear()
 
@@ -108,10 +107,7 @@ def test_a_silent_node_is_suspect_then_evicted_then_forgotten() -> None:
 
 def test_a_suspect_node_gets_no_new_work_until_it_is_heard_of() -> None:
     """What it has goes on."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, ttl_s=60.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(ttl_s=60.0)
     stage.pass_time(6.0)
     client.request(2, ttl_s=60.0)
     assert worker.work() == []
@@ -125,8 +121,7 @@ def test_a_suspect_node_gets_no_new_work_until_it_is_heard_of() -> None:
 
 def test_a_node_whose_engine_stands_still_is_suspect_though_it_speaks() -> None:
     """Its process lives, its loop does not turn."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
 
     worker.beat(loop_age_ms=5001)
     client.request(1)
@@ -163,8 +158,7 @@ def test_an_evicted_node_is_told_so_and_may_register_anew() -> None:
 
 def test_a_lost_node_has_a_second_to_come_back_for_its_leases() -> None:
     """WELCOME names those that are still its own and the unit each goes on from; the rest went elsewhere."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.send(ask(1, flags=STREAM), ask(2, flags=STREAM))
     first, second = worker.work()
     worker.partial(first.lease, 0, 2)
@@ -185,8 +179,7 @@ def test_a_lost_node_has_a_second_to_come_back_for_its_leases() -> None:
 
 def test_a_lost_node_that_does_not_come_back_has_its_work_done_elsewhere() -> None:
     """After about a second, not after the eviction time."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1)
     worker.work()
     other = stage.worker()
@@ -203,8 +196,7 @@ def test_a_lost_node_that_does_not_come_back_has_its_work_done_elsewhere() -> No
 
 def test_a_node_that_leaves_hands_its_work_over_at_once() -> None:
     """It said so itself: no grace."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1)
     worker.work()
     other = stage.worker()
@@ -216,10 +208,7 @@ def test_a_node_that_leaves_hands_its_work_over_at_once() -> None:
 
 def test_a_draining_node_finishes_what_it_has_and_gets_nothing_more() -> None:
     """Its results are welcome."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
 
     worker.send(m.Draining(worker.epoch))
     client.request(2)
@@ -233,8 +222,7 @@ def test_a_draining_node_finishes_what_it_has_and_gets_nothing_more() -> None:
 @pytest.mark.parametrize("flags", [UNARY, STREAM])
 def test_a_connection_with_a_new_owner_is_not_the_node(flags: int) -> None:
     """The principal is pinned: the old node has left, the new one is a stranger."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker("w", user="fleet")
+    stage, client, worker = Stage().with_peers("w", user="fleet")
     client.request(1, flags=flags)
     worker.hear()
 

@@ -46,8 +46,7 @@ def test_a_stream_is_measured_from_end_to_end() -> None:
 
 def test_a_refusal_by_a_full_node_does_not_count_twice() -> None:
     """The time in the queue is that until the first dispatch."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    stage, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
     (job,) = worker.work()
     worker.error(job.lease, 429, "no_slot")
@@ -60,10 +59,7 @@ def test_a_refusal_by_a_full_node_does_not_count_twice() -> None:
 
 def test_units_that_come_together_are_not_fast() -> None:
     """What came with the first is not counted into the time of a further one."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, _, worker, job = Stage().running(flags=STREAM)
     worker.partial(job.lease, 0, 9)
     stage.pass_time(0.5)
     worker.partial(job.lease, 9, 1)
@@ -74,8 +70,7 @@ def test_units_that_come_together_are_not_fast() -> None:
 
 def test_a_first_token_comes_once() -> None:
     """However often a whole answer is begun anew."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1, flags=m.IDEMPOTENT)
     for _ in range(3):
         (job,) = worker.work()
@@ -87,8 +82,7 @@ def test_a_first_token_comes_once() -> None:
 
 def test_numbers_beyond_reason_do_not_make_the_status_unreadable() -> None:
     """One node that counts wrongly must not blind everybody."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=9)
+    stage, client, worker = Stage().with_peers(capacity=9)
     client.send(*(ask(number) for number in range(1, 5)))
     for job in worker.work():
         meta: m.Ext = {"prompt_tokens": 2**63 - 1, "completion_tokens": 2**63 - 1}
@@ -99,8 +93,7 @@ def test_numbers_beyond_reason_do_not_make_the_status_unreadable() -> None:
 
 def test_what_a_node_says_cannot_make_names_or_go_backwards() -> None:
     """A reason nobody knows is none, and counts below 0 are 0."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=2)
+    stage, client, worker = Stage().with_peers(capacity=2)
     client.send(ask(1), ask(2))
     strange: list[m.Ext] = [
         {"finish_reason": "because", "prompt_tokens": -5, "completion_tokens": 3},

@@ -25,8 +25,7 @@ def refusal(client: Client) -> m.Error:
 
 def test_the_only_model_of_its_task_is_taken() -> None:
     """Whatever else there is for another task."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("toy"), embedder("vec")])
+    _, client, worker = Stage().with_peers(services=[offer("toy"), embedder("vec")])
 
     client.request(1, service="")
     client.request(2, service="", ext=EMBED)
@@ -37,8 +36,7 @@ def test_the_only_model_of_its_task_is_taken() -> None:
 
 def test_several_that_serve_are_listed() -> None:
     """And the request goes nowhere, unless it prefers one of them."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[embedder("b"), embedder("a"), offer("toy")])
+    stage, client, worker = Stage().with_peers(services=[embedder("b"), embedder("a"), offer("toy")])
 
     client.request(1, service="", ext=EMBED)
     error = refusal(client)
@@ -73,8 +71,7 @@ def test_a_model_whose_last_node_has_gone_is_no_choice_beside_one_that_serves(wa
 
 def test_what_has_left_is_not_waited_for() -> None:
     """Its client is told to come again; by then another model may serve."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("old")])
+    stage, client, worker = Stage().with_peers(services=[offer("old")])
     worker.send(m.Leave(worker.epoch))
 
     client.request(1, service="")
@@ -92,8 +89,7 @@ def test_what_has_left_is_not_waited_for() -> None:
 
 def test_what_was_lost_a_moment_ago_is_waited_for_where_nothing_serves() -> None:
     """Its node comes back within seconds of a restart."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("toy")])
+    stage, client, worker = Stage().with_peers(services=[offer("toy")])
     stage.gone(worker)
 
     client.request(1, service="")
@@ -166,8 +162,7 @@ def test_a_leaving_broker_says_so_first() -> None:
 
 def test_the_first_units_tell_the_model_that_was_chosen() -> None:
     """With it the stream can go on at another broker, whatever serves there beside."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("toy")])
+    _, client, worker = Stage().with_peers(services=[offer("toy")])
     client.request(1, service="", flags=STREAM)
     (job,) = worker.work()
     worker.partial(job.lease, 0, 1)

@@ -120,8 +120,7 @@ def test_new_names_in_heartbeats_leave_nothing_behind() -> None:
 
 def test_what_has_served_is_remembered_when_its_node_takes_it_back() -> None:
     """Its numbers are still asked for."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer("a"), offer("b")])
+    stage, client, worker = Stage().with_peers(services=[offer("a"), offer("b")])
     client.request(1, service="a")
     worker.final(worker.work()[0].lease)
 
@@ -225,10 +224,7 @@ def test_nobody_takes_the_place_of_a_node_that_is_connected(state: str) -> None:
 
 def test_a_node_comes_back_over_another_connection_by_its_proof() -> None:
     """Before the broker has noticed that the old one is gone."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    _, _, worker, job = Stage().running()
 
     welcome = worker.come_back(b"again", held=[m.Held(job.lease, job.rid, 0)])
 

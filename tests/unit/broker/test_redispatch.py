@@ -19,10 +19,7 @@ def lose(stage: Stage, worker: Worker) -> None:
 
 def test_a_stream_goes_on_at_the_exact_unit() -> None:
     """The next node gets the units delivered, byte for byte, under a fresh lease."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, body=b"prompt")
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM, body=b"prompt")
     worker.partial(job.lease, 0, 2, b"ab")
     worker.partial(job.lease, 2, 1, b"c" * 300)
     lose(stage, worker)
@@ -42,8 +39,7 @@ def test_a_stream_goes_on_at_the_exact_unit() -> None:
 
 def test_what_comes_back_goes_before_what_waits() -> None:
     """In the order it had."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=2)
+    stage, client, worker = Stage().with_peers(capacity=2)
     client.send(ask(1), ask(2), ask(3, prio=100))
     worker.work()
     lose(stage, worker)
@@ -70,10 +66,7 @@ def test_it_goes_to_another_node_if_there_is_one() -> None:
 
 def test_it_goes_back_to_the_only_node() -> None:
     """Better than waiting for nobody."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    _, _, worker, job = Stage().running()
 
     worker.error(job.lease, 503, "engine_restarted", credit=1)
 
@@ -98,10 +91,7 @@ def test_what_must_not_run_twice_does_not() -> None:
 
 def test_a_stream_that_cannot_resume_says_what_was_delivered() -> None:
     """502 with the unit it had come to."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=m.IDEMPOTENT | m.STREAM)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=m.IDEMPOTENT | m.STREAM)
     worker.partial(job.lease, 0, 4)
 
     lose(stage, worker)
@@ -112,8 +102,7 @@ def test_a_stream_that_cannot_resume_says_what_was_delivered() -> None:
 
 def test_a_stream_that_cannot_resume_begins_again_if_nothing_was_delivered() -> None:
     """Nobody would notice."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1, flags=m.IDEMPOTENT | m.STREAM)
     worker.work()
     lose(stage, worker)
@@ -123,8 +112,7 @@ def test_a_stream_that_cannot_resume_begins_again_if_nothing_was_delivered() -> 
 
 def test_attempts_are_counted_and_end() -> None:
     """Five dispatches without a unit, then 502."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    _, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
 
     attempts: list[int] = []
@@ -140,8 +128,7 @@ def test_attempts_are_counted_and_end() -> None:
 
 def test_each_new_unit_gives_the_attempts_back() -> None:
     """Twenty losses in a row do no harm to a stream that moves."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    stage, client, worker = Stage().with_peers(capacity=1)
     client.request(1, flags=STREAM, ttl_s=60.0)
 
     for seq in range(20):
@@ -156,8 +143,7 @@ def test_each_new_unit_gives_the_attempts_back() -> None:
 
 def test_a_request_that_kills_three_engines_in_a_row_is_poison() -> None:
     """It is not given to a fourth, and not to be sent again."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    stage, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
 
     for _ in range(3):
@@ -172,8 +158,7 @@ def test_a_request_that_kills_three_engines_in_a_row_is_poison() -> None:
 @pytest.mark.parametrize("told", [3, 2**60])
 def test_a_node_may_tell_how_many_engines_died_of_a_request(told: int) -> None:
     """It has several, and tries another one by itself."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    _, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
 
     worker.error(worker.work()[0].lease, 503, "engine_restarted", credit=1, ext={"crashes": told})
@@ -184,8 +169,7 @@ def test_a_node_may_tell_how_many_engines_died_of_a_request(told: int) -> None:
 @pytest.mark.parametrize("told", [0, -1, "many", None])
 def test_what_did_not_run_when_an_engine_died_is_no_suspect(told: int | str | None) -> None:
     """Nor is anything made of a number that is none."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    _, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
 
     for _ in range(4):
@@ -212,8 +196,7 @@ def test_a_stream_that_ran_well_on_lost_nodes_is_no_suspect() -> None:
 
 def test_nodes_that_fell_silent_did_not_crash() -> None:
     """Three evictions do not make a poison of an innocent request."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1, ttl_s=300.0)
 
     for _ in range(4):
@@ -228,8 +211,7 @@ def test_nodes_that_fell_silent_did_not_crash() -> None:
 
 def test_a_started_stream_goes_on_only_with_the_same_weights() -> None:
     """It waits for them, lets others pass, and goes on when they come."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer(revision="r1")])
+    stage, client, worker = Stage().with_peers(services=[offer(revision="r1")])
     client.request(1, flags=STREAM, ttl_s=60.0)
     worker.partial(worker.work()[0].lease, 0)
     other = stage.worker(services=[offer(revision="r2")])
@@ -244,8 +226,7 @@ def test_a_started_stream_goes_on_only_with_the_same_weights() -> None:
 
 def test_a_started_stream_whose_weights_are_gone_ends() -> None:
     """After the eviction time: 502 with what was delivered."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer(revision="r1")])
+    stage, client, worker = Stage().with_peers(services=[offer(revision="r1")])
     client.request(1, flags=STREAM, ttl_s=60.0)
     worker.partial(worker.work()[0].lease, 0, 2)
     other = stage.worker(services=[offer(revision="r2")])
@@ -262,8 +243,7 @@ def test_a_started_stream_whose_weights_are_gone_ends() -> None:
 
 def test_a_started_stream_waits_for_its_weights_whenever_its_first_deadline_was() -> None:
     """That one has moved on with the units; when it passes, the node may have been gone for a moment only."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1, flags=STREAM, ttl_s=5.0)
     stage.pass_time(3.0)
     worker.partial(worker.work()[0].lease, 0, 2)
@@ -276,8 +256,7 @@ def test_a_started_stream_waits_for_its_weights_whenever_its_first_deadline_was(
 
 def test_a_unary_request_begins_anew_with_other_weights() -> None:
     """Its client has seen nothing, so nothing has to match."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer(revision="r1")])
+    stage, client, worker = Stage().with_peers(services=[offer(revision="r1")])
     client.request(1, flags=UNARY | m.RESUMABLE)
     worker.partial(worker.work()[0].lease, 0, 2)
     other = stage.worker(services=[offer(revision="r2")])
@@ -289,10 +268,7 @@ def test_a_unary_request_begins_anew_with_other_weights() -> None:
 
 def test_a_prefix_too_long_to_keep_is_the_clients_own_business() -> None:
     """502, retryable: the client has the units and can resume with them."""
-    stage = Stage(prefix_bytes=1000)
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage(prefix_bytes=1000).running(flags=STREAM)
     for seq in range(8):
         worker.partial(job.lease, seq, 1, b"x" * 200)
 
@@ -304,8 +280,7 @@ def test_a_prefix_too_long_to_keep_is_the_clients_own_business() -> None:
 
 def test_a_client_brings_its_own_units_from_another_broker() -> None:
     """RESUME: the blob goes through, later units are added, and the same weights are asked for."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(services=[offer(revision="r1")])
+    stage, client, worker = Stage().with_peers(services=[offer(revision="r1")])
     blob = msgpack.packb([b"ab", b"c"])
 
     client.request(1, flags=STREAM | m.RESUME, resume_n=3, resume=blob, ext={"revision": "r1"})
@@ -321,8 +296,7 @@ def test_a_client_brings_its_own_units_from_another_broker() -> None:
 
 def test_a_stream_that_has_begun_elsewhere_is_bound_by_no_queue_and_goes_first() -> None:
     """A broker that takes over from a lost one must not let its subscribers wait until new work is done."""
-    stage = Stage(in_flight=2)
-    client, worker = stage.client(), stage.worker(capacity=1, services=[offer(revision="r1")])
+    stage, client, worker = Stage(in_flight=2).with_peers(capacity=1, services=[offer(revision="r1")])
     client.send(*(ask(number, ttl_s=60.0) for number in range(4)))  # one runs, two wait, one is refused
     assert [error.reason for error in client.hear_only(m.Error)] == ["queue_full"]
     other = stage.client()
@@ -352,8 +326,7 @@ def test_a_stream_that_has_begun_elsewhere_is_bound_by_no_queue_and_goes_first()
 )
 def test_a_resume_that_cannot_be_is_refused(flags: int, more: dict[str, Any], code: int) -> None:
     """Without the units, with a blob that is no array, or too large."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage().with_peers()
 
     client.request(1, flags=flags, **more)
 

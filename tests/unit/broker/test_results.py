@@ -12,10 +12,7 @@ from zmqrt.protocol.errors import TABLE, ErrorKind
 
 def test_a_unary_answer_goes_to_its_client_untouched() -> None:
     """Body, meta and number of units as the node sent them."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    _, client, worker, job = Stage().running()
 
     worker.send(m.WorkerFinal(worker.epoch, job.lease, 5, 5, {"finish_reason": "stop"}, b"\x80" * 9))
 
@@ -24,10 +21,7 @@ def test_a_unary_answer_goes_to_its_client_untouched() -> None:
 
 def test_a_stream_arrives_unit_by_unit() -> None:
     """The first tells which weights answer, so that the client can say so to another broker."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    _, client, worker, job = Stage().running(flags=STREAM)
 
     worker.partial(job.lease, 0, 2, b"ab")
     worker.partial(job.lease, 2, 1, b"c")
@@ -41,10 +35,7 @@ def test_a_stream_arrives_unit_by_unit() -> None:
 
 def test_units_of_a_unary_request_stay_here() -> None:
     """They are for another node to go on from, not for the client."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=UNARY | m.RESUMABLE)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=UNARY | m.RESUMABLE)
     worker.partial(job.lease, 0, 2, b"ab")
     assert client.hear() == []
     other = stage.worker()
@@ -77,10 +68,7 @@ def test_a_stream_with_a_gap_or_an_overlap_is_begun_again_elsewhere(seq: int, wh
 
 def test_a_final_that_counts_a_unit_nobody_saw_is_a_gap() -> None:
     """The last PARTIAL was lost: the client must not be told that all is well."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    _, client, worker, job = Stage().running(flags=STREAM)
     worker.partial(job.lease, 0)
 
     worker.final(job.lease, 2, credit=2)
@@ -91,10 +79,7 @@ def test_a_final_that_counts_a_unit_nobody_saw_is_a_gap() -> None:
 
 def test_an_empty_partial_is_no_progress() -> None:
     """It neither reaches the client nor keeps the stream alive."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, ttl_s=3.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM, ttl_s=3.0)
 
     for _ in range(4):
         worker.partial(job.lease, 0, 0)
@@ -106,8 +91,7 @@ def test_an_empty_partial_is_no_progress() -> None:
 
 def test_a_late_answer_is_dropped_counted_and_answered_once() -> None:
     """The node is told once that the lease is void, however much it sends."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
 
     for seq in range(3):
         worker.partial(12345, seq)
@@ -120,10 +104,7 @@ def test_a_late_answer_is_dropped_counted_and_answered_once() -> None:
 
 def test_an_answer_under_an_old_epoch_is_late() -> None:
     """Even if the lease lives."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
 
     worker.send(m.WorkerFinal(worker.epoch + 1, job.lease, 0, 9, {}, b"forged"))
 
@@ -133,8 +114,7 @@ def test_an_answer_under_an_old_epoch_is_late() -> None:
 
 def test_a_node_cannot_answer_under_the_lease_of_another() -> None:
     """Leases are looked up among those of the node that speaks."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    stage, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
     (job,) = worker.work()
     thief = stage.worker()
@@ -148,8 +128,7 @@ def test_a_node_cannot_answer_under_the_lease_of_another() -> None:
 
 def test_the_credit_of_a_late_answer_counts() -> None:
     """The slot is free, whoever waited for the result."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    _, client, worker = Stage().with_peers(capacity=1)
     client.request(1)
     (job,) = worker.work()
     client.send(m.Cancel(rid_of(1)))
@@ -181,8 +160,7 @@ def test_an_error_that_would_come_again_is_the_end(kind: ErrorKind) -> None:
 
 def test_accepted_comes_when_nothing_else_did() -> None:
     """After 100 ms, once; a request that is answered sooner never costs it."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1)
     client.request(2)
     worker.final(worker.work()[0].lease)
@@ -198,8 +176,7 @@ def test_accepted_comes_when_nothing_else_did() -> None:
 
 def test_a_unit_implies_accepted() -> None:
     """A stream that has begun needs no other sign."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1, flags=STREAM)
     worker.partial(worker.work()[0].lease, 0)
 

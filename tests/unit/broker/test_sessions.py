@@ -93,10 +93,7 @@ def test_ping_is_answered_with_the_load() -> None:
 
 def test_bye_cancels_what_the_session_waits_for() -> None:
     """The node is told to stop, and nothing is said to the client that left."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
 
     client.send(m.Bye())
 
@@ -124,10 +121,7 @@ def test_a_lost_connection_is_forgiven_for_some_seconds() -> None:
 
 def test_a_lost_client_that_stays_away_has_its_work_cancelled() -> None:
     """After the grace the node is told to stop."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running()
     stage.gone(client)
 
     stage.pass_time(4.9)
@@ -156,8 +150,7 @@ def test_the_answer_for_a_lost_client_is_kept_until_it_asks_again() -> None:
 
 def test_a_client_that_waits_in_silence_counts_as_gone() -> None:
     """Twice the eviction time without a word, with a request open: gone; then the grace."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1, flags=STREAM, ttl_s=300.0)
     worker.work()
 
@@ -175,10 +168,7 @@ def test_a_client_that_waits_in_silence_counts_as_gone() -> None:
 
 def test_a_client_that_pings_keeps_its_slow_stream() -> None:
     """Any message counts as life."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, ttl_s=300.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM, ttl_s=300.0)
 
     for second in range(90):
         worker.beat()

@@ -19,8 +19,7 @@ def stay_alive(stage: Stage, seconds: int, *peers: Client | Worker) -> None:
 
 def test_a_unary_request_has_so_much_time_in_all() -> None:
     """Queue and work together; then 504, and the node is told to stop."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    stage, client, worker = Stage().with_peers(credit=0)
     client.request(1, ttl_s=5.0)
     stage.pass_time(3.0)
     worker.beat(limit=1)
@@ -38,8 +37,7 @@ def test_a_unary_request_has_so_much_time_in_all() -> None:
 
 def test_what_expires_in_the_queue_is_told_why() -> None:
     """Nothing was ever dispatched."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    stage, client, worker = Stage().with_peers(credit=0)
     client.request(1, ttl_s=2.0)
 
     stage.pass_time(2.1)
@@ -52,10 +50,7 @@ def test_what_expires_in_the_queue_is_told_why() -> None:
 
 def test_a_stream_lives_as_long_as_it_makes_progress() -> None:
     """Each unit gives it its time anew; standing still ends it."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, ttl_s=3.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM, ttl_s=3.0)
 
     for seq in range(6):
         stage.pass_time(2.5)
@@ -69,10 +64,7 @@ def test_a_stream_lives_as_long_as_it_makes_progress() -> None:
 
 def test_a_stream_may_have_a_total_as_well() -> None:
     """`total_ms` in ext ends it, whatever its progress."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, ttl_s=3.0, ext={"total_ms": 5000})
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=STREAM, ttl_s=3.0, ext={"total_ms": 5000})
 
     for seq in range(3):
         stage.pass_time(2.0)
@@ -96,8 +88,7 @@ def test_heartbeats_go_out_every_half_interval() -> None:
 
 def test_outcomes_are_kept_for_the_dedupe_window() -> None:
     """Twice the request timeout; then the same id runs again."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=10)
+    stage, client, worker = Stage().with_peers(capacity=10)
     client.request(1)
     worker.final(worker.work()[0].lease)
     stay_alive(stage, 59, client, worker)
@@ -112,8 +103,7 @@ def test_outcomes_are_kept_for_the_dedupe_window() -> None:
 
 def test_nothing_is_left_once_everything_is_over() -> None:
     """The tables are empty: what was held is given back."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=10)
+    stage, client, worker = Stage().with_peers(capacity=10)
     for number in range(5):
         client.request(number, flags=STREAM)
     for seq, job in enumerate(worker.work()):
@@ -140,10 +130,7 @@ PATIENT = {"progress": True}
 
 def test_a_whole_answer_that_makes_progress_is_alive_and_its_client_is_told() -> None:
     """Its units are journalled here, so they are known; ACCEPTED comes again while there are new ones."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=UNARY | m.RESUMABLE, ttl_s=4.0, ext=PATIENT)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=UNARY | m.RESUMABLE, ttl_s=4.0, ext=PATIENT)
     assert job.ttl_ms == 4000
     for seq in range(5):
         stage.pass_time(2.0)
@@ -159,10 +146,7 @@ def test_a_whole_answer_that_makes_progress_is_alive_and_its_client_is_told() ->
 
 def test_a_whole_answer_of_a_client_that_does_not_say_so_has_its_whole_time() -> None:
     """As in every earlier version."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=UNARY | m.RESUMABLE, ttl_s=4.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage().running(flags=UNARY | m.RESUMABLE, ttl_s=4.0)
     for seq in range(3):
         stage.pass_time(1.5)
         worker.partial(job.lease, seq)
@@ -172,8 +156,7 @@ def test_a_whole_answer_of_a_client_that_does_not_say_so_has_its_whole_time() ->
 
 def test_a_prompt_that_is_read_is_progress_if_its_node_says_so() -> None:
     """For a stream too: its first unit may take long. An empty PARTIAL that says nothing is none."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=2)
+    stage, client, worker = Stage().with_peers(capacity=2)
     client.request(1, flags=STREAM, ttl_s=4.0)
     client.request(2, flags=STREAM, ttl_s=4.0)
     one, two = worker.work()
@@ -187,8 +170,7 @@ def test_a_prompt_that_is_read_is_progress_if_its_node_says_so() -> None:
 
 def test_waiting_in_a_queue_that_moves_is_progress() -> None:
     """Whatever moves it, and as long as it does."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(capacity=1)
+    stage, client, worker = Stage().with_peers(capacity=1)
     client.request(1, flags=STREAM, ttl_s=4.0)
     waits = client.request(2, ttl_s=4.0, ext=PATIENT)
     total = client.request(3, ttl_s=30.0, ext={**PATIENT, "total_ms": 5000})
@@ -206,8 +188,7 @@ def test_waiting_in_a_queue_that_moves_is_progress() -> None:
 
 def test_the_first_dispatch_is_progress_and_gives_the_node_the_whole_time() -> None:
     """However long it waited for a node before."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker(credit=0)
+    stage, client, worker = Stage().with_peers(credit=0)
     client.request(1, flags=STREAM, ttl_s=4.0)
     stage.pass_time(3.0)
     worker.limit = 1

@@ -18,8 +18,7 @@ from zmqrt.protocol.errors import TooLargeError
 
 def test_a_request_whose_dispatch_cannot_be_packed_ends_with_413() -> None:
     """It is not tried again elsewhere: it would not fit there either."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     client.request(1)
     jobs = worker.work()
 
@@ -32,8 +31,7 @@ def test_a_request_whose_dispatch_cannot_be_packed_ends_with_413() -> None:
 
 def test_a_stream_whose_units_cannot_be_packed_ends_for_that_reader() -> None:
     """With an error: a gap would be worse."""
-    stage = Stage()
-    client, worker = stage.client(), stage.worker()
+    stage, client, worker = Stage().with_peers()
     rid = client.request(1, flags=STREAM)
     (job,) = worker.work()
     worker.partial(job.lease, 0)

@@ -8,10 +8,7 @@ from zmqrt.protocol import messages as m
 
 def test_a_shut_window_holds_units_back_and_an_open_one_lets_them_go() -> None:
     """One message may overshoot; then the client says what it has read."""
-    stage = Stage(window_bytes=100)
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    _, client, worker, job = Stage(window_bytes=100).running(flags=STREAM)
 
     for seq in range(5):
         worker.partial(job.lease, seq, 1, b"%d" % seq * 60)
@@ -28,8 +25,7 @@ def test_a_shut_window_holds_units_back_and_an_open_one_lets_them_go() -> None:
 
 def test_results_count_as_well() -> None:
     """A unary answer waits for its turn too."""
-    stage = Stage(window_bytes=100)
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage(window_bytes=100).with_peers()
     client.send(ask(1), ask(2))
     jobs = worker.work()
 
@@ -44,8 +40,7 @@ def test_results_count_as_well() -> None:
 
 def test_errors_are_never_held_back() -> None:
     """They are small, and the reason why a client may be waiting."""
-    stage = Stage(window_bytes=10)
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage(window_bytes=10).with_peers()
     client.send(ask(1), ask(2))
     first, second = worker.work()
     worker.final(first.lease, body=b"x" * 100)
@@ -58,8 +53,7 @@ def test_errors_are_never_held_back() -> None:
 
 def test_streams_of_one_client_share_its_window_in_turn() -> None:
     """None of them waits until another is done."""
-    stage = Stage(window_bytes=100)
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage(window_bytes=100).with_peers()
     client.send(ask(1, flags=STREAM), ask(2, flags=STREAM))
     jobs = worker.work()
     for seq in range(4):
@@ -80,8 +74,7 @@ def test_streams_of_one_client_share_its_window_in_turn() -> None:
 
 def test_a_stream_with_too_much_unread_is_given_up_alone() -> None:
     """Its neighbours on the same connection go on, and its node stops."""
-    stage = Stage(window_bytes=100, unsent_bytes=500)
-    client, worker = stage.client(), stage.worker()
+    _, client, worker = Stage(window_bytes=100, unsent_bytes=500).with_peers()
     client.send(ask(1, flags=STREAM), ask(2, flags=STREAM))
     greedy, modest = worker.work()
     for seq in range(8):
@@ -97,10 +90,7 @@ def test_a_stream_with_too_much_unread_is_given_up_alone() -> None:
 
 def test_a_client_that_reads_nothing_is_given_up_after_the_eviction_time() -> None:
     """However little is unread."""
-    stage = Stage(window_bytes=100)
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM, ttl_s=100.0)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage(window_bytes=100).running(flags=STREAM, ttl_s=100.0)
     for seq in range(3):
         worker.partial(job.lease, seq, 1, b"x" * 60)
     client.hear()
@@ -135,10 +125,7 @@ def test_a_slow_client_does_not_slow_the_others() -> None:
 
 def test_a_client_cannot_claim_to_have_read_what_was_not_sent() -> None:
     """The window stays what it is."""
-    stage = Stage(window_bytes=100)
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    _, client, worker, job = Stage(window_bytes=100).running(flags=STREAM)
 
     client.send(m.Window(2**62))
     for seq in range(4):
@@ -164,10 +151,7 @@ def test_a_smaller_window_may_be_asked_for() -> None:
 
 def test_a_long_stream_keeps_no_more_than_the_bound() -> None:
     """What every subscriber was sent is dropped above it."""
-    stage = Stage(prefix_bytes=1000)
-    client, worker = stage.client(), stage.worker()
-    client.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, client, worker, job = Stage(prefix_bytes=1000).running(flags=STREAM)
 
     for seq in range(200):
         worker.partial(job.lease, seq, 1, b"x" * 100)
