@@ -10,7 +10,6 @@ import asyncio
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
 
 from ..protocol import tasks
@@ -100,9 +99,7 @@ class AsyncStream(BaseStream[AsyncHandle[Result]]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
@@ -110,18 +107,6 @@ class AsyncClient(BaseClient):
     """A connection to a fleet, through one broker at a time; with several given, the next takes over.
 
     Entering it (`async with`) connects, or raises ConnectError naming the cause; without, the first use does.
-
-    Args:
-        brokers: One endpoint, several, or several in one string, parted by commas.
-        keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
-        insecure: Go without keys even off this machine.
-        connect_timeout_s: Longest wait for a broker to answer.
-        timeout_s: Longest time without progress of an answer, whole or streamed; verbs may set their own.
-        total_s: Longest time of an answer in all; None = as long as it makes progress.
-        default_model: Asked when a verb names none; else the only one there is for the task.
-        name: What the broker's status calls this client.
-        max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
-        as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
     """
 
     async def __aenter__(self) -> Self:
@@ -132,9 +117,7 @@ class AsyncClient(BaseClient):
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def connect(self) -> None:
@@ -192,7 +175,7 @@ class AsyncClient(BaseClient):
         self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> AsyncHandle[Result] | AsyncHandle[Embeddings]:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
-        call = make_call(self._defaults, task, stream=stream, rid=rid, **options)
+        call = make_call(self._config, task, stream=stream, rid=rid, **options)
         if isinstance(task, tasks.Generate):
             return self._start(call, read_generation(call.request_id, stream=stream))
         return self._start(call, read_unary(call.request_id, read_embeddings))
@@ -230,7 +213,7 @@ class AsyncClient(BaseClient):
 
     async def _ask(self, query: QuerySpec[R], *, timeout_s: float | None = None) -> R:
         mailbox = AsyncMailbox(wakeup_of(asyncio.get_running_loop()))
-        self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
+        self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._config.timeout_s)
         return read_answer(query, await mailbox.take())
 
     async def _finish(self, handle: AsyncHandle[R]) -> R:

@@ -104,7 +104,21 @@ class BaseClient:
         max_outstanding: int = MAX_OUTSTANDING,
         as_admin: bool = False,
     ) -> None:
-        config = ClientConfig(
+        """Keep the settings; nothing is connected yet.
+
+        Args:
+            brokers: One endpoint, several, or several in one string, parted by commas.
+            keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
+            insecure: Go without keys even off this machine.
+            connect_timeout_s: Longest wait for a broker to answer.
+            timeout_s: Longest time without progress of an answer, whole or streamed; verbs may set their own.
+            total_s: Longest time of an answer in all; None = as long as it makes progress.
+            default_model: Asked when a verb names none; else the only one there is for the task.
+            name: What the broker's status calls this client.
+            max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
+            as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
+        """
+        self._config = ClientConfig(
             endpoints=read_endpoints(brokers),
             keys=read_folder(keys),
             insecure=insecure,
@@ -116,9 +130,8 @@ class BaseClient:
             max_outstanding=max_outstanding,
             as_admin=as_admin,
         )
-        self._defaults = calls.Defaults(timeout_s=config.timeout_s, total_s=config.total_s, model=config.default_model)
-        self._connect_s = config.connect_timeout_s + 1.0  # the connection's own verdict comes first
-        self._io = IoThread(config)
+        self._connect_s = connect_timeout_s + 1.0  # the connection's own verdict comes first
+        self._io = IoThread(self._config)
         self._finalizer = weakref.finalize(self, self._io.stop)
 
     @classmethod
@@ -147,13 +160,13 @@ class BaseClient:
     def _generation(
         self, prompt: str | None, options: GenerateOptions, *, stream: bool
     ) -> tuple[calls.Call, ResponseReader[Result]]:
-        call = calls.generate(self._defaults, prompt, stream=stream, options=options)
+        call = calls.generate(self._config, prompt, stream=stream, options=options)
         return call, read_generation(call.request_id, stream=stream)
 
     def _embedding(
         self, given: calls.Text, dimensions: int | None, options: CallOptions, *, truncate: bool
     ) -> tuple[calls.Call, ResponseReader[Embeddings]]:
-        call = calls.embed(self._defaults, given, dimensions=dimensions, truncate=truncate, options=options)
+        call = calls.embed(self._config, given, dimensions=dimensions, truncate=truncate, options=options)
         return call, read_unary(call.request_id, read_embeddings)
 
 

@@ -25,6 +25,7 @@ from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import HALF, half_in, is_service, is_unicode
 from ..protocol.tasks import ChatMessage
 from . import arguments
+from .config import ClientConfig
 
 Text = str | Sequence[str | Sequence[int]]
 _RID_BYTES: Final = 16
@@ -104,15 +105,6 @@ class Call:
     ext: dict[str, str | int | bool | None] = field(default_factory=dict[str, "str | int | bool | None"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What a client fills in where a call says nothing."""
-
-    timeout_s: float
-    total_s: float | None = None
-    model: str | None = None
-
-
 class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """CallOptions as they must be; an error names the field."""
 
@@ -127,7 +119,7 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retries: Annotated[int, Meta(ge=0)] | None = None
 
 
-def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: GenerateOptions) -> Call:
+def generate(config: ClientConfig, prompt: str | None, *, stream: bool, options: GenerateOptions) -> Call:
     """Build a generation. Raises BadRequestError or TooLargeError with the field named."""
     fields: dict[str, Any] = {"task": "generate", "prompt": prompt}
     common: dict[str, Any] = {}
@@ -138,17 +130,17 @@ def generate(defaults: Defaults, prompt: str | None, *, stream: bool, options: G
     messages = fields.get("messages")
     if isinstance(messages, (list, tuple)):
         fields["messages"] = [_plain(message) for message in cast("Sequence[object]", messages)]
-    return _make(defaults, tasks.check(fields, tasks.Generate), common, stream=stream)
+    return _make(config, tasks.check(fields, tasks.Generate), common, stream=stream)
 
 
-def embed(defaults: Defaults, given: Text, *, dimensions: int | None, truncate: bool, options: CallOptions) -> Call:
+def embed(config: ClientConfig, given: Text, *, dimensions: int | None, truncate: bool, options: CallOptions) -> Call:
     """Build an embedding. Raises BadRequestError or TooLargeError with the field named."""
     values = {"task": "embed", "input": given, "dimensions": dimensions, "truncate": truncate}
-    return _make(defaults, tasks.check(values, tasks.Embed), {**options}, stream=False)
+    return _make(config, tasks.check(values, tasks.Embed), {**options}, stream=False)
 
 
 def make_call(
-    defaults: Defaults,
+    config: ClientConfig,
     task: tasks.Task,
     *,
     stream: bool,
@@ -157,7 +149,7 @@ def make_call(
 ) -> Call:
     """Build a call from a task made elsewhere. Whatever is in it is checked: constructing a struct checks nothing."""
     _refuse_others(task, rid)
-    return _make(defaults, task, {**options}, stream=stream, rid=rid, is_checked=False)
+    return _make(config, task, {**options}, stream=stream, rid=rid, is_checked=False)
 
 
 def _refuse_others(task: object, rid: object) -> None:
@@ -169,7 +161,7 @@ def _refuse_others(task: object, rid: object) -> None:
 
 
 def _make(
-    defaults: Defaults,
+    config: ClientConfig,
     task: tasks.Task,
     common: dict[str, Any],
     *,
@@ -185,7 +177,7 @@ def _make(
     rid = rid or new_rid()
     is_generation = isinstance(task, tasks.Generate)
     # The default is meant for text; which model embeds is then found by its task.
-    service = options.model or (defaults.model if is_generation else None) or ""
+    service = options.model or (config.default_model if is_generation else None) or ""
     request_id = options.request_id or rid.hex()
     try:
         return Call(
@@ -195,12 +187,12 @@ def _make(
             task=_task_name(task),
             body=_pack(task, is_checked=is_checked),
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
-            timeout_s=options.timeout_s or defaults.timeout_s,
-            total_s=options.total_s or defaults.total_s,
+            timeout_s=options.timeout_s or config.timeout_s,
+            total_s=options.total_s or config.total_s,
             priority=options.priority,
             retries=options.retries,
             cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
-            ext=_ext(options, task, service=service, default_model=defaults.model, stream=stream),
+            ext=_ext(options, task, service=service, default_model=config.default_model, stream=stream),
         )
     except RequestError as error:
         raise request_error(error.kind, error.text, request_id=request_id) from None

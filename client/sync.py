@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
 
 from ..protocol import tasks
@@ -90,9 +89,7 @@ class Stream(BaseStream[Handle[Result]]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -100,18 +97,6 @@ class Client(BaseClient):
     """A connection to a fleet, through one broker at a time; with several given, the next takes over.
 
     Entering it (`with`) connects, or raises ConnectError naming the cause; without, the first use does.
-
-    Args:
-        brokers: One endpoint, several, or several in one string, parted by commas.
-        keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
-        insecure: Go without keys even off this machine.
-        connect_timeout_s: Longest wait for a broker to answer.
-        timeout_s: Longest time without progress of an answer, whole or streamed; verbs may set their own.
-        total_s: Longest time of an answer in all; None = as long as it makes progress.
-        default_model: Asked when a verb names none; else the only one there is for the task.
-        name: What the broker's status calls this client.
-        max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
-        as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
     """
 
     def __enter__(self) -> Self:
@@ -122,9 +107,7 @@ class Client(BaseClient):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def connect(self) -> None:
@@ -182,7 +165,7 @@ class Client(BaseClient):
         self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> Handle[Result] | Handle[Embeddings]:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
-        call = make_call(self._defaults, task, stream=stream, rid=rid, **options)
+        call = make_call(self._config, task, stream=stream, rid=rid, **options)
         if isinstance(task, tasks.Generate):
             return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
         return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
@@ -217,7 +200,7 @@ class Client(BaseClient):
 
     def _ask(self, query: QuerySpec[R], *, timeout_s: float | None = None) -> R:
         mailbox = Mailbox()
-        self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._defaults.timeout_s)
+        self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._config.timeout_s)
         return read_answer(query, mailbox.take(self._io))
 
     def _finish(self, handle: Handle[R]) -> R:

@@ -12,6 +12,7 @@ import pytest
 
 from support.tiny_broker import TinyBroker
 from zmqrt.client import AsyncClient, BadRequestError, Client, NotFoundError, calls
+from zmqrt.client.config import ClientConfig
 from zmqrt.client.mailbox import Mailbox
 from zmqrt.client.response import Event
 from zmqrt.protocol import messages as m
@@ -19,6 +20,7 @@ from zmqrt.protocol.errors import ConfigurationError, RequestError
 
 pytestmark = pytest.mark.integration
 HALF = "a\ud83d"
+CONFIG = ClientConfig(endpoints=("tcp://a:1",), timeout_s=5.0)
 
 
 def never(_: m.Request) -> list[m.ToClient]:
@@ -102,7 +104,7 @@ def test_what_slips_through_and_cannot_be_packed_ends_alone(broken: dict[str, An
     """The last line of defence: behind every check, one message that cannot travel takes no other with it."""
     with TinyBroker(echo_but) as broker, Client(broker.endpoint) as client:
         other = client.submit("stay", stream=True, model="toy")
-        call = calls.generate(calls.Defaults(timeout_s=5.0), "x", stream=False, options={"model": "toy"})
+        call = calls.generate(CONFIG, "x", stream=False, options={"model": "toy"})
         mailbox = Mailbox()
         client._io.submit(replace(call, **broken), mailbox)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way leads there
         end = mailbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
@@ -133,7 +135,7 @@ def test_a_reader_that_fails_harms_no_other() -> None:
             raise RuntimeError("the exporter is gone")
 
     with TinyBroker() as broker, Client(broker.endpoint) as client:
-        call = calls.generate(calls.Defaults(timeout_s=5.0), "x", stream=True, options={"model": "toy"})
+        call = calls.generate(CONFIG, "x", stream=True, options={"model": "toy"})
         client._io.submit(call, Broken())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
 
         assert client.infer("still here", model="toy").text == "still here"

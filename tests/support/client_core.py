@@ -102,7 +102,6 @@ class Talk:
         self.config = ClientConfig(endpoints=endpoints or (A,), timeout_s=timeout_s, max_waiting=max_waiting)
         self.core = ClientCore(self.config, b"u" * 16, random.Random(1))
         self.now = 100.0
-        self.defaults = calls.Defaults(timeout_s=timeout_s)
         self.core.start(self.now)
         self.core.tick(self.now)
 
@@ -111,7 +110,7 @@ class Talk:
     def submit(self, prompt: str = "hi", *, stream: bool = False, **options: Unpack[GenerateOptions]) -> Ear:
         """Submit a generation to the model `toy`, unless another is named."""
         options.setdefault("model", "toy")
-        call = calls.generate(self.defaults, prompt, stream=stream, options=options)
+        call = calls.generate(self.config, prompt, stream=stream, options=options)
         ear = Ear(call)
         self.core.submit(ClientRequest(call, ear, self.now), self.now)
         self.settle()
@@ -203,3 +202,12 @@ class Talk:
     def closed(self) -> list[str]:
         """Take the endpoints of the sessions that were to be closed."""
         return [one.connection.endpoint for one in self.actions() if isinstance(one, CloseSocket)]
+
+
+def started(
+    *endpoints: str, stream: bool = False, **options: Unpack[GenerateOptions]
+) -> tuple[Talk, Ear, BrokerConnection]:
+    """Begin a dialogue: one request, and the session in which the first broker was given it."""
+    talk = Talk(*endpoints)
+    ear = talk.submit(stream=stream, **options)
+    return talk, ear, talk.up()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from zmqrt.client import calls
 from zmqrt.client.calls import Call
+from zmqrt.client.config import ClientConfig
 from zmqrt.client.requests import Sink
 from zmqrt.client.response import Event, Result, read_generation
 from zmqrt.protocol import messages as m
@@ -21,6 +22,7 @@ from zmqrt.worker.tokenizer import ByteTokenizer
 from .engine import SERVICE
 
 _VOCABULARY = ByteTokenizer()
+_CONFIG = ClientConfig(endpoints=("tcp://a:1",))
 NEVER = frozenset(
     {
         ErrorKind.BAD_REQUEST,
@@ -67,8 +69,9 @@ class Wish:
             stop=self.stop,
         )
         return calls.make_call(
-            calls.Defaults(timeout_s=self.timeout_s),
+            _CONFIG,
             task,
+            timeout_s=self.timeout_s,
             stream=self.is_stream,
             rid=rid,
             model=SERVICE if len(self.prompt) % 3 else None,  # then the broker chooses

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from zmqrt.client import AsyncClient, Client, calls, queries
+from zmqrt.client.config import ClientConfig
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import BadRequestError, ConfigurationError, NotFoundError
+from zmqrt.protocol.errors import BadRequestError, ConfigurationError, NotFoundError, TooLargeError
 
-DEFAULTS = calls.Defaults(timeout_s=30.0)
+CONFIG = ClientConfig(endpoints=("tcp://a:1",))
 HALF = "a\ud83d"
 BYTE = "caf\udce9"
 """What `$'caf\\xe9'` becomes on a command line."""
@@ -21,15 +22,15 @@ HUGE = 2**80
 
 def _generate(**options: Any) -> calls.Call:
     prompt = options.pop("prompt", None if options.keys() & {"messages", "token_ids"} else "hi")
-    return calls.generate(DEFAULTS, prompt, stream=False, options=options)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return calls.generate(CONFIG, prompt, stream=False, options=options)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def _embed(given: Any, **options: Any) -> calls.Call:
-    return calls.embed(DEFAULTS, given, dimensions=options.pop("dimensions", None), truncate=False, options=options)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return calls.embed(CONFIG, given, dimensions=options.pop("dimensions", None), truncate=False, options=options)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def _task(task: Any, rid: Any = None) -> calls.Call:
-    return calls.make_call(DEFAULTS, task, stream=False, rid=rid)
+    return calls.make_call(CONFIG, task, stream=False, rid=rid)
 
 
 @pytest.mark.parametrize(
@@ -41,31 +42,49 @@ def _task(task: Any, rid: Any = None) -> calls.Call:
         ({"prompt": 5}, "prompt"),
         ({"messages": [{"role": "user", "content": HALF}]}, r"messages\[0\].content"),
         ({"messages": [{"role": HALF, "content": ""}]}, "role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
         ({"messages": iter([])}, "messages"),
+        ({"prompt": None}, "exactly one of"),
+        ({"prompt": "hi", "token_ids": [1]}, "exactly one of"),
+        ({"prompt": "hi", "messages": [{"role": "user", "content": "x"}]}, "exactly one of"),
         ({"token_ids": [HUGE]}, "token_ids"),
         ({"token_ids": [math.nan]}, "token_ids"),
         ({"token_ids": b"\x01\x02"}, "token_ids"),
+        ({"stop": [""]}, "stop"),
         ({"stop": HALF}, r"stop\[0\]"),
         ({"stop": ["x", BYTE]}, r"stop\[1\]"),
         ({"stop": 7}, "stop"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": "0"}, "temperature"),
+        ({"temperature": 3.0}, "temperature"),
+        ({"temprature": 1.0}, "temprature"),
         ({"top_p": math.inf}, "top_p"),
         ({"logit_bias": {1: math.nan}}, "logit_bias"),
         ({"logit_bias": {HUGE: 1.0}}, "logit_bias"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": HUGE}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"min_tokens": 5, "max_tokens": 2}, "min_tokens"),
         ({"seed": HUGE}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -1}, "seed"),
         ({"logprobs": math.nan}, "logprobs"),
         ({"model": 5}, "model"),
         ({"model": b"m"}, "model"),
         ({"timeout_s": math.nan}, "timeout_s"),
         ({"timeout_s": math.inf}, "timeout_s"),
         ({"timeout_s": "3"}, "timeout_s"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": 1e6}, "timeout_s"),
         ({"priority": HUGE}, "priority"),
+        ({"priority": -101}, "priority"),
         ({"idempotent": "yes"}, "idempotent"),
         ({"request_id": HALF}, "request_id"),
         ({"request_id": "a\0b"}, "request_id"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"request_id": "ä"}, "request_id"),
         ({"request_id": b"job"}, "request_id"),
         ({"traceparent": HALF}, "traceparent"),
         ({"traceparent": "x" * 300}, "traceparent"),
@@ -81,6 +100,12 @@ def test_what_a_generation_cannot_mean_is_named(options: dict[str, Any], named: 
     """The field stands in the error, and no other exception comes out."""
     with pytest.raises(BadRequestError, match=named):
         _generate(**options)
+
+
+def test_what_no_frame_can_hold_is_too_large() -> None:
+    """A broker would cut the connection for it."""
+    with pytest.raises(TooLargeError, match="limit"):
+        _generate(prompt="x" * (17 << 20))
 
 
 @pytest.mark.parametrize("given", [HALF, ["ok", BYTE], b"bytes", 5, None, [], [[HUGE]], [math.nan], {"a": 1}])
@@ -147,6 +172,8 @@ def test_questions_are_about_names(ask: Callable[[Any], object], named: str, val
         ({"brokers": b"tcp://127.0.0.1:1"}, "brokers"),
         ({"brokers": [5]}, "brokers"),
         ({"brokers": []}, "brokers"),
+        ({"brokers": ""}, "1 to 16 brokers"),
+        ({"brokers": "tcp://a"}, "not an endpoint"),
         ({"brokers": "tcp://a\0b:1"}, "not an endpoint"),
         ({"brokers": f"tcp://{HALF}:1"}, "not an endpoint"),
         ({"brokers": f"ipc:///tmp/{BYTE}"}, "not an endpoint"),
@@ -168,6 +195,7 @@ def test_questions_are_about_names(ask: Callable[[Any], object], named: str, val
         ({"name": 5}, "name"),
         ({"max_outstanding": math.nan}, "max_outstanding"),
         ({"max_outstanding": "4"}, "max_outstanding"),
+        ({"max_outstanding": 5000}, "max_outstanding"),
         ({"max_outstanding": HUGE}, "max_outstanding"),
     ],
 )

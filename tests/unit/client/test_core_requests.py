@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.client_core import A, B, Talk, error, final, partial
+from support.client_core import A, B, Talk, error, final, partial, started
 from zmqrt.client.requests import MOVES, ClientRequest, ClientRequestState
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
@@ -22,9 +22,7 @@ from zmqrt.protocol.errors import (
 
 def test_units_are_delivered_in_order_and_each_once() -> None:
     """Repeats are dropped, overlaps trimmed."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.hear(connection, partial(ear.rid, 0, 2), partial(ear.rid, 0, 2), partial(ear.rid, 1, 3), partial(ear.rid, 4))
     talk.hear(connection, final(ear.rid, 5))
 
@@ -34,9 +32,7 @@ def test_units_are_delivered_in_order_and_each_once() -> None:
 
 def test_a_gap_is_asked_for_again_and_what_lies_behind_it_is_ignored() -> None:
     """One question for a gap, however much comes behind it."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.said(connection)
     talk.hear(connection, partial(ear.rid, 0), partial(ear.rid, 2), partial(ear.rid, 3), final(ear.rid, 4))
     (again,) = talk.sent(connection, m.Request)
@@ -49,9 +45,7 @@ def test_a_gap_is_asked_for_again_and_what_lies_behind_it_is_ignored() -> None:
 
 def test_a_lost_last_chunk_is_missed_at_the_end() -> None:
     """FINAL tells how many units there were."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.said(connection)
     talk.hear(connection, partial(ear.rid, 0), final(ear.rid, 2))
 
@@ -61,9 +55,7 @@ def test_a_lost_last_chunk_is_missed_at_the_end() -> None:
 
 def test_a_broker_that_cannot_replay_ends_the_stream_with_what_was_delivered() -> None:
     """Three gaps in a row without a new unit are enough."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.hear(connection, partial(ear.rid, 0))
     for _ in range(4):
         talk.hear(connection, partial(ear.rid, 0), partial(ear.rid, 5))
@@ -75,9 +67,7 @@ def test_a_broker_that_cannot_replay_ends_the_stream_with_what_was_delivered() -
 
 def test_a_stream_that_ends_before_what_was_delivered_is_an_error() -> None:
     """Such a broker talks about another stream."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.hear(connection, partial(ear.rid, 0, 3), final(ear.rid, 2))
 
     assert isinstance(ear.error, EngineError)
@@ -85,9 +75,7 @@ def test_a_stream_that_ends_before_what_was_delivered_is_an_error() -> None:
 
 def test_the_first_end_is_the_only_one() -> None:
     """What comes behind it is dropped."""
-    talk = Talk()
-    ear = talk.submit()
-    connection = talk.up()
+    talk, ear, connection = started()
     talk.hear(
         connection, final(ear.rid, 1), final(ear.rid, 1), error(ear.rid, 500, "model_raised"), partial(ear.rid, 0)
     )
@@ -97,9 +85,7 @@ def test_the_first_end_is_the_only_one() -> None:
 
 def test_what_an_earlier_session_says_late_is_not_heard() -> None:
     """Only the session that a request is in now counts."""
-    talk = Talk(A, B)
-    ear = talk.submit(stream=True)
-    old = talk.up()
+    talk, ear, old = started(A, B, stream=True)
     talk.hear(old, partial(ear.rid, 0), m.Goaway("drain", 1000))
     talk.after(0.2)
     new = talk.up()
@@ -113,9 +99,7 @@ def test_what_an_earlier_session_says_late_is_not_heard() -> None:
 
 def test_a_stream_too_long_to_resume_ends_when_its_broker_is_lost() -> None:
     """Above 1 MiB no broker would take the prefix back."""
-    talk = Talk(A, B)
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(A, B, stream=True)
     seq = 0
     while seq < 400_000:
         talk.hear(connection, partial(ear.rid, seq, 20_000))
@@ -146,9 +130,7 @@ def test_a_slow_reader_loses_its_stream_alone() -> None:
 
 def test_an_unreadable_chunk_ends_its_stream() -> None:
     """Trimming has to read it."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.hear(connection, partial(ear.rid, 0, 2), m.Partial(ear.rid, 1, 4, b"\xc1"))
 
     assert isinstance(ear.error, EngineError)
@@ -202,9 +184,7 @@ def test_waiting_here_counts_as_time() -> None:
 
 def test_the_brokers_own_word_about_a_deadline_is_waited_for() -> None:
     """It says more than this side can."""
-    talk = Talk()
-    ear = talk.submit(timeout_s=2)
-    connection = talk.up()
+    talk, ear, connection = started(timeout_s=2)
     (request,) = talk.sent(connection, m.Request)
     assert request.ttl_ms == 2000
 
@@ -215,9 +195,7 @@ def test_the_brokers_own_word_about_a_deadline_is_waited_for() -> None:
 
 def test_a_silent_deadline_cancels_at_the_broker() -> None:
     """Nobody works on for nothing."""
-    talk = Talk()
-    ear = talk.submit(timeout_s=2)
-    connection = talk.up()
+    talk, ear, connection = started(timeout_s=2)
     talk.after(2.6)
 
     assert isinstance(ear.error, DeadlineError)
@@ -226,9 +204,7 @@ def test_a_silent_deadline_cancels_at_the_broker() -> None:
 
 def test_each_new_unit_gives_a_stream_new_time() -> None:
     """A stream may last as long as it goes on."""
-    talk = Talk()
-    ear = talk.submit(stream=True, timeout_s=3)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True, timeout_s=3)
     for seq in range(5):
         talk.hear(connection, partial(ear.rid, seq))
         talk.after(2.0)
@@ -344,9 +320,7 @@ def test_a_request_that_names_no_model_tells_its_task() -> None:
 
 def test_a_stream_goes_on_elsewhere_with_the_model_that_was_chosen_first() -> None:
     """Another broker may have another choice by then."""
-    talk = Talk(A, B)
-    ear = talk.submit(model=None, stream=True)
-    first = talk.up()
+    talk, ear, first = started(A, B, model=None, stream=True)
     units = partial(ear.rid, 0)
     talk.hear(first, m.Partial(units.rid, 0, 1, units.body, {"service": "toy", "revision": "r"}))
     talk.lose(first)
@@ -360,9 +334,7 @@ def test_a_stream_goes_on_elsewhere_with_the_model_that_was_chosen_first() -> No
 @pytest.mark.parametrize("name", ["no name\n", "", 5, None])
 def test_what_is_no_name_is_not_taken_for_one(name: str | int | None) -> None:
     """A broker may tell anything."""
-    talk = Talk(A, B)
-    ear = talk.submit(model=None, stream=True)
-    first = talk.up()
+    talk, ear, first = started(A, B, model=None, stream=True)
     talk.hear(first, m.Partial(ear.rid, 0, 1, partial(ear.rid, 0).body, {"service": name}))
     talk.lose(first)
     talk.after(0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.client_core import A, B, Talk, error, final, partial
+from support.client_core import A, B, Talk, error, final, partial, started
 from zmqrt.client.connection import ConnectionState
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
@@ -19,9 +19,7 @@ from zmqrt.protocol.errors import (
 
 def test_a_busy_broker_is_asked_again_when_it_said() -> None:
     """And the same request, not a new one."""
-    talk = Talk()
-    ear = talk.submit()
-    connection = talk.up()
+    talk, ear, connection = started()
     talk.said(connection)
     talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=1000))
     talk.after(0.99)
@@ -35,9 +33,7 @@ def test_a_busy_broker_is_asked_again_when_it_said() -> None:
 
 def test_without_retries_a_refusal_is_told_at_once() -> None:
     """With the broker's advice."""
-    talk = Talk()
-    ear = talk.submit(retries=0)
-    connection = talk.up()
+    talk, ear, connection = started(retries=0)
     talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=1500))
 
     assert isinstance(ear.error, BusyError)
@@ -48,9 +44,7 @@ def test_without_retries_a_refusal_is_told_at_once() -> None:
 
 def test_retries_are_counted() -> None:
     """Two means three attempts."""
-    talk = Talk()
-    ear = talk.submit(retries=2)
-    connection = talk.up()
+    talk, ear, connection = started(retries=2)
     sent = len(talk.sent(connection, m.Request))
     while not ear.events:
         talk.hear(connection, error(ear.rid, 503, "no_worker"))
@@ -63,9 +57,7 @@ def test_retries_are_counted() -> None:
 
 def test_a_refusal_that_leaves_no_time_is_told_at_once() -> None:
     """Waiting for it would only waste the caller's time."""
-    talk = Talk()
-    ear = talk.submit(timeout_s=1)
-    connection = talk.up()
+    talk, ear, connection = started(timeout_s=1)
     talk.hear(connection, error(ear.rid, 429, "queue_full", retry_after_ms=2000))
 
     assert isinstance(ear.error, BusyError)
@@ -73,9 +65,7 @@ def test_a_refusal_that_leaves_no_time_is_told_at_once() -> None:
 
 def test_what_was_accepted_once_is_not_given_up_for_a_broker_that_is_busy_now() -> None:
     """Its guess is beyond the time that is left, so it is asked before that, again and again, until the time is up."""
-    talk = Talk(A, B)
-    ear = talk.submit(timeout_s=20)
-    connection = talk.up()
+    talk, ear, connection = started(A, B, timeout_s=20)
     talk.hear(connection, m.Accepted(ear.rid))
     talk.lose(connection)
     talk.after(0.2)
@@ -111,9 +101,7 @@ def test_a_full_queue_moves_with_the_answers_of_its_own_model(busy: str, is_aliv
 
 def test_a_refused_stream_goes_on_with_what_it_has() -> None:
     """The broker let it go, so the next attempt brings the units along."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.said(connection)
     talk.hear(connection, partial(ear.rid, 0, 2), error(ear.rid, 503, "engine_restarted"))
     talk.after(1.0)
@@ -138,9 +126,7 @@ def test_other_errors_are_not_retried() -> None:
 
 def test_a_request_that_is_not_accepted_is_asked_after_once_and_sent_again_once() -> None:
     """PONG without ACCEPTED: connections are FIFO, so the broker never saw it."""
-    talk = Talk()
-    ear = talk.submit()
-    connection = talk.up()
+    talk, ear, connection = started()
     talk.said(connection)
     talk.after(2.4)
     assert talk.sent(connection, m.Ping) == []
@@ -168,9 +154,7 @@ def test_a_broker_that_answers_no_ping_is_left_for_the_next() -> None:
 
 def test_a_slow_stream_is_kept_alive_by_pings() -> None:
     """Every half interval of this side's silence, for as long as something is outstanding; never when idle."""
-    talk = Talk()
-    ear = talk.submit(stream=True, timeout_s=100)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True, timeout_s=100)
     talk.said(connection)
     talk.hear(connection, m.Accepted(ear.rid))
     pings = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.client_core import PARAMS, REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, units_of
+from support.client_core import PARAMS, REFUSED, WRONG_KEY, A, B, Talk, error, final, partial, started, units_of
 from zmqrt.client.connection import ConnectionState
 from zmqrt.client.failover import OpenSocket
 from zmqrt.protocol import messages as m
@@ -152,9 +152,7 @@ def test_a_lost_session_hands_its_requests_to_the_next_broker() -> None:
 
 def test_the_same_broker_replays_by_itself_and_gets_no_units_back() -> None:
     """Without RESUME it attaches to what it still runs."""
-    talk = Talk()
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(stream=True)
     talk.sent(connection, m.Request)
     talk.hear(connection, partial(ear.rid, 0, 3))
     talk.lose(connection)
@@ -235,9 +233,7 @@ def test_a_broker_that_leaves_finishes_what_it_has() -> None:
 
 def test_what_a_leaving_broker_has_not_finished_goes_on_elsewhere() -> None:
     """At its deadline it counts as lost."""
-    talk = Talk(A, B)
-    ear = talk.submit(stream=True)
-    connection = talk.up()
+    talk, ear, connection = started(A, B, stream=True)
     talk.hear(connection, partial(ear.rid, 0, 2), m.Goaway("drain", 5000))
     talk.after(0.2)
     other = talk.up()
@@ -271,9 +267,7 @@ def test_a_broker_that_leaves_and_greets_again_and_again_is_no_session() -> None
 
 def test_a_refusal_for_draining_moves_on_at_once() -> None:
     """Even without retries: a planned drain fails nobody who has another broker."""
-    talk = Talk(A, B)
-    ear = talk.submit(retries=0)
-    connection = talk.up()
+    talk, ear, connection = started(A, B, retries=0)
     talk.hear(connection, error(ear.rid, 503, "draining", retry_after_ms=5000))
     talk.after(0.2)
 

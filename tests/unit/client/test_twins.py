@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from support.client_core import Ear, Talk, final, partial
+from support.client_core import A, Ear, Talk, final, partial
 from zmqrt.client import calls
 from zmqrt.client.calls import Call
+from zmqrt.client.config import ClientConfig
 from zmqrt.client.requests import ClientRequest
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import CancelledError, ConflictError, ErrorKind
 
 RID = b"k" * 16
+CONFIG = ClientConfig(endpoints=(A,))
 
 
 def call(prompt: str = "hi", *, stream: bool = True) -> Call:
     """Build a call with a given id, as an Idempotency-Key makes it."""
-    return calls.make_call(
-        calls.Defaults(timeout_s=30), tasks.Generate(prompt=prompt), stream=stream, rid=RID, model="toy"
-    )
+    return calls.make_call(CONFIG, tasks.Generate(prompt=prompt), stream=stream, rid=RID, model="toy")
 
 
 def submit(talk: Talk, one: Call) -> Ear:
