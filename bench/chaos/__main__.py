@@ -11,8 +11,8 @@ import click
 
 from zmqrt.client.cli.interrupts import Interrupts
 from zmqrt.client.cli.main import run as run_command
-from zmqrt.client.cli.screen import screen
 from zmqrt.client.cli.stdio import data
+from zmqrt.client.cli.text import screen
 from zmqrt.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
 
 from .display import open_display

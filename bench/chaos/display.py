@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from zmqrt.client.cli.screen import screen
+from zmqrt.client.cli.text import screen
 
 from .fleet import InjectedFault
 from .judge import Judge

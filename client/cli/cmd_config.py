@@ -21,8 +21,8 @@ from ...protocol.settings import (
     resolve,
     settings_of,
 )
-from .screen import PIPE_WIDTH, screen
 from .stdio import data, note
+from .text import PIPE_WIDTH, screen
 
 
 @click.group(help="Write a settings file, or show each setting and where it comes from.")

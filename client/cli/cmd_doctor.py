@@ -18,9 +18,8 @@ from ...protocol.sanitize import printable
 from ...protocol.settings import is_named, options
 from ..config import ClientSettings
 from .doctor import Finding, Verdict, check_brokers, check_keys, check_ports, check_software, check_worker
-from .screen import screen
 from .stdio import data
-from .text import count_of
+from .text import count_of, screen
 
 _PIPE_WIDTH: Final = 120
 _EPILOG: Final = """\b

@@ -22,9 +22,8 @@ from ...protocol.settings import options
 from ...protocol.snapshot import NodeStatus
 from ..config import ClientSettings
 from ..sync import Client
-from .screen import screen
 from .stdio import data, is_terminal, note
-from .text import duration
+from .text import duration, screen
 
 _EVERY_S: Final = 0.25
 _REJOIN_S: Final = 10.0

@@ -16,8 +16,8 @@ from ...protocol.request_trace import RequestTrace
 from ...protocol.settings import options
 from ..config import ClientSettings
 from ..sync import Client
-from .screen import screen
 from .stdio import data, note
+from .text import screen
 from .trace_view import trace_view
 
 _PIPE_WIDTH = 120

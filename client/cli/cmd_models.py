@@ -17,8 +17,8 @@ from ...protocol.settings import options
 from ...protocol.snapshot import ServiceStatus
 from ..config import ClientSettings
 from ..sync import Client
-from .screen import screen
 from .stdio import data
+from .text import screen
 
 _WORKER_MODELS = "zmqrt.worker.models_cli"
 

@@ -9,8 +9,8 @@ from ...protocol.settings import options
 from ..config import ClientSettings
 from ..sync import Client
 from .fleet_view import fleet_view
-from .screen import PIPE_WIDTH, screen
 from .stdio import data
+from .text import PIPE_WIDTH, screen
 
 
 @click.command(help="Show nodes and devices: health, load, what they are doing.")

@@ -16,8 +16,8 @@ from ..top.brokers import EVERY_S, WatchedBrokers
 from ..top.fleet import BrokerView, merge, snapshots
 from ..top.history import FleetHistory
 from ..top.view import once as once_view
-from .screen import PIPE_WIDTH, screen
 from .stdio import data, is_terminal
+from .text import PIPE_WIDTH, screen
 
 
 @click.command(

@@ -18,10 +18,9 @@ from ...protocol.sanitize import readable
 from ...protocol.snapshot import Snapshot
 from ..config import DEFAULT_BROKER
 from .fleet_view import fleet_view
-from .screen import screen
 from .stdio import is_terminal
 from .supervise import Child, ChildState
-from .text import Clean
+from .text import Clean, screen
 
 _STYLES: Final = {
     ChildState.READY: "green",

@@ -1,4 +1,7 @@
-"""Small pieces of a screen: numbers as people read them, bars, sparklines, lines of columns. Pure."""
+"""The console of all commands that draw, and small pieces of it: numbers as people read them, bars, lines of columns.
+
+Names and words from elsewhere are shown and never obeyed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,22 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ...protocol.sanitize import printable, readable
+from .stdio import is_terminal
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 NOTHING: Final = "-"
 BAR_CELLS: Final = 8
 """So that a row of `zmqrt status` fits 80 columns."""
+PIPE_WIDTH: Final = 160
+"""A pipe has no width; a log file is read on wide screens."""
+
+
+def screen(*, stderr: bool = False, pipe_width: int | None = None) -> Console:
+    """Make a console. Square brackets in a name are no markup, and a number in it is no highlight."""
+    width = pipe_width if pipe_width is not None and not is_terminal() else None
+    console = Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    console.push_render_hook(Cleaning())
+    return console
 
 
 @dataclass(frozen=True, slots=True)

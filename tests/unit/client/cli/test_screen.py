@@ -12,8 +12,8 @@ import pytest
 from support.snapshots import node, service, snapshot
 from zmqrt.client.cli import cmd_models
 from zmqrt.client.cli.fleet_view import fleet_view
-from zmqrt.client.cli.screen import screen
 from zmqrt.client.cli.stdio import data
+from zmqrt.client.cli.text import screen
 from zmqrt.client.cli.trace_view import trace_view
 from zmqrt.client.top.fleet import BrokerView, merge
 from zmqrt.client.top.history import FleetHistory
