@@ -2,63 +2,32 @@
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
+from support.web_server import Web, serving
 from zmqrt.client.cli.http_submit import SubmitError, post
 from zmqrt.protocol.errors import ConfigurationError
 
 
-class Bridge:
-    """Answers every POST as told, and keeps what came."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.answer = b'{"api_version": "v1", "text": "Hello", "request_id": "r"}'
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        bridge = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                bridge.requests.append((self.path, dict(self.headers), json.loads(body)))
-                self.send_response(bridge.status)
-                self.end_headers()
-                self.wfile.write(bridge.answer)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
 @pytest.fixture
-def bridge() -> Iterator[Bridge]:
+def bridge() -> Iterator[Web]:
     """A bridge that ends with the test."""
-    bridge = Bridge()
-    thread = threading.Thread(target=bridge.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield bridge
-    bridge.server.shutdown()
-    bridge.server.server_close()
-    thread.join()
+    with serving() as web:
+        yield web
 
 
-def failure(bridge: Bridge, status: int, answer: object) -> SubmitError:
+def failure(bridge: Web, status: int, answer: object) -> SubmitError:
     """Post, and return how it failed."""
-    bridge.status, bridge.answer = status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    bridge.status, bridge.body = status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with pytest.raises(SubmitError) as caught:
         post(bridge.url, {"prompt": "Hi"}, timeout_s=5)
     return caught.value
 
 
 @pytest.mark.parametrize("key", ["s3cret", "s\u00e9cret", "\u043a\u043b\u044e\u0447"])
-def test_a_key_of_any_letters_is_sent(bridge: Bridge, key: str) -> None:
+def test_a_key_of_any_letters_is_sent(bridge: Web, key: str) -> None:
     """In UTF-8, which a bridge knows; a header of Python's own would be ISO-8859-1, or an error."""
     post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key=key)
 
@@ -66,7 +35,7 @@ def test_a_key_of_any_letters_is_sent(bridge: Bridge, key: str) -> None:
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/infer"])
-def test_the_address_may_be_that_of_the_bridge_or_of_the_path(bridge: Bridge, tail: str) -> None:
+def test_the_address_may_be_that_of_the_bridge_or_of_the_path(bridge: Web, tail: str) -> None:
     """As the historic client took it, and as people paste it."""
     assert post(bridge.url + tail, {"prompt": "é"}, timeout_s=5)["text"] == "Hello"
 
@@ -77,7 +46,7 @@ def test_the_address_may_be_that_of_the_bridge_or_of_the_path(bridge: Bridge, ta
 
 
 @pytest.mark.parametrize("key", ["s3cret\n", "s3cret\r\nx: y", "s3\0cret", "\x7fs3cret"])
-def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(bridge: Bridge, key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(bridge: Web, key: str) -> None:
     """A line break behind it comes from a file; within it, it would be a header of its own."""
     with pytest.raises(ConfigurationError, match="line break") as caught:
         post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key=key)
@@ -86,17 +55,10 @@ def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(bridg
     assert bridge.requests == []
 
 
-def test_a_key_goes_along(bridge: Bridge) -> None:
-    """As a bearer token."""
-    post(bridge.url, {"prompt": "Hi"}, timeout_s=5, api_key="k")
-
-    assert bridge.requests[0][1]["Authorization"] == "Bearer k"
-
-
 @pytest.mark.parametrize(
     ("status", "exit_code"), [(400, 2), (401, 77), (413, 2), (429, 75), (500, 1), (503, 75), (504, 75)]
 )
-def test_a_refusal_keeps_its_sentence_and_gets_a_code(bridge: Bridge, status: int, exit_code: int) -> None:
+def test_a_refusal_keeps_its_sentence_and_gets_a_code(bridge: Web, status: int, exit_code: int) -> None:
     """The codes are those of the native way."""
     error = failure(bridge, status, {"detail": "because", "request_id": "r"})
 
@@ -104,7 +66,7 @@ def test_a_refusal_keeps_its_sentence_and_gets_a_code(bridge: Bridge, status: in
     assert error.exit_code == exit_code
 
 
-def test_a_wrong_field_is_named(bridge: Bridge) -> None:
+def test_a_wrong_field_is_named(bridge: Web) -> None:
     """422 has a list."""
     detail = [{"loc": ["body", "max_tokens"], "msg": "expected int >= 1", "type": "out_of_range"}]
     error = failure(bridge, 422, {"detail": detail})
@@ -114,7 +76,7 @@ def test_a_wrong_field_is_named(bridge: Bridge) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404])
-def test_somebody_else_on_that_port_is_recognised(bridge: Bridge, status: int) -> None:
+def test_somebody_else_on_that_port_is_recognised(bridge: Web, status: int) -> None:
     """A web page, say."""
     assert "zmqrt bridge" in str(failure(bridge, status, b"<html>"))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from click.testing import CliRunner
 
+from support.web_server import Web, serving
 from zmqrt.client.cli.cmd_submit import command
 from zmqrt.client.cli.http_submit import SubmitError, post
 from zmqrt.client.cli.proxies import proxy_for
@@ -16,47 +15,11 @@ from zmqrt.client.cli.proxies import proxy_for
 FAR = "http://bridge.invalid:8000"
 
 
-class Web:
-    """Answers every POST as told, and keeps the address and key of each."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.body = b'{"api_version": "v1", "text": "Hello", "request_id": "r"}'
-        self.headers: dict[str, str] = {}
-        self.asked: list[tuple[str, str | None]] = []
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"]))
-                web.asked.append((self.path, self.headers["Authorization"]))
-                self.send_response(web.status)
-                for name, value in web.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(web.body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
 @pytest.fixture
 def two() -> Iterator[tuple[Web, Web]]:
     """A bridge, and another server."""
-    webs = Web(), Web()
-    threads = [
-        threading.Thread(target=web.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True) for web in webs
-    ]
-    for thread in threads:
-        thread.start()
-    yield webs
-    for web, thread in zip(webs, threads, strict=True):
-        web.server.shutdown()
-        web.server.server_close()
-        thread.join()
+    with serving() as bridge, serving() as other:
+        yield bridge, other
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,14 @@ def down(endpoint: str = A, problem: str = "nobody listens there") -> BrokerView
     return BrokerView(endpoint=endpoint, problem=problem)
 
 
+def seen(*views: BrokerView) -> Outages:
+    """Look once a second."""
+    outages = Outages()
+    for second, view in enumerate(views):
+        outages.fold([view], float(second))
+    return outages
+
+
 def told(outages: Outages) -> list[tuple[str, str, str]]:
     """Return what there is to tell, the oldest first."""
     return [(one.event.kind, one.event.subject, one.event.text) for one in reversed(outages.events())]
@@ -34,9 +42,7 @@ def told(outages: Outages) -> list[tuple[str, str, str]]:
 
 def test_a_broker_that_is_lost_and_comes_back_is_told_once_each() -> None:
     """However long it is away; the cause is the one that is known best, and the age grows."""
-    outages = Outages()
-    for second, view in enumerate([up(), down(problem="it hung up"), down(), down(), up(epoch=2), up(epoch=2)]):
-        outages.fold([view], float(second))
+    outages = seen(up(), down(problem="it hung up"), down(), down(), up(epoch=2), up(epoch=2))
 
     assert told(outages) == [
         ("lost", "broker a", "nobody listens there"),
@@ -48,38 +54,29 @@ def test_a_broker_that_is_lost_and_comes_back_is_told_once_each() -> None:
 
 def test_the_same_broker_behind_a_broken_connection_was_not_started_anew() -> None:
     """Its epoch says so."""
-    outages = Outages()
-    for second, view in enumerate([up(), down(), up()]):
-        outages.fold([view], float(second))
+    outages = seen(up(), down(), up())
 
     assert told(outages)[-1] == ("returned", "broker a", "after 1 s")
 
 
 def test_a_start_between_two_looks_is_seen_all_the_same() -> None:
     """Another epoch, and no look without an answer."""
-    outages = Outages()
-    outages.fold([up()], 0.0)
-    outages.fold([up(epoch=2)], 1.0)
+    outages = seen(up(), up(epoch=2))
 
     assert told(outages) == [("returned", "broker a", "it was started anew between two looks")]
 
 
 def test_a_broker_that_says_that_it_leaves_is_told_before_it_is_gone() -> None:
     """Once, and its end after it."""
-    outages = Outages()
-    for second, view in enumerate([up(), up(draining=True), up(draining=True), down(), up(epoch=2)]):
-        outages.fold([view], float(second))
+    outages = seen(up(), up(draining=True), up(draining=True), down(), up(epoch=2))
 
     assert [kind for kind, _, _ in told(outages)] == ["draining", "lost", "returned"]
 
 
 def test_a_broker_that_has_said_goodbye_is_no_loss_yet() -> None:
     """It answers no more questions while it finishes what it has; a loss is what follows."""
-    outages = Outages()
-    outages.fold([up()], 0.0)
-    for second in (1.0, 2.0):
-        outages.fold([BrokerView(endpoint=A, problem="it is shutting down", is_leaving=True)], second)
-    outages.fold([down()], 3.0)
+    leaving = BrokerView(endpoint=A, problem="it is shutting down", is_leaving=True)
+    outages = seen(up(), leaving, leaving, down())
 
     assert told(outages) == [
         ("draining", "broker a", "it is shutting down"),
@@ -108,9 +105,7 @@ def test_a_clock_that_is_set_back_begins_anew() -> None:
 
 def test_a_broker_that_comes_and_goes_all_day_is_bounded() -> None:
     """The newest are told."""
-    outages = Outages()
-    for second in range(10_000):
-        outages.fold([up() if second % 2 else down()], float(second))
+    outages = seen(*[down(), up()] * 5_000)
 
     assert len(outages.events()) == 64
 
