@@ -7,11 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,18 +27,6 @@ def silent_port() -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
-
-
-@pytest.fixture
-def web_port() -> Iterator[int]:
-    """A port where a web server listens."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +60,11 @@ def test_nobody_there_is_69_within_five_seconds(silent_port: int) -> None:
     check(result, 69, sentence)
     assert took_s < 5
 
-    others = [["submit", "--prompt", "hi"], ["status"], ["models"], ["chat"], ["drain", "node-0"]]
+    others = [["submit", "--prompt", "hi"], ["status"], ["models"], ["chat"], ["drain", "node-0"], ["top", "--once"]]
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(zmqrt, *words, "--broker", f"tcp://127.0.0.1:{silent_port}") for words in others]
         for each in asked:
             check(each.result(), 69, sentence)
-
-
-def test_a_web_server_in_place_of_a_broker_is_69_within_five_seconds(web_port: int) -> None:
-    """It is recognised."""
-    result, took_s = timed("infer", "--broker", f"tcp://127.0.0.1:{web_port}", "hi")
-
-    assert took_s < 5
-    check(result, 69, "HTTP")
 
 
 def test_an_answer_is_0_and_alone_on_standard_output(fleet: Stack) -> None:

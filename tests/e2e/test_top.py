@@ -211,12 +211,3 @@ def test_pictures_and_data_for_pipes() -> None:
     assert "unreachable" in both.stdout
     assert len(head.stdout.splitlines()) == 2
     assert "Traceback" not in head.stderr
-
-
-def test_a_broker_that_is_not_there_is_one_sentence() -> None:
-    """And an exit code of its own."""
-    nobody = zmqrt("top", "--once", "--broker", "tcp://127.0.0.1:1", "--connect-timeout", "0.5s")
-
-    assert nobody.returncode == 69
-    assert "nobody listens" in nobody.stderr
-    assert "Traceback" not in nobody.stderr

@@ -92,6 +92,7 @@ def test_an_http_server() -> None:
         thread.join()
 
     assert 'is an HTTP server (it answered "HTTP/1.0 200 OK")' in str(error)
+    assert error.exit_code == 69
 
 
 def test_something_silent() -> None:
@@ -111,56 +112,34 @@ def test_the_port_for_workers(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     assert "port for workers" in str(error)
 
 
-def test_another_zeromq_program(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """It speaks ZeroMQ, but what it says is not ZRT."""
+OTHERS = {
+    "another ZeroMQ program": ([b"hello"], "not ZRT"),
+    "another version": ([b"ZR\x00\x00\x91\x93\xcd\x01\xaa\x02\x03"], "ZRT/2 to ZRT/3, this client ZRT/1"),
+    "DISMISS, as to workers": (
+        codec.pack([m.Dismiss(401, "unknown")])[0],
+        "is the broker's port for workers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "words"), OTHERS.values(), ids=OTHERS)
+def test_what_speaks_zeromq_and_is_no_broker_for_clients(
+    context: zmq.Context[zmq.Socket[bytes]], answer: list[bytes], words: str
+) -> None:
+    """It is told by its first answer."""
     with context.socket(zmq.ROUTER) as router:
         port = router.bind_to_random_port("tcp://127.0.0.1")
 
-        def answer() -> None:
+        def serve() -> None:
             head, *_ = router.recv_multipart()
-            router.send_multipart([head, b"hello"])
+            router.send_multipart([head, *answer])
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=serve)
         thread.start()
         error = refusal(f"tcp://127.0.0.1:{port}", within_s=1.0)
         thread.join()
 
-    assert "not ZRT" in str(error)
-
-
-def test_another_version(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """Both versions are named."""
-    with context.socket(zmq.ROUTER) as router:
-        port = router.bind_to_random_port("tcp://127.0.0.1")
-
-        def answer() -> None:
-            head, *_ = router.recv_multipart()
-            router.send_multipart([head, b"ZR\x00\x00\x91\x93\xcd\x01\xaa\x02\x03"])
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        error = refusal(f"tcp://127.0.0.1:{port}", within_s=1.0)
-        thread.join()
-
-    assert "ZRT/2 to ZRT/3, this client ZRT/1" in str(error)
-
-
-def test_a_broker_that_answers_as_to_workers(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """DISCONNECT is for workers only, so this is their port."""
-    with context.socket(zmq.ROUTER) as router:
-        port = router.bind_to_random_port("tcp://127.0.0.1")
-
-        def answer() -> None:
-            head, *_ = router.recv_multipart()
-            (frames,) = codec.pack([m.Dismiss(401, "unknown")])
-            router.send_multipart([head, *frames])
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        error = refusal(f"tcp://127.0.0.1:{port}", within_s=1.0)
-        thread.join()
-
-    assert "is the broker's port for workers" in str(error)
+    assert words in str(error)
 
 
 def test_a_key_is_missing_or_not_wanted(tmp_path: Path) -> None:

@@ -16,14 +16,11 @@ import pytest
 from support.tiny_broker import TinyBroker, echo, final, partial, refuse, service, words_of
 from zmqrt.client import (
     AsyncClient,
-    BadRequestError,
     BusyError,
     CancelledError,
     Client,
     DeadlineError,
     NotFoundError,
-    TooLargeError,
-    UnavailableError,
 )
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
@@ -143,44 +140,6 @@ def test_the_default_model_is_asked_for_text_and_preferred_for_vectors() -> None
         ("small", None, None),
         ("", "embed", "small"),
     ]
-
-
-def test_no_model_at_all_is_waited_for() -> None:
-    """A worker may be about to join; without retries it is an error at once."""
-
-    def answer(request: m.Request) -> list[m.ToClient]:
-        return echo(request) if request.service else [refuse(request, 503, "no_worker", retry_after_ms=50)]
-
-    with TinyBroker(answer, services=[]) as broker, Client(broker.endpoint) as client:
-        with pytest.raises(UnavailableError):
-            client.infer("hi", retries=0)
-        waiting = client.submit("hi")
-        broker.wait_for(m.Request, 2)
-        broker.services = [service("late")]
-        assert waiting.result(5).model == "late"
-
-
-def test_mistakes_are_refused_before_anything_is_sent() -> None:
-    """With the field named, whether or not there is a broker."""
-    client = Client("tcp://127.0.0.1:1")
-    for options, words in (
-        ({"max_tokens": "5"}, r"max_tokens"),
-        ({"temperature": 3.0}, r"temperature"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "exactly one of"),
-        ({"top_q": 1}, "top_q"),
-        ({"timeout_s": 0}, "timeout_s"),
-        ({"priority": 1000}, "priority"),
-        ({"request_id": "a b"}, "request_id"),
-    ):
-        with pytest.raises(BadRequestError, match=words):
-            client.infer("hi", **options)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TooLargeError, match="limit"):
-        client.infer("x" * (17 << 20))
-    with pytest.raises(NotFoundError, match="name of a model"):
-        client.infer("hi", model="no such model")
-    with pytest.raises(BadRequestError, match="surrogate"):
-        client.infer("\ud800")
-    client.close()
 
 
 def test_a_thousand_requests_from_twenty_threads() -> None:

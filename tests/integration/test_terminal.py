@@ -151,6 +151,9 @@ READ_BY_NOBODY = [
     ("doctor", "BROKER", "--no-worker", "--json"),
 ]
 
+COMMON = [("--help",), ("status", "BROKER", "--json"), ("config", "show")]
+"""Those that are piped most; the others are slow together."""
+
 
 def run_unread(words: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run a program whose output nobody reads, as behind `| head` once that has ended."""
@@ -162,8 +165,13 @@ def run_unread(words: list[str]) -> subprocess.CompletedProcess[bytes]:
         os.close(write)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("words", READ_BY_NOBODY, ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=" ".join(words), marks=[] if words in COMMON else pytest.mark.slow)
+        for words in READ_BY_NOBODY
+    ],
+)
 def test_a_reader_who_leaves_is_no_failure(broker: TinyBroker, words: tuple[str, ...]) -> None:
     """Every command that prints ends as if SIGPIPE had ended it, without a word."""
     there = [one for word in words for one in (("--broker", broker.endpoint) if word == "BROKER" else (word,))]
@@ -173,14 +181,6 @@ def test_a_reader_who_leaves_is_no_failure(broker: TinyBroker, words: tuple[str,
 
     assert ended.returncode == 141, ended.stderr.decode()
     assert ended.stderr == b"" or ended.stderr.startswith(b"request ")
-
-
-def test_a_reader_who_leaves_is_no_failure_of_the_common_ones(broker: TinyBroker) -> None:
-    """The same of those that are piped most; the slow test has them all."""
-    for words in (["--help"], ["status", "--json", "--broker", broker.endpoint], ["config", "show"]):
-        ended = run_unread(command(*words))
-
-        assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("role", ["broker", "worker", "bridge_http"])
