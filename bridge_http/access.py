@@ -138,17 +138,20 @@ def _foreign_host(given: str, host: Host | None) -> str:
 
 def _foreign_page(given: str) -> str:
     text = f"this bridge has no API keys, so pages from {given[:_REPEATED]!r} may not use it"
-    origin = read_origin(given)
-    if origin is None:
-        return f"{text}: that is no origin"
-    return f"{text}: allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin}), or give the bridge --api-keys"
+    allowing = _allowing(given)
+    return f"{text}: {allowing}, or give the bridge --api-keys" if allowing else f"{text}: that is no origin"
 
 
-def foreign_preflight(given: str) -> str:
-    """Return the sentence for a page that may not read answers, with the setting that would let it."""
+def _foreign_preflight(given: str) -> str:
     text = f"pages from {given[:_REPEATED]!r} may not read the answers of this bridge"
+    allowing = _allowing(given)
+    return f"{text}: {allowing}" if allowing else text
+
+
+def _allowing(given: str) -> str:
+    """Name the setting that would let pages of an origin in; "" where it is no origin."""
     origin = read_origin(given)
-    return f"{text}: allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin})" if origin else text
+    return f"allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin})" if origin else ""
 
 
 class AccessCheck:
@@ -185,7 +188,7 @@ class AccessCheck:
 
     def _admit(self, method: str, path: str, headers: Mapping[str, str]) -> str:
         if is_preflight(method, headers):  # of an origin that is not allowed: else it has been answered
-            raise ForbiddenHostError(foreign_preflight(headers["origin"]))
+            raise ForbiddenHostError(_foreign_preflight(headers["origin"]))
         if not self._keys:
             if self._names is not None:
                 self._names.check(headers)

@@ -3,13 +3,14 @@
 uvicorn's own class trusts its peers more than a service may (docs/adr/0007); this one stands in its place. A connection
 goes through these states, each with the clock that ends it:
 
-* *waiting* for the next head (`keep_alive_s`; `head_s` for the first one): no exchange, and nothing has come;
-* *reading a head* (`head_s`): its first bytes have come, its end has not;
-* *in an exchange*: the app runs. The rest of the body has `body_s`, a reader that takes nothing has `write_s`. Requests
-  that come meanwhile stay bytes, READ_AHEAD_BYTES of them; then nothing is read until the answer before is out;
+* *waiting* for the next head (`keep_alive_timeout_s`, for the first one `head_timeout_s`): nothing of it has come;
+* *reading a head* (`head_timeout_s`): its first bytes have come, its end has not;
+* *in an exchange*: the app runs. The rest of the body has `body_timeout_s`, a reader that takes nothing has
+  `write_timeout_s`. Requests that come meanwhile stay bytes, READ_AHEAD_BYTES of them; then nothing is read until the
+  answer before is out;
 * *lingering* (`_LINGER_S`): the last answer is out and our half is closed. What still comes is thrown away, since
   closing a socket with unread bytes makes the system reset it, which takes the answer from its reader;
-* *closing*: what is in the buffer goes out, within `write_s`.
+* *closing*: what is in the buffer goes out, within `write_timeout_s`.
 
 A caller who has ended its sending half may still read, so that ends nothing: only a byte that its machine refuses does
 (`PeerProbe`).
@@ -28,7 +29,7 @@ from uvicorn.server import ServerState
 
 from ..client.calls import new_rid
 from .config import BridgeSettings
-from .connection_limits import Clock, ConnectionLimit, PeerProbe, Timeouts, most_connections
+from .connection_limits import Clock, ConnectionLimit, PeerProbe, most_connections
 from .cors import Origins
 from .errors import RefusedError, refusal
 from .exchange import STATUS_LINES, Exchange
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 class HttpConnection(asyncio.Protocol):
     """One connection. Who is too slow is cut off; what ran for it sees a caller that has left."""
 
-    timeouts: ClassVar[Timeouts]
+    settings: ClassVar[BridgeSettings]
     limit: ClassVar[ConnectionLimit]
     origins: ClassVar[Origins]
 
@@ -89,7 +90,7 @@ class HttpConnection(asyncio.Protocol):
             self._close()
             return
         self.limit.mark_idle(self)
-        self._deadline.start(self.timeouts.head_s, self._close)
+        self._deadline.start(self.settings.head_timeout_s, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio has it
         """Stop all clocks, and tell whoever works for it."""
@@ -128,14 +129,14 @@ class HttpConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Begin to wait for a reader that lets what was sent pile up."""
         self._writable.clear()
-        self._write_deadline.start(self.timeouts.write_s, self._cut_off)
+        self._write_deadline.start(self.settings.write_timeout_s, self._cut_off)
 
     def resume_writing(self) -> None:
         """Go on: it has read."""
         self._write_deadline.stop()
         self._writable.set()
         if self._transport.is_closing():  # what it has still to read piles up no more, and holds the connection
-            self._write_deadline.start(self.timeouts.write_s, self._cut_off)
+            self._write_deadline.start(self.settings.write_timeout_s, self._cut_off)
 
     def shutdown(self) -> None:
         """Finish what runs, and take nothing more (uvicorn calls when it drains)."""
@@ -208,7 +209,7 @@ class HttpConnection(asyncio.Protocol):
         if head is not None:
             self._begin(head)
         elif self._parser and not self._is_reading_head:
-            self._deadline.start(self.timeouts.head_s, self._close)
+            self._deadline.start(self.settings.head_timeout_s, self._close)
             self._is_reading_head = True
         return head is not None
 
@@ -220,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
         fields = self._state.default_headers
         self._exchange = Exchange(head, scope, self, fields, logs=self._config.access_log)
         if self._parser.is_in_body:
-            self._deadline.start(self.timeouts.body_s, self._body_is_late)
+            self._deadline.start(self.settings.body_timeout_s, self._body_is_late)
         else:
             self._body_is_whole(self._exchange)
         task = asyncio.get_running_loop().create_task(self._exchange.run(self._app))
@@ -277,7 +278,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._close()
             return
-        self._deadline.start(self.timeouts.keep_alive_s, self._close)
+        self._deadline.start(self.settings.keep_alive_timeout_s, self._close)
         if self._parser:
             self._advance()
         if self._has_eof and self._exchange is None:
@@ -343,10 +344,10 @@ class HttpConnection(asyncio.Protocol):
         self._is_over = True
         self._transport.close()
         if self._transport.get_write_buffer_size():
-            self._write_deadline.start(self.timeouts.write_s, self._cut_off)
+            self._write_deadline.start(self.settings.write_timeout_s, self._cut_off)
 
     def _cut_off(self) -> None:
-        log.info("a reader took nothing for %g s and is cut off", self.timeouts.write_s)
+        log.info("a reader took nothing for %g s and is cut off", self.settings.write_timeout_s)
         self._transport.abort()  # closing would wait until it has read the rest
 
 
@@ -355,17 +356,12 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
     return (str(found[0]), int(found[1])) if isinstance(found, tuple) and len(found) >= 2 else None
 
 
-def protocol_for(settings: BridgeSettings) -> type[asyncio.Protocol]:
+def protocol_for(bridge: BridgeSettings) -> type[asyncio.Protocol]:
     """Make the class of connections for these settings: uvicorn takes a class, not an object."""
 
     class Configured(HttpConnection):
-        timeouts = Timeouts(
-            head_s=settings.head_timeout_s,
-            body_s=settings.body_timeout_s,
-            write_s=settings.write_timeout_s,
-            keep_alive_s=settings.keep_alive_timeout_s,
-        )
-        limit = ConnectionLimit(most_connections(settings.max_connections))
-        origins = Origins(settings.cors_origins)
+        settings = bridge
+        limit = ConnectionLimit(most_connections(bridge.max_connections))
+        origins = Origins(bridge.cors_origins)
 
     return Configured

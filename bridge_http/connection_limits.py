@@ -12,7 +12,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 _PROBES_S: Final = (0.25, 0.05, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
@@ -96,16 +95,6 @@ class ConnectionLimit:
                 "open files (ulimit -n) or --max-connections",
                 self._most,
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """How long a connection is waited for."""
-
-    head_s: float
-    body_s: float
-    write_s: float
-    keep_alive_s: float
 
 
 class Clock:

@@ -78,14 +78,13 @@ class InvalidRequestError(HttpError):
 
 
 class RefusedError(HttpError):
-    """A head, or the frame of a body, that gets an answer and the end of its connection."""
+    """A refusal that is thrown in one place and told from others by nobody: of a head, a body, a connection, a name."""
 
-    def __init__(self, status: int, reason: str, text: str) -> None:
+    def __init__(self, status: int, reason: str, text: str, headers: Mapping[str, str] = _NO_HEADERS) -> None:
         super().__init__(text)
         self.status = status
         self.reason = reason
-        if status in _ALWAYS_SAY_WHEN:
-            self.headers = {"retry-after": "1"}
+        self.headers = {"retry-after": "1"} if status in _ALWAYS_SAY_WHEN else headers
 
 
 class NoRouteError(HttpError):
@@ -96,51 +95,6 @@ class NoRouteError(HttpError):
         self.status = status
         self.reason = {404: "no_such_path", 405: "method_not_allowed"}.get(status, "http_error")
         self.headers = headers
-
-
-class NotUnderWayError(HttpError):
-    """There is no such request to give up."""
-
-    status, reason = 404, "not_under_way"
-
-
-class BodyTooLargeError(HttpError):
-    """More bytes than the limit."""
-
-    status, reason = 413, "too_large"
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"the body is larger than {limit_bytes} bytes, the limit of this bridge (--body-limit)")
-
-
-class BodyTooSlowError(HttpError):
-    """Its end was not there in time."""
-
-    status, reason = 408, "too_slow"
-    headers = MappingProxyType({"connection": "close"})
-
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"the body was not there within {timeout_s:g} s, the limit of this bridge (--body-timeout)")
-
-
-class BodiesFullError(HttpError):
-    """Bodies of others take all the room."""
-
-    status, reason = 503, "bodies_full"
-    headers = MappingProxyType({"retry-after": "1"})
-
-    def __init__(self) -> None:
-        super().__init__("this bridge is reading as many large bodies as it has room for; come back in a moment")
-
-
-class EncodedBodyError(HttpError):
-    """A compressed body."""
-
-    status, reason = 415, "encoded_body"
-    headers = MappingProxyType({"accept-encoding": "identity"})
-
-    def __init__(self, coding: str) -> None:
-        super().__init__(f"content-encoding {coding[:40]!r} is not understood here: send the body as it is")
 
 
 class BadHeaderError(HttpError):

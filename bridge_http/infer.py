@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ..client.response import Chunk, Result
 from . import sse
-from .errors import BadHeaderError, NotUnderWayError, json_response, problem
+from .errors import BadHeaderError, RefusedError, json_response, problem
 from .in_flight import InFlight, InFlightRequest, idempotency_key
 from .request_body import BodyReader
 from .v1 import InferResponse, parse, to_task
@@ -52,7 +52,7 @@ async def delete(in_flight: InFlight, request: Request) -> Response:
     name: str = request.path_params["request_id"]
     if not in_flight.cancel(request.state.tenant, name):
         text = f"no request {name[:128]!r} is under way at this bridge; it may be over, or run through another bridge"
-        raise NotUnderWayError(text)
+        raise RefusedError(404, "not_under_way", text)
     return json_response(200, Cancelled(request_id=name))
 
 

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from .config import BridgeSettings
-from .errors import BodiesFullError, BodyTooLargeError, BodyTooSlowError, EncodedBodyError
+from .errors import RefusedError
 
 _MOST_BYTES: Final = 256 << 20
 """Of unfinished bodies in all: 64 of the largest. Without it each connection could hold one, 64 GiB of them."""
@@ -32,25 +32,25 @@ class BodyReader:
         """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
 
         Raises:
-            BodyTooLargeError: (413)
-            BodyTooSlowError: (408) it was not there in time.
-            EncodedBodyError: (415) it is compressed.
-            BodiesFullError: (503) others leave no room for it.
+            RefusedError: it is too large (413), was not there in time (408), is compressed (415), or others leave no
+                room for it (503).
             ClientDisconnect: the caller left before its end.
         """
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
-            raise EncodedBodyError(coding)
+            text = f"content-encoding {coding[:40]!r} is not understood here: send the body as it is"
+            raise RefusedError(415, "encoded_body", text, {"accept-encoding": "identity"})
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._read(request.headers, request.receive)
         except TimeoutError:
-            raise BodyTooSlowError(self._timeout_s) from None
+            text = f"the body was not there within {self._timeout_s:g} s, the limit of this bridge (--body-timeout)"
+            raise RefusedError(408, "too_slow", text, {"connection": "close"}) from None
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared[:20]) > self._limit_bytes:
-            raise BodyTooLargeError(self._limit_bytes)
+            raise self._too_large()
         body, held = bytearray(), 0
         try:
             while True:
@@ -59,16 +59,21 @@ class BodyReader:
                     raise ClientDisconnect
                 body += message.get("body", b"")
                 if len(body) > self._limit_bytes:
-                    raise BodyTooLargeError(self._limit_bytes)
+                    raise self._too_large()
                 more = max(0, len(body) - _SMALL_BYTES - held)
                 if more > self.room_bytes:
-                    raise BodiesFullError
+                    text = "this bridge is reading as many large bodies as it has room for; come back in a moment"
+                    raise RefusedError(503, "bodies_full", text)
                 self.room_bytes -= more
                 held += more
                 if not message.get("more_body", False):
                     return bytes(body)
         finally:
             self.room_bytes += held
+
+    def _too_large(self) -> RefusedError:
+        text = f"the body is larger than {self._limit_bytes} bytes, the limit of this bridge (--body-limit)"
+        return RefusedError(413, "too_large", text)
 
 
 async def until_gone(receive: Receive) -> None:

@@ -21,7 +21,7 @@ from support.served import Address, connect, event_stream, read_all, read_until,
 from support.stack import eventually
 from zmqrt.bridge_http import connection, connection_limits, request_body
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.errors import BodiesFullError, BodyTooSlowError, refusal
+from zmqrt.bridge_http.errors import RefusedError, refusal
 from zmqrt.bridge_http.request_body import BodyReader, unless_gone
 from zmqrt.bridge_http.server import uvicorn_config
 
@@ -63,7 +63,7 @@ class Served:
             return Response(await self.bodies.read(request))
         except ClientDisconnect:
             return Response(status_code=499)
-        except (BodyTooSlowError, BodiesFullError) as error:
+        except RefusedError as error:
             return refusal(error, "/infer", "r")
         finally:
             self._running -= 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from zmqrt.bridge_http.errors import BadApiKeyError, BodyTooLargeError, refusal
+from zmqrt.bridge_http.errors import BadApiKeyError, refusal
 from zmqrt.protocol.errors import TABLE, ConnectError, ErrorKind, request_error
 
 
@@ -81,15 +81,6 @@ def test_a_missing_key_is_told_how_to_bring_one() -> None:
     said = answer(BadApiKeyError("no key"), "i")
 
     assert (said.status_code, said.headers["www-authenticate"]) == (401, "Bearer")
-
-
-def test_a_body_over_the_limit_names_the_limit() -> None:
-    """And the setting that moves it."""
-    said = answer(BodyTooLargeError(100), "i")
-
-    assert said.status_code == 413
-    assert b"100 bytes" in bytes(said.body)
-    assert b"--body-limit" in bytes(said.body)
 
 
 def test_no_broker_is_unavailable() -> None:
