@@ -26,19 +26,29 @@ def with_one(name: str, value: str) -> BridgeSettings:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"authorization": "Bearer s3cret"}, {"authorization": "bearer other"}, {"x_api_key": "s3cret"}],
+    [
+        *({"authorization": sent} for sent in ("Bearer s3cret", "bearer  other", "BEARER\ts3cret", "Bearer s3cret ")),
+        {"x_api_key": "s3cret"},
+        {"authorization": "Bearer none", "x_api_key": "s3cret"},
+        {"authorization": "Bearer s3cret", "x_api_key": "none"},
+    ],
 )
 def test_a_listed_key_is_let_in(headers: dict[str, str]) -> None:
-    """In either header."""
+    """In either header, in any spacing; SDKs send a bearer whether or not there is one, beside their user's header."""
     assert infer(make_app(FakeFleet("ok"), KEYED), ASK, **headers).status == 200
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic s3cret"}, {"x_api_key": "acme:s3cret"}],
+    [
+        {},
+        *({"authorization": sent} for sent in ("Bearer wrong", "Basic s3cret", "Bearer", "Bearer ", "s3cret", "")),
+        {"x_api_key": "acme:s3cret"},
+        {"authorization": "Bearer none", "x_api_key": "neither"},
+    ],
 )
 def test_everybody_else_is_asked_for_a_key(headers: dict[str, str]) -> None:
-    """401 with the challenge, and nothing reaches the fleet."""
+    """401 with the challenge, and nothing reaches the fleet. Half of a header is no key."""
     fleet = FakeFleet("ok")
     reply = infer(make_app(fleet, KEYED), ASK, **headers)
 
@@ -54,9 +64,15 @@ def test_probes_need_no_key() -> None:
         assert asyncio.run(call(make_app(FakeFleet(), KEYED), "GET", path)).status in (200, 503)
 
 
-@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "192.0.2.7:8000", "LocalHost"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost:8000", "127.0.0.1", "[::1]:8000", "192.0.2.7:8000", "LocalHost", "localhost.", ""),
+        *("api.localhost:8000", "127.1:8000", "[::ffff:127.0.0.1]:8000", "host.docker.internal:8000"),
+    ],
+)
 def test_a_host_that_cannot_be_made_to_point_here_is_answered(host: str) -> None:
-    """Localhost and plain addresses."""
+    """Names of this machine by definition, and addresses however they are written."""
     assert infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, host=host).status == 200
 
 
@@ -91,13 +107,6 @@ def test_a_page_from_elsewhere_is_refused_while_there_are_no_keys(headers: dict[
 def test_a_page_of_this_machine_may_ask(headers: dict[str, str]) -> None:
     """One under development, or one that stands where the bridge stands."""
     assert infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, **headers).status == 200
-
-
-def test_a_name_may_be_allowed() -> None:
-    """In a network of containers the bridge has a name."""
-    app = make_app(FakeFleet("ok"), BridgeSettings(allow_host=("Bridge",)))
-
-    assert infer(app, ASK, host="bridge:8000").status == 200
 
 
 def test_with_keys_the_name_does_not_matter() -> None:
@@ -181,6 +190,7 @@ def test_a_refusal_has_the_shape_of_its_path(path: str) -> None:
 @pytest.mark.parametrize(
     ("allowed", "host", "is_let_in"),
     [
+        ("Bridge", "bridge:8000", True),
         ("Bridge", "bridge.:8000", True),
         ("*.example.org", "a.b.example.org", True),
         ("*.example.org", "example.org", False),
@@ -200,15 +210,6 @@ def test_an_allowed_name_may_be_a_pattern(allowed: str, host: str, *, is_let_in:
     app = make_app(FakeFleet("ok"), BridgeSettings(allow_host=(allowed,)))
 
     assert (infer(app, ASK, host=host).status == 200) is is_let_in
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["localhost.", "api.localhost:8000", "127.1:8000", "[::ffff:127.0.0.1]:8000", "host.docker.internal:8000", ""],
-)
-def test_names_that_nobody_can_take_are_answered(host: str) -> None:
-    """Names of this machine by definition, and addresses however they are written."""
-    assert infer(make_app(FakeFleet("ok"), BridgeSettings()), ASK, host=host).status == 200
 
 
 @pytest.mark.parametrize(

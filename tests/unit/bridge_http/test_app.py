@@ -63,13 +63,15 @@ def test_a_fault_in_the_bridge_is_500_and_logged(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize("promised", ["1001", "9" * 400, None])
 def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_so(promised: str | None) -> None:
-    """Counted while it comes: a promise of length may be absent."""
+    """Counted while it comes: a promise of length may be absent. The answer names the limit and what moves it."""
     fleet = FakeFleet("ok")
     headers = {"content-length": promised} if promised else {}
     pieces = [b"x" * 600, b"x" * 401]
     reply = asyncio.run(call(make_app(fleet, SETTINGS), "POST", "/infer", body=pieces, headers=headers))
 
     assert reply.status == 413
+    assert "1000 bytes" in reply.json["detail"]
+    assert "--body-limit" in reply.json["detail"]
     assert fleet.asked == []
 
 
@@ -93,19 +95,28 @@ def test_a_body_may_come_in_pieces() -> None:
     assert reply.status == 200
 
 
-def test_a_caller_who_leaves_cancels_the_work() -> None:
-    """Unary handlers are not cancelled by the server: the bridge watches for itself."""
+@pytest.mark.parametrize(("headers", "pieces"), [({}, ("never",)), (STREAM, ("one",)), (STREAM, ())])
+def test_a_caller_who_leaves_cancels_the_work(headers: dict[str, str], pieces: tuple[str, ...]) -> None:
+    """At once, whole or streamed, not at the next token: the bridge watches for itself. No head went out: 499."""
 
-    async def scenario() -> FakeFleet:
-        fleet = FakeFleet("never")
+    async def scenario() -> tuple[FakeFleet, str]:
+        fleet = FakeFleet(*pieces)
         fleet.gate.clear()
-        exchanged = exchange(make_app(fleet, SETTINGS), "POST", "/infer", body=BODY).start()
+        app = make_app(fleet, SETTINGS)
+        exchanged = exchange(app, "POST", "/infer", body=BODY, headers=headers).start()
         await fleet.was_asked.wait()
+        if headers and pieces:
+            await exchanged.until(b"one")
         exchanged.leave()
         await exchanged.finish()
-        return fleet
+        return fleet, (await call(app, "GET", "/metrics")).body.decode()
 
-    assert asyncio.run(scenario()).handles[0].was_cancelled
+    fleet, counted = asyncio.run(scenario())
+    status = 200 if headers and pieces else 499
+
+    assert fleet.handles[0].was_cancelled
+    assert f'zmqrt_http_requests_total{{method="POST",path="/infer",status="{status}"}} 1.0' in counted
+    assert 'status="0"' not in counted
 
 
 def test_a_caller_who_leaves_while_sending_asks_for_nothing() -> None:
@@ -157,21 +168,6 @@ def test_a_stream_that_fails_later_ends_with_an_error_event() -> None:
         'event: error\ndata: {"detail":"the node was lost","reason":"worker_lost","request_id":"r1"}'
     )
     assert reply.is_complete
-
-
-def test_a_reader_who_leaves_a_stream_cancels_it() -> None:
-    """At once, not at the next token."""
-
-    async def scenario() -> FakeFleet:
-        fleet = FakeFleet("one")
-        fleet.gate.clear()
-        exchanged = exchange(make_app(fleet, SETTINGS), "POST", "/infer", body=BODY, headers=STREAM).start()
-        await exchanged.until(b"one")
-        exchanged.leave()
-        await exchanged.finish()
-        return fleet
-
-    assert asyncio.run(scenario()).handles[0].was_cancelled
 
 
 def test_an_idle_stream_is_kept_alive() -> None:
@@ -295,3 +291,24 @@ def test_an_empty_fleet_is_not_ready() -> None:
     assert reply.status == 503
     assert reply.json["status"] == "no_nodes"
     assert reply.headers["retry-after"] == "1"
+
+
+def test_who_scrapes_is_not_in_flight_itself() -> None:
+    """An idle bridge has none; one that works has what it works for."""
+
+    async def scenario() -> tuple[str, str]:
+        fleet = FakeFleet("later")
+        fleet.gate.clear()
+        app = make_app(fleet, SETTINGS)
+        idle = await call(app, "GET", "/metrics")
+        exchanged = exchange(app, "POST", "/infer", body=BODY).start()
+        await fleet.was_asked.wait()
+        busy = await call(app, "GET", "/metrics")
+        fleet.gate.set()
+        await exchanged.finish()
+        return idle.body.decode(), busy.body.decode()
+
+    idle, busy = asyncio.run(scenario())
+
+    assert "zmqrt_http_requests_in_flight 0.0" in idle
+    assert "zmqrt_http_requests_in_flight 1.0" in busy
