@@ -1,4 +1,4 @@
-"""Every status that the contract of /infer has, caused for real, and with what it promises."""
+"""Every status that the contract of /infer has (401: test_bridge.py), caused for real, and with what it promises."""
 
 from __future__ import annotations
 
@@ -164,17 +164,6 @@ def test_504_when_time_is_up() -> None:
 
     assert (status, reason, headers["x-should-retry"]) == (504, "deadline_exceeded", "false")
     assert time.monotonic() - began >= 0.7
-
-
-@pytest.mark.parametrize("sent", [{}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}])
-def test_401_where_there_are_keys(sent: dict[str, str]) -> None:
-    """With what would be right."""
-    with Stack() as stack:
-        stack.broker()
-        bridge = stack.bridge("--api-keys", "acme:s3cret")
-        status, answer, headers = answer_of(bridge, "POST", "/infer", SHORT, sent)
-
-        assert (status, answer["reason"], headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
 
 
 def test_403_for_a_page_from_elsewhere(usual: tuple[Stack, Process]) -> None:
