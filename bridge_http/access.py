@@ -28,7 +28,6 @@ from ..protocol.origins import (
     read_origin,
 )
 from . import static_files
-from .api_keys import by_spelling
 from .config import BridgeSettings
 from .cors import is_preflight
 from .errors import BadApiKeyError, ForbiddenHostError, refusal
@@ -55,8 +54,8 @@ class ApiKeys:
     other letters than ASCII is known in both.
     """
 
-    def __init__(self, tenants: Mapping[str, str]) -> None:
-        self._tenants = {_digest(key): tenant for key, tenant in by_spelling(tenants).items()}
+    def __init__(self, tenants: Mapping[bytes, str]) -> None:
+        self._tenants = {_digest(key): tenant for key, tenant in tenants.items()}
 
     def __bool__(self) -> bool:
         return bool(self._tenants)

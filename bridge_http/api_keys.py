@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ def check_keys(entries: Sequence[str]) -> None:
             raise ValueError("expected no quotes around tenant:key; one of a pair is missing")
         if _CONTROL.search(tenant) or _CONTROL.search(key):
             raise ValueError(f"expected no control characters in the key of {tenant!r}: no header can carry them")
-    by_spelling(_tenants(entries))
+    tenants_of(entries)
 
 
 def read_keys(path: Path) -> list[str]:
@@ -56,39 +56,19 @@ def read_keys(path: Path) -> list[str]:
     return [line for _, line in entries]
 
 
-def tenants_of(entries: Iterable[str]) -> dict[str, str]:
-    """Map each key to its tenant. Raises ConfigurationError where two tenants would have one."""
-    try:
-        tenants = _tenants(entries)
-        by_spelling(tenants)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    return tenants
-
-
-def by_spelling(tenants: Mapping[str, str]) -> dict[bytes, str]:
+def tenants_of(entries: Iterable[str]) -> dict[bytes, str]:
     """Map each key as clients put it into a header to its tenant: in UTF-8, and in ISO-8859-1 if that has its letters.
 
     Bytes that Python could not read count as what they are. Raises ValueError where two tenants meet.
     """
-    spelled: dict[bytes, str] = {}
-    for key, tenant in tenants.items():
-        for spelling in _spellings(key):
-            if spelled.setdefault(spelling, tenant) != tenant:
-                raise _given_twice(spelled[spelling], tenant)
-    return spelled
-
-
-def _tenants(entries: Iterable[str]) -> dict[str, str]:
-    tenants: dict[str, str] = {}
+    tenants: dict[bytes, str] = {}
     for tenant, key in map(_split, entries):
-        if tenants.setdefault(key, tenant) != tenant:
-            raise _given_twice(tenants[key], tenant)
+        for spelling in _spellings(key):
+            other = tenants.setdefault(spelling, tenant)
+            if other != tenant:
+                text = f"expected each key of api_keys once: one is given twice, to {other!r} and to {tenant!r}"
+                raise ValueError(text)
     return tenants
-
-
-def _given_twice(one: str, other: str) -> ValueError:
-    return ValueError(f"expected each key of api_keys once: one is given twice, to {one!r} and to {other!r}")
 
 
 def _spellings(key: str) -> set[bytes]:

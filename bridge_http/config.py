@@ -142,9 +142,13 @@ class BridgeSettings(CommonSettings):
         _ = self.tenants  # reads the file of keys: a mistake there is known at the start, too
 
     @functools.cached_property
-    def tenants(self) -> dict[str, str]:
-        """Key -> tenant."""
-        return tenants_of([*self.api_keys, *(read_keys(self.api_keys_file) if self.api_keys_file is not None else ())])
+    def tenants(self) -> dict[bytes, str]:
+        """Key, as it may stand in a header -> tenant."""
+        in_file = read_keys(self.api_keys_file) if self.api_keys_file is not None else []
+        try:
+            return tenants_of([*self.api_keys, *in_file])
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
 
     @functools.cached_property
     def cors_origins(self) -> tuple[Origin, ...]:
