@@ -82,16 +82,6 @@ def test_a_description_that_is_wrong_is_found(bridge: Process) -> None:
             play(bridge, described, method, path)
 
 
-@pytest.mark.parametrize("path", DOCUMENT["paths"])
-def test_other_methods_are_405(bridge: Process, path: str) -> None:
-    """With what is allowed, and in the shape of its path."""
-    status, answer, headers = answer_of(bridge, "PUT", path.replace("{", "").replace("}", ""), {})
-
-    assert status == 405
-    assert headers["allow"]
-    assert ("error" in answer) == path.startswith("/v1/")
-
-
 def test_the_document_is_served(bridge: Process) -> None:
     """As it was built."""
     assert answer_of(bridge, "GET", "/openapi.json")[1] == DOCUMENT

@@ -248,17 +248,6 @@ def test_an_idle_stream_of_infer_has_no_block_without_data(
     ]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/infer", 405), ("POST", "/infer/x", 405), ("POST", "/health", 405)]
-)
-def test_what_is_not_there_is_answered_in_json(method: str, path: str, status: int) -> None:
-    """In the shape of every other error."""
-    reply = asyncio.run(call(make_app(FakeFleet(), SETTINGS), method, path))
-
-    assert reply.status == status
-    assert reply.json.keys() == {"detail", "reason", "request_id"}
-
-
 def test_health_is_asked_once_for_many_probes() -> None:
     """A snapshot of a large fleet is not free."""
     fleet = FakeFleet()

@@ -9,10 +9,12 @@ from support.asgi import Exchange, call, exchange
 from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.paths import OPENAI, OWN
 
 CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}'
 INFER = b'{"prompt": "Hi"}'
 SETTINGS = BridgeSettings()
+ALLOW = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}
 
 
 def ask(method: str, path: str, body: bytes = b"", settings: BridgeSettings = SETTINGS, **headers: str) -> Exchange:
@@ -158,13 +160,9 @@ def test_what_the_api_has_elsewhere_is_not_taken_for_a_failing_model(method: str
 @pytest.mark.parametrize(
     ("path", "allow"),
     [
-        ("/infer", "POST, OPTIONS"),
+        *((path, ALLOW[method]) for path, method in {**OPENAI, **OWN}.items()),
         ("/infer/x", "DELETE, OPTIONS"),
-        ("/v1/chat/completions", "POST, OPTIONS"),
-        ("/v1/models", "GET, HEAD, OPTIONS"),
-        ("/v1/models/m/n", "GET, HEAD, OPTIONS"),
-        ("/health", "GET, HEAD, OPTIONS"),
-        ("/", "GET, HEAD, OPTIONS"),
+        ("/v1/models/m/n", ALLOW["GET"]),
     ],
 )
 def test_a_path_says_which_methods_it_takes(path: str, allow: str) -> None:
@@ -172,12 +170,12 @@ def test_a_path_says_which_methods_it_takes(path: str, allow: str) -> None:
     keyed = BridgeSettings(api_keys=("acme:s3cret",))
     asked = ask("OPTIONS", path, settings=keyed)
     refused = ask("PUT", path)
+    error = refused.json.get("error", {})
 
     assert (asked.status, asked.headers["allow"], asked.body) == (204, allow, b"")
     assert (refused.status, refused.headers["allow"]) == (405, allow)
-    said = refused.json["error"]["message"] if path.startswith("/v1/") else refused.json["detail"]
-    assert allow.split(",", maxsplit=1)[0] in said
-    assert ("error" in refused.json) is path.startswith("/v1/")
+    assert refused.json.keys() == ({"error"} if path.startswith("/v1/") else {"detail", "reason", "request_id"})
+    assert allow.split(",", maxsplit=1)[0] in (error or refused.json)["message" if error else "detail"]
 
 
 def test_options_of_the_server_is_answered() -> None:

@@ -78,32 +78,18 @@ def test_a_field_name_chosen_by_a_stranger_is_cut() -> None:
     assert name == "x" * 100
 
 
-def test_json_is_judged_as_a_whole_before_its_fields() -> None:
-    """A wrong field in front of broken JSON is 400, not 422: one mistake, one answer."""
-    with pytest.raises(NotJsonError, match="not valid JSON"):
-        parse(b'{"unknown": 1, "prompt": ')
-
-
-def test_bytes_of_an_old_powershell_are_answered_with_the_remedy() -> None:
-    """Windows PowerShell 5.1 sends ISO-8859-1."""
-    with pytest.raises(NotJsonError, match=r"not UTF-8 \(byte 15\).*UTF8\.GetBytes"):
-        parse('{"prompt": "caf\xe9"}'.encode("latin-1"))
-
-
-def test_a_lone_surrogate_is_called_by_its_name() -> None:
-    """The parser says "truncated", and that would send people looking at the end."""
-    with pytest.raises(NotJsonError, match="lone surrogate"):
-        parse(b'{"prompt": "\\ud800"}')
-
-
-def test_deep_nesting_is_refused_without_harm() -> None:
-    """A hundred thousand brackets."""
-    with pytest.raises(NotJsonError, match="nested too deeply"):
-        parse(b'{"prompt":' + b"[" * 100_000)
-
-
-@pytest.mark.parametrize("body", [b"", b" \n", b"\xef\xbb\xbf"])
-def test_an_empty_body_is_told_what_to_send(body: bytes) -> None:
-    """Also one that is a byte order mark alone."""
-    with pytest.raises(NotJsonError, match="the body is empty"):
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"unknown": 1, "prompt": ', "not valid JSON"),  # as a whole before its fields: one mistake, one answer
+        ('{"prompt": "caf\xe9"}'.encode("latin-1"), r"not UTF-8 \(byte 15\).*UTF8\.GetBytes"),  # Windows PowerShell 5.1
+        (b'{"prompt": "\\ud800"}', "lone surrogate"),  # the parser says "truncated": its author would look at the end
+        (b'{"prompt":' + b"[" * 100_000, "nested too deeply"),
+        *((body, "the body is empty") for body in (b"", b" \n", b"\xef\xbb\xbf")),  # a byte order mark alone, too
+    ],
+    ids=["broken", "latin-1", "surrogate", "nested", "empty", "blank", "byte order mark"],
+)
+def test_what_is_no_json_is_told_the_remedy(body: bytes, words: str) -> None:
+    """Without harm, however long it is."""
+    with pytest.raises(NotJsonError, match=words):
         parse(body)
