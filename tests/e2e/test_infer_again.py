@@ -151,24 +151,6 @@ def test_a_caller_may_give_it_up_by_name(fleet: tuple[Stack, Process, Process]) 
     assert answer_of(one, "DELETE", "/infer/job-7")[0] == 404
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"last-event-id": "r/3"},
-        {"last-event-id": "three", "idempotency-key": "k"},
-        {"last-event-id": "r/-1", "idempotency-key": "k"},
-    ],
-)
-def test_an_event_id_that_says_nothing_is_refused(
-    fleet: tuple[Stack, Process, Process], headers: dict[str, str]
-) -> None:
-    """With the header named, before anything runs."""
-    status, answer, _ = answer_of(fleet[1], "POST", "/infer", ASK, {**EVENTS, **headers})
-
-    assert (status, answer["reason"]) == (400, "bad_header")
-    assert "last-event-id" in answer["detail"]
-
-
 # --- callers that are gone -------------------------------------------------------------------------------------------
 
 

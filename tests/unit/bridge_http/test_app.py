@@ -53,10 +53,11 @@ def test_a_failure_becomes_its_answer(where: str) -> None:
 
 
 def test_a_fault_in_the_bridge_is_500_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """With the request's id, so that the caller's report leads to the traceback."""
+    """With the request's id, so that the caller's report leads to the traceback; strangers are told nothing."""
     reply = infer(make_app(FakeFleet(error=KeyError("oops")), SETTINGS), ASK, x_request_id="r7")
 
     assert reply.status == 500
+    assert b"oops" not in reply.body
     assert "oops" in caplog.text
     assert caplog.records[-1].__dict__["request_id"] == "r7"
 
@@ -146,6 +147,18 @@ def test_a_stream_is_tokens_and_then_the_v1_response() -> None:
         "",
     ]
     assert reply.is_complete
+
+
+@pytest.mark.parametrize(
+    ("last", "key"), [("r/3", {}), *((last, {"idempotency_key": "k"}) for last in ("three", "r/-1"))]
+)
+def test_an_event_id_that_says_nothing_is_refused(last: str, key: dict[str, str]) -> None:
+    """With the header named, before anything runs."""
+    fleet = FakeFleet("ok")
+    reply = infer(make_app(fleet, SETTINGS), ASK, accept="text/event-stream", last_event_id=last, **key)
+
+    assert (reply.status, reply.json["reason"], fleet.asked) == (400, "bad_header", [])
+    assert "last-event-id" in reply.json["detail"]
 
 
 def test_a_stream_that_fails_before_its_first_event_has_a_status() -> None:

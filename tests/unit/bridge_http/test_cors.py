@@ -36,7 +36,7 @@ def test_a_preflight_is_answered_without_a_key(path: str, origin: str) -> None:
     assert reply.headers["access-control-allow-origin"] == origin
     assert reply.headers["access-control-allow-headers"] == ASKS["access-control-request-headers"]
     assert {"GET", "POST", "DELETE"} <= set(reply.headers["access-control-allow-methods"].split(", "))
-    assert "Origin" in reply.headers["vary"]
+    assert reply.headers["vary"].count("Origin") == 1  # of one list, which says already how it varies
     assert int(reply.headers["access-control-max-age"]) > 0
     assert "access-control-allow-private-network" not in reply.headers
     assert "access-control-allow-credentials" not in reply.headers
@@ -160,11 +160,6 @@ def test_without_keys_an_allowed_page_may_ask_and_read() -> None:
 
     assert (good.status, foreign.status) == (200, 403)
     assert good.headers["access-control-allow-origin"] == foreign.headers["access-control-allow-origin"] == PAGE
-
-
-def test_what_varies_already_says_so_once() -> None:
-    """The header is one list."""
-    assert ask("OPTIONS", "/infer", origin=PAGE, **ASKS).headers["vary"].count("Origin") == 1
 
 
 @pytest.mark.parametrize(

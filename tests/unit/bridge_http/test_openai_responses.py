@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrt.bridge_http.openai import responses as r
+from zmqrt.bridge_http.openai.schema import ChatLogprobs, CompletionLogprobs
 from zmqrt.client.response import Chunk, Result
 from zmqrt.protocol.tasks import TokenLogprobs, Usage
 
@@ -47,41 +48,37 @@ def test_offsets_are_the_same_however_a_stream_is_cut(ids: list[int], cuts: list
             assert text[at:].startswith(SPELLED[token_id].decode())
 
 
-def test_the_token_that_came_is_always_among_the_likeliest() -> None:
-    """In chats in the place of the last, which keeps their number; in completions beside them, as OpenAI has it."""
-    chat = r.chat_logprobs([told(1, 2, 7)], [1], r.as_text)
-    completion = r.completion_logprobs([told(1, 2, 7)], [1], r.Offsets(), r.as_text)
+def written(*likeliest: int, came: int, spelling: r.Spelling = r.as_text) -> tuple[ChatLogprobs, CompletionLogprobs]:
+    """Write one token, and those that were likelier, in both forms."""
+    token = told(came, *likeliest)
+    chat = r.chat_logprobs([token], [came], spelling)
+    completion = r.completion_logprobs([token], [came], r.Offsets(), spelling)
     assert chat is not None
     assert completion is not None
+    return chat, completion
 
-    assert [(one.token, one.logprob) for one in chat.content[0].top_logprobs] == [("llo", -1.0), ("He", -3.0)]
+
+def test_the_token_that_came_is_always_among_the_likeliest() -> None:
+    """In chats in the place of the last, which keeps their number; in completions beside them, as OpenAI has it."""
+    chat, completion = written(2, 7, came=1)
+
+    assert [(token.token, token.logprob) for token in chat.content[0].top_logprobs] == [("llo", -1.0), ("He", -3.0)]
     assert completion.top_logprobs == [{"llo": -1.0, " é": -2.0, "He": -3.0}]
 
 
 def test_no_alternatives_are_none_in_chats_and_the_token_itself_in_completions() -> None:
     """`logprobs: 0` there still tells the token that came."""
-    chat = r.chat_logprobs([told(1)], [1], r.as_text)
-    completion = r.completion_logprobs([told(1)], [1], r.Offsets(), r.as_text)
-    assert chat is not None
-    assert completion is not None
+    chat, completion = written(came=1)
 
     assert (chat.content[0].top_logprobs, completion.top_logprobs) == ([], [{"He": -3.0}])
 
 
-def test_halves_that_are_written_alike_do_not_hide_the_token_that_came() -> None:
-    """Both are replacement characters."""
-    completion = r.completion_logprobs([told(4, 3)], [4], r.Offsets(), r.as_text)
-    assert completion is not None
+def test_halves_of_characters_do_not_hide_one_another() -> None:
+    """Both are replacement characters, and the one that came stays; their numbers (vLLM) tell them apart."""
+    as_text, as_id = written(3, came=4)[1], written(3, came=4, spelling=r.as_id)[1]
 
-    assert completion.top_logprobs == [{"\ufffd": -3.0}]
-
-
-def test_tokens_may_be_written_by_their_numbers() -> None:
-    """VLLM's `return_tokens_as_token_ids`: halves of characters can be told apart."""
-    completion = r.completion_logprobs([told(4, 3)], [4], r.Offsets(), r.as_id)
-    assert completion is not None
-
-    assert (completion.tokens, completion.top_logprobs) == (["token_id:4"], [{"token_id:3": -1.0, "token_id:4": -3.0}])
+    assert as_text.top_logprobs == [{"\ufffd": -3.0}]
+    assert (as_id.tokens, as_id.top_logprobs) == (["token_id:4"], [{"token_id:3": -1.0, "token_id:4": -3.0}])
 
 
 @pytest.mark.parametrize("made", [r.ChatStream, r.CompletionStream])
