@@ -27,14 +27,14 @@ from ..protocol.origins import (
     read_host,
     read_origin,
 )
-from . import static_files
 from .config import BridgeSettings
 from .cors import is_preflight
 from .errors import BadApiKeyError, ForbiddenHostError, refusal
 from .in_flight import rid_of
+from .paths import FILES
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
-OPEN_PATHS: Final = frozenset({*_PROBES, *static_files.FILES})
+OPEN_PATHS: Final = frozenset({*_PROBES, *FILES})
 """Probes carry no key, and tell nothing about anybody's requests. The pages hold no datum at all."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _REPEATED: Final = 100

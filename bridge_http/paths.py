@@ -16,6 +16,14 @@ OPENAI: Final[Mapping[str, str]] = {
     "/v1/completions": "POST",
     "/v1/embeddings": "POST",
 }
+FILES: Final = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/docs": ("docs.html", "text/html; charset=utf-8"),
+    "/openapi.json": ("openapi.json", "application/json; charset=utf-8"),
+}
+"""Path -> file in static/, media type (which the system's own list would have otherwise on some machines)."""
 OWN: Final[Mapping[str, str]] = {
     "/infer": "POST",
     "/health": "GET",
@@ -24,11 +32,7 @@ OWN: Final[Mapping[str, str]] = {
     "/startupz": "GET",
     "/status": "GET",
     "/metrics": "GET",
-    "/docs": "GET",
-    "/openapi.json": "GET",
-    "/": "GET",
-    "/page.css": "GET",
-    "/page.js": "GET",
+    **dict.fromkeys(FILES, "GET"),
 }
 _SLASHES: Final = re.compile("/{2,}")
 _MODEL: Final = "/v1/models/"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqrt.bridge_http import static_files
+from zmqrt.bridge_http import paths
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("bridge_http", "broker", "client", "protocol", "worker")
@@ -57,7 +57,7 @@ def test_static_files_are_packaged_and_served() -> None:
     on_disk = {path.name for path in (ROOT / "bridge_http" / "static").iterdir()}
 
     assert data["zmqrt.bridge_http"] == ["static/*"]
-    assert on_disk == {name for name, _ in static_files.FILES.values()}
+    assert on_disk == {name for name, _ in paths.FILES.values()}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

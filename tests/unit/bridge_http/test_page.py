@@ -11,8 +11,9 @@ from support.fake_fleet import FakeFleet
 from support.snapshots import EMPTY, node
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.paths import FILES
 from zmqrt.bridge_http.snapshot_cache import PATIENCE_S, SnapshotCache
-from zmqrt.bridge_http.static_files import FILES, POLICY
+from zmqrt.bridge_http.static_files import POLICY
 from zmqrt.protocol.errors import ConnectError
 from zmqrt.protocol.snapshot import Snapshot
 
