@@ -73,6 +73,16 @@ class Stage:
         self.broker.tick(self.now)
         self.collect()
 
+    def stay_alive(self, seconds: int, *peers: Client | Worker) -> None:
+        """Let time pass while each of them gives a sign of life a second."""
+        for _ in range(seconds):
+            for peer in peers:
+                if isinstance(peer, Worker):
+                    peer.beat()
+                else:
+                    peer.send(m.Ping(0))
+            self.pass_time(1.0)
+
     def gone(self, who: Client | Worker) -> None:
         """Break a connection."""
         self.broker.peer_gone(who.side, who.peer, self.now)

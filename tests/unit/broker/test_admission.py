@@ -287,10 +287,7 @@ def test_what_a_draining_broker_cannot_finish_goes_on_elsewhere() -> None:
     client.hear()
 
     stage.broker.drain(stage.now)
-    for _ in range(31):
-        worker.beat()
-        client.send(m.Ping(0))
-        stage.pass_time(1.0)
+    stage.stay_alive(31, worker, client)
 
     (error,) = client.hear_only(m.Error)
     assert (error.code, error.retryable, error.resume_n) == (503, True, 3)

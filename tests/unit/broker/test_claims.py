@@ -168,9 +168,7 @@ def test_a_silent_node_that_answers_again_has_its_place_back() -> None:
     pair.liar.hear()
     pair.honest.send(m.Draining(pair.honest.epoch))
     pair.ask(2, ttl_s=60.0)
-    for _ in range(20):
-        pair.liar.beat()
-        pair.stage.pass_time(1.0)
+    pair.stage.stay_alive(20, pair.liar)
     chance = pair.liar.work()
     assert len(chance) == 1
     pair.liar.partial(chance[0].lease, 0)
@@ -209,14 +207,10 @@ def test_a_node_that_is_slow_like_all_others_is_not_taken_for_silent() -> None:
     nodes = [stage.worker(f"n{number}") for number in range(2)]
     for number in range(6):
         client.request(number, ttl_s=20.0)
-        for second in range(13):
-            for node in nodes:
-                node.beat()
-            stage.pass_time(1.0)
-            if second == 12:
-                for node in nodes:
-                    for job in node.work():
-                        node.final(job.lease)
+        stage.stay_alive(13, *nodes)
+        for node in nodes:
+            for job in node.work():
+                node.final(job.lease)
         client.send(m.Ping(1))
 
     assert stage.counters.redispatches == 0
@@ -259,15 +253,6 @@ def test_a_silent_node_makes_no_promise_for_the_queue() -> None:
     assert service.retry_after_s() == 1.0  # one more at eight places
 
 
-def wait(stage: Stage, client: Client, nodes: list[Worker], seconds: int) -> None:
-    """Let time pass while everybody gives signs of life and nobody answers anything."""
-    for _ in range(seconds):
-        for node in nodes:
-            node.beat()
-        client.send(m.Ping(1))
-        stage.pass_time(1.0)
-
-
 def answer_all(stage: Stage, client: Client, nodes: list[Worker]) -> None:
     """Let it be known how fast the service usually is."""
     for number in range(6):
@@ -284,7 +269,7 @@ def test_a_node_whose_service_has_never_answered_is_not_taken_for_silent() -> No
     client = stage.client()
     nodes = [stage.worker(f"n{number}") for number in range(2)]
     client.request(1, ttl_s=30.0)
-    wait(stage, client, nodes, 28)
+    stage.stay_alive(28, *nodes, client)
     ((node, job),) = [(node, job) for node in nodes for job in node.work()]
     node.final(job.lease)
 
@@ -300,7 +285,7 @@ def test_what_asks_for_more_than_usual_may_take_longer(more: dict[str, Any]) -> 
     nodes = [stage.worker(f"n{number}") for number in range(2)]
     answer_all(stage, client, nodes)
     client.request(1, ttl_s=30.0, **more)
-    wait(stage, client, nodes, 28)
+    stage.stay_alive(28, *nodes, client)
     ((node, job),) = [(node, job) for node in nodes for job in node.work()]
     node.final(job.lease)
 
@@ -316,7 +301,7 @@ def test_what_is_taken_from_a_node_by_mistake_has_its_whole_time_at_the_next() -
     answer_all(stage, client, nodes)
     client.request(1, flags=STREAM, ttl_s=30.0)
     first = next(node for node in nodes if node.work())
-    wait(stage, client, nodes, 34)
+    stage.stay_alive(34, *nodes, client)
     (second,) = [node for node in nodes if node is not first]
     second.final(second.work()[0].lease)
 
@@ -332,7 +317,7 @@ def test_a_silent_node_is_asked_at_once_when_it_is_the_only_one_left() -> None:
     pair.honest.send(m.Draining(pair.honest.epoch))
     pair.ask(2)
     assert pair.liar.work() == []
-    wait(pair.stage, pair.client, [pair.liar], 3)
+    pair.stage.stay_alive(3, pair.liar, pair.client)
 
     assert len(pair.liar.work()) == 1
 
@@ -345,11 +330,7 @@ def test_what_must_not_run_twice_stays_where_it_is() -> None:
     client.request(1, flags=0, ttl_s=8.0)
     client.request(2, flags=0, ttl_s=8.0)
     honest.final(honest.work()[0].lease)
-    for _ in range(9):
-        liar.beat()
-        honest.beat()
-        client.send(m.Ping(1))
-        stage.pass_time(1.0)
+    stage.stay_alive(9, liar, honest, client)
 
     assert len(liar.work()) == 1
     assert honest.work() == []

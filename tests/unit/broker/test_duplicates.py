@@ -13,10 +13,8 @@ from zmqrt.protocol import messages as m
 
 def test_a_twin_joins_and_both_are_answered_by_one_run() -> None:
     """It gets the units it lacks, then what comes."""
-    stage = Stage()
-    first, second, worker = stage.client(), stage.client(), stage.worker()
-    first.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, first, worker, job = Stage().running(flags=STREAM)
+    second = stage.client()
     worker.partial(job.lease, 0, 2, b"ab")
     worker.partial(job.lease, 2, 1, b"c")
 
@@ -33,10 +31,8 @@ def test_a_twin_joins_and_both_are_answered_by_one_run() -> None:
 
 def test_a_twin_is_brought_up_from_the_unit_it_has() -> None:
     """From the chunk that holds it; the client trims."""
-    stage = Stage()
-    first, second, worker = stage.client(), stage.client(), stage.worker()
-    first.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, _, worker, job = Stage().running(flags=STREAM)
+    second = stage.client()
     for seq in (0, 2, 4):
         worker.partial(job.lease, seq, 2)
 
@@ -47,10 +43,8 @@ def test_a_twin_is_brought_up_from_the_unit_it_has() -> None:
 
 def test_a_lease_is_cancelled_when_the_last_reader_goes() -> None:
     """Not before."""
-    stage = Stage()
-    first, second, worker = stage.client(), stage.client(), stage.worker()
-    first.request(1)
-    (job,) = worker.work()
+    stage, first, worker, job = Stage().running()
+    second = stage.client()
     second.request(1)
 
     first.send(m.Cancel(rid_of(1)))
@@ -92,10 +86,8 @@ def test_a_request_sent_twice_on_one_connection_is_one_request() -> None:
 @pytest.mark.parametrize("change", [{"body": b"other"}, {"service": "b"}, {"flags": STREAM}])
 def test_the_same_id_for_something_else_is_refused(ended: bool, change: dict[str, Any]) -> None:  # noqa: FBT001
     """409, while it runs and afterwards."""
-    stage = Stage()
-    first, second, worker = stage.client(), stage.client(), stage.worker()
-    first.request(1)
-    (job,) = worker.work()
+    stage, _, worker, job = Stage().running()
+    second = stage.client()
     if ended:
         worker.final(job.lease)
 
@@ -106,10 +98,8 @@ def test_the_same_id_for_something_else_is_refused(ended: bool, change: dict[str
 
 def test_an_ended_request_is_answered_from_the_cache() -> None:
     """Unit by unit, and its end; nothing runs again."""
-    stage = Stage()
-    first, second, worker = stage.client(), stage.client(), stage.worker()
-    first.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, _, worker, job = Stage().running(flags=STREAM)
+    second = stage.client()
     worker.partial(job.lease, 0, 1, b"a")
     worker.partial(job.lease, 1, 1, b"b")
     worker.final(job.lease, 2, b"end")
@@ -153,10 +143,8 @@ def test_so_many_may_read_one_request() -> None:
 
 def test_a_client_with_its_own_units_takes_the_request_over() -> None:
     """RESUME supersedes: the old run is stopped, its other subscribers may ask again."""
-    stage = Stage()
-    first, second, worker = stage.client(), stage.client(), stage.worker()
-    first.request(1, flags=STREAM)
-    (job,) = worker.work()
+    stage, first, worker, job = Stage().running(flags=STREAM)
+    second = stage.client()
     worker.partial(job.lease, 0, 1, b"a")
     first.hear()
 

@@ -200,9 +200,7 @@ def test_nodes_that_fell_silent_did_not_crash() -> None:
     client.request(1, ttl_s=300.0)
 
     for _ in range(4):
-        for _ in range(11):
-            client.send(m.Ping(0))
-            stage.pass_time(1.0)
+        stage.stay_alive(11, client)
         worker = stage.worker()
 
     assert [d.attempt for d in worker.work()] == [5]
@@ -232,10 +230,7 @@ def test_a_started_stream_whose_weights_are_gone_ends() -> None:
     other = stage.worker(services=[offer(revision="r2")])
     lose(stage, worker)
 
-    for _ in range(11):
-        client.send(m.Ping(0))
-        other.beat()
-        stage.pass_time(1.0)
+    stage.stay_alive(11, client, other)
 
     (error,) = client.hear_only(m.Error)
     assert (error.code, error.reason, error.resume_n) == (502, "not_resumable", 2)

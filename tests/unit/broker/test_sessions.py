@@ -154,14 +154,10 @@ def test_a_client_that_waits_in_silence_counts_as_gone() -> None:
     client.request(1, flags=STREAM, ttl_s=300.0)
     worker.work()
 
-    for _ in range(24):
-        worker.beat()
-        stage.pass_time(1.0)
+    stage.stay_alive(24, worker)
     assert stage.counters.sessions_lost == 1
     assert worker.hear_only(m.WorkerCancel) == []
-    for _ in range(2):
-        worker.beat()
-        stage.pass_time(1.0)
+    stage.stay_alive(2, worker)
 
     assert len(worker.hear_only(m.WorkerCancel)) == 1
 

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from support.stage import STREAM, UNARY, Client, Stage, Worker, rid_of
+from support.stage import STREAM, UNARY, Stage, rid_of
 from zmqrt.protocol import messages as m
-
-
-def stay_alive(stage: Stage, seconds: int, *peers: Client | Worker) -> None:
-    """Let time pass while everybody gives signs of life."""
-    for _ in range(seconds):
-        for peer in peers:
-            if isinstance(peer, Worker):
-                peer.beat()
-            else:
-                peer.send(m.Ping(0))
-        stage.pass_time(1.0)
 
 
 def test_a_unary_request_has_so_much_time_in_all() -> None:
@@ -78,7 +67,7 @@ def test_heartbeats_go_out_every_half_interval() -> None:
     stage = Stage()
     worker = stage.worker()
 
-    stay_alive(stage, 25, worker)
+    stage.stay_alive(25, worker)
 
     beats = worker.hear_only(m.BrokerHeartbeat)
     assert 9 <= len(beats) <= 11
@@ -91,11 +80,11 @@ def test_outcomes_are_kept_for_the_dedupe_window() -> None:
     stage, client, worker = Stage().with_peers(capacity=10)
     client.request(1)
     worker.final(worker.work()[0].lease)
-    stay_alive(stage, 59, client, worker)
+    stage.stay_alive(59, client, worker)
     client.request(1)
     assert worker.work() == []
 
-    stay_alive(stage, 2, client, worker)
+    stage.stay_alive(2, client, worker)
     client.request(1)
 
     assert len(worker.work()) == 1

@@ -95,10 +95,7 @@ def test_a_client_that_reads_nothing_is_given_up_after_the_eviction_time() -> No
         worker.partial(job.lease, seq, 1, b"x" * 60)
     client.hear()
 
-    for second in range(11):
-        client.send(m.Ping(second))
-        worker.beat()
-        stage.pass_time(1.0)
+    stage.stay_alive(11, client, worker)
 
     errors = client.hear_only(m.Error)
     assert [(e.rid, e.reason) for e in errors] == [(rid_of(1), "slow_reader")]
