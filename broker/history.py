@@ -19,6 +19,7 @@ import msgspec
 from ..protocol import messages as m
 from ..protocol.request_trace import Attempt, RequestTrace, State, spent
 from ..protocol.sanitize import printable
+from ..protocol.snapshot import RequestPhase
 from .requests import QUEUED, Request, RequestState, TraceNotes, User
 
 KEPT: Final = 2048
@@ -26,7 +27,7 @@ KEPT: Final = 2048
 _PLAIN_PER_S: Final = 500
 """Uneventful whole answers kept in a second: a fleet of language models makes fewer."""
 _MOST_TOLD: Final = 20
-_STATES: Final[dict[RequestState, State]] = {
+PHASES: Final[dict[RequestState, RequestPhase]] = {
     RequestState.QUEUED: "queued",
     RequestState.LEASED: "dispatched",
     RequestState.STREAMING: "streaming",
@@ -173,7 +174,7 @@ def _attempts(entry: _Entry) -> list[Attempt]:
 
 def _state_of(entry: _Entry) -> State:
     if entry.ended_at is None:
-        return _STATES[entry.request.state]
+        return PHASES[entry.request.state]
     if entry.error is None:
         return "done"
     return "cancelled" if entry.error.code == _CANCELLED else "failed"

@@ -17,9 +17,9 @@ from ..protocol import snapshot as s
 from ..protocol.limits import MAX_FRAME_BYTES
 from .availability import choices
 from .bounds import QUERY_RATE
-from .history import request_id_of
+from .history import PHASES, request_id_of
 from .nodes import Node, NodeState
-from .requests import Request, RequestState
+from .requests import Request
 from .services import Service
 from .state import BrokerState
 
@@ -31,11 +31,6 @@ _HEALTH: dict[NodeState, s.NodeHealth] = {
     NodeState.DRAINING: "draining",
     NodeState.LOST: "lost",
     NodeState.EVICTED: "evicted",
-}
-_PHASES: dict[RequestState, s.RequestPhase] = {
-    RequestState.QUEUED: "queued",
-    RequestState.LEASED: "dispatched",
-    RequestState.STREAMING: "streaming",
 }
 
 
@@ -179,7 +174,7 @@ def _request(request: Request, now: float) -> s.RequestStatus:
         rid=request.ask.rid.hex(),
         request_id=request_id_of(request.ask.rid, request.ask.ext),
         service=request.ask.service,
-        phase=_PHASES[request.state],
+        phase=PHASES[request.state],
         age_s=now - request.admitted_at,
         node=node,
         units=request.next_n,
