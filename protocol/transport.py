@@ -142,23 +142,6 @@ def descriptor(socket: zmq.Socket[bytes]) -> int:
     return int(socket.getsockopt(zmq.FD))
 
 
-def engine_pair(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, bind: bool) -> zmq.Socket[bytes]:
-    """Join a node's agent (binds) and one engine process (connects) over ipc."""
-    pair = context.socket(zmq.PAIR)
-    pair.linger = 0
-    pair.sndhwm = 0  # bounded by the slots of the engine; a drop here would lose tokens
-    pair.rcvhwm = 0
-    try:
-        if bind:
-            pair.bind(endpoint)
-        else:
-            pair.connect(endpoint)
-    except zmq.ZMQError:
-        pair.close(0)  # left open, the end of its context would be waited for forever
-        raise
-    return pair
-
-
 def wake_pair(context: zmq.Context[zmq.Socket[bytes]], name: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Make a PAIR that lets other threads wake a poller: (the poller's end, the others' end)."""
     ends = context.socket(zmq.PAIR), context.socket(zmq.PAIR)

@@ -129,7 +129,7 @@ class Agent:
                     self.core.lost(index, ending.cause, now, broke_off=ending.broke_off)
 
     def _has_input(self) -> bool:
-        return any(link.has_input() for link in self.links) or (self._engines is not None and self._engines.has_input())
+        return any(link.has_input() for link in self.links)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

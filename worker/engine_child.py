@@ -1,38 +1,32 @@
-"""One run of an engine process, from the agent's side: its socket, its descriptors, its end. Decides nothing.
+"""One run of an engine process, from the agent's side: its channel, its descriptors, its end. Decides nothing.
 
-Each run has a socket of its own, so what a dead process still had to say is never taken for the words of the next.
+Each run has a channel of its own, so what a dead process still had to say is never taken for the words of the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
-import zmq
 
-from ..protocol import children, transport
+from ..protocol import children
 from ..protocol.timing import RestartPolicy
 from .device_discovery import DeviceSpec
 from .engines import ipc
 from .engines.base import EngineSpec
+from .engines.channel import make_channel
 from .engines.oom import REMEDIES
 
 _MODULE: Final = "zmqrt.worker.engines.process"
 _LOOK_EVERY_S: Final = 0.05
 """How soon an end is seen on systems that have no descriptor for a process."""
-_MOST_PATH: Final = 80
-"""The path of a Unix socket has at most 107 bytes; 27 are for our folder and the file in it."""
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +35,6 @@ class EngineChild:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         spec: EngineSpec,
         device: DeviceSpec,
         *,
@@ -49,29 +42,28 @@ class EngineChild:
         wake: Callable[[], None],
         log_arguments: Sequence[str],
     ) -> None:
-        """Start it. Raises OSError or ZMQError if that is not possible."""
+        """Start it. Raises OSError if that is not possible."""
         self.is_ready = False
         self.last_words = ""
         """Why it ends, by itself or by us."""
         self._policy = policy
         self._wake = wake
         self._loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as undo:
-            self._folder: Path | None = _private_folder()
-            undo.callback(self._hide)
-            endpoint = f"ipc://{self._folder}/pair"
-            self._pair = transport.engine_pair(context, endpoint, bind=True)
-            undo.callback(self._pair.close, 0)
-            self._process = _spawn(endpoint, spec, device, log_arguments)
-            undo.pop_all()
+        self._channel, its_end = make_channel()
+        try:
+            with its_end:
+                self._process = _spawn(its_end.fileno(), spec, device, log_arguments)
+        except BaseException:
+            self._channel.close()
+            raise
         self._pid_descriptor = _pid_descriptor(self._process.pid)
         self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(transport.descriptor(self._pair), wake)
+        self._is_watched_for_room = False
+        self._loop.add_reader(self._channel, wake)
         if self._pid_descriptor is not None:
             self._loop.add_reader(self._pid_descriptor, wake)
         else:
             self._look()
-        self._loop.call_soon(wake)  # the socket's descriptor is edge-triggered: look once by ourselves
 
     @property
     def pid(self) -> int:
@@ -84,11 +76,9 @@ class EngineChild:
 
     def receive(self) -> list[ipc.FromEngine]:
         """Return everything that has arrived."""
-        messages: list[ipc.FromEngine] = []
-        with contextlib.suppress(zmq.Again):
-            while True:
-                messages += ipc.decode_from_engine(self._pair.recv(zmq.NOBLOCK))
-                self._hide()
+        messages = [message for data in self._channel.receive() for message in ipc.decode_from_engine(data)]
+        if self._channel.is_over:  # else its end would be news again and again; the process is reported by `exit_code`
+            self._loop.remove_reader(self._channel)
         for message in messages:
             if isinstance(message, ipc.EngineReady):
                 self.is_ready = True
@@ -96,19 +86,21 @@ class EngineChild:
             elif isinstance(message, ipc.EngineFailed):
                 self.last_words = message.error
                 self._policy.is_hopeless |= message.is_final
-                self.send([ipc.Stop()])  # it waits for this, so that its exit cannot overtake its words
         return messages
-
-    def has_input(self) -> bool:
-        """Whether something is left to read."""
-        return transport.has_input(self._pair)
 
     def send(self, messages: Sequence[ipc.ToEngine]) -> None:
         """Send one envelope; to a process that is gone it goes nowhere, and its end is reported soon."""
-        with contextlib.suppress(zmq.Again):
-            self._pair.send(ipc.encode(messages), zmq.NOBLOCK)
-        if transport.has_input(self._pair):  # the send may have eaten the wake-up
-            self._wake()
+        self._channel.send(ipc.encode(messages))
+        self._watch_for_room()
+
+    def _watch_for_room(self) -> None:
+        """Go on sending when an engine that is busy with a step reads again."""
+        self._channel.flush()
+        if self._channel.has_unsent and not self._is_watched_for_room:
+            self._loop.add_writer(self._channel, self._watch_for_room)
+        elif not self._channel.has_unsent and self._is_watched_for_room:
+            self._loop.remove_writer(self._channel)
+        self._is_watched_for_room = self._channel.has_unsent
 
     def stop(self) -> None:
         """Let it end by itself. One that is inside a loader hears nobody, and has nothing to lose: it is killed."""
@@ -124,21 +116,15 @@ class EngineChild:
 
     def close(self) -> None:
         """Release everything; kills it if it still runs."""
-        self._loop.remove_reader(transport.descriptor(self._pair))
-        self._pair.close(0)
+        self._loop.remove_reader(self._channel)
+        self._loop.remove_writer(self._channel)
+        self._channel.close()
         if self._pid_descriptor is not None:
             self._loop.remove_reader(self._pid_descriptor)
             os.close(self._pid_descriptor)
         if self._timer is not None:
             self._timer.cancel()
         children.end(self._process)
-        self._hide()
-
-    def _hide(self) -> None:
-        """Take the socket's name away: nobody else shall connect, and a node that is killed leaves no files."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
     def _look(self) -> None:
         if self._process.poll() is not None:
@@ -146,19 +132,13 @@ class EngineChild:
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
 
 
-def _private_folder() -> Path:
-    """Make a folder for one socket; mkdtemp makes it private (0700), for whoever can connect is obeyed."""
-    base = tempfile.gettempdir()
-    is_short = len(os.fsencode(base)) <= _MOST_PATH
-    return Path(tempfile.mkdtemp(prefix="zmqrt-", dir=base if is_short else "/tmp"))  # noqa: S108
-
-
 def _spawn(
-    endpoint: str, spec: EngineSpec, device: DeviceSpec, log_arguments: Sequence[str]
+    descriptor: int, spec: EngineSpec, device: DeviceSpec, log_arguments: Sequence[str]
 ) -> subprocess.Popen[bytes]:
     mine = msgspec.structs.replace(spec, device=device.name_inside)
-    arguments = ("--endpoint", endpoint, "--spec", msgspec.json.encode(mine).decode(), *log_arguments)
-    return children.start(_MODULE, *arguments, env=device.environment(threads=spec.options.get("threads", "1")))
+    arguments = ("--channel", str(descriptor), "--spec", msgspec.json.encode(mine).decode(), *log_arguments)
+    env = device.environment(threads=spec.options.get("threads", "1"))
+    return children.start(_MODULE, *arguments, env=env, pass_fds=[descriptor])
 
 
 def _pid_descriptor(pid: int) -> int | None:

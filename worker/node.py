@@ -70,7 +70,6 @@ class _Node:
         client_endpoint: str | None,
     ) -> None:
         self._settings = settings
-        self._context = context
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
         self._devices = find_devices(settings)
@@ -137,7 +136,6 @@ class _Node:
             self._give_up(f"the model could not be made ready: {error!r}")
             return
         supervisor = EngineSupervisor(
-            self._context,
             self._spec(files),
             self._devices,
             wake=self._wake,

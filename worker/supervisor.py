@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-import zmq
-
 from ..protocol.timing import Backoff, RestartPolicy
 from .device_discovery import DeviceSpec
 from .engine_child import EngineChild, describe_end
@@ -49,7 +47,6 @@ class EngineSupervisor:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         spec: EngineSpec,
         devices: Sequence[DeviceSpec],
         *,
@@ -58,7 +55,6 @@ class EngineSupervisor:
         log_format: str = "text",
         worker_id: str = "",
     ) -> None:
-        self._context = context
         self._spec = spec
         self._processes = {device.id: _DeviceProcess(device) for device in devices}
         self._wake = wake
@@ -99,14 +95,13 @@ class EngineSupervisor:
         process.timer = process.end = None
         try:
             process.child = EngineChild(
-                self._context,
                 self._spec,
                 process.device,
                 policy=process.policy,
                 wake=self._wake,
                 log_arguments=self._log_arguments,
             )
-        except (OSError, zmq.ZMQError) as error:
+        except OSError as error:
             process.end = f"the engine process could not be started: {error}"
             self._wake()
 
@@ -151,10 +146,6 @@ class EngineSupervisor:
         log.info("%s: the next engine process starts in %.1f s", process.device.id, start_at - loop.time())
         process.timer = loop.call_at(start_at, self._start, process)
         return True
-
-    def has_input(self) -> bool:
-        """Whether something is left to read."""
-        return any(process.child is not None and process.child.has_input() for process in self._processes.values())
 
     def send(self, device: str, messages: Sequence[ipc.ToEngine]) -> None:
         """Send messages in one envelope."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.mock_tokens import expected_tokens
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform == "win32", reason="there is no ipc")]
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform == "win32", reason="nodes are Unix only")]
 TESTS = str(Path(__file__).resolve().parents[1])
 HELLO = list(b"hello")
 
@@ -338,53 +337,26 @@ def test_a_broken_engine_ends_its_process() -> None:
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_socket_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their folder is private, and gone as soon as both ends are joined: a node that is killed leaves none."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_without_descriptors_a_process_is_tried_again() -> None:
+    """It is told like any other end, and passes like any other."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def play(fleet: EngineFleet) -> None:
-        assert private_sockets() == [1]
         await fleet.ready()
-        assert private_sockets() == []
-        fleet.send(request(1))
-        await fleet.until(lambda: fleet.is_over(1))
-
-    def private_sockets() -> list[int]:
-        folders = list(tmp_path.iterdir())
-        assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
-        return [len(list(folder.iterdir())) for folder in folders]
-
-    drive(spec(), play)
-
-
-def test_without_room_for_a_socket_a_process_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, or a cleaner of /tmp: it is told like any other end, and passes like any other."""
-    room = tmp_path / "room"
-    monkeypatch.setattr(tempfile, "tempdir", str(room))
-
-    async def play(fleet: EngineFleet) -> None:
-        _, why, is_restarted = await fleet.exit()
-        assert "could not be started" in why
-        assert str(room) in why
-        assert is_restarted
-        room.mkdir()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, usual[1]))
+        fleet.supervisor.restart("mock:0", "as the test wants it")
+        await fleet.until(lambda: len(fleet.exits) == 2, "an end, and a start that fails")
+        assert fleet.exits[0][1] == "as the test wants it"
+        assert "could not be started" in fleet.exits[1][1]
+        assert fleet.exits[1][2]
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        fleet.said.clear()
         await fleet.ready()
 
-    drive(spec(), play)
-
-
-def test_a_socket_that_cannot_be_bound_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket is closed again: otherwise the node would never end."""
-
-    def gone(**_: object) -> str:
-        return str(tmp_path / "gone")
-
-    monkeypatch.setattr(tempfile, "mkdtemp", gone)
-
-    async def play(fleet: EngineFleet) -> None:
-        assert "could not be started" in (await fleet.exit())[1]
-
-    drive(spec(), play)
+    try:
+        drive(spec(), play)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
 @pytest.mark.parametrize("engine", ["mock", "support.toy_engines:stuck"])

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import msgspec
 import psutil
 
-from zmqrt.protocol import transport
 from zmqrt.worker.device_discovery import DeviceSpec
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import EngineSpec, ItemResult, TokenEvent
@@ -59,8 +58,6 @@ class EngineFleet:
             self.heard_at[device] = time.monotonic()
         self.exits += self.supervisor.exits()
         self.pids |= set(self.supervisor.pids.values())
-        if self.supervisor.has_input():
-            self.woken.set()
 
     async def until(self, condition: Callable[[], T], what: str = "it") -> T:
         """Take in what comes until the condition gives something true, and return that."""
@@ -127,17 +124,13 @@ def drive(of: EngineSpec, play: Callable[[EngineFleet], Awaitable[Any]], devices
     """Run engine processes while the test plays the agent; afterwards none may be left."""
 
     async def run() -> None:
-        context = transport.make_context()
         woken = asyncio.Event()
         here = [DeviceSpec(id=f"mock:{number}", kind="mock") for number in range(devices)]
-        supervisor = EngineSupervisor(context, of, here, wake=woken.set)
+        supervisor = EngineSupervisor(of, here, wake=woken.set)
         fleet = EngineFleet(supervisor, woken)
-        try:
-            async with supervisor:
-                fleet.look()
-                await play(fleet)
-        finally:
-            context.term()
+        async with supervisor:
+            fleet.look()
+            await play(fleet)
         assert not alive(list(fleet.pids))
 
     asyncio.run(run())

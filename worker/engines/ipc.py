@@ -1,4 +1,4 @@
-"""The messages between a node's agent and one engine process, over an ipc PAIR: one envelope per step and direction.
+"""The messages between a node's agent and one engine process, over their channel: one envelope per step and direction.
 
 Both ends are the same release on the same machine, so there is no version here; what crosses the network is ZRT/1.
 An envelope is one MessagePack array of the structs below (`encode` / `decode_*`).

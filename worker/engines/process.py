@@ -1,6 +1,6 @@
 """An engine process: one device, one loop on one thread, one envelope to the agent for each pass.
 
-`python -m zmqrt.worker.engines.process --endpoint ipc://… --spec JSON`, spawned by the supervisor and by
+`python -m zmqrt.worker.engines.process --channel DESCRIPTOR --spec JSON`, spawned by the supervisor and by
 nobody else. The loop drains what the agent wants, lets each busy engine do one step, and sends what came of it. A loop
 that stands still sends nothing: its silence is how the agent finds a hung engine.
 """
@@ -8,21 +8,18 @@ that stands still sends nothing: its silence is how the agent finds a hung engin
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import logging
 import math
+import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, assert_never, cast
 
 import msgspec
-import zmq
 
-from ...protocol import transport
 from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed
 from ...protocol.parent_watch import watch_parent
@@ -31,6 +28,7 @@ from .adapters import EngineAdapter, Outbox, TokenAdapter, describe
 from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
 from .batch_adapter import BatchAdapter
 from .batcher import Batcher
+from .channel import Channel, WakePipe, inherited
 from .factories import LoadProgress, load_engines, revision_of
 from .stream_adapter import StreamAdapter
 
@@ -40,11 +38,7 @@ _SIGN_S: Final = 0.2
 """How often an idle loop shows that it moves; the agent is promised 250 ms."""
 _STEP_WAIT_S: Final = 0.05
 """How long a step may be awaited before the agent is heard again: a cancel takes effect within this."""
-_ENVELOPES_PER_PASS: Final = 64
-_LINGER_MS: Final = 500
-_NOBLOCK: Final = int(zmq.NOBLOCK)
-
-Socket = zmq.Socket[bytes]
+_LINGER_S: Final = 0.5
 
 
 class EngineLoop:
@@ -52,28 +46,26 @@ class EngineLoop:
 
     def __init__(
         self,
-        socket: Socket,
+        channel: Channel,
         adapters: Mapping[str, EngineAdapter],
         out: Outbox,
         *,
-        wakeups: Socket | None = None,
+        wakeups: WakePipe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._socket = socket
+        self._channel = channel
         self._adapters = adapters
         self._out = out
         self._wakeups = wakeups
         self._clock = clock
         self._is_stopped = False
         self._step_at = clock()
-        self._poller = zmq.Poller()
-        for end in (socket, wakeups):
-            if end is not None:
-                self._poller.register(end, zmq.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(wakeups, select.POLLIN)
 
     def run(self) -> None:
         """Go round. Raises what breaks an engine; what the step before it made has been sent."""
-        while not self._is_stopped:
+        while not (self._is_stopped or self._channel.is_over):
             self._wait()
             self._take_in()
             try:
@@ -85,19 +77,15 @@ class EngineLoop:
         if self._is_anyone_busy() or self._out.has_step() or self._out.messages:
             return
         left_s = self._step_at + _SIGN_S - self._clock()
-        self._poller.poll(max(0, math.ceil(1000 * left_s)))
-        if self._wakeups is not None:
-            _drain(self._wakeups)
+        self._poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_unsent else 0))
+        self._poll.poll(max(0, math.ceil(1000 * left_s)))
+        self._wakeups.drain()
 
     def _is_anyone_busy(self) -> bool:
         return any(adapter.is_busy for adapter in self._adapters.values())
 
     def _take_in(self) -> None:
-        for _ in range(_ENVELOPES_PER_PASS):
-            try:
-                data = self._socket.recv(_NOBLOCK)
-            except zmq.Again:
-                return
+        for data in self._channel.receive():
             for message in ipc.decode_to_engine(data):
                 self._handle(message)
 
@@ -137,7 +125,9 @@ class EngineLoop:
             self._step_at = now
         messages = self._out.take(stats)
         if messages:
-            _send(self._socket, messages)
+            self._channel.send(ipc.encode(messages))
+        elif self._channel.has_unsent:
+            self._channel.flush()
 
     def close(self) -> None:
         """Close every engine; one that fails to does not keep the others."""
@@ -146,16 +136,6 @@ class EngineLoop:
                 adapter.close()
             except Exception:
                 log.exception("an engine failed to close")
-
-
-def _send(socket: Socket, messages: list[ipc.FromEngine]) -> None:
-    socket.send(ipc.encode(messages), _NOBLOCK)
-
-
-def _drain(wakeups: Socket) -> None:
-    with contextlib.suppress(zmq.Again):
-        while True:
-            wakeups.recv(_NOBLOCK)
 
 
 # --- from a spec to adapters ------------------------------------------------------------------------------------------
@@ -197,11 +177,9 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
 class EngineMain:
     """One life: load, serve, leave."""
 
-    def __init__(self, context: zmq.Context[Socket], endpoint: str, spec: EngineSpec) -> None:
-        self._context = context
+    def __init__(self, channel: Channel, spec: EngineSpec) -> None:
+        self._channel = channel
         self._spec = spec
-        self._socket = transport.engine_pair(context, endpoint, bind=False)
-        self._ends: list[Socket] = []
         self._started_at = time.monotonic()
 
     def run(self) -> int:
@@ -217,55 +195,35 @@ class EngineMain:
             else:
                 log.exception("the engine on %s cannot go on", self._spec.device)
                 failed = ipc.EngineFailed(describe(error))
-            _send(self._socket, [failed])
-            self._wait_for_stop()
+            self._send(failed)
             return 1
         finally:
             if loop is not None:
                 loop.close()
-            for end in self._ends:
-                end.close(0)
-            self._socket.close(_LINGER_MS)
+            self._channel.close(_LINGER_S)
         return 0
 
     def _load(self) -> EngineLoop:
         progress = LoadProgress(self._report_progress, time.monotonic)
         engines = load_engines(self._spec, progress)
         out = Outbox()
-        wakeups, wake = self._make_wakeups()
-        adapters = {name: make_adapter(engine, self._spec, out, wake) for name, engine in engines.items()}
+        wakeups = WakePipe()
+        adapters = {name: make_adapter(engine, self._spec, out, wakeups.wake) for name, engine in engines.items()}
         services = [describe_service(name, adapter, engines[name], self._spec) for name, adapter in adapters.items()]
-        _send(self._socket, [ipc.EngineReady(services)])
-        return EngineLoop(self._socket, adapters, out, wakeups=wakeups)
-
-    def _wait_for_stop(self) -> None:
-        """Let the agent read why, before it sees that the process is gone: the end is quicker than the words."""
-        give_up_at = time.monotonic() + _LINGER_MS / 1000
-        while self._socket.poll(max(0, math.ceil(1000 * (give_up_at - time.monotonic())))):
-            if ipc.Stop() in ipc.decode_to_engine(self._socket.recv()):
-                return
+        self._send(ipc.EngineReady(services))
+        return EngineLoop(self._channel, adapters, out, wakeups=wakeups)
 
     def _report_progress(self, phase: Phase, percent: float) -> None:
-        _send(self._socket, [ipc.EngineLoading(phase, percent, time.monotonic() - self._started_at)])
+        self._send(ipc.EngineLoading(phase, percent, time.monotonic() - self._started_at))
 
-    def _make_wakeups(self) -> tuple[Socket, Callable[[], None]]:
-        """Return a socket for the loop to listen to, and what another thread calls to wake it."""
-        wakeups, waker = transport.wake_pair(self._context, "engine-wakeups")
-        self._ends = [wakeups, waker]
-
-        lock = threading.Lock()  # several adapters have a thread, and a socket is one thread's at a time
-
-        def wake() -> None:
-            with lock, contextlib.suppress(zmq.ZMQError):  # full: it will wake already; closed: nobody listens any more
-                waker.send(b"", _NOBLOCK)
-
-        return wakeups, wake
+    def _send(self, message: ipc.FromEngine) -> None:
+        self._channel.send(ipc.encode([message]))
 
 
 def main() -> int:
     """Run the process."""
     parser = argparse.ArgumentParser(description="One engine on one device; started by zmqrt-worker.")
-    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--spec", required=True)
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
@@ -278,11 +236,7 @@ def main() -> int:
     configure_logging(
         arguments.log_level, arguments.log_format, role=f"engine {spec.device}", worker_id=arguments.worker_id
     )
-    context = transport.make_context()
-    try:
-        return EngineMain(context, arguments.endpoint, spec).run()
-    finally:
-        context.term()  # waits for the last words, at most _LINGER_MS
+    return EngineMain(inherited(arguments.channel), spec).run()
 
 
 if __name__ == "__main__":
