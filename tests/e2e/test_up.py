@@ -4,8 +4,10 @@ import json
 import signal
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.cli import Running, zmqrt
@@ -67,18 +69,24 @@ def test_nothing_is_left_of_one_that_is_killed() -> None:
         eventually(running.nothing_is_left, what="the end of all children")
 
 
-@pytest.mark.parametrize("role", ["zmqrt.broker", "zmqrt.worker", "zmqrt.bridge_http"])
-def test_a_role_that_dies_comes_back(role: str) -> None:
-    """On the same ports, so that everybody finds it again."""
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    """One that goes on, for tests that leave it as it was."""
     with Running("up", "--mock", "--port", "0") as running:
-        up = Up(running)
-        (victim,) = (process for process in running.family() if role in process.cmdline())
-        victim.kill()
-        running.until(lambda line: "starting it again" in line)
-        running.until(lambda line: line.endswith(": ready") or ": ready " in line)
+        yield Up(running)
 
-        assert eventually(lambda: zmqrt("submit", "--url", up.http, "--prompt", "hi").returncode == 0, what="an answer")
-        assert up.ask()
+
+@pytest.mark.parametrize("role", ["zmqrt.broker", "zmqrt.worker", "zmqrt.bridge_http"])
+def test_a_role_that_dies_comes_back(up: Up, role: str) -> None:
+    """On the same ports, so that everybody finds it again."""
+    running = up.running
+    (victim,) = (process for process in psutil.Process(running.popen.pid).children() if role in process.cmdline())
+    victim.kill()
+    running.until(lambda line: "starting it again" in line)
+    running.until(lambda line: line.endswith(": ready") or ": ready " in line)
+
+    assert eventually(lambda: zmqrt("submit", "--url", up.http, "--prompt", "hi").returncode == 0, what="an answer")
+    assert up.ask()
 
 
 def test_two_nodes_show_in_the_status_to_whoever_has_the_keys(tmp_path: Path) -> None:
@@ -101,20 +109,18 @@ def test_two_nodes_show_in_the_status_to_whoever_has_the_keys(tmp_path: Path) ->
         assert "active" in shown
 
 
-def test_a_busy_port_is_named() -> None:
+def test_a_busy_port_is_named(up: Up) -> None:
     """And nothing else stays running."""
-    with Running("up", "--mock", "--port", "0") as running:
-        up = Up(running)
-        port = up.http.rpartition(":")[2]
-        second = zmqrt("up", "--mock", "--port", port, "--client-port", "0", "--worker-port", "0")
+    port = up.http.rpartition(":")[2]
+    second = zmqrt("up", "--mock", "--port", port, "--client-port", "0", "--worker-port", "0")
 
-        assert second.returncode == 1
-        assert f"http://127.0.0.1:{port} is in use by another process" in second.stderr
-        third = zmqrt("up", "--mock", "--port", "0", "--client-port", up.clients.rpartition(":")[2])
+    assert second.returncode == 1
+    assert f"http://127.0.0.1:{port} is in use by another process" in second.stderr
+    third = zmqrt("up", "--mock", "--port", "0", "--client-port", up.clients.rpartition(":")[2])
 
-        assert third.returncode == 1
-        assert f"{up.clients} is in use by another process" in third.stderr
-        assert "--port 0, which takes free ones" in third.stderr
+    assert third.returncode == 1
+    assert f"{up.clients} is in use by another process" in third.stderr
+    assert "--port 0, which takes free ones" in third.stderr
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
