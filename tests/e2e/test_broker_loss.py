@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -70,23 +71,27 @@ def broker_at(stack: Stack, endpoint: str | None) -> Process:
     )
 
 
-def there_and_back(stack: Stack, *, clients: int, streams: int, tokens: int) -> None:
-    """Kill the broker in use, start it again, kill the other one in the same way."""
+def there_and_back(
+    stack: Stack, *, clients: int, streams: int, tokens: int, number: signal.Signals = signal.SIGKILL
+) -> None:
+    """End the broker in use, start it again, end the other one in the same way."""
     with Crowd(stack, clients, streams, tokens) as crowd:
         for _ in range(2):
             crowd.start()
             (in_use,) = crowd.brokers_in_use()
             victim = broker_at(stack, in_use)
-            victim.kill()
+            victim.signal(number)
             crowd.finish()
+            assert victim.wait() == (-number if number is signal.SIGKILL else 0)
             assert in_use not in crowd.brokers_in_use()
             stack.again(victim)
             stack.wait_for_nodes(NODES, in_use)
 
 
-def test_a_hundred_streams_outlive_either_broker(fleet: Stack) -> None:
-    """Killed while it carries them; then the other one, which had taken them over."""
-    there_and_back(fleet, clients=4, streams=100, tokens=100)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_hundred_streams_outlive_either_broker(fleet: Stack, number: signal.Signals) -> None:
+    """Killed or asked to leave while it carries them; then the other one, which had taken them over."""
+    there_and_back(fleet, clients=4, streams=100, tokens=100, number=number)
 
 
 def test_streams_outlive_the_absence_of_every_broker(fleet: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Nodes and engines that are killed while they work: nobody's answer shows it."""
+"""Nodes and engines that are killed while they work: nobody's answer shows it. And callers who leave."""
 
 from __future__ import annotations
 
@@ -129,6 +129,32 @@ def _restarts(client: Client) -> int:
     return sum(device.restarts for node in client.status().nodes for device in node.devices)
 
 
+def is_idle(client: Client) -> bool:
+    """Say whether nothing runs: on the nodes too, not only at the broker."""
+    snapshot = client.status()
+    return not snapshot.running and not any(device.running for node in snapshot.nodes for device in node.devices)
+
+
+def test_a_stream_left_early_frees_its_slot() -> None:
+    """Although it would go on for minutes."""
+    with running(worker=("--engine-opt", "step_ms=50")) as stack, stack.client() as client:
+        with client.stream("endless", max_tokens=4000, ignore_eos=True, model="mock") as stream:
+            next(stream)
+            eventually(lambda: client.status().running == 1, what="a busy fleet")
+
+        eventually(lambda: is_idle(client), within_s=10, what="an idle fleet")
+
+
+@pytest.mark.slow
+def test_a_slow_stream_is_kept_by_a_client_that_says_nothing_else() -> None:
+    """Longer than a broker keeps the work of a silent client: the library gives signs of life by itself."""
+    impatient = ("--heartbeat-interval", "0.4", "--node-eviction-timeout", "0.8")
+    with running(broker=impatient, worker=("--engine-opt", "step_ms=3000")) as stack, stack.client() as client:
+        handle = client.submit("slow", stream=True, max_tokens=4, ignore_eos=True, model="mock", timeout_s=20)
+
+        assert sum(len(chunk.token_ids) for chunk in handle) == 4
+
+
 @pytest.mark.slow
 def test_the_work_of_a_killed_client_is_given_up() -> None:
     """After the time it had to come back: the broker counts it, and the node's slots are free."""
@@ -140,10 +166,5 @@ def test_the_work_of_a_killed_client_is_given_up() -> None:
         eventually(lambda: client.status().running == 2, what="running requests")
         child.kill()
 
-        def is_idle() -> bool:
-            snapshot = client.status()
-            devices = [device for node in snapshot.nodes for device in node.devices]
-            return not snapshot.running and not any(device.running for device in devices)
-
-        eventually(is_idle, what="an idle fleet")
+        eventually(lambda: is_idle(client), what="an idle fleet")
         assert client.status().counters["cancelled"] == 2
