@@ -124,6 +124,7 @@ class ClientCore:
         """Give up a connection that is gone, or never came to be; None = the cause is not known yet."""
         self.connections.lose(connection, failure, now)
         self._fail_expired(now)
+        self._pump(now)  # a broker that leaves may be gone before its requests are done: the next one may be up already
 
     def unsendable(self, connection: BrokerConnection, message: m.FromClient, why: Exception, now: float) -> None:
         """End what a message that cannot be packed belongs to, and nothing else."""
@@ -154,6 +155,7 @@ class ClientCore:
             self._take(connection, message, now)
             if connection.state is ConnectionState.DEAD:
                 self._fail_expired(now)
+                self._pump(now)
                 return
         self._pump(now)
         self.connections.shut_if_done(connection)

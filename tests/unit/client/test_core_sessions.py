@@ -231,6 +231,18 @@ def test_a_broker_that_leaves_finishes_what_it_has() -> None:
     assert talk.closed() == [A]
 
 
+def test_what_a_broker_had_that_is_gone_while_it_leaves_goes_on_at_once() -> None:
+    """Its connection breaks before its requests are done, when the next one is up already: nobody waits for a timer."""
+    talk, ear, connection = started(A, B, stream=True)
+    talk.hear(connection, partial(ear.rid, 0, 2), m.Goaway("drain", 30_000))
+    talk.after(0.2)
+    following = talk.up()
+    talk.lose(connection)
+
+    (request,) = talk.sent(following, m.Request)
+    assert (request.rid, request.resume_n) == (ear.rid, 2)
+
+
 def test_what_a_leaving_broker_has_not_finished_goes_on_elsewhere() -> None:
     """At its deadline it counts as lost."""
     talk, ear, connection = started(A, B, stream=True)
