@@ -88,14 +88,23 @@ def all_kinds() -> list[TokenRequest]:
     return [*plain_ones, *shaped]
 
 
+QUICK = ((1, 512), (2, 1), (2, 512), (3, 16))
+
+
 @pytest.fixture(scope="module")
 def right(make: Make) -> dict[int, list[int]]:
     """Have the runner that asks the host each time run every kind of request, alone."""
     return {request.ticket: tokens_of(make("torch"), [request])[request.ticket] for request in all_kinds()}
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("chunk", [1, 16, 512])
+@pytest.mark.parametrize(
+    ("depth", "chunk"),
+    [  # each depth and each size of a piece at least once; the rest of their pairs is slow
+        pytest.param(depth, chunk, marks=() if (depth, chunk) in QUICK else pytest.mark.slow)
+        for depth in (1, 2, 3)
+        for chunk in (1, 16, 512)
+    ],
+)
 def test_it_draws_what_the_other_runner_draws(make: Make, right: dict[int, list[int]], depth: int, chunk: int) -> None:
     """Any sampling, any neighbours, however far ahead."""
     requests = all_kinds()
@@ -132,21 +141,20 @@ def test_logprobs_are_those_of_the_other_runner(make: Make) -> None:
         SamplingParams(seed=1),
     ]
     requests = [ask(ticket=number, sampling=sampling) for number, sampling in enumerate(wants)]
-    right, got = (run(make(kind), requests) for kind in ("torch", "device"))
+    theirs, got = (run(make(kind), requests) for kind in ("torch", "device"))
 
     for ticket in range(3):
-        assert got[ticket].token_ids == right[ticket].token_ids
-        assert [sorted(one) for one in got[ticket].logprobs] == [sorted(one) for one in right[ticket].logprobs]
-        for one, other in zip(got[ticket].logprobs, right[ticket].logprobs, strict=True):
+        assert got[ticket].token_ids == theirs[ticket].token_ids
+        assert [sorted(one) for one in got[ticket].logprobs] == [sorted(one) for one in theirs[ticket].logprobs]
+        for one, other in zip(got[ticket].logprobs, theirs[ticket].logprobs, strict=True):
             assert one == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whoever_comes_and_goes_changes_nothing_for_others(make: Make, seed: int) -> None:
+def test_whoever_comes_and_goes_changes_nothing_for_others(make: Make, right: dict[int, list[int]], seed: int) -> None:
     """Arrivals and cancels at any moment, steps read late, slots used again at once."""
     rng = random.Random(seed)
     requests = {one.ticket: one for one in all_kinds()}
-    right = {ticket: tokens_of(make("torch"), [one])[ticket] for ticket, one in requests.items()}
     engine = make(slots=4, kv_tokens=600, context=300, chunk_tokens=16)
     made: dict[int, list[int]] = {}
     kinds: dict[int, int] = {}
