@@ -68,9 +68,6 @@ class EngineSupervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop(_STOP_S)
-
-    async def stop(self, deadline_s: float) -> None:
         """Let every process end by itself, then by force; after this there are none."""
         loop, stopped = asyncio.get_running_loop(), list[EngineChild]()
         for process in self._processes.values():
@@ -80,11 +77,11 @@ class EngineSupervisor:
                 process.child.stop()
                 stopped.append(process.child)
                 process.child = None
-        give_up_at = loop.time() + deadline_s
+        give_up_at = loop.time() + _STOP_S
         try:
             while any(child.exit_code() is None for child in stopped):
                 if loop.time() >= give_up_at:
-                    log.warning("an engine process did not stop within %.1f s and is killed", deadline_s)
+                    log.warning("an engine process did not stop within %.1f s and is killed", _STOP_S)
                     break
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:

@@ -30,19 +30,11 @@ class BatchAdapter:
 
     kind: Kind = "batch"
 
-    def __init__(
-        self,
-        engine: BatchEngine,
-        out: Outbox,
-        batcher: Batcher,
-        wake: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, engine: BatchEngine, out: Outbox, batcher: Batcher, wake: Callable[[], None]) -> None:
         self._engine = engine
         self._out = out
         self._batcher = batcher
         self._wake = wake
-        self._clock = clock
         self._slots = engine.capacity().slots
         self._running: list[Item] = []
         self._began_at = 0.0
@@ -60,7 +52,7 @@ class BatchAdapter:
     @property
     def is_alive(self) -> bool:
         """Whether the batch that runs may still be believed in."""
-        return not self._running or self._clock() - self._began_at < _ALIVE_S
+        return not self._running or time.monotonic() - self._began_at < _ALIVE_S
 
     def submit(self, message: Submit | SubmitTask) -> None:
         """Let the item wait for its batch."""
@@ -70,7 +62,7 @@ class BatchAdapter:
         elif len(self._batcher) + len(self._running) >= self._slots:
             self._out.messages.append(Refused(message.ticket, full=True, error=f"all {self._slots} places are taken"))
         else:
-            self._batcher.add(Item(ticket=message.ticket, task=message.task, length=message.length), self._clock())
+            self._batcher.add(Item(ticket=message.ticket, task=message.task, length=message.length), time.monotonic())
 
     def cancel(self, ticket: int) -> None:
         """Take the item out if it waits; the result of one that runs is its last word."""
@@ -82,11 +74,11 @@ class BatchAdapter:
         if not self._done.empty():
             batch, self._running = self._running, []
             self._take_in(batch, self._done.get())
-        batch = self._batcher.next_batch(self._clock(), idle=not self._running) or []
+        batch = self._batcher.next_batch(time.monotonic(), idle=not self._running) or []
         if batch:
             self._batches += 1
             self._largest = max(self._largest, len(batch))
-            self._running, self._began_at = batch, self._clock()
+            self._running, self._began_at = batch, time.monotonic()
             self._todo.put(batch)
 
     def _take_in(self, batch: list[Item], outcome: list[ItemResult] | Exception) -> None:

@@ -16,7 +16,6 @@ from typing import Final
 from .base import Item
 
 PAD_TO: Final = 64
-_ALL: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +31,13 @@ class Batcher:
     Args:
         max_size: Items in one batch at most.
         max_latency_s: Age at which an item's group is preferred, whatever else waits.
-        max_tokens: Padded tokens in one batch at most (a single larger item still goes, alone).
     """
 
-    def __init__(self, *, max_size: int, max_latency_s: float, max_tokens: int = _ALL) -> None:
+    def __init__(self, *, max_size: int, max_latency_s: float) -> None:
         self._max_size = max_size
         self._max_latency_s = max_latency_s
-        self._max_tokens = max_tokens
         self._groups: dict[int, deque[_Waiting]] = {}
         self._retries: deque[list[Item]] = deque()
-        self._count = 0
         self._arrived = 0
         self._seen = 0
 
@@ -110,8 +106,7 @@ class Batcher:
 
     def _take(self, group: deque[_Waiting]) -> list[Item]:
         length = _padded(group[0].item)
-        most = max(1, min(self._max_size, self._max_tokens // length))
-        batch = [group.popleft().item for _ in range(min(most, len(group)))]
+        batch = [group.popleft().item for _ in range(min(self._max_size, len(group)))]
         if not group:
             del self._groups[length]
         return batch

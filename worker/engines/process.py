@@ -45,21 +45,14 @@ class EngineLoop:
     """Runs the adapters until the agent says Stop."""
 
     def __init__(
-        self,
-        channel: Channel,
-        adapters: Mapping[str, EngineAdapter],
-        out: Outbox,
-        *,
-        wakeups: WakePipe,
-        clock: Callable[[], float] = time.monotonic,
+        self, channel: Channel, adapters: Mapping[str, EngineAdapter], out: Outbox, *, wakeups: WakePipe
     ) -> None:
         self._channel = channel
         self._adapters = adapters
         self._out = out
         self._wakeups = wakeups
-        self._clock = clock
         self._is_stopped = False
-        self._step_at = clock()
+        self._step_at = time.monotonic()
         self._poll = select.poll()
         self._poll.register(wakeups, select.POLLIN)
 
@@ -76,7 +69,7 @@ class EngineLoop:
     def _wait(self) -> None:
         if self._is_anyone_busy() or self._out.has_step() or self._out.messages:
             return
-        left_s = self._step_at + _SIGN_S - self._clock()
+        left_s = self._step_at + _SIGN_S - time.monotonic()
         self._poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_unsent else 0))
         self._poll.poll(max(0, math.ceil(1000 * left_s)))
         self._wakeups.drain()
@@ -117,7 +110,7 @@ class EngineLoop:
             adapter.advance(_STEP_WAIT_S / len(busy))
 
     def _report(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         is_sign_due = now - self._step_at >= _SIGN_S and all(adapter.is_alive for adapter in self._adapters.values())
         stats = None
         if self._out.has_step() or is_sign_due:
@@ -146,10 +139,7 @@ def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[
     if isinstance(engine, TokenEngine):
         return TokenAdapter(engine, out)
     if isinstance(engine, BatchEngine):
-        batcher = Batcher(
-            max_size=spec.batch_max_size,
-            max_latency_s=spec.batch_max_latency_ms / 1000,
-        )
+        batcher = Batcher(max_size=spec.batch_max_size, max_latency_s=spec.batch_max_latency_ms / 1000)
         return BatchAdapter(engine, out, batcher, wake)
     if isinstance(engine, StreamEngine):
         return StreamAdapter(engine, out, wake)

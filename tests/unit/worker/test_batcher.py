@@ -79,16 +79,6 @@ def test_lengths_do_not_mix_and_none_starves() -> None:
     assert settled(batcher, 1.0) == [1]
 
 
-def test_a_batch_is_bounded_in_padded_tokens() -> None:
-    """Two of 64 fit into 128; one that is larger than the bound still goes, alone."""
-    batcher = Batcher(max_size=8, max_latency_s=1.0, max_tokens=2 * PAD_TO)
-    for ticket in (1, 2, 3):
-        batcher.add(item(ticket, PAD_TO), now=0.0)
-    batcher.add(item(4, 1000), now=0.0)
-
-    assert [settled(batcher), settled(batcher), settled(batcher)] == [[1, 2], [3], [4]]
-
-
 def test_only_the_bad_item_of_a_failed_batch_is_given_up() -> None:
     """Halves are tried again until it is alone."""
     batcher = Batcher(max_size=8, max_latency_s=1.0)
@@ -120,24 +110,17 @@ def test_a_waiting_item_can_be_cancelled_once() -> None:
     assert [settled(batcher), settled(batcher)] == [[4], [2]]
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 500), st.floats(0, 5)), max_size=60),
-    st.integers(1, 9),
-    st.integers(1, 1000),
-)
-def test_everything_goes_exactly_once_within_the_bounds(
-    arrivals: list[tuple[int, float]], max_size: int, max_tokens: int
-) -> None:
-    """Whatever arrives leaves once, in batches within both bounds."""
-    batcher = Batcher(max_size=max_size, max_latency_s=1.0, max_tokens=max_tokens)
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 5)), max_size=60), st.integers(1, 9))
+def test_everything_goes_exactly_once_within_the_bound(arrivals: list[tuple[int, float]], max_size: int) -> None:
+    """Whatever arrives leaves once, in batches of one length."""
+    batcher = Batcher(max_size=max_size, max_latency_s=1.0)
     for ticket, (length, now) in enumerate(arrivals):
         batcher.add(item(ticket, length), now)
     gone: list[int] = []
     while len(batcher):
         batch = batcher.next_batch(6.0, idle=True) or []
         assert len(batch) <= max_size
-        padded = sum(-(-one.length // PAD_TO) * PAD_TO for one in batch)
-        assert padded <= max_tokens or len(batch) == 1
+        assert len({-(-one.length // PAD_TO) for one in batch}) <= 1
         gone += tickets(batch)
 
     assert sorted(gone) == list(range(len(arrivals)))
