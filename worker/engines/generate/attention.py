@@ -25,6 +25,14 @@ class AttentionShape:
     kv_heads: int
     head_size: int
 
+    @classmethod
+    def of(cls, config: Any) -> AttentionShape:  # noqa: ANN401 - transformers' configurations are untyped
+        """Read it from the configuration of a model."""
+        heads = int(config.num_attention_heads)
+        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return cls(int(config.num_hidden_layers), heads, kv_heads, head_size)
+
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Return what one token costs in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size * dtype.itemsize

@@ -36,20 +36,8 @@ class HfDecoder:
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
         _register()
         model.set_attn_implementation(NAME)
-        config = model.config.get_text_config()
-        heads = int(config.num_attention_heads)
-        self._shape = AttentionShape(
-            int(config.num_hidden_layers),
-            heads,
-            int(getattr(config, "num_key_value_heads", None) or heads),
-            int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        )
+        self.shape = AttentionShape.of(model.config.get_text_config())
         self._model = model
-
-    @property
-    def shape(self) -> AttentionShape:
-        """What its pool looks like."""
-        return self._shape
 
     @property
     def vocabulary(self) -> int:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
+import torch
+
 from ...context import context_of
 from ...model_files import ModelError
 from ...special_tokens import ids_in
 from ...tokenizer import end_ids_of
 from ..base import CannotLoadError, EngineSpec, Progress
+from .attention import AttentionShape
 from .loaded_check import check_numbers, check_report
 
 _DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -37,8 +40,6 @@ def untyped(module: str) -> Any:  # noqa: ANN401 - this is the one door to what 
 def load(spec: EngineSpec, progress: Progress) -> Loaded:
     """Load `spec.model_path`; float32 on CPU and bfloat16 on CUDA unless `spec.dtype` says otherwise."""
     progress("loading", 0.0)
-    import torch
-
     transformers = untyped("transformers")
     is_cuda = spec.device.startswith("cuda")
     if not is_cuda:
@@ -111,14 +112,11 @@ def _dtype(spec: EngineSpec, *, is_cuda: bool) -> str:
 
 def _describe(model: Any, spec: EngineSpec, *, is_cuda: bool) -> Loaded:  # noqa: ANN401 - transformers is badly typed
     config = model.config.get_text_config()
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    context = _context(config, spec)
     return Loaded(
         model=model,
-        context=context,
+        context=_context(config, spec),
         eos_ids=_end_ids(spec) or frozenset(ids_in(model.generation_config.eos_token_id)),
-        kv_bytes_per_token=2 * int(config.num_hidden_layers) * heads * head_size * int(model.dtype.itemsize),
+        kv_bytes_per_token=AttentionShape.of(config).bytes_per_token(model.dtype),
         is_cuda=is_cuda,
     )
 

@@ -65,19 +65,12 @@ class LlamaDecoder:
         self.operations = operations or TorchOps()
         """How the small operations between the matrix products are computed."""
         self._eps = float(config.rms_norm_eps)
-        self._heads = int(config.num_attention_heads)
-        self._kv_heads = int(config.num_key_value_heads)
-        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
+        self.shape = AttentionShape.of(config)
         self._layers = [_take(layer) for layer in model.model.layers]
         self._embed: torch.Tensor = model.model.embed_tokens.weight.data
         self._norm: torch.Tensor = model.model.norm.weight.data
         self._head: torch.Tensor = model.lm_head.weight.data
         self._cos, self._sin = _rotations(model, context or int(config.max_position_embeddings))
-
-    @property
-    def shape(self) -> AttentionShape:
-        """What its pool looks like."""
-        return AttentionShape(len(self._layers), self._heads, self._kv_heads, self._size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,12 +109,12 @@ class LlamaDecoder:
         attention: Attention,
     ) -> torch.Tensor:
         """Compute queries, keys and values of a layer; keys and values go to the pool, queries are returned."""
-        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, self._size)
+        n_query, n_kv, size = self.shape.heads, self.shape.kv_heads, self.shape.head_size
+        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, size)
         if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = heads[:, : self._heads], heads[:, self._heads : -self._kv_heads]
-            query = rms_norm(query, (self._size,), layer.query_norm, self._eps)
-            key = rms_norm(key, (self._size,), layer.key_norm, self._eps)
-            heads = torch.cat((query, key, heads[:, -self._kv_heads :]), dim=1)
+            query = rms_norm(heads[:, :n_query], (size,), layer.query_norm, self._eps)
+            key = rms_norm(heads[:, n_query:-n_kv], (size,), layer.key_norm, self._eps)
+            heads = torch.cat((query, key, heads[:, -n_kv:]), dim=1)
         return self.operations.rotate_and_store(heads, turn, attention, index)
 
 

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import torch
 
+from ...model_directory import enumerate_names
 from ..base import CannotLoadError
 
 log = logging.getLogger(__name__)
-_NAMED: Final = 5
 _HARMLESS: Final = re.compile(
     r"(^|\.)(position_ids|num_batches_tracked|masked_bias|rotary_emb\.\w+|rope_freqs\.weight|rope\.freqs"
     r"|(attn|attention)\.bias)$"
@@ -30,17 +30,17 @@ def check_report(report: Mapping[str, Any], where: str) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise CannotLoadError(
-            f"{where} lacks {_count(missing)} that its config.json asks for: {_some(missing)}; random numbers "
-            "would stand in for them. Fetch the model again, or the config.json that belongs to it"
+            f"{where} lacks {_count(missing)} that its config.json asks for: {enumerate_names(missing)}; "
+            "random numbers would stand in for them. Fetch the model again, or the config.json that belongs to it"
         )
     mismatched = sorted((str(name), list(there), list(wanted)) for name, there, wanted in report["mismatched_keys"])
     if mismatched:
         words = [f"{name} is {there}, and {wanted} by config.json" for name, there, wanted in mismatched]
-        raise CannotLoadError(f"{where} has tensors of other shapes than its config.json: {_some(words)}")
+        raise CannotLoadError(f"{where} has tensors of other shapes than its config.json: {enumerate_names(words)}")
     unexpected = sorted(name for name in report["unexpected_keys"] if not _HARMLESS.search(name))
     if unexpected:
         raise CannotLoadError(
-            f"{where} has {_count(unexpected)} that its config.json knows nothing of: {_some(unexpected)}; "
+            f"{where} has {_count(unexpected)} that its config.json knows nothing of: {enumerate_names(unexpected)}; "
             "without them it is another model. Fetch the config.json that belongs to the weights"
         )
     if report["error_msgs"]:
@@ -64,11 +64,13 @@ def check_numbers(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> No
             empty.append(name)
     if bad:
         raise CannotLoadError(
-            f"{where} is damaged: it has {_count(bad)} with numbers that are not finite ({_some(bad)}); fetch it again"
-            f"{', or try --dtype bfloat16: float16 ends at 65,504' if is_half else ''}"
+            f"{where} is damaged: it has {_count(bad)} with numbers that are not finite ({enumerate_names(bad)}); "
+            f"fetch it again{', or try --dtype bfloat16: float16 ends at 65,504' if is_half else ''}"
         )
     if empty:
-        log.warning("%s: these tensors are all zeros, as in a file that was never filled: %s", where, _some(empty))
+        log.warning(
+            "%s: these tensors are all zeros, as in a file that was never filled: %s", where, enumerate_names(empty)
+        )
 
 
 def _range(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,8 +94,3 @@ def check_logits(logits: torch.Tensor, where: str) -> None:
 
 def _count(names: list[str]) -> str:
     return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

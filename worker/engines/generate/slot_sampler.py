@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
 from ..gumbel import GumbelNoise, row_states
 from . import sequence_table as s
+from .engine import MAX_LOGPROBS
 from .ops import TorchOps
 from .sequence_table import SamplingMode, SequenceTable
-
-MOST_REPORTED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,5 +120,5 @@ def _largest(keys: torch.Tensor, holds: Callable[[torch.Tensor], torch.Tensor]) 
 
 def _report(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
     logprobs = logits.log_softmax(dim=-1)
-    best = logprobs.topk(min(MOST_REPORTED, logits.shape[1]), dim=-1)
+    best = logprobs.topk(min(MAX_LOGPROBS, logits.shape[1]), dim=-1)
     return logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1), best.values, best.indices
