@@ -241,7 +241,7 @@ class DeviceScheduler:
             text = f"the result has {len(body)} bytes, over the limit of {MAX_FRAME_BYTES}; send fewer inputs at once"
             self._fail(job, ErrorKind.TOO_LARGE, text)
             return
-        job.finish_plain(body)
+        job.end_well(body, {})
         self._moved[job] = None
 
     def _on_text(self, device: Device, chunk: ipc.TextChunk, now: float) -> None:
@@ -259,7 +259,7 @@ class DeviceScheduler:
             return
         lane.moved_at = job.moved_at = now
         if chunk.text:
-            job.absorb_text(chunk.text)
+            job.pieces.append(chunk.text)
         if chunk.done:
             job.finish("stop", lane.info.model, lane.info.revision)
         self._moved[job] = None

@@ -8,7 +8,6 @@ embedding).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from .gguf_file import GgufFile, GgufTensor, find_parts, read_parts
 from .model_cache import room_for
 from .model_directory import enumerate_names
-from .model_files import ModelError
+from .model_files import ModelError, write_json_object
 from .weights import WeightEntry, llama_shapes, write_safetensors
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ def _convert(file: GgufFile, directory: Path, progress: Callable[[float], None])
     if len(ends) > 1:
         generation["eos_token_id"] = ends
     with room_for(directory.parent, sum(entry.size_bytes for entry in entries)):
-        _write_json(directory / "config.json", config)
-        _write_json(directory / "generation_config.json", generation)
+        write_json_object(directory / "config.json", config)
+        write_json_object(directory / "generation_config.json", generation)
         _write_tokenizer(file, directory, config)
         progress(_TOKENIZER_PERCENT)
         write_safetensors(directory / "model.safetensors", entries, _part(progress, _TOKENIZER_PERCENT, 100.0))
@@ -238,7 +237,7 @@ def _write_tokenizer(file: GgufFile, directory: Path, config: dict[str, Any]) ->
     if template:
         settings["chat_template"] = template
         (directory / "chat_template.jinja").write_text(str(template), encoding="utf-8")
-    _write_json(directory / "tokenizer_config.json", settings)
+    write_json_object(directory / "tokenizer_config.json", settings)
 
 
 def _begin_with(tokenizer: Tokenizer, tokens: list[str], token_id: int) -> None:
@@ -277,7 +276,3 @@ def _tokenizer(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 _PRE_TOKENIZERS: Final = {"smollm": "digits", "default": "plain", "gpt-2": "plain"}
 """How each flavour splits text before BPE: GPT-2's pattern, after cutting digits apart or not."""
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -180,10 +180,6 @@ class Job:
             "prefill_us": max(0, round(1e6 * (begun_at - self.submitted_at))),
         }
 
-    def absorb_text(self, text: str) -> None:
-        """Add a piece of an engine that deals in text."""
-        self.pieces.append(text)
-
     def finish(self, reason: FinishReason, model: str, revision: str) -> None:
         """End it with the result of a generation, built from the log."""
         prepared = self.prepared
@@ -208,13 +204,10 @@ class Job:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
-        self._end_well(tasks.encode(result), meta)
+        self.end_well(tasks.encode(result), meta)
 
-    def finish_plain(self, body: bytes) -> None:
-        """End it with the result of an engine that makes whole ones."""
-        self._end_well(body, {})
-
-    def _end_well(self, body: bytes, meta: m.Ext) -> None:
+    def end_well(self, body: bytes, meta: m.Ext) -> None:
+        """End it with a whole result."""
         self.move(JobState.DONE)
         self.outcome = m.WorkerFinal(0, self.lease, self.total_n, 0, meta, body)
 

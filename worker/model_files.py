@@ -65,6 +65,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
+def write_json_object(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file as `read_json_object` reads it."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
 def entry(content: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
     """Return an entry of a JSON object; empty if there is none, or null. Raises ModelError if it is of another type."""
     found = content.get(name)

@@ -67,11 +67,6 @@ _PLAIN: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _SENTENCES: Final = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
-def makes_text(directory: Path, config: dict[str, Any]) -> bool:
-    """Tell a generator from an encoder."""
-    return why_no_generator(directory, config) is None
-
-
 def why_no_generator(directory: Path, config: dict[str, Any]) -> str | None:
     """Say what a model is instead of a generator of text; None if it is one."""
     kind = str(config.get("model_type") or "")

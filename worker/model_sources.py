@@ -26,7 +26,7 @@ from .model_cache import build_once, cache_dir
 from .model_directory import read_model_directory
 from .model_download import Package, check, download, file_sha256, locate
 from .model_files import ModelError, entry, read_json_object
-from .model_fit import check_generator, makes_text, why_no_generator
+from .model_fit import check_generator, why_no_generator
 from .tiny_model import TinyConfig, write_tiny_model
 
 Kind = Literal["generate", "embed"]
@@ -270,7 +270,7 @@ def _from_directory(path: Path, name: str, revision: str | None = None) -> Model
         name=name,
         revision=revision or fingerprint(path),
         context=_context(path, contents.config),
-        kind="generate" if makes_text(path, contents.config) else "embed",
+        kind="generate" if why_no_generator(path, contents.config) is None else "embed",
     )
 
 

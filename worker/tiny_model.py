@@ -6,7 +6,6 @@ the usual 0.02 greedy output repeats itself, and equal outputs would prove littl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from .model_files import ModelError
+from .model_files import ModelError, write_json_object
 from .tokenizer import byte_alphabet
 from .weights import WeightEntry, llama_shapes, write_safetensors
 
@@ -71,9 +70,9 @@ class TinyConfig(msgspec.Struct, frozen=True, kw_only=True):
 def write_tiny_model(directory: Path, config: TinyConfig, progress: Callable[[float], None]) -> None:
     """Fill a directory with everything that loads and tokenizes: the same bytes for the same variant."""
     model = _llama_config(config)
-    _write_json(directory / "config.json", model)
-    _write_json(directory / "generation_config.json", {"eos_token_id": TURN_END, "pad_token_id": END_OF_TEXT})
-    _write_json(
+    write_json_object(directory / "config.json", model)
+    write_json_object(directory / "generation_config.json", {"eos_token_id": TURN_END, "pad_token_id": END_OF_TEXT})
+    write_json_object(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -150,7 +149,3 @@ def _syllables(count: int) -> list[str]:
         ]
         found += shorter
     return found[:count]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
