@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from support import broken_models as broken
-from support.engines import alone, ask
-from support.tiny import tiny_model
+from support.engines import alone, as_transformers, ask, describe, generated
+from support.tiny import silent, tiny_model
 from zmqrt.worker.engines.base import CannotLoadError, EngineSpec
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.generate.hf_loader import load, untyped
@@ -19,24 +19,9 @@ UP = "model.layers.1.mlp.up_proj.weight"
 EMBED = "model.embed_tokens.weight"
 
 
-def silent(_phase: object, _percent: float) -> None:
-    """Report to nobody."""
-
-
-def spec(folder: Path, **options: str) -> EngineSpec:
+def spec(folder: Path, *, max_model_len: int = 0, **options: str) -> EngineSpec:
     """Describe an engine on CPU."""
-    return EngineSpec(
-        engine="generate",
-        model="tiny",
-        model_path=str(folder),
-        device="cpu",
-        dtype="auto",
-        max_model_len=int(options.pop("max_model_len", "0")),
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=2,
-        options=options,
-    )
+    return describe(folder, max_model_len=max_model_len, slots=2, options=options)
 
 
 @pytest.fixture(scope="module")
@@ -203,25 +188,20 @@ def test_a_stretched_rotary_embedding_is_computed_as_transformers_does(
     whole: Path, tmp_path: Path, *, scaling: dict[str, Any], positions: int, context: int, lengths: tuple[int, ...]
 ) -> None:
     """Over its whole context, by whichever path the model is run."""
-    import torch
-
     folder = broken.copy(whole, tmp_path / "stretched")
     parameters = {"rope_theta": 10000.0, **scaling}
     broken.edit_json(folder / "config.json", rope_parameters=parameters, max_position_embeddings=positions)
-    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    oracle.generation_config.eos_token_id = None
+    oracle = as_transformers(folder)
 
     engine = factory(spec(folder), silent)
 
     assert engine.capacity().context == context
     for length in lengths:
         request = ask(length, length)
-        ids = torch.tensor([request.prompt_ids])
-        output = oracle.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        assert alone(engine, request).token_ids == output[0, length:].tolist()
+        assert alone(engine, request).token_ids == generated(oracle, request)
     engine.close()
     with pytest.raises(CannotLoadError, match=rf"--max-model-len 257 .* its context is {context} tokens"):
-        factory(spec(folder, max_model_len="257"), silent)
+        factory(spec(folder, max_model_len=257), silent)
 
 
 def test_the_same_numbers_in_any_batch_end_where_a_text_changes_its_neighbours(whole: Path, tmp_path: Path) -> None:
@@ -235,7 +215,7 @@ def test_the_same_numbers_in_any_batch_end_where_a_text_changes_its_neighbours(w
     assert engine.capacity().context == 64
     engine.close()
     with pytest.raises(CannotLoadError, match="--max-model-len 64 is the most"):
-        factory(spec(folder, deterministic="1", max_model_len="65"), silent)
+        factory(spec(folder, deterministic="1", max_model_len=65), silent)
 
 
 def test_an_engine_ends_where_any_file_says_so(model: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from support.engines import Outcome, ask, prompt, requests_of_all_kinds, run
-from support.tiny import tiny_model
-from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
+from support.engines import Outcome, ask, describe, prompt, requests_of_all_kinds, run
+from support.tiny import silent, tiny_model
+from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.factory import factory
 
@@ -26,23 +26,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, dtype: str, **options: str) -> GenerateEngine:
     """Make an engine of eight rows."""
-    engine = factory(
-        EngineSpec(
-            engine="generate",
-            model="tiny-random",
-            model_path=str(folder),
-            device="cpu",
-            dtype=dtype,
-            max_model_len=512,
-            batch_max_size=8,
-            batch_max_latency_ms=50,
-            slots=8,
-            options={"deterministic": "1", "chunk": str(CHUNK), **options},
-        ),
-        lambda _phase, _percent: None,
-    )
-    assert isinstance(engine, GenerateEngine)
-    return engine
+    options = {"deterministic": "1", "chunk": str(CHUNK), **options}
+    return factory(describe(folder, dtype=dtype, options=options), silent)
 
 
 def numbers(outcome: Outcome) -> list[tuple[int, dict[int, float]]]:

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import torch
 
-from support.engines import ask, requests_of_all_kinds, run
+from support.engines import ask, requests_of_all_kinds, run, tokens_of
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.attention import Attention, AttentionShape
@@ -63,11 +63,6 @@ def make(load: Callable[[], Any]) -> Make:
         return GenerateEngine(runner, kv_tokens=kv_tokens, limits=bounds)
 
     return made
-
-
-def tokens_of(engine: GenerateEngine, requests: list[TokenRequest]) -> dict[int, list[int]]:
-    """Run all at once."""
-    return {ticket: outcome.token_ids for ticket, outcome in run(engine, requests).items()}
 
 
 SHAPED = [

@@ -11,9 +11,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.engines import Outcome, ask, drawn_one_by_one, prompt, requests_of_all_kinds, run
+from support.engines import (
+    alone,
+    as_transformers,
+    ask,
+    describe,
+    drawn_one_by_one,
+    generated,
+    prompt,
+    requests_of_all_kinds,
+    tokens_of,
+)
 from support.reference_sampling import keep_likely
-from support.tiny import tiny_model
+from support.tiny import silent, tiny_model
 from zmqrt.worker.engines.base import CannotLoadError, EngineSpec, SamplingParams, TokenEngine, TokenEvent, TokenRequest
 from zmqrt.worker.engines.generate.attention import PoolAttention
 from zmqrt.worker.engines.generate.engine import GenerateEngine
@@ -37,18 +47,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(folder: Path, **options: object) -> EngineSpec:
     """Describe an engine on CPU."""
     fields = {name: options.pop(name) for name in ("max_model_len", "slots") if name in options}
-    return EngineSpec(
-        engine="generate",
-        model="tiny-random",
-        model_path=str(folder),
-        device="cpu",
-        dtype="auto",
-        max_model_len=int(str(fields.get("max_model_len", 512))),
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=int(str(fields.get("slots", 8))),
-        options={name: str(value) for name, value in options.items()},
-    )
+    return describe(folder, options={name: str(value) for name, value in options.items()}, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +55,11 @@ def make(model_path: Path) -> Make:
     """Make engines of the tiny model; options are those of `--engine-opt`, and slots and max_model_len."""
 
     def made(**options: object) -> GenerateEngine:
-        engine = factory(spec(model_path, **options), lambda _phase, _percent: None)
+        engine = factory(spec(model_path, **options), silent)
         assert isinstance(engine, GenerateEngine)
         return engine
 
     return made
-
-
-def ids_of(outcomes: dict[int, Outcome]) -> dict[int, list[int]]:
-    """Return the tokens alone."""
-    return {ticket: outcome.token_ids for ticket, outcome in outcomes.items()}
 
 
 def arrive_one_by_one(engine: TokenEngine, requests: Sequence[TokenRequest], seed: int) -> dict[int, list[int]]:
@@ -85,42 +79,34 @@ def arrive_one_by_one(engine: TokenEngine, requests: Sequence[TokenRequest], see
 @pytest.mark.parametrize("path", PATHS)
 def test_greedy_equals_generate_one_by_one(make: Make, model_path: Path, path: str) -> None:
     """Prompts of any length, in one batch, and computed in pieces of 32 and of one token."""
-    import torch
-
-    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    oracle.generation_config.eos_token_id = None
+    oracle = as_transformers(model_path)
     lengths = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 130]
     requests = [ask(ticket=length, length=length, tokens=20) for length in lengths]
 
-    batches = [ids_of(run(make(path=path, chunk=chunk, reuse=0), requests)) for chunk in (128, 32, 1)]
+    batches = [tokens_of(make(path=path, chunk=chunk, reuse=0), requests) for chunk in (128, 32, 1)]
 
     for request in requests:
-        ids = torch.tensor([request.prompt_ids])
-        output = oracle.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
-        right = output[0, len(request.prompt_ids) :].tolist()
-        assert [batch[request.ticket] for batch in batches] == [right] * 3
+        assert [batch[request.ticket] for batch in batches] == [generated(oracle, request)] * 3
 
 
 def test_every_way_of_running_a_model_draws_the_same(make: Make, model_path: Path) -> None:
     """Fused and by modules; all at once, alone, one by one, in a pool too small for all: as the reference draws."""
-    import torch
-
     requests = requests_of_all_kinds(8, vocabulary=256, tokens=24)
-    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    oracle = as_transformers(model_path)
     right = {request.ticket: drawn_one_by_one(oracle, request) for request in requests}
 
     for path in PATHS:
         engine = make(path=path)
-        assert ids_of(run(engine, requests)) == right
-        assert ids_of(run(engine, requests)) == right  # the second time most of each prompt is there already
+        assert tokens_of(engine, requests) == right
+        assert tokens_of(engine, requests) == right  # the second time most of each prompt is there already
         assert engine.counts.reused_tokens > 0
-        assert {one.ticket: run(engine, [one])[one.ticket].token_ids for one in requests} == right
+        assert {one.ticket: alone(engine, one).token_ids for one in requests} == right
         for seed in range(3):
             assert arrive_one_by_one(engine, requests, seed) == right
         engine.close()
     small = make(kv_mib=0.25, max_model_len=120, chunk=16)
     assert small.capacity().kv_tokens == 128
-    assert ids_of(run(small, requests)) == right
+    assert tokens_of(small, requests) == right
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -129,11 +115,11 @@ def test_a_request_resumed_after_any_token_goes_on_the_same(make: Make, path: st
     fresh = make(path=path, reuse=0)
     known = make(path=path)
     for request in requests_of_all_kinds(4, vocabulary=256, tokens=12):
-        whole = run(known, [request])[request.ticket].token_ids
+        whole = alone(known, request).token_ids
         for cut in range(1, 12):
             resumed = msgspec.structs.replace(request, resume_ids=whole[:cut])
             for engine in (fresh, known):
-                assert run(engine, [resumed])[request.ticket].token_ids == whole[cut:]
+                assert alone(engine, resumed).token_ids == whole[cut:]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -143,7 +129,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model_path: Path, path: str
     """While 4,000 tokens are computed, its first token comes within three chunks and those of its own, all counted."""
     long_model = tiny_model(model_path.parent, "positions=8192")
     asked = spec(long_model, path=path, max_model_len=8192, slots=2, kv_mib=64, chunk=CHUNK)
-    engine = factory(asked, lambda _phase, _percent: None)
+    engine = factory(asked, silent)
     assert isinstance(engine, GenerateEngine)
     engine.submit(ask(ticket=1, length=4000, tokens=4))
     for _ in range(begun):
@@ -172,9 +158,9 @@ def test_prefixes_are_used_and_change_nothing(make: Make) -> None:
     shared = prompt(100)
     plans = [(shared, 20), ([*shared[:90], 5, 6], 20), ([*shared[:90], 7], 60), ([*shared, 9], 30), (shared[:40], 30)]
     requests = [ask(ticket=number, tokens=tokens, prompt_ids=ids) for number, (ids, tokens) in enumerate(plans)]
-    right = {one.ticket: run(fresh, [one])[one.ticket].token_ids for one in requests}
+    right = {one.ticket: alone(fresh, one).token_ids for one in requests}
 
-    assert {one.ticket: run(engine, [one])[one.ticket].token_ids for one in requests} == right
+    assert {one.ticket: alone(engine, one).token_ids for one in requests} == right
     in_place, by_copy = engine.counts.reused_in_place, engine.counts.reused_by_copy
     assert in_place + by_copy == 4
     assert min(in_place, by_copy) >= 1
@@ -220,9 +206,9 @@ def test_logprobs_are_those_of_the_model(make: Make, model_path: Path) -> None:
     import torch
 
     request = ask(sampling=SamplingParams(temperature=1.2, seed=4, logprobs=3))
-    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    oracle = as_transformers(model_path)
 
-    outcome = run(make(), [request])[1]
+    outcome = alone(make(), request)
 
     ids = torch.tensor([[*request.prompt_ids, *outcome.token_ids]])
     right = oracle(input_ids=ids).logits.detach()[0, len(request.prompt_ids) - 1 : -1].log_softmax(dim=-1)
@@ -270,8 +256,6 @@ def test_each_architecture_takes_its_way_and_is_right(
     tmp_path: Path, kind: str, fields: dict[str, Any], path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The fastest that can run it, chosen by itself, said in the log, and equal to `generate`."""
-    import torch
-
     untyped("torch").manual_seed(1)
     model = untyped("transformers").AutoModelForCausalLM.from_config(config_of(kind, **fields))
     model.save_pretrained(tmp_path)
@@ -280,12 +264,10 @@ def test_each_architecture_takes_its_way_and_is_right(
     request = ask(length=40, tokens=16)
 
     with caplog.at_level("INFO"):
-        engine = factory(spec(tmp_path, max_model_len=0), lambda _phase, _percent: None)
+        engine = factory(spec(tmp_path, max_model_len=0), silent)
 
     assert f"runs on the path {path!r}" in caplog.text
-    ids = torch.tensor([request.prompt_ids])
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-    assert run(engine, [request])[1].token_ids == output[0, 40:].tolist()
+    assert alone(engine, request).token_ids == generated(model, request)
     engine.close()
 
 
@@ -305,7 +287,7 @@ def test_a_model_that_nothing_here_can_run_is_refused(
 
     for path in ("auto", *PATHS):
         with pytest.raises(CannotLoadError, match=f"tiny-random cannot be run here: {words}.*zmqrt runs decoders"):
-            factory(spec(tmp_path, max_model_len=0, path=path), lambda _phase, _percent: None)
+            factory(spec(tmp_path, max_model_len=0, path=path), silent)
 
 
 def test_the_fused_decoder_is_not_forced_on_another_architecture(tmp_path: Path) -> None:
@@ -313,7 +295,7 @@ def test_the_fused_decoder_is_not_forced_on_another_architecture(tmp_path: Path)
     untyped("transformers").AutoModelForCausalLM.from_config(config_of("phi")).save_pretrained(tmp_path)
 
     with pytest.raises(CannotLoadError, match=r"path=fused: model type phi is none of llama.* runs on 'modules'"):
-        factory(spec(tmp_path, max_model_len=0, path="fused"), lambda _phase, _percent: None)
+        factory(spec(tmp_path, max_model_len=0, path="fused"), silent)
 
 
 def test_limits_keep_the_sets_that_transformers_keeps() -> None:
@@ -337,11 +319,11 @@ def test_limits_keep_the_sets_that_transformers_keeps() -> None:
 def test_what_it_does_not_know_is_refused(model_path: Path) -> None:
     """A misspelt option or type is an error that lists the right ones."""
     with pytest.raises(CannotLoadError, match="int3"):
-        factory(msgspec.structs.replace(spec(model_path), dtype="int3"), lambda _phase, _percent: None)
+        factory(msgspec.structs.replace(spec(model_path), dtype="int3"), silent)
     with pytest.raises(ValueError, match="chnk"):
-        factory(spec(model_path, chnk=5), lambda _phase, _percent: None)
+        factory(spec(model_path, chnk=5), silent)
     with pytest.raises(ValueError, match="there are auto, fused"):
-        factory(spec(model_path, path="magic"), lambda _phase, _percent: None)
+        factory(spec(model_path, path="magic"), silent)
 
 
 def test_a_pool_smaller_than_the_context_bounds_the_context(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 import torch
 
-from support.engines import ask, requests_of_all_kinds, run
-from support.tiny import tiny_model
-from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
+from support.engines import ask, describe, requests_of_all_kinds, run, tokens_of
+from support.tiny import silent, tiny_model
+from zmqrt.worker.engines.base import SamplingParams
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.factory import factory
@@ -28,31 +28,12 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     folder: Path = tiny_model(tmp_path_factory.mktemp("models"))
 
     def made(**options: str) -> GenerateEngine:
-        engine = factory(
-            EngineSpec(
-                engine="generate",
-                model="tiny-random",
-                model_path=str(folder),
-                device="cuda:0",
-                dtype="bfloat16",
-                max_model_len=512,
-                batch_max_size=8,
-                batch_max_latency_ms=50,
-                slots=32,
-                options={"kv_mib": "64", **options},
-            ),
-            lambda _phase, _percent: None,
-        )
-        assert isinstance(engine, GenerateEngine)
+        options = {"kv_mib": "64", **options}
+        engine = factory(describe(folder, device="cuda:0", dtype="bfloat16", slots=32, options=options), silent)
         assert isinstance(engine.runner, DeviceRunner), "the flash operation or the self-test failed: see the log"
         return engine
 
     return made
-
-
-def tokens_of(engine: GenerateEngine, requests: list[TokenRequest]) -> dict[int, list[int]]:
-    """Run all at once."""
-    return {ticket: outcome.token_ids for ticket, outcome in run(engine, requests).items()}
 
 
 def test_recorded_steps_draw_what_calls_do(make: Make) -> None:

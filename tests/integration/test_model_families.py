@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from support.engines import alone, ask
-from support.tiny import tiny_model
-from zmqrt.worker.engines.base import CannotLoadError, EngineSpec
+from support.engines import alone, as_transformers, ask, describe, generated
+from support.tiny import silent, tiny_model
+from zmqrt.worker.engines.base import CannotLoadError
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.model_files import ModelError
@@ -41,10 +41,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def silent(_phase: object, _percent: float) -> None:
-    """Report to nobody."""
-
-
 def save(kind: str, folder: Path, **more: object) -> Path:
     """Write a model of random numbers with a tokenizer beside it, in two shards."""
     transformers = untyped("transformers")
@@ -60,39 +56,22 @@ def load(folder: Path) -> Any:
     """Do what a worker does with a directory."""
     found = resolve(str(folder), progress=silent)
     check_fit(found, max_model_len=0)
-    spec = EngineSpec(
-        engine="generate",
-        model="tiny",
-        model_path=str(folder),
-        device="cpu",
-        dtype="auto",
-        max_model_len=0,
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=2,
-        options={},
-    )
-    return factory(spec, silent)
+    return factory(describe(folder, max_model_len=0, slots=2), silent)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_family_is_served_as_transformers_computes_it(kind: str, tmp_path: Path) -> None:
     """With folders and files beside the weights that are of no use to us."""
-    import torch
-
     folder = save(kind, tmp_path)
     (folder / "onnx").mkdir()
     for name in ("onnx/model.onnx", "pytorch_model.bin", "training_args.bin", "consolidated.safetensors"):
         (folder / name).write_bytes(b"not looked at")
-    oracle: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    oracle.generation_config.eos_token_id = None
     request = ask(1, 40)
-    ids = torch.tensor([request.prompt_ids])
-    wanted = oracle.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    wanted = generated(as_transformers(folder), request)
 
     engine = load(folder)
 
-    assert alone(engine, request).token_ids == wanted[0, 40:].tolist()
+    assert alone(engine, request).token_ids == wanted
     engine.close()
 
 

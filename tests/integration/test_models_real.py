@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.engines import requests_of_all_kinds, run
+from support.engines import describe, requests_of_all_kinds, run, tokens_of
+from support.tiny import silent
 from zmqrt.protocol.tasks import ChatMessage
-from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import SamplingParams, TokenEngine, TokenRequest
 from zmqrt.worker.engines.factories import find_factory
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.model_download import locate
@@ -47,19 +48,7 @@ def engine(files: ModelFiles, request: pytest.FixtureRequest) -> Iterator[TokenE
 
 def load_engine(files: ModelFiles, path: str) -> TokenEngine:
     """Load the model into an engine."""
-    spec = EngineSpec(
-        engine="generate",
-        model="smollm2-135m",
-        model_path=str(files.path),
-        device="cpu",
-        dtype="auto",
-        max_model_len=0,
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=8,
-        options={"path": path},
-    )
-    engine = find_factory("generate")(spec, lambda _phase, _percent: None)
+    engine = find_factory("generate")(describe(files.path, max_model_len=0, options={"path": path}), silent)
     assert isinstance(engine, TokenEngine)
     return engine
 
@@ -107,12 +96,10 @@ def test_both_paths_draw_the_same_tokens(files: ModelFiles) -> None:
     requests = requests_of_all_kinds(8, vocabulary=40_000, tokens=TOKENS)
     ours, theirs = load_engine(files, "fused"), load_engine(files, "modules")
 
-    right = run(theirs, requests)
+    right = tokens_of(theirs, requests)
 
     for _ in range(2):
-        assert {ticket: one.token_ids for ticket, one in run(ours, requests).items()} == {
-            ticket: one.token_ids for ticket, one in right.items()
-        }
+        assert tokens_of(ours, requests) == right
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from support.reference_sampling import choose, token_words
-from zmqrt.worker.engines.base import FinishReason, SamplingParams, TokenEngine, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, FinishReason, SamplingParams, TokenEngine, TokenRequest
 from zmqrt.worker.engines.sampling_state import SamplingState
 
 MAX_POLLS = 5000
@@ -40,6 +41,49 @@ def run(engine: TokenEngine, requests: Sequence[TokenRequest]) -> dict[int, Outc
             outcome.logprobs += event.logprobs or []
             outcome.finish_reason, outcome.error = event.finish_reason, event.error
     raise AssertionError(f"not ended after {MAX_POLLS} polls: {outcomes}")
+
+
+def tokens_of(engine: TokenEngine, requests: Sequence[TokenRequest]) -> dict[int, list[int]]:
+    """Run all at once; return the tokens alone."""
+    return {ticket: outcome.token_ids for ticket, outcome in run(engine, requests).items()}
+
+
+def describe(folder: Path, *, options: dict[str, str] | None = None, **fields: Any) -> EngineSpec:
+    """Describe a `generate` engine on the CPU; `fields` are those of EngineSpec."""
+    plain = EngineSpec(
+        engine="generate",
+        model="tiny-random",
+        model_path=str(folder),
+        device="cpu",
+        dtype="auto",
+        max_model_len=512,
+        batch_max_size=8,
+        batch_max_latency_ms=50,
+        slots=8,
+        options=options or {},
+    )
+    return msgspec.structs.replace(plain, **fields)
+
+
+def as_transformers(folder: Path) -> Any:
+    """Load a model as transformers does, in float32; nothing ends what it generates."""
+    import torch
+
+    from zmqrt.worker.engines.generate.hf_loader import untyped
+
+    model: Any = untyped("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def generated(model: Any, request: TokenRequest) -> list[int]:
+    """Return what transformers' own `generate` adds to a prompt, greedily."""
+    import torch
+
+    ids = torch.tensor([request.prompt_ids])
+    asked = {"max_new_tokens": request.max_new_tokens, "do_sample": False}
+    output: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), **asked)[0].tolist()
+    return output[len(request.prompt_ids) :]
 
 
 def drawn_one_by_one(oracle: Any, request: TokenRequest) -> list[int]:

@@ -4,23 +4,13 @@ import itertools
 
 import pytest
 
-from support.node import PARAMS, RUN, SERVICE, STREAM, UUID, Node, ids_of, result, rid, sent, submitted, texts
+from support.node import PARAMS, RUN, SERVICE, STREAM, UUID, Node, ids_of, result, rid, sent, serving, submitted, texts
 from zmqrt.protocol import messages as m
 from zmqrt.worker import actions as a
 from zmqrt.worker.broker_sessions import SessionState
 from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import TokenEvent
-
-
-def serving(**options: int) -> Node:
-    """Return a node with one broker and every engine ready."""
-    slots = options.pop("slots", 2)
-    node = Node(**options)
-    node.register()
-    for device in range(len(node.devices)):
-        node.load(device, slots)
-    return node
 
 
 def dials(made: list[a.Action]) -> list[int]:

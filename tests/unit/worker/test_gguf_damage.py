@@ -8,20 +8,12 @@ import pytest
 
 from support import broken_models as broken
 from support.gguf_files import LAYERS, write_gguf
-from zmqrt.worker.engines.base import Phase
+from support.tiny import silent
 from zmqrt.worker.gguf_convert import convert_gguf
 from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import resolve
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a cache of its own."""
-    monkeypatch.setenv("ZMQRT_CACHE", str(tmp_path / "cache"))
-
-
-def silent(_phase: Phase, _percent: float) -> None:
-    """Report to nobody."""
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def refused(path: Path, words: str) -> None:

@@ -7,17 +7,13 @@ import pytest
 
 from support.broken_models import WEIGHTS, read_tensors
 from support.gguf_files import copy_of, split_gguf, vocabulary, write_gguf
-from zmqrt.worker.engines.base import Phase
+from support.tiny import silent
 from zmqrt.worker.gguf_convert import convert_gguf
 from zmqrt.worker.gguf_file import find_parts
 from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import ModelFiles, resolve
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a cache of its own."""
-    monkeypatch.setenv("ZMQRT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -26,10 +22,6 @@ def parts(tmp_path: Path) -> list[Path]:
     folder = tmp_path / "split"
     folder.mkdir()
     return split_gguf(folder)
-
-
-def silent(_phase: Phase, _percent: float) -> None:
-    """Report to nobody."""
 
 
 def found(path: Path) -> ModelFiles:

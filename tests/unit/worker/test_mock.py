@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.engine_fleet import spec
 from zmqrt.worker.engines import mock
 from zmqrt.worker.engines.base import (
     EngineFullError,
-    EngineSpec,
     Item,
     RequestRefusedError,
     SamplingParams,
@@ -68,22 +68,6 @@ def test_a_prompt_may_be_told_to_fail() -> None:
 
     assert events[1].finish_reason == "error"
     assert events[2].finish_reason in {"length", "stop"}
-
-
-def spec(**options: str) -> EngineSpec:
-    """Build a spec as the supervisor would."""
-    return EngineSpec(
-        engine="mock",
-        model="mock",
-        model_path="",
-        device="mock:0",
-        dtype="auto",
-        max_model_len=0,
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=0,
-        options=options,
-    )
 
 
 def test_the_factory_reports_progress_and_refuses_unknown_options() -> None:

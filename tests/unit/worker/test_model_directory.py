@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import broken_models as broken
-from support.tiny import tiny_model
-from zmqrt.worker.engines.base import Phase
+from support.tiny import silent, tiny_model
 from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import ModelFiles, check_fit, resolve
 from zmqrt.worker.tokenizer import load_tokenizer
@@ -18,13 +17,7 @@ from zmqrt.worker.tokenizer import load_tokenizer
 SMALL = "layers=1,hidden=32"
 Break = Callable[[Path], object]
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a cache of its own, and no network."""
-    monkeypatch.setenv("ZMQRT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +30,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(whole: Path, tmp_path: Path) -> Path:
     """A copy of it, to be broken."""
     return broken.copy(whole, tmp_path / "broken")
-
-
-def silent(_phase: Phase, _percent: float) -> None:
-    """Report to nobody."""
 
 
 def look(model: Path | str, *, max_model_len: int = 0) -> ModelFiles:

@@ -11,25 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from support.tiny import tiny_model
+from support.tiny import silent, tiny_model
 from zmqrt.worker import model_sources, models_cli
-from zmqrt.worker.engines.base import Phase
 from zmqrt.worker.model_cache import build_once, cache_dir
 from zmqrt.worker.model_download import Package
 from zmqrt.worker.model_files import ModelError
 from zmqrt.worker.model_sources import fingerprint, resolve
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a cache of its own, and no network."""
-    monkeypatch.setenv("ZMQRT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "cache"
-
-
-def silent(_phase: Phase, _percent: float) -> None:
-    """Report to nobody."""
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_tiny_random_has_everything_and_no_torch_was_imported() -> None:
