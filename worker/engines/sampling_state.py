@@ -83,7 +83,7 @@ def check(request: TokenRequest, *, vocabulary: int) -> None:
         ("resume_ids", request.resume_ids),
         ("logit_bias", sampling.logit_bias),
     ):
-        for token_id in ids:
+        for token_id in (min(ids), max(ids)) if ids else ():
             _require(0 <= token_id < vocabulary, name, token_id, f"ids from 0 to {vocabulary - 1}")
 
 
