@@ -15,8 +15,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +27,7 @@ import click
 import httpx
 import msgspec
 from plain_engine import MODEL
-from processes import HERE
+from processes import HERE, child, free_port, wait_until_up
 from reports import Circumstances, circumstances, write
 from rich.console import Console
 from rich.table import Table
@@ -59,30 +57,6 @@ class Report(Circumstances, frozen=True, kw_only=True):
     longest_gap_s: dict[str, float]
 
 
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@contextlib.contextmanager
-def child(*command: str, **environment: str) -> Generator[subprocess.Popen[bytes]]:
-    """Run a program in a process group of its own, and end the group."""
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its last user
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True)
-    log.close()
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 @contextlib.contextmanager
 def two_engines() -> Generator[tuple[list[str], Callable[[], None]]]:
     """Run two plain engines; yield their addresses, and what kills the first."""
@@ -93,17 +67,6 @@ def two_engines() -> Generator[tuple[list[str], Callable[[], None]]]:
         for url in urls:
             wait_until_up(f"{url}/health")
         yield urls, engines[0].kill
-
-
-def wait_until_up(url: str, most_s: float = 180.0) -> None:
-    """Wait until it answers 200."""
-    give_up_at = time.monotonic() + most_s
-    while time.monotonic() < give_up_at:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=2).status_code == 200:
-                return
-        time.sleep(0.2)
-    raise click.ClickException(f"{url} was not up after {most_s:.0f} s")
 
 
 @contextlib.contextmanager

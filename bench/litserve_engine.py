@@ -1,7 +1,7 @@
 """The engine of `plain_engine.py` as two workers of LitServe: `python litserve_engine.py PORT`.
 
 Run by the Python that has LitServe. Asked for `pid`, a worker answers with its own, so that `bench_engine_loss.py` can
-kill it.
+kill it. With the word `whole` after the port, one worker answers `/infer` at once, as its documentation shows it.
 """
 
 # ruff: noqa: ANN001, ANN201
@@ -40,8 +40,22 @@ class Engine(litserve.LitAPI):
             yield {"role": "assistant", "content": f"{number} "}
 
 
+class WholeEngine(litserve.LitAPI):
+    """Takes a request at a time."""
+
+    def setup(self, device) -> None:
+        """Load nothing."""
+
+    def predict(self, asked):
+        """Answer."""
+        return {"api_version": "v1", "text": "x" * asked["max_tokens"], "request_id": "r"}
+
+
 if __name__ == "__main__":
-    server = litserve.LitServer(
-        Engine(spec=litserve.OpenAISpec(), enable_async=True), accelerator="cpu", workers_per_device=2
-    )
-    server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False)
+    if sys.argv[2:] == ["whole"]:
+        server = litserve.LitServer(WholeEngine(api_path="/infer"), accelerator="cpu")
+    else:
+        server = litserve.LitServer(
+            Engine(spec=litserve.OpenAISpec(), enable_async=True), accelerator="cpu", workers_per_device=2
+        )
+    server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning")

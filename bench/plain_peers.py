@@ -109,6 +109,6 @@ if __name__ == "__main__":
         case ["worker", where]:
             work(where)
         case ["client", where]:
-            serve(Client(where).run)
+            serve(Client(where).run, Order)
         case _:
             forward()

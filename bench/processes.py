@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Final
 
 import click
+import httpx
 import msgspec
 
 HERE: Final = Path(__file__).parent
@@ -63,3 +70,38 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdin is not None
     process.stdin.write(line + "\n")
     process.stdin.flush()
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def child(*command: str, **environment: str) -> Generator[subprocess.Popen[bytes]]:
+    """Run a program in a process group of its own, and end the group."""
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its last user
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True)
+    log.close()
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_up(url: str, most_s: float = 180.0) -> None:
+    """Wait until it answers 200."""
+    give_up_at = time.monotonic() + most_s
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise click.ClickException(f"{url} was not up after {most_s:.0f} s")

@@ -26,12 +26,12 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     load_average: tuple[float, float, float]
 
 
-def circumstances() -> dict[str, Any]:
-    """Return those of this run: the first fields of its report."""
+def circumstances(*packages: str) -> dict[str, Any]:
+    """Return those of this run, with the versions of these packages too: the first fields of its report."""
     return {
         "command": " ".join(["python", *sys.argv]),
         "versions": {
-            **{name: version(name) for name in ("zmqrt", "pyzmq", "msgspec")},
+            **{name: version(name) for name in ("zmqrt", "pyzmq", "msgspec", *packages)},
             "python": platform.python_version(),
             "libzmq": zmq.zmq_version(),
         },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,9 @@ class Order(msgspec.Struct, frozen=True):
     seconds: float
 
 
+OrderT = TypeVar("OrderT", bound=Order)
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What came of it. The time runs until the last answer: nothing is left over."""
 
@@ -28,6 +32,30 @@ class Outcome(msgspec.Struct, frozen=True):
     elapsed_s: float
     p50_us: float
     p99_us: float
+
+
+class CallOrder(Order, frozen=True, kw_only=True):
+    """Ask a server: for whole answers or for streams, of so many tokens each."""
+
+    url: str
+    """With the path that is asked; for native calls the endpoint of a broker."""
+    max_tokens: int
+    is_stream: bool = False
+    model: str = ""
+    """If given, the model of a chat completion."""
+    end_mark: str = ""
+    """What the end of a whole stream has in it."""
+
+
+class CallOutcome(Outcome, frozen=True, kw_only=True):
+    """What came of it, and what it cost to ask."""
+
+    stalled: int
+    """Callers whose answer did not come at all."""
+    events: int
+    """Events of streams: a server may put several tokens into one."""
+    cpu_s: float
+    """CPU time of the process that asks."""
 
 
 class Tally:
@@ -56,11 +84,11 @@ def _at(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def serve(run: Callable[[Order], Outcome]) -> None:
+def serve(run: Callable[[OrderT], Outcome], order: type[OrderT]) -> None:
     """Run rounds as they are ordered, until nobody orders any more."""
     say("ready")
     for line in sys.stdin:
-        say(msgspec.json.encode(run(msgspec.json.decode(line, type=Order))).decode())
+        say(msgspec.json.encode(run(msgspec.json.decode(line, type=order))).decode())
 
 
 def say(line: str) -> None:

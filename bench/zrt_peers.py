@@ -127,4 +127,4 @@ if __name__ == "__main__":
     if role == "worker":
         work(where)
     else:
-        serve(Client(where).run)
+        serve(Client(where).run, Order)
