@@ -24,6 +24,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ..client import AsyncClient
+from ..client.loop_client import LoopClient
 from ..protocol.addresses import addresses_of, join_host
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
@@ -115,7 +116,8 @@ def serve(settings: BridgeSettings) -> None:
 
 
 def _serve(settings: BridgeSettings) -> None:
-    client = AsyncClient(
+    make_client = AsyncClient if sys.platform == "win32" else LoopClient  # whose loop there has no `add_reader`
+    client = make_client(
         settings.broker,
         keys=settings.keys,
         insecure=settings.insecure,

@@ -19,11 +19,11 @@ from ..protocol.snapshot import ServiceStatus, Snapshot
 from . import arguments, queries
 from .base import BaseClient, BaseHandle, BaseStream, read_answer
 from .calls import Call, CallOptions, GenerateOptions, Text, make_call
-from .io_thread import IoThread
+from .io_base import BaseIo
 from .mailbox import AsyncMailbox
 from .queries import QuerySpec
 from .response import Chunk, Embeddings, ResponseReader, Result, read_embeddings, read_generation, read_unary
-from .wakeup import LoopWakeup, wakeup_of
+from .wakeup import ReaderWakeup, wakeup_of
 
 R = TypeVar("R")
 
@@ -32,7 +32,7 @@ class AsyncHandle(BaseHandle[R]):
     """A request that is under way, to be read by one task at a time."""
 
     def __init__(
-        self, client: AsyncClient, io: IoThread, wakeup: LoopWakeup, call: Call, reader: ResponseReader[R]
+        self, client: AsyncClient, io: BaseIo, wakeup: ReaderWakeup, call: Call, reader: ResponseReader[R]
     ) -> None:
         self._mailbox = AsyncMailbox(wakeup)
         super().__init__(client, io, self._mailbox, call, reader)
@@ -209,12 +209,15 @@ class AsyncClient(BaseClient):
         return await self._ask(queries.drain(node_id))
 
     def _start(self, call: Call, reader: ResponseReader[R]) -> AsyncHandle[R]:
-        return AsyncHandle(self, self._io, wakeup_of(asyncio.get_running_loop()), call, reader)
+        return AsyncHandle(self, self._io, self._wakeup(), call, reader)
 
     async def _ask(self, query: QuerySpec[R], *, timeout_s: float | None = None) -> R:
-        mailbox = AsyncMailbox(wakeup_of(asyncio.get_running_loop()))
+        mailbox = AsyncMailbox(self._wakeup())
         self._io.ask(query.message, mailbox, timeout_s=timeout_s or self._config.timeout_s)
         return read_answer(query, await mailbox.take())
+
+    def _wakeup(self) -> ReaderWakeup:
+        return wakeup_of(asyncio.get_running_loop())
 
     async def _finish(self, handle: AsyncHandle[R]) -> R:
         try:

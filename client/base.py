@@ -13,6 +13,7 @@ from ..protocol.limits import MAX_OUTSTANDING
 from . import calls, tracing
 from .calls import CallOptions, GenerateOptions
 from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, read_endpoints, read_folder
+from .io_base import BaseIo
 from .io_thread import IoThread
 from .queries import QuerySpec
 from .requests import Sink
@@ -25,7 +26,7 @@ class BaseHandle(Generic[R]):
     """A request that is under way."""
 
     def __init__(
-        self, client: BaseClient, io: IoThread, mailbox: Sink, call: calls.Call, reader: ResponseReader[R]
+        self, client: BaseClient, io: BaseIo, mailbox: Sink, call: calls.Call, reader: ResponseReader[R]
     ) -> None:
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
@@ -131,7 +132,7 @@ class BaseClient:
             as_admin=as_admin,
         )
         self._connect_s = connect_timeout_s + 1.0  # the connection's own verdict comes first
-        self._io = IoThread(self._config)
+        self._io = self._make_io(self._config)
         self._finalizer = weakref.finalize(self, self._io.stop)
 
     @classmethod
@@ -151,6 +152,9 @@ class BaseClient:
             max_outstanding=max_outstanding,
             as_admin=True,
         )
+
+    def _make_io(self, config: ClientConfig) -> BaseIo:
+        return IoThread(config)
 
     @property
     def endpoint(self) -> str | None:

@@ -17,9 +17,9 @@ from ..protocol.limits import STREAM_BUFFER_BYTES
 if TYPE_CHECKING:
     import asyncio
 
-    from .io_thread import IoThread
+    from .io_base import BaseIo
     from .response import Event
-    from .wakeup import LoopWakeup
+    from .wakeup import ReaderWakeup
 
 _SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
 """Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
@@ -41,7 +41,7 @@ class Mailbox:
             return self._bytes_in - self._bytes_out <= STREAM_BUFFER_BYTES
         return True
 
-    def take(self, io: IoThread, timeout_s: float | None = None) -> Event:
+    def take(self, io: BaseIo, timeout_s: float | None = None) -> Event:
         """Wait for the next event. Raises TimeoutError."""
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -61,7 +61,7 @@ class Mailbox:
 class AsyncMailbox:
     """For a task that waits; its event loop is called once for many events."""
 
-    def __init__(self, wakeup: LoopWakeup) -> None:
+    def __init__(self, wakeup: ReaderWakeup) -> None:
         self._wakeup = wakeup
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None

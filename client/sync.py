@@ -17,7 +17,7 @@ from ..protocol.snapshot import ServiceStatus, Snapshot
 from . import arguments, queries
 from .base import BaseClient, BaseHandle, BaseStream, read_answer
 from .calls import Call, CallOptions, GenerateOptions, Text, make_call
-from .io_thread import IoThread
+from .io_base import BaseIo
 from .mailbox import Mailbox
 from .queries import QuerySpec
 from .response import Chunk, Embeddings, ResponseReader, Result, read_embeddings, read_generation, read_unary
@@ -28,7 +28,7 @@ R = TypeVar("R")
 class Handle(BaseHandle[R]):
     """A request that is under way. To be read by one thread at a time; `cancel` may be called by any."""
 
-    def __init__(self, client: Client, io: IoThread, call: Call, reader: ResponseReader[R]) -> None:
+    def __init__(self, client: Client, io: BaseIo, call: Call, reader: ResponseReader[R]) -> None:
         self._mailbox = Mailbox()
         super().__init__(client, io, self._mailbox, call, reader)
 

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import zmq
 
@@ -65,6 +65,18 @@ class Wakeup:
             self._is_closed = True
             self._bell.close(0)
         self.take(now)
+
+
+class ReaderWakeup(Protocol):
+    """Wakes the readers in one event loop."""
+
+    def ring(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called in the loop."""
+        ...
+
+    def make_future(self) -> asyncio.Future[None]:
+        """Make what a reader awaits. Called in the loop."""
+        ...
 
 
 class LoopWakeup:

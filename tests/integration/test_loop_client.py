@@ -1,0 +1,153 @@
+"""The client without a thread, over real sockets: it misses nothing that ZeroMQ's edge-triggered descriptor hides."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from support.tiny_broker import TinyBroker, echo, words_of
+from zmqrt.client import CancelledError, ConnectError
+from zmqrt.client.loop_client import LoopClient
+from zmqrt.protocol import messages as m
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform == "win32", reason="its loops have no add_reader"),
+]
+Runner = Callable[[Coroutine[Any, Any, None]], None]
+
+
+def in_uvloop(main: Coroutine[Any, Any, None]) -> None:
+    """Run in uvloop."""
+    import uvloop
+
+    uvloop.run(main)
+
+
+@pytest.fixture(params=[asyncio.run, in_uvloop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Runner:
+    """Run something in each of the loops."""
+    runner: Runner = request.param
+    return runner
+
+
+def test_hundreds_at_once_all_get_their_answers(run: Runner) -> None:
+    """More envelopes than one pass reads, while others are sent: whatever a send swallows is read all the same."""
+
+    async def one(client: LoopClient, number: int) -> None:
+        for turn in range(5):
+            words = f"{number} of {turn}"
+            assert (await client.infer(words, model="toy")).text == words
+            pieces = [chunk.text async for chunk in client.stream(words, model="toy")]
+            assert "".join(pieces) == words
+
+    async def main() -> None:
+        with TinyBroker() as broker:
+            async with LoopClient(broker.endpoint) as client, asyncio.timeout(60):
+                await asyncio.gather(*(one(client, number) for number in range(200)))
+
+    run(main())
+
+
+def test_it_works_in_the_loop_alone(run: Runner) -> None:
+    """No thread is started for it."""
+
+    async def main() -> None:
+        with TinyBroker() as broker:
+            before = set(threading.enumerate())
+            async with LoopClient(broker.endpoint) as client:
+                await client.infer("a b", model="toy")
+                assert set(threading.enumerate()) == before
+
+    run(main())
+
+
+def test_its_clock_goes_while_nothing_comes(run: Runner) -> None:
+    """Nobody is there: the wait ends when it should, by a timer alone."""
+
+    async def main() -> None:
+        client = LoopClient("tcp://127.0.0.1:9", connect_timeout_s=0.2)
+        with pytest.raises(ConnectError):
+            await client.infer("a", model="toy")
+        await client.close()
+
+    run(main())
+
+
+def test_a_broker_given_by_name_is_looked_up_beside_the_loop(run: Runner) -> None:
+    """What the look-up finds comes back into the loop."""
+
+    async def main() -> None:
+        with TinyBroker() as broker:
+            endpoint = broker.endpoint.replace("127.0.0.1", "localhost")
+            async with LoopClient(endpoint) as client, asyncio.timeout(10):
+                assert (await client.infer("a b", model="toy")).text == "a b"
+
+    run(main())
+
+
+def test_close_ends_what_is_under_way_and_says_goodbye(run: Runner) -> None:
+    """Whoever waits is told, and the broker hears of it."""
+
+    async def main() -> None:
+        with TinyBroker(lambda _: []) as broker:
+            client = LoopClient(broker.endpoint)
+            await client.connect()
+            handle = client.submit("stay", model="toy")
+            await asyncio.to_thread(broker.wait_for, m.Request)
+            await client.close()
+            with pytest.raises(CancelledError):
+                await handle.result()
+            await asyncio.to_thread(broker.wait_for, m.Bye)
+            with pytest.raises(CancelledError, match="closed"):
+                client.submit("late", model="toy")
+            await client.close()
+
+    run(main())
+
+
+def test_a_cancelled_request_is_given_up_at_the_broker(run: Runner) -> None:
+    """As with the thread: cancelling the task is enough."""
+
+    def answer(request: m.Request) -> list[m.ToClient]:
+        return [] if "stay" in words_of(request) else echo(request)
+
+    async def main() -> None:
+        with TinyBroker(answer) as broker:
+            async with LoopClient(broker.endpoint) as client:
+                task = asyncio.create_task(client.infer("stay", model="toy"))
+                await asyncio.to_thread(broker.wait_for, m.Request)
+                task.cancel()
+                await asyncio.to_thread(broker.wait_for, m.Cancel)
+                assert (await client.infer("go on", model="toy")).text == "go on"
+
+    run(main())
+
+
+def test_a_fault_in_the_core_leaves_nobody_waiting(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are told, and who comes later as well."""
+
+    async def main() -> None:
+        with TinyBroker(lambda _: []) as broker:
+            client = LoopClient(broker.endpoint)
+            await client.connect()
+            handle = client.submit("stay", model="toy")
+            await asyncio.to_thread(broker.wait_for, m.Request)
+
+            def fails(*_: object) -> None:
+                raise RuntimeError("a fault")
+
+            monkeypatch.setattr("zmqrt.client.broker_sockets.BrokerSockets.read", fails)
+            broker.say(m.Goaway("bye", 1000))
+            with pytest.raises(CancelledError):
+                await handle.result()
+            with pytest.raises(CancelledError, match="a fault"):
+                client.submit("late", model="toy")
+            await client.close()
+
+    run(main())
