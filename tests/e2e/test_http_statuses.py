@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -145,7 +146,9 @@ def test_503_without_a_node_while_one_starts_and_while_the_broker_drains() -> No
         stack.wait_for_nodes(1)
         with busy(bridge, stack, 1):
             broker.popen.terminate()
-            refusals = [eventually(lambda: _refusal(bridge), what="a broker that drains") for _ in range(2)]
+            with ThreadPoolExecutor(2) as pool:  # each is kept for a while, in case another broker comes
+                asked = [pool.submit(eventually, lambda: _refusal(bridge), what="a broker that drains") for _ in "12"]
+                refusals = [answer.result() for answer in asked]
         assert [reason for reason, _ in refusals] == ["draining"] * 2
         assert all(int(headers["retry-after"]) >= 1 for _, headers in refusals)
 
