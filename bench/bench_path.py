@@ -27,7 +27,7 @@ import httpx
 import msgspec
 import psutil
 from plain_engine import MODEL
-from processes import HERE, child, free_port, start, tell, wait_until_up
+from processes import HERE, child, cpu_s, free_port, start, tell, wait_until_up
 from reports import Circumstances, circumstances, write
 from rich.console import Console
 from rich.table import Table
@@ -51,15 +51,10 @@ class Part(msgspec.Struct, frozen=True):
 
     def cpu_s(self) -> float:
         """Add up the CPU seconds so far."""
-        process = psutil.Process(self.pid)
-        of = [] if self.which == "children" else [process]
-        of += [] if self.which == "itself" else process.children(recursive=True)
-        total = 0.0
-        for one in of:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = one.cpu_times()
-                total += float(times.user) + float(times.system)
-        return total
+        pids = [] if self.which == "children" else [self.pid]
+        if self.which != "itself":
+            pids += [one.pid for one in psutil.Process(self.pid).children(recursive=True)]
+        return sum(cpu_s(pid) for pid in pids)
 
 
 class Contestant(msgspec.Struct, frozen=True):
