@@ -37,7 +37,7 @@ from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, SendFailure, Side
 from .events import NODE_EVENTS
-from .sockets import RouterSocket, Unsent
+from .sockets import RouterSocket, Unsent, with_input
 
 _MAX_MESSAGES: Final = 2048
 """Messages of one side in one pass …"""
@@ -229,13 +229,13 @@ class Server:
 
     def _work(self) -> bool:
         """Read, decide and send until nothing is left or the time of a pass is up; True if something is left."""
-        core, routers = self._core, self._routers
-        stop_at = time.monotonic() + _MAX_PASS_S
+        core = self._core
+        begin = now = time.monotonic()
+        stop_at = begin + _MAX_PASS_S
+        ready = with_input(self._routers)
         while True:
-            begin = now = time.monotonic()
-            for router in routers:
-                if router.has_input():
-                    now = self._read(router, now)
+            for router in ready:
+                now = self._read(router, now)
             if now >= self._due:
                 core.tick(now)
                 self._retry(now)
@@ -243,9 +243,11 @@ class Server:
                 return False  # half of all wake-ups are about libzmq's own affairs
             self._flush(now)
             self._due = min(core.next_deadline(), self._due_to_send())
-            if not (routers[0].has_input() or routers[1].has_input()):
+            ready = with_input(self._routers)
+            if not ready:
                 return False
-            if time.monotonic() >= stop_at:
+            begin = now = time.monotonic()
+            if begin >= stop_at:
                 return True
 
     def _read(self, router: RouterSocket, now: float) -> float:

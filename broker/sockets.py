@@ -163,7 +163,7 @@ class RouterSocket:
         self.side = side
         self.codec = decoder
         self.sender = Sender(socket)
-        self._socket = socket
+        self.socket = socket
         self._with_user = with_user
         self._monitor = transport.monitor_connections(socket)
         self._fd_of: dict[bytes, int] = {}
@@ -176,15 +176,15 @@ class RouterSocket:
 
     def descriptors(self) -> tuple[int, int]:
         """Return what an event loop watches: (for envelopes, for connections that come and go)."""
-        return transport.descriptor(self._socket), transport.descriptor(self._monitor)
+        return transport.descriptor(self.socket), transport.descriptor(self._monitor)
 
     def has_input(self) -> bool:
         """Say whether an envelope is waiting. Cheaper than a failed receive."""
-        return transport.has_input(self._socket)
+        return transport.has_input(self.socket)
 
     def receive(self) -> tuple[bytes, str, int, list[transport.Frame]] | None:
         """Take one envelope: (peer, user, descriptor, frames)."""
-        received = transport.receive_routed(self._socket, with_user=self._with_user)
+        received = transport.receive_routed(self.socket, with_user=self._with_user)
         if received is not None:
             self._oversized.completed.add(received[2])
         return received
@@ -241,6 +241,12 @@ class RouterSocket:
 
     def close(self, linger_ms: int) -> None:
         """Close socket and monitor; what was sent has this long to leave."""
-        self._socket.disable_monitor()
+        self.socket.disable_monitor()
         self._monitor.close(0)
-        self._socket.close(linger_ms)
+        self.socket.close(linger_ms)
+
+
+def with_input(routers: Sequence[RouterSocket]) -> list[RouterSocket]:
+    """Return those of which an envelope waits, in their order."""
+    sockets = transport.with_input([router.socket for router in routers])
+    return [router for router in routers if router.socket in sockets] if sockets else []
