@@ -21,10 +21,10 @@ TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all soak chaos check format bench bench-gpu kernels docs build clean
+.PHONY: help setup demo up test test-all soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs build clean
 
 help: ## list these targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)-dev $(STAMP)-model ## make the virtual environment with everything in it
 
@@ -48,7 +48,7 @@ soak: $(STAMP)-dev ## minutes of load and failures
 chaos: $(STAMP)-dev ## break a fleet under load and judge every answer; ARGS="--duration 60 --seed 1"
 	PYTHONPATH=bench $(BIN)/python -m chaos $(ARGS)
 
-check: $(STAMP)-dev ## lint, format, types twice, import rules, names, packaging
+check: $(STAMP)-dev ## lint, format, types twice, import rules, names, packaging, what a request costs the cores
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -56,13 +56,21 @@ check: $(STAMP)-dev ## lint, format, types twice, import rules, names, packaging
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/test_packaging.py tests/test_vocabulary.py
+	$(BIN)/python bench/bench_quick.py --counts
 
 format: $(STAMP)-dev ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)-bench ## requests per second and latency, beside libzmq's own proxy
+bench: $(STAMP)-bench ## the whole path beside other servers, the broker beside libzmq's proxy; ARGS="--program mosec=…"
+	$(BIN)/python bench/bench_path.py $(ARGS)
 	$(BIN)/python bench/bench_roundtrip.py
+
+bench-quick: $(STAMP)-dev ## has a request or a token become dearer than was accepted? 90 s
+	$(BIN)/python bench/bench_quick.py
+
+bench-accept: $(STAMP)-dev ## accept what they cost now, for a commit that says why
+	$(BIN)/python bench/bench_quick.py --accept
 
 bench-gpu: $(STAMP)-dev ## decode steps of random 1B and 8B models against the memory bandwidth of this GPU
 	$(BIN)/python bench/bench_gpu.py

@@ -361,7 +361,8 @@ def run(name: str, suite: Suite, found: Found, only: frozenset[str], rounds: int
 
 
 def _say(what: str) -> None:
-    print(f"\r{what:<100}", end="" if what else "\r", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(f"\r{what:<100}", end="" if what else "\r", file=sys.stderr, flush=True)
 
 
 def make_table(rows: list[Row], title: str) -> Table:
