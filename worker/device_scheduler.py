@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from typing import Final, assert_never
 
 import msgspec
@@ -133,8 +134,13 @@ class DeviceScheduler:
 
     # --- engines -----------------------------------------------------------------------------------------------------
 
-    def heard(self, device: Device, message: ipc.FromEngine, now: float) -> list[Job]:
-        """Take in a message of a device's engine process."""
+    def heard(self, device: Device, messages: Iterable[ipc.FromEngine], now: float) -> list[Job]:
+        """Take in what a device's engine process sent. Several steps at once make each job move once."""
+        for message in messages:
+            self._take(device, message, now)
+        return self._take_moved()
+
+    def _take(self, device: Device, message: ipc.FromEngine, now: float) -> None:
         match message:
             case ipc.EngineLoading(phase, percent, elapsed_s):
                 device.loading(phase, percent, elapsed_s)
@@ -151,7 +157,6 @@ class DeviceScheduler:
                 self._on_step(device, message, now)
             case _:
                 assert_never(message)
-        return self._take_moved()
 
     def exited(self, device: Device, reason: str, *, is_restarted: bool, now: float) -> list[Job]:
         """Run the jobs of an engine process that is gone elsewhere on this node, or end them."""

@@ -166,9 +166,8 @@ class JobTable:
     # --- from engines ------------------------------------------------------------------------------------------------
 
     def engine_sent(self, device: Device, messages: Sequence[ipc.FromEngine], now: float) -> None:
-        """Handle what an engine process sent, and report what came of it."""
-        for message in messages:
-            self._report(self.scheduler.heard(device, message, now))
+        """Handle what an engine process sent, and report what came of it: several steps go out together."""
+        self._report(self.scheduler.heard(device, messages, now))
 
     def engine_exited(self, device: Device, reason: str, *, is_restarted: bool, now: float) -> None:
         """Note that an engine process is gone."""

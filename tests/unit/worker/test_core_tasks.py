@@ -97,12 +97,25 @@ def test_an_engine_that_deals_in_text_streams_chunks() -> None:
     node.dispatch(1)
     ticket = node.ticket()
 
-    made = node.engine(
-        ipc.TextChunk(ticket, "one "), ipc.TextChunk(ticket, "two"), ipc.TextChunk(ticket, "", done=True)
-    )
-
-    assert texts(made) == ["one ", "two"]
+    assert texts(node.engine(ipc.TextChunk(ticket, "one "))) == ["one "]
+    made = node.engine(ipc.TextChunk(ticket, "two"), ipc.TextChunk(ticket, "", done=True))
+    assert texts(made) == ["two"]
     assert sent(made, m.WorkerFinal)[0].total_n == 2
+
+
+def test_what_lies_there_goes_out_together() -> None:
+    """An engine that is quicker than its agent's loop costs one PARTIAL a pass, not one a step."""
+    node = Node()
+    node.register()
+    node.load(kind="stream")
+    node.dispatch(1)
+    ticket = node.ticket()
+
+    made = node.engine(*(ipc.TextChunk(ticket, f"{number} ") for number in range(5)))
+
+    (partial,) = sent(made, m.WorkerPartial)
+    assert (partial.seq, partial.n) == (0, 5)
+    assert texts(made) == ["0 1 2 3 4 "]
 
 
 def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
