@@ -51,10 +51,11 @@ def next_token(chain: int, noise: int, last: Sequence[int], *, may_end: bool) ->
         last: The three tokens before it, or fewer: a character that is half written is finished first.
         may_end: Whether EOS is allowed here.
     """
-    for cut in (1, 2, 3):
-        tail = bytes(token & 0xFF for token in last[-cut:]) if all(token < 256 for token in last[-cut:]) else b""
-        if len(tail) == cut and tail in _CONTINUATION:
-            return _CONTINUATION[tail]
+    if last and 0x80 <= last[-1] < 256:  # else no character is half written
+        for cut in (1, 2, 3):
+            tail = bytes(token & 0xFF for token in last[-cut:]) if all(token < 256 for token in last[-cut:]) else b""
+            if len(tail) == cut and tail in _CONTINUATION:
+                return _CONTINUATION[tail]
     draw = mix(chain ^ noise)
     if draw % _EOS_ONE_IN == 0:
         return EOS if may_end else _SPACE
