@@ -27,8 +27,8 @@ class RequestHandle(Protocol[R_co]):
         """Wait for the end. Raises RequestError or ConnectError."""
         ...
 
-    async def next_chunk(self) -> Chunk | None:
-        """Wait for the next part of a stream; None at the end."""
+    async def next_chunks(self) -> list[Chunk]:
+        """Wait for the next parts of a stream; none at the end."""
         ...
 
 

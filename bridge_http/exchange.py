@@ -6,7 +6,7 @@ import asyncio
 import http
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -15,6 +15,8 @@ from .heads import Field, Head
 
 BODY_AHEAD_BYTES: Final = 64 << 10
 """Of a body that its reader has not asked for, so much is kept; then nothing more is read from the socket."""
+LEAVING: Final = "zmqrt.leaving"
+"""Extension of a scope: takes what is to be called when the caller leaves."""
 _CLIENT_GONE: Final = 499
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _VERSION: Final = b"HTTP/1.1 "
@@ -51,13 +53,14 @@ class Exchange:
 
     def __init__(self, head: Head, scope: Scope, wire: _Wire, default_fields: Iterable[Field], *, logs: bool) -> None:
         self._head = head
-        self._scope = scope
+        self._scope = {**scope, "extensions": {LEAVING: self.on_left}}
         self._wire = wire
         self._default_fields = default_fields
         self._logs = logs
         self._news = asyncio.Event()
         self._body = bytearray()
         self._waits_for_continue = head.expects_continue
+        self._on_left: Callable[[], object] | None = None
         self._sent_ahead = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
         self._left: int | None = None  # bytes of an answer that has a length; None: it has none
         self._is_chunked = False
@@ -94,6 +97,8 @@ class Exchange:
         """Note that the caller has left; the app is told as soon as it asks."""
         self.is_left = not self.is_complete
         self._news.set()
+        if self.is_left and self._on_left is not None:
+            self._on_left()
 
     def probe(self) -> bytes:
         """Return a byte that changes no answer, for a caller who may have left: if so, its machine says so.
@@ -133,6 +138,15 @@ class Exchange:
         fields = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         self._start({"status": 500, "headers": fields})
         self._continue({"body": body})
+
+    def on_left(self, call: Callable[[], object] | None) -> None:
+        """Have `call` called when the caller leaves, at once if it has left; None = nobody any more.
+
+        Offered in the scope, as LEAVING says: so nobody needs a task that waits in `receive`.
+        """
+        self._on_left = call
+        if call is not None and self.is_left:
+            call()
 
     async def receive(self) -> Message:
         """Give the app the next piece of the body, or the news that its caller has left."""

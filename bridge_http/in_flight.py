@@ -28,6 +28,7 @@ from .config import BridgeSettings
 from .errors import BadHeaderError
 from .metrics import Metrics
 from .request_body import unless_gone
+from .sse import KeepAlives
 
 _MOST_BEGUN: Final = 4096
 """Requests with a key whose beginning is remembered, some 200 bytes each: about what a broker keeps of answers."""
@@ -53,7 +54,7 @@ class InFlightRequest(Generic[R]):
     async def whole(self, request: Request) -> R:
         """Wait for the end, and stop waiting as soon as the caller leaves (ClientDisconnect)."""
         try:
-            return await unless_gone(self.result(), request.receive)
+            return await unless_gone(self.result(), request.scope, request.receive)
         finally:
             self.close()
 
@@ -67,15 +68,15 @@ class InFlightRequest(Generic[R]):
             self._in_flight.metrics.streamed(result, self._first_s)
         return result
 
-    async def next_chunk(self) -> Chunk | None:
-        """Wait for the next part of a stream; None at the end."""
+    async def next_chunks(self) -> list[Chunk]:
+        """Wait for the next parts of a stream; none at the end."""
         try:
-            chunk = await self._handle.next_chunk()
+            chunks = await self._handle.next_chunks()
         except RequestError as error:
             raise _out_of_time(error, self._in_flight.settings) from None
         if self._first_s is None:
             self._first_s = time.monotonic() - self._began_at
-        return chunk
+        return chunks
 
     def cancel(self) -> None:
         """Give it up now, because its caller says so."""
@@ -101,6 +102,7 @@ class InFlight:
     def __init__(self, broker: BrokerClient, settings: BridgeSettings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.settings = settings
+        self.keep_alives = KeepAlives()
         self._broker = broker
         self._under_way: dict[tuple[str, str], list[InFlightRequest[Any]]] = {}
         self._begun: OrderedDict[bytes, int] = OrderedDict()

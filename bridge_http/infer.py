@@ -42,6 +42,7 @@ async def post(in_flight: InFlight, bodies: BodyReader, request: Request) -> Res
         _events(pending, request_id, delivered),
         close=pending.close,
         idle=lambda: sse.KEEP_ALIVE,  # a comment: the contract has no event for it
+        keep_alives=in_flight.keep_alives,
         failure=lambda error: sse.event("error", problem(error, "/infer", request_id)),
         request_id=request_id,
     )
@@ -71,16 +72,20 @@ def delivered_before(request: Request) -> int:
 
 
 async def _events(pending: InFlightRequest[Result], request_id: str, delivered: int) -> sse.Events:
-    """Yield a token event for each piece of text, and the v1 response at the end.
+    """Yield token events, one for each piece of text and all that are there together, and the v1 response at the end.
 
     An id says how many units its reader has then had: the tokens, and one more for text held back until the end. A
     reader that comes back is sent what is beyond that.
     """
     at = 0
-    while (chunk := await pending.next_chunk()) is not None:
-        text, at = rest_of(chunk, delivered)
-        if text:
-            yield sse.event("token", {"text": text}, id_=f"{request_id}/{at}")
+    while chunks := await pending.next_chunks():
+        told = b""
+        for chunk in chunks:
+            text, at = rest_of(chunk, delivered)
+            if text:
+                told += sse.event("token", {"text": text}, id_=f"{request_id}/{at}")
+        if told:
+            yield told
     whole = InferResponse(text=(await pending.result()).text, request_id=request_id)
     yield sse.event("done", whole, id_=f"{request_id}/{at}")
 

@@ -8,10 +8,11 @@ from typing import Any, Final, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from .config import BridgeSettings
 from .errors import RefusedError
+from .exchange import LEAVING
 
 _MOST_BYTES: Final = 256 << 20
 """Of unfinished bodies in all: 64 of the largest. Without it each connection could hold one, 64 GiB of them."""
@@ -77,13 +78,38 @@ class BodyReader:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Return when the caller has left. ASGI tells it nowhere else before the answer begins."""
+    """Return when the caller has left. ASGI itself tells it nowhere else before the answer begins."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def unless_gone(work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
     """Do the work, and cancel it as soon as its caller leaves. Raises ClientDisconnect then."""
+    tell = scope.get("extensions", {}).get(LEAVING)
+    if tell is None:
+        return await _unless_gone_elsewhere(work, receive)
+    task = asyncio.current_task()
+    assert task is not None
+    is_gone = False
+
+    def leave() -> None:
+        nonlocal is_gone
+        is_gone = True
+        task.cancel()
+
+    tell(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not is_gone or task.uncancel():  # somebody else has cancelled it, too
+            raise
+        raise ClientDisconnect from None
+    finally:
+        tell(None)
+
+
+async def _unless_gone_elsewhere(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Do the same on a server that is not ours, with a task that waits for nothing but the caller's leaving."""
     doing = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(until_gone(receive))
     try:

@@ -12,11 +12,12 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .json_body import encode
-from .request_body import until_gone
+from .request_body import unless_gone
 
 Events = AsyncGenerator[bytes, None]
 MEDIA_TYPE: Final = "text/event-stream; charset=utf-8"
@@ -27,6 +28,8 @@ KEEP_ALIVE: Final = b": still here\n"
 its missing data. So it belongs to the next event, where it is a line that says nothing."""
 KEEP_ALIVE_S: Final = 15.0
 """Proxies cut connections that are silent for 30 to 60 s."""
+_TICK_S: Final = 0.001
+"""Clocks of loops count milliseconds, so a timer may come this much early."""
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,37 @@ def wants_stream(accept: str) -> bool:
     return False
 
 
+class KeepAlives:
+    """One timer for all streams: it rings each that has been silent for KEEP_ALIVE_S, and again."""
+
+    def __init__(self) -> None:
+        self._since: dict[EventStream, float] = {}  # who has been silent longest comes first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, stream: EventStream) -> None:
+        """Count its silence from now on."""
+        loop = asyncio.get_running_loop()
+        self._since.pop(stream, None)
+        self._since[stream] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(KEEP_ALIVE_S, self._ring)
+
+    def stop(self, stream: EventStream) -> None:
+        """Ring it no more."""
+        self._since.pop(stream, None)
+
+    def _ring(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for stream, since in list(self._since.items()):
+            if now - since < KEEP_ALIVE_S - _TICK_S:
+                self._timer = loop.call_later(since + KEEP_ALIVE_S - now, self._ring)
+                break
+            self.start(stream)
+            stream.ring()
+
+
 class EventStream(Response):
     """Send what a generator of events yields.
 
@@ -53,6 +87,7 @@ class EventStream(Response):
         close: Called once, when nobody reads any more.
         idle: What to send when nothing has come for a while.
         failure: The last event of a stream that failed after its status had gone out.
+        keep_alives: What rings when nothing has come for a while.
     """
 
     def __init__(
@@ -62,6 +97,7 @@ class EventStream(Response):
         close: Callable[[], None],
         idle: Callable[[], bytes],
         failure: Callable[[Exception], bytes],
+        keep_alives: KeepAlives,
         request_id: str = "",
     ) -> None:
         super().__init__(None, headers=HEADERS, media_type=MEDIA_TYPE)
@@ -70,58 +106,53 @@ class EventStream(Response):
         self._close = close
         self._idle = idle
         self._failure = failure
+        self._keep_alives = keep_alives
+        self._sending = asyncio.Lock()  # two may have something to say: the events, and the silence between them
+        self._has_begun = False
+        self._is_over = False
+        self._idling: asyncio.Task[None] | None = None
         self._request_id = request_id
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request."""
-        feeding = asyncio.ensure_future(self._feed(send))
-        watching = asyncio.ensure_future(until_gone(receive))
+        self._send = send
         try:
-            await asyncio.wait((feeding, watching), return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(ClientDisconnect):
+                await unless_gone(self._feed(), scope, receive)
         finally:
-            for task in (feeding, watching):
-                task.cancel()
-            await asyncio.gather(feeding, watching, return_exceptions=True)
+            self._is_over = True
             await self._events.aclose()
             self._close()
-        if not feeding.cancelled():
-            feeding.result()
 
-    async def _feed(self, send: Send) -> None:
-        has_begun = False
+    async def _feed(self) -> None:
         try:
-            async with contextlib.aclosing(kept_alive(self._events, self._idle, KEEP_ALIVE_S)) as pieces:
-                async for piece in pieces:
-                    if not has_begun:
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                        has_begun = True
-                    await _send_part(send, piece)
+            self._keep_alives.start(self)
+            async for piece in self._events:
+                await self._send_part(piece)
+                self._keep_alives.start(self)
         except Exception as error:
-            if not has_begun:
+            if not self._has_begun:
                 raise
             log.info("stream failed: %s", error, extra={"request_id": self._request_id})
-            await _send_part(send, self._failure(error))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_part(self._failure(error))
+        finally:
+            self._keep_alives.stop(self)
+        async with self._sending:
+            self._is_over = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def ring(self) -> None:
+        """Send what is sent when nothing has come for a while."""
+        if not self._sending.locked():  # else its reader has not even taken what came before
+            self._idling = asyncio.ensure_future(self._send_part(None))
 
-async def _send_part(send: Send, piece: bytes) -> None:
-    await send({"type": "http.response.body", "body": piece, "more_body": True})
-
-
-async def kept_alive(events: Events, idle: Callable[[], bytes], every_s: float) -> AsyncGenerator[bytes, None]:
-    """Yield the events, and what `idle` says whenever none has come for a while."""
-    pending = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            await asyncio.wait({pending}, timeout=every_s)
-            if not pending.done():
-                yield idle()
-                continue
-            piece = pending.result()
-            if piece is None:
+    async def _send_part(self, piece: bytes | None) -> None:
+        """Send one; None = what `idle` says now."""
+        async with self._sending:
+            if self._is_over:
                 return
-            yield piece
-            pending = asyncio.ensure_future(anext(events, None))
-    finally:
-        pending.cancel()
-        await asyncio.gather(pending, return_exceptions=True)
+            if not self._has_begun:
+                self._has_begun = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            body = self._idle() if piece is None else piece
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})

@@ -65,6 +65,21 @@ class AsyncHandle(BaseHandle[R]):
         self._reader.outcome()
         return None
 
+    async def next_chunks(self) -> list[Chunk]:
+        """Wait for the next chunk, and take those that are here with it; none at the end. Raises as `next_chunk`."""
+        while not self._reader.is_done:
+            chunks: list[Chunk] = []
+            for event in await self._mailbox.take_some():
+                chunk = self._reader.feed(event)
+                if chunk is not None:
+                    chunks.append(chunk)
+                if self._reader.is_done:
+                    break
+            if chunks:
+                return chunks
+        self._reader.outcome()
+        return []
+
 
 class AsyncStream(BaseStream[AsyncHandle[Result]]):
     """An iterator over the chunks of one answer. Leaving its `async with` block early cancels the request."""

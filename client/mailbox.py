@@ -25,6 +25,10 @@ _SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
 """Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
 
 
+SOME: Final = 64
+"""Events that are taken together: what they become, somebody else's buffer has to hold."""
+
+
 class Mailbox:
     """For a thread that waits."""
 
@@ -81,6 +85,13 @@ class AsyncMailbox:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
+    async def take_some(self) -> list[Event]:
+        """Wait for the next event, and take those that are there with it, SOME of them at most."""
+        events = [await self.take()]
+        while self._events and len(events) < SOME:
+            events.append(self._take())
+        return events
+
     async def take(self) -> Event:
         """Wait for the next event."""
         while not self._events:
@@ -89,6 +100,9 @@ class AsyncMailbox:
                 await self._reader
             finally:
                 self._reader = None
+        return self._take()
+
+    def _take(self) -> Event:
         event = self._events.popleft()
         if type(event) is m.Partial:
             self._bytes_out += len(event.body)

@@ -98,6 +98,7 @@ async def _generate(in_flight: InFlight, request: Request, body: Generation, tas
         _events(pending, stream),
         close=pending.close,
         idle=stream.idle,
+        keep_alives=in_flight.keep_alives,
         failure=lambda error: r.event(problem(error, path, request_id)),  # and no [DONE]
         request_id=request_id,
     )
@@ -105,8 +106,7 @@ async def _generate(in_flight: InFlight, request: Request, body: Generation, tas
 
 async def _events(pending: InFlightRequest[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
     """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
-    while (chunk := await pending.next_chunk()) is not None:
-        for event in stream.of(chunk):
-            yield event
-    for event in stream.end(await pending.result()):
-        yield event
+    while chunks := await pending.next_chunks():
+        if told := b"".join(event for chunk in chunks for event in stream.of(chunk)):
+            yield told
+    yield b"".join(stream.end(await pending.result()))

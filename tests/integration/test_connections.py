@@ -81,7 +81,7 @@ class Served:
         """Answer when the gate opens, and not for a caller who has left."""
         await request.body()
         try:
-            await unless_gone(self._until_open(), request.receive)
+            await unless_gone(self._until_open(), request.scope, request.receive)
         except ClientDisconnect:
             self.cancelled += 1
             return Response(status_code=499)

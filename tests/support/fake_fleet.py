@@ -51,14 +51,14 @@ class FakeHandle:
             request_id="",
         )
 
-    async def next_chunk(self) -> Chunk | None:
+    async def next_chunks(self) -> list[Chunk]:
         """Give one piece after the other, one token each."""
         if not self._pieces:
             await self.result()
-            return None
+            return []
         self._index += 1
         piece = self._pieces.pop(0)
-        return Chunk(text=piece, token_ids=[self._index], index=self._index - 1, pieces=[piece])
+        return [Chunk(text=piece, token_ids=[self._index], index=self._index - 1, pieces=[piece])]
 
 
 class FakeEmbedding(FakeHandle):

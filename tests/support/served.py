@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from support.stack import eventually
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.server import uvicorn_config
-from zmqrt.bridge_http.sse import Events, EventStream
+from zmqrt.bridge_http.sse import Events, EventStream, KeepAlives
 
 Address = tuple[str, int]
 
@@ -49,7 +49,7 @@ def event_stream(events: Events, close: Callable[[], None]) -> EventStream:
     def failure(error: Exception) -> bytes:
         raise error
 
-    return EventStream(events, close=close, idle=lambda: b": idle\n", failure=failure)
+    return EventStream(events, close=close, idle=lambda: b": idle\n", failure=failure, keep_alives=KeepAlives())
 
 
 def connect(address: Address) -> socket.socket:

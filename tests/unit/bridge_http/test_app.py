@@ -183,19 +183,31 @@ def test_a_stream_that_fails_later_ends_with_an_error_event() -> None:
     assert reply.is_complete
 
 
-def test_an_idle_stream_is_kept_alive() -> None:
-    """Proxies cut what is silent for long."""
+def test_an_idle_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies cut what is silent for long. One clock rings all, each when it has been silent for so long."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
+    keep_alives = sse.KeepAlives()
 
-    async def slow() -> sse.Events:
-        await asyncio.sleep(0.05)
-        yield b"event"
+    def stream(gate: asyncio.Event) -> sse.EventStream:
+        async def slow() -> sse.Events:
+            await gate.wait()
+            yield b"event"
+
+        return sse.EventStream(
+            slow(), close=lambda: None, idle=lambda: b": idle\n", failure=lambda _: b"", keep_alives=keep_alives
+        )
 
     async def scenario() -> list[bytes]:
-        return [piece async for piece in sse.kept_alive(slow(), lambda: b": idle\n", every_s=0.01)]
+        gate = asyncio.Event()
+        sent = [exchange(stream(gate), "POST", "/").start() for _ in range(3)]
+        for one in sent:
+            await one.until_lines(2)
+        gate.set()
+        return [(await one.finish()).body for one in sent]
 
-    pieces = asyncio.run(scenario())
-    assert pieces[0] == b": idle\n"
-    assert pieces[-1] == b"event"
+    for body in asyncio.run(scenario()):
+        assert body.startswith(b": idle\n: idle\n")
+        assert body.endswith(b"event")
 
 
 def idle(path: str, body: object, *pieces: str, monkeypatch: pytest.MonkeyPatch, **headers: str) -> list[str]:
