@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from support.tiny_broker import TinyBroker, echo, words_of
+from support.tiny_broker import TinyBroker, echo, partial, refuse, words_of
 from zmqrt.client import CancelledError, ConnectError
 from zmqrt.client.loop_client import LoopClient
+from zmqrt.client.mailbox import SOME
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.errors import RequestError
 
 pytestmark = [
     pytest.mark.integration,
@@ -149,5 +151,29 @@ def test_a_fault_in_the_core_leaves_nobody_waiting(run: Runner, monkeypatch: pyt
             with pytest.raises(CancelledError, match="a fault"):
                 client.submit("late", model="toy")
             await client.close()
+
+    run(main())
+
+
+def test_chunks_that_are_here_are_taken_together_and_an_error_after_them(run: Runner) -> None:
+    """What came before the end of a failed stream is read, and the error with the next question."""
+    words = [f"w{number}" for number in range(200)]
+
+    def answer(request: m.Request) -> list[m.ToClient]:
+        units: list[m.ToClient] = [partial(request, at, [word]) for at, word in enumerate(words)]
+        return [*units, refuse(request, 500, "model_raised")]
+
+    async def main() -> None:
+        with TinyBroker(answer) as broker:
+            async with LoopClient(broker.endpoint) as client:
+                handle = client.submit("x", stream=True, model="toy")
+                taken: list[list[str]] = []
+                while sum(map(len, taken)) < len(words):
+                    taken.append([chunk.text for chunk in await handle.next_chunks()])
+                with pytest.raises(RequestError):
+                    await handle.next_chunks()
+
+        assert [text for texts in taken for text in texts] == words
+        assert 1 < max(len(texts) for texts in taken) <= SOME
 
     run(main())
