@@ -10,14 +10,13 @@ litserve that is the Python that has them. What is not found is left out. docs/b
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -28,7 +27,7 @@ import msgspec
 import psutil
 from plain_engine import MODEL
 from processes import HERE, child, cpu_s, free_port, start, tell, wait_until_up
-from reports import Circumstances, circumstances, write
+from reports import Circumstances, circumstances, find_programs, progress, write
 from rich.console import Console
 from rich.table import Table
 from rounds import CallOrder, CallOutcome
@@ -119,7 +118,6 @@ class Row(msgspec.Struct, frozen=True):
 class Report(Circumstances, frozen=True, kw_only=True):
     """What is written to a file."""
 
-    date: str
     seconds: float
     left_out: list[str]
     peers: dict[str, str]
@@ -342,27 +340,20 @@ def run(name: str, suite: Suite, found: Found, only: frozenset[str], rounds: int
     contestants: list[Contestant] = []
     for who, begin in suite.starts.items():
         if (not only or who in only) and (who not in OTHERS or who in found.programs):
-            _say(f"{name}: starting {who} …")
             contestants += begin(found)
     rows = {
-        (load.name, one.name): Row(name, load.name, one.name, [])
+        (load, one.name): Row(name, load.name, one.name, [])
         for load in suite.loads
         for one in contestants
         if one.has_streams or not load.is_stream
     }
-    for number in range(rounds):
-        for load in suite.loads:
-            for one in contestants:
-                if row := rows.get((load.name, one.name)):
-                    _say(f"{name}: round {number + 1} of {rounds}: {load.name}, {one.name} …")
-                    row.rounds.append(asker.measure(one, load, seconds))
-    _say("")
+    with progress(rounds * len(rows)) as step:
+        for number in range(rounds):
+            for load, one in itertools.product(suite.loads, contestants):
+                if row := rows.get((load, one.name)):
+                    with step(f"{name}, round {number + 1} of {rounds}: {load.name}, {one.name}"):
+                        row.rounds.append(asker.measure(one, load, seconds))
     return list(rows.values())
-
-
-def _say(what: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{what:<100}", end="" if what else "\r", file=sys.stderr, flush=True)
 
 
 def make_table(rows: list[Row], title: str) -> Table:
@@ -422,13 +413,8 @@ def main(
     save: bool,
 ) -> None:
     """Run the comparison."""
-    given = dict(one.split("=", 1) for one in programs)
-    there = {name: given.get(name) or shutil.which(name) or "" for name in OTHERS}
     wanted = {name for suite in suites or SUITES for name in SUITES[suite].starts if not only or name in only}
-    left_out = [name for name, program in there.items() if not program and name in wanted]
-    for name in left_out:
-        click.echo(f"{name}: left out, its program was not found", err=True)
-    there = {name: program for name, program in there.items() if program}
+    there, left_out = find_programs([name for name in OTHERS if name in wanted], programs)
     before = os.getloadavg()
     rows: list[Row] = []
     console = Console(width=max(150, Console().width))
@@ -439,7 +425,6 @@ def main(
         console.print(make_table([row for row in rows if row.suite == name], title))
     report = Report(
         **circumstances("starlette", "uvicorn", "uvloop", "fastapi", "httpx"),
-        date=time.strftime("%Y-%m-%d"),
         seconds=seconds,
         left_out=left_out,
         peers=_peers(there),

@@ -85,16 +85,12 @@ def measure_ratios() -> dict[str, float]:
     for (load, contestant), spent in by_load.items():
         if contestant.startswith("zmqrt"):
             theirs = by_load[load, "Starlette, no hop"]
-            ratios[f"{contestant}, {load}: CPU / Starlette's"] = _ratio(spent, theirs)
-    for depth in bench_roundtrip.compare([32, 512], pairs=5, seconds=0.5):
-        ours, theirs = ([one.cpu_us for one in samples] for samples in (depth.broker, depth.proxy))
-        ratios[f"broker, {depth.in_flight} in flight: CPU / zmq.proxy's"] = _ratio(ours, theirs)
+            median = statistics.median(ours / max(other, 0.01) for ours, other in zip(spent, theirs, strict=True))
+            ratios[f"{contestant}, {load}: CPU / Starlette's"] = round(median, 2)
+    for case in bench_roundtrip.compare([(32, 100), (512, 100)], pairs=5, seconds=0.5):
+        median = statistics.median(case.ratios(bench_roundtrip.PROXY, "cpu_us"))
+        ratios[f"broker, {case.in_flight} in flight: CPU / zmq.proxy's"] = round(median, 2)
     return ratios
-
-
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    """Return the median over the rounds."""
-    return round(statistics.median(mine / max(other, 0.01) for mine, other in zip(ours, theirs, strict=True)), 2)
 
 
 def _show(findings: list[Finding]) -> None:

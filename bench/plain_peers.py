@@ -17,7 +17,6 @@ from typing import Final
 import zmq
 from rounds import Order, Outcome, Tally, say, serve
 
-BODY = b"x" * 100
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
 _PATIENCE_MS = 5_000
@@ -72,10 +71,12 @@ class Client:
         self._socket = connect(endpoint)
         self._rids = itertools.count(1)
         self._sent_at: dict[bytes, float] = {}
+        self._body = b""
 
     def run(self, order: Order) -> Outcome:
         """Run one round, and wait for the last answer of it."""
         tally = Tally(order)
+        self._body = b"x" * order.body_bytes
         self._ask(order.depth)
         while self._sent_at:
             if not self._socket.poll(_PATIENCE_MS):
@@ -90,7 +91,7 @@ class Client:
         for _ in range(count):
             rid = next(self._rids).to_bytes(16, "big")
             self._sent_at[rid] = now
-            send(rid + BODY, _NOBLOCK)
+            send(rid + self._body, _NOBLOCK)
 
     def _take(self, tally: Tally) -> int:
         """Take every answer that is there; return how many."""

@@ -33,10 +33,12 @@ class Ready(msgspec.Struct):
     endpoints: dict[str, str]
 
 
-def start(stack: contextlib.ExitStack, *arguments: str) -> tuple[subprocess.Popen[str], IO[str]]:
+def start(
+    stack: contextlib.ExitStack, *arguments: str, python: str = sys.executable
+) -> tuple[subprocess.Popen[str], IO[str]]:
     """Start a Python program; it ends with the stack."""
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [python, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
     stack.callback(_stop, process)
     assert process.stdout is not None
@@ -57,10 +59,10 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def start_peer(
-    stack: contextlib.ExitStack, program: str, role: str, endpoint: str
+    stack: contextlib.ExitStack, program: str, role: str, endpoint: str, *, python: str = sys.executable
 ) -> tuple[subprocess.Popen[str], IO[str]]:
     """Start a peer and wait until it is connected."""
-    process, out = start(stack, str(HERE / program), role, endpoint)
+    process, out = start(stack, str(HERE / program), role, endpoint, python=python)
     if out.readline().strip() != "ready":
         raise click.ClickException(f"the {role} of {program} did not start; what it wrote stands above")
     return process, out

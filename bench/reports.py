@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import shutil
 import sys
 import time
+from collections.abc import Generator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import msgspec
 import zmq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 HERE: Final = Path(__file__).parent
 
@@ -23,6 +29,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     machine: str
     cores: int
+    date: str
     load_average: tuple[float, float, float]
 
 
@@ -37,6 +44,7 @@ def circumstances(*packages: str) -> dict[str, Any]:
         },
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count() or 0,
+        "date": time.strftime("%Y-%m-%d"),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
     }
 
@@ -48,3 +56,36 @@ def write(report: Circumstances, name: str, *, is_kept: bool) -> str:
     path = folder / time.strftime(f"{name}-%Y%m%d-%H%M%S.json")
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     return os.path.relpath(path)
+
+
+def find_programs(names: Sequence[str], given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Find programs among `NAME=PATH` or on PATH; return where they are, and the names of those that are left out."""
+    named = dict(one.split("=", 1) for one in given)
+    there = {name: program for name in names if (program := named.get(name) or shutil.which(name))}
+    missing = [name for name in names if name not in there]
+    for name in missing:
+        click.echo(f"{name}: left out, its program was not found", err=True)
+    return there, missing
+
+
+class Step:
+    """Shows what is being measured, and counts it when it is done."""
+
+    def __init__(self, bar: Progress, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=total)
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Generator[None]:
+        """Show it as long as it takes."""
+        self._bar.update(self._task, description=what)
+        yield
+        self._bar.advance(self._task)
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Generator[Step]:
+    """Show a bar on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Step(bar, total)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +19,8 @@ class Order(msgspec.Struct, frozen=True):
 
     depth: int
     seconds: float
+    body_bytes: int = 100
+    """Of each request and each answer."""
 
 
 OrderT = TypeVar("OrderT", bound=Order)
@@ -66,6 +68,12 @@ class Tally:
         self.end_at = self._began_at + order.seconds
         self.latencies_s: list[float] = []
         self.refused = 0
+
+    async def repeat(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Ask one thing after the other until the round is over."""
+        while (began_at := time.perf_counter()) < self.end_at:
+            await ask()
+            self.latencies_s.append(time.perf_counter() - began_at)
 
     def outcome(self) -> Outcome:
         """Sum up."""

@@ -19,7 +19,6 @@ from zmqrt.protocol import codec, transport
 from zmqrt.protocol import messages as m
 
 SERVICE = "toy"
-BODY = b"x" * 100
 _ROOM = 100_000
 """Requests the worker may hold: more than any depth, so credit never decides."""
 _WINDOW_STEP_BYTES = 1 << 20
@@ -52,7 +51,7 @@ class Peer:
 
 
 def work(endpoint: str) -> None:
-    """Answer every DISPATCH with a FINAL, for ever."""
+    """Answer every DISPATCH with a FINAL of the same body, for ever."""
     peer = Peer(endpoint)
     offer = m.ServiceOffer(SERVICE, _ROOM, "generate")
     peer.say([m.Ready(b"bench-worker-001", "bench", _ROOM, [offer], [])])
@@ -68,7 +67,7 @@ def work(endpoint: str) -> None:
         for message in peer.hear(codec.TO_WORKER, 500):
             if type(message) is m.Dispatch:
                 limit += 1
-                answers.append(m.WorkerFinal(epoch, message.lease, 1, limit, {}, BODY))
+                answers.append(m.WorkerFinal(epoch, message.lease, 1, limit, {}, message.body))
         if answers:
             peer.say(answers)
 
@@ -81,12 +80,14 @@ class Client:
         self._rids = itertools.count(time.time_ns())
         self._sent_at: dict[bytes, float] = {}
         self._consumed = self._told = 0
+        self._body = b""
         self._peer.say([m.Hello(time.time_ns().to_bytes(16, "big"), 1, 1)])
         self._peer.hear(codec.TO_CLIENT, _PATIENCE_MS)
 
     def run(self, order: Order) -> Outcome:
         """Run one round, and wait for the last answer of it."""
         tally = Tally(order)
+        self._body = b"x" * order.body_bytes
         self._ask(order.depth)
         while self._sent_at:
             heard = self._peer.hear(codec.TO_CLIENT, _PATIENCE_MS)
@@ -104,7 +105,7 @@ class Client:
         for _ in range(count):
             rid = next(self._rids).to_bytes(16, "big")
             self._sent_at[rid] = now
-            requests.append(m.Request(rid, SERVICE, 30_000, m.IDEMPOTENT, 0, 0, 0, BODY))
+            requests.append(m.Request(rid, SERVICE, 30_000, m.IDEMPOTENT, 0, 0, 0, self._body))
         if self._consumed - self._told > _WINDOW_STEP_BYTES:
             self._told = self._consumed
             requests.append(m.Window(self._consumed))
