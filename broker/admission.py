@@ -184,13 +184,10 @@ def _begin(
 ) -> None:
     user, ttl_s, size = session.user, ask.ttl_ms / 1000, OVERHEAD_BYTES + len(ask.body)
     ext = ask.ext if ask.flags & _SEED_FLAGS != m.RESUMABLE else _with_seed(ask)
-    deadline = look_at = now + ttl_s
-    ends_at = math.inf
+    deadline = now + ttl_s
     is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
-    if is_patient:
-        ends_at = _end_of(ask, now)
-        look_at = min(now + ttl_s / LOOKS, ends_at)
-    party = _party(session, ask)
+    ends_at = _end_of(ask, now) if is_patient else math.inf
+    party = _party(session, ask) if ask.ext else session
     request = Request(ask, user, service, party, ext, ttl_s, deadline, now, [], is_patient, deadline, ends_at)
     journal = start.journal
     if journal is not None:
@@ -198,11 +195,11 @@ def _begin(
         size += journal.size_bytes
     state.memory.hold(request, size)
     user.requests[ask.rid] = request
-    state.request_timers.set(request, look_at)
     subscribe(state, session, request, ask.resume_n, now)
     if service.load_index.mask and not service.queue.count and request.revision is None:
-        grant(state, request, service.place(ext), now)
+        grant(state, request, service.place(ext), now)  # which sets its timer
         return
+    state.request_timers.set(request, min(now + ttl_s / LOOKS, ends_at) if is_patient else deadline)
     request.note_queued(service.queue.count, _why_queued(service))
     (service.queue.push if journal is None else service.queue.push_begun)(request)
     state.dirty[service] = None
@@ -210,7 +207,7 @@ def _begin(
 
 def _party(session: Session, ask: m.Request) -> Hashable:
     """Return whose turn it is in queues: a bridge asks for many, and says for whom each time."""
-    name = ask.ext.get(PARTY_KEY) if ask.ext else None
+    name = ask.ext.get(PARTY_KEY)
     return (session, name) if isinstance(name, str) else session
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import enum
-
-import msgspec
+from dataclasses import dataclass
 
 from ..protocol.errors import TABLE
 
 _SERVER_ERROR = 500
 
 
-class Counters(msgspec.Struct):
+@dataclass(slots=True, eq=False)
+class Counters:
     """Plain numbers, each raised by the one place that decides the thing."""
 
     requests: int = 0

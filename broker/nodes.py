@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import enum
 import math
+from dataclasses import dataclass, field
 from typing import Final
-
-import msgspec
 
 from ..protocol import messages as m
 from ..protocol.snapshot import DeviceStatus, device_status
@@ -85,7 +84,8 @@ TRANSITIONS: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
 """The diagram in the documentation is drawn from this table. Any other pair cannot happen."""
 
 
-class Offer(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Offer:
     """One service of one node. `level` is its set in the index of the service; -1: it takes nothing now."""
 
     node: Node
@@ -95,7 +95,8 @@ class Offer(msgspec.Struct, eq=False):
     level: int = -1
 
 
-class Node(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Node:
     """One worker node.
 
     Attributes:
@@ -135,9 +136,9 @@ class Node(msgspec.Struct, eq=False):
     kv_step: int = 0
     is_stalled: bool = False
     is_usable: bool = False
-    offers: dict[str, Offer] = {}
-    running: dict[int, None] = {}
-    fenced: dict[int, None] = {}
+    offers: dict[str, Offer] = field(default_factory=dict[str, Offer])
+    running: dict[int, None] = field(default_factory=dict[int, None])
+    fenced: dict[int, None] = field(default_factory=dict[int, None])
     completed: int = 0
     failed: int = 0
     lost_at: float = 0.0

@@ -22,6 +22,7 @@ import enum
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -95,7 +96,8 @@ class User(msgspec.Struct, eq=False):
     results: dict[bytes, CachedResult] = {}
 
 
-class Session(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Session:
     """One connection of a client.
 
     Attributes:
@@ -115,12 +117,12 @@ class Session(msgspec.Struct, eq=False):
     control: TokenBucket
     queries: TokenBucket
     deferrals: TokenBucket
-    subscribers: dict[bytes, Subscriber] = {}
+    subscribers: dict[bytes, Subscriber] = field(default_factory=dict[bytes, Any])
     is_open: bool = True
     send_until: int = 0
     sent_bytes: int = 0
     consumed_bytes: int = 0
-    lagging: OrderedDict[Subscriber, None] = msgspec.field(default_factory=OrderedDict[Any, None])
+    lagging: OrderedDict[Subscriber, None] = field(default_factory=OrderedDict[Any, None])
     shut_at: float | None = None
     slot: int = 0
 

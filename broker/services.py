@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Generic, get_args
-
-import msgspec
 
 from ..protocol.histogram import Meter
 from ..protocol.limits import MAX_ANSWER_TOKENS
@@ -25,7 +24,8 @@ def _no_results() -> dict[str, int]:
     return {"": 0, **dict.fromkeys(get_args(FinishReason), 0)}
 
 
-class Service(msgspec.Struct, Generic[R], eq=False):
+@dataclass(slots=True, eq=False)
+class Service(Generic[R]):
     """A service by its name.
 
     Attributes:
@@ -41,26 +41,26 @@ class Service(msgspec.Struct, Generic[R], eq=False):
     """
 
     name: str
-    queue: ServiceQueue[R] = msgspec.field(default_factory=ServiceQueue[R])
-    load_index: LoadIndex = msgspec.field(default_factory=LoadIndex)
-    prefixes: Prefixes = msgspec.field(default_factory=Prefixes)
-    offers: dict[Node, Offer] = {}
+    queue: ServiceQueue[R] = field(default_factory=ServiceQueue[R])
+    load_index: LoadIndex = field(default_factory=LoadIndex)
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    offers: dict[Node, Offer] = field(default_factory=dict[Node, Offer])
     spec: ServiceOffer | None = None
     healthy: int = 0
     unhealthy_since: float = -math.inf
     is_due_back: bool = False
-    revisions: dict[str, int] = {}
+    revisions: dict[str, int] = field(default_factory=dict[str, int])
     running: int = 0
     mean_s: float = 0.0
     moved_at: float = -math.inf
     first_s: float = 0.0
     first_size: float = 0.0
     slot: int = 0
-    queue_time: Meter = msgspec.field(default_factory=Meter)
-    first_token: Meter = msgspec.field(default_factory=Meter)
-    token_time: Meter = msgspec.field(default_factory=Meter)
-    duration: Meter = msgspec.field(default_factory=Meter)
-    finished: dict[str, int] = msgspec.field(default_factory=_no_results)
+    queue_time: Meter = field(default_factory=Meter)
+    first_token: Meter = field(default_factory=Meter)
+    token_time: Meter = field(default_factory=Meter)
+    duration: Meter = field(default_factory=Meter)
+    finished: dict[str, int] = field(default_factory=_no_results)
     prompt_tokens: int = 0
     generated_tokens: int = 0
 

@@ -6,6 +6,7 @@ snapshot is made at most ten times a second, however many ask.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 
@@ -93,7 +94,7 @@ def snapshot(state: BrokerState, now: float) -> s.Snapshot:
         running=sum(service.running for service in services),
         nodes=[_node(node, now) for node in nodes],
         services=[_service(service, is_listed=service in listed) for service in services],
-        counters=msgspec.structs.asdict(state.counters),
+        counters=dataclasses.asdict(state.counters),
         unix_s=state.unix_s + now - state.started_at if state.unix_s else 0.0,
         tallies=state.labelled.copy(),
         requests=[_request(request, now) for request in _oldest(state)],
