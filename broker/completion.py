@@ -165,7 +165,9 @@ def _keep_result(
     size = OVERHEAD_BYTES + body_bytes + (journal.size_bytes if journal is not None else 0)
     digest = fingerprint(ask.body)
     state.result_cache.add(
-        CachedResult(owner, ask.rid, ask.service, digest, is_stream, message, journal, request.revision, now, size)
+        CachedResult(
+            owner, ask.rid, request.service.name, digest, is_stream, message, journal, request.revision, now, size
+        )
     )
 
 

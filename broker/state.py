@@ -8,6 +8,8 @@ delivery.py          from the node to every subscriber, as fast as each reads
 completion.py        the end of a request
 
 Each field is written in one module (tests/unit/broker/test_ownership.py), and no two modules import each other.
+Records that change with each request are dataclasses with slots: a field of a msgspec.Struct takes five times as long
+to set. Those that are made and hardly changed are Structs, which are made in half the time.
 """
 
 from __future__ import annotations
