@@ -68,6 +68,10 @@ class BrokerLink:
         self._names = addresses.Resolver()
         self._pauses = Backoff(None, first_s=0.005, most_s=0.05)
         self._retry: asyncio.TimerHandle | None = None
+        self._may_have_messages = False
+        """Whether the DEALER is to be read: most passes are about an engine, and to read in vain is not free."""
+        self._may_have_events = False
+        """The same for its monitor."""
 
     def open(self) -> None:
         """Make a socket and begin to connect."""
@@ -75,10 +79,18 @@ class BrokerLink:
         self._is_greeted = False
         self._dealer = transport.make_dealer(self._context, keys=self._keys)
         self._monitor = transport.monitor(self._dealer)
-        loop.add_reader(transport.descriptor(self._monitor), self._wake)
-        loop.add_reader(transport.descriptor(self._dealer), self._wake)
+        loop.add_reader(transport.descriptor(self._monitor), self._on_events)
+        loop.add_reader(transport.descriptor(self._dealer), self._on_messages)
         self._begin(loop, self._dealer)
-        loop.call_soon(self._wake)  # the descriptors are edge-triggered: look once by ourselves
+        loop.call_soon(self._on_events)  # the descriptors are edge-triggered: look once by ourselves
+
+    def _on_messages(self) -> None:
+        self._may_have_messages = True
+        self._wake()
+
+    def _on_events(self) -> None:
+        self._may_have_events = True
+        self._on_messages()  # what a broker said before it left still counts
 
     def _begin(self, loop: asyncio.AbstractEventLoop, dealer: zmq.Socket[bytes]) -> None:
         """Connect, after a look-up in a thread of its own where there is a name: that may take seconds."""
@@ -103,16 +115,18 @@ class BrokerLink:
         self._monitor.close(0)
         self._dealer.close(_FAREWELL_MS if is_farewell else 0)
         self._dealer = self._monitor = None
+        self._may_have_messages = self._may_have_events = False
         self._unsent.clear()
         if self._retry is not None:
             self._retry.cancel()
 
     def events(self) -> Iterator[Ending | None]:
         """Yield what the monitor saw: None for a finished handshake, else why the connection is over."""
-        while self._monitor is not None:
+        while self._monitor is not None and self._may_have_events:
             try:
                 frames = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                self._may_have_events = False
                 return
             seen = parse_monitor_message(frames)
             event = int(seen["event"])
@@ -133,9 +147,10 @@ class BrokerLink:
 
     def receive(self) -> Iterator[list[m.ToWorker]]:
         """Yield the messages of each envelope that has arrived, up to the budget of one pass."""
-        for _ in range(_BUDGET):
+        for _ in range(_BUDGET if self._may_have_messages else 0):
             frames = None if self._dealer is None else transport.receive(self._dealer)
             if frames is None:
+                self._may_have_messages = False
                 return
             yield self._decode(frames)
 
@@ -157,7 +172,7 @@ class BrokerLink:
 
     def has_input(self) -> bool:
         """Whether something is left to read."""
-        return any(socket is not None and transport.has_input(socket) for socket in (self._dealer, self._monitor))
+        return self._may_have_messages or self._may_have_events
 
     def send(self, messages: Sequence[m.FromWorker]) -> bool:
         """Queue messages, all in one envelope if they fit; False when the broker has not taken any for too long."""
@@ -173,18 +188,21 @@ class BrokerLink:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        while self._unsent and self._dealer is not None:
-            try:
+        if self._dealer is None:
+            return
+        try:
+            while self._unsent:
                 transport.send(self._dealer, self._unsent[0])
-            except zmq.Again:
-                self._retry = asyncio.get_running_loop().call_later(self._pauses.next_delay_s(), self._flush_later)
-                return
-            self._unsent.popleft()
-        self._pauses.reset()
+                self._unsent.popleft()
+        except zmq.Again:
+            self._retry = asyncio.get_running_loop().call_later(self._pauses.next_delay_s(), self._flush_later)
+        else:
+            self._pauses.reset()
+        self._may_have_messages |= transport.has_input(self._dealer)  # a send may eat the wake-up for it
 
     def _flush_later(self) -> None:
         self._flush()
-        self._wake()  # a send may eat the wake-up of what has arrived
+        self._wake()
 
 
 def _what_can_be_sent(messages: Sequence[m.FromWorker]) -> list[m.FromWorker]:
