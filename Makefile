@@ -81,6 +81,7 @@ kernels: $(STAMP)-dev ## try the GPU kernels without a GPU, under Triton's inter
 
 docs: $(STAMP)-dev ## write the pages that are made from the code, and the dashboard
 	$(BIN)/python docs/pages.py
+	$(BIN)/python bench/report.py
 	$(BIN)/python deploy/grafana/dashboard.py
 
 build: $(STAMP)-dev ## the wheel, in dist/

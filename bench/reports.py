@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -31,12 +33,15 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     date: str
     load_average: tuple[float, float, float]
+    commit: str = ""
+    """What was measured, where git knows it."""
 
 
 def circumstances(*packages: str) -> dict[str, Any]:
     """Return those of this run, with the versions of these packages too: the first fields of its report."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        # Where a program was found says nothing to others.
+        "command": re.sub(r"=\S*/", "=", " ".join(["python", *sys.argv])),
         "versions": {
             **{name: version(name) for name in ("zmqrt", "pyzmq", "msgspec", *packages)},
             "python": platform.python_version(),
@@ -45,8 +50,17 @@ def circumstances(*packages: str) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count() or 0,
         "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0),
     }
+
+
+def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    asked = [git, "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def write(report: Circumstances, name: str, *, is_kept: bool) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
@@ -33,6 +34,11 @@ def test_a_generated_page_is_current(name: str) -> None:
 
     assert set(pages) == set(MADE)
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == pages[name](), "run `make docs`"
+
+
+def test_the_benchmarks_are_those_of_the_newest_reports() -> None:
+    """`make docs` was run after a report was added to bench/results/."""
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(), "run `make docs`"
 
 
 def test_every_failure_names_a_test_that_exists() -> None:
