@@ -75,13 +75,14 @@ def counting(count: Count) -> Generator[None]:
         if event == "c_call" and frame.f_globals.get("__name__", "").startswith("zmqrt."):
             count.c_calls += 1
 
+    before = sys.getprofile(), sys.gettrace()
     sys.setprofile(profile)
     sys.settrace(trace)
     try:
         yield
     finally:
-        sys.settrace(None)
-        sys.setprofile(None)
+        sys.setprofile(before[0])
+        sys.settrace(before[1])
 
 
 class Talk(Protocol[T]):

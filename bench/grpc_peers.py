@@ -4,7 +4,7 @@ Run by the Python that has grpcio. The server says where it is and sends every m
 """
 
 # mypy: ignore-errors
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
 
 from __future__ import annotations
 

@@ -87,9 +87,9 @@ def _path_part(report: bench_path.Report) -> list[str]:
         "",
         "**Where we lose**, of those that one could take instead:",
         "",
-        *_losses(path),
+        *losses(path),
         "",
-        *_remarks(path),
+        *remarks(path),
         "",
         "## Beside gateways",
         "",
@@ -98,15 +98,15 @@ def _path_part(report: bench_path.Report) -> list[str]:
         "",
         *_table(gateways, _with_p50),
         "",
-        *_losses(gateways),
+        *losses(gateways),
         "",
-        *_remarks(gateways),
+        *remarks(gateways),
         "",
         "## What we want, and where we are",
         "",
         "| load | figure | wanted | found | |",
         "|---|---|---|---|---|",
-        *(line for goal in GOALS if (line := _goal(report.rows, *goal))),
+        *(line for one in GOALS if (line := goal(report.rows, *one))),
         "",
         *_circumstances(report, f"medians of {len(report.rows[0].rounds)} rounds of {report.seconds:g} s"),
         "",
@@ -149,7 +149,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _losses(rows: list[Row]) -> list[str]:
+def losses(rows: list[Row]) -> list[str]:
     """Name each peer that does more than we do, or for less; those that only answer are left out."""
     lines: list[str] = []
     for ours in (row for row in rows if row.contestant == OURS[row.suite]):
@@ -168,7 +168,7 @@ def _losses(rows: list[Row]) -> list[str]:
     return lines or ["- nowhere in this run."]
 
 
-def _remarks(rows: list[Row]) -> list[str]:
+def remarks(rows: list[Row]) -> list[str]:
     """Tell what a reader must know of single figures: spread, joined tokens, failures, a client at its limit."""
     lines: list[str] = []
     spreads = [max(rates) / max(min(rates), 1e-9) for row in rows if (rates := [one.per_s for one in row.rounds])]
@@ -196,7 +196,7 @@ def _remarks(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _goal(  # noqa: PLR0917 - the columns of GOALS
+def goal(  # noqa: PLR0917 - the columns of GOALS
     rows: list[Row], suite: str, load: str, whose: str, over: str, field: str, sense: str, wanted: str
 ) -> str:
     """Write one line, if both were measured."""
