@@ -37,7 +37,7 @@ from .auth import Gate
 from .config import BrokerSettings
 from .core import Broker, SendFailure, Side
 from .events import NODE_EVENTS
-from .sockets import RouterSocket, Unsent, with_input
+from .sockets import RouterSocket, Unsent
 
 _MAX_MESSAGES: Final = 2048
 """Messages of one side in one pass …"""
@@ -85,6 +85,8 @@ class Server:
             unix_s=time.time(),
             is_admin=self._is_admin,
         )
+        self._look = transport.watch_for_input([router.socket for router in self._routers])
+        self._router_of: dict[object, RouterSocket] = {router.socket: router for router in self._routers}
         self._garbage = _GarbageCollection()
         self._done = asyncio.Event()
         self._due = -math.inf
@@ -232,10 +234,10 @@ class Server:
         core = self._core
         begin = now = time.monotonic()
         stop_at = begin + _MAX_PASS_S
-        ready = with_input(self._routers)
+        waiting = self._look()
         while True:
-            for router in ready:
-                now = self._read(router, now)
+            for socket, _ in waiting:
+                now = self._read(self._router_of[socket], now)
             if now >= self._due:
                 core.tick(now)
                 self._retry(now)
@@ -243,8 +245,8 @@ class Server:
                 return False  # half of all wake-ups are about libzmq's own affairs
             self._flush(now)
             self._due = min(core.next_deadline(), self._due_to_send())
-            ready = with_input(self._routers)
-            if not ready:
+            waiting = self._look()
+            if not waiting:
                 return False
             begin = now = time.monotonic()
             if begin >= stop_at:

@@ -244,9 +244,3 @@ class RouterSocket:
         self.socket.disable_monitor()
         self._monitor.close(0)
         self.socket.close(linger_ms)
-
-
-def with_input(routers: Sequence[RouterSocket]) -> list[RouterSocket]:
-    """Return those of which an envelope waits, in their order."""
-    sockets = transport.with_input([router.socket for router in routers])
-    return [router for router in routers if router.socket in sockets] if sockets else []

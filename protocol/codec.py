@@ -185,13 +185,12 @@ class Codec(Generic[T]):
         Raises:
             ProtocolError: the envelope as a whole is not ZRT/1; nothing in it can be used.
         """
-        header = _check_envelope(frames)
-        if len(frames) == 1:
+        if len(frames) == 1 and frames[0][:4] == PREFIX and len(frames[0]) <= MAX_HEADER_BYTES:
             try:
-                return Unpacked(self._batch.decode(header))
+                return Unpacked(self._batch.decode(memoryview(frames[0])[4:]))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 pass  # take it apart below
-        return self._take_apart(header, frames[1:])
+        return self._take_apart(_check_envelope(frames), frames[1:])
 
     def _take_apart(self, header: memoryview, large: Sequence[bytes | memoryview]) -> Unpacked[T]:
         try:

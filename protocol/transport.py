@@ -8,8 +8,9 @@ peer is noticed; off loopback there is CURVE or there is no socket.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Final, Literal, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, Literal
 
 import zmq
 
@@ -136,10 +137,12 @@ def has_input(socket: zmq.Socket[bytes]) -> bool:
     return bool(zmq.zmq_poll([(socket, _POLLIN)], 0))  # getsockopt(EVENTS) looks its option up in an enum
 
 
-def with_input(sockets: Sequence[zmq.Socket[bytes]]) -> list[zmq.Socket[bytes]]:
-    """Return those of which a message can be read now: one look at two costs half of what a look at each does."""
-    ready = zmq.zmq_poll([(socket, _POLLIN) for socket in sockets], 0)
-    return [cast("zmq.Socket[bytes]", socket) for socket, _ in ready]
+def watch_for_input(sockets: Sequence[zmq.Socket[bytes]]) -> Callable[[], Sequence[tuple[object, int]]]:
+    """Return what looks which of these sockets have a message to read: a pair (socket, …) for each that has.
+
+    One look at two sockets costs half of what a look at each does.
+    """
+    return partial(zmq.zmq_poll, [(socket, _POLLIN) for socket in sockets], 0)
 
 
 def descriptor(socket: zmq.Socket[bytes]) -> int:
@@ -231,20 +234,21 @@ def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tup
         The descriptor is a hint: after a disconnection the system gives it to the next peer. -1 = not known.
     """
     try:
-        head = socket.recv(_NOBLOCK, copy=False)
+        peer = socket.recv(_NOBLOCK)
     except zmq.Again:
         return None
+    first = socket.recv(_NOBLOCK, copy=False)  # a ROUTER puts the routing id before whatever came, so there is one
     user = ""
     if with_user:
         try:
-            user = str(head.get("User-Id"))
+            user = str(first.get("User-Id"))
         except zmq.ZMQError:
             user = ""  # a peer without one has not passed ZAP; the broker refuses it
     try:
-        fd = int(head.get(_SRCFD))
+        fd = int(first.get(_SRCFD))
     except zmq.ZMQError:
         fd = -1  # a peer of ZMTP 1 or 2: libzmq keeps nothing about such a connection
-    return head.bytes, user, fd, _rest(socket, head)
+    return peer, user, fd, _frames(socket, first)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[Frame] | None:
@@ -253,12 +257,12 @@ def receive(socket: zmq.Socket[bytes]) -> list[Frame] | None:
         first = socket.recv(_NOBLOCK, copy=False)
     except zmq.Again:
         return None
-    return [_own(first), *_rest(socket, first)]
+    return _frames(socket, first)
 
 
-def _rest(socket: zmq.Socket[bytes], frame: zmq.Frame) -> list[Frame]:
+def _frames(socket: zmq.Socket[bytes], frame: zmq.Frame) -> list[Frame]:
     """Read on to the end of the envelope; frames beyond the limit are read and dropped (one is kept: it shows)."""
-    frames: list[Frame] = []
+    frames = [_own(frame)]
     while frame.more:
         frame = socket.recv(_NOBLOCK, copy=False)
         if len(frames) <= _LAST_FRAME:
