@@ -83,12 +83,13 @@ class Tally:
             answered=len(latencies_s),
             refused=self.refused,
             elapsed_s=elapsed_s,
-            p50_us=_at(latencies_s, 0.50) * 1e6,
-            p99_us=_at(latencies_s, 0.99) * 1e6,
+            p50_us=at_share(latencies_s, 0.50) * 1e6,
+            p99_us=at_share(latencies_s, 0.99) * 1e6,
         )
 
 
-def _at(ordered: list[float], share: float) -> float:
+def at_share(ordered: list[float], share: float) -> float:
+    """Return the value below which this share of them is; 0 if there are none."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
