@@ -8,6 +8,7 @@ Neither ever waits in order to fill a batch: whatever one look at the socket bri
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from typing import TypeVar
@@ -54,7 +55,7 @@ def work(endpoint: str) -> None:
     """Answer every DISPATCH with a FINAL of the same body, for ever."""
     peer = Peer(endpoint)
     offer = m.ServiceOffer(SERVICE, _ROOM, "generate")
-    peer.say([m.Ready(b"bench-worker-001", "bench", _ROOM, [offer], [])])
+    peer.say([m.Ready(os.urandom(16), f"bench-{os.getpid()}", _ROOM, [offer], [])])
     epoch = next(one.epoch for one in peer.hear(codec.TO_WORKER, _PATIENCE_MS) if isinstance(one, m.WorkerWelcome))
     limit, beat_at = _ROOM, 0.0
     for count in itertools.count(1):
