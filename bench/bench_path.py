@@ -114,6 +114,11 @@ class Row(msgspec.Struct, frozen=True):
         values: list[float] = [getattr(figure, field) for figure in self.rounds]
         return statistics.median(values)
 
+    def ratios(self, other: Row, field: str) -> list[float]:
+        """Return a field over that of another, round by round: what disturbed one of them disturbed both."""
+        pairs = zip(self.rounds, other.rounds, strict=True)
+        return [getattr(mine, field) / max(getattr(its, field), 1e-9) for mine, its in pairs]
+
 
 class Report(Circumstances, frozen=True, kw_only=True):
     """What is written to a file."""

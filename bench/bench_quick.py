@@ -81,11 +81,10 @@ def measure_ratios() -> dict[str, float]:
         found = bench_path.Found({}, 0, stack)
         suite = bench_path.Suite(starts, loads, 0)
         rows = bench_path.run("path", suite, found, frozenset(), rounds=5, seconds=0.6)
-    by_load = {(row.load, row.contestant): [figure.cpu_us for figure in row.rounds] for row in rows}
-    for (load, contestant), spent in by_load.items():
+    by_load = {(row.load, row.contestant): row for row in rows}
+    for (load, contestant), row in by_load.items():
         if contestant.startswith("zmqrt"):
-            theirs = by_load[load, "Starlette, no hop"]
-            median = statistics.median(ours / max(other, 0.01) for ours, other in zip(spent, theirs, strict=True))
+            median = statistics.median(row.ratios(by_load[load, "Starlette, no hop"], "cpu_us"))
             ratios[f"{contestant}, {load}: CPU / Starlette's"] = round(median, 2)
     for case in bench_roundtrip.compare([(32, 100), (512, 100)], pairs=5, seconds=0.5):
         median = statistics.median(case.ratios(bench_roundtrip.PROXY, "cpu_us"))

@@ -104,7 +104,7 @@ def _path_part(report: bench_path.Report) -> list[str]:
         "",
         "## What we want, and where we are",
         "",
-        "| load | figure | wanted | found | |",
+        "| load | figure | wanted | found (lowest to highest round) | |",
         "|---|---|---|---|---|",
         *(line for one in GOALS if (line := goal(report.rows, *one))),
         "",
@@ -159,8 +159,7 @@ def losses(rows: list[Row]) -> list[str]:
                 continue
             if row.contestant.startswith("zmqrt"):
                 continue
-            rate = row.median("per_s") / max(ours.median("per_s"), 1e-9)
-            cost = row.median("cpu_us") / max(ours.median("cpu_us"), 1e-9)
+            rate, cost = (statistics.median(row.ratios(ours, field)) for field in ("per_s", "cpu_us"))
             if rate > 1 or cost < 1:
                 words.append(f"{row.contestant} does {rate:.2f} times as much for {cost:.2f} of the CPU time")
         if words:
@@ -200,15 +199,15 @@ def goal(  # noqa: PLR0917 - the columns of GOALS
     rows: list[Row], suite: str, load: str, whose: str, over: str, field: str, sense: str, wanted: str
 ) -> str:
     """Write one line, if both were measured."""
-    by = {row.contestant: row.median(field) for row in rows if (row.suite, row.load) == (suite, load)}
+    by = {row.contestant: row for row in rows if (row.suite, row.load) == (suite, load)}
     if whose not in by or (over and over not in by):
         return ""
-    found = by[whose] / max(by[over], 1e-9) if over else by[whose]
+    values = by[whose].ratios(by[over], field) if over else [getattr(one, field) for one in by[whose].rounds]
+    found = statistics.median(values)
     is_met = found >= float(wanted) if sense == "at least" else found <= float(wanted)
     what = f"{whose}: {FIGURES[field]}" + (f" / {over}'s" if over else "")
-    return (
-        f"| {load}{STEPS[suite]} | {what} | {sense} {float(wanted):,g} | {_short(found)} | {'met' if is_met else ''} |"
-    )
+    spread = f"{_short(found)} ({_short(min(values))} to {_short(max(values))})"
+    return f"| {load}{STEPS[suite]} | {what} | {sense} {float(wanted):,g} | {spread} | {'met' if is_met else ''} |"
 
 
 # --- the broker alone ----------------------------------------------------------------------------------------------

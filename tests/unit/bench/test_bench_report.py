@@ -60,7 +60,7 @@ def test_a_goal_is_met_or_not() -> None:
     def found(over: str, field: str, sense: str, wanted: str) -> str:
         return report.goal(rows, "path", "64 streams", "zmqrt HTTP", over, field, sense, wanted)
 
-    assert found("Starlette, no hop", "per_s", "at least", "0.5").endswith("| 0.50 | met |")
-    assert found("Starlette, no hop", "per_s", "at least", "0.7").endswith("| 0.50 |  |")
-    assert found("", "cpu_us", "at most", "22").endswith("| 10.0 | met |")
+    assert found("Starlette, no hop", "per_s", "at least", "0.5").endswith("| 0.50 (0.50 to 0.50) | met |")
+    assert found("Starlette, no hop", "per_s", "at least", "0.7").endswith("| 0.50 (0.50 to 0.50) |  |")
+    assert found("", "cpu_us", "at most", "22").endswith("| 10.0 (10.0 to 10.0) | met |")
     assert found("mosec", "per_s", "at least", "1") == ""
