@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,14 +29,15 @@ from ..protocol.origins import (
 )
 from .config import BridgeSettings
 from .cors import is_preflight
-from .errors import BadApiKeyError, ForbiddenHostError, refusal
-from .in_flight import rid_of
+from .errors import BadApiKeyError, ForbiddenHostError, HttpError, refusal
 from .paths import FILES
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
 OPEN_PATHS: Final = frozenset({*_PROBES, *FILES})
 """Probes carry no key, and tell nothing about anybody's requests. The pages hold no datum at all."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+"""What an Idempotency-Key looks like."""
 _REPEATED: Final = 100
 """Characters of somebody else's header that an answer repeats."""
 
@@ -45,6 +46,17 @@ def request_id_of(headers: Mapping[str, str], rid: bytes) -> str:
     """Return the caller's id if it is one that may go into logs and headers, else our own in hex."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else rid.hex()
+
+
+def rid_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> bytes | None:
+    """Derive the name of a request on the wire from its Idempotency-Key; None without one, or one that is none.
+
+    It is the same at every bridge; other tenants' never meet it.
+    """
+    key = headers.get("idempotency-key", "")
+    if not KEY.fullmatch(key):
+        return None
+    return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
 
 
 class ApiKeys:
@@ -153,37 +165,36 @@ def _allowing(given: str) -> str:
     return f"allow them with --cors-origin {origin} (ZMQRT_CORS_ORIGIN={origin})" if origin else ""
 
 
-class AccessCheck:
-    """Check each request before the app sees it, and give every answer the request's id."""
+class Caller(NamedTuple):
+    """Whose request it is, and which.
 
-    def __init__(self, app: ASGIApp, settings: BridgeSettings) -> None:
-        self._app = app
+    rid: Its name on the wire: never the caller's, for two equal X-Request-Ids must not disturb one another.
+    tenant: Whose key came with it; "" where there are no keys.
+    refused: Why it is not let in; None = it is.
+    """
+
+    rid: bytes
+    request_id: str
+    tenant: str = ""
+    refused: HttpError | None = None
+
+
+class Access:
+    """Looks at each request before anybody answers it."""
+
+    def __init__(self, settings: BridgeSettings) -> None:
         self._keys = ApiKeys(settings.tenants)
         self._names = None if settings.is_open_to_names else AllowedNames(settings.known_hosts, settings.known_origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        headers, method, path = Headers(scope=scope), str(scope["method"]), str(scope["path"])
-        rid = new_rid()  # never the caller's: two equal X-Request-Ids must not disturb one another
-        request_id = request_id_of(headers, rid)
-        state = scope.setdefault("state", {})
-        state.update(rid=rid, request_id=request_id)
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
+    def caller_of(self, method: str, path: str, headers: Mapping[str, str]) -> Caller:
+        """Return who asks, and by what names the request goes."""
+        rid = new_rid()
         try:
             tenant = self._admit(method, path, headers)
         except (BadApiKeyError, ForbiddenHostError) as error:
-            await refusal(error, path, request_id)(scope, receive, send_with_id)
-            return
-        if (repeatable := rid_of(headers, tenant, method, path)) is not None:
-            rid = repeatable  # an answer that is given again has the ids that it had
-            request_id = request_id_of(headers, rid)
-        state.update(rid=rid, request_id=request_id, tenant=tenant)
-        await self._app(scope, receive, send_with_id)
+            return Caller(rid, request_id_of(headers, rid), refused=error)
+        rid = rid_of(headers, tenant, method, path) or rid  # an answer that is given again has the ids that it had
+        return Caller(rid, request_id_of(headers, rid), tenant)
 
     def _admit(self, method: str, path: str, headers: Mapping[str, str]) -> str:
         if is_preflight(method, headers):  # of an origin that is not allowed: else it has been answered
@@ -193,3 +204,25 @@ class AccessCheck:
                 self._names.check(headers)
             return ""
         return "" if path in OPEN_PATHS or method == "OPTIONS" else self._keys.tenant_of(headers)
+
+
+class AccessCheck:
+    """Check each request before the app sees it, and give every answer the request's id."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        method, path = str(scope["method"]), str(scope["path"])
+        caller = self._access.caller_of(method, path, Headers(scope=scope))
+        scope.setdefault("state", {}).update(request_id=caller.request_id, tenant=caller.tenant)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = caller.request_id
+            await send(message)
+
+        app = self._app if caller.refused is None else refusal(caller.refused, path, caller.request_id)
+        await app(scope, receive, send_with_id)

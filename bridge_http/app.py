@@ -5,7 +5,7 @@ The bridge keeps no state that matters.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from functools import partial
 
 from starlette.applications import Starlette
@@ -20,45 +20,55 @@ from starlette.types import ASGIApp
 from ..client.rates import TokenRates
 from ..protocol.origins import read_host
 from . import health, infer, paths, static_files
-from .access import AccessCheck
+from .access import Access, AccessCheck
 from .broker_client import BrokerClient
 from .config import BridgeSettings
 from .cors import Cors, Origins
-from .errors import CLIENT_GONE, NoRouteError, refusal
+from .errors import NoRouteError, refusal
 from .in_flight import InFlight
 from .metrics import Metrics
 from .middleware import Counted, OneSpelling, Traced
 from .openai import routes as openai
 from .request_body import BodyReader
 from .snapshot_cache import SnapshotCache
-
-log = logging.getLogger(__name__)
+from .work import Endpoint, Work, failure, left
 
 
 def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
     snapshots = SnapshotCache(broker.status, brokers=settings.broker)
     metrics = Metrics(snapshots)
-    routes = _routes(InFlight(broker, settings, metrics), BodyReader(settings), snapshots, metrics)
+    in_flight = InFlight(broker, settings, metrics)
+    work = _work(in_flight, BodyReader(settings))
+    routes = _routes(in_flight, work, snapshots, metrics)
     # Not among the `exception_handlers`: what handles Exception there raises it once more.
     failures = Middleware(ExceptionMiddleware, handlers={ClientDisconnect: _left, Exception: _failed})
     app = Starlette(routes=routes, middleware=[failures], exception_handlers={HTTPException: _misrouted})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
     known = {route.endpoint: route.path for route in routes}
-    wrapped = Cors(AccessCheck(app, settings), Origins(settings.cors_origins))
-    counted = Counted(wrapped, metrics, known)
-    return OneSpelling(counted if settings.traces == "none" else Traced(counted, known))
+    access, origins = Access(settings), Origins(settings.cors_origins)
+    others = Counted(Cors(AccessCheck(app, access), origins), metrics, known)
+    every = Work(others, work, access, origins, metrics)
+    return OneSpelling(every if settings.traces == "none" else Traced(every, known))
 
 
-def _routes(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, metrics: Metrics) -> list[Route]:
+def _work(in_flight: InFlight, bodies: BodyReader) -> dict[str, Endpoint]:
+    return {
+        "/infer": partial(infer.post, in_flight, bodies),
+        "/v1/chat/completions": partial(openai.chat, in_flight, bodies),
+        "/v1/completions": partial(openai.completion, in_flight, bodies),
+        "/v1/embeddings": partial(openai.embeddings, in_flight, bodies),
+    }
+
+
+def _routes(
+    in_flight: InFlight, work: Mapping[str, Endpoint], snapshots: SnapshotCache, metrics: Metrics
+) -> list[Route]:
     return [
-        Route("/infer", partial(infer.post, in_flight, bodies), methods=["POST"]),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in work.items()),  # for all other methods
         Route("/infer/{request_id}", partial(infer.delete, in_flight), methods=["DELETE"]),
         Route("/v1/models", partial(openai.models, snapshots)),
         Route("/v1/models/{model:path}", partial(openai.model, snapshots)),
-        Route("/v1/chat/completions", partial(openai.chat, in_flight, bodies), methods=["POST"]),
-        Route("/v1/completions", partial(openai.completion, in_flight, bodies), methods=["POST"]),
-        Route("/v1/embeddings", partial(openai.embeddings, in_flight, bodies), methods=["POST"]),
         Route("/health", partial(health.ready, snapshots)),
         Route("/readyz", partial(health.ready, snapshots)),
         Route("/startupz", partial(health.started, snapshots)),
@@ -70,20 +80,11 @@ def _routes(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, m
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Answer with what an endpoint raised."""
-    request_id = request.state.request_id
-    response = refusal(error, request.scope["path"], request_id)
-    if response.status_code == 500:
-        log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
-    else:
-        log.info("answered %d: %s", response.status_code, error, extra={"request_id": request_id})
-    return response
+    return failure(error, request.scope["path"], request.state.request_id)
 
 
 async def _left(request: Request, _error: Exception) -> Response:
-    """Answer nobody."""
-    log.info("client left before the answer", extra={"request_id": request.state.request_id})
-    return Response(status_code=CLIENT_GONE)
+    return left(request.state.request_id)
 
 
 async def _misrouted(request: Request, error: Exception) -> Response:

@@ -67,6 +67,11 @@ class Origins:
             "vary": "Origin",
         }
 
+    def mark(self, answer: MutableHeaders, origin: str | None) -> None:
+        """Add to the headers of an answer what goes with each to a page of that origin."""
+        for name, value in self.headers_for(origin).items():
+            answer.add_vary_header(value) if name == "vary" else answer.update({name: value})
+
     def preflight(self, headers: Mapping[str, str]) -> dict[str, str] | None:
         """Return the answer to a browser's question before a request; None where its page is not allowed."""
         origin = headers.get("origin", "")
@@ -104,13 +109,11 @@ class Cors:
             if answer is not None:
                 await Response(None, 204, answer)(scope, receive, send)
                 return
-        marks = self._origins.headers_for(headers.get("origin"))
+        origin = headers.get("origin")
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = MutableHeaders(scope=message)
-                for name, value in marks.items():
-                    own.add_vary_header(value) if name == "vary" else own.update({name: value})
+                self._origins.mark(MutableHeaders(scope=message), origin)
             await send(message)
 
         await self._app(scope, receive, send_marked)

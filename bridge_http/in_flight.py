@@ -14,15 +14,16 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 from ..client.calls import CallOptions
 from ..client.response import Chunk, Embeddings, Result
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.tasks import Embed, Generate
+from .access import KEY, Caller
 from .broker_client import BrokerClient, RequestHandle
 from .config import BridgeSettings
 from .errors import BadHeaderError
@@ -34,16 +35,26 @@ _MOST_BEGUN: Final = 4096
 """Requests with a key whose beginning is remembered, some 200 bytes each: about what a broker keeps of answers."""
 RETURN_S: Final = 5.0
 """How long a request with an Idempotency-Key goes on after its caller has left."""
-_KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _LEAST_S: Final = 0.001
 R = TypeVar("R")
 
 
+class HttpRequest(NamedTuple):
+    """A request for work, as its endpoint sees it. `traceparent` is that of our own span, where there is one."""
+
+    path: str
+    headers: Mapping[str, str]
+    scope: Scope
+    receive: Receive
+    caller: Caller
+    traceparent: str
+
+
 class InFlightRequest(Generic[R]):
     """One request under way, as its caller sees it."""
 
-    def __init__(self, in_flight: InFlight, handle: RequestHandle[R], request: Request) -> None:
+    def __init__(self, in_flight: InFlight, handle: RequestHandle[R], request: HttpRequest) -> None:
         self._in_flight = in_flight
         self._handle: RequestHandle[R] = handle
         self._name = _name(request)
@@ -51,7 +62,7 @@ class InFlightRequest(Generic[R]):
         self._began_at = time.monotonic()
         self._first_s: float | None = None
 
-    async def whole(self, request: Request) -> R:
+    async def whole(self, request: HttpRequest) -> R:
         """Wait for the end, and stop waiting as soon as the caller leaves (ClientDisconnect)."""
         try:
             return await unless_gone(self.result(), request.scope, request.receive)
@@ -108,7 +119,7 @@ class InFlight:
         self._begun: OrderedDict[bytes, int] = OrderedDict()
 
     def generate(
-        self, task: Generate, request: Request, *, stream: bool, model: str | None = None, is_v1: bool = False
+        self, task: Generate, request: HttpRequest, *, stream: bool, model: str | None = None, is_v1: bool = False
     ) -> InFlightRequest[Result]:
         """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
 
@@ -117,18 +128,18 @@ class InFlight:
         options = self._options(request, model or self.settings.default_model)
         if is_v1 and not stream:
             options["total_s"] = options.get("timeout_s")
-        return self._remember(self._broker.submit_task(task, stream=stream, rid=request.state.rid, **options), request)
+        return self._remember(self._broker.submit_task(task, stream=stream, rid=request.caller.rid, **options), request)
 
-    def embed(self, task: Embed, request: Request, *, model: str | None = None) -> InFlightRequest[Embeddings]:
+    def embed(self, task: Embed, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
         options = self._options(request, model)
-        return self._remember(self._broker.submit_task(task, rid=request.state.rid, **options), request)
+        return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
 
-    def begun_at(self, request: Request) -> int:
+    def begun_at(self, request: HttpRequest) -> int:
         """Return when it was asked for first, in seconds since 1970: an answer given again is as old as it was."""
         if not idempotency_key(request):
             return int(time.time())
-        at = self._begun.setdefault(request.state.rid, int(time.time()))
+        at = self._begun.setdefault(request.caller.rid, int(time.time()))
         if len(self._begun) > _MOST_BEGUN:
             self._begun.popitem(last=False)
         return at
@@ -148,28 +159,28 @@ class InFlight:
         if not here:
             self._under_way.pop(name, None)
 
-    def _remember(self, handle: RequestHandle[R], request: Request) -> InFlightRequest[R]:
+    def _remember(self, handle: RequestHandle[R], request: HttpRequest) -> InFlightRequest[R]:
         pending = InFlightRequest(self, handle, request)
         self._under_way.setdefault(_name(request), []).append(pending)
         return pending
 
-    def _options(self, request: Request, model: str | None) -> CallOptions:
+    def _options(self, request: HttpRequest, model: str | None) -> CallOptions:
         idempotency_key(request)  # one that cannot be meant is refused before anything is sent
         options = CallOptions(
             model=model,
             timeout_s=asked_timeout_s(request, self.settings),
             total_s=self.settings.request_total_timeout_s,
-            request_id=request.state.request_id,
+            request_id=request.caller.request_id,
             traceparent=_traceparent(request),
             retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
         )
-        if request.state.tenant:
-            options["party"] = _party(request.state.tenant)
+        if request.caller.tenant:
+            options["party"] = _party(request.caller.tenant)
         return options
 
 
-def _name(request: Request) -> tuple[str, str]:
-    return request.state.tenant, request.state.request_id
+def _name(request: HttpRequest) -> tuple[str, str]:
+    return request.caller.tenant, request.caller.request_id
 
 
 def _party(tenant: str) -> str:
@@ -177,34 +188,23 @@ def _party(tenant: str) -> str:
     return hashlib.sha256(tenant.encode()).hexdigest()[:16]
 
 
-def _traceparent(request: Request) -> str | None:
+def _traceparent(request: HttpRequest) -> str | None:
     """Return the trace context: of our own span, else the caller's. One that is too long is ignored, as W3C has it."""
-    given = getattr(request.state, "traceparent", "") or request.headers.get("traceparent", "")
+    given = request.traceparent or request.headers.get("traceparent", "")
     return given if 0 < len(given) <= MAX_EXT_VALUE_CHARS else None
 
 
-def rid_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> bytes | None:
-    """Derive the name of a request on the wire from its Idempotency-Key; None without one, or one that is none.
-
-    It is the same at every bridge; other tenants' never meet it.
-    """
-    key = headers.get("idempotency-key", "")
-    if not _KEY.fullmatch(key):
-        return None
-    return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
-
-
-def idempotency_key(request: Request) -> str:
+def idempotency_key(request: HttpRequest) -> str:
     """Return the caller's key, or "". Raises BadHeaderError."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return ""
-    if not _KEY.fullmatch(key):
+    if not KEY.fullmatch(key):
         raise BadHeaderError("idempotency-key", "1 to 255 printable ASCII characters are meant")
     return key
 
 
-def asked_timeout_s(request: Request, settings: BridgeSettings) -> float:
+def asked_timeout_s(request: HttpRequest, settings: BridgeSettings) -> float:
     """Return the caller's time in seconds, as far as the settings allow it, else theirs. Raises BadHeaderError."""
     given = request.headers.get("x-request-timeout")
     if given is None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ..client.response import Chunk, Result
 from . import sse
 from .errors import BadHeaderError, RefusedError, json_response, problem
-from .in_flight import InFlight, InFlightRequest, idempotency_key
+from .in_flight import HttpRequest, InFlight, InFlightRequest, idempotency_key
 from .request_body import BodyReader
 from .v1 import InferResponse, parse, to_task
 
@@ -27,10 +27,10 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["cancelled"] = "cancelled"
 
 
-async def post(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
+async def post(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /infer."""
-    request_id: str = request.state.request_id
-    body = await bodies.read(request)
+    request_id = request.caller.request_id
+    body = await bodies.read(request.headers, request.receive)
     is_stream = sse.wants_stream(request.headers.get("accept", ""))
     delivered = delivered_before(request) if is_stream else 0
     pending = in_flight.generate(to_task(parse(body)), request, stream=is_stream, is_v1=True)
@@ -57,7 +57,7 @@ async def delete(in_flight: InFlight, request: Request) -> Response:
     return json_response(200, Cancelled(request_id=name))
 
 
-def delivered_before(request: Request) -> int:
+def delivered_before(request: HttpRequest) -> int:
     """Return how many units of its stream a caller that comes back has had. Raises BadHeaderError."""
     given = request.headers.get("last-event-id", "")
     if not given:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from .config import BridgeSettings
@@ -29,7 +28,7 @@ class BodyReader:
         self._timeout_s = settings.body_timeout_s
         self.room_bytes = max(_MOST_BYTES, settings.body_limit_bytes)
 
-    async def read(self, request: Request) -> bytes:
+    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
 
         Raises:
@@ -37,18 +36,18 @@ class BodyReader:
                 room for it (503).
             ClientDisconnect: the caller left before its end.
         """
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             text = f"content-encoding {coding[:40]!r} is not understood here: send the body as it is"
             raise RefusedError(415, "encoded_body", text, {"accept-encoding": "identity"})
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._read(request.headers, request.receive)
+                return await self._read(headers, receive)
         except TimeoutError:
             text = f"the body was not there within {self._timeout_s:g} s, the limit of this bridge (--body-timeout)"
             raise RefusedError(408, "too_slow", text, {"connection": "close"}) from None
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared[:20]) > self._limit_bytes:
             raise self._too_large()

@@ -108,7 +108,7 @@ class EventStream(Response):
         self._failure = failure
         self._keep_alives = keep_alives
         self._sending = asyncio.Lock()  # two may have something to say: the events, and the silence between them
-        self._has_begun = False
+        self.has_begun = False
         self._is_over = False
         self._idling: asyncio.Task[None] | None = None
         self._request_id = request_id
@@ -131,7 +131,7 @@ class EventStream(Response):
                 await self._send_part(piece)
                 self._keep_alives.start(self)
         except Exception as error:
-            if not self._has_begun:
+            if not self.has_begun:
                 raise
             log.info("stream failed: %s", error, extra={"request_id": self._request_id})
             await self._send_part(self._failure(error))
@@ -151,8 +151,8 @@ class EventStream(Response):
         async with self._sending:
             if self._is_over:
                 return
-            if not self._has_begun:
-                self._has_begun = True
+            if not self.has_begun:
+                self.has_begun = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             body = self._idle() if piece is None else piece
             await self._send({"type": "http.response.body", "body": body, "more_body": True})

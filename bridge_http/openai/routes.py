@@ -13,7 +13,7 @@ from ...client.response import Result
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
 from ..errors import json_response, problem
-from ..in_flight import InFlight, InFlightRequest
+from ..in_flight import HttpRequest, InFlight, InFlightRequest
 from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
 from ..sse import Events, EventStream
@@ -46,21 +46,21 @@ async def _listed(snapshots: SnapshotCache) -> list[str]:
     return [service.service for service in snapshot.services if service.is_listed]
 
 
-async def chat(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
+async def chat(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /v1/chat/completions."""
-    body = parse(await bodies.read(request), ChatRequest)
+    body = parse(await bodies.read(request.headers, request.receive), ChatRequest)
     return await _generate(in_flight, request, body, chat_task(body), _CHAT)
 
 
-async def completion(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
+async def completion(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /v1/completions."""
-    body = parse(await bodies.read(request), CompletionRequest)
+    body = parse(await bodies.read(request.headers, request.receive), CompletionRequest)
     return await _generate(in_flight, request, body, completion_task(body), _COMPLETION)
 
 
-async def embeddings(in_flight: InFlight, bodies: BodyReader, request: Request) -> Response:
+async def embeddings(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /v1/embeddings."""
-    body = parse(await bodies.read(request), EmbeddingRequest)
+    body = parse(await bodies.read(request.headers, request.receive), EmbeddingRequest)
     found = await in_flight.embed(embedding_task(body), request, model=body.model).whole(request)
     return json_response(200, r.embeddings(found, is_base64=body.encoding_format == "base64"))
 
@@ -77,15 +77,17 @@ _CHAT: Final = _Kind("chatcmpl", r.ChatStream, r.chat)
 _COMPLETION: Final = _Kind("cmpl", r.CompletionStream, r.completion)
 
 
-async def _generate(in_flight: InFlight, request: Request, body: Generation, task: Generate, kind: _Kind) -> Response:
-    id_, created = f"{kind.prefix}-{request.state.rid.hex()}", in_flight.begun_at(request)
+async def _generate(
+    in_flight: InFlight, request: HttpRequest, body: Generation, task: Generate, kind: _Kind
+) -> Response:
+    id_, created = f"{kind.prefix}-{request.caller.rid.hex()}", in_flight.begun_at(request)
     spelling = r.as_id if body.return_tokens_as_token_ids else r.as_text
     pending = in_flight.generate(task, request, stream=bool(body.stream), model=body.model)
     if not body.stream:
         return json_response(200, kind.whole(await pending.whole(request), id_, created, spelling))
     options = body.stream_options or StreamOptions()
     so_far = bool(options.continuous_usage_stats)
-    path, request_id = request.scope["path"], request.state.request_id
+    path, request_id = request.path, request.caller.request_id
     stream = kind.stream(
         id=id_,
         created=created,

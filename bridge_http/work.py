@@ -1,0 +1,111 @@
+"""Answers the paths that ask for work without the framework: which request it is, who asks, the count and the answer.
+
+All of that is one function here, since each wrapper around a request costs more than some whole services do. Whatever
+is no POST to one of these paths goes on to the app, where wrappers and routes say the same in their own places.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .access import Access
+from .cors import Origins
+from .errors import CLIENT_GONE, refusal
+from .in_flight import HttpRequest
+from .metrics import Metrics
+from .sse import EventStream
+
+Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+log: Final = logging.getLogger(__name__)
+
+
+class Work:
+    """An ASGI app: those of its paths that are asked by POST, before another app."""
+
+    def __init__(
+        self, app: ASGIApp, endpoints: Mapping[str, Endpoint], access: Access, origins: Origins, metrics: Metrics
+    ) -> None:
+        self._app = app
+        self._endpoints = endpoints
+        self._access = access
+        self._origins = origins
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass a request on."""
+        path: str = scope["path"]
+        endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        scope["endpoint"] = endpoint  # who traces looks it up there
+        began_at, status = time.monotonic(), CLIENT_GONE
+        self._metrics.in_flight.inc()
+        response = None
+        try:
+            response = await self._answer(endpoint, path, scope, receive, send)
+            status = response.status_code
+        except Exception:
+            status = 500  # the server answers so
+            raise
+        finally:
+            self._metrics.in_flight.dec()
+            if isinstance(response, EventStream) and not response.has_begun:
+                status = CLIENT_GONE  # its reader has left before its head
+            self._metrics.answered(path, "POST", status, time.monotonic() - began_at)
+
+    async def _answer(self, endpoint: Endpoint, path: str, scope: Scope, receive: Receive, send: Send) -> Response:
+        """Answer, with whatever goes wrong too as long as nothing has gone out; return what was sent."""
+        fields = reversed(scope["headers"])  # of two with one name the first counts
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+        caller = self._access.caller_of("POST", path, headers)
+        stream: EventStream | None = None
+        try:
+            if caller.refused is not None:
+                response = refusal(caller.refused, path, caller.request_id)
+            else:
+                traceparent = scope.get("state", {}).get("traceparent", "")
+                request = HttpRequest(path, headers, scope, receive, caller, traceparent)
+                response = await endpoint(request)
+                if isinstance(response, EventStream):
+                    stream = response
+                    self._sign(stream, headers, caller.request_id)
+                    await stream(scope, receive, send)
+                    return stream
+        except ClientDisconnect:
+            response = left(caller.request_id)
+        except Exception as error:
+            if stream is not None and stream.has_begun:
+                raise
+            response = failure(error, path, caller.request_id)
+        self._sign(response, headers, caller.request_id)
+        await response(scope, receive, send)
+        return response
+
+    def _sign(self, response: Response, headers: Mapping[str, str], request_id: str) -> None:
+        response.raw_headers.append((b"x-request-id", request_id.encode("latin-1")))
+        if self._origins:
+            self._origins.mark(response.headers, headers.get("origin"))
+
+
+def failure(error: Exception, path: str, request_id: str) -> Response:
+    """Answer with what an endpoint raised."""
+    response = refusal(error, path, request_id)
+    if response.status_code == 500:
+        log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
+    else:
+        log.info("answered %d: %s", response.status_code, error, extra={"request_id": request_id})
+    return response
+
+
+def left(request_id: str) -> Response:
+    """Answer nobody."""
+    log.info("client left before the answer", extra={"request_id": request_id})
+    return Response(status_code=CLIENT_GONE)
