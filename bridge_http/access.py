@@ -100,6 +100,7 @@ class AllowedNames:
     def __init__(self, hosts: Sequence[Host], origins: Sequence[Origin]) -> None:
         self._hosts = hosts
         self._origins = origins
+        self._let_in = ""  # the last name that was ours: callers repeat it, and reading a name takes a while
 
     def check(self, headers: Mapping[str, str]) -> None:
         """Refuse a caller that did not mean this machine.
@@ -108,11 +109,13 @@ class AllowedNames:
             ForbiddenHostError: Host is neither an address, nor this machine, nor allowed; or Origin is neither the host
                 that was asked, nor this machine, nor allowed.
         """
-        given = headers.get("host", "")
+        given, origin = headers.get("host", ""), headers.get("origin")
+        if origin is None and given == self._let_in:
+            return
         asked = read_host(given)
         if given and not self._is_ours(asked):  # no browser leaves it out
             raise ForbiddenHostError(_foreign_host(given, asked))
-        origin = headers.get("origin")
+        self._let_in = given
         if origin is not None and not self._may_ask(read_origin(origin), asked):
             raise ForbiddenHostError(_foreign_page(origin))
 

@@ -65,6 +65,8 @@ class HttpConnection(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._transport: asyncio.Transport
+        self._client: tuple[str, int] | None
+        self._server: tuple[str, int] | None
         self._parser = RequestParser()
         self._is_reading_head = False
         self._exchange: Exchange | None = None
@@ -83,6 +85,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request."""
         self._transport = cast("asyncio.Transport", transport)
+        self._client, self._server = _address(self._transport, "peername"), _address(self._transport, "sockname")
         self._transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
         self._state.connections.add(cast("Any", self))
         if not self.limit.admit(self):
@@ -245,8 +248,8 @@ class HttpConnection(asyncio.Protocol):
             "query_string": head.query,
             "root_path": "",
             "headers": head.fields,
-            "client": _address(self._transport, "peername"),
-            "server": _address(self._transport, "sockname"),
+            "client": self._client,
+            "server": self._server,
             "state": self._app_state.copy(),
         }
 

@@ -25,8 +25,8 @@ _SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
 """Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
 
 
-SOME: Final = 64
-"""Events that are taken together: what they become, somebody else's buffer has to hold."""
+TOGETHER_BYTES: Final = 16 << 10
+"""Of a stream, so much is taken together: what it becomes, somebody else's buffer has to hold."""
 
 
 class Mailbox:
@@ -86,9 +86,10 @@ class AsyncMailbox:
             self._reader.set_result(None)
 
     async def take_some(self) -> list[Event]:
-        """Wait for the next event, and take those that are there with it, SOME of them at most."""
+        """Wait for the next event, and take those that are there with it, until they are TOGETHER_BYTES."""
+        enough = self._bytes_out + TOGETHER_BYTES
         events = [await self.take()]
-        while self._events and len(events) < SOME:
+        while self._events and self._bytes_out < enough:
             events.append(self._take())
         return events
 

@@ -13,7 +13,7 @@ import pytest
 from support.tiny_broker import TinyBroker, echo, partial, refuse, words_of
 from zmqrt.client import CancelledError, ConnectError
 from zmqrt.client.loop_client import LoopClient
-from zmqrt.client.mailbox import SOME
+from zmqrt.client.mailbox import TOGETHER_BYTES
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import RequestError
 
@@ -157,7 +157,7 @@ def test_a_fault_in_the_core_leaves_nobody_waiting(run: Runner, monkeypatch: pyt
 
 def test_chunks_that_are_here_are_taken_together_and_an_error_after_them(run: Runner) -> None:
     """What came before the end of a failed stream is read, and the error with the next question."""
-    words = [f"w{number}" for number in range(200)]
+    words = [f"{number:0200}" for number in range(200)]
 
     def answer(request: m.Request) -> list[m.ToClient]:
         units: list[m.ToClient] = [partial(request, at, [word]) for at, word in enumerate(words)]
@@ -174,6 +174,6 @@ def test_chunks_that_are_here_are_taken_together_and_an_error_after_them(run: Ru
                     await handle.next_chunks()
 
         assert [text for texts in taken for text in texts] == words
-        assert 1 < max(len(texts) for texts in taken) <= SOME
+        assert 1 < max(len(texts) for texts in taken) < 2 * TOGETHER_BYTES / 200
 
     run(main())
