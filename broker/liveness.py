@@ -89,9 +89,24 @@ def come_back(state: BrokerState, node: Node, peer: bytes, ready: m.Ready, now: 
         state.tell_worker(node, m.Dismiss(409, "this node has registered on another connection"))
     state.nodes.pop(node.peer, None)
     state.nodes[peer] = node
+    drop_name(state, node)
     node.come_back(peer, ready, next(state.epochs))
+    take_name(state, node)
     node.heard_at = now
     node.next_beat = now + node.beat_every
+
+
+def take_name(state: BrokerState, node: Node) -> None:
+    """Note that a node goes by its name."""
+    state.nodes_by_name.setdefault(node.node_id, {})[node] = None
+
+
+def drop_name(state: BrokerState, node: Node) -> None:
+    """Note that a node goes by its name no more."""
+    namesakes = state.nodes_by_name[node.node_id]
+    namesakes.pop(node, None)
+    if not namesakes:
+        del state.nodes_by_name[node.node_id]
 
 
 # --- what time does --------------------------------------------------------------------------------------------------
@@ -169,6 +184,7 @@ def _remove(state: BrokerState, node: Node, now: float, why: str, reason: LossRe
     state.nodes.pop(node.peer, None)
     if state.nodes_by_uuid.get(node.ready.worker_uuid) is node:
         del state.nodes_by_uuid[node.ready.worker_uuid]
+    drop_name(state, node)
     state.node_timers.clear(node)
     count_parts(state, -(1 + node.device_parts + len(node.offers)))
     for name, offer in node.offers.items():

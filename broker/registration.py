@@ -14,7 +14,18 @@ from .availability import depart, learn
 from .bounds import CONTROL_BURST, CONTROL_RATE
 from .counters import LossReason
 from .dispatch import lose
-from .liveness import come_back, count_in, count_out, count_parts, drain, leave, record, send_heartbeat, watch
+from .liveness import (
+    come_back,
+    count_in,
+    count_out,
+    count_parts,
+    drain,
+    leave,
+    record,
+    send_heartbeat,
+    take_name,
+    watch,
+)
 from .nodes import Node, NodeState, Offer
 from .rate_limits import full_bucket
 from .state import BrokerState, Side
@@ -78,8 +89,8 @@ def _note_same_name(state: BrokerState, node: Node, now: float) -> None:
     """Say that there is another node of the same name: whoever watches them must tell them apart."""
     others = [
         other
-        for other in state.nodes.values()
-        if other is not node and other.node_id == node.node_id and other.state is not NodeState.EVICTED
+        for other in state.nodes_by_name[node.node_id]
+        if other is not node and other.state not in (NodeState.LOST, NodeState.EVICTED)
     ]
     if others:
         text = (
@@ -114,6 +125,7 @@ def _new(state: BrokerState, peer: bytes, user: str, ready: m.Ready, now: float)
     count_parts(state, 1)
     state.nodes[peer] = node
     state.nodes_by_uuid[ready.worker_uuid] = node
+    take_name(state, node)
     return node
 
 

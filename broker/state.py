@@ -80,6 +80,8 @@ class BrokerState:
     """Requests by the lease under which a node has them."""
     nodes: dict[bytes, Node] = field(default_factory=dict[bytes, Node])
     nodes_by_uuid: dict[bytes, Node] = field(default_factory=dict[bytes, Node])
+    nodes_by_name: dict[str, dict[Node, None]] = field(default_factory=dict[str, dict[Node, None]])
+    """The same; a name need not be one node's alone, and to look through all at each READY is quadratic in a fleet."""
     epochs: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """Of nodes: a fresh one each time that one registers."""
     parts: int = 0
