@@ -68,15 +68,15 @@ class KeepAlives:
         self._since.pop(stream, None)
 
     def _ring(self) -> None:
-        self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
         for stream, since in list(self._since.items()):
             if now - since < KEEP_ALIVE_S - _TICK_S:
-                self._timer = loop.call_later(since + KEEP_ALIVE_S - now, self._ring)
                 break
-            self.start(stream)
+            self.start(stream)  # which sets no timer while this one is ringing
             stream.ring()
+        first = next(iter(self._since.values()), None)
+        self._timer = None if first is None else loop.call_later(first + KEEP_ALIVE_S - now, self._ring)
 
 
 class EventStream(Response):

@@ -48,21 +48,35 @@ class Work:
         scope["endpoint"] = endpoint  # who traces looks it up there
         began_at, status = time.monotonic(), CLIENT_GONE
         self._metrics.in_flight.inc()
-        response = None
+        streams: list[EventStream] = []
         try:
-            response = await self._answer(endpoint, path, scope, receive, send)
+            response = await self._answer(endpoint, path, scope, receive, send, streams)
             status = response.status_code
         except Exception:
             status = 500  # the server answers so
             raise
         finally:
             self._metrics.in_flight.dec()
-            if isinstance(response, EventStream) and not response.has_begun:
-                status = CLIENT_GONE  # its reader has left before its head
+            for stream in streams:  # what its reader has seen, however it ended; without a head its reader has left
+                if stream.has_begun:
+                    status = stream.status_code
+                elif status == stream.status_code:
+                    status = CLIENT_GONE
             self._metrics.answered(path, "POST", status, time.monotonic() - began_at)
 
-    async def _answer(self, endpoint: Endpoint, path: str, scope: Scope, receive: Receive, send: Send) -> Response:
-        """Answer, with whatever goes wrong too as long as nothing has gone out; return what was sent."""
+    async def _answer(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        streams: list[EventStream],
+    ) -> Response:
+        """Answer, with whatever goes wrong too as long as nothing has gone out; return what was sent.
+
+        A stream is put into `streams` before it begins.
+        """
         fields = reversed(scope["headers"])  # of two with one name the first counts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
         caller = self._access.caller_of("POST", path, headers)
@@ -76,6 +90,7 @@ class Work:
                 response = await endpoint(request)
                 if isinstance(response, EventStream):
                     stream = response
+                    streams.append(stream)
                     self._sign(stream, headers, caller.request_id)
                     await stream(scope, receive, send)
                     return stream

@@ -135,7 +135,12 @@ class Agent:
         if self._timer is not None:
             self._timer.cancel()
         now = self._loop.time()
-        self._timer = self._loop.call_at(min(now + _WATCHDOG_S, max(now, self.core.next_deadline())), self.wake)
+        self._timer = self._loop.call_at(min(now + _WATCHDOG_S, max(now, self.core.next_deadline())), self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        for link in self.links:
+            link.look_again()
+        self.wake()
 
     # --- what the core wants -----------------------------------------------------------------------------------------
 

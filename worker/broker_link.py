@@ -89,6 +89,8 @@ class BrokerLink:
         self._wake()
 
     def _on_events(self) -> None:
+        if self._monitor is None:  # closed meanwhile
+            return
         self._may_have_events = True
         self._on_messages()  # what a broker said before it left still counts
 
@@ -169,6 +171,10 @@ class BrokerLink:
             level = logging.DEBUG if bad.unknown_command else logging.WARNING  # a newer broker may say more
             log.log(level, "broker %s sent a bad message: %s", self.endpoint, bad.why)
         return unpacked.messages
+
+    def look_again(self) -> None:
+        """Read in the next pass, whatever the descriptors say."""
+        self._may_have_messages = self._may_have_events = self._monitor is not None
 
     def has_input(self) -> bool:
         """Whether something is left to read."""

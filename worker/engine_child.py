@@ -108,6 +108,7 @@ class EngineChild:
             self.send([ipc.Stop()])
         else:
             self._process.kill()
+        self._loop.remove_reader(self._channel)  # nobody reads on, and what lies there would be news for ever
 
     def kill(self, reason: str) -> None:
         """End it by force, even if it is stopped or stuck."""

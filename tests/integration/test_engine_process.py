@@ -74,6 +74,22 @@ def test_it_loads_with_progress_and_then_works() -> None:
     drive(spec(load_s="0.5"), play)
 
 
+def test_a_message_larger_than_the_socket_arrives_while_the_engine_works() -> None:
+    """In pieces, as there is room: it holds up neither the steps nor what is sent behind it."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        fleet.send(request(1, 4000))
+        await fleet.until(lambda: fleet.tokens(1))
+        text = "large " * 1_000_000
+        fleet.send(ipc.SubmitTask("embed", 2, {"input": text}, len(text)))
+        fleet.send(ipc.CancelTicket(1))
+        await fleet.until(lambda: 2 in fleet.results() and fleet.is_over(1))
+        assert len(fleet.tokens(1)) < 4000
+
+    drive(spec(step_ms="20"), play)
+
+
 def test_what_cannot_be_done_is_refused_and_harms_nobody() -> None:
     """An unknown service, the wrong kind of task, a full engine: each said by itself."""
 

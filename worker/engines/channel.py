@@ -8,14 +8,18 @@ engine has slots for. The end of the file is the news that the other process is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
+import threading
 from typing import Final
 
 _HEAD: Final = struct.Struct("!I")
 """Before each message: how long it is, in bytes."""
 _READ_BYTES: Final = 256 << 10
+_FOR_NOW: Final = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
+"""Errors that pass; any other one is the end of the channel."""
 
 
 class Channel:
@@ -24,6 +28,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._socket = end
+        self._lock = threading.Lock()  # loaders report their progress from threads of their own
         self._unsent = bytearray()
         self._unread = bytearray()
         self.is_over = False
@@ -34,25 +39,33 @@ class Channel:
         return self._socket.fileno()
 
     @property
+    def is_reading(self) -> bool:
+        """Whether the beginning of a message is here, and its end is not."""
+        return bool(self._unread) and not self.is_over
+
+    @property
     def has_unsent(self) -> bool:
         """Whether something waits for room."""
         return bool(self._unsent)
 
     def send(self, message: bytes) -> None:
         """Send a message, or as much of it as there is room for; the rest waits for `flush`."""
-        self._unsent += _HEAD.pack(len(message))
-        self._unsent += message
-        self.flush()
+        with self._lock:
+            self._unsent += _HEAD.pack(len(message))
+            self._unsent += message
+            self._flush()
 
     def flush(self) -> None:
         """Send what waits, as far as there is room."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
             while self._unsent and not self.is_over:
                 del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self.is_over = True
+        except OSError as error:
+            self.is_over = error.errno not in _FOR_NOW
         if self.is_over:
             self._unsent.clear()
 
@@ -79,10 +92,8 @@ class Channel:
                 if len(data) < _READ_BYTES:  # all that is here; a descriptor that has more says so again
                     self.is_over |= not data
                     return
-        except BlockingIOError:
-            return
-        except OSError:
-            self.is_over = True
+        except OSError as error:
+            self.is_over = error.errno not in _FOR_NOW
 
     def close(self, within_s: float = 0.0) -> None:
         """Close, after what waits has gone out or `within_s` seconds are over. The other end reads what was sent."""
@@ -101,6 +112,7 @@ def make_channel() -> tuple[Channel, socket.socket]:
 
 def inherited(descriptor: int) -> Channel:
     """Return the end that this process was started with. Raises OSError."""
+    os.set_inheritable(descriptor, False)  # what this process starts has no part in it
     return Channel(socket.socket(fileno=descriptor))
 
 
@@ -118,7 +130,7 @@ class WakePipe:
 
     def wake(self) -> None:
         """Make it readable. Called by any thread."""
-        with contextlib.suppress(OSError):  # full: it wakes already; closed: nobody listens any more
+        with contextlib.suppress(OSError):  # full: it wakes already
             os.write(self._writer, b"\0")
 
     def drain(self) -> None:

@@ -38,6 +38,7 @@ _SIGN_S: Final = 0.2
 """How often an idle loop shows that it moves; the agent is promised 250 ms."""
 _STEP_WAIT_S: Final = 0.05
 """How long a step may be awaited before the agent is heard again: a cancel takes effect within this."""
+_PIECE_S: Final = 0.005
 _LINGER_S: Final = 0.5
 
 
@@ -78,9 +79,15 @@ class EngineLoop:
         return any(adapter.is_busy for adapter in self._adapters.values())
 
     def _take_in(self) -> None:
-        for data in self._channel.receive():
-            for message in ipc.decode_to_engine(data):
-                self._handle(message)
+        give_up_at = time.monotonic() + _STEP_WAIT_S
+        while True:
+            for data in self._channel.receive():
+                for message in ipc.decode_to_engine(data):
+                    self._handle(message)
+            # A large one comes in pieces, as fast as they are read: not one a step, with all that is behind it waiting.
+            if not self._channel.is_reading or time.monotonic() >= give_up_at:
+                return
+            select.select([self._channel], [], [], _PIECE_S)
 
     def _handle(self, message: ipc.ToEngine) -> None:
         match message:

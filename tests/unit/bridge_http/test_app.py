@@ -210,6 +210,48 @@ def test_an_idle_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
         assert body.endswith(b"event")
 
 
+def test_streams_that_began_at_different_moments_share_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes off once for each that is to be rung, however many there are."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+
+    class Counting(sse.KeepAlives):
+        calls = 0
+
+        def _ring(self) -> None:
+            self.calls += 1
+            super()._ring()
+
+    class Silent(sse.EventStream):
+        rung = 0
+
+        def ring(self) -> None:
+            self.rung += 1
+            if self.rung == 12:
+                enough.release()
+
+    async def nothing() -> sse.Events:
+        yield b""
+
+    async def scenario() -> tuple[int, int]:
+        clock = Counting()
+        streams = [
+            Silent(nothing(), close=lambda: None, idle=bytes, failure=lambda _: b"", keep_alives=clock)
+            for _ in "123456"
+        ]
+        for stream in streams:
+            clock.start(stream)
+            await asyncio.sleep(0.003)
+        for _ in streams:
+            await enough.acquire()
+        for stream in streams:
+            clock.stop(stream)
+        return clock.calls, sum(stream.rung for stream in streams)
+
+    enough = asyncio.Semaphore(0)
+    calls, rung = asyncio.run(scenario())
+    assert calls <= 2 * rung
+
+
 def idle(path: str, body: object, *pieces: str, monkeypatch: pytest.MonkeyPatch, **headers: str) -> list[str]:
     """Read a stream that has nothing to tell for a while, and then pieces; return its lines, empty ones too."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
