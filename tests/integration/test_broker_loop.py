@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -206,8 +207,10 @@ def test_a_burst_is_answered_whole(context: Context, beat_s: float) -> None:
         )
 
         def work() -> None:
-            left = 4001
+            left, beats = 4001, itertools.count(2)
             while left:
+                while not node.socket.poll(200):  # after 55 ms of silence it gets no work until it is heard again
+                    node.say(m.Heartbeat(node.epoch, next(beats), 0, ROOM, "ready"))
                 taken = node.take(1)
                 node.answer(*taken)
                 left -= len(taken)
