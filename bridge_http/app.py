@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -31,7 +31,7 @@ from .middleware import Counted, OneSpelling, Traced
 from .openai import routes as openai
 from .request_body import BodyReader
 from .snapshot_cache import SnapshotCache
-from .work import Endpoint, Work, failure, left
+from .work import Endpoint, Work, failure
 
 
 def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
@@ -42,7 +42,7 @@ def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     work = _work(in_flight, BodyReader(settings))
     routes = _routes(in_flight, work, snapshots, metrics)
     # Not among the `exception_handlers`: what handles Exception there raises it once more.
-    failures = Middleware(ExceptionMiddleware, handlers={ClientDisconnect: _left, Exception: _failed})
+    failures = Middleware(ExceptionMiddleware, handlers={Exception: _failed})
     app = Starlette(routes=routes, middleware=[failures], exception_handlers={HTTPException: _misrouted})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
     known = {route.endpoint: route.path for route in routes}
@@ -81,10 +81,6 @@ def _routes(
 
 async def _failed(request: Request, error: Exception) -> Response:
     return failure(error, request.scope["path"], request.state.request_id)
-
-
-async def _left(request: Request, _error: Exception) -> Response:
-    return left(request.state.request_id)
 
 
 async def _misrouted(request: Request, error: Exception) -> Response:

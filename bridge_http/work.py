@@ -45,12 +45,19 @@ class Work:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        scope["endpoint"] = endpoint  # who traces looks it up there
+        fields = reversed(scope["headers"])  # of two with one name the first counts
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+        caller = self._access.caller_of("POST", path, headers)
+        route = "other"  # a stranger's refusals say nothing of how long answers take
+        if caller.refused is None:
+            scope["endpoint"], route = endpoint, path  # who traces looks it up there
+        traceparent = scope.get("state", {}).get("traceparent", "")
+        request = HttpRequest(path, headers, scope, receive, caller, traceparent)
         began_at, status = time.monotonic(), CLIENT_GONE
-        self._metrics.in_flight.inc()
         streams: list[EventStream] = []
+        self._metrics.in_flight.inc()
         try:
-            response = await self._answer(endpoint, path, scope, receive, send, streams)
+            response = await self._answer(endpoint, request, send, streams)
             status = response.status_code
         except Exception:
             status = 500  # the server answers so
@@ -62,46 +69,34 @@ class Work:
                     status = stream.status_code
                 elif status == stream.status_code:
                     status = CLIENT_GONE
-            self._metrics.answered(path, "POST", status, time.monotonic() - began_at)
+            self._metrics.answered(route, "POST", status, time.monotonic() - began_at)
 
     async def _answer(
-        self,
-        endpoint: Endpoint,
-        path: str,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        streams: list[EventStream],
+        self, endpoint: Endpoint, request: HttpRequest, send: Send, streams: list[EventStream]
     ) -> Response:
         """Answer, with whatever goes wrong too as long as nothing has gone out; return what was sent.
 
         A stream is put into `streams` before it begins.
         """
-        fields = reversed(scope["headers"])  # of two with one name the first counts
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
-        caller = self._access.caller_of("POST", path, headers)
-        stream: EventStream | None = None
+        path, scope, caller = request.path, request.scope, request.caller
         try:
             if caller.refused is not None:
                 response = refusal(caller.refused, path, caller.request_id)
             else:
-                traceparent = scope.get("state", {}).get("traceparent", "")
-                request = HttpRequest(path, headers, scope, receive, caller, traceparent)
                 response = await endpoint(request)
                 if isinstance(response, EventStream):
-                    stream = response
-                    streams.append(stream)
-                    self._sign(stream, headers, caller.request_id)
-                    await stream(scope, receive, send)
-                    return stream
+                    streams.append(response)
+                    self._sign(response, request.headers, caller.request_id)
+                    await response(scope, request.receive, send)
+                    return response
         except ClientDisconnect:
             response = left(caller.request_id)
         except Exception as error:
-            if stream is not None and stream.has_begun:
+            if streams and streams[0].has_begun:
                 raise
             response = failure(error, path, caller.request_id)
-        self._sign(response, headers, caller.request_id)
-        await response(scope, receive, send)
+        self._sign(response, request.headers, caller.request_id)
+        await response(scope, request.receive, send)
         return response
 
     def _sign(self, response: Response, headers: Mapping[str, str], request_id: str) -> None:

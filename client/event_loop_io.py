@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import zmq
 
 from ..protocol import transport
+from ..protocol.errors import ErrorKind, request_error
 from .broker_sockets import BrokerSockets
 from .config import ClientConfig
 from .io_base import CLOSED, BaseIo
@@ -39,6 +42,7 @@ class EventLoopIo(BaseIo):
     def __init__(self, config: ClientConfig) -> None:
         super().__init__(config)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: BrokerSockets | None = None
         self._commands: deque[Command] = deque()
@@ -75,17 +79,30 @@ class EventLoopIo(BaseIo):
             raise self._unusable()
         if self._sockets is None:
             self._start()
+        elif not self._is_at_home():
+            text = "this client works in the event loop of its first use; make one in each loop and in each process"
+            raise request_error(ErrorKind.CANCELLED, text)
         self._commands.append(command)
         self._pass_soon()
 
     def _post_if_used(self, command: Command) -> None:
-        if self._sockets is not None and self._over is None:
+        if self._sockets is None or self._over is not None:
+            return
+        if self._is_at_home():
             self._commands.append(command)
             self._pass_soon()
+        elif self._pid == os.getpid():  # a stream that is forgotten may be collected in any thread
+            self.post(command)
+
+    def _is_at_home(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop and self._pid == os.getpid()
+        except RuntimeError:
+            return False
 
     def _start(self) -> None:
         keys = self._load_keys()
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._context = transport.make_context()
         self._sockets = BrokerSockets(self._core, self._context, keys, self, insecure=self._config.insecure)
         self._core.start(time.monotonic())
@@ -166,12 +183,19 @@ class EventLoopIo(BaseIo):
             lambda: self._carry_out_commands(now),
             self._core.close,
             lambda: sockets.carry_out(now),
+            *(partial(self._drop, session) for session in sockets.all),
         )
         for step in steps:
             try:
                 step()
             except Exception:
                 log.exception("the client could not end in good order")
+
+    def _drop(self, session: ConnectionSocket) -> None:
+        """Close what a core with a fault has left open: the end of the context would be waited for for ever."""
+        if not session.dealer.closed:
+            self.unwatch(session)
+            session.drop()
 
     # Called by the sockets.
 

@@ -1,4 +1,4 @@
-"""Brings the events of one request from the I/O thread to the thread or task that reads them.
+"""Brings the events of one request from the client's shell (its I/O thread, or a loop) to whoever reads them.
 
 There is no lock of our own: the bytes that lie unread are the difference of two counters with one writer each.
 """
@@ -38,7 +38,7 @@ class Mailbox:
         self._bytes_out = 0
 
     def put(self, event: Event) -> bool:
-        """Add an event; False when more bytes lie unread than a stream may hold. Called by the I/O thread."""
+        """Add an event; False when more bytes lie unread than a stream may hold. Called by the shell."""
         self._events.put(event)
         if type(event) is m.Partial:
             self._bytes_in += len(event.body)
@@ -73,7 +73,7 @@ class AsyncMailbox:
         self._bytes_out = 0
 
     def put(self, event: Event) -> bool:
-        """Add an event; False when more bytes lie unread than a stream may hold. Called by the I/O thread."""
+        """Add an event; False when more bytes lie unread than a stream may hold. Called by the shell."""
         self._events.append(event)
         self._wakeup.ring(self._wake)
         if type(event) is m.Partial:

@@ -62,7 +62,7 @@ _blob: Final = msgspec.msgpack.Encoder()
 
 
 class Sink(Protocol):
-    """Where the events of a request go. Called by the I/O thread; must not block."""
+    """Where the events of a request go. Called by the client's shell; must not block."""
 
     def put(self, event: Event) -> bool:
         """Take an event; False = the reader is too far behind."""

@@ -1,7 +1,7 @@
 """What the library returns to its callers, and how the events of a request become chunks and at last one outcome.
 
-Bodies are read here, on the caller's side, so that the one I/O thread never spends its time on them. Nothing here knows
-threads or loops: `mailbox` brings the events.
+Bodies are read here, on the caller's side, so that a client's I/O thread never spends its time on them. Nothing here
+knows threads or loops: `mailbox` brings the events.
 """
 
 from __future__ import annotations

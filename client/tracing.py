@@ -73,7 +73,7 @@ class TracedSink:
         self._sink = sink
 
     def put(self, event: Event) -> bool:
-        """Pass an event on. Called by the I/O thread."""
+        """Pass an event on. Called by the client's shell."""
         if isinstance(event, m.Final):
             self.trace.finish(event)
         elif isinstance(event, CancelledError):

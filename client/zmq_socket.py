@@ -138,6 +138,10 @@ class ConnectionSocket:
         """Say goodbye if there is something to say, and close."""
         has_goodbye = bool(self.connection.outbox)
         self.flush(core, now)
+        self.drop(250 if has_goodbye else 0)
+
+    def drop(self, linger_ms: int = 0) -> None:
+        """Close; what was sent has so long to leave."""
         self.dealer.disable_monitor()
         self.monitor.close(0)
-        self.dealer.close(250 if has_goodbye else 0)
+        self.dealer.close(linger_ms)

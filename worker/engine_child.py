@@ -25,6 +25,7 @@ from .engines.channel import make_channel
 from .engines.oom import REMEDIES
 
 _MODULE: Final = "zmqrt.worker.engines.process"
+_OUTLIVE_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.05
 """How soon an end is seen on systems that have no descriptor for a process."""
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class EngineChild:
         self._pid_descriptor = _pid_descriptor(self._process.pid)
         self._timer: asyncio.TimerHandle | None = None
         self._is_watched_for_room = False
+        self._is_silent = False
+        """Whether its channel is at its end."""
         self._loop.add_reader(self._channel, wake)
         if self._pid_descriptor is not None:
             self._loop.add_reader(self._pid_descriptor, wake)
@@ -77,8 +80,10 @@ class EngineChild:
     def receive(self) -> list[ipc.FromEngine]:
         """Return everything that has arrived."""
         messages = [message for data in self._channel.receive() for message in ipc.decode_from_engine(data)]
-        if self._channel.is_over:  # else its end would be news again and again; the process is reported by `exit_code`
-            self._loop.remove_reader(self._channel)
+        if self._channel.is_over and not self._is_silent:
+            self._is_silent = True
+            self._loop.remove_reader(self._channel)  # else its end would be news again and again
+            self._loop.call_later(_OUTLIVE_S, self._end_what_is_left)  # usually it has ended by then
         for message in messages:
             if isinstance(message, ipc.EngineReady):
                 self.is_ready = True
@@ -114,6 +119,12 @@ class EngineChild:
         """End it by force, even if it is stopped or stuck."""
         self.last_words = reason
         self._process.kill()
+
+    def _end_what_is_left(self) -> None:
+        """Kill a process that nobody can hear any more: a thread of its loader may keep it alive."""
+        if self.exit_code() is None:
+            self.last_words = self.last_words or "it closed its channel and did not end"
+            self._process.kill()
 
     def close(self) -> None:
         """Release everything; kills it if it still runs."""

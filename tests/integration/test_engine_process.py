@@ -308,6 +308,7 @@ def test_a_stopped_process_can_be_killed_too() -> None:
         ("support.toy_engines:raising", "OSError: no weights in this directory"),
         ("support.toy_engines:hungry", "OutOfMemoryError: there is too little memory to load toy (it asked"),
         ("support.toy_engines:nothing_known", "neither a TokenEngine"),
+        ("support.toy_engines:haunted", "RuntimeError: a thread of its own goes on"),
         ("no_such_engine", "no engine is named 'no_such_engine'; there are"),
         ("support.toy_engines:missing", "has no function 'missing'"),
     ],

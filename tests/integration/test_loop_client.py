@@ -131,6 +131,47 @@ def test_a_cancelled_request_is_given_up_at_the_broker(run: Runner) -> None:
     run(main())
 
 
+def test_it_belongs_to_one_loop() -> None:
+    """A second one would wait for ever for what the first one no longer does; who cancels may be anywhere."""
+
+    async def begin(client: LoopClient, broker: TinyBroker) -> None:
+        handle = client.submit("stay", model="toy")
+        await asyncio.to_thread(broker.wait_for, m.Request)
+        await asyncio.to_thread(handle.cancel)
+        await asyncio.to_thread(broker.wait_for, m.Cancel)
+
+    async def again(client: LoopClient) -> None:
+        with pytest.raises(CancelledError, match="the event loop of its first use"):
+            client.submit("late", model="toy")
+
+    with TinyBroker(lambda _: []) as broker:
+        client = LoopClient(broker.endpoint)
+        with asyncio.Runner() as first:
+            first.run(begin(client, broker))
+            with asyncio.Runner() as second:
+                second.run(again(client))
+            first.run(client.close())
+
+
+def test_a_core_that_cannot_even_close_keeps_nobody(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sockets are closed all the same, so that the program can end."""
+
+    async def main() -> None:
+        with TinyBroker(lambda _: []) as broker:
+            client = LoopClient(broker.endpoint)
+            await client.connect()
+
+            def fails(*_: object) -> None:
+                raise RuntimeError("a fault")
+
+            monkeypatch.setattr("zmqrt.client.core.ClientCore.close", fails)
+            monkeypatch.setattr("zmqrt.client.broker_sockets.BrokerSockets.carry_out", fails)
+            async with asyncio.timeout(30):
+                await client.close()
+
+    run(main())
+
+
 def test_a_fault_in_the_core_leaves_nobody_waiting(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """All are told, and who comes later as well."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -118,6 +119,12 @@ def forgetful(spec: EngineSpec, progress: Progress) -> BatchEngine:
 def nothing_known(spec: EngineSpec, progress: Progress) -> Any:
     """Return what is no engine."""
     return object()
+
+
+def haunted(_spec: EngineSpec, _progress: Progress) -> TokenEngine:
+    """Fail, and leave a thread behind that keeps the process from ending."""
+    threading.Thread(target=threading.Event().wait).start()
+    raise RuntimeError("a thread of its own goes on")
 
 
 def raising(spec: EngineSpec, progress: Progress) -> TokenEngine:

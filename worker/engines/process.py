@@ -126,7 +126,9 @@ class EngineLoop:
         messages = self._out.take(stats)
         if messages:
             self._channel.send(ipc.encode(messages))
-        elif self._channel.has_unsent:
+        give_up_at = now + _STEP_WAIT_S
+        while self._channel.has_unsent and time.monotonic() < give_up_at:  # a large result, and all that is behind it
+            select.select([], [self._channel], [], _PIECE_S)
             self._channel.flush()
 
     def close(self) -> None:

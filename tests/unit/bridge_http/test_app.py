@@ -210,6 +210,20 @@ def test_an_idle_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
         assert body.endswith(b"event")
 
 
+def test_who_is_not_let_in_is_counted_apart() -> None:
+    """Refusals take microseconds: among the answers of a route they would hide how long those take."""
+
+    async def scenario() -> str:
+        app = make_app(FakeFleet("Hi"), BridgeSettings(api_keys=("me:secret",)))
+        assert (await call(app, "POST", "/infer", body=BODY)).status == 401
+        assert (await call(app, "POST", "/infer", body=BODY, headers={"x-api-key": "secret"})).status == 200
+        return (await call(app, "GET", "/metrics", headers={"x-api-key": "secret"})).body.decode()
+
+    counted = asyncio.run(scenario())
+    assert 'zmqrt_http_requests_total{method="POST",path="other",status="401"} 1.0' in counted
+    assert 'zmqrt_http_request_duration_seconds_count{method="POST",path="/infer"} 1.0' in counted
+
+
 def test_streams_that_began_at_different_moments_share_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes off once for each that is to be rung, however many there are."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
