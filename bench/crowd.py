@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 import zmq
+from idle_nodes import news
 from rounds import say
 from zrt_peers import SERVICE
 
@@ -95,19 +96,7 @@ class Member:
         """Return a heartbeat with news about its device, as real ones have them."""
         self.beats += 1
         count = self.beats
-        load = m.DeviceLoad(
-            "cuda:0",
-            "ready",
-            100,
-            capacity=64,
-            kv_percent=count % 100,
-            steps=count * 100,
-            tokens=count * 3000,
-            memory_used_bytes=(40 << 30) + count,
-            busy_percent=count % 100,
-            celsius=60 + count % 10,
-        )
-        return m.Heartbeat(self.epoch, count, 0, 0, "ready", elapsed_ms=count * 2500, devices=[load])
+        return m.Heartbeat(self.epoch, count, 0, 0, "ready", elapsed_ms=count * 2500, devices=[news("cuda:0", count)])
 
     def say(self, message: m.Message) -> None:
         """Send one message. Raises zmq.Again if the connection is gone."""

@@ -123,20 +123,10 @@ def run(order: CallOrder) -> CallOutcome:
                     del callers[key.fd]
                     selector.unregister(caller.socket)
                     caller.socket.close()
-    outcome = tally.outcome()
     for caller in callers.values():
         events += caller.events
         caller.socket.close()
-    return CallOutcome(
-        answered=outcome.answered,
-        refused=outcome.refused,
-        elapsed_s=outcome.elapsed_s,
-        p50_us=outcome.p50_us,
-        p99_us=outcome.p99_us,
-        stalled=len(callers),
-        events=events,
-        cpu_s=time.process_time() - used_s,
-    )
+    return tally.call_outcome(stalled=len(callers), events=events, used_s=used_s)
 
 
 if __name__ == "__main__":

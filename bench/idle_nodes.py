@@ -21,6 +21,23 @@ _BEAT_S = 2.5
 """As often as nodes speak by default."""
 
 
+def news(device: str, count: int) -> m.DeviceLoad:
+    """Tell how a device is at the heartbeat of that number: every figure has changed since the last one."""
+    return m.DeviceLoad(
+        device,
+        "ready",
+        100,
+        capacity=64,
+        kv_percent=count % 100,
+        steps=count * 100,
+        tokens=count * 3000,
+        prompt_tokens=count * 500,
+        memory_used_bytes=(40 << 30) + count,
+        busy_percent=count % 100,
+        celsius=60 + count % 10,
+    )
+
+
 class Node:
     """One node: registered, ready, without credit."""
 
@@ -36,22 +53,7 @@ class Node:
     def beat(self, count: int) -> None:
         """Tell how the devices are; every number has changed since the last time."""
         self._peer.hear(codec.TO_WORKER, 0)
-        loads = [
-            m.DeviceLoad(
-                name,
-                "ready",
-                100,
-                capacity=64,
-                kv_percent=count % 100,
-                steps=count * 100,
-                tokens=count * 3000,
-                prompt_tokens=count * 500,
-                memory_used_bytes=(40 << 30) + count,
-                busy_percent=count % 100,
-                celsius=60 + count % 10,
-            )
-            for name in self._devices
-        ]
+        loads = [news(name, count) for name in self._devices]
         self._peer.say([m.Heartbeat(self._epoch, count, 0, 0, "ready", elapsed_ms=count * 2500, devices=loads)])
 
 

@@ -33,17 +33,7 @@ async def run(client: AsyncClient, order: CallOrder) -> CallOutcome:
     """Run one round, and wait for the last answer of it."""
     tally, used_s = Tally(order), time.process_time()
     chunks = await asyncio.gather(*(_call(client, order, number, tally) for number in range(order.depth)))
-    outcome = tally.outcome()
-    return CallOutcome(
-        answered=outcome.answered,
-        refused=outcome.refused,
-        elapsed_s=outcome.elapsed_s,
-        p50_us=outcome.p50_us,
-        p99_us=outcome.p99_us,
-        stalled=0,
-        events=sum(chunks),
-        cpu_s=time.process_time() - used_s,
-    )
+    return tally.call_outcome(stalled=0, events=sum(chunks), used_s=used_s)
 
 
 async def main() -> None:

@@ -87,6 +87,11 @@ class Tally:
             p99_us=at_share(latencies_s, 0.99) * 1e6,
         )
 
+    def call_outcome(self, *, stalled: int, events: int, used_s: float) -> CallOutcome:
+        """Sum up with what it cost to ask; `used_s` is the CPU time of this process when the round began."""
+        cpu_s = time.process_time() - used_s
+        return CallOutcome(**msgspec.structs.asdict(self.outcome()), stalled=stalled, events=events, cpu_s=cpu_s)
+
 
 def at_share(ordered: list[float], share: float) -> float:
     """Return the value below which this share of them is; 0 if there are none."""
