@@ -26,6 +26,9 @@ from .preprocess import PreparedGeneration, PreparedTask
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
+_MOST_CHARS: Final = 16 << 10
+"""Of text in one PARTIAL of several units: who reads too slowly is given up between two, and not a megabyte late."""
+
 
 class JobState(enum.Enum):
     """See the module's first paragraph."""
@@ -217,11 +220,18 @@ class Job:
         ext: m.Ext = {"crashes": self.crashes} if kind is ErrorKind.ENGINE_RESTARTED else {}
         self.outcome = m.WorkerError(0, self.lease, row.code, kind.value, row.redispatch, 0, clip(text), ext)
 
-    def unsent(self) -> bytes:
-        """Return the body of a PARTIAL with every unit that has not been sent."""
-        first = self.sent_n
-        logprobs = None if self.logprobs is None else self.logprobs[first:]
-        return tasks.encode(GenerateChunk(ids=self.ids[first:], text=self.pieces[first:], logprobs=logprobs))
+    def end_of_partial(self) -> int:
+        """Say up to which unit the next PARTIAL goes: to the end, if that is not too much at once."""
+        end, total = self.sent_n + 1, self.total_n
+        chars = len(self.pieces[self.sent_n])
+        while end < total and (chars := chars + len(self.pieces[end])) <= _MOST_CHARS:
+            end += 1
+        return end
+
+    def body(self, first: int, end: int) -> bytes:
+        """Return the body of a PARTIAL with these units."""
+        logprobs = None if self.logprobs is None else self.logprobs[first:end]
+        return tasks.encode(GenerateChunk(ids=self.ids[first:end], text=self.pieces[first:end], logprobs=logprobs))
 
 
 def _logprobs(token_id: int, event: TokenEvent, index: int, prepared: PreparedGeneration) -> TokenLogprobs:

@@ -233,12 +233,14 @@ class JobTable:
 
     def send_partial(self, session: BrokerSession, job: Job) -> None:
         """Send the units that have not been sent, if anybody wants them before the end."""
-        if job.has_partials and job.sent_n < job.total_n:
+        while job.has_partials and job.sent_n < job.total_n:
             job.reported_at = job.moved_at
             ext: m.Ext = {} if job.is_accounted else job.account()
-            body, n = job.unsent(), job.total_n - job.sent_n
-            self._send(session, m.WorkerPartial(session.epoch, job.lease, job.sent_n, n, body, ext))
-            job.sent_n = job.total_n
+            first, end = job.sent_n, job.end_of_partial()
+            self._send(
+                session, m.WorkerPartial(session.epoch, job.lease, first, end - first, job.body(first, end), ext)
+            )
+            job.sent_n = end
 
     def _send_outcome(self, session: BrokerSession, job: Job) -> None:
         outcome = job.outcome

@@ -118,6 +118,20 @@ def test_what_lies_there_goes_out_together() -> None:
     assert texts(made) == ["0 1 2 3 4 "]
 
 
+def test_what_goes_out_together_is_bounded() -> None:
+    """A broker looks between two PARTIALs whether their reader is too slow: one of a megabyte would be that much late."""
+    node = Node()
+    node.register()
+    node.load(kind="stream")
+    node.dispatch(1)
+    ticket = node.ticket()
+
+    made = node.engine(*(ipc.TextChunk(ticket, "x" * 6_000) for _ in range(5)), ipc.TextChunk(ticket, "y" * 40_000))
+
+    assert [(partial.seq, partial.n) for partial in sent(made, m.WorkerPartial)] == [(0, 2), (2, 2), (4, 1), (5, 1)]
+    assert "".join(texts(made)) == "x" * 30_000 + "y" * 40_000
+
+
 def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
     """Its engine knows no middle: said at once, instead of by units that do not fit, once for each attempt."""
     node = Node()
