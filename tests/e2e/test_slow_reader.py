@@ -129,7 +129,8 @@ def test_a_stalled_event_stream_holds_up_no_other_one(flooded: Stack) -> None:
             eventually(lambda: client.status().running == 0, what="the end of the stalled stream")
 
     assert texts == [200_000] * 8
-    assert memory.growth < SLACK, f"the bridge grew by {memory.growth >> 20} MiB"
+    # A window is what the broker sends ahead before the bridge can say that this reader takes nothing.
+    assert memory.growth < WINDOW_BYTES + SLACK, f"the bridge grew by {memory.growth >> 20} MiB"
 
 
 def request(prompt: str) -> bytes:

@@ -119,7 +119,7 @@ def test_what_lies_there_goes_out_together() -> None:
 
 
 def test_what_goes_out_together_is_bounded() -> None:
-    """A broker looks between two PARTIALs whether their reader is too slow: one of a megabyte would be that much late."""
+    """A broker looks between two PARTIALs whether their reader is too slow: a megabyte in one would be late."""
     node = Node()
     node.register()
     node.load(kind="stream")
