@@ -39,6 +39,7 @@ class HandBroker:
         self.is_silent = False
         self.said: list[m.FromWorker] = []
         self.peers: dict[bytes, m.Ready] = {}
+        self._heard: dict[bytes, m.BrokerHeartbeat] = {}  # the answer to each peer's last heartbeat
         self.rebound: list[m.Rebound] = []
         self.largest_envelope = 0
 
@@ -69,8 +70,8 @@ class HandBroker:
         """Take in what arrives within a moment."""
         if time.monotonic() >= self._beat_at and not self.is_silent:
             self._beat_at = time.monotonic() + _BEAT_S
-            for peer in list(self.peers):
-                self._send(peer, m.BrokerHeartbeat(1, 1))
+            for peer in self.peers:
+                self._send(peer, self._heard.get(peer, m.BrokerHeartbeat(1, 0)))
         if not self._router.poll(int(1000 * seconds)):
             return
         while (got := transport.receive_routed(self._router)) is not None:
@@ -89,7 +90,8 @@ class HandBroker:
             rebound, self.rebound = self.rebound, []
             self._send(peer, m.WorkerWelcome("hand", 1, next(self._epochs), self._params, rebound))
         elif isinstance(message, m.Heartbeat) and not self.is_silent:
-            self._send(peer, m.BrokerHeartbeat(message.epoch, message.count))
+            self._heard[peer] = m.BrokerHeartbeat(message.epoch, message.count)
+            self._send(peer, self._heard[peer])
 
     def all(self, kind: type[M], lease: int | None = None) -> list[M]:
         """Return what was said of one kind (about one lease)."""
