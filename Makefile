@@ -12,11 +12,13 @@ SHELL         := bash
 unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of a test would compile all that it imports
 .DELETE_ON_ERROR:
 
-# What only computes runs first, a job for each of two cores. Tests with sockets and processes wait more than they compute,
-# so more of them run at a time; those of one file share a fleet and stay together.
+# What only computes has a job for each of two cores; engines have a run of their own, since torch takes a job seconds to
+# load. Tests with sockets and processes wait more than they compute, so more of them run at a time; those of one file share
+# a fleet and stay together.
 JOBS    ?= 2
-WAITING ?= 5
+WAITING ?= 6
 FAST    := not slow and not realmodel and not gpu and not soak
+ENGINES := tests/engine
 TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
@@ -35,7 +37,8 @@ up: $(STAMP)-run $(STAMP)-model ## run broker, worker and bridge here until Ctrl
 	$(BIN)/zmqrt up
 
 test: $(STAMP)-dev ## the fast tests: no GPU, no model, a few minutes
-	$(BIN)/pytest -n $(JOBS) -m "$(FAST)" $(TIMED:%=--ignore=%) $(NONE_OK)
+	$(BIN)/pytest -n $(JOBS) -m "$(FAST)" $(patsubst %,--ignore=%,$(ENGINES) $(TIMED)) $(NONE_OK)
+	$(BIN)/pytest -n $(JOBS) -m "$(FAST)" $(ENGINES) $(NONE_OK)
 	$(BIN)/pytest -n $(WAITING) --dist loadfile -m "$(FAST)" $(TIMED) $(NONE_OK)
 
 test-all: test $(STAMP)-model ## the slow ones too, those with a real model, and all examples of each property
@@ -79,7 +82,7 @@ bench-gpu: $(STAMP)-dev ## decode steps of random 1B and 8B models against the m
 
 kernels: $(STAMP)-dev ## try the GPU kernels without a GPU, under Triton's interpreter
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
-	$(BIN)/pytest tests/integration/test_kernels.py
+	$(BIN)/pytest tests/engine/test_kernels.py
 
 docs: $(STAMP)-dev ## write the pages that are made from the code, and the dashboard
 	$(BIN)/python docs/pages.py

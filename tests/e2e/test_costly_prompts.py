@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from support.http import answer_of
 from support.stack import Stack
 from support.tiny import tiny_model
 
-pytest.importorskip("torch")
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
+]
 
 TEMPLATE = """{% for m in messages %}
 {%- if 'loop' in m.content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}
@@ -22,7 +26,7 @@ TEMPLATE = """{% for m in messages %}
 
 
 def test_a_template_that_loops_and_a_text_of_megabytes_stop_nobody_else(tmp_path: Path) -> None:
-    """The node is heard all the time, a stream goes on, others are answered; three loops in a row pile nothing up."""
+    """The node is heard all the time, a stream goes on, others are answered; two loops in a row pile nothing up."""
     place = tmp_path / "m"
     shutil.copytree(tiny_model(tmp_path), place)
     (place / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
@@ -37,11 +41,11 @@ def test_a_template_that_loops_and_a_text_of_megabytes_stop_nobody_else(tmp_path
         with ThreadPoolExecutor(8) as pool, stack.client(timeout_s=60) as client:
             stream = client.stream("count", max_tokens=1500, ignore_eos=True)
             next(stream)
-            bad = [pool.submit(post, "loop") for _ in range(3)]
-            big = pool.submit(post, "hello world " * 300_000)
+            bad = [pool.submit(post, "loop") for _ in range(2)]
+            big = pool.submit(post, "hello world " * 100_000)
             good = [pool.submit(post, f"hello {number}") for number in range(4)]
             assert [one.result()[0] for one in good] == [200] * 4
-            assert [one.result()[0] for one in bad] == [500] * 3
+            assert [one.result()[0] for one in bad] == [500] * 2
             status, said = big.result()
             assert status == 422
             assert "at least" in said["detail"][0]["msg"]

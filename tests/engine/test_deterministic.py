@@ -16,6 +16,8 @@ from zmqrt.worker.engines.generate.factory import factory
 
 pytestmark = pytest.mark.integration
 CHUNK = 32
+# The coarser type shows a difference sooner; the finer one is tried when there is time.
+DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def subject(length: int) -> TokenRequest:
     return ask(ticket=1000, tokens=14, prompt_ids=prompt(length), sampling=sampling)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@DTYPES
 @pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
 def test_neighbours_change_no_bit(model_path: Path, dtype: str, length: int) -> None:
     """Alone, and as the first, the fourth and the last of eight, which come and go."""
@@ -54,7 +56,7 @@ def test_neighbours_change_no_bit(model_path: Path, dtype: str, length: int) -> 
         assert numbers(together[1000]) == alone
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@DTYPES
 def test_a_resumed_request_goes_on_with_every_bit(model_path: Path, dtype: str) -> None:
     """After any token, on an engine that is busy with others, and one that has seen the prompt."""
     request = subject(CHUNK + 9)
