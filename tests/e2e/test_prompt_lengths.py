@@ -20,7 +20,7 @@ CONTEXT = 256
 @pytest.fixture(scope="module")
 def small_context() -> Iterator[Stack]:
     """Run one node with a small context and slow steps."""
-    options = ("--max-model-len", str(CONTEXT), "--engine-opt", "step_ms=5")
+    options = ("--max-model-len", str(CONTEXT), "--engine-opt", "step_ms=5", "--devices", "0,1")
     with running(worker=options) as stack:
         yield stack
 

@@ -16,7 +16,7 @@ from zmqrt.client import Client, WorkerLostError
 from zmqrt.protocol.errors import ErrorKind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-PACE = ("--engine-opt", "step_ms=10")
+PACE = ("--engine-opt", "step_ms=10", "--devices", "0,1")
 
 
 def kill_agent(stack: Stack) -> psutil.Process:
@@ -77,8 +77,7 @@ def test_what_must_not_run_twice_does_not(tmp_path: Path, kill: Callable[[Stack]
         stack.broker()
         for number in range(2):
             stack.worker(
-                *PACE,
-                *("--engine-opt", f"notes={notes}", "--served-model-name", "mock"),
+                *("--engine-opt", f"step_ms=10,notes={notes}", "--served-model-name", "mock"),
                 engine="support.process_engines:noted",
                 node_id=f"node-{number}",
                 env=ENV,

@@ -176,9 +176,11 @@ class Stack:
         env: dict[str, str] | None = None,
         wait: bool = True,
     ) -> Process:
-        """Start a node that serves the mock (or another engine) through this stack's brokers."""
+        """Start a node that serves the mock on one device (or another engine) through this stack's brokers."""
         named = ("--node-id", node_id) if node_id else ()
-        process = start("worker", "--broker", self.workers, "--engine", engine, *named, *arguments, env=env, wait=wait)
+        toy = ("--devices", "0") if engine == "mock" and "--devices" not in arguments else ()
+        arguments = ("--engine", engine, *named, *toy, *arguments)
+        process = start("worker", "--broker", self.workers, *arguments, env=env, wait=wait)
         self.processes.append(process)
         return process
 
