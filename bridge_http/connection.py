@@ -164,6 +164,8 @@ class HttpConnection(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until a reader has taken enough of what was sent."""
+        if self._transport.is_closing():  # nothing holds up who writes any more, and the news needs a turn of the loop
+            await asyncio.sleep(0)
         await self._writable.wait()
 
     def want_body(self) -> None:

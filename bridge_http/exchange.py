@@ -164,8 +164,7 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
-        if not self.is_left:
-            await self._wire.drain()
+        await self._wire.drain()
         if message["type"] == "http.response.start" and not self.has_started:
             self._start(message)
         elif message["type"] == "http.response.body" and self.has_started and not self.is_complete:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
 
@@ -21,7 +23,8 @@ pytestmark = pytest.mark.integration
 class Served:
     """An app that pours events without end, or says hello; it notes whose stream was closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 65536) -> None:
+        self._event = b"data: " + b"x" * size + b"\n\n"
         self.poured = 0
         self.closed = 0
 
@@ -36,7 +39,7 @@ class Served:
     async def _events(self) -> AsyncGenerator[bytes]:
         while True:
             self.poured += 1
-            yield b"data: " + b"x" * 65536 + b"\n\n"
+            yield self._event
 
     def _close(self) -> None:
         self.closed += 1
@@ -45,6 +48,18 @@ class Served:
 def serving(served: Served, **limits: float) -> AbstractContextManager[Address]:
     """Serve both."""
     return serving_app(Starlette(routes=[Route("/pour", served.pour), Route("/", served.hello)]), **limits)
+
+
+def test_a_reader_that_resets_its_connection_ends_a_stream_that_never_waits() -> None:
+    """What is sent to nobody is never held up: the one who sends must let the news of it through."""
+    served = Served(size=100)
+    with serving(served) as address:
+        for closed in range(1, 21):
+            with connect(address) as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                caller.sendall(b"GET /pour HTTP/1.1\r\nhost: x\r\n\r\n")
+                caller.recv(1000)
+            eventually(lambda closed=closed: served.closed == closed, within_s=5, what="the end of the stream")
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\nsome: "])
