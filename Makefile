@@ -65,11 +65,12 @@ format: $(STAMP)-dev ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)-bench ## the path beside other servers, the broker beside proxies, overload, growth; ARGS="--program mosec=…"
+bench: $(STAMP)-bench ## the path beside other servers, the broker beside proxies, overload, growth, several of each; ARGS="--program mosec=…"
 	$(BIN)/python bench/bench_path.py $(ARGS)
 	$(BIN)/python bench/bench_roundtrip.py
 	$(BIN)/python bench/bench_overload.py
 	$(BIN)/python bench/bench_growth.py
+	$(BIN)/python bench/bench_side_by_side.py
 
 bench-quick: $(STAMP)-dev ## has a request or a token become dearer than was accepted? 90 s
 	$(BIN)/python bench/bench_quick.py
