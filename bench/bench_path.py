@@ -3,8 +3,9 @@
 Contestants of a suite run at the same time and are loaded in turn, each round all of them, so that a busy machine
 disturbs all alike. Requests ask for one token of a model that needs no time (`path`, `gateway`), streams for 128; in
 `path-10ms` and `gateway-10ms` a stream has a token every 10 ms. CPU time is that of all processes of a contestant,
-children too; as a gateway without the engine. Programs are found on PATH or by `--program NAME=PATH`; for mosec and
-litserve that is the Python that has them. What is not found is left out. docs/benchmarks.md has figures.
+children too; as a gateway without the engine. Programs are found on PATH or by `--program NAME=PATH`; for mosec,
+litserve, ray and bentoml that is the Python that has them. What is not found is left out. docs/benchmarks.md has
+figures.
 """
 
 from __future__ import annotations
@@ -182,12 +183,16 @@ def mosec(found: Found) -> list[Contestant]:
     return [Contestant("mosec", f"http://127.0.0.1:{port}/inference", [Part("server", pid)], has_streams=False)]
 
 
-def litserve(found: Found) -> list[Contestant]:
-    """Start LitServe with one worker."""
-    port = str(free_port())
-    pid = found.run(found.programs["litserve"], str(HERE / "litserve_engine.py"), port, "whole")
-    wait_until_up(f"http://127.0.0.1:{port}/health")
-    return [Contestant("LitServe", f"http://127.0.0.1:{port}/infer", [Part("server", pid)], has_streams=False)]
+def in_worker(name: str, known: str, health: str, *words: str) -> Callable[[Found], list[Contestant]]:
+    """Return what starts a server that hands requests to one worker process: NAME_engine.py in its own Python."""
+
+    def begin(found: Found) -> list[Contestant]:
+        port = str(free_port())
+        pid = found.run(found.programs[name], str(HERE / f"{name}_engine.py"), port, *words)
+        wait_until_up(f"http://127.0.0.1:{port}{health}")
+        return [Contestant(known, f"http://127.0.0.1:{port}/infer", [Part("server", pid)], has_streams=False)]
+
+    return begin
 
 
 def starlette(found: Found) -> list[Contestant]:
@@ -260,7 +265,9 @@ Start = Callable[[Found], list[Contestant]]
 PATH: Final[dict[str, Start]] = {
     "zmqrt": zmqrt,
     "mosec": mosec,
-    "litserve": litserve,
+    "litserve": in_worker("litserve", "LitServe", "/health", "whole"),
+    "ray": in_worker("ray", "Ray Serve", "/", "whole"),
+    "bentoml": in_worker("bentoml", "BentoML", "/livez"),
     "starlette": starlette,
     "fastapi": gateway,
 }
@@ -271,7 +278,7 @@ GATEWAYS: Final[dict[str, Start]] = {
     "vllm-router": router("vllm-router"),
     "none": no_gateway,
 }
-OTHERS: Final = ("mosec", "litserve", "litellm", "smg", "vllm-router")
+OTHERS: Final = ("mosec", "litserve", "ray", "bentoml", "litellm", "smg", "vllm-router")
 """Programs that may be missing."""
 
 
@@ -329,7 +336,7 @@ class Asker:
             max_tokens=TOKENS if load.is_stream else 1,
             is_stream=load.is_stream,
             model=contestant.model,
-            end_mark=_CHAT_END if contestant.model else _INFER_END,
+            end_mark="" if not load.is_stream else _CHAT_END if contestant.model else _INFER_END,
         )
         process, said = (self._native, self._native_said) if contestant.is_native else (self._http, self._http_said)
         tell(process, msgspec.json.encode(order).decode())

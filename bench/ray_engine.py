@@ -1,7 +1,7 @@
 """The engine of `plain_engine.py` as two replicas of Ray Serve: `python ray_engine.py PORT`.
 
 Run by the Python that has Ray Serve. Asked for `pid`, a replica answers with its own, so that `bench_engine_loss.py`
-can kill it.
+can kill it. With the word `whole` after the port, one replica answers whatever it is asked at once.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN204
@@ -42,8 +42,20 @@ class Engine:
         yield "data: [DONE]\n\n"
 
 
+@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0})
+class WholeEngine:
+    """Answers at once."""
+
+    async def __call__(self, request):
+        """Answer a health check, or a request."""
+        if request.method == "GET":
+            return PlainTextResponse("ok")
+        asked = await request.json()
+        return {"api_version": "v1", "text": "x" * asked["max_tokens"], "request_id": "r"}
+
+
 if __name__ == "__main__":
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Engine.bind(), route_prefix="/")
+    serve.run((WholeEngine if sys.argv[2:] == ["whole"] else Engine).bind(), route_prefix="/")
     while True:
         time.sleep(1)
