@@ -31,7 +31,14 @@ from zmqrt.worker.engines.base import (
 from zmqrt.worker.engines.generate import schedule as schedules
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.kv_cache import HEAD, Extent, KvCache, common_prefix
-from zmqrt.worker.engines.generate.schedule import EngineStep, KvCopy, Scheduler, Sequence, SequenceStep
+from zmqrt.worker.engines.generate.schedule import (
+    EngineStep,
+    KvCopy,
+    Scheduler,
+    SchedulerLimits,
+    Sequence,
+    SequenceStep,
+)
 from zmqrt.worker.engines.mock import MockEngine, MockRunner, MockTiming
 from zmqrt.worker.engines.mock_tokens import EOS, expected_tokens
 
@@ -203,6 +210,27 @@ def test_nobody_waits_for_a_prompt() -> None:
 
     for _ in range(40):
         assert {event.ticket: len(event.token_ids) for event in engine.poll(0)} == {1: 1, 2: 1, 3: 0}
+
+
+@pytest.mark.parametrize(("idle", "alone", "beside_others"), [(0, 32, 24), (64, 64, 32)])
+def test_who_runs_shortens_pieces_on_a_cpu_alone(idle: int, alone: int, beside_others: int) -> None:
+    """A device computes them apart: as long with eight beside them as with one, longer with nobody."""
+    limits = SchedulerLimits(slots=9, context=1024, chunk_tokens=32, idle_chunk_tokens=idle, may_reuse=False)
+    scheduler = Scheduler(KvCache(9 * 1024), limits)
+    for ticket in range(8):
+        scheduler.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket], max_new_tokens=99), frozenset(), 99)
+    scheduler.plan()  # all eight draw their first token
+    scheduler.submit(TokenRequest(ticket=8, prompt_ids=[1] * 500, max_new_tokens=9), frozenset(), 9)
+
+    def piece() -> int:
+        step = scheduler.plan()
+        assert step is not None
+        return sum(part.end - part.begin for part in step.parts if part.is_prompt)
+
+    assert piece() == beside_others
+    for ticket in range(8):
+        scheduler.cancel(ticket)
+    assert piece() == alone
 
 
 def test_whoever_is_first_in_line_is_let_in_first() -> None:

@@ -16,9 +16,11 @@ Pure: it knows ids, lengths and places in the pool, no tensor and no clock. `eng
 # Rule 2: admission keeps the order of arrival. Whoever is first waits for room, and the others wait behind it; a small
 # request that overtook would let a large one starve.
 #
-# Rule 3: whoever is past its prompt takes part in every step. Prompts share what is left of `chunk_tokens`, but get
-# one token at least. So a step computes about `chunk_tokens` tokens, and the time between two tokens of an answer does
-# not depend on how long the prompts beside it are.
+# Rule 3: whoever is past its prompt takes part in every step, so the time between two tokens of an answer is bounded by
+# the piece that comes along (`_room_for_prompts`). On a CPU a token of a prompt costs what a token of an answer does:
+# prompts share what those who run leave of `chunk_tokens`, but get one token at least. On a device they run in a pass
+# of their own, whose length is a bound of time: who runs takes nothing from it, or 512 of them would leave one token a
+# step. And where nobody runs nobody waits: prompts take `idle_chunk_tokens`, as many as fill the device.
 #
 # Rule 4: the oldest prompt and the shortest one have the first word by turns. The oldest alone would let a chat wait
 # for a book, the shortest alone would let the book wait for ever.
@@ -149,6 +151,9 @@ class EngineStep:
 class SchedulerLimits:
     """How much at once. `depth`: steps that may be under way; `may_reuse`: whether prefixes are looked for.
 
+    `idle_chunk_tokens`: of a device, which computes prompts apart, the piece of a step in which nobody else runs; 0: of
+    a CPU, where all share `chunk_tokens`.
+
     `is_deterministic`: each token is computed in a pass of the same shape whoever else is there, so that its numbers
     are the same to the last bit.
     """
@@ -156,6 +161,7 @@ class SchedulerLimits:
     slots: int
     context: int
     chunk_tokens: int
+    idle_chunk_tokens: int = 0
     depth: int = 1
     may_reuse: bool = True
     is_deterministic: bool = False
@@ -219,7 +225,7 @@ class Scheduler:
         """Plan a step on the assumption that everything under way goes on; None if nobody can do anything now."""
         copies = self._admit()
         single = [part for sequence in self.running.values() if (part := self._next_token(sequence)) is not None]
-        pieces = self._pieces(max(1, self.limits.chunk_tokens - len(single)))
+        pieces = self._pieces(self._room_for_prompts(len(single)))
         drawing = [part for part in (*single, *pieces) if part.draws]
         parts = [*drawing, *(part for part in (*single, *pieces) if not part.draws)]
         if not parts:
@@ -230,6 +236,12 @@ class Scheduler:
         self.counts.steps += 1
         self.counts.largest_batch = max(self.counts.largest_batch, len(drawing))
         return EngineStep(copies, parts)
+
+    def _room_for_prompts(self, running: int) -> int:
+        """Return how many tokens of prompts a step takes beside so many running sequences: see rule 3."""
+        if self.limits.idle_chunk_tokens:
+            return self.limits.chunk_tokens if running else self.limits.idle_chunk_tokens
+        return max(1, self.limits.chunk_tokens - running)
 
     def _next_token(self, sequence: Sequence) -> SequenceStep | None:
         """Let a sequence go on by one token, if its prompt is done."""
