@@ -22,11 +22,11 @@ from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.attention import Attention, AttentionShape
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.flash import Layout, Operation, difference, plain, why_not
+from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, Operation, difference, plain, why_not
 from zmqrt.worker.engines.generate.hf_decoder import HfDecoder
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
-from zmqrt.worker.engines.generate.schedule import SchedulerLimits
+from zmqrt.worker.engines.generate.schedule import KvCopy, SchedulerLimits
 from zmqrt.worker.engines.generate.torch_runner import Decoder, TorchRunner
 
 pytestmark = pytest.mark.integration
@@ -116,6 +116,19 @@ def test_modules_of_transformers_run_on_it_too(make: Make) -> None:
     requests = requests_of_all_kinds(5, vocabulary=256, tokens=10)
 
     assert tokens_of(make(decoder=HfDecoder), requests) == tokens_of(make("torch"), requests)
+
+
+def test_modules_look_at_no_position_for_a_mask(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that would make each prompt wait for all that runs."""
+    looks: list[object] = []
+
+    def look(position_ids: torch.Tensor) -> None:
+        looks.append(position_ids)
+
+    monkeypatch.setattr(untyped("transformers.masking_utils"), "find_packed_sequence_indices", look)
+
+    assert tokens_of(make(decoder=HfDecoder), [ask(length=40)])
+    assert looks == []
 
 
 def test_a_request_resumed_after_any_token_goes_on_the_same(make: Make) -> None:
@@ -222,6 +235,18 @@ def test_out_of_memory_is_tried_piece_by_piece_and_costs_one_request_at_most(mak
     assert "ran out of memory at tokens 0 to 90 of the prompt" in (outcomes[4].error or "")
     assert tokens_of(engine, fits) == right
     assert engine.stats().kv_percent == 0
+
+
+def test_the_views_of_a_layer_are_made_once() -> None:
+    """A pass asks for them in every layer; each is a part of the one pool."""
+    attention = FlashAttention(AttentionShape(3, 4, 2, 16), 10, dtype=torch.float32, device="cpu", operation=plain)
+    attention.keys(1)[4] = 1.0
+    attention.copy(KvCopy(source=4, target=7, count=1))
+
+    assert attention.keys(1) is attention.keys(1)
+    assert attention.values(2) is attention.values(2)
+    assert attention.keys(1)[7].eq(1.0).all()
+    assert attention.values(1).eq(0.0).all()
 
 
 # --- the operation ---------------------------------------------------------------------------------------------------

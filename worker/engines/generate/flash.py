@@ -102,17 +102,20 @@ class FlashAttention(Attention):
         operation: Operation = flash,
     ) -> None:
         self._pool = torch.zeros((shape.layers, 2, tokens, shape.kv_heads, shape.head_size), dtype=dtype, device=device)
+        # Views made once: two indexings a layer are a millisecond of Python in a pass of a large model.
+        self._keys = [layer[0] for layer in self._pool]
+        self._values = [layer[1] for layer in self._pool]
         self.shape = shape
         self._operation = operation
         self._layout: Layout | None = None
 
     def keys(self, layer: int) -> torch.Tensor:
         """Return the keys of a layer."""
-        return self._pool[layer, 0]
+        return self._keys[layer]
 
     def values(self, layer: int) -> torch.Tensor:
         """Return the values of a layer."""
-        return self._pool[layer, 1]
+        return self._values[layer]
 
     def copy(self, copy: KvCopy) -> None:
         """Copy the keys and values of some tokens, in all layers."""
@@ -127,7 +130,7 @@ class FlashAttention(Attention):
     def attend(self, layer: int, query: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         """Attend; see `Attention`."""
         assert self._layout is not None
-        return self._operation(query, self.keys(layer), self.values(layer), self._layout, scale)
+        return self._operation(query, self._keys[layer], self._values[layer], self._layout, scale)
 
 
 def why_not(shape: AttentionShape, dtype: torch.dtype, device: torch.device | str) -> str | None:

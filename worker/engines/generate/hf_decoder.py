@@ -60,13 +60,9 @@ class HfDecoder:
 
 
 def _register() -> None:
-    transformers = untyped("transformers")
-    transformers.AttentionInterface.register(NAME, _attend)
-    untyped("transformers.masking_utils").AttentionMaskInterface.register(NAME, _no_mask)
-
-
-def _no_mask(*_args: object, **_kwargs: object) -> None:
-    """Build none: the pool knows what each token sees."""
+    # No mask is registered beside it: the pool knows what each token sees. For a name without one transformers returns
+    # early; for a registered one it looks at the positions first, and each prompt would wait for the device.
+    untyped("transformers").AttentionInterface.register(NAME, _attend)
 
 
 def _attend(
