@@ -81,9 +81,10 @@ bench-accept: $(STAMP)-dev ## accept what they cost now, for a commit that says 
 bench-gpu: $(STAMP)-dev ## decode steps of random 1B and 8B models against the memory bandwidth of this GPU
 	$(BIN)/python bench/bench_gpu.py
 
-kernels: $(STAMP)-dev ## try the GPU kernels without a GPU, under Triton's interpreter
+kernels: $(STAMP)-dev ## try the GPU kernels without a GPU: in Triton's interpreter, and what they take on each card
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
-	$(BIN)/pytest tests/engine/test_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -n $(JOBS) tests/engine/interpreted
+	$(BIN)/pytest -q tests/engine/test_kernel_builds.py
 
 docs: $(STAMP)-dev ## write the pages that are made from the code, and the dashboard
 	$(BIN)/python docs/pages.py

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import triton
@@ -12,6 +13,9 @@ import triton.language as tl
 
 from ..murmur3 import LENGTH_BYTES, MIX1, MIX2, ROUND_ADD
 
+# Triton 3.9 warns where nobody says whether a product and a sum may be one instruction, and 3.10 would say no, which is
+# slower. It is read at each launch, not at the import.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 _ADD: Final = tl.constexpr(ROUND_ADD)
 _MIX1: Final = tl.constexpr(MIX1)
 _MIX2: Final = tl.constexpr(MIX2)
