@@ -27,7 +27,9 @@ from zmqrt.worker.engines.generate.hf_decoder import HfDecoder
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
 from zmqrt.worker.engines.generate.schedule import KvCopy, SchedulerLimits
+from zmqrt.worker.engines.generate.sequence_table import RECORDED, SamplingMode, mode_for
 from zmqrt.worker.engines.generate.torch_runner import Decoder, TorchRunner
+from zmqrt.worker.engines.sampling_state import SamplingState
 
 pytestmark = pytest.mark.integration
 Make = Callable[..., GenerateEngine]
@@ -156,6 +158,35 @@ def test_logprobs_are_those_of_the_other_runner(make: Make) -> None:
         assert [sorted(one) for one in got[ticket].logprobs] == [sorted(one) for one in theirs[ticket].logprobs]
         for one, other in zip(got[ticket].logprobs, theirs[ticket].logprobs, strict=True):
             assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_reader_of_prompts_draws_nothing_and_takes_no_report_from_others(make: Make) -> None:
+    """Two long prompts come while one decodes whose log probabilities are asked for."""
+    sampling = SamplingParams(seed=1, top_p=0.8, logprobs=2)
+    requests = [ask(ticket=1, length=5, tokens=30, sampling=sampling), *(ask(ticket=at, length=90) for at in (2, 3))]
+    theirs, got = (run(make(kind, chunk_tokens=16), requests) for kind in ("torch", "device"))
+
+    assert {ticket: one.token_ids for ticket, one in got.items()} == {
+        ticket: one.token_ids for ticket, one in theirs.items()
+    }
+    assert [sorted(one) for one in got[1].logprobs] == [sorted(one) for one in theirs[1].logprobs]
+
+
+def test_a_request_pays_only_for_what_drawing_it_takes() -> None:
+    """Whichever is wanted, a graph of a mode that includes it is recorded; plain ones are plain."""
+    wanted = [
+        (SamplingParams(temperature=0.0), SamplingMode.PLAIN),
+        (SamplingParams(seed=3), SamplingMode.PLAIN),
+        (SamplingParams(temperature=0.0, top_k=5), SamplingMode.PLAIN),
+        (SamplingParams(min_p=0.1), SamplingMode.CUT),
+        (SamplingParams(presence_penalty=1.0), SamplingMode.ADJUSTED),
+        (SamplingParams(logprobs=1, top_p=0.5), SamplingMode.CUT | SamplingMode.REPORTED),
+    ]
+    states = [SamplingState.of(ask(sampling=sampling), []) for sampling, _ in wanted]
+
+    assert [mode_for([state]) for state in states] == [mode for _, mode in wanted]
+    assert all(any(mode_for(some) in kind for kind in RECORDED) for some in ([state] for state in states))
+    assert mode_for(states) in RECORDED[-1]
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])

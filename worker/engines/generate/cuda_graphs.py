@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from .sequence_table import SamplingMode, SequenceTable
+from .sequence_table import RECORDED, SamplingMode, SequenceTable
 from .slot_sampler import Sample
 from .transfers import Transfers
 
@@ -61,7 +61,7 @@ class DecodeGraphs:
         if frame.members != members:
             frame.slots.copy_(self._transfers.up([*members, *[self._padding] * (size - len(members))]))
             frame.members = list(members)
-        captured = frame.graphs.get(mode)
+        captured = next((graph for kind, graph in frame.graphs.items() if mode in kind), None)
         if captured is None:
             sample = self._compute(frame.slots, mode)
         else:
@@ -75,7 +75,7 @@ class DecodeGraphs:
         Raises whatever a model does that cannot be recorded; nothing is recorded then.
         """
         pool = torch.cuda.graph_pool_handle()
-        todo = [(size, mode) for size in reversed(self._frames) for mode in reversed(SamplingMode)]
+        todo = [(size, mode) for size in reversed(self._frames) for mode in RECORDED]
         try:
             for done, (size, mode) in enumerate(todo):
                 progress(100 * done / len(todo))

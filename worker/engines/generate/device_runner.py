@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, step: EngineStep) -> list[SequenceStep]:
         """Begin a step, and return the pieces that there was no memory for."""
-        mode = mode_for(part.sequence.sampling_state for part in step.drawing)
+        reported = _mode(step.drawing) & SamplingMode.REPORTED  # all of a step or none: what comes back is one table
         lost: list[SequenceStep] = []
         with self._transfers.computing():
             self._slots.release_ended()
@@ -85,14 +85,15 @@ class DeviceRunner:
                 self._attention.copy(copy)
             self._open(step)
             running = [part for part in step.parts if not part.is_prompt]
-            samples = [self._run(running, mode)] if running else []
+            samples = [self._run(running, _mode(running) | reported)] if running else []
             for pass_ in passes_of(EngineStep([], [part for part in step.parts if part.is_prompt]), self._limits):
-                samples += self._compute_pieces(pass_, mode, lost)
-            sample = Sample.of_all(samples) if samples else Sample(self._bounds[:0])
+                samples += self._compute_pieces(pass_, _mode(pass_.parts) | reported, lost)
+            drawn = [sample for sample in samples if len(sample.tokens)]
+            sample = Sample.of_all(drawn) if drawn else Sample(self._bounds[:0])
             arrival = self._transfers.down(sample.tokens, *sample.report)
         drawing = [part.sequence.sampling_state.sampling for part in step.drawing if part not in lost]
-        reported = [(row, sampling.logprobs) for row, sampling in enumerate(drawing) if sampling.logprobs is not None]
-        self._under_way.append(_UnderWay(arrival, reported))
+        asked = [(row, sampling.logprobs) for row, sampling in enumerate(drawing) if sampling.logprobs is not None]
+        self._under_way.append(_UnderWay(arrival, asked))
         return lost
 
     def collect(self, timeout_s: float) -> Drawn | None:
@@ -193,6 +194,13 @@ class DeviceRunner:
             )
         )
         logits = self._decoder.forward(there[0], there[1], self._attention, there[3])
+        if not slots:  # the middle of prompts: no next token
+            return Sample(there[4])
         sample = self._sampler.draw(there[4], logits, mode)
         self._slots.advance(there[4], sample.tokens, mode)
         return sample
+
+
+def _mode(parts: Iterable[SequenceStep]) -> SamplingMode:
+    """Return what drawing takes for those that draw, so that nobody pays for whom is computed in another pass."""
+    return mode_for(part.sequence.sampling_state for part in parts if part.draws)

@@ -8,6 +8,8 @@ Penalties, biases and forbidden ids stand in tables with a column for each id, w
 from __future__ import annotations
 
 import enum
+import functools
+import operator
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -28,15 +30,26 @@ _COLUMNS: Final = 15
 _IN_PROMPT, _STOPS = 1, 2
 
 
-class SamplingMode(enum.IntEnum):
-    """What drawing a batch takes; the more includes the less, and changes nothing for slots that need less."""
+class SamplingMode(enum.Flag):
+    """What drawing a batch takes beyond temperature and noise. A flag more changes nothing for slots that need less."""
 
     PLAIN = 0
-    """Temperature and noise."""
-    SHAPED = 1
-    """And penalties, biases, top-k, top-p, min-p, forbidden ids."""
-    REPORTED = 2
-    """And log probabilities."""
+    ADJUSTED = enum.auto()
+    """Penalties, biases, forbidden ids."""
+    CUT = enum.auto()
+    """Top-k, top-p, min-p."""
+    REPORTED = enum.auto()
+    """Log probabilities."""
+
+
+RECORDED: Final = (
+    SamplingMode.PLAIN,
+    SamplingMode.CUT,
+    SamplingMode.CUT | SamplingMode.ADJUSTED,
+    SamplingMode.CUT | SamplingMode.ADJUSTED | SamplingMode.REPORTED,
+)
+"""What is worth a graph, the commonest first: any mode is in one of them, and eight of each size would take twice the
+time to load for a kernel that is spared now and then."""
 
 
 class SequenceTable:
@@ -89,7 +102,7 @@ class SequenceTable:
         """Append a token to each of the sequences in `slots`; padding stays as it is."""
         self.table[:, TOKEN].index_copy_(0, slots, tokens)
         self.table[:, LENGTH].index_add_(0, slots, (slots != self.padding).long())
-        if mode:
+        if SamplingMode.ADJUSTED in mode:
             once = self.table[slots, COUNTS].int()
             self.counts.view(-1).index_add_(0, slots * self.counts.shape[1] + tokens, once)
 
@@ -129,15 +142,18 @@ def needs_tables(state: SamplingState) -> bool:
 
 def mode_for(states: Iterable[SamplingState]) -> SamplingMode:
     """Return the least mode that does for all."""
-    return max(map(_mode, states), default=SamplingMode.PLAIN)
+    return functools.reduce(operator.or_, map(_mode, states), SamplingMode.PLAIN)
 
 
 def _mode(state: SamplingState) -> SamplingMode:
-    sampling = state.sampling
+    sampling, mode = state.sampling, SamplingMode.PLAIN
+    if needs_tables(state):
+        mode |= SamplingMode.ADJUSTED
+    if not state.is_greedy and (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p):
+        mode |= SamplingMode.CUT
     if sampling.logprobs is not None:
-        return SamplingMode.REPORTED
-    is_cut = not state.is_greedy and (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p)
-    return SamplingMode.SHAPED if needs_tables(state) or is_cut else SamplingMode.PLAIN
+        mode |= SamplingMode.REPORTED
+    return mode
 
 
 def _line(sequence: Sequence, length: int) -> list[int]:

@@ -37,8 +37,8 @@ class Sample:
 
     @staticmethod
     def of_all(samples: Sequence[Sample]) -> Sample:
-        """Put samples of equal mode together; the result is a copy."""
-        reports = zip(*(sample.report for sample in samples), strict=True)
+        """Put samples together; the result is a copy. What only some of them report nobody has asked for."""
+        reports = zip(*(sample.report for sample in samples), strict=False)
         return Sample(torch.cat([sample.tokens for sample in samples]), tuple(torch.cat(parts) for parts in reports))
 
 
@@ -56,14 +56,14 @@ class SlotSampler:
         reals = lines.view(torch.float64)
         temperature = reals[:, s.TEMPERATURE].float()
         states = row_states(lines[:, s.SEED_HIGH].int(), lines[:, s.SEED_LOW].int(), lines[:, s.LENGTH].int())
-        if mode is SamplingMode.PLAIN:
-            return Sample(self._operations.draw(logits, temperature, states, self._noise))
-        scores = self._adjust(slots, lines, reals, logits)
-        is_greedy = temperature == 0
-        scores = scores / temperature.masked_fill(is_greedy, 1.0).unsqueeze(1)
-        scores = torch.where(is_greedy.unsqueeze(1), scores, self._cut(lines, reals, scores))
-        tokens = self._operations.draw(scores, (~is_greedy).float(), states, self._noise)
-        return Sample(tokens, _report(logits, tokens) if mode is SamplingMode.REPORTED else ())
+        scores = self._adjust(slots, lines, reals, logits) if SamplingMode.ADJUSTED in mode else logits
+        if SamplingMode.CUT in mode:
+            is_greedy = temperature == 0
+            scores = scores / temperature.masked_fill(is_greedy, 1.0).unsqueeze(1)
+            scores = torch.where(is_greedy.unsqueeze(1), scores, self._cut(lines, reals, scores))
+            temperature = (~is_greedy).float()
+        tokens = self._operations.draw(scores, temperature, states, self._noise)
+        return Sample(tokens, _report(logits, tokens) if SamplingMode.REPORTED in mode else ())
 
     def _adjust(
         self, slots: torch.Tensor, lines: torch.Tensor, reals: torch.Tensor, scores: torch.Tensor
