@@ -17,6 +17,8 @@ BODY_AHEAD_BYTES: Final = 64 << 10
 """Of a body that its reader has not asked for, so much is kept; then nothing more is read from the socket."""
 LEAVING: Final = "zmqrt.leaving"
 """Extension of a scope: takes what is to be called when the caller leaves."""
+WHOLE_BODY: Final = "zmqrt.whole_body"
+"""Extension of a scope: returns the body if all of it has come, else None; so nobody has to wait for what is here."""
 _CLIENT_GONE: Final = 499
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _VERSION: Final = b"HTTP/1.1 "
@@ -53,7 +55,7 @@ class Exchange:
 
     def __init__(self, head: Head, scope: Scope, wire: _Wire, default_fields: Iterable[Field], *, logs: bool) -> None:
         self._head = head
-        self._scope = {**scope, "extensions": {LEAVING: self.on_left}}
+        self._scope = {**scope, "extensions": {LEAVING: self.on_left, WHOLE_BODY: self.whole_body}}
         self._wire = wire
         self._default_fields = default_fields
         self._logs = logs
@@ -64,6 +66,7 @@ class Exchange:
         self._sent_ahead = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
         self._left: int | None = None  # bytes of an answer that has a length; None: it has none
         self._is_chunked = False
+        self._held_head = b""
         self.has_whole_body = False
         self.is_left = False
         self.has_started = False
@@ -148,6 +151,14 @@ class Exchange:
         if call is not None and self.is_left:
             call()
 
+    def whole_body(self) -> bytes | None:
+        """Return the body if all of it has come and its caller is there; WHOLE_BODY offers it in the scope."""
+        if self.is_left or self.is_complete or not self.has_whole_body:
+            return None
+        self._waits_for_continue = False
+        body, self._body = bytes(self._body), bytearray()
+        return body
+
     async def receive(self) -> Message:
         """Give the app the next piece of the body, or the news that its caller has left."""
         if self._waits_for_continue and not self.has_whole_body and not self._body:
@@ -185,7 +196,11 @@ class Exchange:
         for name, value in (*self._default_fields, *message.get("headers", ())):
             lines.append(self._field(name.lower(), value))
         lines += self._frame(status)
-        self._wire.write(b"".join((*lines, b"\r\n")))
+        head = b"".join((*lines, b"\r\n"))
+        if self._left:  # its body is there, and goes out with it
+            self._held_head = head
+        else:
+            self._wire.write(head)
 
     def _field(self, name: bytes, value: bytes) -> bytes:
         if _UNNAMED.search(name) or _UNWRITABLE.search(value):
@@ -217,7 +232,8 @@ class Exchange:
         body: bytes = message.get("body", b"")
         is_last = not message.get("more_body", False)
         if not self.is_left:
-            self._wire.write(self._framed(body, is_last=is_last))
+            head, self._held_head = self._held_head, b""
+            self._wire.write(head + self._framed(body, is_last=is_last))
         if is_last:
             self.is_complete = True
             self._body.clear()

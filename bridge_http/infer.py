@@ -30,7 +30,7 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
 async def post(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /infer."""
     request_id = request.caller.request_id
-    body = await bodies.read(request.headers, request.receive)
+    body = await bodies.read(request.headers, request.scope, request.receive)
     is_stream = sse.wants_stream(request.headers.get("accept", ""))
     delivered = delivered_before(request) if is_stream else 0
     pending = in_flight.generate(to_task(parse(body)), request, stream=is_stream, is_v1=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope
 
 from .config import BridgeSettings
 from .errors import RefusedError
-from .exchange import LEAVING
+from .exchange import LEAVING, WHOLE_BODY
 
 _MOST_BYTES: Final = 256 << 20
 """Of unfinished bodies in all: 64 of the largest. Without it each connection could hold one, 64 GiB of them."""
@@ -28,7 +28,7 @@ class BodyReader:
         self._timeout_s = settings.body_timeout_s
         self.room_bytes = max(_MOST_BYTES, settings.body_limit_bytes)
 
-    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+    async def read(self, headers: Mapping[str, str], scope: Scope, receive: Receive) -> bytes:
         """Read a body, counting while it comes: a length that was promised is not trusted, and may be absent.
 
         Raises:
@@ -40,6 +40,11 @@ class BodyReader:
         if coding not in ("", "identity"):
             text = f"content-encoding {coding[:40]!r} is not understood here: send the body as it is"
             raise RefusedError(415, "encoded_body", text, {"accept-encoding": "identity"})
+        whole: Callable[[], bytes | None] | None = scope.get("extensions", {}).get(WHOLE_BODY)
+        if whole is not None and (body := whole()) is not None:  # as usual; it is in memory already
+            if len(body) > self._limit_bytes:
+                raise self._too_large()
+            return body
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._read(headers, receive)

@@ -48,19 +48,19 @@ async def _listed(snapshots: SnapshotCache) -> list[str]:
 
 async def chat(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /v1/chat/completions."""
-    body = parse(await bodies.read(request.headers, request.receive), ChatRequest)
+    body = parse(await bodies.read(request.headers, request.scope, request.receive), ChatRequest)
     return await _generate(in_flight, request, body, chat_task(body), _CHAT)
 
 
 async def completion(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /v1/completions."""
-    body = parse(await bodies.read(request.headers, request.receive), CompletionRequest)
+    body = parse(await bodies.read(request.headers, request.scope, request.receive), CompletionRequest)
     return await _generate(in_flight, request, body, completion_task(body), _COMPLETION)
 
 
 async def embeddings(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
     """Answer POST /v1/embeddings."""
-    body = parse(await bodies.read(request.headers, request.receive), EmbeddingRequest)
+    body = parse(await bodies.read(request.headers, request.scope, request.receive), EmbeddingRequest)
     found = await in_flight.embed(embedding_task(body), request, model=body.model).whole(request)
     return json_response(200, r.embeddings(found, is_base64=body.encoding_format == "base64"))
 

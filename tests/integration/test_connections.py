@@ -60,7 +60,7 @@ class Served:
         self._running += 1
         self.most_at_once = max(self.most_at_once, self._running)
         try:
-            return Response(await self.bodies.read(request.headers, request.receive))
+            return Response(await self.bodies.read(request.headers, request.scope, request.receive))
         except ClientDisconnect:
             return Response(status_code=499)
         except RefusedError as error:
