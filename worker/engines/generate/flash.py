@@ -103,8 +103,8 @@ class FlashAttention(Attention):
     ) -> None:
         self._pool = torch.zeros((shape.layers, 2, tokens, shape.kv_heads, shape.head_size), dtype=dtype, device=device)
         # Views made once: two indexings a layer are a millisecond of Python in a pass of a large model.
-        self._keys = [layer[0] for layer in self._pool]
-        self._values = [layer[1] for layer in self._pool]
+        self._keys: list[torch.Tensor] = [layer[0] for layer in self._pool]
+        self._values: list[torch.Tensor] = [layer[1] for layer in self._pool]
         self.shape = shape
         self._operation = operation
         self._layout: Layout | None = None
