@@ -36,7 +36,7 @@ def read_model_directory(directory: Path) -> ModelDirectory:
     """Look at a directory that transformers and `tokenizers` are to load. Raises ModelError."""
     config = _config(directory)
     _check_tokenizer(directory)
-    return ModelDirectory(config, _tensors(directory))
+    return ModelDirectory(config, read_tensors(directory))
 
 
 def enumerate_names(names: list[str]) -> str:
@@ -106,8 +106,11 @@ def _check_tokenizer(directory: Path) -> None:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def _tensors(directory: Path) -> dict[str, Stored]:
-    """Read the headers of the weights that transformers would take: the one file, else what the index lists."""
+def read_tensors(directory: Path) -> dict[str, Stored]:
+    """Read the headers of the weights that transformers would take: the one file, else what the index lists.
+
+    Raises ModelError.
+    """
     single = directory / WEIGHTS
     if single.exists() or single.is_symlink():
         return _header(single)

@@ -118,6 +118,18 @@ def test_damage_that_the_engine_finds_is_1_after_one_try(stack: Stack, model: Pa
 
 
 @pytest.mark.slow
+def test_a_model_larger_than_the_machine_is_1_before_it_is_loaded(stack: Stack, model: Path, tmp_path: Path) -> None:
+    """Two tebibytes as float32, of which the disk holds nothing: one try, and both numbers."""
+    broken.enlarge(model, rows=1 << 19)
+
+    assert re.search(
+        r"too little memory to load broken: it needs 2048\.0 GiB \(weights as float32 2048\.0 GiB.* are free on cpu.*"
+        r"smollm2-135m does.*--engine-opt memory_check=0",
+        last_words(node(stack, tmp_path, model)),
+    )
+
+
+@pytest.mark.slow
 def test_a_stretched_model_serves_its_whole_context(stack: Stack, model: Path, tmp_path: Path) -> None:
     """And its prompts begin with the token that only a second file names."""
     broken.edit_json(model / "config.json", rope_scaling={"type": "yarn", "factor": 4.0}, max_position_embeddings=512)

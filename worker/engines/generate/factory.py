@@ -12,7 +12,7 @@ import torch
 
 from ...context import GROWING, kind_of, scalings
 from ..base import CannotLoadError, EngineSpec, Progress
-from . import flash, hf_decoder, llama, self_test
+from . import flash, hf_decoder, llama, preflight, self_test
 from .device_runner import DeviceRunner
 from .engine import GenerateEngine
 from .hf_loader import Loaded, load
@@ -21,7 +21,9 @@ from .schedule import SchedulerLimits
 from .torch_runner import Decoder, TorchRunner
 
 log = logging.getLogger(__name__)
-OPTIONS: Final = frozenset({"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels"})
+OPTIONS: Final = frozenset(
+    {"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels", "memory_check"}
+)
 PATHS: Final = ("auto", "fused", "modules")
 _CPU_ROWS: Final = 16
 _CUDA_ROWS: Final = 64
@@ -45,6 +47,7 @@ def factory(spec: EngineSpec, progress: Progress) -> GenerateEngine:
     modules. One that those fail is final, for nothing that it says could be believed.
     """
     _check(spec)
+    preflight.check_memory(spec, spare_bytes=_CUDA_SPARE_MIB << 20, must_fit=_is_on(spec, "memory_check", default=True))
     engine, words = None, ""
     try:
         engine = _make(spec, progress, spec.options.get("path", "auto"))
@@ -192,7 +195,7 @@ def _check(spec: EngineSpec) -> None:
     path = spec.options.get("path", "auto")
     if path not in PATHS:
         raise CannotLoadError(f"--engine-opt path={path}: there are {', '.join(PATHS)}")
-    for name in ("reuse", "deterministic", "graphs", "kernels"):
+    for name in ("reuse", "deterministic", "graphs", "kernels", "memory_check"):
         if spec.options.get(name, "1") not in {"0", "1"}:
             raise CannotLoadError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")
 

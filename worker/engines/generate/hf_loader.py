@@ -44,7 +44,7 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
     is_cuda = spec.device.startswith("cuda")
     if not is_cuda:
         torch.set_num_threads(int(spec.options.get("threads", "1")))
-    dtype = _dtype(spec, is_cuda=is_cuda)
+    dtype = dtype_of(spec, is_cuda=is_cuda)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
@@ -102,7 +102,8 @@ def _own_part(words: str) -> str:
     return words.partition(" for this kind of AutoModel")[0][:400]
 
 
-def _dtype(spec: EngineSpec, *, is_cuda: bool) -> str:
+def dtype_of(spec: EngineSpec, *, is_cuda: bool) -> str:
+    """Return the name of the type to compute in. Raises CannotLoadError."""
     if spec.dtype in {"", "auto"}:
         return "bfloat16" if is_cuda else "float32"
     if spec.dtype not in _DTYPES:

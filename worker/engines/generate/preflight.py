@@ -1,0 +1,64 @@
+"""What is asked of a device before a model is loaded onto it: half a minute later it would fail with less to say."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ...host_memory import host_memory
+from ...memory_fit import DeviceMemory, ServingPlan, judge
+from ...model_directory import ModelDirectory, read_tensors
+from ...model_files import ModelError, read_json_object
+from ..base import CannotLoadError, EngineSpec
+from ..oom import OutOfMemoryError
+from .hf_loader import dtype_of
+
+log = logging.getLogger(__name__)
+
+
+def check_memory(spec: EngineSpec, *, spare_bytes: int, must_fit: bool) -> None:
+    """Compare what the model needs at least with what its device has free.
+
+    Raises CannotLoadError if it is more than there is at all, and OutOfMemoryError, so that it is tried again, if it is
+    more than others leave free at the moment. Without `must_fit` that is only said.
+    """
+    model, memory = _model(Path(spec.model_path)), _memory(spec)
+    if model is None or memory is None:
+        return
+    verdict = judge(spec.model, model, _plan(spec, spare_bytes), memory)
+    if verdict.kind == "fits":
+        log.info("%s", verdict.words)
+    elif verdict.kind == "close" or not must_fit:
+        log.warning("%s", verdict.words)
+    else:
+        raise (CannotLoadError if verdict.kind == "too_small" else OutOfMemoryError)(verdict.words)
+
+
+def _plan(spec: EngineSpec, spare_bytes: int) -> ServingPlan:
+    is_cuda = spec.device.startswith("cuda")
+    kv_mib = spec.options.get("kv_mib")  # on a CPU its pages come when they are written to, and not before
+    return ServingPlan(
+        dtype=dtype_of(spec, is_cuda=is_cuda),
+        is_mapped=not is_cuda,
+        max_model_len=spec.max_model_len,
+        slots=spec.slots,
+        kv_bytes=int(float(kv_mib) * 2**20) if is_cuda and kv_mib else 0,
+        spare_bytes=spare_bytes if is_cuda and not kv_mib else 0,
+    )
+
+
+def _model(directory: Path) -> ModelDirectory | None:
+    """Read what is needed; where that is not possible the loader says it better."""
+    try:
+        return ModelDirectory(read_json_object(directory / "config.json"), read_tensors(directory))
+    except (ModelError, OSError):
+        return None
+
+
+def _memory(spec: EngineSpec) -> DeviceMemory | None:
+    if not spec.device.startswith("cuda"):
+        return host_memory()
+    free, total = torch.cuda.mem_get_info(spec.device)
+    return DeviceMemory(device=spec.device, free_bytes=free, total_bytes=total)
