@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,38 @@ def test_what_must_not_run_twice_does_not(tmp_path: Path, kill: Callable[[Stack]
     assert ends["unknown"] > 0
     assert ends.total() == len(expected)
     assert Counter(notes.read_text(encoding="ascii").splitlines()) == {one.prompt: 1 for one in expected}
+
+
+def test_a_device_that_hangs_is_found_and_its_streams_go_on_elsewhere(tmp_path: Path) -> None:
+    """Its loop turns all the time and asks for a step that is never done: within the stall time that is no life."""
+    stall_s, expected = 1.0, mixed(20, 150)
+    hang = tmp_path / "hang"
+    with Stack() as stack:
+        stack.broker()
+        for number in range(2):
+            stack.worker(
+                *("--engine-opt", f"step_ms=10,hang={hang if number == 0 else tmp_path / 'never'}"),
+                *("--served-model-name", "mock", "--stall-timeout", str(stall_s)),
+                engine="support.process_engines:hanging",
+                node_id=f"node-{number}",
+                env=ENV,
+            )
+        stack.wait_for_nodes(2)
+        with stack.client() as client:
+            handles = ask_streams(client, expected)
+            begun = open_all(handles, expected)
+            eventually(lambda: busy(client), what="work on node-0")
+            hang.touch()
+            for handle, first, one in zip(handles, begun, expected, strict=True):
+                read_on(handle, first, one)
+            eventually(lambda: _restarts(client) == 1, what="the restart of the engine")
+            eventually(lambda: all(node.is_up for node in client.status().nodes), what="both nodes up again")
+
+            assert not hang.exists()
+            assert client.status().counters["failed"] == 0
+        (still_s,) = re.findall(r"its loop stands still for ([\d.]+) s", stack.node("node-0").output())[:1]
+
+    assert stall_s <= float(still_s) < stall_s + 5, "by the node's own clock, which may have waited for a core"
 
 
 def test_a_prompt_that_kills_engines_is_given_up_alone() -> None:

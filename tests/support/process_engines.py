@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,9 @@ from zmqrt.worker.engines.base import (
     TokenEvent,
     TokenRequest,
 )
+from zmqrt.worker.engines.generate.engine import Drawn, GenerateEngine
+from zmqrt.worker.engines.generate.schedule import SchedulerLimits
+from zmqrt.worker.engines.mock_tokens import EOS
 
 ENV: Final = {"PYTHONPATH": str(Path(__file__).parents[1])}
 """What a node needs to find this module."""
@@ -71,6 +76,36 @@ def noted(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
     text = made[""]
     assert isinstance(text, TokenEngine)
     return {**made, "": Noted(text, path)}
+
+
+class _HangingRunner(mock.MockRunner):
+    """Hangs as a GPU does: once its file is there no step is ever done, while the loop goes on asking for it."""
+
+    def __init__(self, path: str, kv_tokens: int, **of_the_mock: Any) -> None:
+        super().__init__(kv_tokens, **of_the_mock)
+        self._path = Path(path)
+        self._hangs = False
+
+    def collect(self, timeout_s: float) -> Drawn | None:
+        """Look for the file; whoever finds it takes it away, so that the next process of this device works."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+            self._hangs = True
+        if not self._hangs:
+            return super().collect(timeout_s)
+        time.sleep(timeout_s)
+        return None
+
+
+def hanging(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Make the mock on a device that hangs as soon as there is a file `--engine-opt hang=PATH`."""
+    limits = SchedulerLimits(slots=32, context=4096, chunk_tokens=512)
+    kv_tokens = limits.slots * limits.context
+    timing = mock.MockTiming(step_ms=float(spec.options["step_ms"]))
+    runner = _HangingRunner(spec.options["hang"], kv_tokens, timing=timing, may_end=True, clock=time.monotonic)
+    engine = GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=[EOS])
+    engine.revision = mock.REVISION  # type: ignore[attr-defined]  # streams go on only where it is equal
+    return engine
 
 
 class Flood:

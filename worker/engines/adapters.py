@@ -96,7 +96,6 @@ class TokenAdapter:
     """A TokenEngine: it batches by itself, a poll is a step."""
 
     kind: Kind = "token"
-    is_alive: bool = True
 
     def __init__(self, engine: TokenEngine, out: Outbox) -> None:
         self._engine = engine
@@ -107,6 +106,11 @@ class TokenAdapter:
     def is_busy(self) -> bool:
         """Whether any request has not had its last event."""
         return bool(self._live)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its device moves, as far as the engine can tell; most compute in `poll`, whose return is the sign."""
+        return bool(getattr(self._engine, "is_alive", True))
 
     def submit(self, message: Submit | SubmitTask) -> None:
         """Hand the request to the engine."""

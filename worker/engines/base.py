@@ -114,7 +114,11 @@ class EngineFatalError(Exception):
 
 @runtime_checkable
 class TokenEngine(Protocol):
-    """Continuous batching over token ids. All methods are called from one thread; none but `poll` may block."""
+    """Continuous batching over token ids. All methods are called from one thread; none but `poll` may block.
+
+    One whose `poll` returns while its device still computes may also have a property `is_alive`: False once a step
+    takes so long that the device may hang. The process gives no sign of life then, and is ended after the stall time.
+    """
 
     def submit(self, request: TokenRequest) -> None:
         """Take a request in. Raises EngineFullError or RequestRefusedError."""

@@ -187,6 +187,11 @@ class MockEngine(GenerateEngine):
             eos_ids=[EOS],
         )
 
+    @property
+    def is_alive(self) -> bool:
+        """Its steps take as long as it was told: a long one is no hang."""
+        return True
+
     def submit(self, request: TokenRequest) -> None:
         """Take a request in, unless its prompt sets a fault off."""
         error = self._faults.trigger(request.prompt_ids)

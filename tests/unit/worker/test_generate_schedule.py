@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.examples import examples
+from zmqrt.worker.engines.adapters import Outbox, TokenAdapter
 from zmqrt.worker.engines.base import (
     EngineFatalError,
     EngineFullError,
@@ -259,6 +261,34 @@ def test_a_step_that_fails_ends_the_engine() -> None:
         engine.poll(0)
     with pytest.raises(EngineFatalError):
         engine.submit(TokenRequest(ticket=2, prompt_ids=[1], max_new_tokens=5))
+
+
+class NeverDone(MockRunner):
+    """A device that takes everything and finishes nothing."""
+
+    def collect(self, timeout_s: float) -> None:
+        """Say that it is not done."""
+
+
+def test_a_step_that_is_never_done_is_no_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop turns beside it; idle, and right after a launch, an engine is alive."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limits = SchedulerLimits(slots=2, context=CONTEXT, chunk_tokens=32, depth=2)
+    runner = NeverDone(2 * CONTEXT, timing=MockTiming(step_ms=0), may_end=False, clock=lambda: now)
+    engine = GenerateEngine(runner, kv_tokens=2 * CONTEXT, limits=limits)
+    now += 60
+    assert engine.is_alive
+    engine.submit(TokenRequest(ticket=1, prompt_ids=[1, 2], max_new_tokens=9))
+    assert engine.poll(0.0) == []
+    assert engine.is_alive
+    now += 0.15
+    assert engine.is_alive
+    now += 0.15
+    assert engine.poll(0.0) == []
+    assert not engine.is_alive
+    adapter = TokenAdapter(engine, Outbox())
+    assert not adapter.is_alive
 
 
 def test_what_can_never_fit_is_refused() -> None:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..base import (
     Capacity,
@@ -27,6 +27,8 @@ from .kv_cache import KvCache
 from .schedule import EngineStep, Scheduler, SchedulerCounts, SchedulerLimits, Sequence, SequenceStep, finish_reason
 
 MAX_LOGPROBS = 20
+_STEP_S: Final = 0.2
+"""How long a step is awaited before the engine gives no sign of life any more: as often as an idle one gives them."""
 log = logging.getLogger(__name__)
 
 
@@ -75,6 +77,17 @@ class GenerateEngine:
         self._steps: deque[EngineStep] = deque()
         self._events: list[TokenEvent] = []
         self._broken: str | None = None
+        self._moved_at = time.monotonic()
+        """When the step that is awaited now became the oldest one under way."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the device keeps up. The loop turns beside it, and would vouch for one that hangs.
+
+        So a step that takes long is a silence, as it is where the step is computed in the loop itself: the agent ends
+        an engine that is silent for too long.
+        """
+        return not self._steps or time.monotonic() - self._moved_at <= _STEP_S
 
     @property
     def counts(self) -> SchedulerCounts:
@@ -152,6 +165,8 @@ class GenerateEngine:
             lost = self.runner.launch(step)
             for part in lost:
                 self._fail(part)
+            if not self._steps:
+                self._moved_at = time.monotonic()
             self._steps.append(step.without(lost) if lost else step)
         if not self._steps:
             if self._live:
@@ -160,6 +175,7 @@ class GenerateEngine:
         drawn = self.runner.collect(timeout_s)
         if drawn is None:
             return
+        self._moved_at = time.monotonic()
         step = self._steps.popleft()
         logprobs = {
             part.sequence: each
