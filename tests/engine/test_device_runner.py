@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,10 +20,20 @@ import torch
 from support.engines import ask, requests_of_all_kinds, run, tokens_of
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
+from zmqrt.worker.engines.generate import device_runner
 from zmqrt.worker.engines.generate.attention import Attention, AttentionShape
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, Operation, difference, plain, why_not
+from zmqrt.worker.engines.generate.flash import (
+    FlashAttention,
+    Layout,
+    Operation,
+    difference,
+    flash,
+    key_bounds,
+    plain,
+    why_not,
+)
 from zmqrt.worker.engines.generate.hf_decoder import HfDecoder
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
@@ -278,6 +289,54 @@ def test_the_views_of_a_layer_are_made_once() -> None:
     assert attention.values(2) is attention.values(2)
     assert attention.keys(1)[7].eq(1.0).all()
     assert attention.values(1).eq(0.0).all()
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_steps_are_made_for_the_longest_sequence_there_is(
+    make: Make, load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, *, is_deterministic: bool
+) -> None:
+    """The least bound that holds it; where every bit counts, always the same one: neighbours must not choose it."""
+    told: list[tuple[int, int]] = []
+
+    def operation(query: Any, keys: Any, values: Any, layout: Layout, scale: float | None) -> torch.Tensor:
+        if layout.most_queries == 1:
+            told.append((int(layout.lengths.max()), layout.most_keys))
+        return plain(query, keys, values, layout, scale)
+
+    def bounds(*_: object) -> list[int]:
+        return [512, 30, 60]
+
+    monkeypatch.setattr(device_runner, "key_bounds", bounds)
+    limits = SchedulerLimits(slots=12, context=512, chunk_tokens=64, depth=2, is_deterministic=is_deterministic)
+    runner = DeviceRunner(LlamaDecoder(load()), 4096, limits, dtype=torch.float32, device="cpu", operation=operation)
+    engine = GenerateEngine(runner, kv_tokens=4096, limits=limits)
+
+    requests = [ask(ticket=1, length=20, tokens=50), ask(ticket=2, length=5, tokens=20)]
+
+    assert tokens_of(engine, requests) == tokens_of(make("torch"), requests)
+    least = [512 if is_deterministic else min(bound for bound in bounds() if bound >= longest) for longest, _ in told]
+    assert [most_keys for _, most_keys in told] == least
+    assert len(set(least)) == (1 if is_deterministic else 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "bounds"),
+    [
+        (1, 131072, [131072, 16384, 2048]),
+        (26, 131072, [131072, 16384, 2048]),
+        (27, 131072, [131072]),  # 27 x 8 heads fill an H200 without splits
+        (1, 40960, [40960, 5120]),
+        (1, 8192, [8192]),
+    ],
+)
+def test_lengths_that_steps_of_torchs_operation_are_made_for(
+    rows: int, context: int, bounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few, an eighth of each other, and only where the operation splits; another operation needs one."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+
+    assert key_bounds(flash, rows, 8, context, "cuda:0") == bounds
+    assert key_bounds(plain, rows, 8, context, "cpu") == [context]
 
 
 # --- the operation ---------------------------------------------------------------------------------------------------

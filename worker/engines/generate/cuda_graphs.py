@@ -7,7 +7,7 @@ needs it reads from the slots; all that the host hands over is which slots, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,8 +21,8 @@ _SMALL: Final = (1, 2, 4, 8, 12, 16, 24)
 _WARM_UPS: Final = 2
 log = logging.getLogger(__name__)
 
-Compute = Callable[[torch.Tensor, SamplingMode], Sample]
-"""Draws a token for each slot (int64 [size]), and writes it to the slots."""
+Compute = Callable[[torch.Tensor, SamplingMode, int], Sample]
+"""Draws a token for each slot (int64 [size]), none longer than so many tokens, and writes it to the slots."""
 
 
 def sizes_for(rows: int) -> list[int]:
@@ -33,9 +33,10 @@ def sizes_for(rows: int) -> list[int]:
 
 @dataclass(slots=True)
 class _Frame:
-    """What steps of one size share: the slots they read, and which are written there."""
+    """What steps of one size and bound share: the slots they read, and which are written there."""
 
     slots: torch.Tensor
+    most_keys: int
     members: Sequence[int] = ()
     graphs: dict[SamplingMode, tuple[torch.cuda.CUDAGraph, Sample]] = field(
         default_factory=dict[SamplingMode, tuple[torch.cuda.CUDAGraph, Sample]]
@@ -45,25 +46,40 @@ class _Frame:
 class DecodeGraphs:
     """Runs `compute` for a batch of any size, by graphs once they are captured."""
 
-    def __init__(self, compute: Compute, slots: SequenceTable, transfers: Transfers, sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        compute: Compute,
+        slots: SequenceTable,
+        transfers: Transfers,
+        key_bounds: Mapping[int, Sequence[int]],
+    ) -> None:
+        """`key_bounds`: for each size the lengths that its graphs are made for; the longest sequence decides."""
         self._compute = compute
         self._padding = slots.padding
         self._transfers = transfers
         self._frames = {
-            size: _Frame(torch.full((size,), slots.padding, dtype=torch.int64, device=transfers.device))
-            for size in sorted(sizes)
+            (size, most_keys): _Frame(
+                torch.full((size,), slots.padding, dtype=torch.int64, device=transfers.device), most_keys
+            )
+            for size in sorted(key_bounds)
+            for most_keys in sorted(key_bounds[size])
         }
 
-    def run(self, members: Sequence[int], mode: SamplingMode) -> Sample:
-        """Let the sequences of these slots go on by a token. What is returned is overwritten by the next step."""
-        size = next(size for size in self._frames if size >= len(members))
-        frame = self._frames[size]
+    def run(self, members: Sequence[int], longest: int, mode: SamplingMode) -> Sample:
+        """Let the sequences of these slots go on by a token, to at most `longest` tokens.
+
+        What is returned is overwritten by the next step.
+        """
+        size = next(size for size, _ in self._frames if size >= len(members))
+        frame = next(
+            frame for (each, most_keys), frame in self._frames.items() if each == size and most_keys >= longest
+        )
         if frame.members != members:
             frame.slots.copy_(self._transfers.up([*members, *[self._padding] * (size - len(members))]))
             frame.members = list(members)
         captured = next((graph for kind, graph in frame.graphs.items() if mode in kind), None)
         if captured is None:
-            sample = self._compute(frame.slots, mode)
+            sample = self._compute(frame.slots, mode, frame.most_keys)
         else:
             graph, sample = captured
             graph.replay()
@@ -75,17 +91,16 @@ class DecodeGraphs:
         Raises whatever a model does that cannot be recorded; nothing is recorded then.
         """
         pool = torch.cuda.graph_pool_handle()
-        todo = [(size, mode) for size in reversed(self._frames) for mode in RECORDED]
+        todo = [(frame, mode) for frame in reversed(self._frames.values()) for mode in RECORDED]
         try:
-            for done, (size, mode) in enumerate(todo):
+            for done, (frame, mode) in enumerate(todo):
                 progress(100 * done / len(todo))
-                slots = self._frames[size].slots
                 for _ in range(_WARM_UPS):
-                    self._compute(slots, mode)
+                    self._compute(frame.slots, mode, frame.most_keys)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=self._transfers.compute):
-                    sample = self._compute(slots, mode)
-                self._frames[size].graphs[mode] = (graph, sample)
+                    sample = self._compute(frame.slots, mode, frame.most_keys)
+                frame.graphs[mode] = (graph, sample)
         except BaseException:
             for frame in self._frames.values():
                 frame.graphs.clear()

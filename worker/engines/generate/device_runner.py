@@ -17,7 +17,7 @@ import torch
 
 from .cuda_graphs import DecodeGraphs, sizes_for
 from .engine import Drawn
-from .flash import FlashAttention, Layout, Operation, flash
+from .flash import FlashAttention, Layout, Operation, flash, key_bounds
 from .ops import TorchOps
 from .schedule import EngineStep, SchedulerLimits, Sequence, SequenceStep
 from .sequence_table import LENGTH, START, TOKEN, SamplingMode, SequenceTable, mode_for
@@ -56,7 +56,8 @@ class DeviceRunner:
         self._slots = SequenceTable(limits.slots, decoder.vocabulary, self._nowhere, self._transfers)
         self._sampler = SlotSampler(self._slots, operations or TorchOps())
         sizes = [limits.slots] if limits.is_deterministic else sizes_for(limits.slots)
-        self._steps = DecodeGraphs(self._decode, self._slots, self._transfers, sizes)
+        bounds = {size: self._key_bounds(size, operation) for size in sizes}
+        self._steps = DecodeGraphs(self._decode, self._slots, self._transfers, bounds)
         self._under_way: deque[_UnderWay] = deque()
         self._bounds = torch.arange(limits.slots + 1, dtype=torch.int32, device=device)
         self._transfers.settle()
@@ -65,6 +66,13 @@ class DeviceRunner:
     def vocabulary(self) -> int:
         """Number of ids."""
         return self._decoder.vocabulary
+
+    def _key_bounds(self, rows: int, operation: Operation) -> list[int]:
+        """Return the lengths that steps are made for; where every bit counts, one: neighbours must not choose it."""
+        context = self._limits.context
+        if self._limits.is_deterministic:
+            return [context]
+        return key_bounds(operation, rows, self._decoder.shape.kv_heads, context, self._transfers.device)
 
     @torch.inference_mode()
     def record(self, progress: Callable[[float], None]) -> None:
@@ -132,10 +140,11 @@ class DeviceRunner:
 
     def _run(self, parts: list[SequenceStep], mode: SamplingMode) -> Sample:
         """Let running sequences go on; return what those drew that draw, which stand in front."""
-        sample = self._steps.run([self._slots[part.sequence] for part in parts], mode)
+        longest = max(part.end for part in parts)
+        sample = self._steps.run([self._slots[part.sequence] for part in parts], longest, mode)
         return sample.first(sum(part.draws for part in parts))
 
-    def _decode(self, slots: torch.Tensor, mode: SamplingMode) -> Sample:
+    def _decode(self, slots: torch.Tensor, mode: SamplingMode, most_keys: int) -> Sample:
         """Compute one token of each slot from what the slots know. Nothing here may ask the device for a number."""
         lines = self._slots.table[slots]
         positions = lines[:, LENGTH] - 1
@@ -146,7 +155,7 @@ class DeviceRunner:
             starts=torch.cat((starts, starts[:1])),
             lengths=lines[:, LENGTH].int(),
             most_queries=1,
-            most_keys=self._limits.context,
+            most_keys=most_keys,
         )
         self._attention.prepare(layout)
         logits = self._decoder.forward(lines[:, TOKEN], positions, self._attention, None)

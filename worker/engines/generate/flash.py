@@ -22,6 +22,10 @@ DTYPES: Final = (torch.bfloat16, torch.float16)
 _MOST_HEAD_SIZE: Final = 256
 _TOLERANCE: Final = 0.02
 """Of values around one: bfloat16 has 8 bits."""
+_BOUND_RATIO: Final = 8
+_LEAST_BOUND: Final = 2048
+_MOST_BOUNDS: Final = 3
+"""See `key_bounds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,29 @@ def flash(
     )
     output: torch.Tensor = result[0]
     return output
+
+
+def key_bounds(operation: Operation, rows: int, kv_heads: int, context: int, device: torch.device | str) -> list[int]:
+    """Return the values of `Layout.most_keys` that decode steps of so many sequences should be recorded with.
+
+    torch's operation cuts `most_keys`, not the real lengths, into as many splits as fill the device (at most 128, of
+    whole blocks of 64 to 256 keys: `num_splits_heuristic` of flash_api.cpp). Told of a context of 131,072 it takes
+    pieces of 4,096 keys, so a sequence of 4,000 is read by one block after the other while most of the device idles. An
+    eighth of a bound leaves it at least four pieces. Below 2,048 a piece is one or two blocks anyhow; and where
+    sequences times heads fill 0.8 of twice the processors there are no splits, and one bound does.
+    """
+    if operation is not flash:
+        return [context]
+    properties: Any = torch.cuda.get_device_properties(device)
+    return _bounds(rows * kv_heads, context, int(properties.multi_processor_count))
+
+
+def _bounds(blocks: int, context: int, processors: int) -> list[int]:
+    bounds = [context]
+    if blocks < 0.8 * 2 * processors:
+        while len(bounds) < _MOST_BOUNDS and bounds[-1] // _BOUND_RATIO >= _LEAST_BOUND:
+            bounds.append(bounds[-1] // _BOUND_RATIO)
+    return bounds
 
 
 def plain(
