@@ -32,6 +32,9 @@ def pytest_runtest_call() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+# Threads that spin while they wait take the cores of other tests; read where torch is loaded, which is later than this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

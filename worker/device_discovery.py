@@ -9,17 +9,20 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from ..protocol import messages as m
 from ..protocol.errors import ConfigurationError
 from .config import WorkerSettings
+from .cores import usable_cores
 
 DeviceKind = Literal["cpu", "cuda", "mock"]
 Choice = Literal["auto", "cpu", "cuda", "mock"]
 MOCK_DEVICES: Final = 2
+_CUDA_THREADS: Final = 2
+"""An engine on a GPU computes next to nothing beside it; idle threads of it would cost others their cores."""
 _HIDDEN: Final = ("", "-1", "NoDevFiles", "void", "none")
 """Values of CUDA_VISIBLE_DEVICES that hide everything."""
 log = logging.getLogger(__name__)
@@ -34,20 +37,20 @@ class DeviceSpec:
     name: str = ""
     memory_bytes: int = 0
     handle: str = ""
+    threads: int = 1
+    """What its engine computes with on the CPU, unless an option says otherwise."""
 
     @property
     def name_inside(self) -> str:
         """What the device is called in its own process, which sees no other."""
         return "cuda:0" if self.kind == "cuda" else self.id
 
-    def environment(self, *, threads: str = "1") -> dict[str, str]:
+    def environment(self, *, threads: str = "") -> dict[str, str]:
         """Return the variables of its process."""
         quiet = {"TOKENIZERS_PARALLELISM": "false"}
-        if self.kind == "cuda":
-            return {**quiet, "CUDA_VISIBLE_DEVICES": self.handle}
         # Threads of several processes that spin while they wait take the cores from those that compute.
-        calm = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-        return {**quiet, **calm, "CUDA_VISIBLE_DEVICES": ""}
+        calm = {"OMP_NUM_THREADS": threads or str(self.threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+        return {**quiet, **calm, "CUDA_VISIBLE_DEVICES": self.handle}
 
     def info(self) -> m.DeviceInfo:
         """Describe it for brokers."""
@@ -69,8 +72,21 @@ def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = N
     Raises:
         ConfigurationError: something that was asked for is not here.
     """
+    environ = os.environ if environ is None else environ
     choice: Choice = "mock" if settings.engine_name == "mock" else cast("Choice", settings.device)
-    return select(_of_kind(choice, os.environ if environ is None else environ), settings.devices)
+    found = select(_of_kind(choice, environ), settings.devices)
+    return [replace(device, threads=_threads(device.kind, len(found), environ)) for device in found]
+
+
+def _threads(kind: DeviceKind, devices: int, environ: Mapping[str, str]) -> int:
+    """Share the cores among the devices; OMP_NUM_THREADS of our own environment is what an operator has decided."""
+    if kind == "mock":
+        return 1
+    given = environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given):
+        return int(given)
+    share = max(1, usable_cores() // devices)
+    return min(share, _CUDA_THREADS) if kind == "cuda" else share
 
 
 def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[DeviceSpec]:

@@ -149,7 +149,7 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     mine = msgspec.structs.replace(spec, device=device.name_inside)
     arguments = ("--channel", str(descriptor), "--spec", msgspec.json.encode(mine).decode(), *log_arguments)
-    env = device.environment(threads=spec.options.get("threads", "1"))
+    env = device.environment(threads=spec.options.get("threads", ""))
     return children.start(_MODULE, *arguments, env=env, pass_fds=[descriptor])
 
 

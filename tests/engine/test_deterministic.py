@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from support.engines import Outcome, ask, describe, prompt, requests_of_all_kinds, run
 from support.tiny import silent, tiny_model
@@ -84,6 +86,29 @@ def test_prefixes_are_reused_in_whole_pieces_and_change_no_bit(model_path: Path)
     assert engine.counts.reused_tokens == (2 + 1 + 0 + 2) * CHUNK
     together = run(engine, requests)
     assert [numbers(together[one.ticket]) for one in requests] == right
+
+
+@pytest.fixture
+def two_threads() -> Iterator[dict[str, str]]:
+    """Return the option; torch's threads are the whole process's, and go back behind the test."""
+    before = torch.get_num_threads()
+    yield {"threads": "2"}
+    torch.set_num_threads(before)
+
+
+@DTYPES
+def test_with_several_threads_no_bit_changes_either(tmp_path: Path, dtype: str, two_threads: dict[str, str]) -> None:
+    """Products large enough to be shared among threads: alone, among others, and resumed."""
+    folder = tiny_model(tmp_path, "hidden=512,layers=1")
+    request = subject(2 * CHUNK + 5)
+    whole = numbers(run(make(folder, dtype, **two_threads), [request])[1000])
+    assert torch.get_num_threads() == 2
+    others = requests_of_all_kinds(7, vocabulary=256, tokens=9)
+
+    for cut in (0, 9):
+        resumed = msgspec.structs.replace(request, resume_ids=[token for token, _ in whole[:cut]])
+        together = run(make(folder, dtype, **two_threads), [*others[:3], resumed, *others[3:]])
+        assert numbers(together[1000]) == whole[cut:]
 
 
 def test_without_it_the_batch_shows_in_the_last_bits(model_path: Path) -> None:

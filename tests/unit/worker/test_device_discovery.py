@@ -115,6 +115,36 @@ def test_a_process_sees_its_own_device_alone() -> None:
     assert second.name_inside == "cuda:0"
 
 
+@pytest.mark.parametrize(
+    ("choice", "environ", "threads"),
+    [
+        ("cpu", {}, [12]),
+        ("cpu", {"OMP_NUM_THREADS": "5,2"}, [5]),
+        ("cpu", {"OMP_NUM_THREADS": "many"}, [12]),
+        ("cuda", {}, [2, 2, 2]),
+        ("cuda", {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1"}, [1]),
+    ],
+)
+def test_devices_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, choice: str, environ: dict[str, str], threads: list[int]
+) -> None:
+    """The CPU takes all of them, a GPU needs few, and what an operator has set counts."""
+    monkeypatch.setattr(device_discovery, "usable_cores", lambda: 12)
+
+    found = find_devices(WorkerSettings(device=choice), environ)
+
+    assert [one.threads for one in found] == threads
+    assert [one.environment()["OMP_NUM_THREADS"] for one in found] == [str(count) for count in threads]
+    assert found[0].environment(threads="7")["OMP_NUM_THREADS"] == "7"
+
+
+def test_more_devices_than_cores_have_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None would be an engine that cannot run."""
+    monkeypatch.setattr(device_discovery, "usable_cores", lambda: 2)
+
+    assert [one.threads for one in find_devices(WorkerSettings(), {})] == [1, 1, 1]
+
+
 def test_a_process_on_the_cpu_keeps_to_its_threads() -> None:
     """Threads that spin while they wait would take the cores of the other processes."""
     cpu = DeviceSpec(id="cpu", kind="cpu")

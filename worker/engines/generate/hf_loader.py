@@ -43,7 +43,9 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
     transformers = untyped("transformers")
     is_cuda = spec.device.startswith("cuda")
     if not is_cuda:
-        torch.set_num_threads(int(spec.options.get("threads", "1")))
+        # What the environment says (OMP_NUM_THREADS, from the agent) is said again: MKL might else take fewer at times,
+        # and a product of other parts rounds otherwise.
+        torch.set_num_threads(int(spec.options.get("threads", "0")) or torch.get_num_threads())
     dtype = dtype_of(spec, is_cuda=is_cuda)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
