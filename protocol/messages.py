@@ -269,7 +269,7 @@ class DeviceLoad(_Message, frozen=True):
     `steps`, `tokens`, `prompt_tokens`, `reused_tokens`, `restarts` and `tokens_after_cancel` are counters since the
     node started. What its driver tells (memory, how busy it was lately, temperature) is None where it does not.
     `cancel_counts` are those of histogram.py (empty: none yet), for the time from a cancel to the freed slot, and
-    `cancel_us` is their sum.
+    `cancel_us` is their sum. `fallback`: what its engine has to do without, and why; empty where nothing failed.
     """
 
     id: Name
@@ -294,6 +294,7 @@ class DeviceLoad(_Message, frozen=True):
     tokens_after_cancel: UInt = 0
     cancel_counts: Annotated[list[UInt], Meta(max_length=MAX_BUCKETS)] = []
     cancel_us: UInt = 0
+    fallback: Text = ""
 
 
 class Held(_Message, frozen=True):

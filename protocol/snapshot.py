@@ -78,6 +78,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     celsius: int | None = None
     tokens_after_cancel: int = 0
     cancel_latency: Histogram = msgspec.field(default_factory=Histogram)
+    fallback: str = ""
+    """What its engine has to do without, and why; empty where nothing failed."""
 
     @property
     def prefix_hit_percent(self) -> int | None:
@@ -225,11 +227,12 @@ def device_status(load: m.DeviceLoad, info: m.DeviceInfo) -> DeviceStatus:
         elapsed_s=load.elapsed_ms / 1000,
         loop_age_s=load.loop_age_ms / 1000,
         cancel_latency=cancels,
+        fallback=printable(load.fallback),
         **{name: getattr(load, name) for name in _AS_TOLD},
     )
 
 
-_AS_TOLD: Final = sorted({*m.DeviceLoad.__struct_fields__} & {*DeviceStatus.__struct_fields__} - {"id"})
+_AS_TOLD: Final = sorted({*m.DeviceLoad.__struct_fields__} & {*DeviceStatus.__struct_fields__} - {"id", "fallback"})
 encode: Final[Callable[[Snapshot], bytes]] = msgspec.msgpack.Encoder().encode
 decode: Final[Callable[[bytes], Snapshot]] = msgspec.msgpack.Decoder(Snapshot).decode
 """The body of a STATUS. `decode` raises msgspec.DecodeError."""

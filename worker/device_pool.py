@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.errors import clip
 from ..protocol.histogram import Histogram
 from .engines import ipc
 from .engines.base import EngineStats
@@ -195,6 +196,7 @@ class Device:
             tokens_after_cancel=self.tokens_after_cancel,
             cancel_counts=self.cancel_latency.counts[:] if self.cancel_latency.total_s else [],
             cancel_us=round(1e6 * self.cancel_latency.total_s),
+            fallback=clip("; ".join(lane.info.fallback for lane in lanes if lane.info.fallback)),
         )
 
     def _totals(self) -> EngineStats:

@@ -200,12 +200,13 @@ function showNode(element, node, rates) {
 
 function showDevice(element, device, pace) {
   const isSettled = SETTLED.includes(device.phase);
+  const fallback = device.fallback ? ", on a fallback" : "";
   const restarts = device.restarts ? `, ${count(device.restarts, "restart")}` : "";
   const memory = device.memory_bytes ? `${number.format(device.memory_bytes / 2 ** 30)} GiB` : "";
   fill(element, {
     device: device.id,
     kind: [device.name || device.kind, memory].filter(Boolean).join(", "),
-    phase: (isSettled ? device.phase : `${device.phase} ${device.percent} %, ${span(device.elapsed_s)}`) + restarts,
+    phase: (isSettled ? device.phase : `${device.phase} ${device.percent} %, ${span(device.elapsed_s)}`) + restarts + fallback,
     pace: rate(pace),
     running: `${device.running ?? 0} / ${device.capacity}`,
     waiting: short.format(device.waiting ?? 0),
@@ -213,6 +214,7 @@ function showDevice(element, device, pace) {
     tokens: short.format(device.tokens ?? 0),
   });
   slot(element, "kind").title = slot(element, "kind").textContent;
+  slot(element, "phase").title = device.fallback ?? "";
   const progress = element.querySelector("progress");
   progress.hidden = isSettled;
   progress.value = device.percent;

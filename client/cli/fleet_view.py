@@ -20,7 +20,7 @@ def fleet_view(snapshot: Snapshot) -> RenderableType:
     """Show a broker and everything that has joined it."""
     if not snapshot.nodes:
         return Group(headline(snapshot), Text("No node has joined yet; start one with zmqrt-worker.", style="yellow"))
-    return Group(headline(snapshot), nodes_table(snapshot.nodes))
+    return Group(headline(snapshot), nodes_table(snapshot.nodes), *fallbacks(snapshot.nodes))
 
 
 def headline(snapshot: Snapshot) -> Text:
@@ -53,6 +53,14 @@ def nodes_table(nodes: list[NodeStatus]) -> Table:
     return table
 
 
+def fallbacks(nodes: list[NodeStatus]) -> Iterator[Text]:
+    """Say which devices have to do without something that failed while they loaded, and why."""
+    for node in sorted(nodes, key=lambda node: node.node_id):
+        for device in node.devices:
+            if device.fallback:
+                yield Text(f"{node.node_id} {device.id} is on a fallback: {device.fallback}", style="yellow")
+
+
 def phase(name: str, percent: int, elapsed_s: float) -> Text:
     """Show what a node or device is doing; while it gets ready, how far it is and for how long."""
     if name in _SETTLED:
@@ -74,6 +82,8 @@ def _device(device: DeviceStatus) -> tuple[Text, Text, str, str]:
     doing = phase(device.phase, device.percent, device.elapsed_s)
     if device.restarts:
         doing.append(f", {count_of(device.restarts, 'restart')}", style="red")
+    if device.fallback:
+        doing.append(", on a fallback", style="yellow")
     for words in _facts(device):
         doing.append(f", {words}", style="dim")
     return Text(device.id), doing, str(device.tokens), str(device.largest_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Final
 
 from rich.text import Text
@@ -53,7 +54,7 @@ def device_page(fleet: MergedFleet, history: FleetHistory, state: ViewState, wid
     ]
     rates = history.tokens_per_s.get(node.worker_uuid, {})
     for device in node.devices:
-        lines += _device(device, node, rates.get(device.id))
+        lines += _device(device, node, rates.get(device.id), width)
     count = sum(running.request.node == node.node_id for running in fleet.requests)
     lines += [Text(f"{count} of the slowest requests run here", style="dim")] if count else []
     for line in lines:
@@ -61,7 +62,7 @@ def device_page(fleet: MergedFleet, history: FleetHistory, state: ViewState, wid
     return lines
 
 
-def _device(device: DeviceStatus, node: NodeStatus, rate: float | None) -> list[Text]:
+def _device(device: DeviceStatus, node: NodeStatus, rate: float | None, width: int) -> list[Text]:
     prompt, hits = device.prompt_tokens, device.prefix_hit_percent
     median, p99 = device.cancel_latency.quantile(0.5), device.cancel_latency.quantile(0.99)
     busy = NOTHING if device.busy_percent is None else f"{device.busy_percent}%"
@@ -81,8 +82,15 @@ def _device(device: DeviceStatus, node: NodeStatus, rate: float | None) -> list[
             f"{device.tokens_after_cancel} tokens in vain"
         ),
         Text(f"  engine   {device.restarts} restarts, its loop turned {took(device.loop_age_s)} before it was heard"),
+        *_fallback(device, width),
         Text(),
     ]
+
+
+def _fallback(device: DeviceStatus, width: int) -> list[Text]:
+    """Say what a device has to do without, in as many lines as that takes: it is there to be read."""
+    words = f"fallback {device.fallback}" if device.fallback else ""
+    return [Text(f"  {line}", style="yellow") for line in textwrap.wrap(words, max(_BAR, width - 2))]
 
 
 def models_page(fleet: MergedFleet, width: int) -> list[Text]:

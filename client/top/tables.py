@@ -121,6 +121,7 @@ def _whole(node: NodeStatus) -> DeviceStatus:
         memory_used_bytes=sum(used) if used else None,
         busy_percent=max((device.busy_percent for device in devices if device.busy_percent is not None), default=None),
         celsius=max((device.celsius for device in devices if device.celsius is not None), default=None),
+        fallback=next((device.fallback for device in devices if device.fallback), ""),
     )
 
 
@@ -171,6 +172,8 @@ def doing(device: DeviceStatus, node: NodeStatus) -> Text:
         text.append(f", {device.waiting} wait", "yellow")
     if device.restarts:
         text.append(f", {device.restarts} restarts", "red")
+    if device.fallback:
+        text.append(", fallback", "yellow")
     return text
 
 

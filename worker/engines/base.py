@@ -204,6 +204,8 @@ class StreamEngine(Protocol):
 
 
 Engine = TokenEngine | BatchEngine | StreamEngine
+"""Any of them may have `revision`: what its tokens depend on, else made from the spec. And `fallback`: in a sentence
+for operators, what it has to do without and why; the status of its node shows it."""
 Progress = Callable[[Phase, float], None]
 """Called by a factory while it loads: the phase, and how much of it is done in percent (0..100)."""
 

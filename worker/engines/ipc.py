@@ -43,7 +43,10 @@ class Stop(msgspec.Struct, frozen=True, tag=4, array_like=True):
 
 
 class EngineService(msgspec.Struct, frozen=True, kw_only=True):
-    """One service an engine process offers. `name` is "" for its main one, else the suffix of the served model name."""
+    """One service an engine process offers. `name` is "" for its main one, else the suffix of the served model name.
+
+    `fallback`: what it has to do without, and why; empty where nothing failed.
+    """
 
     name: str
     kind: Kind
@@ -51,6 +54,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     model: str
     revision: str
+    fallback: str = ""
 
 
 class EngineLoading(msgspec.Struct, frozen=True, tag=10, array_like=True):

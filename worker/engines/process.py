@@ -167,6 +167,7 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
         capacity=engine.capacity(),
         model=spec.model,
         revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
+        fallback=str(getattr(engine, "fallback", "")),
     )
 
 

@@ -41,6 +41,17 @@ def test_status_shows_nodes_devices_and_services() -> None:
     assert shown.counters["requests"] == 3
 
 
+def test_what_a_device_has_to_do_without_is_shown() -> None:
+    """In its own words, without what would move a cursor."""
+    stage = Stage()
+    worker = stage.worker(devices=[m.DeviceInfo("d", "cuda")])
+    worker.beat(devices=[m.DeviceLoad("d", "ready", fallback="no graphs:\x1b[2J off by 3")])
+
+    (device,) = query(stage).nodes[0].devices
+    assert "no graphs:" in device.fallback
+    assert "\x1b" not in device.fallback
+
+
 def test_a_node_that_loads_is_shown_and_the_broker_is_not_ready() -> None:
     """Its devices are those of READY until it tells more."""
     stage = Stage()

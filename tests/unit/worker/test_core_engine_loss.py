@@ -8,9 +8,10 @@ from support.node import (
     submitted,
 )
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.limits import MAX_TEXT_CHARS
 from zmqrt.worker.core import WorkerState
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import TokenEvent
+from zmqrt.worker.engines.base import Capacity, TokenEvent
 
 EOS = 257
 
@@ -112,3 +113,25 @@ def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
 
     assert [(one.lease, one.code) for one in sent(made, m.WorkerError)] == [(1, 503), (2, 503)]
     assert node.core.requests.jobs == {}
+
+
+def test_brokers_hear_what_an_engine_has_to_do_without() -> None:
+    """As long as that engine serves; the next one may have all."""
+    node = serving()
+    service = ipc.EngineService(
+        name="",
+        kind="token",
+        task="generate",
+        capacity=Capacity(slots=4, context=100),
+        model="toy",
+        revision="r1",
+        fallback="no graphs: " + "x" * 1000,
+    )
+    node.kill()
+    node.now += 0.25
+    (fallen,) = sent(node.engine(ipc.EngineReady([service])), m.Heartbeat)
+    (dead,) = sent(node.kill(), m.Heartbeat)
+
+    assert fallen.devices[0].fallback.startswith("no graphs: x")
+    assert len(fallen.devices[0].fallback) == MAX_TEXT_CHARS
+    assert dead.devices[0].fallback == ""

@@ -60,6 +60,16 @@ def test_a_narrow_terminal_loses_no_line() -> None:
     assert "loading ███░░░░░ 40 % 3 s" in text(fleet_view(SNAPSHOT), width=80)
 
 
+def test_a_fallback_is_told_with_its_reason() -> None:
+    """In a line of its own, whole: a row has no room for it."""
+    why = "CUDA graphs are left out: the self-test is off by 3.2 at token 0 of 2, where 0.2 is allowed"
+    fallen = msgspec.structs.replace(NODE, devices=[msgspec.structs.replace(DEVICE, id="cuda:0", fallback=why)])
+    shown = text(fleet_view(msgspec.structs.replace(SNAPSHOT, nodes=[fallen])), width=80)
+
+    assert "ready, on a fallback" in shown
+    assert f"node-0 cuda:0 is on a fallback: {why}" in " ".join(shown.split())
+
+
 def test_an_empty_fleet_says_what_to_start() -> None:
     """Most people see this once."""
     assert "start one with zmqrt-worker" in text(fleet_view(msgspec.structs.replace(SNAPSHOT, nodes=[])))
