@@ -78,8 +78,8 @@ bench-quick: $(STAMP)-dev ## has a request or a token become dearer than was acc
 bench-accept: $(STAMP)-dev ## accept what they cost now, for a commit that says why
 	$(BIN)/python bench/bench_quick.py --accept
 
-bench-gpu: $(STAMP)-dev ## decode steps of random 1B and 8B models against the memory bandwidth of this GPU
-	$(BIN)/python bench/bench_gpu.py
+bench-gpu: $(STAMP)-dev ## all that this GPU is asked about the engine, in seven minutes; ARGS="--only steps-1b"
+	$(BIN)/python bench/gpu_first_run.py $(ARGS)
 
 kernels: $(STAMP)-dev ## try the GPU kernels without a GPU: in Triton's interpreter, and what they take on each card
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0

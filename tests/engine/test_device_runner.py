@@ -1,7 +1,7 @@
 """What runs on a GPU, call by call on a CPU: slots, sampler and steps launched ahead, on a real model.
 
 The one thing that is another here is the attention operation, of which CPU builds of torch have none: its definition in
-plain arithmetic stands in. `bench/bench_gpu.py` tries the operation itself.
+plain arithmetic stands in. `bench/gpu_first_run.py` tries the operation itself.
 """
 
 from __future__ import annotations

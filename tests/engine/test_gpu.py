@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,19 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return engine
 
     return made
+
+
+def test_what_is_tested_here_is_what_serves(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Compiled kernels, torch's flash operation and graphs: each is left out with a warning where it does not work."""
+    from zmqrt.worker.engines.generate import kernels
+
+    with caplog.at_level(logging.INFO):
+        make()
+
+    assert "TRITON_INTERPRET" not in os.environ
+    assert "Interpreted" not in type(kernels.draw).__name__
+    assert "recorded as graphs" in caplog.text
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_recorded_steps_draw_what_calls_do(make: Make) -> None:

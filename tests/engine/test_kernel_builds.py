@@ -1,6 +1,6 @@
 """Every GPU kernel compiles for the cards that people have, without one here: within their memory, and nothing spills.
 
-`make kernels` runs this and prints what each takes. How fast they are only a GPU says (`bench/bench_gpu.py`).
+`make kernels` runs this and prints what each takes. How fast they are only a GPU says (`bench/gpu_first_run.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Triton kernels under Triton's interpreter: the same numbers as plain torch, the same bits where bits matter.
 
 What an interpreter cannot show, that they compile, `test_kernel_builds.py` does, and how fast they are
-`bench/bench_gpu.py`.
+`bench/gpu_first_run.py`.
 """
 
 from __future__ import annotations
