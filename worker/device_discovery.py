@@ -11,20 +11,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 
 from ..protocol import messages as m
 from ..protocol.errors import ConfigurationError
 from .config import WorkerSettings
 from .cores import usable_cores
+from .cuda_facts import gather
+from .cuda_setup import judge_gpus
+from .nvidia_driver import Gpu, ask_driver, visible_gpus
 
 DeviceKind = Literal["cpu", "cuda", "mock"]
 Choice = Literal["auto", "cpu", "cuda", "mock"]
 MOCK_DEVICES: Final = 2
 _CUDA_THREADS: Final = 2
 """An engine on a GPU computes next to nothing beside it; idle threads of it would cost others their cores."""
-_HIDDEN: Final = ("", "-1", "NoDevFiles", "void", "none")
-"""Values of CUDA_VISIBLE_DEVICES that hide everything."""
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +40,8 @@ class DeviceSpec:
     handle: str = ""
     threads: int = 1
     """What its engine computes with on the CPU, unless an option says otherwise."""
+    fallback: str = ""
+    """Why it is used in the place of a GPU that this machine has."""
 
     @property
     def name_inside(self) -> str:
@@ -55,15 +58,6 @@ class DeviceSpec:
     def info(self) -> m.DeviceInfo:
         """Describe it for brokers."""
         return m.DeviceInfo(self.id, self.kind, self.name, self.memory_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A CUDA device as the driver lists it, in the order of the PCI bus."""
-
-    uuid: str
-    name: str
-    memory_bytes: int
 
 
 def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = None) -> list[DeviceSpec]:
@@ -94,15 +88,17 @@ def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[DeviceSpec]:
         return [DeviceSpec(id=f"mock:{number}", kind="mock", name="mock") for number in range(MOCK_DEVICES)]
     if choice == "cpu":
         return [_cpu()]
-    gpus, why_none = list_gpus()
-    found = visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
+    driver = ask_driver()
+    found = visible(driver.gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     if found:
         return found
-    if choice == "auto":
-        return [_cpu()]
-    if gpus:
-        why_none = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES')!r} hides all {len(gpus)}"
-    raise ConfigurationError(f"no CUDA device was found ({why_none}); use --device cpu, or auto")
+    facts = gather(driver, environ)
+    why = judge_gpus(facts)
+    if choice == "cuda":
+        raise ConfigurationError(f"no CUDA device was found: {why.words}; or use --device cpu")
+    if facts.has_gpu:
+        log.warning("%s", why.words)
+    return [replace(_cpu(), fallback=why.words if why.verdict == "bad" else "")]
 
 
 def select(found: Sequence[DeviceSpec], wanted: Sequence[str]) -> list[DeviceSpec]:
@@ -126,30 +122,12 @@ def select(found: Sequence[DeviceSpec], wanted: Sequence[str]) -> list[DeviceSpe
 
 
 def visible(gpus: Sequence[Gpu], setting: str | None) -> list[DeviceSpec]:
-    """Apply CUDA_VISIBLE_DEVICES as CUDA does: order counts, and the first entry that is wrong ends the list."""
-    if setting is None:
-        return [_cuda(number, gpu.uuid, gpu) for number, gpu in enumerate(gpus)]
-    found: list[DeviceSpec] = []
-    for entry in map(str.strip, setting.split(",")):
-        if entry in _HIDDEN:
-            break
-        if entry.startswith("MIG-"):  # a slice of a device: the driver knows it, we take it as it is
-            found.append(_cuda(len(found), entry, Gpu(entry, "MIG slice", 0)))
-            continue
-        matching = [gpu for number, gpu in enumerate(gpus) if _matches(entry, number, gpu)]
-        if len(matching) != 1:
-            break
-        found.append(_cuda(len(found), matching[0].uuid, matching[0]))
-    return found
-
-
-def _matches(entry: str, number: int, gpu: Gpu) -> bool:
-    return gpu.uuid.startswith(entry) if entry.startswith("GPU-") else entry == str(number)
-
-
-def _cuda(number: int, handle: str, gpu: Gpu) -> DeviceSpec:
+    """Return the devices that CUDA_VISIBLE_DEVICES leaves."""
     # By uuid: CUDA counts devices by speed, NVML by bus, and numbers would be taken for one another.
-    return DeviceSpec(id=f"cuda:{number}", kind="cuda", name=gpu.name, memory_bytes=gpu.memory_bytes, handle=handle)
+    return [
+        DeviceSpec(id=f"cuda:{number}", kind="cuda", name=gpu.name, memory_bytes=gpu.memory_bytes, handle=gpu.uuid)
+        for number, gpu in enumerate(visible_gpus(gpus, setting))
+    ]
 
 
 def _cpu() -> DeviceSpec:
@@ -167,30 +145,3 @@ def _cpu_name() -> str:
     except OSError:
         return "cpu"
     return found[1].strip() if found else "cpu"
-
-
-def list_gpus() -> tuple[list[Gpu], str]:
-    """Ask the driver; also return why there are none, should there be none."""
-    try:
-        import pynvml
-    except ImportError:
-        return [], "nvidia-ml-py is not installed: pip install 'zmqrt[worker]'"
-    nvml: Any = pynvml
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return [], f"NVML: {error}"
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        return [_gpu(nvml, handle) for handle in handles], "the driver lists none"
-    except nvml.NVMLError as error:
-        log.warning("the CUDA devices could not be listed: %s", error)
-        return [], f"NVML: {error}"
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, handle: Any) -> Gpu:  # noqa: ANN401 - NVML's bindings are not typed
-    uuid, name = (one.decode() if isinstance(one, bytes) else str(one) for one in
-                  (nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)))  # fmt: skip
-    return Gpu(uuid, name, int(nvml.nvmlDeviceGetMemoryInfo(handle).total))

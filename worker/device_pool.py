@@ -110,6 +110,8 @@ class Device:
     gpu_at: float = 0.0
     reported: tuple[m.Phase, float] = ("starting", 0.0)
     """Phase and percent of the last heartbeat."""
+    fallback: str = ""
+    """Why it stands in for another device."""
 
     @property
     def is_ready(self) -> bool:
@@ -196,7 +198,7 @@ class Device:
             tokens_after_cancel=self.tokens_after_cancel,
             cancel_counts=self.cancel_latency.counts[:] if self.cancel_latency.total_s else [],
             cancel_us=round(1e6 * self.cancel_latency.total_s),
-            fallback=clip("; ".join(lane.info.fallback for lane in lanes if lane.info.fallback)),
+            fallback=clip("; ".join(filter(None, [self.fallback, *(lane.info.fallback for lane in lanes)]))),
         )
 
     def _totals(self) -> EngineStats:
@@ -214,8 +216,16 @@ class Device:
 class DevicePool:
     """All devices of the node."""
 
-    def __init__(self, devices: list[m.DeviceInfo], *, served: str, batch_max_size: int, context: int) -> None:
-        self.devices = {info.id: Device(info) for info in devices}
+    def __init__(
+        self,
+        devices: list[m.DeviceInfo],
+        *,
+        served: str,
+        batch_max_size: int,
+        context: int,
+        fallbacks: Mapping[str, str] | None = None,
+    ) -> None:
+        self.devices = {info.id: Device(info, fallback=(fallbacks or {}).get(info.id, "")) for info in devices}
         self._served = served
         self._offers: dict[str, m.ServiceOffer] = {}
         """Services as last known; one whose engines are all gone is offered with no room, so that requests wait."""

@@ -80,6 +80,7 @@ class _Node:
             served=settings.service,
             batch_max_size=settings.batch_max_size,
             context=settings.max_model_len,
+            fallbacks={device.id: device.fallback for device in self._devices},
         )
         brokers = [(endpoint, Backoff(rng)) for endpoint in settings.broker]
         self._core = WorkerCore(_config(settings, node_id, rng), pool, brokers, self._began_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ import torch
 from support import broken_models as broken
 from support.engines import describe
 from support.tiny import silent, tiny_model
+from zmqrt.worker.cuda_setup import CudaFacts, TorchBuild
 from zmqrt.worker.engines.base import CannotLoadError
 from zmqrt.worker.engines.generate import preflight
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.oom import OutOfMemoryError
+from zmqrt.worker.nvidia_driver import DriverReport, Gpu
 
 pytestmark = pytest.mark.integration
 TWO_TEBIBYTES = 1 << 19
@@ -80,3 +83,64 @@ def test_damaged_files_are_left_to_the_loader(tmp_path: Path) -> None:
     broken.truncate(model / broken.WEIGHTS)
 
     preflight.check_memory(describe(model), spare_bytes=0, must_fit=True)
+
+
+H100 = Gpu("GPU-0", "NVIDIA H100", 80 << 30, (9, 0))
+
+
+def play(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> None:
+    """Put a machine with a card and a driver of 2023 in the place of this one."""
+    driver = DriverReport(gpus=(H100,), version="535.183", cuda=(12, 2))
+    found = CudaFacts(**{"driver": driver, "python": "3.12", "compiler": "/usr/bin/gcc", **facts})
+
+    def gather(*_: object, **__: object) -> CudaFacts:
+        return found
+
+    monkeypatch.setattr(preflight, "gather", gather)
+
+
+@pytest.mark.parametrize(
+    ("torch_build", "error", "words"),
+    [
+        (TorchBuild(version="2.13.0", built_for="13.0"), CannotLoadError, "knows CUDA 12.2 at most.*whl/cu126"),
+        (TorchBuild(version="2.13.0+cpu"), CannotLoadError, "built for the CPU, but there is a GPU .*whl/cu126"),
+        (TorchBuild(version="2.13.0", built_for="12.2"), RuntimeError, "cannot use the GPU.*nvidia-smi"),
+        (TorchBuild(version="2.13.0", built_for="12.2", has_cuda=True, devices=1), None, ""),
+    ],
+)
+def test_a_torch_that_does_not_fit_the_driver_is_refused_in_the_words_of_the_doctor(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_build: TorchBuild,
+    error: type[Exception] | None,
+    words: str,
+) -> None:
+    """For good where only the command helps; else it is tried again."""
+    play(monkeypatch, torch=torch_build)
+    spec = describe(tmp_path, device="cuda:0")
+    if error is None:
+        preflight.check_device(spec)
+        return
+    with pytest.raises(error, match=words) as caught:
+        factory(spec, silent)
+
+    assert isinstance(caught.value, CannotLoadError) == (error is CannotLoadError)
+
+
+def test_a_card_that_is_gone_is_told_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come back."""
+    play(monkeypatch, driver=DriverReport(why_none="NVML: Driver/library version mismatch"), kernel_driver="535.1")
+
+    with pytest.raises(RuntimeError, match="run: sudo reboot"):
+        preflight.check_device(describe(tmp_path, device="cuda:0"))
+
+
+def test_kernels_that_cannot_be_built_name_what_builds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is there, Triton's own words stay."""
+    torch_build = TorchBuild(version="2.13.0", built_for="12.2", has_cuda=True, devices=1)
+    play(monkeypatch, torch=torch_build, compiler="", headers="/usr/include/python3.12")
+    lacking = preflight.why_no_kernels("RuntimeError: Failed to find C compiler")
+    play(monkeypatch, torch=torch_build)
+
+    assert lacking.endswith("run: sudo apt install gcc python3.12-dev")
+    assert preflight.why_no_kernels("draw is off by 7") == "draw is off by 7"

@@ -10,6 +10,7 @@ from support.node import (
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_TEXT_CHARS
 from zmqrt.worker.core import WorkerState
+from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import Capacity, TokenEvent
 
@@ -113,6 +114,14 @@ def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
 
     assert [(one.lease, one.code) for one in sent(made, m.WorkerError)] == [(1, 503), (2, 503)]
     assert node.core.requests.jobs == {}
+
+
+def test_brokers_hear_why_a_device_stands_in_for_another() -> None:
+    """From the first heartbeat on, whichever engine it runs."""
+    infos = [m.DeviceInfo("cpu", "cpu", "a CPU", 0)]
+    pool = DevicePool(infos, served="m", batch_max_size=8, context=0, fallbacks={"cpu": "the driver lists no GPU"})
+
+    assert pool.devices["cpu"].report(0.0).fallback == "the driver lists no GPU"
 
 
 def test_brokers_hear_what_an_engine_has_to_do_without() -> None:

@@ -5,21 +5,22 @@ import pytest
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.worker import device_discovery
 from zmqrt.worker.config import WorkerSettings
-from zmqrt.worker.device_discovery import DeviceSpec, Gpu, find_devices, select, visible
+from zmqrt.worker.cuda_setup import CudaFacts
+from zmqrt.worker.device_discovery import DeviceSpec, find_devices, select, visible
+from zmqrt.worker.nvidia_driver import DriverReport, Gpu
 
-GPUS = [Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gpu("GPU-cc33", "L4", 24 << 30)]
+GPUS = (Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gpu("GPU-cc33", "L4", 24 << 30))
 
 
 def no_gpus(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Let the driver list none."""
-    nothing: list[Gpu] = []
-    monkeypatch.setattr(device_discovery, "list_gpus", lambda: (nothing, why))
+    monkeypatch.setattr(device_discovery, "ask_driver", lambda: DriverReport(why_none=why))
 
 
 @pytest.fixture(autouse=True)
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the driver list three devices."""
-    monkeypatch.setattr(device_discovery, "list_gpus", lambda: (GPUS, "the driver lists none"))
+    monkeypatch.setattr(device_discovery, "ask_driver", lambda: DriverReport(gpus=GPUS))
 
 
 def handles(setting: str | None) -> list[str]:
@@ -61,9 +62,29 @@ def test_cuda_that_is_not_there_is_refused_with_the_reason(monkeypatch: pytest.M
         find_devices(WorkerSettings(device="cuda"), {})
 
 
+def test_a_cpu_in_the_place_of_a_gpu_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log and in the status of the node, with the command that repairs it."""
+    mismatch = CudaFacts(driver=DriverReport(why_none="NVML: Driver/library version mismatch"), kernel_driver="535.1")
+
+    def gather(*_: object) -> CudaFacts:
+        return mismatch
+
+    no_gpus(monkeypatch, mismatch.driver.why_none)
+    monkeypatch.setattr(device_discovery, "gather", gather)
+    (cpu,) = find_devices(WorkerSettings(), {})
+
+    assert cpu.kind == "cpu"
+    assert cpu.fallback.endswith("run: sudo reboot")
+    assert cpu.fallback in caplog.text
+
+
 def test_cuda_that_is_hidden_is_refused_by_the_name_of_the_variable() -> None:
     """It is here, and somebody hid it."""
-    with pytest.raises(ConfigurationError, match="CUDA_VISIBLE_DEVICES='' hides all 3"):
+    with pytest.raises(
+        ConfigurationError, match=r"2 x H100 .*, L4 .*, hidden by CUDA_VISIBLE_DEVICES=: .*unset CUDA_VISIBLE_DEVICES"
+    ):
         find_devices(WorkerSettings(device="cuda"), {"CUDA_VISIBLE_DEVICES": ""})
 
 
@@ -105,6 +126,20 @@ def test_a_device_named_twice_is_refused() -> None:
 def test_the_variable_is_read_as_cuda_reads_it(setting: str | None, left: list[str]) -> None:
     """Order counts, what is wrong or ambiguous ends the list, beginnings of ids are enough."""
     assert handles(setting) == left
+
+
+def test_each_slice_of_a_device_is_a_device() -> None:
+    """In MIG mode; without a slice there is none, and CUDA itself takes the first."""
+    slices = tuple(Gpu(f"MIG-{letter}", "A100 MIG 3g.20gb", 20 << 30) for letter in "ab")
+    sliced = Gpu("GPU-dd", "A100", 40 << 30, (8, 0), slices)
+    unsliced = Gpu("GPU-ee", "A100", 40 << 30, (8, 0), ())
+    left = {
+        setting: [device.handle for device in visible([sliced, unsliced], setting)]
+        for setting in (None, "0", "1", "MIG-b")
+    }
+
+    assert left == {None: ["MIG-a", "MIG-b"], "0": ["MIG-a"], "1": [], "MIG-b": ["MIG-b"]}
+    assert visible([sliced], "MIG-b")[0].memory_bytes == 20 << 30
 
 
 def test_a_process_sees_its_own_device_alone() -> None:

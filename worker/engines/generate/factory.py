@@ -47,6 +47,7 @@ def factory(spec: EngineSpec, progress: Progress) -> GenerateEngine:
     modules. One that those fail is final, for nothing that it says could be believed.
     """
     _check(spec)
+    preflight.check_device(spec)
     preflight.check_memory(spec, spare_bytes=_CUDA_SPARE_MIB << 20, must_fit=_is_on(spec, "memory_check", default=True))
     engine, words = None, ""
     try:
@@ -155,7 +156,7 @@ def _operations(spec: EngineSpec, loaded: Loaded) -> TorchOps:
     why_not = kernel_ops.why_not(loaded.model.dtype, loaded.model.device)
     if why_not is None:
         return kernel_ops.KernelOps()
-    log.warning("Triton's kernels are not used: %s", why_not)
+    log.warning("Triton's kernels are not used: %s", preflight.why_no_kernels(why_not))
     return TorchOps()
 
 

@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
 
+from ...cuda_facts import gather, torch_build
+from ...cuda_setup import CudaFacts, judge_compiler, judge_gpus, judge_torch
 from ...host_memory import host_memory
 from ...memory_fit import DeviceMemory, ServingPlan, judge
 from ...model_directory import ModelDirectory, read_tensors
 from ...model_files import ModelError, read_json_object
+from ...nvidia_driver import ask_driver
 from ..base import CannotLoadError, EngineSpec
 from ..oom import OutOfMemoryError
 from .hf_loader import dtype_of
 
 log = logging.getLogger(__name__)
+
+
+def check_device(spec: EngineSpec) -> None:
+    """Compare torch with the GPU and its driver, in the words of `zmqrt doctor`.
+
+    Raises CannotLoadError if they do not fit together, and RuntimeError, so that it is tried again, if they do and the
+    GPU cannot be used all the same.
+    """
+    if not spec.device.startswith("cuda"):
+        return
+    facts = _facts()
+    if not facts.usable:
+        raise RuntimeError(judge_gpus(facts).words)
+    build = judge_torch(facts)
+    if build.verdict == "bad":
+        raise (CannotLoadError if build.is_lasting else RuntimeError)(f"torch {build.words}")
+
+
+def why_no_kernels(error: str) -> str:
+    """Say what Triton lacks on this machine, if that is why; else what it said."""
+    lacks = [one.words for one in judge_compiler(_facts()) if one.verdict != "ok"]
+    return lacks[0] if lacks else error
+
+
+def _facts() -> CudaFacts:
+    return gather(ask_driver(), os.environ, torch=torch_build())
 
 
 def check_memory(spec: EngineSpec, *, spare_bytes: int, must_fit: bool) -> None:
