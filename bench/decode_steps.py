@@ -158,7 +158,9 @@ class RandomModel:
         }
 
     @contextmanager
-    def running(self, limits: SchedulerLimits, *, graphs: bool = True) -> Generator[Running]:
+    def running(
+        self, limits: SchedulerLimits, *, graphs: bool = True, operations: TorchOps | None = None
+    ) -> Generator[Running]:
         """Run an engine with room for all that these limits allow."""
         kv_tokens = limits.slots * (limits.context + 1)
         runner = DeviceRunner(
@@ -167,7 +169,7 @@ class RandomModel:
             limits,
             dtype=self.decoder.dtype,
             device=self.device,
-            operations=self.operations,
+            operations=operations or self.operations,
             operation=self._operation,
         )
         began = time.perf_counter()

@@ -46,6 +46,7 @@ from zmqrt.worker.engines.generate.schedule import SchedulerLimits
 ROOT: Final = Path(__file__).resolve().parent.parent
 _CHUNK: Final = 512
 _ERROR_LINES: Final = 12
+_ERROR_CHARACTERS: Final = 1000
 Figures = Iterator[tuple[str, Any]]
 
 
@@ -192,10 +193,20 @@ class Items:
                 workload = Workload(batch, sizes.prompt, sizes.steps, kind)
                 found = measure(model, running, workload, bytes_per_s=rate, limit_s=sizes.limit_s)
                 yield f"{kind}, batch {batch}", dataclasses.asdict(found)
-                if batch in sizes.shaped_batches:
-                    yield f"device, {kind}, batch {batch}", running.profile(sizes.limit_s)
                 running.drop(batch, sizes.limit_s)
-        yield from self._without(model, rate)
+            yield from self._without(model, rate)
+            for kind, batch in itertools.product(SAMPLING, sizes.shaped_batches):
+                yield f"device, {kind}, batch {batch}", self._profile(running, Workload(batch, sizes.prompt, 0, kind))
+
+    def _profile(self, running: Running, workload: Workload) -> dict[str, Any]:
+        """Tell what the device does in a step. Last: what watches a device may go on to cost it time."""
+        running.fill(workload, self._sizes.limit_s)
+        try:
+            found = running.profile(self._sizes.limit_s)
+        except RuntimeError as error:  # some machines let nobody watch
+            found = {"error": str(error)[:_ERROR_CHARACTERS]}
+        running.drop(workload.batch, self._sizes.limit_s)
+        return found
 
     def _without(self, model: RandomModel, rate: float) -> Figures:
         """Measure what graphs and kernels gain, at the smallest batch."""
@@ -208,9 +219,10 @@ class Items:
 
         with model.running(limits, graphs=False) as running:
             yield "without graphs", timed(running)
-        model.operations = model.decoder.operations = TorchOps()
-        with model.running(limits) as running:
+        operations, model.decoder.operations = model.decoder.operations, TorchOps()
+        with model.running(limits, operations=TorchOps()) as running:
             yield "without kernels", timed(running)
+        model.decoder.operations = operations
 
     def tests(self) -> Figures:
         """Run the tests that need a GPU."""
@@ -313,7 +325,7 @@ def main() -> None:
                 tell("figure", name=figure, value=value)
         except Exception as error:  # noqa: BLE001 - whatever a device that nobody knows does
             traceback.print_exc()
-            tell("failed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
+            tell("failed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:_ERROR_CHARACTERS]}")
             sys.exit(1)
         tell("done")
         items.let_go()
