@@ -203,6 +203,14 @@ def starlette(found: Found) -> list[Contestant]:
     return [Contestant("Starlette, no hop", f"http://127.0.0.1:{port}/infer", [Part("server", pid)])]
 
 
+def bare(found: Found) -> list[Contestant]:
+    """Start the hops of zmqrt without what it does."""
+    port = str(free_port())
+    pid = found.run(sys.executable, str(HERE / "bare_path.py"), port, str(found.step_ms))
+    wait_until_up(f"http://127.0.0.1:{port}/")
+    return [Contestant("bare hops", f"http://127.0.0.1:{port}/infer", [Part("server", pid)])]
+
+
 def gateway(found: Found) -> list[Contestant]:
     """Start a FastAPI gateway in front of a plain server."""
     url, engine = _plain_engine(found)
@@ -269,6 +277,7 @@ PATH: Final[dict[str, Start]] = {
     "ray": in_worker("ray", "Ray Serve", "/", "whole"),
     "bentoml": in_worker("bentoml", "BentoML", "/livez"),
     "starlette": starlette,
+    "bare": bare,
     "fastapi": gateway,
 }
 GATEWAYS: Final[dict[str, Start]] = {
@@ -293,7 +302,7 @@ class Suite(msgspec.Struct, frozen=True):
 _STREAMS: Final = [Load(1, is_stream=True), Load(64, is_stream=True)]
 SUITES: Final = {
     "path": Suite(PATH, [*(Load(depth, is_stream=False) for depth in (1, 8, 64)), *_STREAMS], 0),
-    "path-10ms": Suite({name: PATH[name] for name in ("zmqrt", "starlette", "fastapi")}, _STREAMS, 10),
+    "path-10ms": Suite({name: PATH[name] for name in ("zmqrt", "starlette", "bare", "fastapi")}, _STREAMS, 10),
     "gateway": Suite(GATEWAYS, [Load(1, is_stream=False), Load(64, is_stream=False), _STREAMS[1]], 0),
     "gateway-10ms": Suite(GATEWAYS, _STREAMS, 10),
 }

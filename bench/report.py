@@ -23,7 +23,8 @@ PLOT: Final = HERE.parent / "docs" / "images" / "bench-path.svg"
 BEGIN, END = "<!-- made by bench/report.py -->\n", "<!-- end of what bench/report.py made -->\n"
 OURS: Final = {"path": "zmqrt HTTP", "path-10ms": "zmqrt HTTP", "gateway": "zmqrt", "gateway-10ms": "zmqrt"}
 STEPS: Final = {"path": "", "path-10ms": ", steps of 10 ms", "gateway": "", "gateway-10ms": ", steps of 10 ms"}
-NO_PEER: Final = ("Starlette, no hop", "no gateway")
+BARE: Final = "bare hops"
+NO_PEER: Final = ("Starlette, no hop", BARE, "no gateway")
 """What does nothing but answer: a bound, not a choice."""
 GOALS: Final[tuple[tuple[str, str, str, str, str, str, str], ...]] = (
     ("path", "64 requests", "zmqrt HTTP", "mosec", "per_s", "at least", "1.2"),
@@ -81,7 +82,8 @@ def _path_part(report: bench_path.Report) -> list[str]:
         *_table(path, _with_p50),
         "",
         "mosec, LitServe, Ray Serve and BentoML hand requests to a worker process, as their documentation shows it.",
-        "Starlette on uvicorn answers by itself: a bound, not a choice. The gateway of FastAPI and httpx stands in",
+        "Starlette on uvicorn answers by itself: a bound, not a choice. So are the bare hops: the processes and",
+        "sockets of zmqrt with nothing in them (`bench/bare_path.py`). The gateway of FastAPI and httpx stands in",
         "front of a plain server.",
         "",
         "![CPU time for a request or token](images/bench-path.svg)",
@@ -105,8 +107,10 @@ def _path_part(report: bench_path.Report) -> list[str]:
         "",
         "## What we want, and where we are",
         "",
-        "| load | figure | wanted | found (lowest to highest round) | |",
-        "|---|---|---|---|---|",
+        "The last column is that of the bare hops: where they miss it too, no Python on this path reaches it.",
+        "",
+        "| load | figure | wanted | found (lowest to highest round) | | bare hops |",
+        "|---|---|---|---|---|---|",
         *(line for one in GOALS if (line := goal(report.rows, *one))),
         "",
         *_circumstances(report, f"medians of {len(report.rows[0].rounds)} rounds of {report.seconds:g} s"),
@@ -203,12 +207,17 @@ def goal(  # noqa: PLR0917 - the columns of GOALS
     by = {row.contestant: row for row in rows if (row.suite, row.load) == (suite, load)}
     if whose not in by or (over and over not in by):
         return ""
-    values = by[whose].ratios(by[over], field) if over else [getattr(one, field) for one in by[whose].rounds]
+
+    def values_of(who: str) -> list[float]:
+        return by[who].ratios(by[over], field) if over else [getattr(one, field) for one in by[who].rounds]
+
+    values = values_of(whose)
     found = statistics.median(values)
+    bare = _short(statistics.median(values_of(BARE))) if whose == "zmqrt HTTP" and BARE in by else ""
     is_met = found >= float(wanted) if sense == "at least" else found <= float(wanted)
     what = f"{whose}: {FIGURES[field]}" + (f" / {over}'s" if over else "")
     spread = f"{_short(found)} ({_short(min(values))} to {_short(max(values))})"
-    return f"| {load}{STEPS[suite]} | {what} | {sense} {float(wanted):,g} | {spread} | {'met' if is_met else ''} |"
+    return f"| {load}{STEPS[suite]} | {what} | {sense} {float(wanted):,g} | {spread} | {'met' if is_met else ''} | {bare} |"
 
 
 # --- the broker alone ----------------------------------------------------------------------------------------------

@@ -54,13 +54,13 @@ def test_failures_and_joined_tokens_are_told() -> None:
 
 
 def test_a_goal_is_met_or_not() -> None:
-    """Beside another's figure, or as it is; what was not measured has no line."""
-    rows = [OURS, row("Starlette, no hop", 200.0, 5.0)]
+    """Beside another's figure, or as it is, and what the bare hops reach; what was not measured has no line."""
+    rows = [OURS, row("Starlette, no hop", 200.0, 5.0), row("bare hops", 120.0, 8.0)]
 
     def found(over: str, field: str, sense: str, wanted: str) -> str:
         return report.goal(rows, "path", "64 streams", "zmqrt HTTP", over, field, sense, wanted)
 
-    assert found("Starlette, no hop", "per_s", "at least", "0.5").endswith("| 0.50 (0.50 to 0.50) | met |")
-    assert found("Starlette, no hop", "per_s", "at least", "0.7").endswith("| 0.50 (0.50 to 0.50) |  |")
-    assert found("", "cpu_us", "at most", "22").endswith("| 10.0 (10.0 to 10.0) | met |")
+    assert found("Starlette, no hop", "per_s", "at least", "0.5").endswith("| 0.50 (0.50 to 0.50) | met | 0.60 |")
+    assert found("Starlette, no hop", "per_s", "at least", "0.7").endswith("| 0.50 (0.50 to 0.50) |  | 0.60 |")
+    assert found("", "cpu_us", "at most", "22").endswith("| 10.0 (10.0 to 10.0) | met | 8.00 |")
     assert found("mosec", "per_s", "at least", "1") == ""
