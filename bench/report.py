@@ -217,7 +217,8 @@ def goal(  # noqa: PLR0917 - the columns of GOALS
     is_met = found >= float(wanted) if sense == "at least" else found <= float(wanted)
     what = f"{whose}: {FIGURES[field]}" + (f" / {over}'s" if over else "")
     spread = f"{_short(found)} ({_short(min(values))} to {_short(max(values))})"
-    return f"| {load}{STEPS[suite]} | {what} | {sense} {float(wanted):,g} | {spread} | {'met' if is_met else ''} | {bare} |"
+    met = "met" if is_met else ""
+    return f"| {load}{STEPS[suite]} | {what} | {sense} {float(wanted):,g} | {spread} | {met} | {bare} |"
 
 
 # --- the broker alone ----------------------------------------------------------------------------------------------
