@@ -333,7 +333,11 @@ def test_lengths_that_steps_of_torchs_operation_are_made_for(
     rows: int, context: int, bounds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few, an eighth of each other, and only where the operation splits; another operation needs one."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+
+    def properties(_device: object) -> SimpleNamespace:
+        return SimpleNamespace(multi_processor_count=132)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
 
     assert key_bounds(flash, rows, 8, context, "cuda:0") == bounds
     assert key_bounds(plain, rows, 8, context, "cpu") == [context]

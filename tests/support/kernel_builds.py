@@ -47,7 +47,7 @@ class KernelBuild:
     shared_bytes: int
 
     def __str__(self) -> str:
-        text = f"{self.name:28} sm_{self.architecture:<4} {self.warps:2} warps {self.registers:4} registers"
+        text = f"{self.name:38} sm_{self.architecture:<4} {self.warps:2} warps {self.registers:4} registers"
         return f"{text} {self.spilled_bytes:5} B spilled {self.shared_bytes:7} B shared"
 
 
@@ -66,7 +66,22 @@ def launches() -> dict[str, Callable[[], object]]:
         "gate": lambda: ours.gate(_empty(3, 28672)),
         "hash_rows": lambda: kernel_ops.hashes(states, noise),
         "draw": lambda: ours.draw(torch.zeros(3, 128256), torch.ones(3), states, noise),
+        "attention 8B": lambda: _attend(AttentionShape(1, 32, 8, 128)),
+        "attention 1B": lambda: _attend(AttentionShape(1, 32, 8, 64)),
+        "attention, no groups": lambda: _attend(AttentionShape(1, 32, 32, 128)),
+        "attention, largest heads": lambda: _attend(AttentionShape(1, 8, 4, 256)),
+        "attention, float32": lambda: _attend(AttentionShape(1, 32, 8, 128), torch.float32),
     }
+
+
+def _attend(shape: AttentionShape, dtype: torch.dtype = torch.bfloat16) -> None:
+    from zmqrt.worker.engines.generate.split_kv import SplitKvAttention
+
+    attention = SplitKvAttention(shape, 64, 4096, device=_CARD)
+    keys = torch.zeros((64, shape.kv_heads, shape.head_size), dtype=dtype)
+    numbers = torch.zeros(4, dtype=torch.int32)
+    layout = Layout(torch.arange(3), numbers, numbers, numbers[:3], 1, 1)
+    attention(torch.zeros((3, shape.heads, shape.head_size), dtype=dtype), keys, keys, layout, None)
 
 
 def pool(shape: AttentionShape, dtype: torch.dtype = torch.bfloat16) -> FlashAttention:

@@ -20,7 +20,7 @@ from .schedule import KvCopy
 DTYPES: Final = (torch.bfloat16, torch.float16)
 """What the operation takes."""
 _MOST_HEAD_SIZE: Final = 256
-_TOLERANCE: Final = 0.02
+TOLERANCE: Final = 0.02
 """Of values around one: bfloat16 has 8 bits."""
 _BOUND_RATIO: Final = 8
 _LEAST_BOUND: Final = 2048
@@ -85,8 +85,15 @@ def key_bounds(operation: Operation, rows: int, kv_heads: int, context: int, dev
     """
     if operation is not flash:
         return [context]
-    properties: Any = torch.cuda.get_device_properties(device)
-    return _bounds(rows * kv_heads, context, int(properties.multi_processor_count))
+    return _bounds(rows * kv_heads, context, processors(device))
+
+
+def processors(device: torch.device | str) -> int:
+    """Return how many processors a device has; one without CUDA counts as one."""
+    cuda: Any = torch.cuda
+    if torch.device(device).type != "cuda":
+        return 1
+    return int(cuda.get_device_properties(device).multi_processor_count)
 
 
 def _bounds(blocks: int, context: int, processors: int) -> list[int]:
@@ -173,7 +180,7 @@ def why_not(shape: AttentionShape, dtype: torch.dtype, device: torch.device | st
         worst = max(difference(shape, dtype, device, is_piece=is_piece) for is_piece in (False, True))
     except (RuntimeError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return None if worst <= _TOLERANCE else f"it is off by {worst:.3g}"
+    return None if worst <= TOLERANCE else f"it is off by {worst:.3g}"
 
 
 def difference(
