@@ -6,6 +6,7 @@ of its own as far as memory goes: what the call before has left in the cache of 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ from decode_steps import settle
 from zmqrt.worker.engines.generate import flash
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.flash import Layout, Operation
+from zmqrt.worker.engines.generate.hf_loader import untyped
 
 CALLS: Final = 32
 _REPLAYS: Final = 10
@@ -41,6 +43,9 @@ def measure(
                 took_us = 1e6 * calls.time(operation, most_keys)
                 found = {"us": took_us, "share_of_roofline": roofline_us / took_us}
                 yield f"{name}, batch {batch}, length {length}", found
+            del calls
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()  # the next pools are as large as there is memory
 
 
 def _operations(device: str, bounds: Sequence[int]) -> Iterator[tuple[str, Operation, int]]:
@@ -75,9 +80,10 @@ class Calls:
         layout = Layout(self._starts[:-1].long(), self._bounds, self._starts, self._lengths, 1, most_keys)
 
         def call_all() -> None:
+            once = dataclasses.replace(layout)  # what an operation plans once for all layers is part of a step
             for number in range(CALLS):
                 pool = self._pools[number % len(self._pools)]
-                operation(self._query, pool[0], pool[1], layout, None)
+                operation(self._query, pool[0], pool[1], once, None)
 
         again = self._recorded(call_all) if self._device.startswith("cuda") else call_all
         again()
@@ -90,7 +96,7 @@ class Calls:
 
     def _recorded(self, call_all: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call] # as is most of torch.cuda
+        stream: Any = untyped("torch").cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             call_all()

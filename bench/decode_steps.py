@@ -89,7 +89,7 @@ def build(shape: str, device: str, context: int) -> Any:  # noqa: ANN401 - trans
         attn_implementation="sdpa",
     )
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    torch.manual_seed(1)
+    untyped("torch").manual_seed(1)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = None

@@ -131,7 +131,7 @@ class Items:
         """Tell what it is, and how fast it copies."""
         yield "versions", {name: _version(name) for name in ("torch", "triton", "transformers", "msgspec", "zmqrt")}
         if self._is_cuda:
-            properties: Any = torch.cuda.get_device_properties(self._device)
+            properties: Any = untyped("torch").cuda.get_device_properties(self._device)
             yield (
                 "device",
                 {
@@ -269,6 +269,8 @@ class Items:
                     max_new_tokens=sizes.steps + 2, do_sample=True, temperature=1.0, eos_token_id=-1, pad_token_id=0
                 )
                 answers = model.generate_batch(prompts, generation_config=config, record_timestamps=True, **more)
+                if errors := [one.error for one in answers.values() if one.error] or len(answers) < batch:
+                    raise RuntimeError(f"{len(answers)} of {batch} answers: {errors}")
                 yield f"{shape}, batch {batch}", _pace([one.timestamps for one in answers.values()])
             del model
             self.let_go()

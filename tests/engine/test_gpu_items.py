@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import attention_times
 import engine_kill
 import pytest
-from decode_steps import RandomModel, Running, TooSlowError, Workload, measure
+from decode_steps import RandomModel, Running, StepTime, TooSlowError, Workload, measure
 
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.schedule import SchedulerLimits
@@ -38,7 +38,7 @@ def test_a_large_batch_decodes_together_for_as_long_as_it_is_measured(model: Ran
     """The first of 40 sequences still runs when the last one begins, and small batches after it have room again."""
     largest = Workload(40, PROMPT, STEPS)
     with running(model, largest.batch, largest.context) as found:
-        times = []
+        times: list[StepTime] = []
         for batch, kind in ((40, "plain"), (1, "plain"), (3, "shaped")):
             workload = Workload(batch, PROMPT, STEPS, kind)
             times.append(measure(model, found, workload, bytes_per_s=1e9, limit_s=LIMIT_S))
