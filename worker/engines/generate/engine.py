@@ -24,6 +24,7 @@ from ..base import (
 )
 from ..sampling_state import check
 from .kv_cache import KvCache
+from .prompt_pace import PromptPace
 from .schedule import EngineStep, Scheduler, SchedulerCounts, SchedulerLimits, Sequence, SequenceStep, finish_reason
 
 MAX_LOGPROBS = 20
@@ -67,10 +68,18 @@ class Runner(Protocol):
 class GenerateEngine:
     """Continuous batching around a runner; see `TokenEngine` for what the methods promise."""
 
-    def __init__(self, runner: Runner, *, kv_tokens: int, limits: SchedulerLimits, eos_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        kv_tokens: int,
+        limits: SchedulerLimits,
+        eos_ids: Iterable[int] = (),
+        pace: PromptPace | None = None,
+    ) -> None:
         self.runner = runner
         """Computes; for looking in."""
-        self._scheduler = Scheduler(KvCache(kv_tokens), limits)
+        self._scheduler = Scheduler(KvCache(kv_tokens), limits, pace)
         self._limits = limits
         self._eos_ids = frozenset(eos_ids)
         self._live: set[int] = set()
@@ -79,6 +88,8 @@ class GenerateEngine:
         self._broken: str | None = None
         self._moved_at = time.monotonic()
         """When the step that is awaited now became the oldest one under way."""
+        self._launched_at = self._moved_at
+        """When the newest one was launched: where only one is under way at a time, it is that one."""
 
     @property
     def is_alive(self) -> bool:
@@ -162,6 +173,7 @@ class GenerateEngine:
 
     def _advance(self, timeout_s: float) -> None:
         while len(self._steps) < self._limits.depth and (step := self._scheduler.plan()) is not None:
+            self._launched_at = time.monotonic()
             lost = self.runner.launch(step)
             for part in lost:
                 self._fail(part)
@@ -177,6 +189,7 @@ class GenerateEngine:
             return
         self._moved_at = time.monotonic()
         step = self._steps.popleft()
+        self._scheduler.learn(step, self._moved_at - self._launched_at)
         logprobs = {
             part.sequence: each
             for part, each in zip(step.drawing, drawn.logprobs or (), strict=drawn.logprobs is not None)

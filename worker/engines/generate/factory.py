@@ -17,6 +17,7 @@ from .device_runner import DeviceRunner
 from .engine import GenerateEngine
 from .hf_loader import Loaded, load
 from .ops import TorchOps
+from .prompt_pace import PromptPace
 from .schedule import SchedulerLimits
 from .torch_runner import Decoder, TorchRunner
 
@@ -29,7 +30,7 @@ _CPU_ROWS: Final = 16
 _CUDA_ROWS: Final = 64
 """Requests beside each other unless `--slots` says otherwise: a step costs little more for the next row."""
 _CPU_CHUNK: Final = 128
-"""A step of more prefill than this takes seconds on one core, and everybody waits for it."""
+"""Of the mode in which pieces are all alike. Else they are as long as measured times allow (prompt_pace.py)."""
 _CUDA_CHUNK: Final = 512
 _CPU_KV_MIB: Final = 1024
 _CUDA_KV_SHARE: Final = 0.9
@@ -134,7 +135,9 @@ def _engine(
         if loaded.is_cuda:
             log.warning("flash attention is not used, and many sequences at once will be slow: %s", why_not)
         runner = TorchRunner(decoder, kv_tokens, limits, dtype=dtype, device=device)
-    return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids))
+    is_paced = not (loaded.is_cuda or limits.is_deterministic or "chunk" in options)
+    pace = PromptPace() if is_paced else None
+    return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids), pace=pace)
 
 
 def _record(runner: DeviceRunner, progress: Progress) -> None:

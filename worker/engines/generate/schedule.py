@@ -17,10 +17,11 @@ Pure: it knows ids, lengths and places in the pool, no tensor and no clock. `eng
 # request that overtook would let a large one starve.
 #
 # Rule 3: whoever is past its prompt takes part in every step, so the time between two tokens of an answer is bounded by
-# the piece that comes along (`_room_for_prompts`). On a CPU a token of a prompt costs what a token of an answer does:
-# prompts share what those who run leave of `chunk_tokens`, but get one token at least. On a device they run in a pass
-# of their own, whose length is a bound of time: who runs takes nothing from it, or 512 of them would leave one token a
-# step. And where nobody runs nobody waits: prompts take `idle_chunk_tokens`, as many as fill the device.
+# the piece that comes along (`_room_for_prompts`). On a CPU all share one pass, and the piece is as long as measured
+# times allow (prompt_pace.py); without a pace prompts share what those who run leave of `chunk_tokens`, but get one
+# token at least: a token of a prompt costs what a token of an answer does. On a device they run in a pass of their own,
+# whose length is a bound of time: who runs takes nothing from it, or 512 of them would leave one token a step. And
+# where nobody runs nobody waits: prompts take `idle_chunk_tokens`, as many as fill the device.
 #
 # Rule 4: the oldest prompt and the shortest one have the first word by turns. The oldest alone would let a chat wait
 # for a book, the shortest alone would let the book wait for ever.
@@ -57,6 +58,7 @@ from dataclasses import dataclass, field
 from ..base import FinishReason, TokenRequest
 from ..sampling_state import SamplingState
 from .kv_cache import HEAD, Extent, KvCache, common_prefix
+from .prompt_pace import PromptPace
 
 
 @dataclass(eq=False, slots=True)
@@ -186,6 +188,7 @@ class Scheduler:
 
     cache: KvCache
     limits: SchedulerLimits
+    pace: PromptPace | None = None
     waiting: deque[Sequence] = field(default_factory=deque[Sequence])
     running: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
     counts: SchedulerCounts = field(default_factory=SchedulerCounts)
@@ -225,7 +228,8 @@ class Scheduler:
         """Plan a step on the assumption that everything under way goes on; None if nobody can do anything now."""
         copies = self._admit()
         single = [part for sequence in self.running.values() if (part := self._next_token(sequence)) is not None]
-        pieces = self._pieces(self._room_for_prompts(len(single)))
+        room = self._room_for_prompts(len(single))
+        pieces = self._pieces(room) if room else []
         drawing = [part for part in (*single, *pieces) if part.draws]
         parts = [*drawing, *(part for part in (*single, *pieces) if not part.draws)]
         if not parts:
@@ -239,6 +243,8 @@ class Scheduler:
 
     def _room_for_prompts(self, running: int) -> int:
         """Return how many tokens of prompts a step takes beside so many running sequences: see rule 3."""
+        if self.pace is not None:
+            return self.pace.room(running)
         if self.limits.idle_chunk_tokens:
             return self.limits.chunk_tokens if running else self.limits.idle_chunk_tokens
         return max(1, self.limits.chunk_tokens - running)
@@ -284,6 +290,12 @@ class Scheduler:
             sequences.sort(key=lambda sequence: sequence.total - sequence.computed)
         self._turn += bool(sequences)
         return sequences
+
+    def learn(self, step: EngineStep, seconds: float) -> None:
+        """Take in how long a step took from its launch, where it has the processor to itself."""
+        if self.pace is not None and not step.copies:  # a long prefix takes its time, and says nothing of the next step
+            prompt_tokens = sum(part.end - part.begin for part in step.parts if part.is_prompt)
+            self.pace.learn(sum(not part.is_prompt for part in step.parts), prompt_tokens, seconds)
 
     def finish(self, step: EngineStep, tokens: list[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
         """Take in the tokens that a step drew, one for each of `step.drawing`; those of who has ended are dropped."""
