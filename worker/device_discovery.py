@@ -19,6 +19,8 @@ from .config import WorkerSettings
 from .cores import usable_cores
 from .cuda_facts import gather
 from .cuda_setup import judge_gpus
+from .host_memory import host_memory
+from .memory_fit import DeviceMemory
 from .nvidia_driver import Gpu, ask_driver, visible_gpus
 
 DeviceKind = Literal["cpu", "cuda", "mock"]
@@ -128,6 +130,17 @@ def visible(gpus: Sequence[Gpu], setting: str | None) -> list[DeviceSpec]:
         DeviceSpec(id=f"cuda:{number}", kind="cuda", name=gpu.name, memory_bytes=gpu.memory_bytes, handle=gpu.uuid)
         for number, gpu in enumerate(visible_gpus(gpus, setting))
     ]
+
+
+def largest_memory(devices: Sequence[DeviceSpec]) -> DeviceMemory | None:
+    """Return the memory of the device that holds most, as if it were free; None if one of them does not tell."""
+    if any(device.kind == "cpu" for device in devices):
+        host = host_memory()
+        return replace(host, free_bytes=host.total_bytes) if host else None
+    most = max(devices, key=lambda device: device.memory_bytes)
+    if most.kind != "cuda" or not all(device.memory_bytes for device in devices):
+        return None
+    return DeviceMemory(device=most.id, free_bytes=most.memory_bytes, total_bytes=most.memory_bytes)
 
 
 def _cpu() -> DeviceSpec:

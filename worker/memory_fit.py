@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from .context import context_of
 from .model_directory import ModelDirectory
@@ -150,8 +150,8 @@ def _is_surely_loaded(name: str, config: Mapping[str, Any]) -> bool:
 
 def _kv_token_bytes(config: Mapping[str, Any], dtype: str) -> int:
     """Return what one token costs in all layers; 0 if the configuration does not say it in the usual words."""
-    found = config.get("text_config")
-    text: Mapping[str, Any] = found if isinstance(found, dict) else config
+    part = config.get("text_config")
+    text = cast("Mapping[str, Any]", part) if isinstance(part, dict) else config
     names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
     layers, heads, kv_heads, size, width = (value if isinstance(value := text.get(name), int) else 0 for name in names)
     size = size or (width // heads if heads > 0 else 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,8 @@ import msgspec
 from ..protocol.children import python
 from ..protocol.errors import ConfigurationError
 from .engines.base import Phase
+from .gguf_room import check_room
+from .memory_fit import DeviceMemory, ServingPlan
 from .model_files import ModelError
 from .model_sources import ModelFiles, check_fit, resolve
 
@@ -32,6 +33,22 @@ class _Line(msgspec.Struct, omit_defaults=True):
     error: str | None = None
 
 
+class Room(msgspec.Struct, frozen=True):
+    """The largest device of a node, and how it is to serve."""
+
+    plan: ServingPlan
+    memory: DeviceMemory
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child is to do."""
+
+    allow_hub: bool
+    allow_download: bool
+    max_model_len: int | None
+    room: Room | None
+
+
 async def resolve_apart(
     model: str,
     on_progress: Callable[[Phase, float], None],
@@ -39,12 +56,15 @@ async def resolve_apart(
     allow_hub: bool,
     allow_download: bool,
     max_model_len: int | None = None,
+    room: Room | None = None,
 ) -> ModelFiles:
     """Run `model_sources.resolve` in a child process; with `max_model_len` also `model_sources.check_fit`.
 
-    Raises ConfigurationError with the words of what went wrong.
+    With `room`, a GGUF file that fits no device is not converted. Raises ConfigurationError with the words of what went
+    wrong.
     """
-    flags = json.dumps({"allow_hub": allow_hub, "allow_download": allow_download, "max_model_len": max_model_len})
+    asked = _Asked(allow_hub=allow_hub, allow_download=allow_download, max_model_len=max_model_len, room=room)
+    flags = msgspec.json.encode(asked).decode()
     child = await asyncio.create_subprocess_exec(
         *python(__name__, model, flags), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
@@ -70,12 +90,18 @@ def _child(model: str, flags: str) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(line, enc_hook=_as_text) + b"\n")  # UTF-8 in every locale
         sys.stdout.flush()
 
-    options = json.loads(flags)
-    max_model_len: int | None = options.pop("max_model_len")
+    asked = msgspec.json.decode(flags, type=_Asked)
     try:
-        files = resolve(model, progress=lambda phase, percent: tell(_Line(phase=phase, percent=percent)), **options)
-        if max_model_len is not None:
-            check_fit(files, max_model_len=max_model_len)
+        if asked.room is not None and (path := Path(model).expanduser()).suffix.lower() == ".gguf" and path.is_file():
+            check_room(path, asked.room.plan, asked.room.memory)
+        files = resolve(
+            model,
+            progress=lambda phase, percent: tell(_Line(phase=phase, percent=percent)),
+            allow_hub=asked.allow_hub,
+            allow_download=asked.allow_download,
+        )
+        if asked.max_model_len is not None:
+            check_fit(files, max_model_len=asked.max_model_len)
     except (ModelError, OSError) as error:
         tell(_Line(error=str(error)))
     else:

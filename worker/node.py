@@ -31,12 +31,13 @@ from .agent import Agent
 from .broker_link import BrokerLink
 from .config import WorkerSettings
 from .core import WorkerCore, WorkerState
-from .device_discovery import find_devices
+from .device_discovery import find_devices, largest_memory
 from .device_pool import DevicePool, GpuStats
-from .engines.base import EngineSpec, Phase
+from .engines.base import EngineSpec, Phase, dtype_on
 from .gpu_monitor import GpuMonitor
+from .memory_fit import ServingPlan
 from .model_files import ModelError
-from .model_resolver import resolve_apart
+from .model_resolver import Room, resolve_apart
 from .model_sources import ModelFiles
 from .requests import NodeConfig
 from .startup_view import StartupView
@@ -158,6 +159,7 @@ class _Node:
             allow_hub=self._settings.allow_hub,
             allow_download=self._settings.allow_download,
             max_model_len=self._settings.max_model_len if self._settings.is_our_engine else None,
+            room=self._room(),
         )
         self._agent.tokenizers = TokenizerPool(files.path)
         loaded = await self._agent.tokenizers.load()
@@ -166,6 +168,15 @@ class _Node:
         preprocessor.tokenizer = await asyncio.to_thread(load_tokenizer, files.path, known)
         preprocessor.has_tokenizer_pool = True
         return files
+
+    def _room(self) -> Room | None:
+        """Describe the largest device; None if models need not fit, or its size is not known."""
+        settings = self._settings
+        memory = largest_memory(self._devices)
+        if memory is None or not settings.is_our_engine or settings.engine_options.get("memory_check") == "0":
+            return None
+        dtype = dtype_on(memory.device, settings.dtype)
+        return Room(ServingPlan(dtype=dtype, is_mapped=memory.device == "cpu"), memory)
 
     def _on_progress(self, phase: Phase, percent: float) -> None:
         """All devices wait for the same files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 
 from support import broken_models as broken
 from support.engines import describe
+from support.gguf_files import write_gguf
 from support.tiny import silent, tiny_model
+from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.worker.cuda_setup import CudaFacts, TorchBuild
 from zmqrt.worker.engines.base import CannotLoadError
 from zmqrt.worker.engines.generate import preflight
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.oom import OutOfMemoryError
+from zmqrt.worker.memory_fit import DeviceMemory, ServingPlan
+from zmqrt.worker.model_resolver import Room, resolve_apart
 from zmqrt.worker.nvidia_driver import DriverReport, Gpu
 
 pytestmark = pytest.mark.integration
@@ -77,6 +82,20 @@ def test_what_fits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "weights as float32" in caplog.text
 
 
+def test_a_gguf_file_that_fits_no_device_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that looks for models says so, and has written nothing."""
+    monkeypatch.setenv("ZMQRT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "model.gguf")
+    room = Room(
+        ServingPlan(dtype="float32", is_mapped=True), DeviceMemory(device="cpu", free_bytes=999, total_bytes=999)
+    )
+    asked = resolve_apart(str(tmp_path / "model.gguf"), silent, allow_hub=False, allow_download=False, room=room)
+    with pytest.raises(ConfigurationError, match=r"too little memory to load model: it needs .* are free on cpu"):
+        asyncio.run(asked)
+
+    assert not (tmp_path / "cache").exists()
+
+
 def test_damaged_files_are_left_to_the_loader(tmp_path: Path) -> None:
     """It names what is wrong with them."""
     model = tiny_model(tmp_path, "layers=1,hidden=32")
@@ -91,7 +110,8 @@ H100 = Gpu("GPU-0", "NVIDIA H100", 80 << 30, (9, 0))
 def play(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> None:
     """Put a machine with a card and a driver of 2023 in the place of this one."""
     driver = DriverReport(gpus=(H100,), version="535.183", cuda=(12, 2))
-    found = CudaFacts(**{"driver": driver, "python": "3.12", "compiler": "/usr/bin/gcc", **facts})
+    usual: dict[str, Any] = {"driver": driver, "python": "3.12", "compiler": "/usr/bin/gcc"}
+    found = CudaFacts(**{**usual, **facts})
 
     def gather(*_: object, **__: object) -> CudaFacts:
         return found

@@ -229,4 +229,11 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
 
+def dtype_on(device: str, asked: str) -> str:
+    """Return the type to compute in: what was asked for, else what is usual on a device of this kind."""
+    if asked not in {"", "auto"}:
+        return asked
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
 Factory = Callable[[EngineSpec, Progress], "Engine | Mapping[str, Engine]"]

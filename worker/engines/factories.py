@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, cast
 
-from .base import CannotLoadError, Engine, EngineSpec, Factory, Phase
+from .base import CannotLoadError, Engine, EngineSpec, Factory, Phase, dtype_on
 from .oom import OutOfMemoryError, explain
 
 GROUP: Final = "zmqrt.engines"
@@ -72,9 +72,7 @@ def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> 
 
 def revision_of(spec: EngineSpec) -> str:
     """Name everything that the tokens depend on: a started stream goes on only where this is equal."""
-    dtype = spec.dtype
-    if dtype in ("", "auto"):
-        dtype = "bfloat16" if spec.device.startswith("cuda") else "float32"
+    dtype = dtype_on(spec.device, spec.dtype)
     return "-".join(part for part in (spec.revision, dtype if spec.revision else "", spec.engine) if part)
 
 

@@ -6,7 +6,7 @@ from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.worker import device_discovery
 from zmqrt.worker.config import WorkerSettings
 from zmqrt.worker.cuda_setup import CudaFacts
-from zmqrt.worker.device_discovery import DeviceSpec, find_devices, select, visible
+from zmqrt.worker.device_discovery import DeviceSpec, find_devices, largest_memory, select, visible
 from zmqrt.worker.nvidia_driver import DriverReport, Gpu
 
 GPUS = (Gpu("GPU-aa11", "H100", 80 << 30), Gpu("GPU-ab22", "H100", 80 << 30), Gpu("GPU-cc33", "L4", 24 << 30))
@@ -126,6 +126,18 @@ def test_a_device_named_twice_is_refused() -> None:
 def test_the_variable_is_read_as_cuda_reads_it(setting: str | None, left: list[str]) -> None:
     """Order counts, what is wrong or ambiguous ends the list, beginnings of ids are enough."""
     assert handles(setting) == left
+
+
+def test_the_largest_device_decides_what_a_node_can_hold() -> None:
+    """As if it were empty; where one does not tell, nothing is known."""
+    l4, h100 = visible(GPUS, "2,0")
+    unknown = DeviceSpec(id="cuda:2", kind="cuda")
+    most = largest_memory([l4, h100])
+
+    assert most is not None
+    assert (most.device, most.free_bytes) == ("cuda:1", 80 << 30)
+    assert largest_memory([l4, unknown]) is None
+    assert largest_memory([DeviceSpec(id="mock:0", kind="mock", memory_bytes=1)]) is None
 
 
 def test_each_slice_of_a_device_is_a_device() -> None:

@@ -30,6 +30,11 @@ def memory(handle: str) -> Any:
     return SimpleNamespace(total=(80 if "/" not in handle else 40) << 30)
 
 
+def capability(_handle: str) -> list[int]:
+    """Return that of an H100."""
+    return [9, 0]
+
+
 def play(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Put a driver of two devices in NVML's place."""
     usual: dict[str, Any] = {
@@ -43,7 +48,7 @@ def play(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         "nvmlDeviceGetUUID": "GPU-{}".format,
         "nvmlDeviceGetName": name,
         "nvmlDeviceGetMemoryInfo": memory,
-        "nvmlDeviceGetCudaComputeCapability": lambda _handle: [9, 0],
+        "nvmlDeviceGetCudaComputeCapability": capability,
         "nvmlDeviceGetMigMode": refuse,
     }
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**{**usual, **changes}))
@@ -66,10 +71,16 @@ def test_slices_are_listed_below_their_device(monkeypatch: pytest.MonkeyPatch) -
     def part(handle: str, at: int) -> str:
         return refuse() if at == 1 else f"{handle}/{at}"
 
+    def mode(handle: str) -> list[int]:
+        return [int(handle == "1"), 1]
+
+    def most(_handle: str) -> int:
+        return 3
+
     play(
         monkeypatch,
-        nvmlDeviceGetMigMode=lambda handle: [int(handle == "1"), 1],
-        nvmlDeviceGetMaxMigDeviceCount=lambda _handle: 3,
+        nvmlDeviceGetMigMode=mode,
+        nvmlDeviceGetMaxMigDeviceCount=most,
         nvmlDeviceGetMigDeviceHandleByIndex=part,
     )
     whole, sliced = ask_driver().gpus

@@ -14,7 +14,7 @@ from ...context import context_of
 from ...model_files import ModelError
 from ...special_tokens import ids_in
 from ...tokenizer import end_ids_of
-from ..base import CannotLoadError, EngineSpec, Progress
+from ..base import CannotLoadError, EngineSpec, Progress, dtype_on
 from .attention import AttentionShape
 from .loaded_check import check_numbers, check_report
 
@@ -46,7 +46,7 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
         # What the environment says (OMP_NUM_THREADS, from the agent) is said again: MKL might else take fewer at times,
         # and a product of other parts rounds otherwise.
         torch.set_num_threads(int(spec.options.get("threads", "0")) or torch.get_num_threads())
-    dtype = dtype_of(spec, is_cuda=is_cuda)
+    dtype = dtype_of(spec)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
@@ -104,13 +104,12 @@ def _own_part(words: str) -> str:
     return words.partition(" for this kind of AutoModel")[0][:400]
 
 
-def dtype_of(spec: EngineSpec, *, is_cuda: bool) -> str:
+def dtype_of(spec: EngineSpec) -> str:
     """Return the name of the type to compute in. Raises CannotLoadError."""
-    if spec.dtype in {"", "auto"}:
-        return "bfloat16" if is_cuda else "float32"
-    if spec.dtype not in _DTYPES:
-        raise CannotLoadError(f"dtype {spec.dtype!r} is unknown; there are {', '.join(_DTYPES)}")
-    return spec.dtype
+    dtype = dtype_on(spec.device, spec.dtype)
+    if dtype not in _DTYPES:
+        raise CannotLoadError(f"dtype {dtype!r} is unknown; there are {', '.join(_DTYPES)}")
+    return dtype
 
 
 def _describe(model: Any, spec: EngineSpec, *, is_cuda: bool) -> Loaded:  # noqa: ANN401 - transformers is badly typed

@@ -35,7 +35,7 @@ def check_device(spec: EngineSpec) -> None:
         raise RuntimeError(judge_gpus(facts).words)
     build = judge_torch(facts)
     if build.verdict == "bad":
-        raise (CannotLoadError if build.is_lasting else RuntimeError)(f"torch {build.words}")
+        raise (CannotLoadError if build.is_lasting else RuntimeError)(f"torch {build.words}; or take --device cpu")
 
 
 def why_no_kernels(error: str) -> str:
@@ -70,7 +70,7 @@ def _plan(spec: EngineSpec, spare_bytes: int) -> ServingPlan:
     is_cuda = spec.device.startswith("cuda")
     kv_mib = spec.options.get("kv_mib")  # on a CPU its pages come when they are written to, and not before
     return ServingPlan(
-        dtype=dtype_of(spec, is_cuda=is_cuda),
+        dtype=dtype_of(spec),
         is_mapped=not is_cuda,
         max_model_len=spec.max_model_len,
         slots=spec.slots,
