@@ -39,7 +39,8 @@ def measure(
         for length in lengths:
             calls = Calls(shape, device, batch, length)
             roofline_us = 1e6 * calls.bytes_read / bytes_per_s
-            for name, operation, most_keys in _operations(device, [bound for bound in bounds if bound >= length]):
+            told = [bound for bound in bounds if bound >= length]
+            for name, operation, most_keys in [*_operations(device, told), *_own(shape, device, batch, length)]:
                 took_us = 1e6 * calls.time(operation, most_keys)
                 found = {"us": took_us, "share_of_roofline": roofline_us / took_us}
                 yield f"{name}, batch {batch}, length {length}", found
@@ -53,6 +54,18 @@ def _operations(device: str, bounds: Sequence[int]) -> Iterator[tuple[str, Opera
     operation, name = (flash.flash, "flash") if device.startswith("cuda") else (flash.plain, "plain")
     for bound in bounds:
         yield f"{name}, at most {bound}", operation, bound
+
+
+def _own(shape: AttentionShape, device: str, batch: int, length: int) -> Iterator[tuple[str, Operation, int]]:
+    """Yield our own kernels, where they compute what they should."""
+    if not device.startswith("cuda"):
+        return
+    from zmqrt.worker.engines.generate import split_kv  # it needs Triton
+
+    if split_kv.why_not(shape, torch.bfloat16, device) is None:
+        for name, is_deterministic in (("triton", False), ("triton, deterministic", True)):
+            room = (shape, batch, batch * length)
+            yield name, split_kv.SplitKvAttention(*room, device=device, is_deterministic=is_deterministic), length
 
 
 class Calls:

@@ -159,8 +159,10 @@ class Items:
         operations, why_not = best_operations(dtype, self._device)
         yield "kernels", why_not or operations.name
         if self._is_cuda:
-            from zmqrt.worker.engines.generate import kernel_ops
+            from zmqrt.worker.engines.generate import kernel_ops, split_kv
 
+            for heads in self._sizes.heads:
+                yield f"attention of our own {heads}", split_kv.why_not(AttentionShape(1, *heads), dtype, self._device)
             for name, off in kernel_ops.differences(dtype, self._device).items():
                 yield f"kernel {name}", off
 

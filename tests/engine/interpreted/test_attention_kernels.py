@@ -161,7 +161,7 @@ def test_a_plan_reads_each_token_once_and_fits_its_room(seed: int) -> None:
     work, firsts = torch.full((target + count, 3), -1, dtype=torch.int32), torch.full((count + 1,), -1).int()
     numbers = (torch.tensor(starts).int(), torch.tensor(lengths).int())
 
-    split_kv.kernels.plan_splits[(1,)](*numbers, work, firsts, count, target, LEAST=128, TILE=tile, BLOCK=32)
+    split_kv.kernels.plan_splits[(1,)](*numbers, work, firsts, count, target, len(work), LEAST=128, TILE=tile, BLOCK=32)
 
     tables: Any = (firsts, work)
     first: list[int] = tables[0].tolist()
@@ -175,6 +175,19 @@ def test_a_plan_reads_each_token_once_and_fits_its_room(seed: int) -> None:
         assert (read[:1], read[-1:]) == (([start], [start + length]) if length else ([], []))
         assert all((end - begin) % tile == 0 for _, begin, end in splits[:-1])
         assert all(0 < end - begin <= max(128, -(-sum(lengths) // target) + tile) for _, begin, end in splits)
+
+
+def test_a_plan_never_writes_behind_its_room() -> None:
+    """What does not fit is left out, and each sequence's splits stay in order."""
+    work, firsts = torch.full((9, 3), -1, dtype=torch.int32), torch.full((4,), -1).int()
+    numbers = (torch.tensor([0, 1000, 2000]).int(), torch.tensor([300, 900, 200]).int())
+
+    split_kv.kernels.plan_splits[(1,)](*numbers, work, firsts, 3, 2**30, 5, LEAST=128, TILE=64, BLOCK=4)
+
+    tables: Any = (firsts, work)
+    assert tables[0].tolist() == [0, 3, 5, 5]
+    assert tables[1][5:].eq(-1).all()
+    assert tables[1][:5, 0].tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_piece_of_a_prompt_goes_to_the_other_operation() -> None:

@@ -22,16 +22,17 @@ import triton.language as tl
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as in kernels.py
 
 
-@triton.jit(do_not_specialize=["sequences", "target"])
+@triton.jit(do_not_specialize=["sequences", "target", "room"])
 def plan_splits(
-    starts, lengths, work, firsts, sequences, target, LEAST: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
+    starts, lengths, work, firsts, sequences, target, room, LEAST: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Cut sequences into at most `target` + `sequences` splits: `work` says of each split whose it is and which tokens
     of the pool it reads, `firsts` where the splits of each sequence begin. One program, once a step.
 
     Lengths are known to the device alone: a recorded step goes on with what they have become. A split is as long as
     all tokens shared out evenly, at least `LEAST`; then each sequence shares its own out evenly among its splits, or
-    the last would be left with a rest. All are multiples of `TILE`, which is read at once.
+    the last would be left with a rest. All are multiples of `TILE`, which is read at once. What `work` has no `room`
+    for is left out: a wrong answer is found, and a write behind it is not.
     """
     at = tl.arange(0, BLOCK)
     is_in = at < sequences
@@ -42,10 +43,13 @@ def plan_splits(
     size = tl.cdiv(tl.cdiv(length, tl.maximum(tl.cdiv(length, most), 1)), TILE) * TILE
     count = tl.cdiv(length, tl.maximum(size, TILE))
     behind = tl.cumsum(count, axis=0)
+    first = tl.minimum(behind - count, room)
+    behind = tl.minimum(behind, room)
+    count = behind - first
     tl.store(firsts, 0)
     tl.store(firsts + 1 + at, behind, mask=is_in)
     for split in range(tl.max(count, axis=0)):
-        here = work + (behind - count + split) * 3
+        here = work + (first + split) * 3
         begin = start + split * size
         tl.store(here, at, mask=split < count)
         tl.store(here + 1, begin, mask=split < count)

@@ -26,6 +26,7 @@ _LEAST_SPLIT: Final = 128
 _FIXED_SPLIT: Final = 256
 """Where every bit counts a split has always this length, however many sequences there are."""
 _NO_TARGET: Final = 2**30
+_OVERLAP: Final = 4
 _TILE_BYTES: Final = 16384
 """Keys that one program reads at once, and as many values; three of each under way fit the smallest card."""
 _MOST_TILE: Final = 128
@@ -60,9 +61,9 @@ class SplitKvAttention:
         self._least = _FIXED_SPLIT if is_deterministic else _LEAST_SPLIT
         self._target = _NO_TARGET if is_deterministic else spread
         self._programs = sequences + spread
-        # Each sequence has at most one split that is not full; those of padding have one token, beside the pool.
-        full = triton.cdiv(tokens + sequences, self._least)
-        splits = sequences + (full if is_deterministic else min(full, spread))
+        # Each sequence has at most one split that is not full. Sequences do not overlap, but for those that recorded
+        # steps are tried with: of some hundred tokens each.
+        splits = triton.cdiv(tokens, self._least) + _OVERLAP * sequences if is_deterministic else spread + sequences
         self._work = torch.zeros((splits, 3), dtype=torch.int32, device=device)
         self._firsts = torch.zeros(sequences + 1, dtype=torch.int32, device=device)
         self._partial = torch.zeros((splits, shape.heads, shape.head_size), dtype=torch.float32, device=device)
@@ -87,6 +88,7 @@ class SplitKvAttention:
                 self._firsts,
                 sequences,
                 self._target,
+                len(self._work),
                 LEAST=self._least,
                 TILE=tile,
                 BLOCK=self._block,
