@@ -40,13 +40,13 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def test_what_is_tested_here_is_what_serves(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """Compiled kernels, torch's flash operation and graphs: each is left out with a warning where it does not work."""
-    from zmqrt.worker.engines.generate import kernels
+    from zmqrt.worker.engines.generate import sampling_kernels
 
     with caplog.at_level(logging.INFO):
         make()
 
     assert "TRITON_INTERPRET" not in os.environ
-    assert "Interpreted" not in type(kernels.draw).__name__
+    assert "Interpreted" not in type(sampling_kernels.draw).__name__
     assert "recorded as graphs" in caplog.text
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 

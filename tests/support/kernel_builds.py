@@ -24,7 +24,8 @@ import torch
 from zmqrt.worker.engines import generate
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.flash import FlashAttention, Layout
-from zmqrt.worker.engines.gumbel import GumbelNoise
+from zmqrt.worker.engines.generate.sequence_table import SamplingMode, SequenceTable
+from zmqrt.worker.engines.generate.transfers import Transfers
 
 ARCHITECTURES: Final = {80: 163, 89: 99, 90: 227, 100: 227}
 """Compute capability, and the KiB of shared memory that one block may have there (CUDA C++ Programming Guide, table of
@@ -56,16 +57,17 @@ def launches() -> dict[str, Callable[[], object]]:
     from zmqrt.worker.engines.generate import kernel_ops  # it needs Triton, which CPU builds of torch do not bring
 
     ours = kernel_ops.KernelOps()
-    noise = GumbelNoise(128256, _CARD)
-    states = noise.states([1, 2, 3])
+    sampler = ours.sampler(SequenceTable(3, 128256, 0, Transfers(_CARD)))
+    slots = torch.arange(3)
     heads, turn = _empty(3, 48, 128), (_empty(3, 128), _empty(3, 128))
     return {
         "add_norm": lambda: ours.add_norm(_empty(3, 4096), _empty(3, 4096), _empty(4096), 1e-5),
         "add_norm, first": lambda: ours.add_norm(_empty(3, 4096), None, _empty(4096), 1e-5),
         "rotate_and_store": lambda: ours.rotate_and_store(heads, turn, pool(AttentionShape(1, 32, 8, 128)), 0),
         "gate": lambda: ours.gate(_empty(3, 28672)),
-        "hash_rows": lambda: kernel_ops.hashes(states, noise),
-        "draw": lambda: ours.draw(torch.zeros(3, 128256), torch.ones(3), states, noise),
+        "hash_rows": lambda: sampler.hashes(slots),
+        "draw, plain": lambda: sampler.draw(slots, _empty(3, 128256), SamplingMode.PLAIN),
+        "draw, shaped": lambda: sampler.draw(slots, _empty(3, 128256), SamplingMode.CUT | SamplingMode.ADJUSTED),
         "attention 8B": lambda: _attend(AttentionShape(1, 32, 8, 128)),
         "attention 1B": lambda: _attend(AttentionShape(1, 32, 8, 64)),
         "attention, no groups": lambda: _attend(AttentionShape(1, 32, 32, 128)),

@@ -13,7 +13,8 @@ import torch
 
 from zmqrt.worker.engines.generate import kernels
 from zmqrt.worker.engines.generate.kernel_ops import KernelOps, differences, why_not
-from zmqrt.worker.engines.generate.ops import TorchOps
+from zmqrt.worker.engines.generate.kernel_sampler import KernelSampler
+from zmqrt.worker.engines.generate.slot_sampler import Sample
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +29,7 @@ def test_each_kernel_computes_what_torch_does(dtype: torch.dtype, most: float) -
     assert why_not(dtype, "cpu") is None
 
 
-@pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store", "draw"])
+@pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store"])
 def test_the_self_test_finds_a_kernel_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes out of it is a little off, or an id further."""
     right = getattr(KernelOps, name)
@@ -42,22 +43,22 @@ def test_the_self_test_finds_a_kernel_that_is_wrong(name: str, monkeypatch: pyte
     assert f"{name} is off by" in (why_not(torch.bfloat16, "cpu") or "")
 
 
+def test_the_self_test_finds_a_token_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is enough."""
+    right = KernelSampler.draw
+
+    def wrong(*arguments: Any) -> Sample:
+        tokens = right(*arguments).tokens.clone()
+        tokens[-1] += 1
+        return Sample(tokens)
+
+    monkeypatch.setattr(KernelSampler, "draw", wrong)
+
+    assert "draw is off by" in (why_not(torch.bfloat16, "cpu") or "")
+
+
 def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is the reason."""
     monkeypatch.setattr(kernels, "gate", None)
 
     assert (why_not(torch.bfloat16, "cpu") or "").startswith("TypeError")
-
-
-def test_the_lowest_of_equal_scores_is_drawn_across_blocks() -> None:
-    """Logits of 16 bits are often equal at the top."""
-    scores = torch.zeros(2, 5000)
-    scores[0, [1500, 1501, 4000]] = 3.0
-    scores[1, [1023, 1024]] = 3.0
-    from zmqrt.worker.engines.gumbel import GumbelNoise
-
-    noise = GumbelNoise(5000, "cpu")
-    arguments = (scores, torch.zeros(2), noise.states([1, 2]), noise)
-
-    for operations in (KernelOps(), TorchOps()):
-        assert list(map(int, operations.draw(*arguments))) == [1500, 1023]

@@ -21,7 +21,7 @@ from .flash import FlashAttention, Layout, Operation, flash, key_bounds
 from .ops import TorchOps
 from .schedule import EngineStep, SchedulerLimits, Sequence, SequenceStep
 from .sequence_table import LENGTH, START, TOKEN, SamplingMode, SequenceTable, mode_for
-from .slot_sampler import Sample, SlotSampler
+from .slot_sampler import Sample
 from .torch_runner import Decoder, Pass, passes_of
 from .transfers import Arrival, Transfers
 
@@ -54,7 +54,8 @@ class DeviceRunner:
         self._nowhere = kv_tokens  # where padding is stored, behind everything else
         self._attention = FlashAttention(decoder.shape, kv_tokens + 1, dtype=dtype, device=device, operation=operation)
         self._slots = SequenceTable(limits.slots, decoder.vocabulary, self._nowhere, self._transfers)
-        self._sampler = SlotSampler(self._slots, operations or TorchOps())
+        self._operations = operations or TorchOps()
+        self._sampler = self._operations.sampler(self._slots)
         sizes = [limits.slots] if limits.is_deterministic else sizes_for(limits.slots)
         bounds = {size: self._key_bounds(size, operation) for size in sizes}
         self._steps = DecodeGraphs(self._decode, self._slots, self._transfers, bounds)
@@ -159,9 +160,7 @@ class DeviceRunner:
         )
         self._attention.prepare(layout)
         logits = self._decoder.forward(lines[:, TOKEN], positions, self._attention, None)
-        sample = self._sampler.draw(slots, logits, mode)
-        self._slots.advance(slots, sample.tokens, mode)
-        return sample
+        return self._sampler.draw(slots, logits, mode)
 
     # --- pieces of prompts -------------------------------------------------------------------------------------------
 
@@ -205,9 +204,7 @@ class DeviceRunner:
         logits = self._decoder.forward(there[0], there[1], self._attention, there[3])
         if not slots:  # the middle of prompts: no next token
             return Sample(there[4])
-        sample = self._sampler.draw(there[4], logits, mode)
-        self._slots.advance(there[4], sample.tokens, mode)
-        return sample
+        return self._sampler.draw(there[4], logits, mode)
 
 
 def _mode(parts: Iterable[SequenceStep]) -> SamplingMode:

@@ -47,7 +47,7 @@ class HfDecoder:
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run one pass; return float32 logits of `rows`, or of all."""
+        """Run one pass; return logits of `rows`, or of all."""
         output = self._model(
             input_ids=ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -55,7 +55,7 @@ class HfDecoder:
             logits_to_keep=0 if rows is None else rows,
             zmqrt_pool=attention,
         )
-        logits: torch.Tensor = output.logits[0].float()
+        logits: torch.Tensor = output.logits[0]
         return logits
 
 

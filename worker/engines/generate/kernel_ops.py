@@ -11,17 +11,18 @@ from typing import Any, Final
 import torch
 import triton
 
-from ..gumbel import GumbelNoise
+from . import kernel_sampler
 from . import kernels as untyped_kernels
 from .attention import Attention, AttentionShape
 from .flash import FlashAttention, Layout
+from .kernel_sampler import KernelSampler
 from .ops import TorchOps
+from .sequence_table import SequenceTable
 
 kernels: Any = untyped_kernels
-_DRAW_BLOCK: Final = 1024
 _GATE_BLOCK: Final = 1024
 _TOLERANCE: Final = 0.07
-"""Of values around one to eight, in bfloat16: a rounding or two apart. Hashes and draws are equal or far off."""
+"""Of values around one to eight, in bfloat16: a rounding or two apart. Of hashes and draws the number is counted."""
 
 
 class KernelOps(TorchOps):
@@ -91,29 +92,9 @@ class KernelOps(TorchOps):
         kernels.gate[(tokens, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, BLOCK=_GATE_BLOCK)
         return out
 
-    def draw(
-        self, scores: torch.Tensor, temperature: torch.Tensor, states: torch.Tensor, noise: GumbelNoise
-    ) -> torch.Tensor:
+    def sampler(self, slots: SequenceTable) -> KernelSampler:
         """See `TorchOps`."""
-        rows, vocabulary = scores.shape
-        if not rows:
-            return super().draw(scores, temperature, states, noise)
-        blocks = triton.cdiv(vocabulary, _DRAW_BLOCK)
-        best = scores.new_empty((rows, blocks))
-        ids = torch.empty((rows, blocks), dtype=torch.int64, device=scores.device)
-        kernels.draw[(rows, blocks)](
-            scores, temperature, states, noise.words, best, ids, vocabulary, blocks, BLOCK=_DRAW_BLOCK
-        )
-        return ids.gather(1, best.argmax(dim=-1, keepdim=True)).squeeze(1)
-
-
-def hashes(states: torch.Tensor, noise: GumbelNoise) -> torch.Tensor:
-    """Hash every token of every row as `GumbelNoise.hashes` does: for the proof that the bits are the same."""
-    rows, vocabulary = len(states), len(noise.words)
-    out = torch.empty((rows, vocabulary), dtype=torch.int32, device=states.device)
-    grid = (rows, triton.cdiv(vocabulary, _DRAW_BLOCK))
-    kernels.hash_rows[grid](noise.words, states, out, vocabulary, BLOCK=_DRAW_BLOCK)
-    return out
+        return KernelSampler(slots)
 
 
 def why_not(dtype: torch.dtype, device: torch.device | str) -> str | None:
@@ -154,15 +135,9 @@ def differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, flo
     heads, turn = random(3, 10, 64), (random(3, 64), random(3, 64))
     queries = [one.rotate_and_store(heads, turn, pool, 1) for one, pool in zip((ours, plain), pools, strict=True)]
     stored = max(off(pools[0].keys(1), pools[1].keys(1)), off(pools[0].values(1), pools[1].values(1)))
-    noise = GumbelNoise(3000, device)
-    states = noise.states([5, 2**32 - 1, 77, 3])
-    scores = random(4, 3000).float()
-    temperature = torch.tensor([0.0, 0.7, 1.5, 1.0], device=device)
-    drawn = [one.draw(scores, temperature, states, noise) for one in (ours, plain)]
     return {
         "add_norm": max(summed, normed),
         "gate": off(ours.gate(gates), plain.gate(gates)),
         "rotate_and_store": max(off(*queries), stored),
-        "hash": off(hashes(states, noise), noise.hashes(states)),
-        "draw": off(*drawn),
+        **kernel_sampler.differences(dtype, device),
     }

@@ -6,22 +6,13 @@
 from __future__ import annotations
 
 import os
-from typing import Final
 
 import triton
 import triton.language as tl
 
-from ..murmur3 import LENGTH_BYTES, MIX1, MIX2, ROUND_ADD
-
 # Triton 3.9 warns where nobody says whether a product and a sum may be one instruction, and 3.10 would say no, which is
 # slower. It is read at each launch, not at the import.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-_ADD: Final = tl.constexpr(ROUND_ADD)
-_MIX1: Final = tl.constexpr(MIX1)
-_MIX2: Final = tl.constexpr(MIX2)
-_LENGTH: Final = tl.constexpr(LENGTH_BYTES)
-_SCALE: Final = tl.constexpr(2.0**-32)
-_BELOW_ONE: Final = tl.constexpr(1.0 - 2.0**-24)
 
 
 @triton.jit
@@ -85,45 +76,3 @@ def gate(gate_up, out, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + token * 2 * width + at, mask=is_in, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * 2 * width + width + at, mask=is_in, other=0.0).to(tl.float32)
     tl.store(out + token * width + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=is_in)
-
-
-@triton.jit
-def _hash(words, state):
-    """Finish the hash of `gumbel.GumbelNoise.hashes`: uint32 that wraps."""
-    value = words ^ state
-    value = ((value << 13) | (value >> 19)) * 5 + _ADD
-    value = value ^ _LENGTH
-    value = (value ^ (value >> 16)) * _MIX1
-    value = (value ^ (value >> 13)) * _MIX2
-    return value ^ (value >> 16)
-
-
-@triton.jit
-def hash_rows(words, states, out, vocabulary, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_in = ids < vocabulary
-    word = tl.load(words + ids, mask=is_in, other=0).to(tl.uint32, bitcast=True)
-    value = _hash(word, tl.load(states + row).to(tl.uint32, bitcast=True))
-    tl.store(out + row * vocabulary + ids, value.to(tl.int32, bitcast=True), mask=is_in)
-
-
-@triton.jit
-def draw(scores, temperatures, states, words, best, best_ids, vocabulary, blocks, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    ids = block * BLOCK + tl.arange(0, BLOCK)
-    is_in = ids < vocabulary
-    score = tl.load(scores + row * vocabulary + ids, mask=is_in, other=float("-inf"))
-    temperature = tl.load(temperatures + row)
-    if temperature > 0:
-        word = tl.load(words + ids, mask=is_in, other=0).to(tl.uint32, bitcast=True)
-        bits = _hash(word, tl.load(states + row).to(tl.uint32, bitcast=True))
-        uniform = tl.minimum((bits.to(tl.float32) + 0.5) * _SCALE, _BELOW_ONE)
-        # -log1p(-u) by Kahan's way: Triton has no log1p of its own, and log(1 - u) would lose what small u say.
-        rest = 1.0 - uniform
-        exponential = tl.where(rest == 1.0, uniform, tl.log(rest) * (uniform / (rest - 1.0)))
-        score = score / temperature - tl.log(exponential)
-    value, index = tl.max(score, axis=0, return_indices=True)
-    tl.store(best + row * blocks + block, value)
-    tl.store(best_ids + row * blocks + block, (block * BLOCK + index).to(tl.int64))

@@ -85,7 +85,7 @@ class LlamaDecoder:
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run one pass of `ids` [tokens] at `positions`; return float32 logits [rows, vocabulary] of some or all."""
+        """Run one pass of `ids` [tokens] at `positions`; return logits [rows, vocabulary] of some rows, or of all."""
         hidden = embedding(ids, self._embed)
         turn = self._cos[positions], self._sin[positions]
         change: torch.Tensor | None = None
@@ -98,7 +98,7 @@ class LlamaDecoder:
         if rows is not None and change is not None:
             hidden, change = hidden[rows], change[rows]
         _, last = self.operations.add_norm(hidden, change, self._norm, self._eps)
-        return linear(last, self._head).float()
+        return linear(last, self._head)
 
     def _query(
         self,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from ..gumbel import GumbelNoise
 from .attention import Attention
+from .sequence_table import SequenceTable
+from .slot_sampler import SlotSampler
 
 
 class TorchOps:
@@ -51,14 +52,6 @@ class TorchOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate) * up
 
-    def draw(
-        self, scores: torch.Tensor, temperature: torch.Tensor, states: torch.Tensor, noise: GumbelNoise
-    ) -> torch.Tensor:
-        """Return the argmax of each row of scores / temperature + noise, the lowest id of equals: int64 [rows].
-
-        Rows of temperature 0 are taken as they are. `scores` [rows, vocabulary] and `temperature` [rows] are float32,
-        `states` [rows] int32 (`gumbel.row_states`).
-        """
-        is_greedy = (temperature == 0).unsqueeze(1)
-        divided = scores / temperature.unsqueeze(1).masked_fill(is_greedy, 1.0)
-        return torch.where(is_greedy, scores, divided + noise.draw(states)).argmax(dim=-1)
+    def sampler(self, slots: SequenceTable) -> SlotSampler:
+        """Return what draws for the sequences of a table."""
+        return SlotSampler(slots)

@@ -26,7 +26,7 @@ TOKEN, LENGTH, START, PROMPT, MIN_NEW, SEED_HIGH, SEED_LOW, TOP_K, COUNTS = rang
 the request and was not generated; COUNTS is 1 if what is generated is counted."""
 TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(9, 15)
 """Columns of float64; temperature 0 is greedy."""
-_COLUMNS: Final = 15
+COLUMNS: Final = 15
 _IN_PROMPT, _STOPS = 1, 2
 
 
@@ -59,7 +59,7 @@ class SequenceTable:
         """Make room; `nowhere` is a token of the pool that belongs to nobody."""
         device = transfers.device
         self.padding = slots
-        self.table = torch.zeros((slots + 1, _COLUMNS), dtype=torch.int64, device=device)
+        self.table = torch.zeros((slots + 1, COLUMNS), dtype=torch.int64, device=device)
         self.table[slots, LENGTH] = 1
         self.table[slots, START] = nowhere
         self.counts = torch.zeros((slots + 1, vocabulary), dtype=torch.int32, device=device)
@@ -96,7 +96,7 @@ class SequenceTable:
             self._shape(self._of[sequence], sequence.sampling_state)
         packed = self._transfers.up([*lines, *(self._of[sequence] for sequence in lengths)])
         slots = packed[len(lines) :]
-        self.table.index_copy_(0, slots, packed[: len(lines)].view(-1, _COLUMNS))
+        self.table.index_copy_(0, slots, packed[: len(lines)].view(-1, COLUMNS))
 
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor, mode: SamplingMode) -> None:
         """Append a token to each of the sequences in `slots`; padding stays as it is."""

@@ -14,7 +14,6 @@ import torch
 from ..gumbel import GumbelNoise, row_states
 from . import sequence_table as s
 from .engine import MAX_LOGPROBS
-from .ops import TorchOps
 from .sequence_table import SamplingMode, SequenceTable
 
 
@@ -45,25 +44,38 @@ class Sample:
 class SlotSampler:
     """Draws for the sequences of some slots."""
 
-    def __init__(self, slots: SequenceTable, operations: TorchOps) -> None:
+    def __init__(self, slots: SequenceTable) -> None:
         self._slots = slots
-        self._operations = operations
         self._noise = GumbelNoise(slots.counts.shape[1], slots.table.device)
 
     def draw(self, slots: torch.Tensor, logits: torch.Tensor, mode: SamplingMode) -> Sample:
-        """Draw a token for each slot; float32 logits [slots, vocabulary] are left as they are."""
+        """Draw a token for each slot and append it there; logits [slots, vocabulary] of any type stay as they are."""
+        tokens = self._draw(slots, logits, mode)
+        return Sample(tokens, _report(logits.float(), tokens) if SamplingMode.REPORTED in mode else ())
+
+    def hashes(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return the hash of each id, int32 [slots, vocabulary]: what noise is made of, for looking in."""
+        return self._noise.hashes(_states(self._slots.table[slots]))
+
+    def scores(self, slots: torch.Tensor, logits: torch.Tensor, mode: SamplingMode) -> torch.Tensor:
+        """Return what noise is added to, float32: minus infinity where a token is shut out; greedy rows undivided."""
         lines = self._slots.table[slots]
         reals = lines.view(torch.float64)
-        temperature = reals[:, s.TEMPERATURE].float()
-        states = row_states(lines[:, s.SEED_HIGH].int(), lines[:, s.SEED_LOW].int(), lines[:, s.LENGTH].int())
-        scores = self._adjust(slots, lines, reals, logits) if SamplingMode.ADJUSTED in mode else logits
+        scores = logits.float()
+        if SamplingMode.ADJUSTED in mode:
+            scores = self._adjust(slots, lines, reals, scores)
+        temperature = reals[:, s.TEMPERATURE].float().unsqueeze(1)
+        divided = scores / temperature.masked_fill(temperature == 0, 1.0)
         if SamplingMode.CUT in mode:
-            is_greedy = temperature == 0
-            scores = scores / temperature.masked_fill(is_greedy, 1.0).unsqueeze(1)
-            scores = torch.where(is_greedy.unsqueeze(1), scores, self._cut(lines, reals, scores))
-            temperature = (~is_greedy).float()
-        tokens = self._operations.draw(scores, temperature, states, self._noise)
-        return Sample(tokens, _report(logits, tokens) if SamplingMode.REPORTED in mode else ())
+            divided = self._cut(lines, reals, divided)
+        return torch.where(temperature == 0, scores, divided)
+
+    def _draw(self, slots: torch.Tensor, logits: torch.Tensor, mode: SamplingMode) -> torch.Tensor:
+        scores, lines = self.scores(slots, logits, mode), self._slots.table[slots]
+        is_greedy = (lines.view(torch.float64)[:, s.TEMPERATURE] == 0).unsqueeze(1)
+        tokens = torch.where(is_greedy, scores, scores + self._noise.draw(_states(lines))).argmax(dim=-1)
+        self._slots.advance(slots, tokens, mode)
+        return tokens
 
     def _adjust(
         self, slots: torch.Tensor, lines: torch.Tensor, reals: torch.Tensor, scores: torch.Tensor
@@ -98,9 +110,13 @@ class SlotSampler:
         return scores.masked_fill(~is_in | (scores < nearest), -torch.inf)
 
 
+def _states(lines: torch.Tensor) -> torch.Tensor:
+    return row_states(lines[:, s.SEED_HIGH].int(), lines[:, s.SEED_LOW].int(), lines[:, s.LENGTH].int())
+
+
 def _ordered(scores: torch.Tensor) -> torch.Tensor:
-    """Map float32 to int32 that are ordered alike."""
-    bits = scores.view(torch.int32)
+    """Map float32 to int32 that are ordered alike, both zeros to one."""
+    bits = (scores + 0.0).view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

@@ -36,7 +36,7 @@ class Decoder(Protocol):
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run `ids` [tokens] at `positions`; return float32 logits [rows, vocabulary] of some of them, or of all."""
+        """Run `ids` [tokens] at `positions`; return logits [rows, vocabulary] of some of them, or of all."""
         ...
 
 
@@ -134,7 +134,7 @@ class TorchRunner:
         is_single = pass_.width and not pass_.parts[0].is_prompt
         # The last product has a fixed size too: all rows of a pass of single tokens, the one that draws of a piece.
         logits = self._decoder.forward(ids, positions, self._attention, None if is_single else last)
-        return logits[last] if is_single else logits
+        return (logits[last] if is_single else logits).float()
 
     def _draw(self, logits: torch.Tensor, parts: list[SequenceStep]) -> Drawn:
         states = [part.sequence.sampling_state for part in parts]
