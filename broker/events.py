@@ -21,6 +21,7 @@ _MOST_UNLOGGED: Final = 10_000
 _LEVELS: Final[dict[EventKind, EventLevel]] = {
     "joined": "info",
     "same_name": "warning",
+    "fallback": "warning",
     "ready": "info",
     "returned": "info",
     "recovered": "info",

@@ -44,6 +44,7 @@ EventKind = Literal[
     "evicted",
     "failed",
     "restarted",
+    "fallback",
     "resumed",
     "rejected",
     "request_failed",

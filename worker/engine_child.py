@@ -169,6 +169,8 @@ def describe_end(code: int, last_words: str, *, was_ready: bool = True) -> str:
         return last_words
     if code == -signal.SIGKILL and not was_ready:
         return f"killed by SIGKILL while it loaded, perhaps by the kernel for want of memory (see dmesg); {REMEDIES}"
+    if code == ipc.EXIT_HUNG:
+        return "its device stood still while the engine got ready; its log shows where"
     if code >= 0:
         return f"exit code {code}, see its log"
     try:

@@ -127,6 +127,27 @@ def test_leaving_the_machine_without_keys_is_78() -> None:
         check(result, 78, "reachable from other machines")
 
 
+def test_a_decoder_that_fails_its_self_test_is_served_by_another_and_everybody_is_told_why() -> None:
+    """The node serves, by transformers' modules: the reason stands in the status, its JSON, and the monitor."""
+    why = "the path 'fused' left out: the self-test is off by"
+    with Stack() as stack:
+        stack.broker()
+        engine = "support.process_engines:off_at_first"
+        node = stack.worker(*("--model", "tiny-random", "--device", "cpu"), engine=engine, node_id="n", env=ENV)
+        with stack.client() as client:
+            answer = client.infer("hello", raw=True, max_tokens=4, ignore_eos=True)
+            (device,) = client.status().nodes[0].devices
+        texts = [
+            zmqrt(*words, "--broker", stack.clients) for words in (("status",), ("status", "--json"), ("top", "--once"))
+        ]
+
+        assert answer.usage.completion_tokens == 4
+        assert device.fallback.startswith(why)
+        for shown in texts:
+            assert why in " ".join(shown.stdout.split()), shown.stdout + shown.stderr
+        assert "it is loaded anew without the path 'fused'" in node.output()
+
+
 @pytest.mark.parametrize(
     ("engine", "words"),
     [

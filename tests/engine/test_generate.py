@@ -352,7 +352,7 @@ def test_an_engine_that_computes_something_else_is_not_used(
         make(path="fused")
     with caplog.at_level("INFO"):
         make()
-    assert "it is loaded anew for the path 'modules'" in caplog.text
+    assert "it is loaded anew without the path 'fused'" in caplog.text
     assert "runs on the path 'modules'" in caplog.text
 
     def far_off(self: PoolAttention, layer: int, *rest: Any) -> Any:

@@ -325,6 +325,17 @@ def test_a_factory_that_fails_says_why_in_one_line(engine: str, words: str) -> N
     drive(spec(engine), play)
 
 
+def test_a_device_that_hangs_while_it_warms_up_is_found() -> None:
+    """The process ends itself, says where it stood, and is tried again like any other that cannot load."""
+
+    async def play(fleet: EngineFleet) -> None:
+        device, reason, is_restarted = await fleet.exit()
+        assert (device, is_restarted) == ("mock:0", True)
+        assert reason == "its device stood still while the engine got ready; its log shows where"
+
+    drive(spec("support.toy_engines:hung"), play)
+
+
 def test_a_device_that_never_loads_is_given_up() -> None:
     """After the last try nothing is started any more."""
 

@@ -108,6 +108,16 @@ def hanging(spec: EngineSpec, progress: Progress) -> TokenEngine:
     return engine
 
 
+def off_at_first(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Make the real engine, whose own decoder is wrong here: the self-test finds it."""
+    from zmqrt.worker.engines.generate.factory import factory
+    from zmqrt.worker.engines.generate.llama import LlamaDecoder
+
+    forward: Any = LlamaDecoder.forward
+    LlamaDecoder.forward = lambda self, *arguments: forward(self, *arguments) * 0.5  # type: ignore[method-assign]
+    return factory(spec, progress)
+
+
 class Flood:
     """Text at a thousand pieces a second: the prompt says how many, and how many bytes each has."""
 

@@ -25,6 +25,7 @@ from zmqrt.worker.engines.base import (
     TokenRequest,
 )
 from zmqrt.worker.engines.generate.schedule import EngineStep, SequenceStep
+from zmqrt.worker.engines.generate.watchdog import Watchdog
 from zmqrt.worker.engines.mock import MockEngine, MockRunner, MockTiming
 
 
@@ -167,6 +168,16 @@ def faulty(spec: EngineSpec, progress: Progress) -> TokenEngine:
     engine = MockEngine(slots=4, context=100_000, timing=MockTiming(step_ms=2.0))
     engine.runner = _FaultyRunner(4 * 100_000, timing=MockTiming(step_ms=2.0), may_end=True, clock=time.monotonic)
     return engine
+
+
+def hung(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Wait for a device while it warms up, for ever."""
+    with Watchdog(0.3) as watchdog:
+        progress = watchdog.watching(progress)
+        progress("loading", 50.0)
+        progress("warming", 10.0)
+        time.sleep(600)
+    raise AssertionError
 
 
 def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:

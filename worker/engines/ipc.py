@@ -7,13 +7,15 @@ An envelope is one MessagePack array of the structs below (`encode` / `decode_*`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from .base import Capacity, EngineStats, ItemResult, Phase, TokenEvent, TokenRequest
 
 Kind = Literal["token", "batch", "stream"]
+EXIT_HUNG: Final = 71
+"""Exit code of a process whose device hung while it got ready: it could say nothing any more."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=1, array_like=True):

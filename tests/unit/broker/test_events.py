@@ -73,6 +73,18 @@ def test_engines_that_restart_and_nodes_that_fail_or_leave() -> None:
     ]
 
 
+def test_a_device_that_has_to_do_without_something_is_told_once() -> None:
+    """With the reason, when it is first heard, and again when it is another."""
+    stage = Stage()
+    worker = stage.worker("node-a")
+    for words in ("", "no graphs: x", "no graphs: x", "", "no kernels: y"):
+        worker.beat(devices=[m.DeviceLoad("d", "ready", fallback=words)])
+        stage.pass_time(1.1)
+
+    told = [(event.level, event.subject, event.text) for event in events(stage) if event.kind == "fallback"]
+    assert told == [("warning", "node-a", "d: no graphs: x"), ("warning", "node-a", "d: no kernels: y")]
+
+
 def test_a_flood_of_refusals_is_one_event_a_second() -> None:
     """That counts, and names one of them."""
     stage = Stage(queue_requests=1)

@@ -7,6 +7,7 @@ draw too. All of it also runs on a CPU, call by call, which is how it is tested.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 
-from .cuda_graphs import DecodeGraphs, sizes_for
+from . import graph_check
+from .cuda_graphs import CudaRecorder, DecodeGraphs, GraphRecorder, sizes_for
 from .engine import Drawn
 from .flash import FlashAttention, Layout, Operation, flash, key_bounds
 from .ops import TorchOps
@@ -60,6 +62,8 @@ class DeviceRunner:
         bounds = {size: self._key_bounds(size, operation) for size in sizes}
         self._steps = DecodeGraphs(self._decode, self._slots, self._transfers, bounds)
         self._under_way: deque[_UnderWay] = deque()
+        self.passes_without_memory = 0
+        """How often pieces of prompts had to be computed in smaller company, or not at all."""
         self._bounds = torch.arange(limits.slots + 1, dtype=torch.int32, device=device)
         self._transfers.settle()
 
@@ -67,6 +71,11 @@ class DeviceRunner:
     def vocabulary(self) -> int:
         """Number of ids."""
         return self._decoder.vocabulary
+
+    @property
+    def recorded(self) -> int:
+        """How many graphs of decode steps there are."""
+        return self._steps.recorded
 
     def _key_bounds(self, rows: int, operation: Operation) -> list[int]:
         """Return the lengths that steps are made for; where every bit counts, one: neighbours must not choose it."""
@@ -76,10 +85,15 @@ class DeviceRunner:
         return key_bounds(operation, rows, self._decoder.shape.kv_heads, context, self._transfers.device)
 
     @torch.inference_mode()
-    def record(self, progress: Callable[[float], None]) -> None:
-        """Record the decode steps as graphs. Raises what a model does that cannot be recorded."""
+    def record(self, progress: Callable[[float], None], recorder: GraphRecorder | None = None) -> list[str]:
+        """Record the decode steps as graphs; return what of them is computed call by call, and why.
+
+        What was recorded has to say what calls say, or it goes.
+        """
         with self._transfers.computing():
-            self._steps.capture(progress)
+            lost = list(self._steps.capture(recorder or CudaRecorder(self._transfers), progress))
+            lost += graph_check.drop_wrong(self._steps, self._slots, self._attention, self._nowhere)
+        return lost
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
@@ -122,9 +136,12 @@ class DeviceRunner:
         return Drawn(tokens, reports)
 
     def close(self) -> None:
-        """Let go of the model and everything else on the device."""
+        """Let go of the model and everything else on the device, once it uses them no more."""
         self._under_way.clear()
-        del self._steps, self._sampler, self._slots, self._attention, self._decoder
+        try:
+            self._transfers.settle()
+        finally:
+            del self._steps, self._sampler, self._slots, self._attention, self._decoder
 
     # --- running sequences -------------------------------------------------------------------------------------------
 
@@ -168,10 +185,10 @@ class DeviceRunner:
         """Compute pieces in one pass; at need one by one; and those that do not even fit alone are lost."""
         if not pass_.parts:
             return []
-        try:
+        with contextlib.suppress(torch.OutOfMemoryError):
             return [self._prefill(pass_, mode)]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        self.passes_without_memory += 1
+        torch.cuda.empty_cache()  # here, where the error no longer holds on to what the pass had got
         if len(pass_.parts) == 1:
             lost += pass_.parts
             return []

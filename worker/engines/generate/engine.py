@@ -79,8 +79,11 @@ class GenerateEngine:
     ) -> None:
         self.runner = runner
         """Computes; for looking in."""
+        self.fallback = ""
+        """What it has to do without, and why."""
         self._scheduler = Scheduler(KvCache(kv_tokens), limits, pace)
-        self._limits = limits
+        self.limits = limits
+        """How much it does at once."""
         self._eos_ids = frozenset(eos_ids)
         self._live: set[int] = set()
         self._steps: deque[EngineStep] = deque()
@@ -115,7 +118,7 @@ class GenerateEngine:
         if self._ends_at_once(request, stop_ids, max_new_tokens):
             return
         if self._scheduler.is_full:
-            raise EngineFullError(f"all {self._limits.slots} slots are taken")
+            raise EngineFullError(f"all {self.limits.slots} slots are taken")
         self._scheduler.submit(request, stop_ids, max_new_tokens)
         self._live.add(request.ticket)
 
@@ -145,7 +148,7 @@ class GenerateEngine:
 
     def capacity(self) -> Capacity:
         """Return how many requests, and tokens of one and of all, the engine holds."""
-        return Capacity(slots=self._limits.slots, context=self._limits.context, kv_tokens=self._scheduler.cache.tokens)
+        return Capacity(slots=self.limits.slots, context=self.limits.context, kv_tokens=self._scheduler.cache.tokens)
 
     def stats(self) -> EngineStats:
         """Read counters and gauges."""
@@ -172,7 +175,7 @@ class GenerateEngine:
     # --- a step ----------------------------------------------------------------------------------------------------
 
     def _advance(self, timeout_s: float) -> None:
-        while len(self._steps) < self._limits.depth and (step := self._scheduler.plan()) is not None:
+        while len(self._steps) < self.limits.depth and (step := self._scheduler.plan()) is not None:
             self._launched_at = time.monotonic()
             lost = self.runner.launch(step)
             for part in lost:
@@ -229,7 +232,7 @@ class GenerateEngine:
 
     def _check(self, request: TokenRequest) -> int:
         """Refuse what could never run; return how many new tokens there is room for."""
-        context, prompt = self._limits.context, len(request.prompt_ids)
+        context, prompt = self.limits.context, len(request.prompt_ids)
         total = prompt + len(request.resume_ids)
         if request.ticket in self._live:
             raise RequestRefusedError(f"ticket {request.ticket} is running already")

@@ -1,42 +1,35 @@
-"""From a spec to a `generate` engine: which decoder runs the model, on what, and how large its pool is."""
+"""From a spec to a `generate` engine: which decoder runs the model and on what, and what it falls back to."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-import torch
-
 from ...context import GROWING, kind_of, scalings
-from ..base import CannotLoadError, EngineSpec, Progress
-from . import flash, hf_decoder, llama, preflight, self_test
+from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress
+from . import flash, hf_decoder, llama, preflight, self_test, sizing, ways
 from .device_runner import DeviceRunner
+from .dry_run import DryRun, dry_run
 from .engine import GenerateEngine
+from .gpu_memory import GpuMemory
 from .hf_loader import Loaded, load
 from .ops import TorchOps
 from .prompt_pace import PromptPace
 from .schedule import SchedulerLimits
 from .torch_runner import Decoder, TorchRunner
+from .watchdog import Watchdog
+from .ways import Way
 
 log = logging.getLogger(__name__)
 OPTIONS: Final = frozenset(
     {"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels", "memory_check"}
 )
 PATHS: Final = ("auto", "fused", "modules")
-_CPU_ROWS: Final = 16
-_CUDA_ROWS: Final = 64
-"""Requests beside each other unless `--slots` says otherwise: a step costs little more for the next row."""
-_CPU_CHUNK: Final = 128
-"""Of the mode in which pieces are all alike. Else they are as long as measured times allow (prompt_pace.py)."""
-_CUDA_CHUNK: Final = 512
-_CPU_KV_MIB: Final = 1024
-_CUDA_KV_SHARE: Final = 0.9
-_CUDA_SPARE_MIB: Final = 1024
-"""Of what is free after loading the pool takes so much, and leaves at least this: a step and the graphs need it."""
-_LEAST_CONTEXT: Final = 64
 _CUDA_DEPTH: Final = 2
 """Steps under way: one is computed while the one before it is read and the next one planned."""
 
@@ -44,49 +37,186 @@ _CUDA_DEPTH: Final = 2
 def factory(spec: EngineSpec, progress: Progress) -> GenerateEngine:
     """Load the model of `spec`, choose how to run it, and say which way that is.
 
-    A self-test that the fused decoder fails is a fault of ours: the model is then loaded anew for transformers' own
-    modules. One that those fail is final, for nothing that it says could be believed.
+    A self-test that fails is a fault of ours, or of a library: the model is loaded anew and run with less, step by step
+    (`ways.py`). When nothing is left to leave out it is final, for nothing that the engine says could be believed.
     """
     _check(spec)
     preflight.check_device(spec)
-    preflight.check_memory(spec, spare_bytes=_CUDA_SPARE_MIB << 20, must_fit=_is_on(spec, "memory_check", default=True))
-    engine, words = None, ""
+    preflight.check_memory(
+        spec, spare_bytes=sizing.SPARE_MIB << 20, must_fit=sizing.is_on(spec, "memory_check", default=True)
+    )
+    wanted = spec.options.get("path", "auto")
+    way = Way(wanted, sizing.is_on(spec, "kernels", default=True), sizing.is_on(spec, "graphs", default=True))
+    left_out: list[str] = []
+    with Watchdog() as watchdog:
+        if spec.device.startswith("cuda"):
+            progress = watchdog.watching(progress)
+        while isinstance(made := _attempt(spec, progress, way), _Failure):
+            following = ways.after(made.used, may_leave_path=wanted == "auto")
+            if following is None:
+                raise CannotLoadError(f"{spec.model} cannot be run here: {made.words}")
+            way, what = following
+            left_out.append(f"{what} left out: {made.words}")
+            log.warning("%s: %s; it is loaded anew without %s. Please report this", spec.model, made.words, what)
+            _release(spec)
+    made.fallback = "; ".join([*left_out, *filter(None, [made.fallback])])
+    gc.freeze()  # what torch and transformers made lives for ever: no pause and no exit walks it again
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A way that did not do, and why. Nothing in it holds on to a model."""
+
+    words: str
+    used: Way
+
+
+def _attempt(spec: EngineSpec, progress: Progress, way: Way) -> GenerateEngine | _Failure:
+    """Make an engine one way. When this returns a failure nothing of that engine is left but what cycles hold."""
+    maker = EngineMaker(spec, progress, way)
     try:
-        engine = _make(spec, progress, spec.options.get("path", "auto"))
+        return maker.make()
     except self_test.SelfTestError as error:
         words = str(error)
-    if engine is None:  # here, where the error no longer holds on to the model
-        log.warning("%s: %s; it is loaded anew for the path 'modules'. Please report this", spec.model, words)
+    return _Failure(words, maker.used)
+
+
+def _release(spec: EngineSpec) -> None:
+    """Give memory back: called where nothing refers to the engine that failed, for there is no room for two."""
+    if spec.device.startswith("cuda"):
+        GpuMemory(spec.device).release()
+    else:
         gc.collect()
-        if spec.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        engine = _make(spec, progress, "modules")
-    gc.freeze()  # what torch and transformers made lives for ever: no pause and no exit walks it again
-    return engine
 
 
-def _make(spec: EngineSpec, progress: Progress, wanted: str) -> GenerateEngine:
-    """Load, choose, and compare with transformers. Raises SelfTestError if another path may do better."""
-    loaded = load(spec, progress)
-    model = loaded.model
-    spec = msgspec.structs.replace(spec, slots=spec.slots or (_CUDA_ROWS if loaded.is_cuda else _CPU_ROWS))
-    path, why = _choose(spec.model, wanted, model)
-    log.info("model %s runs on the path %r%s", spec.model, path, f": {why}" if why else "")
-    reference = self_test.Reference(model, spec.model_path)
-    loaded = _bound_growth(spec, loaded)
-    progress("warming", 0.0)
-    operations = _operations(spec, loaded)
-    is_fused = path == "fused"
-    decoder = llama.LlamaDecoder(model, operations, loaded.context) if is_fused else hf_decoder.HfDecoder(model)
-    engine = _engine(spec, loaded, decoder, operations, progress)
-    try:
-        reference.check(engine)
-    except self_test.SelfTestError as error:
-        if is_fused and wanted == "auto":
+class EngineMaker:
+    """Makes one engine from one model the way that is given; `used` is what it is made of, as far as that is known."""
+
+    def __init__(self, spec: EngineSpec, progress: Progress, way: Way) -> None:
+        self._spec = spec
+        self._progress = progress
+        self.way = way
+        self.used = way
+        self._notes: list[str] = []
+
+    def make(self) -> GenerateEngine:
+        """Load, choose, and compare with transformers. Raises SelfTestError if another way may do better."""
+        loaded = load(self._spec, self._progress)
+        path, why = _choose(self._spec.model, self.way.path, loaded.model)
+        log.info("model %s runs on the path %r%s", self._spec.model, path, f": {why}" if why else "")
+        reference = self_test.Reference(loaded.model, self._spec.model_path)
+        loaded = _bound_growth(self._spec, loaded)
+        self._progress("warming", 0.0)
+        operations = self.operations(loaded)
+        decoder: Decoder = (
+            llama.LlamaDecoder(loaded.model, operations, loaded.context)
+            if path == "fused"
+            else hf_decoder.HfDecoder(loaded.model)
+        )
+        why_not = self._why_no_flash(loaded, decoder)
+        has_kernels = type(operations) is not TorchOps
+        self.used = Way(path, has_kernels, has_graphs=False, has_flash=why_not is None)
+        engine = self._on_device(loaded, decoder, operations) if why_not is None else self._plain(loaded, decoder)
+        try:
+            reference.check(engine)
+        except BaseException:
+            with contextlib.suppress(Exception):  # a device that fails fails at this too
+                engine.close()
             raise
-        raise CannotLoadError(f"{spec.model} cannot be run here: {error}") from error
-    progress("warming", 100.0)
-    return engine
+        self._progress("warming", 100.0)
+        engine.fallback = "; ".join(self._notes)
+        return engine
+
+    def _note(self, words: str) -> None:
+        """Tell operators, now and in the status, what the engine has to do without."""
+        log.warning("%s", words)
+        self._notes.append(words)
+
+    def operations(self, loaded: Loaded) -> TorchOps:
+        """Take one kernel for each small operation where that works, else plain torch."""
+        if not loaded.is_cuda or not self.way.has_kernels:
+            return TorchOps()
+        try:
+            from . import kernel_ops
+        except ImportError as error:
+            self._note(f"Triton's kernels are not used: {error}")
+            return TorchOps()
+        why_not = kernel_ops.why_not(loaded.model.dtype, loaded.model.device)
+        self._progress("warming", 0.0)
+        if why_not is None:
+            return kernel_ops.KernelOps()
+        self._note(f"Triton's kernels are not used: {why_not}")
+        return TorchOps()
+
+    def _why_no_flash(self, loaded: Loaded, decoder: Decoder) -> str | None:
+        if not loaded.is_cuda:
+            return "there is no GPU"
+        if not self.way.has_flash:
+            return "it was left out"
+        why_not = flash.why_not(decoder.shape, loaded.model.dtype, loaded.model.device)
+        if why_not is not None:
+            self._note(f"flash attention is not used, and many sequences at once will be slow: {why_not}")
+        return why_not
+
+    def _plain(self, loaded: Loaded, decoder: Decoder) -> GenerateEngine:
+        """Compute sequence by sequence: on a CPU, and on a GPU at need."""
+        free = GpuMemory(loaded.model.device).free_bytes if loaded.is_cuda else 0
+        kv_tokens = sizing.plan_tokens(
+            self._spec, loaded, sizing.plain_rows(self._spec), free - (sizing.SPARE_MIB << 20)
+        )
+        limits = sizing.plain_limits(self._spec, loaded, kv_tokens)
+        is_paced = not (loaded.is_cuda or limits.is_deterministic or "chunk" in self._spec.options)
+        dtype, device = loaded.model.dtype, loaded.model.device
+        return GenerateEngine(
+            TorchRunner(decoder, kv_tokens, limits, dtype=dtype, device=device),
+            kv_tokens=kv_tokens,
+            limits=limits,
+            eos_ids=sorted(loaded.eos_ids),
+            pace=PromptPace() if is_paced else None,
+        )
+
+    def _on_device(self, loaded: Loaded, decoder: Decoder, operations: TorchOps) -> GenerateEngine:
+        """Compute on a GPU, with a pool of all that a step leaves."""
+        memory = GpuMemory(loaded.model.device)
+        limits = sizing.device_limits(self._spec, loaded, memory.free_bytes)
+        limits.depth = _CUDA_DEPTH
+
+        def make(kv_tokens: int, its_limits: SchedulerLimits) -> DeviceRunner:
+            model = loaded.model
+            return DeviceRunner(
+                decoder, kv_tokens, its_limits, dtype=model.dtype, device=model.device, operations=operations
+            )
+
+        seen = self._try_dry(make, limits, memory)
+        budget = memory.free_bytes - sizing.reserve(seen, limits, decoder.vocabulary, has_graphs=self.way.has_graphs)
+        kv_tokens = sizing.plan_tokens(self._spec, loaded, limits.slots, budget)
+        limits = dataclasses.replace(sizing.paced(self._spec, limits, seen), context=min(limits.context, kv_tokens))
+        runner = make(kv_tokens, limits)
+        if self.way.has_graphs:
+            self._record(runner)
+        return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids))
+
+    def _try_dry(
+        self, make: Callable[[int, SchedulerLimits], DeviceRunner], limits: SchedulerLimits, memory: GpuMemory
+    ) -> DryRun:
+        try:
+            seen = dry_run(make, limits, memory)
+        except EngineFatalError as error:
+            raise self_test.SelfTestError(f"a first step failed: {str(error)[:200]}") from error
+        self._progress("warming", 0.0)
+        log.info(
+            "%d tokens of prompts take %.1f ms and %d MiB", seen.tokens, 1000 * seen.seconds, seen.most_bytes >> 20
+        )
+        return seen
+
+    def _record(self, runner: DeviceRunner) -> None:
+        lost = runner.record(lambda percent: self._progress("warming", percent))
+        self.used = dataclasses.replace(self.used, has_graphs=runner.recorded > 0)
+        for words in lost:
+            log.warning("a decode step is not recorded as a graph, and slow at small batches: %s", words)
+        if lost:
+            self._notes.append(f"{len(lost)} kinds of decode steps are not recorded as graphs ({lost[0]})")
 
 
 def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
@@ -102,93 +232,13 @@ def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
     if loaded.context <= original:
         return loaded
     text = f"beyond {original} tokens a text changes how all in its batch are computed"
-    if not _is_on(spec, "deterministic", default=False):
+    if not sizing.is_on(spec, "deterministic", default=False):
         log.warning("%s; --max-model-len %d rules that out", text, original)
         return loaded
     if spec.max_model_len > original:
         raise CannotLoadError(f"--engine-opt deterministic=1: {text}; --max-model-len {original} is the most")
     log.warning("%s; with deterministic=1 the context is bounded to that", text)
     return dataclasses.replace(loaded, context=original)
-
-
-def _engine(
-    spec: EngineSpec, loaded: Loaded, decoder: Decoder, operations: TorchOps, progress: Progress
-) -> GenerateEngine:
-    options = spec.options
-    dtype, device = loaded.model.dtype, loaded.model.device
-    kv_tokens = plan_tokens(spec, loaded)
-    limits = SchedulerLimits(
-        slots=spec.slots,
-        context=min(loaded.context, kv_tokens),
-        chunk_tokens=int(options.get("chunk", _CUDA_CHUNK if loaded.is_cuda else _CPU_CHUNK)),
-        may_reuse=_is_on(spec, "reuse", default=True),
-        is_deterministic=_is_on(spec, "deterministic", default=False),
-    )
-    runner: TorchRunner | DeviceRunner
-    why_not = flash.why_not(decoder.shape, dtype, device) if loaded.is_cuda else "there is no GPU"
-    if why_not is None:
-        limits.depth = _CUDA_DEPTH
-        runner = DeviceRunner(decoder, kv_tokens, limits, dtype=dtype, device=device, operations=operations)
-        if _is_on(spec, "graphs", default=True):
-            _record(runner, progress)
-    else:
-        if loaded.is_cuda:
-            log.warning("flash attention is not used, and many sequences at once will be slow: %s", why_not)
-        runner = TorchRunner(decoder, kv_tokens, limits, dtype=dtype, device=device)
-    is_paced = not (loaded.is_cuda or limits.is_deterministic or "chunk" in options)
-    pace = PromptPace() if is_paced else None
-    return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids), pace=pace)
-
-
-def _record(runner: DeviceRunner, progress: Progress) -> None:
-    try:
-        runner.record(lambda percent: progress("warming", percent))
-    except Exception as error:  # noqa: BLE001 - whatever a model does that cannot be recorded, it can still be called
-        log.warning("decode steps are not recorded as graphs, and small batches will be slow: %s", error)
-
-
-def _operations(spec: EngineSpec, loaded: Loaded) -> TorchOps:
-    """Take one kernel for each small operation where that works, else plain torch."""
-    if not loaded.is_cuda or not _is_on(spec, "kernels", default=True):
-        return TorchOps()
-    try:
-        from . import kernel_ops
-    except ImportError as error:
-        log.warning("Triton's kernels are not used: %s", error)
-        return TorchOps()
-    why_not = kernel_ops.why_not(loaded.model.dtype, loaded.model.device)
-    if why_not is None:
-        return kernel_ops.KernelOps()
-    log.warning("Triton's kernels are not used: %s", preflight.why_no_kernels(why_not))
-    return TorchOps()
-
-
-def plan_tokens(spec: EngineSpec, loaded: Loaded) -> int:
-    """Size the pool: at most every slot full, and no more than memory bears, if need be less than one full context.
-
-    Raises ValueError if there is no room for a request at all, or none for as large a one as was asked for.
-    """
-    if "kv_mib" in spec.options:
-        budget = int(float(spec.options["kv_mib"]) * 2**20)
-    elif loaded.is_cuda:
-        free, _ = torch.cuda.mem_get_info(spec.device)
-        budget = min(int(free * _CUDA_KV_SHARE), free - (_CUDA_SPARE_MIB << 20))
-    else:
-        budget = _CPU_KV_MIB << 20
-    affordable = max(0, budget) // loaded.kv_bytes_per_token
-    lack = ValueError if loaded.is_cuda and "kv_mib" not in spec.options else CannotLoadError  # others may free memory
-    if affordable < min(_LEAST_CONTEXT, loaded.context):
-        text = f"{spec.model}: there is memory for {affordable} tokens of keys and values on {spec.device}, too few"
-        raise lack(f"{text}; use a smaller model or type (--dtype), or raise --engine-opt kv_mib=")
-    if spec.max_model_len > affordable:
-        raise lack(
-            f"--max-model-len {spec.max_model_len} is more than there is memory for: keys and values of {affordable} "
-            f"tokens fit on {spec.device}; lower it, or raise --engine-opt kv_mib="
-        )
-    if affordable < loaded.context:
-        text = "%s: memory bears %d tokens of keys and values; the context is bounded to that (the model's is %d)"
-        log.warning(text, spec.model, affordable, loaded.context)
-    return min(affordable, spec.slots * loaded.context)
 
 
 def _check(spec: EngineSpec) -> None:
@@ -202,10 +252,6 @@ def _check(spec: EngineSpec) -> None:
     for name in ("reuse", "deterministic", "graphs", "kernels", "memory_check"):
         if spec.options.get(name, "1") not in {"0", "1"}:
             raise CannotLoadError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")
-
-
-def _is_on(spec: EngineSpec, name: str, *, default: bool) -> bool:
-    return spec.options.get(name, str(int(default))) == "1"
 
 
 def _choose(name: str, wanted: str, model: Any) -> tuple[str, str]:  # noqa: ANN401 - transformers' models are untyped

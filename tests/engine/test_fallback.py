@@ -1,0 +1,276 @@
+"""What an engine does when something of a GPU fails while it loads: it runs with less, and says what and why."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.engines import describe, requests_of_all_kinds, tokens_of
+from support.fake_gpu import FakeRecorder, OtherOps, out_of_memory, pretend
+from support.tiny import silent, tiny_model
+from zmqrt.worker.engines.generate.attention import AttentionShape
+from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
+from zmqrt.worker.engines.generate.device_runner import DeviceRunner
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.factory import factory
+from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, plain
+from zmqrt.worker.engines.generate.hf_loader import untyped
+from zmqrt.worker.engines.generate.llama import LlamaDecoder
+from zmqrt.worker.engines.generate.ops import TorchOps
+from zmqrt.worker.engines.generate.sequence_table import RECORDED, SamplingMode
+from zmqrt.worker.engines.generate.slot_sampler import Sample
+from zmqrt.worker.engines.generate.torch_runner import TorchRunner
+
+pytestmark = pytest.mark.integration
+SLOTS = 4
+SIZES = 3
+"""Graphs of 1, 2 and 4 sequences."""
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the tiny model."""
+    return tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def right(model_path: Path) -> dict[int, list[int]]:
+    """Have the CPU's own runner answer."""
+    return tokens_of(factory(describe(model_path, slots=SLOTS), silent), requests())
+
+
+def requests() -> list[Any]:
+    """Make one of each kind, as many as there are slots."""
+    return requests_of_all_kinds(SLOTS, vocabulary=256, tokens=8)
+
+
+def make(model_path: Path, **options: str) -> GenerateEngine:
+    """Load the tiny model."""
+    return factory(describe(model_path, slots=SLOTS, options={"chunk": "64", **options}), silent)
+
+
+def test_a_gpu_that_does_what_it_should_has_nothing_to_tell(
+    model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every size in every mode is recorded, compared with calls, and used."""
+    gpu = pretend(monkeypatch, operations=OtherOps())
+    engine = make(model_path)
+
+    assert isinstance(engine.runner, DeviceRunner)
+    assert engine.runner.recorded == SIZES * len(RECORDED)
+    assert (engine.fallback, gpu.loads) == ("", 1)
+    assert tokens_of(engine, requests()) == right
+
+
+SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("graphs", "path", "flash")]
+
+
+@pytest.mark.parametrize("what", ["kernels", *SLOW])
+def test_what_fails_the_self_test_is_left_out_step_by_step(
+    what: str, model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels, then graphs, then the decoder, then the operation; each time nothing of the one before is alive."""
+    blamed = {"kernels": 1, "graphs": 2, "path": 3, "flash": 4}[what]
+    recorder = functools.partial(FakeRecorder, spoil=spoiling_late() if what == "graphs" else None)
+    gpu = pretend(monkeypatch, operations=OtherOps(), recorder=recorder)
+    _break(monkeypatch, what)
+    engine = make(model_path)
+
+    assert gpu.loads == 1 + blamed
+    assert gpu.alive_at_load == [0] * (1 + blamed)
+    assert engine.fallback.count("left out") == blamed
+    for words in ("Triton's kernels", "CUDA graphs", "the path 'fused'", "flash attention")[:blamed]:
+        assert f"{words} left out: the self-test is off by" in engine.fallback
+    assert isinstance(engine.runner, TorchRunner if what == "flash" else DeviceRunner)
+    monkeypatch.undo()
+    assert tokens_of(engine, requests()) == right
+
+
+def spoiling_late() -> Callable[[Sample], None]:
+    """Spoil what a graph reports after some replays, so that comparing it with calls finds nothing."""
+    replays: dict[int, int] = {}
+
+    def spoil(sample: Sample) -> None:
+        replays[id(sample)] = replays.get(id(sample), 0) + 1
+        if sample.report and replays[id(sample)] > 3:
+            sample.report[1].fill_(-50.0)
+
+    return spoil
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Let one thing compute what is wrong."""
+    if what == "kernels":
+        monkeypatch.setattr(OtherOps, "gate", lambda self, gate_up: TorchOps.gate(self, gate_up) * 1.5)
+    elif what == "path":
+        forward = LlamaDecoder.forward
+        monkeypatch.setattr(LlamaDecoder, "forward", lambda self, *args: forward(self, *args) * 0.5)
+    elif what == "flash":
+        attend = FlashAttention.attend
+        monkeypatch.setattr(FlashAttention, "attend", lambda self, *args: attend(self, *args) * 0.5)
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def recorded(engine: GenerateEngine) -> int:
+    """Count the graphs of an engine."""
+    assert isinstance(engine.runner, DeviceRunner)
+    return engine.runner.recorded
+
+
+def test_a_capture_that_fails_costs_that_size_in_that_mode(
+    model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The plain ones of all sizes are there already; what is missing is computed call by call, and named."""
+    first_shaped = SIZES + 1
+    fail = RuntimeError("operation not permitted when stream is capturing")
+    broken = {first_shaped: fail}.get
+    pretend(monkeypatch, recorder=functools.partial(FakeRecorder, broken=broken))
+    engine = make(model_path)
+
+    assert recorded(engine) == SIZES * len(RECORDED) - 1
+    assert f"batch {SLOTS}, cut, up to 512 tokens: RuntimeError: operation not permitted" in caplog.text
+    assert "1 kinds of decode steps are not recorded as graphs (batch 4, cut" in engine.fallback
+    assert tokens_of(engine, requests()) == right
+
+
+@pytest.mark.slow
+def test_no_memory_for_a_graph_ends_recording_and_keeps_the_plain_ones(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one would find none either."""
+    made: list[FakeRecorder] = []
+
+    def recorder(*_: object) -> FakeRecorder:
+        made.append(FakeRecorder(broken=lambda number: out_of_memory() if number > SIZES else None))
+        return made[0]
+
+    pretend(monkeypatch, recorder=recorder)
+    engine = make(model_path)
+
+    assert recorded(engine) == SIZES
+    assert made[0].count == SIZES + 1
+    assert "OutOfMemoryError" in engine.fallback
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["a report", "nothing"])
+def test_a_graph_that_says_something_else_costs_its_mode(
+    what: str, model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reports otherwise loses its own mode; those that do not move at all go, and calls take over."""
+
+    def spoil(sample: Sample) -> None:
+        if sample.report:
+            sample.report[1].fill_(-50.0)
+
+    class Stale(FakeRecorder):
+        def record(self, compute: Callable[[], Sample]) -> Any:
+            return RecordedStep(lambda: None, super().record(compute).sample)
+
+    recorder = functools.partial(FakeRecorder, spoil=spoil) if what == "a report" else Stale
+    pretend(monkeypatch, recorder=recorder)
+    engine = make(model_path)
+
+    assert recorded(engine) == (SIZES * (len(RECORDED) - 1) if what == "a report" else 0)
+    words = "its log probabilities are not those" if what == "a report" else "it leaves other lengths"
+    assert words in engine.fallback
+    assert tokens_of(engine, requests()) == right
+    assert SamplingMode.REPORTED in RECORDED[-1]
+
+
+@pytest.mark.slow
+def test_a_graph_that_reads_elsewhere_is_found(
+    model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attention begins at the start of the pool, as if it had kept the offsets of when it was recorded."""
+    is_replaying = False
+
+    class Misled(FakeRecorder):
+        def record(self, compute: Callable[[], Sample]) -> Any:
+            step = super().record(compute)
+
+            def replay() -> None:
+                nonlocal is_replaying
+                is_replaying = True
+                step.replay()
+                is_replaying = False
+
+            return RecordedStep(replay, step.sample)
+
+    def elsewhere(query: Any, keys: Any, values: Any, layout: Layout, scale: Any) -> torch.Tensor:
+        if is_replaying:
+            layout = replace(layout, starts=layout.starts * 0)
+        return plain(query, keys, values, layout, scale)
+
+    pretend(monkeypatch, recorder=Misled, operation=elsewhere)
+    engine = make(model_path)
+
+    assert recorded(engine) == 0
+    assert tokens_of(engine, requests()) == right
+
+
+@pytest.mark.slow
+def test_nothing_is_collected_while_a_step_is_recorded(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What frees memory of a device breaks the capture that is under way."""
+    seen: list[bool] = []
+
+    class Looking(FakeRecorder):
+        def record(self, compute: Callable[[], Sample]) -> Any:
+            seen.append(gc.isenabled())
+            return super().record(compute)
+
+    pretend(monkeypatch, recorder=Looking)
+    make(model_path)
+
+    assert set(seen) == {False}
+    assert gc.isenabled()
+
+
+# --- how much at once ------------------------------------------------------------------------------------------------
+
+
+def test_the_pool_gets_what_a_step_leaves(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that was seen to take more leaves less, and nothing of what was free is guessed away."""
+    free = 600 << 20
+    tokens: list[int] = []
+    for most in (1 << 20, 101 << 20):
+        with monkeypatch.context() as context:
+            gpu = pretend(context, free_bytes=free, most_bytes=most)
+            engine = factory(describe(model_path, max_model_len=0, slots=128, options={"graphs": "0"}), silent)
+            tokens.append(engine.capacity().kv_tokens)
+            assert gpu.memory.releases == 1
+    per_token = AttentionShape.of(engine_config(model_path)).bytes_per_token(torch.float32)
+
+    assert tokens[0] - tokens[1] == pytest.approx(1.1 * (100 << 20) / per_token, abs=2)
+
+
+def engine_config(model_path: Path) -> Any:
+    """Read the configuration of the model."""
+    return untyped("transformers").AutoConfig.from_pretrained(model_path)
+
+
+def test_a_piece_too_large_for_memory_is_halved(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it fits; nothing is failed by that, and no step is ever larger."""
+    forward = LlamaDecoder.forward
+
+    def scarce(self: LlamaDecoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(ids) > 1100:
+            raise out_of_memory()
+        return forward(self, ids, *rest)
+
+    monkeypatch.setattr(LlamaDecoder, "forward", scarce)
+    pretend(monkeypatch)
+    engine = factory(describe(model_path, slots=8, options={"graphs": "0"}), silent)
+
+    assert engine.limits.idle_chunk_tokens == 1024
+    assert 256 <= engine.limits.chunk_tokens <= 1024
+    assert engine.fallback == ""
