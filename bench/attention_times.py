@@ -7,14 +7,15 @@ of its own as far as memory goes: what the call before has left in the cache of 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import attentions
 import torch
-from decode_steps import settle
+from decode_steps import dtype_for, settle
 
-from zmqrt.worker.engines.generate import flash
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.flash import Layout, Operation
 from zmqrt.worker.engines.generate.hf_loader import untyped
@@ -35,37 +36,24 @@ def measure(
     bytes_per_s: float,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the time of a call for each operation, batch, length and bound that the length allows."""
-    for batch in batches:
-        for length in lengths:
-            calls = Calls(shape, device, batch, length)
-            roofline_us = 1e6 * calls.bytes_read / bytes_per_s
-            told = [bound for bound in bounds if bound >= length]
-            for name, operation, most_keys in [*_operations(device, told), *_own(shape, device, batch, length)]:
-                took_us = 1e6 * calls.time(operation, most_keys)
-                found = {"us": took_us, "share_of_roofline": roofline_us / took_us}
-                yield f"{name}, batch {batch}, length {length}", found
-            del calls
-            if device.startswith("cuda"):
-                torch.cuda.empty_cache()  # the next pools are as large as there is memory
-
-
-def _operations(device: str, bounds: Sequence[int]) -> Iterator[tuple[str, Operation, int]]:
-    """Yield what can attend here, and the longest length it is told of, from which torch's derives how it splits."""
-    operation, name = (flash.flash, "flash") if device.startswith("cuda") else (flash.plain, "plain")
-    for bound in bounds:
-        yield f"{name}, at most {bound}", operation, bound
-
-
-def _own(shape: AttentionShape, device: str, batch: int, length: int) -> Iterator[tuple[str, Operation, int]]:
-    """Yield our own kernels, where they compute what they should."""
-    if not device.startswith("cuda"):
-        return
-    from zmqrt.worker.engines.generate import split_kv  # it needs Triton
-
-    if split_kv.why_not(shape, torch.bfloat16, device) is None:
-        for name, is_deterministic in (("triton", False), ("triton, deterministic", True)):
-            room = (shape, batch, batch * length)
-            yield name, split_kv.SplitKvAttention(*room, device=device, is_deterministic=is_deterministic), length
+    makers, why_not = attentions.find(shape, dtype_for(device), device)
+    yield "left out", why_not
+    for batch, length in itertools.product(batches, lengths):
+        calls = Calls(shape, device, batch, length)
+        roofline_us = 1e6 * calls.bytes_read / bytes_per_s
+        for name, make in makers.items():
+            is_own = name == "split-kv"
+            for is_deterministic in (False, True) if is_own else (False,):
+                operation = make(batch, batch * length, is_deterministic)
+                # Our own knows the lengths; torch's derives from the bound how it splits.
+                for bound in [length] if is_own else [bound for bound in bounds if bound >= length]:
+                    took_us = 1e6 * calls.time(operation, bound)
+                    found = {"us": took_us, "share_of_roofline": roofline_us / took_us}
+                    kind = f"{name}, deterministic" if is_deterministic else name
+                    yield f"{kind}, batch {batch}, length {length}, at most {bound}", found
+        del calls
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()  # the next pools are as large as there is memory
 
 
 class Calls:
@@ -73,7 +61,7 @@ class Calls:
 
     def __init__(self, shape: AttentionShape, device: str, batch: int, length: int) -> None:
         self._device = device
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        dtype = dtype_for(device)
         tokens = batch * length
         self.bytes_read = 2 * tokens * shape.kv_heads * shape.head_size * dtype.itemsize
         memory = _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _CPU_BYTES

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import attentions
 import torch
 
 from zmqrt.worker.engines.base import SamplingParams, TokenEvent, TokenRequest
-from zmqrt.worker.engines.generate import flash
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.hf_loader import untyped
@@ -48,6 +48,11 @@ _LISTED_KERNELS: Final = 40
 
 class TooSlowError(Exception):
     """What was waited for did not come in time."""
+
+
+def dtype_for(device: str) -> torch.dtype:
+    """Return the type of what is measured there."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 def settle(device: str) -> None:
@@ -88,10 +93,9 @@ def build(shape: str, device: str, context: int) -> Any:  # noqa: ANN401 - trans
         rope_theta=500_000.0,
         attn_implementation="sdpa",
     )
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     untyped("torch").manual_seed(1)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype_for(device))
     model.generation_config.eos_token_id = None
     return model.eval()
 
@@ -150,19 +154,25 @@ class RandomModel:
         self.operations, why_no_kernels = best_operations(model.dtype, device)
         self.decoder = LlamaDecoder(model, self.operations)
         self.kv_bytes_per_token = self.decoder.shape.bytes_per_token(model.dtype)
-        why_no_flash = flash.why_not(self.decoder.shape, model.dtype, device)
-        self._operation = flash.plain if why_no_flash else flash.flash
+        self.attentions, why_not = attentions.find(self.decoder.shape, model.dtype, device)
         self.way = {
             "kernels": why_no_kernels or self.operations.name,
-            "attention": f"plain arithmetic ({why_no_flash})" if why_no_flash else "torch's flash",
+            "attention": " and ".join(self.attentions),
+            "left_out": why_not,
         }
 
     @contextmanager
     def running(
-        self, limits: SchedulerLimits, *, graphs: bool = True, operations: TorchOps | None = None
+        self,
+        limits: SchedulerLimits,
+        *,
+        attention: str = "",
+        graphs: bool = True,
+        operations: TorchOps | None = None,
     ) -> Generator[Running]:
-        """Run an engine with room for all that these limits allow."""
+        """Run an engine with room for all that these limits allow, with this attention, else the first that works."""
         kv_tokens = limits.slots * (limits.context + 1)
+        make = self.attentions[attention or next(iter(self.attentions))]
         runner = DeviceRunner(
             self.decoder,
             kv_tokens,
@@ -170,7 +180,7 @@ class RandomModel:
             dtype=self.decoder.dtype,
             device=self.device,
             operations=operations or self.operations,
-            operation=self._operation,
+            operation=make(limits.slots, kv_tokens, limits.is_deterministic),
         )
         began = time.perf_counter()
         if graphs and self.device.startswith("cuda"):

@@ -16,13 +16,14 @@ import statistics
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 import attention_times
+import attentions
 import engine_kill
 import torch
 from decode_steps import (
@@ -33,6 +34,7 @@ from decode_steps import (
     best_operations,
     build,
     copied_bytes_per_s,
+    dtype_for,
     measure,
 )
 
@@ -45,6 +47,8 @@ from zmqrt.worker.engines.generate.schedule import SchedulerLimits
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _CHUNK: Final = 512
+_DIFFERENCE_SIZES: Final = (8, 6144)
+"""Sequences, and tokens that they have together, in `flash.difference`."""
 _ERROR_LINES: Final = 12
 _ERROR_CHARACTERS: Final = 1000
 Figures = Iterator[tuple[str, Any]]
@@ -149,20 +153,22 @@ class Items:
 
     def differences(self) -> Figures:
         """Tell how far attention and kernels are from plain arithmetic."""
-        dtype = torch.bfloat16 if self._is_cuda else torch.float32
-        operation = flash.flash if self._is_cuda else flash.plain
+        dtype = dtype_for(self._device)
+        kinds = (("decode", False, False), ("deterministic", False, True), ("prompt", True, False))
         for heads in self._sizes.heads:
             shape = AttentionShape(1, *heads)
-            for kind, is_piece in (("decode", False), ("prompt", True)):
-                off = flash.difference(shape, dtype, self._device, is_piece=is_piece, operation=operation)
-                yield f"attention {heads}, {kind}", off
-        operations, why_not = best_operations(dtype, self._device)
-        yield "kernels", why_not or operations.name
+            makers, why_not = attentions.find(shape, dtype, self._device)
+            for name, make in makers.items():
+                for kind, is_piece, is_deterministic in kinds:
+                    operation = make(*_DIFFERENCE_SIZES, is_deterministic)
+                    off = flash.difference(shape, dtype, self._device, is_piece=is_piece, operation=operation)
+                    yield f"{name} {heads}, {kind}", off
+            yield f"left out {heads}", why_not
+        operations, why_no_kernels = best_operations(dtype, self._device)
+        yield "kernels", why_no_kernels or operations.name
         if self._is_cuda:
-            from zmqrt.worker.engines.generate import kernel_ops, split_kv
+            from zmqrt.worker.engines.generate import kernel_ops
 
-            for heads in self._sizes.heads:
-                yield f"attention of our own {heads}", split_kv.why_not(AttentionShape(1, *heads), dtype, self._device)
             for name, off in kernel_ops.differences(dtype, self._device).items():
                 yield f"kernel {name}", off
 
@@ -179,29 +185,42 @@ class Items:
         )
 
     def steps(self, shape: str) -> Figures:
-        """Measure how long decode steps take, of all batch sizes, plain and shaped; and what the device does in one."""
+        """Measure how long decode steps take, of all batch sizes, plain and shaped; and what the device does in one.
+
+        What watches a device may go on to cost it time, so that comes last.
+        """
         sizes = self._sizes
-        rate = self._rate()
         context = Workload(max(sizes.batches), sizes.prompt, sizes.steps).context
         model = RandomModel(shape, self._device, context)
         yield "way", model.way
-        limits = _limits(max(sizes.batches), context)
-        with model.running(limits) as running:
-            yield "recording", {"s": running.recorded_s}
-            for kind, batch in [
-                *itertools.product(["plain"], sizes.batches),
-                *itertools.product(list(SAMPLING)[1:], sizes.shaped_batches),
-            ]:
-                workload = Workload(batch, sizes.prompt, sizes.steps, kind)
-                found = measure(model, running, workload, bytes_per_s=rate, limit_s=sizes.limit_s)
-                yield f"{kind}, batch {batch}", dataclasses.asdict(found)
-                running.drop(batch, sizes.limit_s)
-            yield from self._without(model, rate)
-            for kind, batch in itertools.product(SAMPLING, sizes.shaped_batches):
-                yield f"device, {kind}, batch {batch}", self._profile(running, Workload(batch, sizes.prompt, 0, kind))
+        first, *others = model.attentions
+        yield from self._timed(model, first, SAMPLING)
+        yield from self._without(model)
+        for attention in others:
+            yield from self._timed(model, attention, ["plain"])
+        for attention, kinds in [(first, list(SAMPLING)), *((one, ["plain"]) for one in others)]:
+            with model.running(_limits(max(sizes.shaped_batches), context), attention=attention) as running:
+                for kind, batch in itertools.product(kinds, sizes.shaped_batches):
+                    found = self._profile(running, Workload(batch, sizes.prompt, 0, kind))
+                    yield f"device, {attention}, {kind}, batch {batch}", found
+
+    def _timed(self, model: RandomModel, attention: str, kinds: Iterable[str]) -> Figures:
+        sizes = self._sizes
+        context = Workload(max(sizes.batches), sizes.prompt, sizes.steps).context
+        with model.running(_limits(max(sizes.batches), context), attention=attention) as running:
+            yield f"{attention}, recording", {"s": running.recorded_s}
+            for kind in kinds:
+                for batch in sizes.batches if kind == "plain" else sizes.shaped_batches:
+                    workload = Workload(batch, sizes.prompt, sizes.steps, kind)
+                    yield f"{attention}, {kind}, batch {batch}", self._measured(model, running, workload)
+                    running.drop(batch, sizes.limit_s)
+
+    def _measured(self, model: RandomModel, running: Running, workload: Workload) -> dict[str, Any]:
+        found = measure(model, running, workload, bytes_per_s=self._rate(), limit_s=self._sizes.limit_s)
+        return dataclasses.asdict(found)
 
     def _profile(self, running: Running, workload: Workload) -> dict[str, Any]:
-        """Tell what the device does in a step. Last: what watches a device may go on to cost it time."""
+        """Tell what the device does in a step."""
         running.fill(workload, self._sizes.limit_s)
         try:
             found = running.profile(self._sizes.limit_s)
@@ -210,20 +229,15 @@ class Items:
         running.drop(workload.batch, self._sizes.limit_s)
         return found
 
-    def _without(self, model: RandomModel, rate: float) -> Figures:
+    def _without(self, model: RandomModel) -> Figures:
         """Measure what graphs and kernels gain, at the smallest batch."""
         workload = Workload(min(self._sizes.batches), self._sizes.prompt, self._sizes.steps)
         limits = _limits(workload.batch, workload.context)
-
-        def timed(running: Running) -> dict[str, Any]:
-            found = measure(model, running, workload, bytes_per_s=rate, limit_s=self._sizes.limit_s)
-            return dataclasses.asdict(found)
-
         with model.running(limits, graphs=False) as running:
-            yield "without graphs", timed(running)
+            yield "without graphs", self._measured(model, running, workload)
         operations, model.decoder.operations = model.decoder.operations, TorchOps()
         with model.running(limits, operations=TorchOps()) as running:
-            yield "without kernels", timed(running)
+            yield "without kernels", self._measured(model, running, workload)
         model.decoder.operations = operations
 
     def tests(self) -> Figures:
@@ -284,8 +298,9 @@ class Items:
             torch.cuda.empty_cache()
 
     def _rate(self) -> float:
-        self._bytes_per_s = self._bytes_per_s or copied_bytes_per_s(self._device)
-        self.let_go()
+        if not self._bytes_per_s:
+            self._bytes_per_s = copied_bytes_per_s(self._device)
+            self.let_go()
         return self._bytes_per_s
 
 

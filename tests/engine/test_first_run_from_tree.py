@@ -70,5 +70,5 @@ def test_a_machine_with_torch_alone_runs_all_of_it(tmp_path: Path) -> None:
     [report] = (tmp_path / "out").glob("gpu-*.json")
     items = json.loads(report.read_text())["items"]
     assert {one["state"] for one in items.values()} == {"done"}
-    assert items["steps-tiny"]["figures"]["plain, batch 3"]["batch"] == 3
+    assert items["steps-tiny"]["figures"]["definition, plain, batch 3"]["batch"] == 3
     assert all(one["exact"] == one["streams"] for one in items["kill"]["figures"].values())
