@@ -24,6 +24,7 @@ import torch
 from zmqrt.worker.engines import generate
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.flash import FlashAttention, Layout
+from zmqrt.worker.engines.generate.ops import HeadNorms
 from zmqrt.worker.engines.generate.sequence_table import SamplingMode, SequenceTable
 from zmqrt.worker.engines.generate.transfers import Transfers
 
@@ -57,13 +58,17 @@ def launches() -> dict[str, Callable[[], object]]:
     from zmqrt.worker.engines.generate import kernel_ops  # it needs Triton, which CPU builds of torch do not bring
 
     ours = kernel_ops.KernelOps()
-    sampler = ours.sampler(SequenceTable(3, 128256, 0, Transfers(_CARD)))
+    table = SequenceTable(3, 128256, 0, Transfers(_CARD))
+    sampler = ours.sampler(table)
     slots = torch.arange(3)
-    heads, turn = _empty(3, 48, 128), (_empty(3, 128), _empty(3, 128))
+    heads, turn = _empty(3, 48, 128), (_empty(9, 128), _empty(9, 128), slots)
+    llama, qwen = AttentionShape(1, 32, 8, 128), HeadNorms(_empty(128), _empty(128), 1e-6)
     return {
         "add_norm": lambda: ours.add_norm(_empty(3, 4096), _empty(3, 4096), _empty(4096), 1e-5),
         "add_norm, first": lambda: ours.add_norm(_empty(3, 4096), None, _empty(4096), 1e-5),
-        "rotate_and_store": lambda: ours.rotate_and_store(heads, turn, pool(AttentionShape(1, 32, 8, 128)), 0),
+        "rotate_and_store": lambda: ours.rotate_and_store(heads, turn, pool(llama), 0),
+        "rotate_and_store, normed": lambda: ours.rotate_and_store(heads, turn, pool(llama), 0, qwen),
+        "read_inputs": lambda: ours.inputs(table, slots),
         "gate": lambda: ours.gate(_empty(3, 28672)),
         "hash_rows": lambda: sampler.hashes(slots),
         "draw, plain": lambda: sampler.draw(slots, _empty(3, 128256), SamplingMode.PLAIN),

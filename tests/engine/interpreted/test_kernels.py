@@ -6,6 +6,7 @@ What an interpreter cannot show, that they compile, `test_kernel_builds.py` does
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from zmqrt.worker.engines.generate import kernels
 from zmqrt.worker.engines.generate.kernel_ops import KernelOps, differences, why_not
 from zmqrt.worker.engines.generate.kernel_sampler import KernelSampler
+from zmqrt.worker.engines.generate.sequence_table import DecodeInputs
 from zmqrt.worker.engines.generate.slot_sampler import Sample
 
 pytestmark = pytest.mark.integration
@@ -29,13 +31,15 @@ def test_each_kernel_computes_what_torch_does(dtype: torch.dtype, most: float) -
     assert why_not(dtype, "cpu") is None
 
 
-@pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store"])
+@pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store", "inputs"])
 def test_the_self_test_finds_a_kernel_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes out of it is a little off, or an id further."""
     right = getattr(KernelOps, name)
 
     def wrong(*arguments: Any) -> Any:
         result = right(*arguments)
+        if isinstance(result, DecodeInputs):
+            return replace(result, lengths=result.lengths + 1)
         return (result[0], result[1] + 0.1) if isinstance(result, tuple) else result + 1
 
     monkeypatch.setattr(KernelOps, name, wrong)

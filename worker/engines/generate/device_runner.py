@@ -22,7 +22,7 @@ from .engine import Drawn
 from .flash import FlashAttention, Layout, Operation, flash, key_bounds
 from .ops import TorchOps
 from .schedule import EngineStep, SchedulerLimits, Sequence, SequenceStep
-from .sequence_table import LENGTH, START, TOKEN, SamplingMode, SequenceTable, mode_for
+from .sequence_table import SamplingMode, SequenceTable, mode_for
 from .slot_sampler import Sample
 from .torch_runner import Decoder, Pass, passes_of
 from .transfers import Arrival, Transfers
@@ -164,19 +164,17 @@ class DeviceRunner:
 
     def _decode(self, slots: torch.Tensor, mode: SamplingMode, most_keys: int) -> Sample:
         """Compute one token of each slot from what the slots know. Nothing here may ask the device for a number."""
-        lines = self._slots.table[slots]
-        positions = lines[:, LENGTH] - 1
-        starts = lines[:, START].int()
+        inputs = self._operations.inputs(self._slots, slots)
         layout = Layout(
-            places=lines[:, START] + positions,
+            places=inputs.places,
             bounds=self._bounds[: len(slots) + 1],
-            starts=torch.cat((starts, starts[:1])),
-            lengths=lines[:, LENGTH].int(),
+            starts=inputs.starts,
+            lengths=inputs.lengths,
             most_queries=1,
             most_keys=most_keys,
         )
         self._attention.prepare(layout)
-        logits = self._decoder.forward(lines[:, TOKEN], positions, self._attention, None)
+        logits = self._decoder.forward(inputs.token_ids, inputs.positions, self._attention, None)
         return self._sampler.draw(slots, logits, mode)
 
     # --- pieces of prompts -------------------------------------------------------------------------------------------

@@ -6,18 +6,21 @@ Without a GPU the kernels run under Triton's interpreter (TRITON_INTERPRET=1), w
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Final
 
 import torch
 import triton
 
+from ..base import SamplingParams
 from . import kernel_sampler
 from . import kernels as untyped_kernels
 from .attention import Attention, AttentionShape
 from .flash import FlashAttention, Layout
 from .kernel_sampler import KernelSampler
-from .ops import TorchOps
-from .sequence_table import SequenceTable
+from .ops import HeadNorms, TorchOps, Turn
+from .sequence_table import DecodeInputs, SequenceTable
+from .transfers import Transfers
 
 kernels: Any = untyped_kernels
 _GATE_BLOCK: Final = 1024
@@ -54,12 +57,17 @@ class KernelOps(TorchOps):
         )
         return summed, normed
 
+    def turn(self, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> Turn:
+        """See `TorchOps`: each layer looks up by itself, which is two kernels less."""
+        return cos, sin, positions
+
     def rotate_and_store(
         self,
         heads: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        turn: Turn,
         attention: Attention,
         layer: int,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         """See `TorchOps`."""
         tokens, total, size = heads.shape
@@ -69,9 +77,10 @@ class KernelOps(TorchOps):
         keys, values = attention.keys(layer), attention.values(layer)
         kernels.rotate_and_store[(tokens, total)](
             heads,
-            turn[0],
-            turn[1],
+            *turn,
             attention.places,
+            heads if norms is None else norms.query,
+            heads if norms is None else norms.key,
             query,
             keys,
             values,
@@ -80,6 +89,8 @@ class KernelOps(TorchOps):
             n_query,
             kv_heads,
             size // 2,
+            0.0 if norms is None else norms.eps,
+            HAS_NORM=norms is not None,
             BLOCK=triton.next_power_of_2(size // 2),
             num_warps=1,
         )
@@ -91,6 +102,18 @@ class KernelOps(TorchOps):
         out = gate_up.new_empty((tokens, width))
         kernels.gate[(tokens, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, BLOCK=_GATE_BLOCK)
         return out
+
+    def inputs(self, slots: SequenceTable, rows: torch.Tensor) -> DecodeInputs:
+        """See `TorchOps`."""
+        count = len(rows)
+        token_ids, positions, places = (torch.empty_like(rows) for _ in range(3))
+        starts = torch.empty(count + 1, dtype=torch.int32, device=rows.device)
+        lengths = torch.empty(count, dtype=torch.int32, device=rows.device)
+        block = triton.next_power_of_2(count + 1)
+        kernels.read_inputs[(1,)](
+            rows, slots.table, token_ids, positions, places, starts, lengths, count, BLOCK=block, num_warps=1
+        )
+        return DecodeInputs(token_ids, positions, places, starts, lengths)
 
     def sampler(self, slots: SequenceTable) -> KernelSampler:
         """See `TorchOps`."""
@@ -113,31 +136,47 @@ def differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, flo
     def random(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator, device=device).to(dtype)
 
-    def off(one: torch.Tensor, other: torch.Tensor) -> float:
-        return float(torch.nan_to_num((one.float() - other.float()).abs().max(), nan=torch.inf))
-
-    ours, plain = KernelOps(), TorchOps()
-    hidden, change, weight = random(5, 576), random(5, 576), random(576)
-    summed, normed = (
-        max(off(one, other) for one, other in zip(*pair, strict=True))
-        for pair in (
-            (ours.add_norm(hidden, None, weight, 1e-5), plain.add_norm(hidden, None, weight, 1e-5)),
-            (ours.add_norm(hidden, change, weight, 1e-5), plain.add_norm(hidden, change, weight, 1e-5)),
-        )
-    )
     gates = random(3, 3000)
-    shape = AttentionShape(layers=2, heads=6, kv_heads=2, head_size=64)
-    places = torch.tensor([3, 49, 7], device=device)
-    none = places.int()
-    pools = [FlashAttention(shape, 50, dtype=dtype, device=device) for _ in range(2)]
-    for pool in pools:
-        pool.prepare(Layout(places, none, none, none, 1, 1))
-    heads, turn = random(3, 10, 64), (random(3, 64), random(3, 64))
-    queries = [one.rotate_and_store(heads, turn, pool, 1) for one, pool in zip((ours, plain), pools, strict=True)]
-    stored = max(off(pools[0].keys(1), pools[1].keys(1)), off(pools[0].values(1), pools[1].values(1)))
     return {
-        "add_norm": max(summed, normed),
-        "gate": off(ours.gate(gates), plain.gate(gates)),
-        "rotate_and_store": max(off(*queries), stored),
+        "add_norm": max(_off_in_norm(random(5, 576), change, random(576)) for change in (None, random(5, 576))),
+        "gate": _off(KernelOps().gate(gates), TorchOps().gate(gates)),
+        "rotate_and_store": max(
+            _off_in_turn(random(3, 10, 64), random(9, 64), norms)
+            for norms in (None, HeadNorms(random(64).sigmoid(), random(64).sigmoid(), 1e-6))
+        ),
+        "inputs": _off_in_inputs(device),
         **kernel_sampler.differences(dtype, device),
     }
+
+
+def _off(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.nan_to_num((one.float() - other.float()).abs().max(), nan=torch.inf))
+
+
+def _off_in_norm(hidden: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor) -> float:
+    ours, right = (one.add_norm(hidden, change, weight, 1e-5) for one in (KernelOps(), TorchOps()))
+    return max(map(_off, ours, right))
+
+
+def _off_in_turn(heads: torch.Tensor, angles: torch.Tensor, norms: HeadNorms | None) -> float:
+    """Compare queries, and what lies in the pools afterwards."""
+    shape = AttentionShape(layers=2, heads=6, kv_heads=2, head_size=64)
+    places, positions = torch.tensor([[3, 49, 7], [8, 0, 5]], device=heads.device).unbind()
+    found: list[tuple[torch.Tensor, ...]] = []
+    for operations in (KernelOps(), TorchOps()):
+        pool = FlashAttention(shape, 50, dtype=heads.dtype, device=heads.device)
+        pool.prepare(Layout(places, places.int(), places.int(), places.int(), 1, 1))
+        turn = operations.turn(angles.cos(), angles.sin(), positions)
+        query = operations.rotate_and_store(heads, turn, pool, 1, norms)
+        found.append((query, pool.keys(1), pool.values(1)))
+    return max(map(_off, *found))
+
+
+def _off_in_inputs(device: torch.device | str) -> float:
+    transfers = Transfers(device)
+    transfers.settle()
+    with transfers.computing():
+        table = kernel_sampler.table_of([SamplingParams()] * 5, 10, transfers)
+        rows = torch.tensor([2, 0, 5, 4], device=device)
+        ours, right = (dataclasses.astuple(one.inputs(table, rows)) for one in (KernelOps(), TorchOps()))
+        return max(map(_off, ours, right))

@@ -6,13 +6,20 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import triton
 import triton.language as tl
 
+from . import sequence_table
+
 # Triton 3.9 warns where nobody says whether a product and a sum may be one instruction, and 3.10 would say no, which is
 # slower. It is read at each launch, not at the import.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+_COLUMNS: Final = tl.constexpr(sequence_table.COLUMNS)
+_TOKEN: Final = tl.constexpr(sequence_table.TOKEN)
+_LENGTH: Final = tl.constexpr(sequence_table.LENGTH)
+_START: Final = tl.constexpr(sequence_table.START)
 
 
 @triton.jit
@@ -34,8 +41,9 @@ def add_norm(hidden, change, weight, summed, normed, width, eps, HAS_CHANGE: tl.
 
 @triton.jit
 def rotate_and_store(
-    heads, cos, sin, places, query, keys, values, token_stride, head_stride, n_query, n_kv, half, BLOCK: tl.constexpr
-):
+    heads, cos, sin, positions, places, query_norm, key_norm, query, keys, values, token_stride, head_stride,
+    n_query, n_kv, half, eps, HAS_NORM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     at = tl.arange(0, BLOCK)
@@ -45,7 +53,20 @@ def rotate_and_store(
     high = tl.load(source + half + at, mask=is_in, other=0.0)
     place = tl.load(places + token) * token_stride
     if head < n_query + n_kv:
-        angle = token * (2 * half) + at
+        if HAS_NORM:
+            weight = query_norm
+            if head >= n_query:
+                weight = key_norm
+            wide_low = low.to(tl.float32)
+            wide_high = high.to(tl.float32)
+            squares = tl.sum(wide_low * wide_low + wide_high * wide_high, axis=0)
+            scale = tl.rsqrt(squares / (2 * half) + eps)
+            # Rounded in between, as where the norm is an operation of its own.
+            low = (wide_low * scale * tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32)).to(low.dtype)
+            high = (wide_high * scale * tl.load(weight + half + at, mask=is_in, other=0.0).to(tl.float32)).to(
+                high.dtype
+            )
+        angle = tl.load(positions + token) * (2 * half) + at
         cos_low = tl.load(cos + angle, mask=is_in, other=0.0).to(tl.float32)
         sin_low = tl.load(sin + angle, mask=is_in, other=0.0).to(tl.float32)
         cos_high = tl.load(cos + angle + half, mask=is_in, other=0.0).to(tl.float32)
@@ -76,3 +97,17 @@ def gate(gate_up, out, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + token * 2 * width + at, mask=is_in, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * 2 * width + width + at, mask=is_in, other=0.0).to(tl.float32)
     tl.store(out + token * width + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def read_inputs(slots, table, token_ids, positions, places, starts, lengths, rows, BLOCK: tl.constexpr):
+    row = tl.arange(0, BLOCK)
+    is_in = row < rows
+    line = table + tl.load(slots + row % rows) * _COLUMNS
+    length = tl.load(line + _LENGTH)
+    start = tl.load(line + _START)
+    tl.store(token_ids + row, tl.load(line + _TOKEN), mask=is_in)
+    tl.store(positions + row, length - 1, mask=is_in)
+    tl.store(places + row, start + length - 1, mask=is_in)
+    tl.store(lengths + row, length.to(tl.int32), mask=is_in)
+    tl.store(starts + row, start.to(tl.int32), mask=row <= rows)  # the last one is the first again

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch.nn.functional import embedding, linear, rms_norm
+from torch.nn.functional import embedding, linear
 
 from ...context import GROWING, kind_of, scalings
 from .attention import Attention, AttentionShape
-from .ops import TorchOps
+from .ops import HeadNorms, TorchOps, Turn
 
 FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are what `_Layer` says."""
@@ -23,13 +23,12 @@ FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of one layer; biases and the norms of query and key are None where a model has none."""
+    """Weights of one layer; biases and the norms of heads are None where a model has none."""
 
     norm: torch.Tensor
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
+    head_norms: HeadNorms | None
     out: torch.Tensor
     out_bias: torch.Tensor | None
     mlp_norm: torch.Tensor
@@ -66,7 +65,7 @@ class LlamaDecoder:
         """How the small operations between the matrix products are computed."""
         self._eps = float(config.rms_norm_eps)
         self.shape = AttentionShape.of(config)
-        self._layers = [_take(layer) for layer in model.model.layers]
+        self._layers = [_take(layer, self._eps) for layer in model.model.layers]
         self._embed: torch.Tensor = model.model.embed_tokens.weight.data
         self._norm: torch.Tensor = model.model.norm.weight.data
         self._head: torch.Tensor = model.lm_head.weight.data
@@ -87,7 +86,7 @@ class LlamaDecoder:
     ) -> torch.Tensor:
         """Run one pass of `ids` [tokens] at `positions`; return logits [rows, vocabulary] of some rows, or of all."""
         hidden = embedding(ids, self._embed)
-        turn = self._cos[positions], self._sin[positions]
+        turn = self.operations.turn(self._cos, self._sin, positions)
         change: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
             hidden, normed = self.operations.add_norm(hidden, change, layer.norm, self._eps)
@@ -105,17 +104,12 @@ class LlamaDecoder:
         index: int,
         layer: _Layer,
         normed: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        turn: Turn,
         attention: Attention,
     ) -> torch.Tensor:
         """Compute queries, keys and values of a layer; keys and values go to the pool, queries are returned."""
-        n_query, n_kv, size = self.shape.heads, self.shape.kv_heads, self.shape.head_size
-        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, size)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query = rms_norm(heads[:, :n_query], (size,), layer.query_norm, self._eps)
-            key = rms_norm(heads[:, n_query:-n_kv], (size,), layer.key_norm, self._eps)
-            heads = torch.cat((query, key, heads[:, -n_kv:]), dim=1)
-        return self.operations.rotate_and_store(heads, turn, attention, index)
+        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, self.shape.head_size)
+        return self.operations.rotate_and_store(heads, turn, attention, index, layer.head_norms)
 
 
 def _rotations(model: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401
@@ -126,7 +120,7 @@ def _rotations(model: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     return cos[0], sin[0]
 
 
-def _take(layer: Any) -> _Layer:  # noqa: ANN401 - transformers' modules are untyped
+def _take(layer: Any, eps: float) -> _Layer:  # noqa: ANN401 - transformers' modules are untyped
     """Fuse the weights of a layer, and let go of the originals: both at once would not fit."""
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
@@ -135,8 +129,9 @@ def _take(layer: Any) -> _Layer:  # noqa: ANN401 - transformers' modules are unt
         qkv_bias=None
         if attention.q_proj.bias is None
         else _fuse([attention.q_proj, attention.k_proj, attention.v_proj], "bias"),
-        query_norm=attention.q_norm.weight.data if hasattr(attention, "q_norm") else None,
-        key_norm=attention.k_norm.weight.data if hasattr(attention, "k_norm") else None,
+        head_norms=HeadNorms(attention.q_norm.weight.data, attention.k_norm.weight.data, eps)
+        if hasattr(attention, "q_norm")
+        else None,
         out=attention.o_proj.weight.data,
         out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
         mlp_norm=layer.post_attention_layernorm.weight.data,

@@ -12,6 +12,7 @@ import functools
 import operator
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -50,6 +51,17 @@ RECORDED: Final = (
 )
 """What is worth a graph, the commonest first: any mode is in one of them, and eight of each size would take twice the
 time to load for a kernel that is spared now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """What a decode step begins with, for each of its rows, and one `start` more (see `flash.Layout`)."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    places: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
 
 
 class SequenceTable:
@@ -97,6 +109,19 @@ class SequenceTable:
         packed = self._transfers.up([*lines, *(self._of[sequence] for sequence in lengths)])
         slots = packed[len(lines) :]
         self.table.index_copy_(0, slots, packed[: len(lines)].view(-1, COLUMNS))
+
+    def inputs(self, slots: torch.Tensor) -> DecodeInputs:
+        """Read the last token of each slot and where it goes: int64, starts and lengths int32."""
+        lines = self.table[slots]
+        positions = lines[:, LENGTH] - 1
+        starts = lines[:, START].int()
+        return DecodeInputs(
+            token_ids=lines[:, TOKEN],
+            positions=positions,
+            places=lines[:, START] + positions,
+            starts=torch.cat((starts, starts[:1])),
+            lengths=lines[:, LENGTH].int(),
+        )
 
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor, mode: SamplingMode) -> None:
         """Append a token to each of the sequences in `slots`; padding stays as it is."""
