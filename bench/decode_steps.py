@@ -183,12 +183,11 @@ class RandomModel:
             operation=make(limits.slots, kv_tokens, limits.is_deterministic),
         )
         began = time.perf_counter()
-        if graphs and self.device.startswith("cuda"):
-            runner.record(lambda _percent: None)
-        recorded_s = time.perf_counter() - began
+        lost = runner.record(lambda _percent: None) if graphs and self.device.startswith("cuda") else []
+        recorded = {"graphs": runner.recorded, "s": time.perf_counter() - began, "lost": lost}
         engine = GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits)
         try:
-            yield Running(engine, runner, self.device, recorded_s)
+            yield Running(engine, runner, self.device, recorded)
         finally:
             settle(self.device)
             engine.close()
@@ -201,9 +200,10 @@ class RandomModel:
 class Running:
     """An engine, and what is measured while it runs."""
 
-    def __init__(self, engine: GenerateEngine, runner: DeviceRunner, device: str, recorded_s: float) -> None:
+    def __init__(self, engine: GenerateEngine, runner: DeviceRunner, device: str, recorded: dict[str, Any]) -> None:
         self.engine = engine
-        self.recorded_s = recorded_s
+        self.recorded = recorded
+        """How many steps are graphs, how long that took, and what is none and why."""
         self._vocabulary: int = runner.vocabulary
         self._device = device
         self._launch_s = 0.0

@@ -208,7 +208,7 @@ class Items:
         sizes = self._sizes
         context = Workload(max(sizes.batches), sizes.prompt, sizes.steps).context
         with model.running(_limits(max(sizes.batches), context), attention=attention) as running:
-            yield f"{attention}, recording", {"s": running.recorded_s}
+            yield f"{attention}, recording", running.recorded
             for kind in kinds:
                 for batch in sizes.batches if kind == "plain" else sizes.shaped_batches:
                     workload = Workload(batch, sizes.prompt, sizes.steps, kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -38,17 +38,18 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return made
 
 
-def test_what_is_tested_here_is_what_serves(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """Compiled kernels, torch's flash operation and graphs: each is left out with a warning where it does not work."""
+def test_what_is_tested_here_is_what_serves(make: Make) -> None:
+    """Compiled kernels, torch's flash operation and graphs; what does not work is left out, and that is told."""
     from zmqrt.worker.engines.generate import sampling_kernels
 
-    with caplog.at_level(logging.INFO):
-        make()
+    engine = make()
+    runner = engine.runner
 
+    assert engine.fallback == ""
+    assert isinstance(runner, DeviceRunner)
+    assert runner.recorded > 0
     assert "TRITON_INTERPRET" not in os.environ
     assert "Interpreted" not in type(sampling_kernels.draw).__name__
-    assert "recorded as graphs" in caplog.text
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_recorded_steps_draw_what_calls_do(make: Make) -> None:
@@ -100,15 +101,21 @@ def test_a_launch_waits_for_nothing(make: Make) -> None:
 
 
 def test_many_requests_leave_no_memory_behind(make: Make) -> None:
-    """Allocated and reserved stay as they are after the first round."""
+    """Allocated and reserved stay about as they are after the first round.
+
+    Not to the byte: what another stream still uses is freed a little later, and so lies elsewhere each time.
+    """
     engine = make()
     requests = requests_of_all_kinds(32, vocabulary=256, tokens=20)
-    tokens_of(engine, requests)
-    torch.cuda.synchronize()
-    before = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
 
-    for _ in range(10):
+    def used_mib() -> tuple[float, float]:
         tokens_of(engine, requests)
+        gc.collect()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated() / 2**20, torch.cuda.memory_reserved() / 2**20
 
-    torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    allocated, reserved = used_mib()
+    rounds = [used_mib() for _ in range(10)]
+
+    assert rounds[-1][0] < allocated + 1, rounds
+    assert rounds[-1][1] < reserved + 64, rounds

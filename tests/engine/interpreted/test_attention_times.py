@@ -18,7 +18,9 @@ def test_our_own_attention_is_found_and_timed(monkeypatch: pytest.MonkeyPatch) -
     shape = AttentionShape(1, 4, 2, 32)
     monkeypatch.setattr(attention_times, "CALLS", 2)
     monkeypatch.setattr(attention_times, "_REPLAYS", 1)
-    monkeypatch.setattr(split_kv, "why_not", lambda *_: None)  # test_attention_kernels.py tries that
+    monkeypatch.setattr(
+        split_kv, "why_not", lambda _shape, _dtype, _device: None
+    )  # test_attention_kernels.py tries that
 
     makers, _ = attentions.find(shape, torch.float32, "cpu")
     words = {"batches": (2,), "lengths": (40,), "bounds": (64, 128)}
