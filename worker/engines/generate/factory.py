@@ -43,7 +43,7 @@ def factory(spec: EngineSpec, progress: Progress) -> GenerateEngine:
     _check(spec)
     preflight.check_device(spec)
     preflight.check_memory(
-        spec, spare_bytes=sizing.SPARE_MIB << 20, must_fit=sizing.is_on(spec, "memory_check", default=True)
+        spec, spare_bytes=sizing.MARGIN_MIB << 20, must_fit=sizing.is_on(spec, "memory_check", default=True)
     )
     wanted = spec.options.get("path", "auto")
     way = Way(wanted, sizing.is_on(spec, "kernels", default=True), sizing.is_on(spec, "graphs", default=True))

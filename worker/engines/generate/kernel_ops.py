@@ -13,7 +13,7 @@ import torch
 import triton
 
 from ..base import SamplingParams
-from . import kernel_sampler
+from . import kernel_sampler, preflight
 from . import kernels as untyped_kernels
 from .attention import Attention, AttentionShape
 from .flash import FlashAttention, Layout
@@ -125,7 +125,7 @@ def why_not(dtype: torch.dtype, device: torch.device | str) -> str | None:
     try:
         worst = max(differences(dtype, device).items(), key=lambda pair: pair[1])
     except Exception as error:  # noqa: BLE001 - a compiler's errors have no common class
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return preflight.why_no_kernels(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return None if worst[1] <= _TOLERANCE else f"{worst[0]} is off by {worst[1]:.3g}"
 
 

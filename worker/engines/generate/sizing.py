@@ -35,7 +35,8 @@ _KV_SHARE: Final = 0.85
 """Of what is free after loading the pool takes about so much, for a first guess at the rows."""
 SPARE_MIB: Final = 1024
 """What has to stay free on a GPU beside weights and pool, before a step was seen."""
-_MARGIN_MIB: Final = 256
+MARGIN_MIB: Final = 256
+"""Stays free on a GPU whatever was seen; a model that does not leave so much is refused before it is loaded."""
 _GRAPH_MIB: Final = 10
 """Of the driver, for each graph: some hundred nodes with their arguments."""
 _ROW_BYTES: Final = 9 + 16
@@ -106,7 +107,7 @@ def reserve(seen: DryRun, limits: SchedulerLimits, vocabulary: int, *, has_graph
     """Return the bytes of a GPU that are not for the pool: a step, the tables of the slots, the graphs."""
     sizes = 1 if limits.is_deterministic else len(sizes_for(limits.slots))
     graphs = sizes * len(RECORDED) * (_GRAPH_MIB << 20) if has_graphs else 0
-    return int(seen.most_bytes * _MORE) + limits.slots * vocabulary * _ROW_BYTES + graphs + (_MARGIN_MIB << 20)
+    return int(seen.most_bytes * _MORE) + limits.slots * vocabulary * _ROW_BYTES + graphs + (MARGIN_MIB << 20)
 
 
 def plan_tokens(spec: EngineSpec, loaded: Loaded, rows: int, left_bytes: int) -> int:
