@@ -218,7 +218,7 @@ def _changes(model: ModelDirectory, plan: ServingPlan, memory: DeviceMemory) -> 
 def _shortened(model: ModelDirectory, plan: ServingPlan, memory: DeviceMemory) -> list[str] | None:
     """Return which bounds of keys and values make it fit; none are needed if it fits as it is, None if none help."""
     need = measure(model, plan)
-    left = memory.free_bytes - need.weights_bytes - need.mapped_bytes - need.spare_bytes
+    left = _advised(memory) - need.weights_bytes - need.mapped_bytes - need.spare_bytes
     if left >= need.kv_bytes:
         return []
     tokens = left // need.kv_token_bytes if need.kv_token_bytes else 0
@@ -235,10 +235,14 @@ def _shortened(model: ModelDirectory, plan: ServingPlan, memory: DeviceMemory) -
     return words
 
 
+def _advised(memory: DeviceMemory) -> int:
+    """Return how much may be counted of what is free: what is said to fit must not be close."""
+    return int(memory.free_bytes / (1 + _CLOSE_SHARE))
+
+
 def _other_models(plan: ServingPlan, memory: DeviceMemory) -> Iterator[str]:
     """Say how large a model fits, in the smaller type, and which of those we know."""
-    room = memory.free_bytes - plan.spare_bytes
-    most = max(0, int(room / (1 + _CLOSE_SHARE))) // _ITEM_BYTES["bfloat16"]
+    most = max(0, _advised(memory) - plan.spare_bytes) // _ITEM_BYTES["bfloat16"]
     if most >= 10**8:
         yield f"models of up to {most / 1e9:.1f} billion parameters fit as bfloat16"
     known = [name for name, parameters in CATALOGUE.items() if parameters <= most]
