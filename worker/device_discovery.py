@@ -28,6 +28,8 @@ Choice = Literal["auto", "cpu", "cuda", "mock"]
 MOCK_DEVICES: Final = 2
 _CUDA_THREADS: Final = 2
 """An engine on a GPU computes next to nothing beside it; idle threads of it would cost others their cores."""
+_ALLOCATOR_SETTINGS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The name, and the one that it had before torch 2.9: whoever sets either has reasons."""
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +57,13 @@ class DeviceSpec:
         quiet = {"TOKENIZERS_PARALLELISM": "false"}
         # Threads of several processes that spin while they wait take the cores from those that compute.
         calm = {"OMP_NUM_THREADS": threads or str(self.threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-        return {**quiet, **calm, "CUDA_VISIBLE_DEVICES": self.handle}
+        return {**quiet, **calm, **self._allocator(), "CUDA_VISIBLE_DEVICES": self.handle}
+
+    def _allocator(self) -> dict[str, str]:
+        """Let torch's allocator grow what it has: prompts of all lengths leave holes that fit no other."""
+        if self.kind != "cuda" or any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+            return {}
+        return {_ALLOCATOR_SETTINGS[0]: "expandable_segments:True"}
 
     def info(self) -> m.DeviceInfo:
         """Describe it for brokers."""

@@ -6,7 +6,10 @@ plain arithmetic stands in. `bench/gpu_first_run.py` tries the operation itself.
 
 from __future__ import annotations
 
+import gc
 import random
+import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +43,7 @@ from zmqrt.worker.engines.generate.llama import LlamaDecoder
 from zmqrt.worker.engines.generate.schedule import KvCopy, SchedulerLimits
 from zmqrt.worker.engines.generate.sequence_table import RECORDED, SamplingMode, mode_for
 from zmqrt.worker.engines.generate.torch_runner import Decoder, TorchRunner
+from zmqrt.worker.engines.generate.transfers import Arrival, Transfers
 from zmqrt.worker.engines.sampling_state import SamplingState
 
 pytestmark = pytest.mark.integration
@@ -277,6 +281,84 @@ def test_out_of_memory_is_tried_piece_by_piece_and_costs_one_request_at_most(mak
     assert "ran out of memory at tokens 0 to 90 of the prompt" in (outcomes[4].error or "")
     assert tokens_of(engine, fits) == right
     assert engine.stats().kv_percent == 0
+
+
+class Event:
+    """One that happens after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def query(self) -> bool:
+        """Look."""
+        self._looks -= 1
+        return self._looks < 0
+
+
+def test_a_short_wait_is_no_sleep_and_a_hung_device_no_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest sleep is half as long as a step may take; whoever asked is asked back after its time."""
+    now, naps = 0.0, list[float]()
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.00001
+        return now
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        naps.append(seconds)
+        now += seconds
+
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "sleep", sleep)
+
+    assert Arrival([], Event(10)).wait(0.05)
+    assert naps == []
+    assert not Arrival([], Event(10**9)).wait(0.05)
+    assert 100 < len(naps) < 1000
+
+
+def test_what_a_pass_without_memory_held_is_free_when_memory_is_given_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside the handler the error would still hold all that the pass had got."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    class Hungry(Scarce):
+        def forward(
+            self, ids: torch.Tensor, positions: torch.Tensor, attention: Attention, rows: torch.Tensor | None
+        ) -> torch.Tensor:
+            hidden = torch.zeros(len(ids))
+            held.append(weakref.ref(hidden))
+            return super().forward(ids, positions, attention, rows)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(held[-1]() is not None))
+    engine = make(decoder=lambda model: Hungry(LlamaDecoder(model), 20), chunk_tokens=200)
+    run(engine, [ask(ticket=1, length=30)])
+
+    assert alive == [False]
+
+
+def test_nothing_is_let_go_while_the_device_uses_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all of it is, even if the device has failed."""
+    engine = make()
+    runner = engine.runner
+    assert isinstance(runner, DeviceRunner)
+    pool = weakref.ref(runner._attention)  # noqa: SLF001 - what holds the memory
+    settled: list[bool] = []
+
+    def settle(_self: Transfers) -> None:
+        settled.append(pool() is not None)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Transfers, "settle", settle)
+    with pytest.raises(RuntimeError, match="illegal"):
+        engine.close()
+    gc.collect()
+
+    assert settled == [True]
+    assert pool() is None
 
 
 def test_the_views_of_a_layer_are_made_once() -> None:

@@ -192,6 +192,20 @@ def test_more_devices_than_cores_have_a_thread_each(monkeypatch: pytest.MonkeyPa
     assert [one.threads for one in find_devices(WorkerSettings(), {})] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_of_a_gpu_grows_what_it_has_unless_somebody_set_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its new name or its old one."""
+    for one in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(one, raising=False)
+    gpu = DeviceSpec(id="cuda:0", kind="cuda", handle="GPU-1")
+
+    assert gpu.environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    assert "PYTORCH_ALLOC_CONF" not in gpu.environment()
+
+
 def test_a_process_on_the_cpu_keeps_to_its_threads() -> None:
     """Threads that spin while they wait would take the cores of the other processes."""
     cpu = DeviceSpec(id="cpu", kind="cpu")

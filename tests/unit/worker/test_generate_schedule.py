@@ -31,7 +31,7 @@ from zmqrt.worker.engines.base import (
     TokenRequest,
 )
 from zmqrt.worker.engines.generate import schedule as schedules
-from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.engine import Drawn, GenerateEngine
 from zmqrt.worker.engines.generate.kv_cache import HEAD, Extent, KvCache, common_prefix
 from zmqrt.worker.engines.generate.schedule import (
     EngineStep,
@@ -261,6 +261,53 @@ def test_a_step_that_fails_ends_the_engine() -> None:
         engine.poll(0)
     with pytest.raises(EngineFatalError):
         engine.submit(TokenRequest(ticket=2, prompt_ids=[1], max_new_tokens=5))
+
+
+class Slow(MockRunner):
+    """A device whose portions are done when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(4 * CONTEXT, timing=MockTiming(step_ms=0), may_end=False, clock=lambda: 0.0)
+        self.launched: list[set[bool]] = []
+        self.done = 0
+
+    def launch(self, step: EngineStep) -> list[SequenceStep]:
+        """Note whether prompts or those who run are in it."""
+        self.launched.append({part.is_prompt for part in step.parts})
+        return super().launch(step)
+
+    def collect(self, timeout_s: float) -> Drawn | None:
+        """Hand out what is done."""
+        if not self.done:
+            return None
+        self.done -= 1
+        return super().collect(timeout_s)
+
+
+def test_answers_do_not_wait_for_the_prompts_of_their_step() -> None:
+    """On a device a step is two portions, and who runs comes first; both together are one of the steps under way."""
+    limits = SchedulerLimits(slots=4, context=CONTEXT, chunk_tokens=8, idle_chunk_tokens=8, depth=2)
+    runner = Slow()
+    engine = GenerateEngine(runner, kv_tokens=4 * CONTEXT, limits=limits)
+    engine.submit(TokenRequest(ticket=1, prompt_ids=[1, 2], max_new_tokens=40))
+    runner.done = 2
+    engine.poll(0.0)
+    engine.submit(TokenRequest(ticket=2, prompt_ids=[3] * 60, max_new_tokens=5))
+    runner.launched.clear()
+    runner.done = 1
+    engine.poll(0.0)
+    runner.done = 1
+    first = engine.poll(0.0)
+    runner.done = 1
+    second = engine.poll(0.0)
+
+    assert runner.launched[:4] == [{False}, {True}] * 2
+    assert [(event.ticket, len(event.token_ids)) for event in first] == [(1, 1)]
+    assert [(event.ticket, len(event.token_ids)) for event in second] == [(2, 0)]
+    assert len(runner.launched) == 4
+    for _ in range(3):
+        engine.poll(0.0)
+        assert len(runner.launched) == 6
 
 
 class NeverDone(MockRunner):

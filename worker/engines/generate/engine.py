@@ -41,6 +41,14 @@ class Drawn:
     logprobs: list[dict[int, float] | None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """What the runner was given: a step, or a portion of one; `is_last`: no other portion of the step follows."""
+
+    step: EngineStep
+    is_last: bool
+
+
 class Runner(Protocol):
     """Computes steps, in the order they are given."""
 
@@ -86,7 +94,7 @@ class GenerateEngine:
         """How much it does at once."""
         self._eos_ids = frozenset(eos_ids)
         self._live: set[int] = set()
-        self._steps: deque[EngineStep] = deque()
+        self._steps: deque[_Launched] = deque()
         self._events: list[TokenEvent] = []
         self._broken: str | None = None
         self._moved_at = time.monotonic()
@@ -175,14 +183,11 @@ class GenerateEngine:
     # --- a step ----------------------------------------------------------------------------------------------------
 
     def _advance(self, timeout_s: float) -> None:
-        while len(self._steps) < self.limits.depth and (step := self._scheduler.plan()) is not None:
-            self._launched_at = time.monotonic()
-            lost = self.runner.launch(step)
-            for part in lost:
-                self._fail(part)
-            if not self._steps:
-                self._moved_at = time.monotonic()
-            self._steps.append(step.without(lost) if lost else step)
+        while sum(each.is_last for each in self._steps) < self.limits.depth:
+            step = self._scheduler.plan()
+            if step is None:
+                break
+            self._launch(step)
         if not self._steps:
             if self._live:
                 raise RuntimeError("requests are waiting, and none of them can run")
@@ -191,7 +196,7 @@ class GenerateEngine:
         if drawn is None:
             return
         self._moved_at = time.monotonic()
-        step = self._steps.popleft()
+        step = self._steps.popleft().step
         self._scheduler.learn(step, self._moved_at - self._launched_at)
         logprobs = {
             part.sequence: each
@@ -215,6 +220,18 @@ class GenerateEngine:
                     finish_reason=reason,
                 )
             )
+
+    def _launch(self, step: EngineStep) -> None:
+        """Give a step to the runner. To a device in portions: answers need not wait for the prompts beside them."""
+        portions = step.portions() if self.limits.idle_chunk_tokens else [step]
+        for number, portion in enumerate(portions, 1):
+            self._launched_at = time.monotonic()
+            lost = self.runner.launch(portion)
+            for part in lost:
+                self._fail(part)
+            if not self._steps:
+                self._moved_at = time.monotonic()
+            self._steps.append(_Launched(portion.without(lost) if lost else portion, number == len(portions)))
 
     def _fail(self, part: SequenceStep) -> None:
         """End one request whose prompt the device had no memory for; the others go on."""

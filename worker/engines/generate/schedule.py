@@ -144,6 +144,12 @@ class EngineStep:
         """The parts that draw a token."""
         return [part for part in self.parts if part.draws]
 
+    def portions(self) -> list[EngineStep]:
+        """Return the step in two: those who run, and the pieces of prompts; one where there is nothing else."""
+        running = [part for part in self.parts if not part.is_prompt]
+        pieces = [part for part in self.parts if part.is_prompt]
+        return [EngineStep(self.copies, running), EngineStep([], pieces)] if running and pieces else [self]
+
     def without(self, lost: list[SequenceStep]) -> EngineStep:
         """Return the step as it is when some parts came to nothing."""
         return EngineStep(self.copies, [part for part in self.parts if part not in lost])

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import torch
 
+_SPIN_S: Final = 0.0002
+"""A step that is over by then is not slept for: the shortest sleep is half as long as that."""
 _LOOK_EVERY_S: Final = 0.0001
 _cuda: Any = torch.cuda  # its classes are not typed
 
@@ -32,14 +34,14 @@ class Arrival:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait at most so long; True once they are there."""
-        if self._event is None or self._event.query():
-            return True
-        give_up_at = time.monotonic() + timeout_s
-        while time.monotonic() < give_up_at:
-            time.sleep(_LOOK_EVERY_S)  # not `synchronize`: a device that hangs must not stop the loop for good
-            if self._event.query():
-                return True
-        return False
+        began_at = time.monotonic()
+        while self._event is not None and not self._event.query():
+            waited_s = time.monotonic() - began_at
+            if waited_s >= timeout_s:
+                return False
+            if waited_s >= _SPIN_S:
+                time.sleep(_LOOK_EVERY_S)  # not `synchronize`: a device that hangs must not stop the loop for good
+        return True
 
 
 class Transfers:
