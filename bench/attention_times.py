@@ -42,7 +42,7 @@ def measure(
         calls = Calls(shape, device, batch, length)
         roofline_us = 1e6 * calls.bytes_read / bytes_per_s
         for name, make in makers.items():
-            is_own = name == "split-kv"
+            is_own = name == "triton"
             for is_deterministic in (False, True) if is_own else (False,):
                 operation = make(batch, batch * length, is_deterministic)
                 # Our own knows the lengths; torch's derives from the bound how it splits.

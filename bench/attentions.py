@@ -19,12 +19,12 @@ Make = Callable[[int, int, bool], Operation]
 
 def find(shape: AttentionShape, dtype: torch.dtype, device: str) -> tuple[dict[str, Make], dict[str, str]]:
     """Return what works here, and of the rest why it does not. The definition stands in where torch's does not."""
-    why_not = {"flash": flash.why_not(shape, dtype, device), "split-kv": _why_no_splits(shape, dtype, device)}
+    why_not = {"flash": flash.why_not(shape, dtype, device), "triton": _why_no_splits(shape, dtype, device)}
     found: dict[str, Make] = {}
     of_pieces = flash.plain if why_not["flash"] else flash.flash
     found["definition" if why_not["flash"] else "flash"] = lambda _sequences, _tokens, _is_deterministic: of_pieces
-    if why_not["split-kv"] is None:
-        found["split-kv"] = _maker(shape, device, of_pieces)
+    if why_not["triton"] is None:
+        found["triton"] = _maker(shape, device, of_pieces)
     return found, {name: why for name, why in why_not.items() if why}
 
 

@@ -84,7 +84,7 @@ def test_attention_is_timed_for_each_batch_length_and_bound() -> None:
 
     found = dict(attention_times.measure(shape, "cpu", bytes_per_s=1e9, **words))
 
-    assert set(found.pop("left out")) == {"flash", "split-kv"}
+    assert set(found.pop("left out")) == {"flash", "triton"}
     assert len(found) == 6
     assert all(one["us"] > 0 and one["share_of_roofline"] > 0 for one in found.values())
 

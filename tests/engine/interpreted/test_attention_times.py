@@ -13,24 +13,26 @@ from zmqrt.worker.engines.generate.attention import AttentionShape
 pytestmark = pytest.mark.integration
 
 
+def works(*_of: object) -> None:
+    """Say that nothing speaks against it: test_attention_kernels.py tries that."""
+
+
 def test_our_own_attention_is_found_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the definition, which stands in for torch's here."""
     shape = AttentionShape(1, 4, 2, 32)
     monkeypatch.setattr(attention_times, "CALLS", 2)
     monkeypatch.setattr(attention_times, "_REPLAYS", 1)
-    monkeypatch.setattr(
-        split_kv, "why_not", lambda _shape, _dtype, _device: None
-    )  # test_attention_kernels.py tries that
+    monkeypatch.setattr(split_kv, "why_not", works)
 
     makers, _ = attentions.find(shape, torch.float32, "cpu")
     words = {"batches": (2,), "lengths": (40,), "bounds": (64, 128)}
     found = dict(attention_times.measure(shape, "cpu", bytes_per_s=1e9, **words))
 
-    assert list(makers) == ["definition", "split-kv"]
+    assert list(makers) == ["definition", "triton"]
     assert list(found) == [
         "left out",
         "definition, batch 2, length 40, at most 64",
         "definition, batch 2, length 40, at most 128",
-        "split-kv, batch 2, length 40, at most 40",
-        "split-kv, deterministic, batch 2, length 40, at most 40",
+        "triton, batch 2, length 40, at most 40",
+        "triton, deterministic, batch 2, length 40, at most 40",
     ]
