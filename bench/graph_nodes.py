@@ -73,11 +73,11 @@ class _Kernels:
         return _Launch(name, self._seen)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Counts what torch launches."""
 
     def __init__(self, seen: Counter[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
         self._seen = seen
 
     def __torch_dispatch__(
