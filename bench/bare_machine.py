@@ -43,9 +43,10 @@ def lacking(path: list[str]) -> list[str]:
 
 
 def environment(path: list[str]) -> dict[str, str]:
-    """Return the environment of children that are to find what is there."""
+    """Return the environment of children that are to find what is there, and to run kernels as they are compiled."""
     given = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *([given] if given else [])])}
+    others = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**others, "PYTHONPATH": os.pathsep.join([*path, *([given] if given else [])])}
 
 
 def _missing(wheels: Path) -> Iterator[Path]:

@@ -55,6 +55,12 @@ def dtype_for(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
+def use(device: str) -> None:
+    """Make it the device of what names none."""
+    if device.startswith("cuda"):
+        untyped("torch").cuda.set_device(device)
+
+
 def settle(device: str) -> None:
     """Wait until the device has done everything."""
     if device.startswith("cuda"):

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import msgspec
-from decode_steps import RandomModel, TooSlowError
+from decode_steps import RandomModel, TooSlowError, use
 
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.schedule import SchedulerLimits
@@ -29,6 +29,7 @@ Tokens = dict[int, list[int]]
 
 def serve(pipe: Connection, shape: str, device: str, context: int) -> None:
     """Answer requests over a pipe, until it ends: a list of them in, tokens as they are drawn out, then None."""
+    use(device)
     model = RandomModel(shape, device, context)
     pipe.send(None)
     while True:

@@ -48,7 +48,7 @@ def items_for(device: str) -> dict[str, float]:
     """
     return {
         "machine": 30.0,
-        "differences": 60.0,
+        "differences": 90.0,
         "attention": 60.0,
         **SHAPE_ITEMS[device.partition(":")[0]],
         "tests": 120.0,

@@ -36,6 +36,7 @@ from decode_steps import (
     copied_bytes_per_s,
     dtype_for,
     measure,
+    use,
 )
 
 from zmqrt.protocol.parent_watch import watch_parent
@@ -332,6 +333,7 @@ def main() -> None:
     """Measure, and tell."""
     device, writing, *names = sys.argv[1:]
     watch_parent()
+    use(device)
     items = Items(device, FULL if device.startswith("cuda") else TINY)
 
     def tell(event: str, **fields: Any) -> None:  # noqa: ANN401 - whatever JSON can hold

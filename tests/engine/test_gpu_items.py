@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import attention_times
 import engine_kill
+import gpu_items
 import pytest
-from decode_steps import RandomModel, Running, StepTime, TooSlowError, Workload, measure
+from decode_steps import SHAPES, RandomModel, Running, StepTime, TooSlowError, Workload, measure
+from gpu_first_run import items_for
 
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.schedule import SchedulerLimits
@@ -32,6 +34,16 @@ def running(model: RandomModel, batch: int, context: int) -> Generator[Running]:
     limits = SchedulerLimits(slots=batch, context=context, chunk_tokens=512, depth=2)
     with model.running(limits) as found:
         yield found
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", gpu_items.TINY), ("cuda:0", gpu_items.FULL)])
+def test_every_item_that_is_asked_for_is_there(device: str, sizes: gpu_items.Sizes) -> None:
+    """With the shapes that it names."""
+    names = items_for(device)
+
+    assert all(callable(gpu_items.Items(device, sizes).find(name)) for name in names)
+    assert {name.partition("-")[2] for name in names if name.startswith("steps")} == set(sizes.shapes)
+    assert {*sizes.shapes, sizes.shape_of_streams} <= SHAPES.keys()
 
 
 def test_a_large_batch_decodes_together_for_as_long_as_it_is_measured(model: RandomModel) -> None:

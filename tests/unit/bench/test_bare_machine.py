@@ -44,7 +44,11 @@ def test_what_is_lacking_is_named_before_anything_begins(tmp_path: Path, monkeyp
 
 
 def test_children_find_ours_first_and_what_the_user_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By PYTHONPATH, which their own children inherit."""
+    """By PYTHONPATH, which their own children inherit; nobody times kernels in an interpreter."""
     monkeypatch.setenv("PYTHONPATH", "/theirs")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
 
-    assert bare_machine.environment(["/a", "/b"])["PYTHONPATH"] == os.pathsep.join(["/a", "/b", "/theirs"])
+    environment = bare_machine.environment(["/a", "/b"])
+
+    assert environment["PYTHONPATH"] == os.pathsep.join(["/a", "/b", "/theirs"])
+    assert "TRITON_INTERPRET" not in environment
