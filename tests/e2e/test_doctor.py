@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.cli import zmqrt
+from support.nvml import with_driver
 from support.stack import Stack, running
 from zmqrt.client.cli.doctor import check_brokers, check_worker
 from zmqrt.client.config import ClientSettings
@@ -119,6 +121,20 @@ def test_the_default_broker_may_be_absent(silent: str) -> None:
 def test_the_worker_part_looks_in_a_process_of_its_own() -> None:
     """One line of JSON, whatever libraries print while they are imported."""
     assert {found.name for found in check_worker()} >= {"GPUs", "torch", "model cache"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("+cpu" not in metadata.version("torch"), reason="needs a torch for the CPU")
+def test_a_torch_that_does_not_fit_is_told_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a driver that a stand-in plays."""
+    for name, value in with_driver(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = {one.name: one for one in check_worker()}
+
+    assert found["GPUs"].found == "NVIDIA H100 (80.0 GiB)"
+    assert (found["torch"].verdict, found["compiler"].name) == ("bad", "compiler")
+    assert found["torch"].remedy.endswith("--index-url https://download.pytorch.org/whl/cu126")
 
 
 def test_a_report_that_hangs_or_fails_is_told() -> None:

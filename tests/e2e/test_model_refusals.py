@@ -1,7 +1,6 @@
 """A node whose model is not what it says ends at once with 1 and one sentence, and never serves."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -11,6 +10,7 @@ import pytest
 
 from support import broken_models as broken
 from support.gguf_files import split_gguf
+from support.nvml import with_driver
 from support.stack import Process, Stack, eventually, start
 from support.tiny import tiny_model
 
@@ -131,33 +131,13 @@ def test_a_model_larger_than_the_machine_is_1_before_it_is_loaded(stack: Stack, 
     )
 
 
-NVML = """
-from types import SimpleNamespace
-class NVMLError(Exception): pass
-def nvmlInit(): pass
-def nvmlShutdown(): pass
-def nvmlSystemGetDriverVersion(): return "535.183.01"
-def nvmlSystemGetCudaDriverVersion(): return 12020
-def nvmlDeviceGetCount(): return 1
-def nvmlDeviceGetHandleByIndex(number): return number
-def nvmlDeviceGetHandleByUUID(uuid): raise NVMLError("Not Supported")
-def nvmlDeviceGetUUID(handle): return "GPU-0"
-def nvmlDeviceGetName(handle): return "NVIDIA H100"
-def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(total=80 << 30)
-def nvmlDeviceGetCudaComputeCapability(handle): return 9, 0
-def nvmlDeviceGetMigMode(handle): raise NVMLError("Not Supported")
-"""
-"""Bindings of a driver of 2023 that has one card, for a first folder of the import path."""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif("+cpu" not in metadata.version("torch"), reason="needs a torch for the CPU")
 def test_a_torch_for_the_cpu_beside_a_gpu_is_1(stack: Stack, whole: Path, tmp_path: Path) -> None:
     """It takes the card, says what is wrong with torch, and the command that repairs it."""
-    (tmp_path / "pynvml.py").write_text(NVML)
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     arguments = ("--broker", stack.workers, "--model", str(whole))
-    process = start("worker", *arguments, env={"ZMQRT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": path}, wait=False)
+    env = {"ZMQRT_CACHE": str(tmp_path / "cache"), **with_driver(tmp_path)}
+    process = start("worker", *arguments, env=env, wait=False)
     stack.processes.append(process)
 
     assert re.search(

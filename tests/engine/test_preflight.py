@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from support import broken_models as broken
 from support.engines import describe
 from support.gguf_files import write_gguf
+from support.process_engines import ENV
 from support.tiny import silent, tiny_model
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.worker.cuda_setup import CudaFacts, TorchBuild
@@ -80,6 +85,32 @@ def test_what_fits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         preflight.check_memory(describe(tiny_model(tmp_path)), spare_bytes=0, must_fit=True)
 
     assert "weights as float32" in caplog.text
+
+
+_UNDER_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+from support.engines import describe
+from support.process_engines import ENV
+from support.tiny import silent
+from zmqrt.worker.engines.generate.factory import factory
+limit = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize() + (200 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+factory(describe(Path(sys.argv[1])), silent)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_may_have_too_little_refuses_before_it_loads(tmp_path: Path) -> None:
+    """A real model of 260 MiB, and 200 MiB that the process may still get."""
+    model = tiny_model(tmp_path, "layers=6,hidden=1024")
+    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(model)]
+    env = {**os.environ, **ENV}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    last = ended.stderr.strip().splitlines()[-1]
+
+    assert re.search(r"OutOfMemoryError: there is too little memory to load .*bounded by ulimit -d; with --dtype", last)
 
 
 def test_a_gguf_file_that_fits_no_device_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
