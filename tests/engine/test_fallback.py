@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import torch
 from support.engines import describe, requests_of_all_kinds, tokens_of
 from support.fake_gpu import FakeRecorder, OtherOps, out_of_memory, pretend
 from support.tiny import silent, tiny_model
+from zmqrt.worker.engines import generate
+from zmqrt.worker.engines.base import CannotLoadError
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.factory import factory
-from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, plain
+from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, Operation, plain
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
 from zmqrt.worker.engines.generate.ops import TorchOps
@@ -91,6 +93,68 @@ def test_what_fails_the_self_test_is_left_out_step_by_step(
     assert isinstance(engine.runner, TorchRunner if what == "flash" else DeviceRunner)
     monkeypatch.undo()
     assert tokens_of(engine, requests()) == right
+
+
+@dataclass(frozen=True)
+class OwnAttention:
+    """It stands for the kernels of `split_kv.py`, which CPU builds of torch have no Triton for."""
+
+    reason: str | None = None
+    factor: float = 1.0
+    made: list[tuple[int, int, bool]] = field(default_factory=list[tuple[int, int, bool]])
+
+    def why_not(self, *_: object) -> str | None:
+        """Say what its own test says."""
+        return self.reason
+
+    def SplitKvAttention(  # noqa: N802 - the name of a class
+        self, _shape: object, sequences: int, tokens: int, *, device: object, is_deterministic: bool
+    ) -> Operation:
+        """Attend by the definition, or some way off."""
+        self.made.append((sequences, tokens, is_deterministic))
+
+        def attend(query: Any, keys: Any, values: Any, layout: Any, scale: float | None) -> torch.Tensor:
+            return plain(query, keys, values, layout, scale) * self.factor
+
+        return attend
+
+
+def test_attention_of_our_own_is_used_where_it_is_asked_for(
+    model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the room of each pool that is made; unasked it is torch's, and without kernels too."""
+    pretend(monkeypatch)
+    own = OwnAttention()
+    monkeypatch.setattr(generate, "split_kv", own, raising=False)
+
+    for options in ({}, {"attention": "triton", "kernels": "0"}):
+        assert make(model_path, graphs="0", **options).fallback == ""
+        assert own.made == []
+    engine = make(model_path, attention="triton")
+    assert (engine.fallback, own.made[-1]) == ("", (SLOTS, engine.capacity().kv_tokens, False))
+    assert tokens_of(engine, requests()) == right
+    make(model_path, attention="triton", deterministic="1", graphs="0")
+    assert own.made[-1][2]
+
+
+def test_attention_of_our_own_that_fails_is_left_out(
+    model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own test at once; by the engine's the model is loaded anew. Each time it is told."""
+    gpu = pretend(monkeypatch)
+    for own in (OwnAttention("it is off by 3"), OwnAttention(factor=0.5)):
+        monkeypatch.setattr(generate, "split_kv", own, raising=False)
+        engine = make(model_path, attention="triton", graphs="0")
+        assert tokens_of(engine, requests()) == right
+        by_engine = engine.fallback.startswith("Triton's kernels left out: the self-test is off by")
+        assert by_engine or engine.fallback == "Triton's attention is not used: it is off by 3"
+    assert gpu.loads == 1 + 2
+
+
+def test_attention_that_there_is_not(model_path: Path) -> None:
+    """The error names what there is."""
+    with pytest.raises(CannotLoadError, match="attention=fa3: there are flash, triton"):
+        make(model_path, attention="fa3")
 
 
 def spoiling_late() -> Callable[[Sample], None]:

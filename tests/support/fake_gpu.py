@@ -121,7 +121,9 @@ def pretend(
         return made
 
     def runner(*arguments: Any, **options: Any) -> DeviceRunner:
-        made = DeviceRunner(*arguments, **options, operation=operation)
+        if options["operation"] is flash.flash:
+            options = {**options, "operation": operation}
+        made = DeviceRunner(*arguments, **options)
         gpu.watch(made, made._attention, made._attention._pool)  # noqa: SLF001 - what holds the memory
         return made
 

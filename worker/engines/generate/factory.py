@@ -16,6 +16,7 @@ from . import flash, hf_decoder, llama, preflight, self_test, sizing, ways
 from .device_runner import DeviceRunner
 from .dry_run import DryRun, dry_run
 from .engine import GenerateEngine
+from .flash import Operation
 from .gpu_memory import GpuMemory
 from .hf_loader import Loaded, load
 from .ops import TorchOps
@@ -26,10 +27,14 @@ from .watchdog import Watchdog
 from .ways import Way
 
 log = logging.getLogger(__name__)
+MakeOperation = Callable[[int, SchedulerLimits], Operation]
+"""Makes what attends over a pool of so many tokens."""
 OPTIONS: Final = frozenset(
-    {"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels", "memory_check"}
+    {"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels", "attention", "memory_check"}
 )
 PATHS: Final = ("auto", "fused", "modules")
+ATTENTIONS: Final = ("flash", "triton")
+"""What attends in steps of running sequences. The first is the default until a GPU has measured both."""
 _CUDA_DEPTH: Final = 2
 """Steps under way: one is computed while the one before it is read and the next one planned."""
 
@@ -115,9 +120,10 @@ class EngineMaker:
             else hf_decoder.HfDecoder(loaded.model)
         )
         why_not = self._why_no_flash(loaded, decoder)
-        has_kernels = type(operations) is not TorchOps
+        own = self.attention(loaded, decoder) if why_not is None else None
+        has_kernels = type(operations) is not TorchOps or own is not None
         self.used = Way(path, has_kernels, has_graphs=False, has_flash=why_not is None)
-        engine = self._on_device(loaded, decoder, operations) if why_not is None else self._plain(loaded, decoder)
+        engine = self._on_device(loaded, decoder, operations, own) if why_not is None else self._plain(loaded, decoder)
         try:
             reference.check(engine)
         except BaseException:
@@ -149,6 +155,29 @@ class EngineMaker:
         self._note(f"Triton's kernels are not used: {why_not}")
         return TorchOps()
 
+    def attention(self, loaded: Loaded, decoder: Decoder) -> MakeOperation | None:
+        """Take kernels of our own for running sequences where they are asked for and work, else None."""
+        if not self.way.has_kernels or self._spec.options.get("attention", ATTENTIONS[0]) != "triton":
+            return None
+        shape, dtype, device = decoder.shape, loaded.model.dtype, loaded.model.device
+        try:
+            from . import split_kv
+        except ImportError as error:
+            self._note(f"Triton's attention is not used: {error}")
+            return None
+        why_not = split_kv.why_not(shape, dtype, device)
+        self._progress("warming", 0.0)
+        if why_not is not None:
+            self._note(f"Triton's attention is not used: {why_not}")
+            return None
+
+        def make(kv_tokens: int, limits: SchedulerLimits) -> Operation:
+            return split_kv.SplitKvAttention(
+                shape, limits.slots, kv_tokens, device=device, is_deterministic=limits.is_deterministic
+            )
+
+        return make
+
     def _why_no_flash(self, loaded: Loaded, decoder: Decoder) -> str | None:
         if not loaded.is_cuda:
             return "there is no GPU"
@@ -176,7 +205,9 @@ class EngineMaker:
             pace=PromptPace() if is_paced else None,
         )
 
-    def _on_device(self, loaded: Loaded, decoder: Decoder, operations: TorchOps) -> GenerateEngine:
+    def _on_device(
+        self, loaded: Loaded, decoder: Decoder, operations: TorchOps, own: MakeOperation | None
+    ) -> GenerateEngine:
         """Compute on a GPU, with a pool of all that a step leaves."""
         memory = GpuMemory(loaded.model.device)
         limits = sizing.device_limits(self._spec, loaded, memory.free_bytes)
@@ -185,7 +216,13 @@ class EngineMaker:
         def make(kv_tokens: int, its_limits: SchedulerLimits) -> DeviceRunner:
             model = loaded.model
             return DeviceRunner(
-                decoder, kv_tokens, its_limits, dtype=model.dtype, device=model.device, operations=operations
+                decoder,
+                kv_tokens,
+                its_limits,
+                dtype=model.dtype,
+                device=model.device,
+                operations=operations,
+                operation=flash.flash if own is None else own(kv_tokens, its_limits),
             )
 
         seen = self._try_dry(make, limits, memory)
@@ -249,6 +286,9 @@ def _check(spec: EngineSpec) -> None:
     path = spec.options.get("path", "auto")
     if path not in PATHS:
         raise CannotLoadError(f"--engine-opt path={path}: there are {', '.join(PATHS)}")
+    attention = spec.options.get("attention", ATTENTIONS[0])
+    if attention not in ATTENTIONS:
+        raise CannotLoadError(f"--engine-opt attention={attention}: there are {', '.join(ATTENTIONS)}")
     for name in ("reuse", "deterministic", "graphs", "kernels", "memory_check"):
         if spec.options.get(name, "1") not in {"0", "1"}:
             raise CannotLoadError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")
