@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import attentions
+import msgspec
 import torch
 
 from zmqrt.worker.engines.base import SamplingParams, TokenEvent, TokenRequest
@@ -240,7 +241,7 @@ class Running:
                     prompt_ids=[*shared, ticket % self._vocabulary],
                     max_new_tokens=self.engine.capacity().context - workload.prompt,
                     ignore_eos=True,
-                    sampling=SAMPLING[workload.kind],
+                    sampling=msgspec.structs.replace(SAMPLING[workload.kind], seed=ticket),
                 )
             )
             while ticket not in started:
