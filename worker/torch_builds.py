@@ -27,10 +27,11 @@ class _Published:
 
 _PUBLISHED: Final = (
     _Published("cu126", (12, 6), (5, 0), (9, 0)),
-    _Published("cu128", (12, 8), (7, 0), (12, 1)),
+    _Published("cu128", (12, 8), (7, 5), (12, 1)),
     _Published("cu130", (13, 0), (7, 5), (99, 0)),
 )
-"""Of torch 2.9 and later (.ci/manywheel/build_cuda.sh of its repository); the last has PTX, which later cards run."""
+"""Of torch 2.9 and later ("PyTorch CUDA Support Matrix" in RELEASE.md of its repository). The second ended with 2.11,
+so the first is better where it suits; for cards that are not out yet the last is the best guess."""
 _OLDEST_DRIVER: Final = {12: "525", 13: "580"}
 """That runs any CUDA of a major version."""
 _DRIVERS: Final = ((580, (13, 0)), (570, (12, 8)), (560, (12, 6)), (550, (12, 4)), (535, (12, 2)), (525, (12, 0)))
@@ -82,10 +83,10 @@ def install(known: tuple[int, int] | None, cards: Sequence[Capability | None]) -
     if not running:
         needed = driver_for(suiting[0].cuda)
         return f"update NVIDIA's driver to {needed} or later (nvidia.com/drivers), then run: zmqrt doctor"
-    # What the driver knows wholly is better than what it runs by compatibility alone.
-    whole = [build for build in running if known is not None and build.cuda <= known]
-    index = f"https://download.pytorch.org/whl/{(whole[-1] if whole else running[0]).index}"
-    return f"run: pip install --force-reinstall 'torch>=2.9' --index-url {index}"
+    # A driver that says nothing may be an old one.
+    major = (min if known is None else max)(build.cuda[0] for build in running)
+    best = next(build for build in running if build.cuda[0] == major)
+    return f"run: pip install --force-reinstall 'torch>=2.9' --index-url https://download.pytorch.org/whl/{best.index}"
 
 
 def _suits(build: _Published, card: Capability | None) -> bool:

@@ -53,7 +53,7 @@ MACHINES: dict[str, tuple[CudaFacts, str, str, str, str]] = {
     ),
     "driver 570, build for 13.0": (
         machine(driver("570.86", (12, 8)), build("13.0")),
-        "torch", "bad", "knows CUDA 12.8 at most", "whl/cu128",
+        "torch", "bad", "knows CUDA 12.8 at most", "whl/cu126",
     ),
     "driver 535, build for 12.8": (
         machine(driver("535.183", (12, 2)), build("12.8", devices=1, architectures=CU128)),

@@ -43,10 +43,10 @@ def test_code_runs_within_a_major_version_and_ptx_on_all_later_cards(
     [
         ((12, 2), [(8, 0)], "whl/cu126"),  # by compatibility: there is none for 12.2
         ((12, 6), [(9, 0)], "whl/cu126"),
-        ((12, 8), [(9, 0)], "whl/cu128"),
+        ((12, 8), [(9, 0)], "whl/cu126"),  # the other one ended with torch 2.11
         ((12, 9), [(12, 0)], "whl/cu128"),
         ((13, 1), [(9, 0), (7, 5)], "whl/cu130"),
-        ((13, 0), [(7, 0)], "whl/cu128"),
+        ((13, 0), [(7, 0)], "whl/cu126"),
         ((13, 0), [(6, 1)], "whl/cu126"),
         ((12, 8), [(6, 1), (9, 0)], "whl/cu126"),
         (None, [None], "whl/cu126"),  # runs under most drivers
