@@ -225,7 +225,7 @@ class Items:
         running.fill(workload, self._sizes.limit_s)
         try:
             found = running.profile(self._sizes.limit_s)
-        except RuntimeError as error:  # some machines let nobody watch
+        except (RuntimeError, AssertionError) as error:  # some machines let nobody watch
             found = {"error": str(error)[:_ERROR_CHARACTERS]}
         running.drop(workload.batch, self._sizes.limit_s)
         return found
