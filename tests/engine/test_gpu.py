@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from support.tiny import silent, tiny_model
 from zmqrt.worker.engines.base import SamplingParams
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.factory import factory
+from zmqrt.worker.engines.generate.factory import ATTENTIONS, factory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 Make = Callable[..., GenerateEngine]
@@ -38,11 +39,12 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return made
 
 
-def test_what_is_tested_here_is_what_serves(make: Make) -> None:
-    """Compiled kernels, torch's flash operation and graphs; what does not work is left out, and that is told."""
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_what_is_tested_here_is_what_serves(make: Make, attention: str) -> None:
+    """Compiled kernels, either attention and graphs; what does not work is left out, and that is told."""
     from zmqrt.worker.engines.generate import sampling_kernels
 
-    engine = make()
+    engine = make(attention=attention)
     runner = engine.runner
 
     assert engine.fallback == ""
@@ -52,17 +54,20 @@ def test_what_is_tested_here_is_what_serves(make: Make) -> None:
     assert "Interpreted" not in type(sampling_kernels.draw).__name__
 
 
-def test_recorded_steps_draw_what_calls_do(make: Make) -> None:
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_recorded_steps_draw_what_calls_do(make: Make, attention: str) -> None:
     """The same kernels in the same order: to the last bit, so to the same tokens."""
     requests = requests_of_all_kinds(24, vocabulary=256, tokens=40)
 
-    assert tokens_of(make(), requests) == tokens_of(make(graphs="0"), requests)
+    recorded, called = (make(attention=attention, graphs=graphs) for graphs in ("1", "0"))
+    assert tokens_of(recorded, requests) == tokens_of(called, requests)
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("others", [0, 6, 31])
-def test_deterministic_numbers(make: Make, others: int) -> None:
+def test_deterministic_numbers(make: Make, others: int, attention: str) -> None:
     """Bitwise the same at batch 1, 7 and 32, and resumed."""
-    engine = make(deterministic="1", chunk="64")
+    engine = make(deterministic="1", chunk="64", attention=attention)
     request = ask(ticket=99, length=150, tokens=24, sampling=SamplingParams(temperature=1.0, seed=5, logprobs=20))
     alone = run(engine, [request])[99]
 
@@ -78,8 +83,10 @@ def test_deterministic_numbers(make: Make, others: int) -> None:
 def no_waiting() -> Generator[None]:
     """Make whatever waits for the device an error."""
     cuda: Any = torch.cuda
-    cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mode is a prototype; as an error it would break the engine
+            cuda.set_sync_debug_mode("error")
         yield
     finally:
         cuda.set_sync_debug_mode("default")
