@@ -109,6 +109,10 @@ class RestartPolicy:
         """Note that the process has loaded, and serves."""
         self._ready_at, self._has_served = now, True
 
+    def begin_anew(self) -> None:
+        """Note that the next process is given less to do: how often this one failed says nothing of it."""
+        self._ends = 0
+
     def ended(self, now: float) -> float | None:
         """Note that the process has ended; return when to start the next one, or None to give it up."""
         if self._ready_at is not None and now - self._ready_at >= self._healthy_s:

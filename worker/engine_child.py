@@ -47,6 +47,8 @@ class EngineChild:
         self.is_ready = False
         self.last_words = ""
         """Why it ends, by itself or by us."""
+        self.options_of_next: dict[str, str] = {}
+        """What it asks for the process after it."""
         self._policy = policy
         self._wake = wake
         self._loop = asyncio.get_running_loop()
@@ -91,6 +93,7 @@ class EngineChild:
             elif isinstance(message, ipc.EngineFailed):
                 self.last_words = message.error
                 self._policy.is_hopeless |= message.is_final
+                self.options_of_next = message.options
         return messages
 
     def send(self, messages: Sequence[ipc.ToEngine]) -> None:

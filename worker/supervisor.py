@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+import msgspec
+
 from ..protocol.timing import Backoff, RestartPolicy
 from .device_discovery import DeviceSpec
 from .engine_child import EngineChild, describe_end
@@ -37,6 +39,8 @@ class _DeviceProcess:
     end: str | None = None
     """How the process ended, once it has and all that it sent is read; until `exits` has yielded it."""
     timer: asyncio.TimerHandle | None = None
+    options: dict[str, str] = field(default_factory=dict[str, str])
+    """Those that a process has asked for the ones after it."""
 
 
 class EngineSupervisor:
@@ -92,7 +96,7 @@ class EngineSupervisor:
         process.timer = process.end = None
         try:
             process.child = EngineChild(
-                self._spec,
+                msgspec.structs.replace(self._spec, options={**self._spec.options, **process.options}),
                 process.device,
                 policy=process.policy,
                 wake=self._wake,
@@ -128,12 +132,19 @@ class EngineSupervisor:
                 continue
             reason, process.end = process.end, None
             if process.child is not None:
+                self._learn(process, process.child.options_of_next)
                 process.child.close()
                 process.child = None
             is_restarted = self._start_later(process)
             if not is_restarted and not process.policy.is_hopeless:
                 reason = f"{reason} (given up after {process.policy.load_tries} tries)"
             yield name, reason, is_restarted
+
+    def _learn(self, process: _DeviceProcess, options: dict[str, str]) -> None:
+        """Give the next process what this one asks for it; tries count anew only where that is something else."""
+        if options and not options.items() <= process.options.items():
+            process.options |= options
+            process.policy.begin_anew()
 
     def _start_later(self, process: _DeviceProcess) -> bool:
         loop = asyncio.get_running_loop()

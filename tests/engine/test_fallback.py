@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from support.engines import describe, requests_of_all_kinds, tokens_of
 from support.fake_gpu import FakeRecorder, OtherOps, out_of_memory, pretend
 from support.tiny import silent, tiny_model
 from zmqrt.worker.engines import generate
-from zmqrt.worker.engines.base import CannotLoadError
+from zmqrt.worker.engines.base import CannotLoadError, StartAgainError
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
@@ -157,12 +158,42 @@ def test_attention_that_there_is_not(model_path: Path) -> None:
         make(model_path, attention="fa3")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_kernel_that_fails_is_left_out_by_this_process_or_the_next(
+    *, is_lost: bool, model_path: Path, right: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An illegal access costs the process its device: what it asks of the next one says what to leave out, and why."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    gpu = pretend(monkeypatch, operations=OtherOps())
+    monkeypatch.setattr(OtherOps, "gate", fail)
+    gpu.memory.lost = is_lost
+    if is_lost:
+        with pytest.raises(StartAgainError, match="illegal memory access") as caught:
+            make(model_path)
+        assert caught.value.options["left_out"] == "kernels"
+        gpu.memory.lost = False
+        engine = make(model_path, **caught.value.options)
+    else:
+        engine = make(model_path)
+
+    assert engine.fallback.startswith("Triton's kernels left out: a first step failed: RuntimeError: CUDA error")
+    assert engine.fallback.count("left out") == 1
+    assert gpu.alive_at_load == [0, 0]
+    assert tokens_of(engine, requests()) == right
+
+
 def spoiling_late() -> Callable[[Sample], None]:
     """Spoil what a graph reports after some replays, so that comparing it with calls finds nothing."""
-    replays: dict[int, int] = {}
+    replays: Counter[int] = Counter()
+    seen: list[Sample] = []  # kept, or an id would be that of a later one
 
     def spoil(sample: Sample) -> None:
-        replays[id(sample)] = replays.get(id(sample), 0) + 1
+        seen.append(sample)
+        replays[id(sample)] += 1
         if sample.report and replays[id(sample)] > 3:
             sample.report[1].fill_(-50.0)
 
@@ -302,6 +333,7 @@ def test_nothing_is_collected_while_a_step_is_recorded(model_path: Path, monkeyp
 # --- how much at once ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_pool_gets_what_a_step_leaves(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that was seen to take more leaves less, and nothing of what was free is guessed away."""
     free = 600 << 20
@@ -322,6 +354,7 @@ def engine_config(model_path: Path) -> Any:
     return untyped("transformers").AutoConfig.from_pretrained(model_path)
 
 
+@pytest.mark.slow
 def test_a_piece_too_large_for_memory_is_halved(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it fits; nothing is failed by that, and no step is ever larger."""
     forward = LlamaDecoder.forward

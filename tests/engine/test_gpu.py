@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from support.engines import ask, describe, requests_of_all_kinds, run, tokens_of
+from support.no_waiting import no_waiting
 from support.tiny import silent, tiny_model
 from zmqrt.worker.engines.base import SamplingParams
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
@@ -77,19 +76,6 @@ def test_deterministic_numbers(make: Make, others: int, attention: str) -> None:
 
     assert (together.token_ids, together.logprobs) == (alone.token_ids, alone.logprobs)
     assert (resumed.token_ids, resumed.logprobs) == (alone.token_ids[11:], alone.logprobs[11:])
-
-
-@contextmanager
-def no_waiting() -> Generator[None]:
-    """Make whatever waits for the device an error."""
-    cuda: Any = torch.cuda
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the mode is a prototype; as an error it would break the engine
-            cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        cuda.set_sync_debug_mode("default")
 
 
 def test_a_launch_waits_for_nothing(make: Make) -> None:

@@ -325,6 +325,19 @@ def test_a_factory_that_fails_says_why_in_one_line(engine: str, words: str) -> N
     drive(spec(engine), play)
 
 
+def test_a_process_that_loses_its_device_has_the_next_one_do_with_less() -> None:
+    """As often as there is something to leave out, however few tries a model has to load."""
+
+    async def play(fleet: EngineFleet) -> None:
+        ends = [await fleet.exit() for _ in range(4)]
+        assert ends == [("mock:0", f"lost it to thing {number}", True) for number in (1, 2, 3, 4)]
+        fleet.forget()
+        (service,) = await fleet.ready()
+        assert service.fallback == "4 things left out"
+
+    drive(spec("support.toy_engines:losing"), play)
+
+
 def test_a_device_that_hangs_while_it_warms_up_is_found() -> None:
     """The process ends itself, says where it stood, and is tried again like any other that cannot load."""
 

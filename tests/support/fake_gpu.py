@@ -61,6 +61,11 @@ class FakeMemory:
         self.free_bytes = free_bytes
         self._most_bytes = most_bytes
         self.releases = 0
+        self.lost = False
+
+    def is_lost(self) -> bool:
+        """Whether everything fails."""
+        return self.lost
 
     def watch(self) -> None:
         """Nothing to reset."""

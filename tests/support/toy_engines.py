@@ -19,6 +19,7 @@ from zmqrt.worker.engines.base import (
     Item,
     ItemResult,
     Progress,
+    StartAgainError,
     StreamEngine,
     TokenEngine,
     TokenEvent,
@@ -167,6 +168,16 @@ def faulty(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Make the mock, on a device that breaks."""
     engine = MockEngine(slots=4, context=100_000, timing=MockTiming(step_ms=2.0))
     engine.runner = _FaultyRunner(4 * 100_000, timing=MockTiming(step_ms=2.0), may_end=True, clock=time.monotonic)
+    return engine
+
+
+def losing(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Lose the device to one thing after the other, until four are left out."""
+    count = int(spec.options.get("left_out", "0"))
+    if count < 4:
+        raise StartAgainError(f"lost it to thing {count + 1}", {"left_out": str(count + 1)})
+    engine = MockEngine(slots=4, context=100, timing=MockTiming(step_ms=2.0))
+    engine.fallback = f"{count} things left out"
     return engine
 
 

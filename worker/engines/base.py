@@ -108,6 +108,17 @@ class CannotLoadError(ValueError):
     """
 
 
+class StartAgainError(Exception):
+    """A factory has lost its device to something that it can do without: a new process may have it, with more options.
+
+    They go on top of those of the spec, as long as the node lives.
+    """
+
+    def __init__(self, words: str, options: dict[str, str]) -> None:
+        super().__init__(words)
+        self.options = options
+
+
 class EngineFatalError(Exception):
     """The engine is broken for good: its process must end, and what it ran goes on elsewhere."""
 

@@ -74,10 +74,14 @@ class EngineReady(msgspec.Struct, frozen=True, tag=11, array_like=True):
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=12, array_like=True):
-    """Engine to agent: it cannot load or go on; the process exits after this. `is_final`: another one could neither."""
+    """Engine to agent: it cannot load or go on; the process exits after this. `is_final`: another one could neither.
+
+    `options`: the next one is to have these as well, and may do better.
+    """
 
     error: str
     is_final: bool = False
+    options: dict[str, str] = {}
 
 
 class TextChunk(msgspec.Struct, frozen=True, tag=13, array_like=True):

@@ -25,7 +25,16 @@ from ...protocol.names import as_typed
 from ...protocol.parent_watch import watch_parent
 from . import ipc
 from .adapters import EngineAdapter, Outbox, TokenAdapter, describe
-from .base import BatchEngine, CannotLoadError, Engine, EngineSpec, Phase, StreamEngine, TokenEngine
+from .base import (
+    BatchEngine,
+    CannotLoadError,
+    Engine,
+    EngineSpec,
+    Phase,
+    StartAgainError,
+    StreamEngine,
+    TokenEngine,
+)
 from .batch_adapter import BatchAdapter
 from .batcher import Batcher
 from .channel import Channel, WakePipe, inherited
@@ -192,6 +201,8 @@ class EngineMain:
             if isinstance(error, CannotLoadError):
                 # Its words are for operators: no traceback adds to them.
                 failed = ipc.EngineFailed(str(error), is_final=True)
+            elif isinstance(error, StartAgainError):
+                failed = ipc.EngineFailed(str(error), options=error.options)
             else:
                 log.exception("the engine on %s cannot go on", self._spec.device)
                 failed = ipc.EngineFailed(describe(error))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...context import GROWING, kind_of, scalings
-from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress
+from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress, StartAgainError
+from ..oom import explain
 from . import flash, hf_decoder, llama, preflight, self_test, sizing, ways
 from .device_runner import DeviceRunner
 from .dry_run import DryRun, dry_run
@@ -32,6 +33,8 @@ MakeOperation = Callable[[int, SchedulerLimits], Operation]
 OPTIONS: Final = frozenset(
     {"threads", "kv_mib", "chunk", "reuse", "path", "deterministic", "graphs", "kernels", "attention", "memory_check"}
 )
+_OWN_OPTIONS: Final = frozenset({"left_out", "left_out_why"})
+"""Those that a process asks for the one after it (`StartAgainError`)."""
 PATHS: Final = ("auto", "fused", "modules")
 ATTENTIONS: Final = ("flash", "triton")
 """What attends in steps of running sequences. The first is the default until a GPU has measured both."""
@@ -50,19 +53,27 @@ def factory(spec: EngineSpec, progress: Progress) -> GenerateEngine:
     preflight.check_memory(
         spec, spare_bytes=sizing.MARGIN_MIB << 20, must_fit=sizing.is_on(spec, "memory_check", default=True)
     )
-    wanted = spec.options.get("path", "auto")
-    way = Way(wanted, sizing.is_on(spec, "kernels", default=True), sizing.is_on(spec, "graphs", default=True))
-    left_out: list[str] = []
+    wanted, options = spec.options.get("path", "auto"), spec.options
+    way = ways.first(
+        wanted,
+        options.get("left_out", ""),
+        has_kernels=sizing.is_on(spec, "kernels", default=True),
+        has_graphs=sizing.is_on(spec, "graphs", default=True),
+    )
+    left_out = [options["left_out_why"]] if "left_out_why" in options else []
     with Watchdog() as watchdog:
         if spec.device.startswith("cuda"):
             progress = watchdog.watching(progress)
         while isinstance(made := _attempt(spec, progress, way), _Failure):
-            following = ways.after(made.used, may_leave_path=wanted == "auto")
+            following = made.following or ways.after(made.used, may_leave_path=wanted == "auto")
             if following is None:
                 raise CannotLoadError(f"{spec.model} cannot be run here: {made.words}")
             way, what = following
             left_out.append(f"{what} left out: {made.words}")
             log.warning("%s: %s; it is loaded anew without %s. Please report this", spec.model, made.words, what)
+            if made.is_device_lost:
+                why = "; ".join(left_out)
+                raise StartAgainError(why, {"left_out": ways.left_out(way), "left_out_why": why})
             _release(spec)
     made.fallback = "; ".join([*left_out, *filter(None, [made.fallback])])
     gc.freeze()  # what torch and transformers made lives for ever: no pause and no exit walks it again
@@ -75,6 +86,8 @@ class _Failure:
 
     words: str
     used: Way
+    following: tuple[Way, str] | None
+    is_device_lost: bool
 
 
 def _attempt(spec: EngineSpec, progress: Progress, way: Way) -> GenerateEngine | _Failure:
@@ -84,7 +97,7 @@ def _attempt(spec: EngineSpec, progress: Progress, way: Way) -> GenerateEngine |
         return maker.make()
     except self_test.SelfTestError as error:
         words = str(error)
-    return _Failure(words, maker.used)
+    return _Failure(words, maker.used, maker.following, maker.is_device_lost())
 
 
 def _release(spec: EngineSpec) -> None:
@@ -103,16 +116,26 @@ class EngineMaker:
         self._progress = progress
         self.way = way
         self.used = way
+        self.following: tuple[Way, str] | None = None
+        """The way to try next, where it is known what has failed."""
         self._notes: list[str] = []
+        self._memory: GpuMemory | None = None
+
+    def is_device_lost(self) -> bool:
+        """Whether only another process can go on."""
+        return self._memory is not None and self._memory.is_lost()
 
     def make(self) -> GenerateEngine:
         """Load, choose, and compare with transformers. Raises SelfTestError if another way may do better."""
         loaded = load(self._spec, self._progress)
+        if loaded.is_cuda:
+            self._memory = GpuMemory(loaded.model.device)
         path, why = _choose(self._spec.model, self.way.path, loaded.model)
         log.info("model %s runs on the path %r%s", self._spec.model, path, f": {why}" if why else "")
         reference = self_test.Reference(loaded.model, self._spec.model_path)
         loaded = _bound_growth(self._spec, loaded)
         self._progress("warming", 0.0)
+        self.used = dataclasses.replace(self.way, path=path)
         operations = self.operations(loaded)
         decoder: Decoder = (
             llama.LlamaDecoder(loaded.model, operations, loaded.context)
@@ -120,10 +143,11 @@ class EngineMaker:
             else hf_decoder.HfDecoder(loaded.model)
         )
         why_not = self._why_no_flash(loaded, decoder)
-        own = self.attention(loaded, decoder) if why_not is None else None
+        has_flash = why_not is None
+        own = self.attention(loaded, decoder) if has_flash else None
         has_kernels = type(operations) is not TorchOps or own is not None
-        self.used = Way(path, has_kernels, has_graphs=False, has_flash=why_not is None)
-        engine = self._on_device(loaded, decoder, operations, own) if why_not is None else self._plain(loaded, decoder)
+        self.used = Way(path, has_kernels, has_graphs=has_flash and self.way.has_graphs, has_flash=has_flash)
+        engine = self._on_device(loaded, decoder, operations, own) if has_flash else self._plain(loaded, decoder)
         try:
             reference.check(engine)
         except BaseException:
@@ -152,8 +176,15 @@ class EngineMaker:
         self._progress("warming", 0.0)
         if why_not is None:
             return kernel_ops.KernelOps()
+        self._leave_if_lost(dataclasses.replace(self.used, has_kernels=False), "Triton's kernels", why_not)
         self._note(f"Triton's kernels are not used: {why_not}")
         return TorchOps()
+
+    def _leave_if_lost(self, following: Way, what: str, why_not: str) -> None:
+        """Do not go on where trying something has cost this process its device."""
+        if self.is_device_lost():
+            self.following = following, what
+            raise self_test.SelfTestError(why_not)
 
     def attention(self, loaded: Loaded, decoder: Decoder) -> MakeOperation | None:
         """Take kernels of our own for running sequences where they are asked for and work, else None."""
@@ -168,6 +199,7 @@ class EngineMaker:
         why_not = split_kv.why_not(shape, dtype, device)
         self._progress("warming", 0.0)
         if why_not is not None:
+            self._leave_if_lost(dataclasses.replace(self.used, has_kernels=False), "Triton's kernels", why_not)
             self._note(f"Triton's attention is not used: {why_not}")
             return None
 
@@ -185,12 +217,13 @@ class EngineMaker:
             return "it was left out"
         why_not = flash.why_not(decoder.shape, loaded.model.dtype, loaded.model.device)
         if why_not is not None:
+            self._leave_if_lost(dataclasses.replace(self.used, has_flash=False), "flash attention", why_not)
             self._note(f"flash attention is not used, and many sequences at once will be slow: {why_not}")
         return why_not
 
     def _plain(self, loaded: Loaded, decoder: Decoder) -> GenerateEngine:
         """Compute sequence by sequence: on a CPU, and on a GPU at need."""
-        free = GpuMemory(loaded.model.device).free_bytes if loaded.is_cuda else 0
+        free = self._memory.free_bytes if self._memory is not None else 0
         kv_tokens = sizing.plan_tokens(
             self._spec, loaded, sizing.plain_rows(self._spec), free - (sizing.SPARE_MIB << 20)
         )
@@ -208,8 +241,21 @@ class EngineMaker:
     def _on_device(
         self, loaded: Loaded, decoder: Decoder, operations: TorchOps, own: MakeOperation | None
     ) -> GenerateEngine:
-        """Compute on a GPU, with a pool of all that a step leaves."""
-        memory = GpuMemory(loaded.model.device)
+        """Compute on a GPU. Raises SelfTestError for what fails there, unless it is for want of memory."""
+        try:
+            return self._pooled(loaded, decoder, operations, own)
+        except RuntimeError as error:
+            if explain(error, "") is not None:
+                raise
+            words = " ".join(str(error).split())[:200]
+            raise self_test.SelfTestError(f"{type(error).__name__}: {words}") from error
+
+    def _pooled(
+        self, loaded: Loaded, decoder: Decoder, operations: TorchOps, own: MakeOperation | None
+    ) -> GenerateEngine:
+        """Make the engine with a pool of all that a step leaves."""
+        memory = self._memory
+        assert memory is not None
         limits = sizing.device_limits(self._spec, loaded, memory.free_bytes)
         limits.depth = _CUDA_DEPTH
 
@@ -279,7 +325,7 @@ def _bound_growth(spec: EngineSpec, loaded: Loaded) -> Loaded:
 
 
 def _check(spec: EngineSpec) -> None:
-    unknown = set(spec.options) - OPTIONS
+    unknown = set(spec.options) - OPTIONS - _OWN_OPTIONS
     if unknown:
         known = ", ".join(sorted(OPTIONS))
         raise CannotLoadError(f"--engine-opt {', '.join(sorted(unknown))}: the generate engine knows {known}")

@@ -33,6 +33,14 @@ class GpuMemory:
         """Return how much more than at the beginning was taken at any one time."""
         return max(0, int(_cuda.max_memory_allocated(self._device)) - self._before)
 
+    def is_lost(self) -> bool:
+        """Whether the device fails at everything: one illegal access, and this process has no device any more."""
+        try:
+            _cuda.synchronize(self._device)
+        except RuntimeError:
+            return True
+        return False
+
     def release(self) -> None:
         """Give back what nobody holds any more. Call it where no error does: its traceback holds all that failed."""
         gc.collect()

@@ -16,9 +16,10 @@ from .loaded_check import check_logits
 
 _PROMPT_TOKENS: Final = 24
 _LIKELIEST: Final = 20
-_TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+_TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Log probabilities may differ so much, by the largest logit of their row: a type rounds by a share of a number, and a
-model whose logits are ten times as large is off by ten times as much."""
+model whose logits are ten times as large is off by ten times as much. SmolLM2-135M on a CPU, whose 30 layers round in
+another order when they are fused, is off by 7e-7, 1e-3 and 5e-3; what is wrong is off by a tenth or more."""
 
 
 class SelfTestError(Exception):

@@ -19,6 +19,28 @@ class Way:
     has_flash: bool = True
 
 
+def first(path: str, left_out: str, *, has_kernels: bool, has_graphs: bool) -> Way:
+    """Return the way to try first: what was asked for, without what a process before this one has `left_out`."""
+    names = set(left_out.split(","))
+    return Way(
+        "modules" if path == "auto" and "path" in names else path,
+        has_kernels and "kernels" not in names,
+        has_graphs and "graphs" not in names,
+        "flash" not in names,
+    )
+
+
+def left_out(way: Way) -> str:
+    """Return what `first` leaves out to come to this way."""
+    kept = {
+        "kernels": way.has_kernels,
+        "graphs": way.has_graphs,
+        "path": way.path != "modules",
+        "flash": way.has_flash,
+    }
+    return ",".join(name for name, is_kept in kept.items() if not is_kept)
+
+
 def after(used: Way, *, may_leave_path: bool) -> tuple[Way, str] | None:
     """Return the way to try after one that failed, and what it leaves out; None if there is none left."""
     if used.has_kernels:
