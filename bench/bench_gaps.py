@@ -14,7 +14,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,15 @@ from zmqrt.worker.model_sources import resolve
 _GREEDY: Final = SamplingParams(temperature=0.0)
 _PROMPT: Final = 10**6
 """Tickets of prompts that arrive begin here."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round is: steps with prompts (half as many before, without), lengths of prompts, and which time counts."""
+
+    steps: int
+    lengths: tuple[int, int]
+    clock: Callable[[], float]
 
 
 @dataclass
@@ -57,8 +66,11 @@ class Gaps:
 class Streams:
     """Answers that never end, and when each had its last token."""
 
-    def __init__(self, engine: GenerateEngine, count: int, rng: random.Random, vocabulary: int) -> None:
+    def __init__(
+        self, engine: GenerateEngine, count: int, rng: random.Random, vocabulary: int, clock: Callable[[], float]
+    ) -> None:
         self.engine = engine
+        self._clock = clock
         self._rng = rng
         self._vocabulary = vocabulary
         self._prompts = 0
@@ -79,7 +91,7 @@ class Streams:
         """Let one step happen; return how many prompts have their answer."""
         ended = 0
         events = self.engine.poll(0.0)
-        now = time.perf_counter()
+        now = self._clock()
         for event in events:
             if event.ticket >= _PROMPT:
                 ended += event.finish_reason is not None
@@ -89,11 +101,11 @@ class Streams:
                 self._last_at[event.ticket] = now
         return ended
 
-    def run(self, seconds: float, lengths: tuple[int, int] | None = None) -> tuple[list[float], int]:
-        """Go on for so long; with lengths, prompts arrive. Return the gaps and the tokens of prompts that were read."""
+    def run(self, steps: int, lengths: tuple[int, int] | None = None) -> tuple[list[float], int]:
+        """Go on for so many steps; with lengths, prompts arrive. Return gaps, and tokens of prompts that were read."""
         self.gaps_s = []
-        until, before, ended = time.perf_counter() + seconds, self.engine.counts.prompt_tokens, 1
-        while time.perf_counter() < until:
+        before, ended = self.engine.counts.prompt_tokens, 1
+        for _ in range(steps):
             if lengths and ended:
                 self._prompts += 1
                 self._submit(_PROMPT + self._prompts, round(math.exp(self._rng.uniform(*map(math.log, lengths)))), 2)
@@ -109,16 +121,14 @@ class Streams:
             self.engine.poll(0.0)
 
 
-def measure(
-    engine: GenerateEngine, streams: int, seconds: float, lengths: tuple[int, int], seed: int, into: Gaps
-) -> None:
+def measure(plan: Plan, engine: GenerateEngine, streams: int, seed: int, into: Gaps) -> None:
     """Measure one round."""
     vocabulary = 512  # of the smallest model; which ids they are makes no difference
-    running = Streams(engine, streams, random.Random(seed), vocabulary)
-    plain, _ = running.run(seconds / 3)
-    began = time.perf_counter()
-    gaps, read = running.run(seconds, lengths)
-    into.prompt_tokens_per_s.append(read / (time.perf_counter() - began))
+    running = Streams(engine, streams, random.Random(seed), vocabulary, plan.clock)
+    plain, _ = running.run(plan.steps // 2)
+    began = plan.clock()
+    gaps, read = running.run(plan.steps, plan.lengths)
+    into.prompt_tokens_per_s.append(read / (plan.clock() - began))
     running.close()
     into.plain_s.append(statistics.median(plain))
     into.p50_s.append(statistics.median(gaps))
@@ -150,8 +160,9 @@ def load(path: Path, slots: int, threads: int, **options: str) -> GenerateEngine
 @click.option("--constant", default=128, show_default=True, help="Tokens of a piece, of the other engine.")
 @click.option("--lengths", nargs=2, type=int, default=(64, 1024), show_default=True, help="Of prompts, log-uniform.")
 @click.option(
-    "--seconds", default=8.0, show_default=True, help="Of each run with prompts; a third of it before, without."
+    "--steps", default=100, show_default=True, help="Of each run with prompts; before it half as many without."
 )
+@click.option("--wall", is_flag=True, help="Count time on the wall, not CPU time of this process.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each, in turn.")
 @click.option("--seed", default=1, show_default=True, help="Of lengths and prompts.")
 def main(
@@ -161,11 +172,16 @@ def main(
     threads: int,
     constant: int,
     lengths: tuple[int, int],
-    seconds: float,
+    steps: int,
+    wall: bool,
     rounds: int,
     seed: int,
 ) -> None:
-    """Measure gaps between tokens (milliseconds) with prompts arriving, over the plain step of the same round."""
+    """Measure gaps between tokens (milliseconds) with prompts arriving, over the plain step of the same round.
+
+    With one thread the CPU time of this process is what a step takes on a core that nobody else uses.
+    """
+    plan = Plan(steps, lengths, time.perf_counter if wall else time.process_time)
     path = resolve(model, progress=lambda _phase, _percent: None).path
     slots = max(streams) + 4
     engines = {
@@ -183,7 +199,7 @@ def main(
         for number in range(rounds):
             for name, engine in engines.items():
                 print(f"\r{count} streams, round {number + 1} of {rounds}: {name} …      ", end="", file=sys.stderr)
-                measure(engine, count, seconds, lengths, seed + number, found[name])
+                measure(plan, engine, count, seed + number, found[name])
         for name, gaps in found.items():
             table.add_row(str(count), name, *gaps.row())
     Console(width=max(120, Console().width)).print(table)

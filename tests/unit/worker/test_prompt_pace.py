@@ -56,6 +56,7 @@ SECONDS = st.floats(1e-4, 1.0)
     st.integers(1, 64),
 )
 @example(Machine(step_s=0.095, row_s=0.0, piece_s=0.0, token_s=0.0024), 1)
+@example(Machine(step_s=0.05, row_s=0.0, piece_s=0.0, token_s=0.02), 1)
 def test_a_step_with_a_piece_takes_at_most_two_plain_ones(machine: Machine, running: int) -> None:
     """On any machine on which that is possible; and what may be taken is taken."""
     pace = PromptPace()
@@ -66,22 +67,39 @@ def test_a_step_with_a_piece_takes_at_most_two_plain_ones(machine: Machine, runn
     steps = [machine.step(pace, running) for _ in range(32)]
 
     assert sum(not tokens for tokens, _ in steps) == 2, "every sixteenth is a plain one"
+    could = (0.6 * plain - machine.piece_s) / machine.token_s
     for tokens, seconds in steps:
-        assert seconds <= 2 * plain or tokens == 1
-        could = (0.6 * plain - machine.piece_s) / machine.token_s
+        assert seconds <= 2.001 * plain or tokens == 1
         assert tokens == 0 or tokens >= min(MOST_TOKENS, int(0.5 * could))
 
 
 @given(st.integers(1, 64))
 def test_the_first_steps_are_not_long_by_a_guess(running: int) -> None:
-    """One piece of a guessed size; from then on, what it cost is known."""
+    """One piece of a guessed size; from then on, what it cost is known, and tried again from time to time."""
     machine = Machine(step_s=0.05, token_s=0.02)
     pace = PromptPace()
 
     assert machine.step(pace, running)[0] == 0, "the first step beside so many is a plain one"
     assert machine.step(pace, running)[0] <= 16
-    for _ in range(60):
-        assert machine.step(pace, running)[1] <= 2 * machine.time_of(running, 0)
+    steps = [machine.step(pace, running)[1] for _ in range(1000)]
+    assert sum(seconds > 2 * machine.time_of(running, 0) for seconds in steps) <= 8
+
+
+def test_a_tile_is_filled_where_that_takes_no_more_than_a_plain_step() -> None:
+    """Four rows take nearly as long as sixteen: less of a prompt would save next to nothing."""
+
+    class Tiled(Machine):
+        def time_of(self, running: int, prompt_tokens: int) -> float:
+            """Let the first row wait for the weights, and others come in tiles."""
+            tiles = -(-(running + prompt_tokens) // 16) if running + prompt_tokens > 1 else 0.1
+            return super().time_of(0, 0) + 0.045 * tiles
+
+    pace = PromptPace()
+    machine = Tiled(step_s=0.05)
+    for _ in range(40):
+        machine.step(pace, 1)
+
+    assert {machine.step(pace, 1)[0] for _ in range(100)} == {0, 15}
 
 
 @pytest.mark.parametrize("slower", [0.25, 4.0])
@@ -94,7 +112,7 @@ def test_it_follows_a_machine_that_changes(slower: float) -> None:
 
     steps = [machine.step(pace, 4) for _ in range(20)]
 
-    assert sum(seconds > 2 * machine.time_of(4, 0) for _, seconds in steps) <= 2
+    assert sum(seconds > 2 * machine.time_of(4, 0) for _, seconds in steps) <= 5
     assert (max(tokens for tokens, _ in steps[8:]) > before) == (slower < 1)
 
 
