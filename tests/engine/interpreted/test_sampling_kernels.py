@@ -85,6 +85,15 @@ def test_kernels_keep_what_plain_torch_keeps(name: str) -> None:
     assert all(right)
 
 
+def test_a_search_leaves_nothing_behind_for_the_next() -> None:
+    """The same rows again and again, whatever was found in them before."""
+    logits, slots = ROWS["like those of a model"].expand(len(LIMITS), -1).contiguous(), torch.arange(len(LIMITS))
+    ours, plain_torch = (kind(table_of(LIMITS, 1500, Transfers("cpu"))) for kind in (KernelSampler, SlotSampler))
+    right = plain_torch.scores(slots, logits, SamplingMode.CUT)
+
+    assert all(ours.scores(slots, logits, SamplingMode.CUT).equal(right) for _ in range(3))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_of_16_bits_have_ties_at_every_threshold(dtype: torch.dtype) -> None:
     """They stay, as many as there are."""

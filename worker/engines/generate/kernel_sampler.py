@@ -21,6 +21,10 @@ from .transfers import Transfers
 kernels: Any = untyped_kernels
 _BLOCK: Final = 1024
 _ROW_BLOCK: Final = 4096
+_ROW_REGISTERS: Final = 128
+"""What a thread may have where there are 512 of them: left alone the compiler keeps to 64, and spills."""
+_LIST_BLOCK: Final = 1024
+"""Of the scores of one bin, which are a few hundred of a model's 128,256."""
 _ROW_WARPS: Final = 16
 """One program goes through a whole row: as many loads at a time as a processor bears."""
 
@@ -43,6 +47,7 @@ class KernelSampler(SlotSampler):
         tokens = torch.empty_like(slots)
         if not rows:
             return tokens
+        assert rows <= len(self._counts), "more rows than slots"
         is_cut = SamplingMode.CUT in mode
         best = torch.empty((rows, self._blocks), dtype=torch.float32, device=slots.device)
         best_ids = torch.empty((rows, self._blocks), dtype=torch.int32, device=slots.device)
@@ -84,7 +89,7 @@ class KernelSampler(SlotSampler):
         )  # fmt: skip
         kernels.threshold[(len(slots),)](
             slots, self._slots.table, scores, best, *shared, keys, lowest, self._vocabulary, self._blocks,
-            BLOCKS=self._over_blocks, BLOCK=_ROW_BLOCK, num_warps=_ROW_WARPS,
+            BLOCKS=self._over_blocks, BLOCK=_ROW_BLOCK, LIST=_LIST_BLOCK, num_warps=_ROW_WARPS, maxnreg=_ROW_REGISTERS,
         )  # fmt: skip
         return lowest
 

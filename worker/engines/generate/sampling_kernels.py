@@ -143,8 +143,8 @@ def _mass(score, best):
 
 @triton.jit
 def _key(score):
-    """Map float32 to int32 that are ordered alike, both zeros to one."""
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    """Map float32 to int32 that are ordered alike; which zero a limit is makes no difference to what is below it."""
+    bits = score.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -171,48 +171,109 @@ def histogram(
 
 
 @triton.jit
-def _collect(scores, keys, vocabulary, best, number, BLOCK: tl.constexpr):
-    """Write the keys of the scores in one bin side by side; return how many."""
-    tl.debug_barrier()  # what was collected before has been read
-    found = 0
+def _collect(scores, keys, taken, vocabulary, best, number, BLOCK: tl.constexpr):
+    """Write the keys of the scores in one bin side by side, in any order; return how many. `taken` is zero, and stays.
+
+    Their places are given out by an atomic counter: by a sum over the places before them each block of the row would
+    have to wait for the one before it.
+    """
+    tl.debug_barrier()  # what was collected before has been read, and the bins are empty
     for start in range(0, vocabulary, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         score = tl.load(scores + ids, mask=ids < vocabulary, other=float("-inf"))
         is_here = (ids < vocabulary) & (_bin(score, best) == number)
-        is_one = is_here.to(tl.int32)
-        at = found + tl.cumsum(is_one, axis=0) - is_one
+        at = tl.atomic_add(taken + tl.zeros_like(ids), 1, mask=is_here, sem="relaxed")
         tl.store(keys + at, _key(score), mask=is_here)
-        found += tl.sum(is_one, axis=0)
     tl.debug_barrier()  # and this is there for all to read
+    found = tl.load(taken, volatile=True)
+    tl.debug_barrier()
+    tl.store(taken, 0)
     return found
 
 
 @triton.jit
-def _count_from(keys, found, key, BLOCK: tl.constexpr):
-    total = 0
-    for start in range(0, found, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        each = tl.load(keys + at, mask=at < found, other=-(2**31)).to(tl.int64)
-        total += tl.sum(((at < found) & (each >= key)).to(tl.int32), axis=0)
+def _count_from(keys, first, found, key, BLOCK: tl.constexpr):
+    """Count the keys from one on; `first` is the first block of them, and nearly always the only one."""
+    at = tl.arange(0, BLOCK)
+    total = tl.sum(((at < found) & (first >= key)).to(tl.int32), axis=0)
+    for start in range(BLOCK, found, BLOCK):
+        each = tl.load(keys + start + at, mask=start + at < found, other=-(2**31))
+        total += tl.sum(((start + at < found) & (each >= key)).to(tl.int32), axis=0)
     return total
 
 
 @triton.jit
-def _mass_from(keys, found, key, best, BLOCK: tl.constexpr):
-    total = tl.zeros((), dtype=tl.int64)
-    for start in range(0, found, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        each = tl.load(keys + at, mask=at < found, other=-(2**31))
-        is_counted = (at < found) & (each.to(tl.int64) >= key)
-        mass = _mass(tl.where(is_counted, _score(each), best), best)
-        total += tl.sum(tl.where(is_counted, mass, 0), axis=0)
+def _mass_of(each, is_counted, best):
+    return tl.sum(tl.where(is_counted, _mass(tl.where(is_counted, _score(each), best), best), 0), axis=0)
+
+
+@triton.jit
+def _mass_from(keys, first, found, key, best, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    total = _mass_of(first, (at < found) & (first >= key), best)
+    for start in range(BLOCK, found, BLOCK):
+        each = tl.load(keys + start + at, mask=start + at < found, other=-(2**31))
+        total += _mass_of(each, (start + at < found) & (each >= key), best)
     return total
+
+
+@triton.jit
+def _search_count(keys, found, wanted, best, BLOCK: tl.constexpr):
+    """Return the largest key that so many keys are not below, and the mass of those."""
+    first = tl.load(keys + tl.arange(0, BLOCK), mask=tl.arange(0, BLOCK) < found, other=-(2**31))
+    low = tl.full((), -(2**31), dtype=tl.int64)
+    high = tl.full((), 2**31, dtype=tl.int64)
+    for _ in range(32):
+        middle = (low + high) >> 1
+        is_held = _count_from(keys, first, found, middle, BLOCK) >= wanted
+        low = tl.where(is_held, middle, low)
+        high = tl.where(is_held, high, middle)
+    return low.to(tl.int32), _mass_from(keys, first, found, low, best, BLOCK)
+
+
+@triton.jit
+def _search_mass(keys, found, above, wanted, best, BLOCK: tl.constexpr):
+    """Return the lowest key that stays: what lies above it, in this bin and in those before, is not enough."""
+    first = tl.load(keys + tl.arange(0, BLOCK), mask=tl.arange(0, BLOCK) < found, other=-(2**31))
+    low = tl.full((), -(2**31), dtype=tl.int64)
+    high = tl.full((), 2**31, dtype=tl.int64)
+    for _ in range(32):
+        middle = (low + high) >> 1
+        is_enough = (above + _mass_from(keys, first, found, middle + 1, best, BLOCK)).to(tl.float64) >= wanted
+        low = tl.where(is_enough, middle, low)
+        high = tl.where(is_enough, high, middle)
+    return (low + 1).to(tl.int32)
+
+
+@triton.jit
+def _kept(line, scores, keys, taken, count, mass, top, vocabulary, BLOCK: tl.constexpr, LIST: tl.constexpr):
+    """Return the lowest score that top-k, and top-p over what it leaves, keep."""
+    numbers = tl.arange(0, _BINS)
+    total = tl.sum(mass, axis=0)
+    kept = float("-inf")
+    if _wants_k(line, vocabulary):
+        top_k = tl.load(line + _TOP_K).to(tl.int32)
+        number = tl.sum((tl.cumsum(count, axis=0) < top_k).to(tl.int32), axis=0)
+        wanted = top_k - tl.sum(tl.where(numbers < number, count, 0), axis=0)
+        found = _collect(scores, keys, taken, vocabulary, top, number, BLOCK)
+        key, mass_here = _search_count(keys, found, wanted, top, LIST)
+        total = tl.sum(tl.where(numbers < number, mass, 0), axis=0) + mass_here
+        kept = _score(key)
+    top_p = _real(line, _TOP_P)
+    if top_p < 1.0:
+        wanted_mass = top_p.to(tl.float64) * total.to(tl.float64)
+        number = tl.sum((tl.cumsum(mass, axis=0).to(tl.float64) < wanted_mass).to(tl.int32), axis=0)
+        above = tl.sum(tl.where(numbers < number, mass, 0), axis=0)
+        found = _collect(scores, keys, taken, vocabulary, top, number, BLOCK)
+        if found > 0:
+            kept = tl.maximum(kept, _score(_search_mass(keys, found, above, wanted_mass, top, LIST)))
+    return kept
 
 
 @triton.jit
 def threshold(
     slots, table, scores, best, bin_counts, bin_masses, keys, lowest, vocabulary, blocks,
-    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
     """Write the lowest score that a row keeps, and empty its bins for the next step."""
     row = tl.program_id(0).to(tl.int64)
@@ -223,45 +284,14 @@ def threshold(
     if (_real(line, _TEMPERATURE) > 0) & (min_p > 0):
         kept = top + tl.log(min_p)
     if _is_searched(line, vocabulary, top):
-        scores += row * vocabulary
-        keys += row * vocabulary
-        numbers = tl.arange(0, _BINS)
-        here = row * _BINS + numbers
+        here = row * _BINS + tl.arange(0, _BINS)
         count = tl.load(bin_counts + here)
         mass = tl.load(bin_masses + here)
         tl.store(bin_counts + here, 0)
         tl.store(bin_masses + here, 0)
-        total = tl.sum(mass, axis=0)
-        if _wants_k(line, vocabulary):
-            top_k = tl.load(line + _TOP_K).to(tl.int32)
-            number = tl.sum((tl.cumsum(count, axis=0) < top_k).to(tl.int32), axis=0)
-            wanted = top_k - tl.sum(tl.where(numbers < number, count, 0), axis=0)
-            found = _collect(scores, keys, vocabulary, top, number, BLOCK)
-            low = tl.full((), -(2**31), dtype=tl.int64)
-            high = tl.full((), 2**31, dtype=tl.int64)
-            for _ in range(32):
-                middle = (low + high) >> 1
-                is_held = _count_from(keys, found, middle, BLOCK) >= wanted
-                low = tl.where(is_held, middle, low)
-                high = tl.where(is_held, high, middle)
-            total = tl.sum(tl.where(numbers < number, mass, 0), axis=0) + _mass_from(keys, found, low, top, BLOCK)
-            kept = tl.maximum(kept, _score(low.to(tl.int32)))
-        top_p = _real(line, _TOP_P)
-        if top_p < 1.0:
-            wanted_mass = top_p.to(tl.float64) * total.to(tl.float64)
-            number = tl.sum((tl.cumsum(mass, axis=0).to(tl.float64) < wanted_mass).to(tl.int32), axis=0)
-            above = tl.sum(tl.where(numbers < number, mass, 0), axis=0)
-            found = _collect(scores, keys, vocabulary, top, number, BLOCK)
-            low = tl.full((), -(2**31), dtype=tl.int64)
-            high = tl.full((), 2**31, dtype=tl.int64)
-            for _ in range(32):
-                middle = (low + high) >> 1
-                # What lies at `middle` stays if what lies above it is not enough: so the lowest that stays is next.
-                is_held = (above + _mass_from(keys, found, middle + 1, top, BLOCK)).to(tl.float64) >= wanted_mass
-                low = tl.where(is_held, middle, low)
-                high = tl.where(is_held, high, middle)
-            if found > 0:
-                kept = tl.maximum(kept, _score((low + 1).to(tl.int32)))
+        row_keys, taken = keys + row * vocabulary, bin_counts + row * _BINS
+        by_rank = _kept(line, scores + row * vocabulary, row_keys, taken, count, mass, top, vocabulary, BLOCK, LIST)
+        kept = tl.maximum(kept, by_rank)
     tl.store(lowest + row, kept)
 
 
