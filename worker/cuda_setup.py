@@ -175,7 +175,8 @@ def judge_torch(facts: CudaFacts) -> Diagnosis:
         found = f"{found}, but there is a GPU ({usable[0].name})"
         return Diagnosis("torch", "bad", found, _reinstall(facts), is_lasting=True)
     built_for = torch_builds.read_version(torch.built_for)
-    if facts.driver_cuda is not None and facts.driver_cuda[0] < built_for[0]:
+    is_before = facts.driver_cuda is not None and facts.driver_cuda[0] < built_for[0]
+    if is_before and not torch.has_cuda:  # with NVIDIA's packages for forward compatibility it has
         remedy = f"{_reinstall(facts)}; or update NVIDIA's driver to {torch_builds.driver_for(built_for)} or later"
         return Diagnosis("torch", "bad", f"{found}, but {_driver(facts)} at most", remedy, is_lasting=True)
     unable = [gpu for gpu in usable if not torch_builds.has_code(torch.architectures, gpu.capability)]
@@ -198,7 +199,7 @@ def _judge_use(facts: CudaFacts, torch: TorchBuild, found: str, built_for: tuple
         return _judge_files(facts, "torch", found)
     if is_older:
         remedy = f"works; if kernels cannot be loaded, update NVIDIA's driver, or {_reinstall(facts)}"
-        return Diagnosis("torch", "note", f"{found}; {_driver(facts)}, an older version of the same CUDA", remedy)
+        return Diagnosis("torch", "note", f"{found}; {_driver(facts)}, an older version", remedy)
     return Diagnosis("torch", "ok", found)
 
 

@@ -26,6 +26,8 @@ from .nvidia_driver import Gpu, ask_driver, visible_gpus
 DeviceKind = Literal["cpu", "cuda", "mock"]
 Choice = Literal["auto", "cpu", "cuda", "mock"]
 MOCK_DEVICES: Final = 2
+_WSL: Final = Path("/dev/dxg")
+"""Windows' driver in Linux, where the first allocation of segments that grow may fail."""
 _CUDA_THREADS: Final = 2
 """An engine on a GPU computes next to nothing beside it; idle threads of it would cost others their cores."""
 _ALLOCATOR_SETTINGS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -61,7 +63,8 @@ class DeviceSpec:
 
     def _allocator(self) -> dict[str, str]:
         """Let torch's allocator grow what it has: prompts of all lengths leave holes that fit no other."""
-        if self.kind != "cuda" or any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+        is_set = any(name in os.environ for name in _ALLOCATOR_SETTINGS)
+        if self.kind != "cuda" or is_set or _WSL.exists():
             return {}
         return {_ALLOCATOR_SETTINGS[0]: "expandable_segments:True"}
 

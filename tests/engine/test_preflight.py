@@ -27,7 +27,7 @@ from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.oom import OutOfMemoryError
 from zmqrt.worker.memory_fit import DeviceMemory, ServingPlan
 from zmqrt.worker.model_resolver import Room, resolve_apart
-from zmqrt.worker.nvidia_driver import DriverReport, Gpu
+from zmqrt.worker.nvidia_driver import NO_BINDINGS, DriverReport, Gpu
 
 pytestmark = pytest.mark.integration
 TWO_TEBIBYTES = 1 << 19
@@ -184,6 +184,16 @@ def test_a_card_that_is_gone_is_told_by_its_driver(tmp_path: Path, monkeypatch: 
 
     with pytest.raises(RuntimeError, match="run: sudo reboot"):
         preflight.check_device(describe(tmp_path, device="cuda:0"))
+
+
+def test_a_card_that_torch_has_found_is_used_whoever_else_does_not_list_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nvidia-ml-py is not installed, nobody lists any."""
+    works = TorchBuild(version="2.11.0", built_for="12.6", has_cuda=True, devices=1)
+    play(monkeypatch, driver=DriverReport(why_none=NO_BINDINGS), torch=works)
+
+    preflight.check_device(describe(tmp_path, device="cuda:0"))
 
 
 def test_kernels_that_cannot_be_built_name_what_builds_them(monkeypatch: pytest.MonkeyPatch) -> None:

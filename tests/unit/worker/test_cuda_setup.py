@@ -51,13 +51,17 @@ MACHINES: dict[str, tuple[CudaFacts, str, str, str, str]] = {
         "torch", "bad", "built for CUDA 13.0, but NVIDIA's driver 535.183 knows CUDA 12.2 at most",
         f"run: {PIP} https://download.pytorch.org/whl/cu126; or update NVIDIA's driver to 580 or later",
     ),
+    "driver 535, build for 13.0 with NVIDIA's packages for forward compatibility": (
+        machine(driver("535.183", (12, 2)), build("13.0", devices=1)),
+        "torch", "note", "sees 1 of 1 GPUs; NVIDIA's driver 535.183 knows CUDA 12.2", "works; if kernels",
+    ),
     "driver 570, build for 13.0": (
         machine(driver("570.86", (12, 8)), build("13.0")),
         "torch", "bad", "knows CUDA 12.8 at most", "whl/cu126",
     ),
     "driver 535, build for 12.8": (
         machine(driver("535.183", (12, 2)), build("12.8", devices=1, architectures=CU128)),
-        "torch", "note", "knows CUDA 12.2, an older version of the same CUDA", "works; if kernels cannot be loaded",
+        "torch", "note", "knows CUDA 12.2, an older version", "works; if kernels cannot be loaded",
     ),
     "driver 535, build for 12.8, and it does not work": (
         machine(driver("535.183", (12, 2)), build("12.8", architectures=CU128)),

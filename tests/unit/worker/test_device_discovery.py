@@ -1,5 +1,7 @@
 """Which devices a worker takes: found, hidden, chosen, missing."""
 
+from pathlib import Path
+
 import pytest
 
 from zmqrt.protocol.errors import ConfigurationError
@@ -194,7 +196,7 @@ def test_more_devices_than_cores_have_a_thread_each(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_the_allocator_of_a_gpu_grows_what_it_has_unless_somebody_set_it(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its new name or its old one."""
     for one in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -202,6 +204,10 @@ def test_the_allocator_of_a_gpu_grows_what_it_has_unless_somebody_set_it(
     gpu = DeviceSpec(id="cuda:0", kind="cuda", handle="GPU-1")
 
     assert gpu.environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setattr(device_discovery, "_WSL", tmp_path)
+    assert "PYTORCH_ALLOC_CONF" not in gpu.environment(), "in Linux on Windows it may fail"
+    monkeypatch.setattr(device_discovery, "_WSL", tmp_path / "none")
+    assert "PYTORCH_ALLOC_CONF" in gpu.environment()
     monkeypatch.setenv(name, "max_split_size_mb:64")
     assert "PYTORCH_ALLOC_CONF" not in gpu.environment()
 

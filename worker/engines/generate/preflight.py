@@ -31,6 +31,8 @@ def check_device(spec: EngineSpec) -> None:
     if not spec.device.startswith("cuda"):
         return
     facts = _facts()
+    if not facts.usable and facts.torch is not None and facts.torch.has_cuda:
+        return  # what lists GPUs is not there, and torch has found one all the same
     if not facts.usable:
         raise RuntimeError(judge_gpus(facts).words)
     build = judge_torch(facts)
