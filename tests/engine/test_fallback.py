@@ -26,7 +26,6 @@ from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, Operation, plain
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
-from zmqrt.worker.engines.generate.ops import TorchOps
 from zmqrt.worker.engines.generate.sequence_table import RECORDED, SamplingMode
 from zmqrt.worker.engines.generate.slot_sampler import Sample
 from zmqrt.worker.engines.generate.torch_runner import TorchRunner
@@ -202,14 +201,21 @@ def spoiling_late() -> Callable[[Sample], None]:
 
 def _break(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Let one thing compute what is wrong."""
-    if what == "kernels":
-        monkeypatch.setattr(OtherOps, "gate", lambda self, gate_up: TorchOps.gate(self, gate_up) * 1.5)
-    elif what == "path":
-        forward = LlamaDecoder.forward
-        monkeypatch.setattr(LlamaDecoder, "forward", lambda self, *args: forward(self, *args) * 0.5)
-    elif what == "flash":
-        attend = FlashAttention.attend
-        monkeypatch.setattr(FlashAttention, "attend", lambda self, *args: attend(self, *args) * 0.5)
+    owner, name = {
+        "kernels": (OtherOps, "gate"),
+        "graphs": (OtherOps, ""),
+        "path": (LlamaDecoder, "forward"),
+        "flash": (FlashAttention, "attend"),
+    }[what]
+    if not name:
+        return
+    right: Any = getattr(owner, name)
+
+    def wrong(self: Any, *arguments: Any) -> torch.Tensor:
+        half: torch.Tensor = right(self, *arguments) * 0.5
+        return half
+
+    monkeypatch.setattr(owner, name, wrong)
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------

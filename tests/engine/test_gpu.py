@@ -18,7 +18,8 @@ from support.tiny import silent, tiny_model
 from zmqrt.worker.engines.base import SamplingParams
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
-from zmqrt.worker.engines.generate.factory import ATTENTIONS, factory
+from zmqrt.worker.engines.generate.engine_maker import ATTENTIONS
+from zmqrt.worker.engines.generate.factory import factory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 Make = Callable[..., GenerateEngine]

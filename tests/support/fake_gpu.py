@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from zmqrt.worker.engines.generate import device_runner, factory, flash, hf_loader
+from zmqrt.worker.engines.generate import device_runner, engine_maker, flash, hf_loader
 from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
-from zmqrt.worker.engines.generate.factory import EngineMaker
+from zmqrt.worker.engines.generate.engine_maker import EngineMaker
 from zmqrt.worker.engines.generate.flash import plain
 from zmqrt.worker.engines.generate.ops import TorchOps
 from zmqrt.worker.engines.generate.slot_sampler import Sample
@@ -129,13 +129,20 @@ def pretend(
         if options["operation"] is flash.flash:
             options = {**options, "operation": operation}
         made = DeviceRunner(*arguments, **options)
-        gpu.watch(made, made._attention, made._attention._pool)  # noqa: SLF001 - what holds the memory
+        attention: Any = getattr(made, "_attention")  # noqa: B009 - what holds the memory, by no public name
+        gpu.watch(made, attention, attention._pool)  # noqa: SLF001 - same
         return made
 
-    monkeypatch.setattr(factory, "load", loaded)
-    monkeypatch.setattr(factory, "GpuMemory", lambda _device: gpu.memory)
-    monkeypatch.setattr(factory, "DeviceRunner", runner)
-    monkeypatch.setattr(flash, "why_not", lambda *_: None)
+    def memory(_device: object) -> FakeMemory:
+        return gpu.memory
+
+    def nothing_against(*_: object) -> None:
+        """Say nothing against flash attention."""
+
+    monkeypatch.setattr(engine_maker, "load", loaded)
+    monkeypatch.setattr(engine_maker, "GpuMemory", memory)
+    monkeypatch.setattr(engine_maker, "DeviceRunner", runner)
+    monkeypatch.setattr(flash, "why_not", nothing_against)
     monkeypatch.setattr(device_runner, "CudaRecorder", recorder)
 
     def chosen(maker: EngineMaker, _loaded: object) -> TorchOps:
