@@ -84,7 +84,7 @@ bench-gpu: $(STAMP)-dev ## all that this GPU is asked about the engine, in seven
 kernels: $(STAMP)-dev ## try the GPU kernels without a GPU: in Triton's interpreter, and what they take on each card
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
 	TRITON_INTERPRET=1 $(BIN)/pytest -n $(JOBS) tests/engine/interpreted
-	$(BIN)/pytest -q tests/engine/test_kernel_builds.py
+	$(BIN)/pytest -n $(JOBS) -rP tests/engine/test_kernel_builds.py
 
 docs: $(STAMP)-dev ## write the pages that are made from the code, and the dashboard
 	$(BIN)/python docs/pages.py

@@ -1,6 +1,6 @@
 """Every GPU kernel compiles for the cards that people have, without one here: within their memory, and nothing spills.
 
-`make kernels` runs this and prints what each takes. How fast they are only a GPU says (`bench/gpu_first_run.py`).
+`make kernels` runs this and shows what each takes. How fast they are only a GPU says (`bench/gpu_first_run.py`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", launches())
-def test_a_kernel_compiles_for_every_card(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kernel_compiles_for_every_card(name: str) -> None:
     """Registers suffice, and so does the shared memory of the smallest."""
     builds = [made for architecture in ARCHITECTURES for made in build(name, launches()[name], architecture)]
 
-    with capsys.disabled():
-        print("", *builds, sep="\n")
+    print(*builds, sep="\n")
     assert [made for made in builds if made.spilled_bytes] == []
     assert [made for made in builds if made.shared_bytes > ARCHITECTURES[made.architecture] * 1024] == []
 

@@ -93,7 +93,7 @@ def small(heads: int = 4, kv_heads: int = 2, head_size: int = 16) -> AttentionSh
 )
 def test_any_heads_and_groups(heads: int, kv_heads: int, head_size: int, dtype: torch.dtype) -> None:
     """Odd numbers of heads, one head of keys for all or each, more in a group than tensor cores take."""
-    case = Case(small(heads, kv_heads, head_size), [1, 2, 129, 300, 31], padding=2, seed=heads)
+    case = Case(small(heads, kv_heads, head_size), [1, 129, 300], padding=1, seed=heads)
 
     assert case.difference(dtype) <= MOST[dtype]
 
@@ -208,11 +208,14 @@ def test_a_piece_of_a_prompt_goes_to_the_other_operation() -> None:
     assert asked == layouts
 
 
+def test_the_self_test_passes_what_is_right() -> None:
+    """In 16 bits, both ways of cutting."""
+    assert why_not(small(), torch.bfloat16, "cpu") is None
+
+
 @pytest.mark.parametrize("wrong", ["scale", "lengths", "values"])
 def test_the_self_test_finds_a_kernel_that_is_wrong(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale left out, a token too few, values where keys should be."""
-    shape = small()
-    assert why_not(shape, torch.float16, "cpu") is None
     right = SplitKvAttention.__call__
 
     def call(self: Any, query: Any, keys: Any, values: Any, layout: Layout, scale: float | None) -> torch.Tensor:
@@ -225,7 +228,7 @@ def test_the_self_test_finds_a_kernel_that_is_wrong(wrong: str, monkeypatch: pyt
 
     monkeypatch.setattr(SplitKvAttention, "__call__", call)
 
-    assert (why_not(shape, torch.float16, "cpu") or "").startswith("it is off by")
+    assert (why_not(small(), torch.float16, "cpu") or "").startswith("it is off by")
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +241,7 @@ def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPa
 def test_an_engine_draws_with_it_what_it_draws_without(tmp_path: Path) -> None:
     """Whole requests, sequences that come and go, and padding."""
     folder = tiny_model(tmp_path)
-    requests = requests_of_all_kinds(4, vocabulary=256, tokens=6)
+    requests = requests_of_all_kinds(3, vocabulary=256, tokens=4)
     limits = SchedulerLimits(slots=4, context=256, chunk_tokens=64, depth=2)
 
     def drawn(make: Callable[[LlamaDecoder], Any]) -> dict[int, list[int]]:
