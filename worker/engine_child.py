@@ -26,6 +26,9 @@ from .engines.oom import REMEDIES
 
 _MODULE: Final = "zmqrt.worker.engines.process"
 _OUTLIVE_S: Final = 2.0
+_KILLED_S: Final = 5.0
+"""A process that was killed is gone within milliseconds, after a large core dump within seconds. One that is not waits
+inside a driver whose device hangs, perhaps for ever, and what it ran should not wait with it."""
 _LOOK_EVERY_S: Final = 0.05
 """How soon an end is seen on systems that have no descriptor for a process."""
 log = logging.getLogger(__name__)
@@ -61,6 +64,9 @@ class EngineChild:
             raise
         self._pid_descriptor = _pid_descriptor(self._process.pid)
         self._timer: asyncio.TimerHandle | None = None
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self.is_given_up = False
+        """Whether it was killed, and runs."""
         self._is_watched_for_room = False
         self._is_silent = False
         """Whether its channel is at its end."""
@@ -77,7 +83,7 @@ class EngineChild:
 
     def exit_code(self) -> int | None:
         """Return how it ended (negative: by that signal), or None while it runs."""
-        return self._process.poll()
+        return -signal.SIGKILL if self.is_given_up else self._process.poll()
 
     def receive(self) -> list[ipc.FromEngine]:
         """Return everything that has arrived."""
@@ -122,6 +128,14 @@ class EngineChild:
         """End it by force, even if it is stopped or stuck."""
         self.last_words = reason
         self._process.kill()
+        self._kill_timer = self._loop.call_later(_KILLED_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Take a process for ended that cannot be killed: it computes nothing for anybody any more."""
+        if self.exit_code() is None:
+            self.is_given_up = True
+            self.last_words += "; it cannot be killed, its driver holds it: the device may need a reset, or the machine"
+            self._wake()
 
     def _end_what_is_left(self) -> None:
         """Kill a process that nobody can hear any more: a thread of its loader may keep it alive."""
@@ -137,9 +151,17 @@ class EngineChild:
         if self._pid_descriptor is not None:
             self._loop.remove_reader(self._pid_descriptor)
             os.close(self._pid_descriptor)
-        if self._timer is not None:
-            self._timer.cancel()
-        children.end(self._process)
+        for timer in (self._timer, self._kill_timer):
+            if timer is not None:
+                timer.cancel()
+        if not self.is_given_up:
+            children.end(self._process)
+        elif self._process.stdin is not None:  # to wait for it would hold up the whole node
+            self._process.stdin.close()
+
+    def reap(self) -> bool:
+        """Say whether a process that was given up has ended after all, and leave nothing of it if so."""
+        return self._process.poll() is not None
 
     def _look(self) -> None:
         if self._process.poll() is not None:

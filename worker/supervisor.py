@@ -62,6 +62,8 @@ class EngineSupervisor:
         self._spec = spec
         self._processes = {device.id: _DeviceProcess(device) for device in devices}
         self._wake = wake
+        self._given_up: list[EngineChild] = []
+        """Processes that could not be killed."""
         self._log_arguments = ("--log-level", log_level, "--log-format", log_format, f"--worker-id={worker_id}")
 
     # --- start and stop ----------------------------------------------------------------------------------------------
@@ -91,6 +93,8 @@ class EngineSupervisor:
         finally:
             for child in stopped:
                 child.close()
+            for child in self._given_up:
+                child.reap()
 
     def _start(self, process: _DeviceProcess) -> None:
         process.timer = process.end = None
@@ -134,6 +138,8 @@ class EngineSupervisor:
             if process.child is not None:
                 self._learn(process, process.child.options_of_next)
                 process.child.close()
+                self._given_up = [child for child in self._given_up if not child.reap()]
+                self._given_up += [process.child] * process.child.is_given_up
                 process.child = None
             is_restarted = self._start_later(process)
             if not is_restarted and not process.policy.is_hopeless:

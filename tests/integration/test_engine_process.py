@@ -15,6 +15,7 @@ import pytest
 
 from support.engine_fleet import EngineFleet, alive, drive, spec
 from support.stack import eventually
+from zmqrt.worker import engine_child
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.mock_tokens import expected_tokens
@@ -298,6 +299,29 @@ def test_a_stopped_process_can_be_killed_too() -> None:
         os.kill(fleet.supervisor.pids["mock:0"], signal.SIGSTOP)
         fleet.supervisor.restart("mock:0", "no sign of life")
         assert (await fleet.exit())[1] == "no sign of life"
+
+    drive(spec(), play)
+
+
+def test_a_process_that_cannot_be_killed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a driver not even SIGKILL ends it: after a while it counts as ended, and another one is started."""
+    monkeypatch.setattr(engine_child, "_KILLED_S", 0.3)
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        stuck = fleet.supervisor.pids["mock:0"]
+        with monkeypatch.context() as driver:
+            driver.setattr(subprocess.Popen, "kill", lambda _process: None)
+            fleet.supervisor.restart("mock:0", "its loop stands still")
+            device, reason, is_restarted = await fleet.exit()
+        assert (device, is_restarted) == ("mock:0", True)
+        assert reason.startswith("its loop stands still; it cannot be killed")
+        assert alive([stuck])
+        fleet.forget()
+        await fleet.ready()
+        assert fleet.supervisor.pids["mock:0"] != stuck
+        os.kill(stuck, signal.SIGKILL)
+        await fleet.until(lambda: not alive([stuck]))
 
     drive(spec(), play)
 
