@@ -202,14 +202,19 @@ def _model(shape: str, layers: int) -> Any:  # noqa: ANN401 - what transformers 
 
 def import_without_triton() -> None:
     """Import what calls kernels also where there is no Triton, which nothing else must take for the real one."""
+
+    def same(value: Any = None, **_options: object) -> Any:  # noqa: ANN401 - whatever is marked
+        return same if value is None else value
+
+    def cdiv(one: int, other: int) -> int:
+        return -(-one // other)
+
+    def next_power_of_2(value: int) -> int:
+        return 1 << (value - 1).bit_length()
+
     triton, language = ModuleType("triton"), ModuleType("triton.language")
-    vars(language).update(constexpr=lambda value: value)
-    vars(triton).update(
-        jit=lambda function=None, **_options: function or (lambda other: other),
-        language=language,
-        cdiv=lambda one, other: -(-one // other),
-        next_power_of_2=lambda value: 1 << (value - 1).bit_length(),
-    )
+    vars(language).update(constexpr=same)
+    vars(triton).update(jit=same, language=language, cdiv=cdiv, next_power_of_2=next_power_of_2)
     real = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "triton"}
     sys.modules.update({"triton": triton, "triton.language": language})
     for name in _WITH_KERNELS:

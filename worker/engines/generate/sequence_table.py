@@ -8,8 +8,6 @@ Penalties, biases and forbidden ids stand in tables with a column for each id, w
 from __future__ import annotations
 
 import enum
-import functools
-import operator
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -167,7 +165,10 @@ def needs_tables(state: SamplingState) -> bool:
 
 def mode_for(states: Iterable[SamplingState]) -> SamplingMode:
     """Return the least mode that does for all."""
-    return functools.reduce(operator.or_, map(_mode, states), SamplingMode.PLAIN)
+    mode = SamplingMode.PLAIN
+    for state in states:
+        mode |= _mode(state)
+    return mode
 
 
 def _mode(state: SamplingState) -> SamplingMode:
