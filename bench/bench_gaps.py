@@ -202,6 +202,7 @@ def main(
                 measure(plan, engine, count, seed + number, found[name])
         for name, gaps in found.items():
             table.add_row(str(count), name, *gaps.row())
+            print(f"\r{count} streams, {name}: {' | '.join(gaps.row())}", file=sys.stderr)
     Console(width=max(120, Console().width)).print(table)
 
 
