@@ -23,7 +23,7 @@ import torch
 from support.engines import ask, requests_of_all_kinds, run, tokens_of
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
-from zmqrt.worker.engines.generate import device_runner
+from zmqrt.worker.engines.generate import device_runner, slot_sampler
 from zmqrt.worker.engines.generate.attention import Attention, AttentionShape
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
@@ -281,6 +281,31 @@ def test_out_of_memory_is_tried_piece_by_piece_and_costs_one_request_at_most(mak
     assert "ran out of memory at tokens 0 to 90 of the prompt" in (outcomes[4].error or "")
     assert tokens_of(engine, fits) == right
     assert engine.stats().kv_percent == 0
+
+
+def test_out_of_memory_for_a_report_leaves_nothing_of_what_was_drawn_before_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places, noise and counts of what is drawn anew are those of a first time."""
+    report, calls = slot_sampler._report, list[int]()  # noqa: SLF001 - what takes the memory
+
+    def scarce(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(len(tokens))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return report(logits, tokens)
+
+    wants = [
+        SamplingParams(temperature=1.2, seed=4, logprobs=3),
+        SamplingParams(temperature=1.1, seed=9, frequency_penalty=1.5, repetition_penalty=1.3, logprobs=1),
+    ]
+    requests = [ask(ticket=number, sampling=sampling) for number, sampling in enumerate(wants)]
+    requests.append(msgspec.structs.replace(requests[1], ticket=2, resume_ids=[3, 5, 3]))
+    right = tokens_of(make("torch", chunk_tokens=200), requests)
+    monkeypatch.setattr(slot_sampler, "_report", scarce)
+
+    assert tokens_of(make(chunk_tokens=200), requests) == right
+    assert calls[:4] == [3, 1, 1, 1]  # all at once, then one by one
 
 
 class Event:

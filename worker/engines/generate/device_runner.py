@@ -190,6 +190,8 @@ class DeviceRunner:
         if len(pass_.parts) == 1:
             lost += pass_.parts
             return []
+        # Some may have drawn already, and their slots moved on, before there was no memory for what is reported of it.
+        self._slots.write({part.sequence: part.sequence.given for part in pass_.parts if part.draws})
         alone = [Pass([part], pass_.width) for part in pass_.parts]
         return [sample for each in alone for sample in self._compute_pieces(each, mode, lost)]
 
