@@ -16,8 +16,8 @@ from typing import Final, Self
 from ..base import Phase, Progress
 from ..ipc import EXIT_HUNG
 
-LIMIT_S: Final = 120.0
-"""To compile the kernels of Triton takes half of it on a slow machine, and is one step."""
+LIMIT_S: Final = 300.0
+"""To compile all kernels of Triton is one step, and takes a minute or two where cores are few and slow."""
 log = logging.getLogger(__name__)
 
 
