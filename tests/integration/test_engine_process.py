@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -289,6 +290,20 @@ def test_silence_betrays_a_hung_engine() -> None:
         assert await fleet.exit() == ("mock:0", "its loop stands still", True)
 
     drive(spec(hang_on_prompt="hang"), play)
+
+
+def test_an_engine_that_computes_ahead_shows_itself_when_it_is_idle_again() -> None:
+    """A step was under way behind the stop id: fetched by nobody it would be a device that hangs."""
+
+    async def play(fleet: EngineFleet) -> None:
+        await fleet.ready()
+        stop = msgspec.structs.replace(request(1).request, stop_ids=right(1))
+        fleet.send(ipc.Submit("", stop))
+        await fleet.until(lambda: fleet.is_over(1))
+        fleet.forget()
+        await fleet.until(lambda: len(fleet.of(ipc.StepReport)) >= 5, "signs of life")
+
+    drive(spec("support.process_engines:hanging", step_ms="1", hang="never"), play)
 
 
 def test_a_stopped_process_can_be_killed_too() -> None:

@@ -99,7 +99,7 @@ class _HangingRunner(mock.MockRunner):
 
 def hanging(spec: EngineSpec, progress: Progress) -> TokenEngine:
     """Make the mock on a device that hangs as soon as there is a file `--engine-opt hang=PATH`."""
-    limits = SchedulerLimits(slots=32, context=4096, chunk_tokens=512)
+    limits = SchedulerLimits(slots=32, context=4096, chunk_tokens=512, depth=2)  # as on a GPU
     kv_tokens = limits.slots * limits.context
     timing = mock.MockTiming(step_ms=float(spec.options["step_ms"]))
     runner = _HangingRunner(spec.options["hang"], kv_tokens, timing=timing, may_end=True, clock=time.monotonic)

@@ -104,8 +104,8 @@ class TokenAdapter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether any request has not had its last event."""
-        return bool(self._live)
+        """Whether any request has not had its last event, or the engine has begun more than that took."""
+        return bool(self._live) or bool(getattr(self._engine, "is_busy", False))
 
     @property
     def is_alive(self) -> bool:

@@ -129,6 +129,7 @@ class TokenEngine(Protocol):
 
     One whose `poll` returns while its device still computes may also have a property `is_alive`: False once a step
     takes so long that the device may hang. The process gives no sign of life then, and is ended after the stall time.
+    One that computes ahead may have a property `is_busy` too: True while it wants to be polled, requests or not.
     """
 
     def submit(self, request: TokenRequest) -> None:

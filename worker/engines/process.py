@@ -62,7 +62,8 @@ class EngineLoop:
         self._out = out
         self._wakeups = wakeups
         self._is_stopped = False
-        self._step_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        """When something was sent, or would have been if all adapters were alive."""
         self._poll = select.poll()
         self._poll.register(wakeups, select.POLLIN)
 
@@ -79,7 +80,7 @@ class EngineLoop:
     def _wait(self) -> None:
         if self._is_anyone_busy() or self._out.has_step() or self._out.messages:
             return
-        left_s = self._step_at + _SIGN_S - time.monotonic()
+        left_s = self._looked_at + _SIGN_S - time.monotonic()
         self._poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_unsent else 0))
         self._poll.poll(max(0, math.ceil(1000 * left_s)))
         self._wakeups.drain()
@@ -127,11 +128,12 @@ class EngineLoop:
 
     def _report(self) -> None:
         now = time.monotonic()
-        is_sign_due = now - self._step_at >= _SIGN_S and all(adapter.is_alive for adapter in self._adapters.values())
+        is_sign_due = now - self._looked_at >= _SIGN_S
         stats = None
         if self._out.has_step() or is_sign_due:
-            stats = {name: adapter.stats() for name, adapter in self._adapters.items()}
-            self._step_at = now
+            self._looked_at = now
+            if self._out.has_step() or all(adapter.is_alive for adapter in self._adapters.values()):
+                stats = {name: adapter.stats() for name, adapter in self._adapters.items()}
         messages = self._out.take(stats)
         if messages:
             self._channel.send(ipc.encode(messages))

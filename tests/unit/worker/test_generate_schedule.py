@@ -41,6 +41,7 @@ from zmqrt.worker.engines.generate.schedule import (
     Sequence,
     SequenceStep,
 )
+from zmqrt.worker.engines.ipc import Submit
 from zmqrt.worker.engines.mock import MockEngine, MockRunner, MockTiming
 from zmqrt.worker.engines.mock_tokens import EOS, expected_tokens
 
@@ -336,6 +337,38 @@ def test_a_step_that_is_never_done_is_no_life(monkeypatch: pytest.MonkeyPatch) -
     assert not engine.is_alive
     adapter = TokenAdapter(engine, Outbox())
     assert not adapter.is_alive
+
+
+def test_what_was_begun_behind_a_stop_id_is_taken_in_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is left who waits for that step; if nobody fetched it either, an idle engine would pass for a hung one."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limits = SchedulerLimits(slots=2, context=CONTEXT, chunk_tokens=32, depth=2)
+    runner = Slow()
+    engine = GenerateEngine(runner, kv_tokens=2 * CONTEXT, limits=limits)
+    out = Outbox()
+    adapter = TokenAdapter(engine, out)
+    stop = expected_tokens([1, 2], 1, ignore_eos=True)
+    request = TokenRequest(
+        ticket=1, prompt_ids=[1, 2], max_new_tokens=9, stop_ids=stop, sampling=SamplingParams(temperature=0.0)
+    )
+    adapter.submit(Submit("", request))
+    runner.done = 1
+    adapter.advance(0.0)
+
+    assert [event.finish_reason for event in out.events] == ["stop"]
+    assert len(runner.launched) == 2
+    assert adapter.is_busy
+    now += 60
+    assert not adapter.is_alive  # a device may hang in this one too
+    runner.done = 1
+    adapter.advance(0.0)
+    assert not adapter.is_busy
+    now += 60
+    assert adapter.is_alive
+    adapter.submit(Submit("", TokenRequest(ticket=2, prompt_ids=[1, 2], max_new_tokens=9)))
+    adapter.advance(0.0)
+    assert adapter.is_alive  # whoever comes next does not pay for the time before
 
 
 def test_what_can_never_fit_is_refused() -> None:

@@ -103,6 +103,11 @@ class GenerateEngine:
         """When the newest one was launched: where only one is under way at a time, it is that one."""
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a poll has something to do: the step behind a stop id is under way, and there is nobody any more."""
+        return bool(self._live or self._steps)
+
+    @property
     def is_alive(self) -> bool:
         """Whether the device keeps up. The loop turns beside it, and would vouch for one that hangs.
 
