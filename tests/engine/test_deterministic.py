@@ -111,6 +111,23 @@ def test_with_several_threads_no_bit_changes_either(tmp_path: Path, dtype: str, 
         assert numbers(together[1000]) == whole[cut:]
 
 
+@DTYPES
+def test_machines_of_other_core_counts_agree_to_the_last_bit(
+    tmp_path: Path, dtype: str, two_threads: dict[str, str]
+) -> None:
+    """What the environment gives as threads is not looked at: products that are shared among them round otherwise."""
+    folder = tiny_model(tmp_path, "hidden=512,layers=1")
+    request = subject(2 * CHUNK + 5)
+    found: list[list[tuple[int, dict[int, float]]]] = []
+    for threads in (1, int(two_threads["threads"])):
+        torch.set_num_threads(threads)
+        engine = make(folder, dtype)
+        assert torch.get_num_threads() == 1
+        found.append(numbers(run(engine, [request])[1000]))
+
+    assert found[0] == found[1]
+
+
 def test_without_it_the_batch_shows_in_the_last_bits(model_path: Path) -> None:
     """What the mode is for: were the usual way as exact, it would be of no use. Only bfloat16 is so coarse here."""
     rng = random.Random(3)

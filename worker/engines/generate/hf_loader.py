@@ -44,8 +44,11 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
     is_cuda = spec.device.startswith("cuda")
     if not is_cuda:
         # What the environment says (OMP_NUM_THREADS, from the agent) is said again: MKL might else take fewer at times,
-        # and a product of other parts rounds otherwise.
-        torch.set_num_threads(int(spec.options.get("threads", "0")) or torch.get_num_threads())
+        # and a product of other parts rounds otherwise. Where every bit counts it is said alike on every machine, since
+        # a stream may go on where there are more cores.
+        is_exact = spec.options.get("deterministic") == "1"
+        default = 1 if is_exact else torch.get_num_threads()
+        torch.set_num_threads(int(spec.options.get("threads", "0")) or default)
     dtype = dtype_of(spec)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
