@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +15,26 @@ import torch
 from support.engines import as_transformers, requests_of_all_kinds, tokens_of
 from support.tiny import tiny_model
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
-from zmqrt.worker.engines.generate import schedule
+from zmqrt.worker.engines.generate import kernel_sampler, schedule
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.flash import plain
 from zmqrt.worker.engines.generate.kernel_sampler import KernelSampler, differences, table_of
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
 from zmqrt.worker.engines.generate.ops import TorchOps
+from zmqrt.worker.engines.generate.sampling_kernels import BINS
 from zmqrt.worker.engines.generate.schedule import SchedulerLimits
 from zmqrt.worker.engines.generate.sequence_table import RECORDED, SamplingMode, SequenceTable
 from zmqrt.worker.engines.generate.slot_sampler import SlotSampler
 from zmqrt.worker.engines.generate.torch_runner import TorchRunner
 from zmqrt.worker.engines.generate.transfers import Transfers
+from zmqrt.worker.engines.gumbel import GumbelNoise
 
 # What numpy warns of a GPU does in silence: a distance of infinity, and a row of what are no numbers.
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 INFINITY = float("inf")
+NEAR = 26.0
+"""How far below the best score one may lie to be drawn now and then."""
 LIMITS = [
     SamplingParams(temperature=1.0, top_k=3),
     SamplingParams(temperature=1.0, top_k=700),
@@ -50,11 +55,11 @@ def ints(tensor: torch.Tensor) -> list[int]:
 
 
 def kept(samplings: Sequence[SamplingParams], logits: torch.Tensor) -> list[list[tuple[int, ...]]]:
-    """Return which ids of each row kernels and plain torch keep."""
+    """Return which ids of each row kernels and plain torch keep, of those that may be drawn at all."""
     slots = torch.arange(len(samplings))
     samplers = (kind(table_of(samplings, logits.shape[1], Transfers("cpu"))) for kind in (KernelSampler, SlotSampler))
     scores = [sampler.scores(slots, logits, SamplingMode.CUT) for sampler in samplers]
-    return [[tuple(ints(row.isfinite().nonzero().squeeze(1))) for row in one] for one in scores]
+    return [[tuple(ints((row >= row.max() - NEAR).nonzero().squeeze(1))) for row in one] for one in scores]
 
 
 def spread(vocabulary: int, seed: int) -> torch.Tensor:
@@ -96,6 +101,50 @@ def test_a_search_leaves_nothing_behind_for_the_next() -> None:
     assert all(ours.scores(slots, logits, SamplingMode.CUT).equal(right) for _ in range(3))
 
 
+def test_noise_never_lifts_a_score_that_is_far_from_the_best() -> None:
+    """Whatever the hash is: what is not searched is not drawn, and has no mass."""
+
+    class Extreme(GumbelNoise):
+        def hashes(self, states: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0, 1, 2**31 - 1, -(2**31), -2, -1]], dtype=torch.int32).expand(len(states), -1)
+
+    noise = Extreme(6, "cpu").draw(torch.zeros(1, dtype=torch.int32))
+
+    assert noise.max() - noise.min() < NEAR < (BINS - 1) / 64
+    assert 2**36 * math.exp(-(BINS - 1) / 64) < 0.1
+
+
+def test_at_a_low_temperature_the_crowd_is_neither_counted_nor_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit among scores too low to be drawn keeps them all; the same tokens are drawn."""
+    samplings = [
+        SamplingParams(temperature=temperature, seed=seed, top_k=top_k, top_p=top_p)
+        for seed, (temperature, top_k, top_p) in enumerate(itertools.product((0.1, 0.2), (2, 50, 400), (0.9, 1.0)))
+    ]
+    logits, slots = spread(1500, 10).expand(len(samplings), -1).contiguous(), torch.arange(len(samplings))
+    ours, right = (kind(table_of(samplings, 1500, Transfers("cpu"))) for kind in (KernelSampler, SlotSampler))
+    counted: list[torch.Tensor] = []
+    threshold = kernel_sampler.kernels.threshold
+
+    class Looking:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            counted.append(ours._counts[: len(slots)].sum(dim=1))  # noqa: SLF001 - how much is added to bins
+            return threshold[grid]
+
+    monkeypatch.setattr(kernel_sampler.kernels, "threshold", Looking())
+    scores = ours.scores(slots, logits, SamplingMode.CUT)
+
+    near = [int((logits[0] > logits[0].max() - 32 * one.temperature).sum()) for one in samplings]
+    assert all(abs(int(count) - few) <= 2 for count, few in zip(counted[0], near, strict=True))
+    is_few = [few + 2 < one.top_k for few, one in zip(near, samplings, strict=True)]
+    assert 0 < sum(is_few) < len(is_few)
+    is_all_kept = [bool(row.isfinite().all()) for row in scores]
+    assert is_all_kept == [few and one.top_p == 1.0 for few, one in zip(is_few, samplings, strict=True)]
+    for _ in range(5):
+        assert ints(ours.draw(slots, logits, SamplingMode.CUT).tokens) == ints(
+            right.draw(slots, logits, SamplingMode.CUT).tokens
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_of_16_bits_have_ties_at_every_threshold(dtype: torch.dtype) -> None:
     """They stay, as many as there are."""
@@ -113,7 +162,7 @@ def test_any_limits_of_any_rows(seed: int) -> None:
     rng = random.Random(seed)
     samplings = [
         SamplingParams(
-            temperature=rng.choice([0.0, 0.3, 1.0, 3.0]),
+            temperature=rng.choice([0.0, 0.1, 0.3, 1.0, 3.0]),
             top_k=rng.choice([0, 1, 7, 60, 900]),
             top_p=rng.choice([1.0, 0.9, 0.37, 0.01]),
             min_p=rng.choice([0.0, 0.01, 0.3]),

@@ -113,6 +113,7 @@ _TRIED: Final = (
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=0.7, seed=2**63 - 1),
     SamplingParams(temperature=1.5, seed=2**32 - 1, top_k=40),
+    SamplingParams(temperature=0.1, seed=5, top_k=200, top_p=0.95),  # fewer than 200 of them are near the best
     SamplingParams(temperature=1.0, seed=77, top_p=0.9, min_p=0.001),
     SamplingParams(temperature=1.2, seed=3, top_k=500, top_p=0.5, repetition_penalty=1.3, logit_bias={7: 4.0}),
 )

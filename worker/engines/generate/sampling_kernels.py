@@ -8,6 +8,10 @@ of a float, but the scores of a row share a dozen of their values: a hundred tho
 for each other.) Then one program a row takes the bin in which the score lies, a few hundred scores, and halves
 the range of its 32 bits 32 times. Rows in which one bin holds nearly everything are as right, only slower.
 
+The last bin is that of scores 32 or more below the best, which at a low temperature are nearly all of a vocabulary. It
+is neither filled nor searched, and where a limit lies in it all of it stays: noise lies between -2.82 and 22.9
+(`gumbel.py`), so none of these is ever drawn, and their masses are zero.
+
 Masses are added as integers, multiples of 2**-36 of the likeliest token's: an order of additions that changes from run
 to run, as it does with atomic ones, then changes no bit of the sum.
 """
@@ -165,9 +169,12 @@ def histogram(
         ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         is_in = ids < vocabulary
         score = tl.load(scores + row * vocabulary + ids, mask=is_in, other=float("-inf"))
-        at = row * _BINS + _bin(score, top)
-        tl.atomic_add(bin_counts + at, 1, mask=is_in, sem="relaxed")
-        tl.atomic_add(bin_masses + at, _mass(score, top), mask=is_in, sem="relaxed")
+        number = _bin(score, top)
+        at = row * _BINS + number
+        is_near = is_in & (number < _BINS - 1)
+        mass = _mass(score, top)
+        tl.atomic_add(bin_counts + at, 1, mask=is_near, sem="relaxed")
+        tl.atomic_add(bin_masses + at, mass, mask=is_near & (mass > 0), sem="relaxed")
 
 
 @triton.jit
@@ -254,11 +261,12 @@ def _kept(line, scores, keys, taken, count, mass, top, vocabulary, BLOCK: tl.con
     if _wants_k(line, vocabulary):
         top_k = tl.load(line + _TOP_K).to(tl.int32)
         number = tl.sum((tl.cumsum(count, axis=0) < top_k).to(tl.int32), axis=0)
-        wanted = top_k - tl.sum(tl.where(numbers < number, count, 0), axis=0)
-        found = _collect(scores, keys, taken, vocabulary, top, number, BLOCK)
-        key, mass_here = _search_count(keys, found, wanted, top, LIST)
-        total = tl.sum(tl.where(numbers < number, mass, 0), axis=0) + mass_here
-        kept = _score(key)
+        if number < _BINS:  # else there are fewer near the best one: all of them stay, and what is never drawn
+            wanted = top_k - tl.sum(tl.where(numbers < number, count, 0), axis=0)
+            found = _collect(scores, keys, taken, vocabulary, top, number, BLOCK)
+            key, mass_here = _search_count(keys, found, wanted, top, LIST)
+            total = tl.sum(tl.where(numbers < number, mass, 0), axis=0) + mass_here
+            kept = _score(key)
     top_p = _real(line, _TOP_P)
     if top_p < 1.0:
         wanted_mass = top_p.to(tl.float64) * total.to(tl.float64)
