@@ -428,6 +428,7 @@ def test_steps_are_made_for_the_longest_sequence_there_is(
     least = [512 if is_deterministic else min(bound for bound in bounds() if bound >= longest) for longest, _ in told]
     assert [most_keys for _, most_keys in told] == least
     assert len(set(least)) == (1 if is_deterministic else 3)
+    assert runner.frames == (1 if is_deterministic else 5 * 3)
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,14 @@ def test_sequences_computed_one_by_one_are_few() -> None:
 )
 def test_a_piece_takes_thirty_milliseconds_of_those_who_run(seconds: float, chunk: int) -> None:
     """Within bounds, for a clock may be wrong; and all that was tried where nobody runs."""
-    paced = sizing.paced(describe(Path()), limits(110), DryRun(4096, seconds, 1 << 30))
+    paced = sizing.paced(describe(Path()), limits(110), DryRun(4096, seconds, 1 << 30, 12))
 
     assert (paced.chunk_tokens, paced.idle_chunk_tokens) == (chunk, 4096)
 
 
 def test_no_piece_is_longer_than_the_one_that_there_was_memory_for() -> None:
     """Not even one that was asked for; but where every bit counts pieces are as on any other node."""
-    seen = DryRun(256, 0.01, 1 << 30)
+    seen = DryRun(256, 0.01, 1 << 30, 12)
     nothing, told, exact = (describe(Path(), options=one) for one in ({}, {"chunk": "1000"}, {"deterministic": "1"}))
 
     assert sizing.paced(nothing, limits(110), seen).idle_chunk_tokens == 256
@@ -73,10 +73,12 @@ def test_no_piece_is_longer_than_the_one_that_there_was_memory_for() -> None:
 def test_what_a_step_takes_is_kept_free_and_graphs_and_tables_too() -> None:
     """A tenth more than was seen; more rows and graphs cost more."""
     few, many = limits(110, slots=8), limits(110, slots=64)
-    seen, more = (DryRun(4096, 0.1, most << 30) for most in (1, 2))
+    seen, more = (DryRun(4096, 0.1, most << 30, 12) for most in (1, 2))
+    longer = DryRun(4096, 0.1, 1 << 30, 36)  # as many sizes, for three lengths each
 
     def kept(run: DryRun, of: SchedulerLimits, *, has_graphs: bool = True) -> float:
         return sizing.reserve(run, of, 128_000, has_graphs=has_graphs) / 2**30
 
     assert kept(more, few) - kept(seen, few) == pytest.approx(1.1)
+    assert kept(longer, few) - kept(seen, few) == pytest.approx(24 * 4 * 10 / 1024)
     assert 1.3 < kept(seen, few, has_graphs=False) < kept(seen, few) < kept(seen, many) < 2.5

@@ -77,6 +77,11 @@ class DeviceRunner:
         """How many graphs of decode steps there are."""
         return self._steps.recorded
 
+    @property
+    def frames(self) -> int:
+        """For how many sizes and lengths there are decode steps; each is recorded in every mode."""
+        return len(self._steps.frames)
+
     def _key_bounds(self, rows: int, operation: Operation) -> list[int]:
         """Return the lengths that steps are made for; where every bit counts, one: neighbours must not choose it."""
         context = self._limits.context

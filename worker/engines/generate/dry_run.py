@@ -36,11 +36,15 @@ MakeRunner = Callable[[int, SchedulerLimits], DeviceRunner]
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What was seen: a piece of `tokens` took `seconds`, and steps took `most_bytes` beside weights and pool."""
+    """What was seen: a piece of `tokens` took `seconds`, and steps took `most_bytes` beside weights and pool.
+
+    `frames`: decode steps are made for so many sizes and lengths.
+    """
 
     tokens: int
     seconds: float
     most_bytes: int
+    frames: int
 
 
 def dry_run(make: MakeRunner, limits: SchedulerLimits, memory: GpuMemory) -> DryRun:
@@ -74,7 +78,7 @@ def _try(make: MakeRunner, limits: SchedulerLimits, tokens: int, memory: GpuMemo
             seconds = [_compute(engine, rows, length) for _ in range(2)]
             if runner.passes_without_memory:  # it has helped itself by shorter ones
                 return None
-            return DryRun(tokens, seconds[1], memory.most_bytes())
+            return DryRun(tokens, seconds[1], memory.most_bytes(), runner.frames)
         finally:
             engine.close()
     except torch.OutOfMemoryError:

@@ -7,7 +7,6 @@ import logging
 from typing import Final
 
 from ..base import CannotLoadError, EngineSpec
-from .cuda_graphs import sizes_for
 from .dry_run import DryRun
 from .hf_loader import Loaded
 from .schedule import SchedulerLimits
@@ -105,8 +104,7 @@ def paced(spec: EngineSpec, limits: SchedulerLimits, seen: DryRun) -> SchedulerL
 
 def reserve(seen: DryRun, limits: SchedulerLimits, vocabulary: int, *, has_graphs: bool) -> int:
     """Return the bytes of a GPU that are not for the pool: a step, the tables of the slots, the graphs."""
-    sizes = 1 if limits.is_deterministic else len(sizes_for(limits.slots))
-    graphs = sizes * len(RECORDED) * (_GRAPH_MIB << 20) if has_graphs else 0
+    graphs = seen.frames * len(RECORDED) * (_GRAPH_MIB << 20) if has_graphs else 0
     return int(seen.most_bytes * _MORE) + limits.slots * vocabulary * _ROW_BYTES + graphs + (MARGIN_MIB << 20)
 
 
