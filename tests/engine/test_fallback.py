@@ -18,6 +18,7 @@ from support.fake_gpu import FakeRecorder, OtherOps, out_of_memory, pretend
 from support.tiny import silent, tiny_model
 from zmqrt.worker.engines import generate
 from zmqrt.worker.engines.base import CannotLoadError, StartAgainError
+from zmqrt.worker.engines.generate import self_test
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
@@ -355,6 +356,21 @@ def test_the_pool_gets_what_a_step_leaves(model_path: Path, monkeypatch: pytest.
     assert tokens[0] - tokens[1] == pytest.approx(1.1 * (100 << 20) / per_token, abs=2)
 
 
+def test_the_first_kernels_of_a_device_are_watched(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those are of transformers' code, for comparison: if the device hangs there, that is no slow disk any more."""
+    told: list[str] = []
+
+    def compute(*_: object) -> None:
+        raise CannotLoadError("this far")
+
+    pretend(monkeypatch)
+    monkeypatch.setattr(self_test, "Reference", compute)
+    with pytest.raises(CannotLoadError, match="this far"):
+        factory(describe(model_path), lambda phase, _percent: told.append(phase))
+
+    assert told[-1] == "warming"
+
+
 def engine_config(model_path: Path) -> Any:
     """Read the configuration of the model."""
     return untyped("transformers").AutoConfig.from_pretrained(model_path)
@@ -364,16 +380,20 @@ def engine_config(model_path: Path) -> Any:
 def test_a_piece_too_large_for_memory_is_halved(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it fits; nothing is failed by that, and no step is ever larger."""
     forward = LlamaDecoder.forward
+    told, refused = list[str](), set[int]()
 
     def scarce(self: LlamaDecoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(ids) > 1100:
+            refused.add(len(told))
             raise out_of_memory()
         return forward(self, ids, *rest)
 
     monkeypatch.setattr(LlamaDecoder, "forward", scarce)
     pretend(monkeypatch)
-    engine = factory(describe(model_path, slots=8, options={"graphs": "0"}), silent)
+    spec = describe(model_path, slots=8, options={"graphs": "0"})
+    engine = factory(spec, lambda phase, _percent: told.append(phase))
 
     assert engine.limits.idle_chunk_tokens == 1024
+    assert len(refused) == 2, "each try is a step of warming up"
     assert 256 <= engine.limits.chunk_tokens <= 1024
     assert engine.fallback == ""
