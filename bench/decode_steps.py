@@ -115,8 +115,8 @@ def best_operations(dtype: torch.dtype, device: str) -> tuple[TorchOps, str]:
         from zmqrt.worker.engines.generate import kernel_ops
     except ImportError as error:
         return TorchOps(), str(error)
-    why_not = kernel_ops.why_not(dtype, device)
-    return (TorchOps(), why_not) if why_not else (kernel_ops.KernelOps(), "")
+    operations, why_not = kernel_ops.working(dtype, device)
+    return operations, why_not or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +24,16 @@ from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
 from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.engine_maker import EngineMaker
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.engines.generate.flash import FlashAttention, Layout, Operation, plain
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.engines.generate.llama import LlamaDecoder
+from zmqrt.worker.engines.generate.ops import TorchOps
 from zmqrt.worker.engines.generate.sequence_table import RECORDED, SamplingMode
 from zmqrt.worker.engines.generate.slot_sampler import Sample
 from zmqrt.worker.engines.generate.torch_runner import TorchRunner
+from zmqrt.worker.engines.generate.ways import Way
 
 pytestmark = pytest.mark.integration
 SLOTS = 4
@@ -150,6 +154,22 @@ def test_attention_of_our_own_that_fails_is_left_out(
         by_engine = engine.fallback.startswith("Triton's kernels left out: the self-test is off by")
         assert by_engine or engine.fallback == "Triton's attention is not used: it is off by 3"
     assert gpu.loads == 1 + 2
+
+
+def test_kernels_that_draw_otherwise_are_left_out_alone_and_named(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that work are used; without any the reason is another."""
+    loaded: Any = SimpleNamespace(is_cuda=True, model=SimpleNamespace(dtype=torch.bfloat16, device="cuda"))
+    notes: list[str] = []
+    monkeypatch.setattr(EngineMaker, "_note", lambda _self, words: notes.append(words))
+    for works, why_not in ((OtherOps(), "draw is off by 1"), (TorchOps(), "gate is off by 2"), (OtherOps(), None)):
+        own = SimpleNamespace(KernelOps=OtherOps, working=lambda *_, found=(works, why_not): found)
+        monkeypatch.setattr(generate, "kernel_ops", own, raising=False)
+        assert EngineMaker(describe(model_path), silent, Way("auto")).operations(loaded) is works
+
+    uses = ("used to draw tokens: draw is off by 1", "used: gate is off by 2")
+    assert notes == [f"Triton's kernels are not {words}" for words in uses]
 
 
 def test_attention_that_there_is_not(model_path: Path) -> None:

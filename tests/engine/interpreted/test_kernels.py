@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from zmqrt.worker.engines.base import SamplingParams
 from zmqrt.worker.engines.generate import kernels
-from zmqrt.worker.engines.generate.kernel_ops import KernelOps, differences, why_not
-from zmqrt.worker.engines.generate.kernel_sampler import KernelSampler
+from zmqrt.worker.engines.generate.kernel_ops import KernelOps, differences, working
+from zmqrt.worker.engines.generate.kernel_sampler import KernelSampler, table_of
+from zmqrt.worker.engines.generate.ops import TorchOps
 from zmqrt.worker.engines.generate.sequence_table import DecodeInputs
-from zmqrt.worker.engines.generate.slot_sampler import Sample
+from zmqrt.worker.engines.generate.slot_sampler import Sample, SlotSampler
+from zmqrt.worker.engines.generate.transfers import Transfers
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +31,8 @@ def test_each_kernel_computes_what_torch_does(dtype: torch.dtype, most: float) -
 
     assert {name: value for name, value in found.items() if value > most} == {}
     assert (found["hash"], found["draw"]) == (0.0, 0.0)
-    assert why_not(dtype, "cpu") is None
+    operations, why_not = working(dtype, "cpu")
+    assert (type(operations), why_not) == (KernelOps, None)
 
 
 @pytest.mark.parametrize("name", ["add_norm", "gate", "rotate_and_store", "inputs"])
@@ -44,11 +48,13 @@ def test_the_self_test_finds_a_kernel_that_is_wrong(name: str, monkeypatch: pyte
 
     monkeypatch.setattr(KernelOps, name, wrong)
 
-    assert f"{name} is off by" in (why_not(torch.bfloat16, "cpu") or "")
+    operations, why_not = working(torch.bfloat16, "cpu")
+    assert type(operations) is TorchOps
+    assert f"{name} is off by" in (why_not or "")
 
 
-def test_the_self_test_finds_a_token_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is enough."""
+def test_a_token_that_is_wrong_costs_the_kernels_that_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is enough; norms and the others are as right as before."""
     right = KernelSampler.draw
 
     def wrong(*arguments: Any) -> Sample:
@@ -58,11 +64,16 @@ def test_the_self_test_finds_a_token_that_is_wrong(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(KernelSampler, "draw", wrong)
 
-    assert "draw is off by" in (why_not(torch.bfloat16, "cpu") or "")
+    operations, why_not = working(torch.bfloat16, "cpu")
+    assert type(operations) is KernelOps
+    assert type(operations.sampler(table_of([SamplingParams()], 10, Transfers("cpu")))) is SlotSampler
+    assert "draw is off by" in (why_not or "")
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is the reason."""
     monkeypatch.setattr(kernels, "gate", None)
 
-    assert (why_not(torch.bfloat16, "cpu") or "").startswith("TypeError")
+    operations, why_not = working(torch.bfloat16, "cpu")
+    assert type(operations) is TorchOps
+    assert (why_not or "").startswith("TypeError")

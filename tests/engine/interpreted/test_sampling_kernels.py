@@ -121,7 +121,8 @@ def test_at_a_low_temperature_the_crowd_is_neither_counted_nor_searched(monkeypa
         for seed, (temperature, top_k, top_p) in enumerate(itertools.product((0.1, 0.2), (2, 50, 400), (0.9, 1.0)))
     ]
     logits, slots = spread(1500, 10).expand(len(samplings), -1).contiguous(), torch.arange(len(samplings))
-    ours, right = (kind(table_of(samplings, 1500, Transfers("cpu"))) for kind in (KernelSampler, SlotSampler))
+    tables = [table_of(samplings, 1500, Transfers("cpu")) for _ in range(2)]
+    ours, right = KernelSampler(tables[0]), SlotSampler(tables[1])
     counted: list[torch.Tensor] = []
     threshold = kernel_sampler.kernels.threshold
 

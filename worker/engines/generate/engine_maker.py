@@ -98,13 +98,13 @@ class EngineMaker:
         except ImportError as error:
             self._note(f"Triton's kernels are not used: {error}")
             return TorchOps()
-        why_not = kernel_ops.why_not(loaded.model.dtype, loaded.model.device)
+        operations, why_not = kernel_ops.working(loaded.model.dtype, loaded.model.device)
         self._progress("warming", 0.0)
-        if why_not is None:
-            return kernel_ops.KernelOps()
-        self._leave_if_lost(dataclasses.replace(self.used, has_kernels=False), "Triton's kernels", why_not)
-        self._note(f"Triton's kernels are not used: {why_not}")
-        return TorchOps()
+        if why_not is not None:
+            self._leave_if_lost(dataclasses.replace(self.used, has_kernels=False), "Triton's kernels", why_not)
+            use = " to draw tokens" if isinstance(operations, kernel_ops.KernelOps) else ""
+            self._note(f"Triton's kernels are not used{use}: {why_not}")
+        return operations
 
     def _leave_if_lost(self, following: Way, what: str, why_not: str) -> None:
         """Do not go on where trying something has cost this process its device."""

@@ -7,6 +7,7 @@ Without a GPU the kernels run under Triton's interpreter (TRITON_INTERPRET=1), w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -20,9 +21,11 @@ from .flash import FlashAttention, Layout
 from .kernel_sampler import KernelSampler
 from .ops import HeadNorms, TorchOps, Turn
 from .sequence_table import DecodeInputs, SequenceTable
+from .slot_sampler import SlotSampler
 from .transfers import Transfers
 
 kernels: Any = untyped_kernels
+_Compare = Callable[[torch.dtype, torch.device | str], dict[str, float]]
 _GATE_BLOCK: Final = 1024
 _TOLERANCE: Final = 0.07
 """Of values around one to eight, in bfloat16: a rounding or two apart. Of hashes and draws the number is counted."""
@@ -32,6 +35,9 @@ class KernelOps(TorchOps):
     """One kernel for each."""
 
     name = "triton"
+
+    def __init__(self, *, has_sampler: bool = True) -> None:
+        self._has_sampler = has_sampler
 
     def add_norm(
         self, hidden: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float
@@ -115,22 +121,38 @@ class KernelOps(TorchOps):
         )
         return DecodeInputs(token_ids, positions, places, starts, lengths)
 
-    def sampler(self, slots: SequenceTable) -> KernelSampler:
+    def sampler(self, slots: SequenceTable) -> SlotSampler:
         """See `TorchOps`."""
-        return KernelSampler(slots)
+        return KernelSampler(slots) if self._has_sampler else super().sampler(slots)
 
 
-def why_not(dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """Say why the kernels cannot be used on a device; None if each does there what plain torch does."""
+def working(dtype: torch.dtype, device: torch.device | str) -> tuple[TorchOps, str | None]:
+    """Return the operations that do on a device what plain torch does there, and why there are no kernels for the rest.
+
+    A logarithm rounds otherwise on each device, and may draw another token: that is no reason to do without the others.
+    """
+    why_not = _why_not(_differences, dtype, device)
+    if why_not is not None:
+        return TorchOps(), why_not
+    why_not = _why_not(kernel_sampler.differences, dtype, device)
+    return KernelOps(has_sampler=why_not is None), why_not
+
+
+def _why_not(compare: _Compare, dtype: torch.dtype, device: torch.device | str) -> str | None:
     try:
-        worst = max(differences(dtype, device).items(), key=lambda pair: pair[1])
+        worst = max(compare(dtype, device).items(), key=lambda pair: pair[1])
     except Exception as error:  # noqa: BLE001 - a compiler's errors have no common class
         return preflight.why_no_kernels(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return None if worst[1] <= _TOLERANCE else f"{worst[0]} is off by {worst[1]:.3g}"
 
 
 def differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, float]:
-    """Return how far each operation is from plain torch, at worst, on random numbers around one."""
+    """Return how far each operation is from plain torch, at worst; of hashes and draws, how many are others."""
+    return {**_differences(dtype, device), **kernel_sampler.differences(dtype, device)}
+
+
+def _differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, float]:
+    """Compare all but what draws, on random numbers around one."""
     generator = torch.Generator(device=device).manual_seed(1)
 
     def random(*size: int) -> torch.Tensor:
@@ -145,7 +167,6 @@ def differences(dtype: torch.dtype, device: torch.device | str) -> dict[str, flo
             for norms in (None, HeadNorms(random(64).sigmoid(), random(64).sigmoid(), 1e-6))
         ),
         "inputs": _off_in_inputs(device),
-        **kernel_sampler.differences(dtype, device),
     }
 
 
