@@ -19,7 +19,7 @@ from support.fake_gpu import FakeRecorder, OtherOps, out_of_memory, pretend
 from support.tiny import silent, tiny_model
 from zmqrt.worker.engines import generate
 from zmqrt.worker.engines.base import CannotLoadError, StartAgainError
-from zmqrt.worker.engines.generate import self_test
+from zmqrt.worker.engines.generate import flash, self_test
 from zmqrt.worker.engines.generate.attention import AttentionShape
 from zmqrt.worker.engines.generate.cuda_graphs import RecordedStep
 from zmqrt.worker.engines.generate.device_runner import DeviceRunner
@@ -204,6 +204,30 @@ def test_a_kernel_that_fails_is_left_out_by_this_process_or_the_next(
     assert engine.fallback.count("left out") == 1
     assert gpu.alive_at_load == [0, 0]
     assert tokens_of(engine, requests()) == right
+
+
+@pytest.mark.parametrize("what", ["kernels", "flash"])
+def test_what_is_tried_by_itself_may_cost_the_device_too(
+    what: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To go on with less in this process would fail at everything else, and blame that."""
+    operations = EngineMaker.operations
+    gpu = pretend(monkeypatch)
+    monkeypatch.setattr(EngineMaker, "operations", operations)
+
+    def tried(*_: object) -> str:
+        gpu.memory.lost = True
+        return "AcceleratorError: CUDA error: misaligned address"
+
+    kernels = SimpleNamespace(why_not=tried, KernelOps=OtherOps)
+    if what == "flash":
+        kernels.why_not = lambda *_: None
+        monkeypatch.setattr(flash, "why_not", tried)
+    monkeypatch.setattr(generate, "kernel_ops", kernels, raising=False)
+    with pytest.raises(StartAgainError, match="left out: AcceleratorError: CUDA error: misaligned") as caught:
+        make(model_path)
+
+    assert caught.value.options["left_out"] == what
 
 
 def spoiling_late() -> Callable[[Sample], None]:
