@@ -37,9 +37,11 @@ SHAPES: Final = {
 SAMPLING: Final = {
     "plain": SamplingParams(temperature=1.0),
     "cut": SamplingParams(temperature=1.0, top_p=0.9, top_k=50),
+    "cold": SamplingParams(temperature=0.02, top_p=0.9, top_k=50),
     "shaped": SamplingParams(temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.1, presence_penalty=0.1),
 }
-"""How tokens are drawn: by temperature alone; from the likeliest; from those with penalties too."""
+"""How tokens are drawn: by temperature alone; from the likeliest; so cold that nearly all lie too low ever to be drawn;
+with penalties too. Logits of a random model spread by one or so, those of a trained one by more: 0.02 is its 0.1."""
 WARM_UP_STEPS: Final = 12
 PROFILED_STEPS: Final = 3
 _MARGIN_TOKENS: Final = 16

@@ -199,7 +199,7 @@ class Items:
         yield from self._without(model)
         for attention in others:
             yield from self._timed(model, attention, ["plain"])
-        for attention, kinds in [(first, list(SAMPLING)), *((one, ["plain"]) for one in others)]:
+        for attention, kinds in [(first, ["plain", "cut", "shaped"]), *((one, ["plain"]) for one in others)]:
             with model.running(_limits(max(sizes.shaped_batches), context), attention=attention) as running:
                 for kind, batch in itertools.product(kinds, sizes.shaped_batches):
                     found = self._profile(running, Workload(batch, sizes.prompt, 0, kind))
