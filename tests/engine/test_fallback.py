@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -162,9 +163,13 @@ def test_kernels_that_draw_otherwise_are_left_out_alone_and_named(
     """Those that work are used; without any the reason is another."""
     loaded: Any = SimpleNamespace(is_cuda=True, model=SimpleNamespace(dtype=torch.bfloat16, device="cuda"))
     notes: list[str] = []
-    monkeypatch.setattr(EngineMaker, "_note", lambda _self, words: notes.append(words))
+
+    def note(_self: object, words: str) -> None:
+        notes.append(words)
+
+    monkeypatch.setattr(EngineMaker, "_note", note)
     for works, why_not in ((OtherOps(), "draw is off by 1"), (TorchOps(), "gate is off by 2"), (OtherOps(), None)):
-        own = SimpleNamespace(KernelOps=OtherOps, working=lambda *_, found=(works, why_not): found)
+        own = SimpleNamespace(KernelOps=OtherOps, working=Mock(return_value=(works, why_not)))
         monkeypatch.setattr(generate, "kernel_ops", own, raising=False)
         assert EngineMaker(describe(model_path), silent, Way("auto")).operations(loaded) is works
 
@@ -219,9 +224,11 @@ def test_what_is_tried_by_itself_may_cost_the_device_too(
         gpu.memory.lost = True
         return "AcceleratorError: CUDA error: misaligned address"
 
-    kernels = SimpleNamespace(why_not=tried, KernelOps=OtherOps)
+    def working(*_: object) -> tuple[TorchOps, str | None]:
+        return TorchOps(), tried() if what == "kernels" else None
+
+    kernels = SimpleNamespace(working=working, KernelOps=OtherOps)
     if what == "flash":
-        kernels.why_not = lambda *_: None
         monkeypatch.setattr(flash, "why_not", tried)
     monkeypatch.setattr(generate, "kernel_ops", kernels, raising=False)
     with pytest.raises(StartAgainError, match="left out: AcceleratorError: CUDA error: misaligned") as caught:

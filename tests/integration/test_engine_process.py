@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import psutil
@@ -326,7 +327,7 @@ def test_a_process_that_cannot_be_killed_is_given_up(monkeypatch: pytest.MonkeyP
         await fleet.ready()
         stuck = fleet.supervisor.pids["mock:0"]
         with monkeypatch.context() as driver:
-            driver.setattr(subprocess.Popen, "kill", lambda _process: None)
+            driver.setattr(subprocess.Popen, "kill", Mock())
             fleet.supervisor.restart("mock:0", "its loop stands still")
             device, reason, is_restarted = await fleet.exit()
         assert (device, is_restarted) == ("mock:0", True)
