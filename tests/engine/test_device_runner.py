@@ -287,7 +287,7 @@ def test_out_of_memory_for_a_report_leaves_nothing_of_what_was_drawn_before_it(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Places, noise and counts of what is drawn anew are those of a first time."""
-    report, calls = slot_sampler._report, list[int]()  # noqa: SLF001 - what takes the memory
+    report, calls = slot_sampler._report, list[int]()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     def scarce(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         calls.append(len(tokens))

@@ -128,7 +128,7 @@ def test_at_a_low_temperature_the_crowd_is_neither_counted_nor_searched(monkeypa
 
     class Looking:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            counted.append(ours._counts[: len(slots)].sum(dim=1))  # noqa: SLF001 - how much is added to bins
+            counted.append(ours._counts[: len(slots)].sum(dim=1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             return threshold[grid]
 
     monkeypatch.setattr(kernel_sampler.kernels, "threshold", Looking())
