@@ -24,6 +24,8 @@ import zmq
 from processes import free_port
 from starlette.types import Receive, Scope, Send
 
+from zmqrt.protocol.transport import descriptor
+
 Piece = tuple[int, str, bool]
 """Which request, its text, and whether that is its end."""
 Asked = tuple[int, str, int, bool]
@@ -81,12 +83,13 @@ class Peer:
     """A DEALER in an event loop: all that is said in a pass goes out as one message."""
 
     def __init__(self, endpoint: str, received: Callable[[bytes], None]) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = context.socket(zmq.DEALER)
         self._socket.connect(endpoint)
         self._received = received
         self._loop = asyncio.get_running_loop()
         self._said: list[Asked | Piece] = []
-        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._read)
+        self._loop.add_reader(descriptor(self._socket), self._read)
 
     def say(self, items: Sequence[Asked | Piece]) -> None:
         """Send with the others of this pass."""
@@ -142,7 +145,7 @@ async def agent(endpoint: str, step_s: float) -> None:
 
 def broker(clients: str, workers: str) -> None:
     """Pass everything on: one client, one worker."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     front, back = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
     front.bind(clients)
     back.bind(workers)

@@ -179,7 +179,7 @@ def _record_news(state: BrokerState, node: Node, beat: m.Heartbeat, now: float) 
         record(state, "ready", node, f"after {beat.elapsed_ms / 1000:.0f} s", now)
     elif beat.phase == "failed" != node.phase:
         record(state, "failed", node, "cannot serve; see its log", now)
-    known = {(device.id, device.fallback) for device in node.beat.devices} if node.beat is not None else set()
+    known = {(device.id, device.fallback) for device in node.beat.devices} if node.beat is not None else {("", "")}
     for device in beat.devices:
         if device.fallback and (device.id, device.fallback) not in known:
             record(state, "fallback", node, f"{device.id}: {device.fallback}", now)
