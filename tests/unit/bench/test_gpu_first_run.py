@@ -102,12 +102,9 @@ def test_kill_9_leaves_a_readable_file_with_all_that_was_printed(child: Path) ->
             driver.send_signal(signal.SIGKILL)
         found = json.loads(out.read_text())["items"]
 
-        assert (found["good"]["state"], found["long"]["state"], found["good2"]["state"]) == (
-            "done",
-            "under way",
-            "not begun",
-        )
         figures = [line.split(": ")[1] for line in printed if " long: batch" in line]
+        assert (found["good"]["state"], found["good2"]["state"]) == ("done", "not begun")
+        assert found["long"]["state"] in (["under way"] if figures else ["under way", "not begun"])
         assert found["long"]["figures"].keys() >= set(figures), lines
 
 
