@@ -47,7 +47,7 @@ async def from_many_clients(
 
 def test_status_lists_two_nodes_and_four_devices() -> None:
     """`zmqrt status --json` shows health, load and capacity of each."""
-    with running(nodes=2) as stack:
+    with running(nodes=2, worker=("--devices", "0,1")) as stack:
         shown = subprocess.run(
             [sys.executable, "-m", "zmqrt.client.cli", "status", "--json", "--broker", stack.clients],
             capture_output=True,
