@@ -161,6 +161,25 @@ class Vllm:
         return made, cpu_s
 
 
+def spec_of(path: Path, slots: int, threads: int, *, max_model_len: int = 512, **options: str) -> EngineSpec:
+    """Describe an engine on the CPU, as a worker does.
+
+    Prompts are random and never come twice in a run, but they do in the next one: prefixes would be found there.
+    """
+    return EngineSpec(
+        engine="generate",
+        model=path.name,
+        model_path=str(path),
+        device="cpu",
+        dtype="float32",
+        max_model_len=max_model_len,
+        batch_max_size=8,
+        batch_max_latency_ms=50,
+        slots=slots,
+        options={"threads": str(threads), "reuse": "0", **options},
+    )
+
+
 def load(path: Path, slots: int, threads: int) -> tuple[dict[str, Run], int]:
     """Load the model three times."""
     import torch
@@ -169,21 +188,7 @@ def load(path: Path, slots: int, threads: int) -> tuple[dict[str, Run], int]:
     from zmqrt.worker.engines.generate.hf_loader import untyped
 
     torch.set_num_threads(threads)
-    # Prompts are random and never come twice in a run, but they do in the next one: prefixes would be found there.
-    options = {"reuse": "0", "threads": str(threads)}
-    spec = EngineSpec(
-        engine="generate",
-        model=path.name,
-        model_path=str(path),
-        device="cpu",
-        dtype="float32",
-        max_model_len=512,
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=slots,
-        options=options,
-    )
-    slot_engine = ours(spec, lambda _phase, _percent: None)
+    slot_engine = ours(spec_of(path, slots, threads), lambda _phase, _percent: None)
     static, continuous = (
         untyped("transformers").AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for _ in range(2)
     )

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Final
 
 import click
+from bench_engine import spec_of
 from rich.console import Console
 from rich.table import Table
 from rounds import at_share
 
-from zmqrt.worker.engines.base import EngineSpec, SamplingParams, TokenRequest
+from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.engine import GenerateEngine
 from zmqrt.worker.engines.generate.factory import factory
 from zmqrt.worker.model_sources import resolve
@@ -138,18 +139,8 @@ def measure(plan: Plan, engine: GenerateEngine, streams: int, seed: int, into: G
 
 def load(path: Path, slots: int, threads: int, **options: str) -> GenerateEngine:
     """Load the model as a worker does."""
-    spec = EngineSpec(
-        engine="generate",
-        model=path.name,
-        model_path=str(path),
-        device="cpu",
-        dtype="float32",
-        max_model_len=8192 if "tiny" not in path.name else 0,
-        batch_max_size=8,
-        batch_max_latency_ms=50,
-        slots=slots,
-        options={"threads": str(threads), "reuse": "0", **options},
-    )
+    most = 8192 if "tiny" not in path.name else 0
+    spec = spec_of(path, slots, threads, max_model_len=most, **options)
     return factory(spec, lambda _phase, _percent: None)
 
 
