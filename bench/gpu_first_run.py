@@ -29,7 +29,7 @@ import bare_machine
 
 HERE: Final = Path(__file__).resolve().parent
 LIMIT_S: Final = 420.0
-"""Of the whole: of a quarter of an hour that a machine is lent for, so that one more run fits."""
+"""Of the whole: two runs fit into a quarter of an hour."""
 START_S: Final = 90.0
 """For a process to import torch and find the device, when its files are read for the first time."""
 _END_S: Final = 5.0

@@ -179,10 +179,11 @@ def _record_news(state: BrokerState, node: Node, beat: m.Heartbeat, now: float) 
         record(state, "ready", node, f"after {beat.elapsed_ms / 1000:.0f} s", now)
     elif beat.phase == "failed" != node.phase:
         record(state, "failed", node, "cannot serve; see its log", now)
-    known = {(device.id, device.fallback) for device in node.beat.devices} if node.beat is not None else {("", "")}
-    for device in beat.devices:
-        if device.fallback and (device.id, device.fallback) not in known:
-            record(state, "fallback", node, f"{device.id}: {device.fallback}", now)
+    known = {f"{device.id}: {device.fallback}" for device in (node.beat.devices if node.beat is not None else [])}
+    fallbacks = [f"{device.id}: {device.fallback}" for device in beat.devices if device.fallback]
+    # One event for all: of those of one kind within a second the last one stays.
+    if news := [words for words in fallbacks if words not in known]:
+        record(state, "fallback", node, "; ".join(news), now)
     before = sum(device.restarts for device in node.beat.devices) if node.beat is not None else 0
     restarts = sum(device.restarts for device in beat.devices)
     if restarts > before and node.beat is not None:

@@ -154,7 +154,8 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     at_s: float
     level: EventLevel
-    kind: EventKind
+    kind: str
+    """An `EventKind`, or one that a newer broker knows."""
     subject: str
     text: str
     count: int = 1

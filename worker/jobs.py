@@ -26,8 +26,11 @@ from .preprocess import PreparedGeneration, PreparedTask
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
-_MOST_CHARS: Final = 16 << 10
-"""Of text in one PARTIAL of several units: who reads too slowly is given up between two, and not a megabyte late."""
+_MOST_BYTES: Final = 16 << 10
+"""Of one PARTIAL of several units, about: who reads too slowly is given up between two, and not a megabyte late."""
+_ID_BYTES: Final = 4
+_LOGPROB_BYTES: Final = 24
+"""An id, twice, its log probability and its bytes."""
 
 
 class JobState(enum.Enum):
@@ -223,10 +226,15 @@ class Job:
     def end_of_partial(self) -> int:
         """Say up to which unit the next PARTIAL goes: to the end, if that is not too much at once."""
         end, total = self.sent_n + 1, self.total_n
-        chars = len(self.pieces[self.sent_n])
-        while end < total and (chars := chars + len(self.pieces[end])) <= _MOST_CHARS:
+        size = self._size(self.sent_n)
+        while end < total and (size := size + self._size(end)) <= _MOST_BYTES:
             end += 1
         return end
+
+    def _size(self, unit: int) -> int:
+        """Return about how many bytes a unit takes: its text, and each of its log probabilities."""
+        likeliest = 0 if self.logprobs is None else 1 + len(self.logprobs[unit].top)
+        return len(self.pieces[unit]) + _ID_BYTES + likeliest * _LOGPROB_BYTES
 
     def body(self, first: int, end: int) -> bytes:
         """Return the body of a PARTIAL with these units."""

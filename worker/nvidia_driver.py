@@ -50,10 +50,10 @@ def ask_driver() -> DriverReport:
     except nvml.NVMLError as error:
         return DriverReport(why_none=f"NVML: {error}")
     try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        gpus = [_listed(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
         cuda = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion)
         return DriverReport(
-            gpus=tuple(_gpu(nvml, handle) for handle in handles),
+            gpus=tuple(gpu for gpu in gpus if gpu is not None),
             version=_text(_ask(nvml, nvml.nvmlSystemGetDriverVersion) or ""),
             cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
         )
@@ -64,12 +64,21 @@ def ask_driver() -> DriverReport:
         nvml.nvmlShutdown()
 
 
+def _listed(nvml: Any, index: int) -> Gpu | None:  # noqa: ANN401 - NVML's bindings are not typed
+    """Describe a device; one that has fallen off the bus hides no other."""
+    try:
+        return _gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+    except nvml.NVMLError as error:
+        log.warning("the driver does not tell what its GPU %d is, so it is not used: %s", index, error)
+        return None
+
+
 def _gpu(nvml: Any, handle: Any) -> Gpu:  # noqa: ANN401 - NVML's bindings are not typed
     capability = _ask(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
     return Gpu(
         _text(nvml.nvmlDeviceGetUUID(handle)),
         _text(nvml.nvmlDeviceGetName(handle)),
-        int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        _ask(nvml, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)) or 0,  # where it is the host's: unknown
         None if capability is None else (int(capability[0]), int(capability[1])),
         _slices(nvml, handle),
     )

@@ -71,12 +71,37 @@ def test_a_card_is_asked_before_anything_is_loaded(
         return free_mib << 20, total_mib << 20
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    monkeypatch.setattr(preflight, "ROOM_S", 0.0)
     spec = describe(tiny_model(tmp_path, "layers=1,hidden=32"), device="cuda:0")
     if error is None:
         preflight.check_memory(spec, spare_bytes=1 << 30, must_fit=True)
         return
     with pytest.raises(error, match=r"1\.0 GiB to compute in\); 512 MiB of .* are free on cuda:0"):
         preflight.check_memory(spec, spare_bytes=1 << 30, must_fit=True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("threads", "0"), ("threads", "many"), ("chunk", "-5"), ("chunk", "9e9"), ("kv_mib", "nan"), ("kv_mib", "x")],
+)
+def test_a_number_that_is_none_is_refused_at_once_with_its_option(tmp_path: Path, option: tuple[str, str]) -> None:
+    """Another try would not make it one."""
+    name, value = option
+
+    with pytest.raises(CannotLoadError, match=f"--engine-opt {name}={value}: it is a"):
+        factory(describe(tmp_path, options={name: value}), silent)
+
+
+def test_memory_that_others_give_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that takes the place of another starts while that one still drains."""
+    free_mib = [512, 512, 4096]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free_mib.pop(0) << 20, 8 << 30))
+    monkeypatch.setattr(preflight, "_LOOK_EVERY_S", 0.0)
+
+    spec = describe(tiny_model(tmp_path, "layers=1,hidden=32"), device="cuda:0")
+    preflight.check_memory(spec, spare_bytes=1 << 30, must_fit=True)
+
+    assert free_mib == []
 
 
 def test_what_fits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

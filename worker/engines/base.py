@@ -7,6 +7,7 @@ A factory named by `--engine` may return any of the three, or a mapping of servi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -239,6 +240,21 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_max_latency_ms: int
     slots: int
     options: dict[str, str] = {}
+
+    def count(self, name: str, default: int, *, least: int = 0) -> int:
+        """Read an option that is a whole number. Raises CannotLoadError."""
+        given = self.options.get(name, str(default))
+        if not given.isdecimal() or int(given[:20]) < least:
+            raise CannotLoadError(f"--engine-opt {name}={given[:40]}: it is a whole number of at least {least}")
+        return int(given[:20])
+
+    def number(self, name: str, default: float) -> float:
+        """Read an option that is a number and not negative. Raises CannotLoadError."""
+        given = self.options.get(name, str(default))
+        with contextlib.suppress(ValueError):
+            if 0 <= (value := float(given)) < float("inf"):
+                return value
+        raise CannotLoadError(f"--engine-opt {name}={given[:40]}: it is a number of at least 0")
 
 
 def dtype_on(device: str, asked: str) -> str:

@@ -71,7 +71,7 @@ def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> 
 
 
 def revision_of(spec: EngineSpec) -> str:
-    """Name everything that the tokens depend on: a started stream goes on only where this is equal."""
+    """Name weights, type and engine: a started stream goes on only where they are equal."""
     dtype = dtype_on(spec.device, spec.dtype)
     return "-".join(part for part in (spec.revision, dtype if spec.revision else "", spec.engine) if part)
 

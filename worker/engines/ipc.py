@@ -14,7 +14,7 @@ import msgspec
 from .base import Capacity, EngineStats, ItemResult, Phase, TokenEvent, TokenRequest
 
 Kind = Literal["token", "batch", "stream"]
-EXIT_HUNG: Final = 71
+EXIT_HUNG: Final = 83
 """Exit code of a process whose device hung while it got ready: it could say nothing any more."""
 
 

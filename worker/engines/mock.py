@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Final
 
 from ...protocol.errors import too_long
 from .base import (
+    CannotLoadError,
     Capacity,
     Engine,
     EngineSpec,
@@ -285,22 +286,22 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
     """Make the mock's two services: text under the model's name, vectors under the name with "-embed" behind it.
 
     Raises:
-        ValueError: an option is unknown or no number.
+        CannotLoadError: an option is unknown or no number.
     """
     options = spec.options
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
-        raise ValueError(f"the mock engine has no option {unknown[0]!r}; it knows {', '.join(sorted(_OPTIONS))}")
-    _load(float(options.get("load_s", "0")), progress)
-    step_ms = float(options.get("step_ms", "1"))
+        raise CannotLoadError(f"the mock engine has no option {unknown[0]!r}; it knows {', '.join(sorted(_OPTIONS))}")
+    _load(spec.number("load_s", 0), progress)
+    step_ms = spec.number("step_ms", 1)
     text = MockEngine(
-        slots=int(options.get("slots", "0")) or spec.slots or DEFAULT_SLOTS,
+        slots=spec.count("slots", 0) or spec.slots or DEFAULT_SLOTS,
         context=spec.max_model_len or DEFAULT_CONTEXT,
-        chunk_tokens=int(options.get("chunk", str(DEFAULT_CHUNK))),
+        chunk_tokens=spec.count("chunk", DEFAULT_CHUNK, least=1),
         timing=MockTiming(
             step_ms=step_ms,
-            per_row_ms=float(options.get("step_ms_per_row", "0")),
-            prefill_ms_per_token=float(options.get("prefill_ms_per_token", "0")),
+            per_row_ms=spec.number("step_ms_per_row", 0),
+            prefill_ms_per_token=spec.number("prefill_ms_per_token", 0),
         ),
         faults=MockFaults(
             crash=options.get("crash_on_prompt", ""),
@@ -311,7 +312,7 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
     )
     vectors = MockEmbedder(
         model=f"{spec.model}-embed",
-        dim=int(options.get("dim", "64")),
+        dim=spec.count("dim", 64, least=1),
         batch=spec.batch_max_size,
         step_s=step_ms / 1000,
         fail_on=options.get("fail_on_prompt", ""),

@@ -110,6 +110,18 @@ def test_what_an_old_driver_does_not_tell_is_left_out(monkeypatch: pytest.Monkey
     assert [gpu.name for gpu in ask_driver().gpus] == ["H100", "H100"]
 
 
+def test_a_card_that_has_fallen_off_the_bus_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one whose memory is the host's, and so is not told."""
+
+    def handle(index: int) -> str:
+        return refuse() if index == 0 else f"GPU-{index}"
+
+    play(monkeypatch, nvmlDeviceGetHandleByIndex=handle, nvmlDeviceGetMemoryInfo=refuse)
+
+    (gpu,) = ask_driver().gpus
+    assert (gpu.name, gpu.memory_bytes) == ("H100", 0)
+
+
 def test_missing_bindings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are a package of their own."""
     monkeypatch.setitem(sys.modules, "pynvml", None)

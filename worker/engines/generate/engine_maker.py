@@ -55,7 +55,7 @@ class EngineMaker:
         loaded = load(self._spec, self._progress)
         if loaded.is_cuda:
             self._memory = GpuMemory(loaded.model.device)
-            self._progress("warming", 0.0)  # a device that hangs does so at its first kernels, those of the reference
+            self._progress("warming", 0.0)  # the reference is the next to compute
         path, why = _choose(self._spec.model, self.way.path, loaded.model)
         log.info("model %s runs on the path %r%s", self._spec.model, path, f": {why}" if why else "")
         reference = self_test.Reference(loaded.model, self._spec.model_path)

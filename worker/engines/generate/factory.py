@@ -101,6 +101,9 @@ def _check(spec: EngineSpec) -> None:
     attention = spec.options.get("attention", ATTENTIONS[0])
     if attention not in ATTENTIONS:
         raise CannotLoadError(f"--engine-opt attention={attention}: there are {', '.join(ATTENTIONS)}")
+    for name in ("threads", "chunk"):
+        spec.count(name, 1, least=1)
+    spec.number("kv_mib", 1)
     for name in ("reuse", "deterministic", "graphs", "kernels", "memory_check"):
         if spec.options.get(name, "1") not in {"0", "1"}:
             raise CannotLoadError(f"--engine-opt {name}={spec.options[name]}: it is 1 (on) or 0 (off)")

@@ -48,7 +48,7 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
         # a stream may go on where there are more cores.
         is_exact = spec.options.get("deterministic") == "1"
         default = 1 if is_exact else torch.get_num_threads()
-        torch.set_num_threads(int(spec.options.get("threads", "0")) or default)
+        torch.set_num_threads(spec.count("threads", default))
     dtype = dtype_of(spec)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
@@ -60,8 +60,10 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
         transformers.logging.set_tqdm_hook(previous)
     where = spec.model_path
     check_report(report, where)
-    check_numbers(model.named_parameters(), where)
     progress("loading", 100.0)
+    if is_cuda:
+        progress("warming", 0.0)  # the first kernels: a device that hangs does so here, and from now on it is watched
+    check_numbers(model.named_parameters(), where)
     return _describe(model, spec, is_cuda=is_cuda)
 
 

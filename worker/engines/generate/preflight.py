@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -19,6 +21,9 @@ from ..base import CannotLoadError, EngineSpec
 from ..oom import OutOfMemoryError
 from .hf_loader import dtype_of
 
+ROOM_S: Final = 45.0
+"""How long others have to give memory back: a node that takes the place of another starts while that one drains."""
+_LOOK_EVERY_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +64,12 @@ def check_memory(spec: EngineSpec, *, spare_bytes: int, must_fit: bool) -> None:
     model, memory = _model(Path(spec.model_path)), _memory(spec)
     if model is None or memory is None:
         return
-    verdict = judge(spec.model, model, _plan(spec, spare_bytes), memory)
+    plan = _plan(spec, spare_bytes)
+    verdict = judge(spec.model, model, plan, memory)
+    give_up_at = time.monotonic() + ROOM_S
+    while must_fit and verdict.kind == "busy" and time.monotonic() < give_up_at:
+        time.sleep(_LOOK_EVERY_S)
+        verdict = judge(spec.model, model, plan, _memory(spec) or memory)
     if verdict.kind == "fits":
         log.info("%s", verdict.words)
     elif verdict.kind == "close" or not must_fit:
@@ -70,11 +80,12 @@ def check_memory(spec: EngineSpec, *, spare_bytes: int, must_fit: bool) -> None:
 
 def _plan(spec: EngineSpec, spare_bytes: int) -> ServingPlan:
     is_cuda = spec.device.startswith("cuda")
-    kv_mib = spec.options.get("kv_mib")  # on a CPU its pages come when they are written to, and not before
+    kv_mib = spec.options.get("kv_mib")
     return ServingPlan(
         dtype=dtype_of(spec),
         is_mapped=not is_cuda,
-        max_model_len=spec.max_model_len,
+        # On a CPU the pool has a bound of its own, whatever the context, and takes memory as it is written to.
+        max_model_len=spec.max_model_len if is_cuda else 0,
         slots=spec.slots,
         kv_bytes=int(float(kv_mib) * 2**20) if is_cuda and kv_mib else 0,
         spare_bytes=spare_bytes if is_cuda and not kv_mib else 0,

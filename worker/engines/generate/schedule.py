@@ -223,11 +223,6 @@ class Scheduler:
                 return True
         return False
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to plan."""
-        return not self.running and not self.waiting
-
     # --- a step ----------------------------------------------------------------------------------------------------
 
     def plan(self) -> EngineStep | None:

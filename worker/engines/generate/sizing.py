@@ -60,7 +60,7 @@ def plain_limits(spec: EngineSpec, loaded: Loaded, kv_tokens: int) -> SchedulerL
     return SchedulerLimits(
         slots=plain_rows(spec),
         context=min(loaded.context, kv_tokens),
-        chunk_tokens=int(spec.options.get("chunk", _CPU_CHUNK)),
+        chunk_tokens=spec.count("chunk", _CPU_CHUNK),
         may_reuse=is_on(spec, "reuse", default=True),
         is_deterministic=is_on(spec, "deterministic", default=False),
     )
@@ -69,7 +69,7 @@ def plain_limits(spec: EngineSpec, loaded: Loaded, kv_tokens: int) -> SchedulerL
 def device_limits(spec: EngineSpec, loaded: Loaded, free_bytes: int) -> SchedulerLimits:
     """Return the limits of an engine on a GPU, as far as they are known before a step was seen."""
     is_exact = is_on(spec, "deterministic", default=False)
-    chunk = int(spec.options.get("chunk", _EXACT_CHUNK))
+    chunk = spec.count("chunk", _EXACT_CHUNK)
     is_given = is_exact or "chunk" in spec.options
     rows = spec.slots or (_DEVICE_ROWS[0] if is_exact else _rows_by_memory(spec, loaded, free_bytes))
     return SchedulerLimits(
@@ -83,7 +83,7 @@ def device_limits(spec: EngineSpec, loaded: Loaded, free_bytes: int) -> Schedule
 
 
 def _rows_by_memory(spec: EngineSpec, loaded: Loaded, free_bytes: int) -> int:
-    pool_bytes = float(spec.options["kv_mib"]) * 2**20 if "kv_mib" in spec.options else _KV_SHARE * free_bytes
+    pool_bytes = spec.number("kv_mib", 0) * 2**20 if "kv_mib" in spec.options else _KV_SHARE * free_bytes
     tokens = int(pool_bytes) // loaded.kv_bytes_per_token
     length = min(_ROW_TOKENS, loaded.context)
     return max((rows for rows in _DEVICE_ROWS if tokens >= rows * length), default=_DEVICE_ROWS[0])
@@ -115,7 +115,7 @@ def plan_tokens(spec: EngineSpec, loaded: Loaded, rows: int, left_bytes: int) ->
     large a one as was asked for.
     """
     if "kv_mib" in spec.options:
-        budget = int(float(spec.options["kv_mib"]) * 2**20)
+        budget = int(spec.number("kv_mib", 0) * 2**20)
     elif loaded.is_cuda:
         budget = left_bytes
     else:
