@@ -81,13 +81,11 @@ def test_a_card_is_asked_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
-    "option",
+    ("name", "value"),
     [("threads", "0"), ("threads", "many"), ("chunk", "-5"), ("chunk", "9e9"), ("kv_mib", "nan"), ("kv_mib", "x")],
 )
-def test_a_number_that_is_none_is_refused_at_once_with_its_option(tmp_path: Path, option: tuple[str, str]) -> None:
+def test_a_number_that_is_none_is_refused_at_once_with_its_option(tmp_path: Path, name: str, value: str) -> None:
     """Another try would not make it one."""
-    name, value = option
-
     with pytest.raises(CannotLoadError, match=f"--engine-opt {name}={value}: it is a"):
         factory(describe(tmp_path, options={name: value}), silent)
 
@@ -95,7 +93,11 @@ def test_a_number_that_is_none_is_refused_at_once_with_its_option(tmp_path: Path
 def test_memory_that_others_give_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that takes the place of another starts while that one still drains."""
     free_mib = [512, 512, 4096]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free_mib.pop(0) << 20, 8 << 30))
+
+    def mem_get_info(_device: str) -> tuple[int, int]:
+        return free_mib.pop(0) << 20, 8 << 30
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
     monkeypatch.setattr(preflight, "_LOOK_EVERY_S", 0.0)
 
     spec = describe(tiny_model(tmp_path, "layers=1,hidden=32"), device="cuda:0")

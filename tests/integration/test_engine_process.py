@@ -326,6 +326,7 @@ def test_a_process_that_cannot_be_killed_is_given_up(monkeypatch: pytest.MonkeyP
     async def play(fleet: EngineFleet) -> None:
         await fleet.ready()
         stuck = fleet.supervisor.pids["mock:0"]
+        os.kill(stuck, signal.SIGSTOP)  # else it ends by itself when its channel does
         with monkeypatch.context() as driver:
             driver.setattr(subprocess.Popen, "kill", Mock())
             fleet.supervisor.restart("mock:0", "its loop stands still")
