@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +13,7 @@ from zmqrt.bridge_http.health import Alive, FleetHealth, FleetStatus
 from zmqrt.bridge_http.infer import Cancelled
 from zmqrt.bridge_http.openai import schema as s
 from zmqrt.bridge_http.v1 import InferRequest, InferResponse
+from zmqrt.protocol.version import VERSION
 
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
@@ -206,7 +206,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "zmqrt bridge",
-            "version": version("zmqrt"),
+            "version": VERSION,
             "description": "HTTP for a fleet of inference nodes: the locked v1 contract and the OpenAI API.",
         },
         "paths": paths,

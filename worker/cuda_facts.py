@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +87,8 @@ def torch_build() -> TorchBuild | None:
                 architectures=tuple(asked.cuda.get_arch_list()),
             )
     except Exception as error:  # noqa: BLE001 - a broken installation fails in any way there is
+        from importlib import metadata
+
         return TorchBuild(version=metadata.version("torch"), error=f"{type(error).__name__}: {error}")
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -47,6 +46,8 @@ def locate(package: Package) -> Path | None:
     downloaded = _place(package) / package.file
     if downloaded.is_file():
         return downloaded
+    from importlib import metadata  # takes a while to load, and most models are no package
+
     try:
         files = metadata.files(package.distribution) or []
     except metadata.PackageNotFoundError:

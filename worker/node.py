@@ -14,7 +14,6 @@ import secrets
 import signal
 import uuid
 from collections.abc import Generator, Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import zmq
@@ -27,6 +26,7 @@ from ..protocol.errors import EXIT_INTERRUPTED, ZmqrtError
 from ..protocol.keys import PeerKeys, load_peer
 from ..protocol.metrics_server import ask_loop, serve_metrics
 from ..protocol.timing import Backoff
+from ..protocol.version import VERSION
 from .agent import Agent
 from .broker_link import BrokerLink
 from .config import WorkerSettings
@@ -236,7 +236,7 @@ def _config(settings: WorkerSettings, node_id: str, rng: random.Random) -> NodeC
         default_max_tokens=settings.default_max_tokens,
         stall_s=settings.stall_timeout_s,
         ext={
-            "version": metadata.version("zmqrt"),
+            "version": VERSION,
             "engine": settings.engine_name,
             "pid": os.getpid(),
             "proof": secrets.token_hex(16),  # so that nobody else can come back as this node

@@ -18,6 +18,7 @@ from ..errors import ZmqrtError
 from ..logs import json_line
 from ..sanitize import indented, printable
 from ..stdio import prepare_stdio, reader_gone
+from ..version import VERSION
 from .declare import CommonSettings, Setting, settings_of
 from .sources import DEFAULT, FILE_NAME, Resolved, resolve
 from .variables import CONFIG_ENV, wants_tracebacks
@@ -95,12 +96,9 @@ def is_named(name: str) -> bool:
 
 def version_text() -> str:
     """Name the versions that matter in a report: zmqrt, the protocol, libzmq, Python."""
-    from importlib import metadata  # takes longer than everything else here
-
     import zmq
 
-    own = metadata.version("zmqrt")
-    return f"zmqrt {own} (ZRT/1, libzmq {zmq.zmq_version()}, Python {platform.python_version()})"
+    return f"zmqrt {VERSION} (ZRT/1, libzmq {zmq.zmq_version()}, Python {platform.python_version()})"
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:  # noqa: FBT001 - click's

@@ -49,7 +49,8 @@ def test_every_documented_name_is_there_after_a_load_and_no_other() -> None:
         assert statuses(say(address_of(bridge), b"GET / HTTP/9.9\r\n\r\n")) == [505]
         with calling(bridge, "/infer", b'{"prompt": "hi", "max_tokens": 5000}'):
             eventually(
-                lambda: [one.phase for one in stack.status().requests] == ["streaming"], what="a request that decodes"
+                lambda: any(request.units > 7 for request in stack.status().requests),  # not one that was before it
+                what="a request that decodes",
             )
         eventually(lambda: stack.status().running == 0, what="a free slot")
         found = eventually(lambda: _settled(bridge), what="heartbeats with the numbers")

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Generator
 from typing import Any
 
-import openai
 import pytest
-from openai import OpenAI
 
 from support.http import EVENTS, asked
+from support.lazily import lazily
 from support.stack import Process, Stack, eventually, running
 
+openai = lazily("openai")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 CHAT: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "hello"}], "seed": 7}
 WORKER = ("--engine-opt", "step_ms=5,eos=never,fail_on_prompt=sulk", "--devices", "0", "--max-model-len", "2000")
@@ -27,7 +27,7 @@ def fleet() -> Generator[tuple[Stack, Process]]:
 
 def client_of(bridge: Process, **options: Any) -> Any:
     """Make a client as its users do; untyped here, since its overloads know no arguments in a dictionary."""
-    return OpenAI(base_url=f"{bridge.endpoints['http']}/v1", api_key=options.pop("api_key", "none"), **options)
+    return openai.OpenAI(base_url=f"{bridge.endpoints['http']}/v1", api_key=options.pop("api_key", "none"), **options)
 
 
 @pytest.fixture(scope="module")

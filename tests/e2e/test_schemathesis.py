@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Generator
 from pathlib import Path
@@ -15,18 +14,11 @@ from hypothesis import HealthCheck
 
 from support.examples import examples
 from support.http import answer_of
+from support.lazily import lazily
 from support.stack import Process, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-schemathesis: Any = importlib.import_module("schemathesis")  # its types are not all known
-rules: Any = importlib.import_module("schemathesis.specs.openapi.checks")
-CHECKS: list[Any] = [
-    importlib.import_module("schemathesis.checks").not_a_server_error,
-    rules.status_code_conformance,
-    rules.content_type_conformance,
-    rules.response_schema_conformance,
-    rules.response_headers_conformance,
-]
+schemathesis = lazily("schemathesis")
 EXAMPLES = 150
 DOCUMENT: Final[dict[str, Any]] = json.loads(
     (Path(__file__).resolve().parents[2] / "bridge_http" / "static" / "openapi.json").read_text(encoding="utf-8")
@@ -41,25 +33,39 @@ def bridge() -> Generator[Process]:
         yield stack.bridge()
 
 
+def checks() -> list[Any]:
+    """Return what each answer is held to."""
+    from schemathesis import checks as general
+    from schemathesis.specs.openapi import checks as rules
+
+    return [
+        general.not_a_server_error,
+        rules.status_code_conformance,
+        rules.content_type_conformance,
+        rules.response_schema_conformance,
+        rules.response_headers_conformance,
+    ]
+
+
 def play(bridge: Process, described: dict[str, Any], method: str, path: str) -> None:
     """Send right and wrong requests, and compare each answer with the description."""
     operation = schemathesis.openapi.from_dict(described)[path][method.upper()]
     modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
     right, wrong = (operation.as_strategy(generation_mode=mode) for mode in modes)
 
-    checks: Any = HealthCheck
+    wanted, careless = checks(), list(HealthCheck)
 
     @hypothesis.seed(20261126)
     @hypothesis.settings(
         max_examples=examples(EXAMPLES),
         deadline=None,
         database=None,
-        suppress_health_check=list(checks),
+        suppress_health_check=careless,
         phases=[hypothesis.Phase.generate],
     )
     @hypothesis.given(right | wrong)
     def call(case: Any) -> None:
-        case.call_and_validate(base_url=bridge.endpoints["http"], checks=CHECKS)
+        case.call_and_validate(base_url=bridge.endpoints["http"], checks=wanted)
 
     call()
 

@@ -136,10 +136,14 @@ class Peer:
         heard: list[Any] = []
         while len(heard) < count:
             assert self.socket.poll(WAIT_MS), f"{len(heard)} of {count} {kind.__name__} came"
-            frames = transport.receive(self.socket)
-            assert frames is not None
-            heard += [one for one in known.unpack(frames).messages if type(one) is kind]
+            heard += self.read(known, kind)
         return heard
+
+    def read(self, known: codec.Codec[T], kind: type[Any]) -> list[Any]:
+        """Read the envelope that is there; return its messages of a kind."""
+        frames = transport.receive(self.socket)
+        assert frames is not None
+        return [message for message in known.unpack(frames).messages if type(message) is kind]
 
 
 class ToyClient(Peer):
@@ -209,9 +213,9 @@ def test_a_burst_is_answered_whole(context: Context, beat_s: float) -> None:
         def work() -> None:
             left, beats = 4001, itertools.count(2)
             while left:
-                while not node.socket.poll(200):  # after 55 ms of silence it gets no work until it is heard again
+                taken = node.read(codec.TO_WORKER, m.Dispatch) if node.socket.poll(200) else []
+                if not taken:  # after 55 ms of silence it gets no work until it is heard again
                     node.say(m.Heartbeat(node.epoch, next(beats), 0, ROOM, "ready"))
-                taken = node.take(1)
                 node.answer(*taken)
                 left -= len(taken)
 

@@ -7,7 +7,6 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, cast
 
@@ -32,6 +31,8 @@ def find_factory(name: str) -> Factory:
         if not callable(found):
             raise LookupError(f"module {module!r} has no function {attribute!r}")
         return cast("Factory", found)
+    from importlib.metadata import entry_points  # not for our own: it takes longer than all the rest of this process
+
     for entry in entry_points(group=GROUP, name=name):
         return cast("Factory", entry.load())
     known = ", ".join(sorted({*_OWN, *(entry.name for entry in entry_points(group=GROUP))}))

@@ -39,7 +39,6 @@ from .batch_adapter import BatchAdapter
 from .batcher import Batcher
 from .channel import Channel, WakePipe, inherited
 from .factories import LoadProgress, load_engines, revision_of
-from .stream_adapter import StreamAdapter
 
 log = logging.getLogger("zmqrt.worker.engines.process")  # by name: here __name__ is "__main__"
 
@@ -162,6 +161,8 @@ def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[
         batcher = Batcher(max_size=spec.batch_max_size, max_latency_s=spec.batch_max_latency_ms / 1000)
         return BatchAdapter(engine, out, batcher, wake)
     if isinstance(engine, StreamEngine):
+        from .stream_adapter import StreamAdapter  # asyncio is a third of what this process loads
+
         return StreamAdapter(engine, out, wake)
     raise TypeError(
         f"{spec.engine} returned a {type(engine).__name__}, which is neither a TokenEngine (submit, cancel, poll, …) "

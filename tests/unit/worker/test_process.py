@@ -1,8 +1,10 @@
-"""The loop of an engine process: how long it waits when there is nothing to do."""
+"""An engine process: what it loads, and how long its loop waits when there is nothing to do."""
 
 from __future__ import annotations
 
 import select
+import subprocess
+import sys
 import time
 from typing import Any, cast
 
@@ -60,3 +62,12 @@ def test_an_idle_loop_waits_whether_it_shows_itself_or_not(monkeypatch: pytest.M
     loop.close()
     agent.close()
     channel.close()
+
+
+def test_an_engine_process_loads_only_what_its_engine_needs() -> None:
+    """A node starts one for each device, and again for each that breaks: what is loaded for nothing delays them all."""
+    code = "import sys, zmqrt.worker.engines.process, zmqrt.worker.engines.mock; print(sorted(NAMES & {*sys.modules}))"
+    names = "NAMES = {'asyncio', 'importlib.metadata', 'numpy', 'torch', 'zmq'}"
+    result = subprocess.run([sys.executable, "-c", f"{names}; {code}"], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "[]\n"
