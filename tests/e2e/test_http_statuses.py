@@ -102,7 +102,8 @@ def test_503_when_nodes_die_of_it(usual: tuple[Stack, Process]) -> None:
 
 def test_503_when_the_node_is_lost_and_attempts_are_used_up() -> None:
     """With none left to try."""
-    with running(broker=("--max-retries", "0"), worker=("--engine-opt", "step_ms=200,eos=never")) as stack:
+    broker = ("--max-retries", "0", "--heartbeat-interval", "0.5", "--node-eviction-timeout", "2")
+    with running(broker=broker, worker=("--engine-opt", "step_ms=200,eos=never")) as stack:
         bridge = stack.bridge()
         got: list[tuple[int, str, dict[str, str]]] = []
         waiting = threading.Thread(target=lambda: got.append(refused(bridge, LONG)))
