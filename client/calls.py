@@ -139,6 +139,18 @@ def embed(config: ClientConfig, given: Text, *, dimensions: int | None, truncate
     return _make(config, tasks.check(values, tasks.Embed), {**options}, stream=False)
 
 
+def rerank(config: ClientConfig, query: str, documents: Sequence[str], *, truncate: bool, options: CallOptions) -> Call:
+    """Build a reranking. Raises BadRequestError or TooLargeError with the field named."""
+    values = {"task": "rerank", "query": query, "documents": documents, "truncate": truncate}
+    return _make(config, tasks.check(values, tasks.Rerank), {**options}, stream=False)
+
+
+def classify(config: ClientConfig, given: str | Sequence[str], *, truncate: bool, options: CallOptions) -> Call:
+    """Build a classification. Raises BadRequestError or TooLargeError with the field named."""
+    values = {"task": "classify", "input": given, "truncate": truncate}
+    return _make(config, tasks.check(values, tasks.Classify), {**options}, stream=False)
+
+
 def make_call(
     config: ClientConfig,
     task: tasks.Task,
@@ -155,7 +167,7 @@ def make_call(
 def _refuse_others(task: object, rid: object) -> None:
     """Look at what annotations promise: not every caller has a type checker."""
     if not isinstance(task, tasks.Task):
-        raise arguments.bad("task", f"expected Generate or Embed, got {arguments.kind_of(task)}")
+        raise arguments.bad("task", f"expected Generate, Embed, Rerank or Classify, got {arguments.kind_of(task)}")
     if rid is not None and not (isinstance(rid, bytes) and len(rid) == _RID_BYTES):
         raise arguments.bad("rid", f"expected {_RID_BYTES} bytes, got {arguments.shown(rid)}")
 
@@ -184,7 +196,7 @@ def _make(
             rid=rid,
             request_id=request_id,
             service=_checked_service(service),
-            task=_task_name(task),
+            task=tasks.task_name(task),
             body=_pack(task, is_checked=is_checked),
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
             timeout_s=options.timeout_s or config.timeout_s,
@@ -250,10 +262,6 @@ def _culprit(task: tasks.Task) -> str:
     return "the task"
 
 
-def _task_name(task: tasks.Task) -> m.TaskName:
-    return "generate" if isinstance(task, tasks.Generate) else "embed"
-
-
 def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
     flags = (m.STREAM if stream else 0) | (m.IDEMPOTENT if idempotent else 0)
     if isinstance(task, tasks.Generate):
@@ -274,7 +282,7 @@ def _ext(
 ) -> dict[str, str | int | bool | None]:
     given: dict[str, str | int | bool | None] = {
         # The broker reads no body: where no model is named it chooses by these.
-        "task": None if service else _task_name(task),
+        "task": None if service else tasks.task_name(task),
         "prefer": None if service else default_model,
         "progress": None if stream else True,  # the time of a stream is time without progress anyway
         "request_id": options.request_id,

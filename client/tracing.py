@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STAGES: Final = ("queue", "lost", "dispatch", "prefill", "decode")
 """In the order in which they are drawn; `lost` only where an attempt was lost with its node."""
 _NS: Final = 1000
-_OPERATIONS: Final = {"generate": "chat", "embed": "embeddings"}
+_OPERATIONS: Final = {"generate": "chat", "embed": "embeddings", "rerank": "rerank", "classify": "classify"}
 _FACTS: Final = {"node": "zmqrt.node", "device": "zmqrt.device", "batch": "zmqrt.batch", "attempts": "zmqrt.attempts"}
 
 

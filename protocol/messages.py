@@ -53,7 +53,7 @@ Ext = Annotated[dict[ExtKey, ExtText | ExtInt | bool | None], Meta(max_length=MA
 Phase = Literal[
     "starting", "downloading", "converting", "loading", "warming", "ready", "restarting", "draining", "failed"
 ]
-TaskName = Literal["generate", "embed"]
+TaskName = Literal["generate", "embed", "rerank", "classify"]
 
 # Flags of REQUEST and DISPATCH. Plain integers: an IntFlag costs 2 us an operation, on every request.
 STREAM = 1

@@ -6,15 +6,16 @@ against the structs below; unknown fields are refused, so that a misspelt parame
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import msgpack
 import msgspec
 from msgspec import Meta
 
 from .errors import ErrorKind, RequestError, request_error
-from .faults import find_fault
+from .faults import find_fault, show
 from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
+from .messages import TaskName
 from .names import HALF, half_in
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -85,7 +86,25 @@ class Embed(_Body, frozen=True, tag="embed", tag_field="task"):
     truncate_to: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
-Task = Generate | Embed
+class Rerank(_Body, frozen=True, tag="rerank", tag_field="task"):
+    """Judge how well each document answers a query. Too long is an error unless `truncate`, which cuts documents.
+
+    All of them are judged and none is left out: how many of the best are wanted is for whoever reads the scores.
+    """
+
+    query: str
+    documents: Annotated[list[str], Meta(min_length=1, max_length=2048)]
+    truncate: bool = False
+
+
+class Classify(_Body, frozen=True, tag="classify", tag_field="task"):
+    """Tell which of its labels a model gives to a text, or to each of several."""
+
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
+    truncate: bool = False
+
+
+Task = Generate | Embed | Rerank | Classify
 
 
 class Usage(_Body, frozen=True, omit_defaults=False):
@@ -159,6 +178,25 @@ class EmbedResult(_Body, frozen=True, omit_defaults=False):
     revision: str
 
 
+class RerankResult(_Body, frozen=True, omit_defaults=False):
+    """Body of FINAL for Rerank: a score for each document, in their order; from 0 to 1, and more is more relevant."""
+
+    scores: list[float]
+    usage: Usage
+    model: str
+    revision: str
+
+
+class ClassifyResult(_Body, frozen=True, omit_defaults=False):
+    """Body of FINAL for Classify: the names of all classes, and for each input the probability of each of them."""
+
+    labels: list[str]
+    probabilities: list[list[float]]
+    usage: Usage
+    model: str
+    revision: str
+
+
 B = TypeVar("B", bound=msgspec.Struct)
 
 
@@ -211,14 +249,32 @@ def decode_task(body: bytes) -> Task:
         RequestError: (400) with the field named.
     """
     values = unpack_map(body)
-    task: Task
-    if values.get("task") == "embed":
-        task = check(values, Embed)
-    else:
-        values.setdefault("task", "generate")
-        task = check(values, Generate)
-        check_generate(task)
-    return task
+    match values.setdefault("task", "generate"):
+        case "embed":
+            return check(values, Embed)
+        case "rerank":
+            return check(values, Rerank)
+        case "classify":
+            return check(values, Classify)
+        case "generate":
+            task = check(values, Generate)
+            check_generate(task)
+            return task
+        case other:
+            raise _bad(f"task: one of {', '.join(get_args(TaskName))} is meant, not {show(other)}")
+
+
+def task_name(task: Task) -> TaskName:
+    """Name what a body asks for, as offers and messages do."""
+    match task:
+        case Generate():
+            return "generate"
+        case Embed():
+            return "embed"
+        case Rerank():
+            return "rerank"
+        case Classify():
+            return "classify"
 
 
 def check_generate(task: Generate) -> None:

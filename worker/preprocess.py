@@ -202,7 +202,7 @@ def _generation(body: bytes, limits: ServiceLimits) -> Generate:
 
 
 def _check_task(task: tasks.Task, limits: ServiceLimits) -> None:
-    asked = "embed" if isinstance(task, Embed) else "generate"
+    asked = tasks.task_name(task)
     if asked != limits.task:
         raise request_error(ErrorKind.WRONG_TASK, f"{limits.service} serves the task {limits.task!r}, not {asked!r}")
 

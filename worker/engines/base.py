@@ -15,6 +15,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Phase = Literal["starting", "downloading", "converting", "loading", "warming", "ready", "restarting", "failed"]
+TaskName = Literal["generate", "embed", "rerank", "classify"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,7 +185,11 @@ class ItemResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class BatchEngine(Protocol):
-    """Embeddings, classifiers and the like: many in, as many out; the batcher stands in front of it."""
+    """Embeddings, classifiers and the like: many in, as many out; the batcher stands in front of it.
+
+    What it does, it says by an attribute `task`, a `TaskName`; without, it embeds. The bodies are those of
+    `protocol.tasks`: items are `Embed`, `Rerank` or `Classify`, results what they are answered with.
+    """
 
     def run(self, items: list[Item]) -> list[ItemResult]:
         """Run one batch; one result per item, in their order."""

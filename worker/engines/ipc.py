@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from .base import Capacity, EngineStats, ItemResult, Phase, TokenEvent, TokenRequest
+from .base import Capacity, EngineStats, ItemResult, Phase, TaskName, TokenEvent, TokenRequest
 
 Kind = Literal["token", "batch", "stream"]
 EXIT_HUNG: Final = 83
@@ -52,7 +52,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: Kind
-    task: Literal["generate", "embed"]
+    task: TaskName
     capacity: Capacity
     model: str
     revision: str

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, assert_never, cast
+from typing import Final, assert_never, cast, get_args
 
 import msgspec
 
@@ -33,6 +33,7 @@ from .base import (
     Phase,
     StartAgainError,
     StreamEngine,
+    TaskName,
     TokenEngine,
 )
 from .batch_adapter import BatchAdapter
@@ -175,12 +176,19 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
     return ipc.EngineService(
         name=name,
         kind=adapter.kind,
-        task="embed" if adapter.kind == "batch" else "generate",
+        task=_task_of(engine, adapter.kind),
         capacity=engine.capacity(),
         model=spec.model,
         revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
         fallback=str(getattr(engine, "fallback", "")),
     )
+
+
+def _task_of(engine: Engine, kind: ipc.Kind) -> TaskName:
+    said: object = getattr(engine, "task", None) or ("embed" if kind == "batch" else "generate")
+    if said not in get_args(TaskName):
+        raise CannotLoadError(f"the engine says that its task is {said!r}; there are {', '.join(get_args(TaskName))}")
+    return cast("TaskName", said)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

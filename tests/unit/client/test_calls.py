@@ -70,6 +70,16 @@ def test_an_embedding_is_idempotent_but_not_resumable() -> None:
     assert tasks.decode_task(call.body) == tasks.Embed(input=["a", [1, 2]], dimensions=8, truncate=True)
 
 
+def test_reranking_and_classifying_are_calls_like_embedding() -> None:
+    """Each with its task; which model can is left to the broker."""
+    asked = calls.rerank(CONFIG, "q", ["a", "b"], truncate=True, options={"priority": 1})
+    told = calls.classify(CONFIG, "a", truncate=False, options={"model": "labels"})
+
+    assert (asked.flags, asked.service, asked.task, asked.ext["task"]) == (m.IDEMPOTENT, "", "rerank", "rerank")
+    assert tasks.decode_task(asked.body) == tasks.Rerank(query="q", documents=["a", "b"], truncate=True)
+    assert (told.service, told.task, tasks.decode_task(told.body)) == ("labels", "classify", tasks.Classify(input="a"))
+
+
 def test_a_rid_is_a_uuid_7() -> None:
     """Sortable by time, and never the same twice."""
     rids = [calls.new_rid() for _ in range(1000)]

@@ -32,7 +32,15 @@ from zmqrt.protocol.errors import BadRequestError
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
         ({"token_ids": [-1]}, "token_ids"),
         ({"task": "embed", "input": []}, "input"),
-        ({"task": "sing", "prompt": "a"}, "sing"),
+        ({"task": "rerank", "query": "q"}, "documents"),
+        ({"task": "rerank", "query": "q", "documents": []}, "documents"),
+        ({"task": "rerank", "query": "q", "documents": ["a", 5]}, r"documents\[1\]"),
+        ({"task": "rerank", "query": "q", "documents": ["a"], "top_n": 1}, "top_n"),
+        ({"task": "classify"}, "input"),
+        ({"task": "classify", "input": []}, "input"),
+        ({"task": "classify", "input": [[1]]}, "input"),
+        ({"task": "sing", "prompt": "a"}, 'task: one of generate, embed, rerank, classify is meant, not "sing"'),
+        ({"task": ["embed"]}, "task: one of"),
         ({5: 6}, "unknown field"),
     ],
 )
@@ -49,6 +57,9 @@ def test_a_wrong_task_is_refused_with_its_field(values: dict[Any, Any], named: s
         tasks.Generate(token_ids=[1, 2], seed=2**63 - 1, logit_bias={7: -1.5}, stop=["\n"], logprobs=3),
         tasks.Generate(messages=[tasks.ChatMessage(role="user", content="")], temperature=0.0),
         tasks.Embed(input=["a", [1, 2]], truncate=True),
+        tasks.Rerank(query="q", documents=["a", ""], truncate=True),
+        tasks.Classify(input="a"),
+        tasks.Classify(input=["a", "b"]),
     ],
 )
 def test_a_task_survives_the_wire(task: tasks.Task) -> None:
@@ -56,6 +67,7 @@ def test_a_task_survives_the_wire(task: tasks.Task) -> None:
     body = tasks.encode(task)
 
     assert tasks.decode_task(body) == task
+    assert tasks.unpack_map(body)["task"] == tasks.task_name(task)
     assert isinstance(msgpack.unpackb(body, strict_map_key=False), dict)
 
 

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import pytest
 
+from support.engine_fleet import spec
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.adapters import EngineAdapter, Outbox
-from zmqrt.worker.engines.base import EngineStats
+from zmqrt.worker.engines.base import CannotLoadError, Capacity, EngineStats, Item, ItemResult
 from zmqrt.worker.engines.channel import Channel, WakePipe, make_channel
-from zmqrt.worker.engines.process import EngineLoop
+from zmqrt.worker.engines.process import EngineLoop, describe_service, make_adapter
 
 
 class Still:
@@ -71,3 +72,42 @@ def test_an_engine_process_loads_only_what_its_engine_needs() -> None:
     result = subprocess.run([sys.executable, "-c", f"{names}; {code}"], capture_output=True, text=True, check=True)
 
     assert result.stdout == "[]\n"
+
+
+class Judge:
+    """A BatchEngine that may say what it does."""
+
+    def __init__(self, task: str | None) -> None:
+        if task is not None:
+            self.task = task
+
+    def run(self, items: list[Item]) -> list[ItemResult]:
+        """Answer nothing of use."""
+        return [ItemResult(ticket=item.ticket, body={}) for item in items]
+
+    def capacity(self) -> Capacity:
+        """One at a time."""
+        return Capacity(slots=1, context=8)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+@pytest.mark.parametrize(("said", "task"), [(None, "embed"), ("rerank", "rerank"), ("classify", "classify")])
+def test_an_engine_of_batches_says_its_task(said: str | None, task: str) -> None:
+    """One from before there were others embeds."""
+    engine = Judge(said)
+    adapter = make_adapter(engine, spec(), Outbox(), lambda: None)
+
+    assert describe_service("", adapter, engine, spec()).task == task
+    adapter.close()
+
+
+def test_a_task_that_does_not_exist_is_no_reason_to_start_again() -> None:
+    """The node says what there is."""
+    engine = Judge("sing")
+    adapter = make_adapter(engine, spec(), Outbox(), lambda: None)
+
+    with pytest.raises(CannotLoadError, match="'sing'; there are generate, embed, rerank, classify"):
+        describe_service("", adapter, engine, spec())
+    adapter.close()
