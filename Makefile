@@ -82,7 +82,7 @@ bench-gpu: $(STAMP)-dev ## all that this GPU is asked about the engine, in seven
 	$(BIN)/python bench/gpu_first_run.py $(ARGS)
 
 kernels: $(STAMP)-dev ## try the GPU kernels without a GPU: in Triton's interpreter, and what they take on each card
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
+	$(BIN)/python -c 'from triton import __version__ as v; assert tuple(map(int, v.split(".")[:2])) >= (3, 9)' 2>/dev/null || $(PIP) --no-deps triton==3.9.0
 	TRITON_INTERPRET=1 $(BIN)/pytest -n $(JOBS) tests/engine/interpreted
 	$(BIN)/pytest -n $(JOBS) -rP tests/engine/test_kernel_builds.py
 

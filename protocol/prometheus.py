@@ -151,6 +151,7 @@ _DEVICE_GAUGES: Final = {
     "engine_waiting": ("waiting", "Requests that wait in the engine."),
     "kv_cache_usage_percent": ("kv_percent", "Share of the memory for keys and values in use."),
     "engine_loop_age_seconds": ("loop_age_s", "Since the engine's loop last turned."),
+    "device_on_fallback": ("is_on_fallback", "Whether its engine does without something that failed."),
     "device_memory_used_bytes": ("memory_used_bytes", "Memory in use, as the driver tells."),
     "device_busy_percent": ("busy_percent", "Share of the last moment in which it computed, as the driver tells."),
     "device_celsius": ("celsius", "Temperature, as the driver tells."),

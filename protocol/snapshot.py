@@ -83,6 +83,11 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What its engine has to do without, and why; empty where nothing failed."""
 
     @property
+    def is_on_fallback(self) -> bool:
+        """Whether its engine does without something."""
+        return bool(self.fallback)
+
+    @property
     def prefix_hit_percent(self) -> int | None:
         """How much of all prompts was found in the pool and not computed; None before the first one."""
         total = self.prompt_tokens + self.reused_tokens

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.snapshots import node, service, snapshot
+from support.snapshots import DEVICE, node, service, snapshot
 from zmqrt.protocol.histogram import BOUNDS_S, Histogram
 from zmqrt.protocol.prometheus import FleetCollector
 from zmqrt.protocol.snapshot import Snapshot
@@ -43,3 +44,12 @@ def test_a_node_that_is_gone_tells_nothing_of_its_devices() -> None:
 def test_without_a_snapshot_there_is_one_number() -> None:
     """No stale ones."""
     assert list(families(None)) == ["zmqrt_broker_up"]
+
+
+def test_a_device_that_does_without_something_is_seen() -> None:
+    """An alert needs a number; the words are in the status."""
+    slow = msgspec.structs.replace(DEVICE, id="cuda:0", fallback="kernels off")
+    told = families(snapshot(node("a", devices=[slow, msgspec.structs.replace(DEVICE, id="cuda:1")])))
+
+    values = {one.labels["device"]: one.value for one in told["zmqrt_device_on_fallback"].samples}
+    assert values == {"cuda:0": 1, "cuda:1": 0}
