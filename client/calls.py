@@ -82,6 +82,7 @@ class GenerateOptions(CallOptions, total=False):
     seed: int | None
     ignore_eos: bool
     logprobs: int | None
+    extra: Mapping[str, Any]
 
 
 _COMMON: Final = frozenset(CallOptions.__annotations__)

@@ -51,6 +51,7 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
         temperature: None = 0.7; below 1e-5 greedy.
         seed: 0 .. 2**63-1; None = derived from the request id, and told in the result.
         logprobs: How many alternatives to report per token; None = none at all.
+        extra: Fields of another server's API, passed on as they are by engines that stand before one; others refuse it.
     """
 
     prompt: str | None = None
@@ -72,6 +73,7 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
     seed: Seed | None = None
     ignore_eos: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    extra: Annotated[dict[str, Any], Meta(max_length=64)] = {}
 
 
 class Embed(_Body, frozen=True, tag="embed", tag_field="task"):

@@ -63,7 +63,7 @@ class WorkerSettings(CommonSettings):
     engine: str = setting(
         "auto",
         metavar="NAME|MODULE:FACTORY",
-        help="generate, mock, an installed engine, or your own factory.",
+        help="generate, openai, mock, an installed engine, or your own factory.",
     )
     engine_opt: tuple[str, ...] = setting((), metavar="KEY=VALUE", help="Option for the engine; may be repeated.")
     device: str = setting("auto", choices=("auto", "cpu", "cuda"), help="Kind of devices to use.")
@@ -130,10 +130,15 @@ class WorkerSettings(CommonSettings):
 
     @property
     def model_to_load(self) -> str | None:
-        """Model whose files are needed. The mock has none; an engine of one's own may do without."""
-        if self.engine_name == "mock":
+        """Model whose files are needed. The mock has none, a server its own; an engine of one's own may do without."""
+        if self.engine_name == "mock" or self.is_elsewhere:
             return None
         return self.model or (DEFAULT_MODEL if self.is_our_engine else None)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a server computes, and no device of this node."""
+        return self.engine_name == "openai"
 
     @property
     def is_our_engine(self) -> bool:

@@ -23,8 +23,8 @@ from .host_memory import host_memory
 from .memory_fit import DeviceMemory
 from .nvidia_driver import Gpu, ask_driver, visible_gpus
 
-DeviceKind = Literal["cpu", "cuda", "mock"]
-Choice = Literal["auto", "cpu", "cuda", "mock"]
+DeviceKind = Literal["cpu", "cuda", "mock", "server"]
+Choice = Literal["auto", "cpu", "cuda", "mock", "server"]
 MOCK_DEVICES: Final = 2
 _WSL: Final = Path("/dev/dxg")
 """Windows' driver in Linux, where the first allocation of segments that grow may fail."""
@@ -56,6 +56,8 @@ class DeviceSpec:
 
     def environment(self, *, threads: str = "") -> dict[str, str]:
         """Return the variables of its process."""
+        if self.kind == "server":
+            return {}  # what is started there has the machine as it is
         quiet = {"TOKENIZERS_PARALLELISM": "false"}
         # Threads of several processes that spin while they wait take the cores from those that compute.
         calm = {"OMP_NUM_THREADS": threads or str(self.threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -80,14 +82,16 @@ def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = N
         ConfigurationError: something that was asked for is not here.
     """
     environ = os.environ if environ is None else environ
-    choice: Choice = "mock" if settings.engine_name == "mock" else cast("Choice", settings.device)
+    choice = cast("Choice", settings.device)
+    if settings.engine_name == "mock" or settings.is_elsewhere:
+        choice = "server" if settings.is_elsewhere else "mock"
     found = select(_of_kind(choice, environ), settings.devices)
     return [replace(device, threads=_threads(device.kind, len(found), environ)) for device in found]
 
 
 def _threads(kind: DeviceKind, devices: int, environ: Mapping[str, str]) -> int:
     """Share the cores among the devices; OMP_NUM_THREADS of our own environment is what an operator has decided."""
-    if kind == "mock":
+    if kind in ("mock", "server"):
         return 1
     given = environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if given.isdecimal() and int(given):
@@ -99,6 +103,8 @@ def _threads(kind: DeviceKind, devices: int, environ: Mapping[str, str]) -> int:
 def _of_kind(choice: Choice, environ: Mapping[str, str]) -> list[DeviceSpec]:
     if choice == "mock":
         return [DeviceSpec(id=f"mock:{number}", kind="mock", name="mock") for number in range(MOCK_DEVICES)]
+    if choice == "server":
+        return [DeviceSpec(id="server", kind="server", name="another server")]
     if choice == "cpu":
         return [_cpu()]
     driver = ask_driver()

@@ -243,7 +243,9 @@ class DevicePool:
         return [device for device in self.devices.values() if device.is_ready]
 
     def service_name(self, suffix: str) -> str:
-        """Name a service in public: the served model name, and what the engine adds to it."""
+        """Name a service in public: the served model name and what the engine adds to it, or a name of the engine's."""
+        if suffix.startswith("="):
+            return suffix[1:]
         if not suffix:
             return self._served
         return self._served + (suffix if suffix[0] in ":-./_" else "-" + suffix)

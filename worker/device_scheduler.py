@@ -27,7 +27,7 @@ from ..protocol.limits import MAX_FRAME_BYTES
 from .actions import Action, Note, ToEngine
 from .device_pool import Device, DevicePool, Lane
 from .engines import ipc
-from .engines.base import ItemResult, TokenEvent
+from .engines.base import AnswerEnd, ItemResult, TokenEvent
 from .jobs import Job, JobState
 
 _LOCAL_RUNS: Final = 2
@@ -113,7 +113,8 @@ class DeviceScheduler:
             message = ipc.Submit(lane.info.name, job.prepared.request(job.ticket, job.ids))
         else:
             assert job.plain is not None
-            message = ipc.SubmitTask(lane.info.name, job.ticket, job.plain.values, job.plain.length)
+            delivered = {"delivered": list(job.pieces)} if job.pieces else {}
+            message = ipc.SubmitTask(lane.info.name, job.ticket, {**job.plain.values, **delivered}, job.plain.length)
         self._out.append(ToEngine(job.device, message))
 
     def _cancel_ticket(self, job: Job, cancelled_at: float | None = None) -> None:
@@ -148,6 +149,8 @@ class DeviceScheduler:
                 self._pool.ready(device, services, now)
                 self._fill_all(device, now)
             case ipc.EngineFailed(error):
+                for lane in device.lanes.values():
+                    lane.is_blocked = True  # it hears nobody any more, and its end is reported in a moment
                 self._out.append(Note("error", f"{device.info.id}: {error}"))
             case ipc.TextChunk():
                 self._on_text(device, message, now)
@@ -260,13 +263,14 @@ class DeviceScheduler:
         if job is None:
             return
         if chunk.error is not None:
-            self._fail(job, ErrorKind.MODEL_RAISED, chunk.error)
+            self._fail(job, ErrorKind(chunk.failure) if chunk.failure else ErrorKind.MODEL_RAISED, chunk.error)
             return
         lane.moved_at = job.moved_at = now
         if chunk.text:
             job.pieces.append(chunk.text)
         if chunk.done:
-            job.finish("stop", lane.info.model, lane.info.revision)
+            ending = chunk.ending or AnswerEnd()
+            job.finish(ending.finish_reason, lane.info.model, lane.info.revision, ending)
         self._moved[job] = None
 
     def _on_refused(self, device: Device, refused: ipc.Refused, now: float) -> None:

@@ -21,7 +21,7 @@ from ..protocol import tasks
 from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.tasks import FinishReason, GenerateChunk, GenerateResult, TokenLogprobs, Usage
 from .engines import ipc
-from .engines.base import TokenEvent
+from .engines.base import AnswerEnd, TokenEvent
 from .preprocess import PreparedGeneration, PreparedTask
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -152,6 +152,10 @@ class Job:
         self.prepared = prepared
         self.ids, self.pieces, self.logprobs = prepared.ids, prepared.pieces, prepared.logprobs
 
+    def set_plain(self, plain: PreparedTask) -> None:
+        """Take over a whole task, and the log of what was delivered before."""
+        self.plain, self.pieces = plain, plain.pieces
+
     def absorb(self, event: TokenEvent) -> FinishReason | None:
         """Add the new ids of one step to the log; return the reason if the answer is over.
 
@@ -186,18 +190,16 @@ class Job:
             "prefill_us": max(0, round(1e6 * (begun_at - self.submitted_at))),
         }
 
-    def finish(self, reason: FinishReason, model: str, revision: str) -> None:
-        """End it with the result of a generation, built from the log."""
+    def finish(self, reason: FinishReason, model: str, revision: str, ending: AnswerEnd | None = None) -> None:
+        """End it with the result of a generation, built from the log, and from what a StreamEngine said at its end."""
         prepared = self.prepared
         if prepared is not None:
             self.tail = prepared.text.finish()
-        usage = Usage(
-            prompt_tokens=len(prepared.prompt_ids) if prepared is not None else 0, completion_tokens=self.total_n
-        )
+        usage = self._usage(ending or AnswerEnd())
         result = GenerateResult(
             finish_reason=reason,
             usage=usage,
-            seed=prepared.sampling.seed if prepared is not None else 0,
+            seed=self._seed(),
             model=model,
             revision=revision,
             tail=self.tail if self.is_stream else "",
@@ -211,6 +213,17 @@ class Job:
             "completion_tokens": usage.completion_tokens,
         }
         self.end_well(tasks.encode(result), meta)
+
+    def _usage(self, ending: AnswerEnd) -> Usage:
+        if self.prepared is not None:
+            return Usage(prompt_tokens=len(self.prepared.prompt_ids), completion_tokens=self.total_n)
+        return Usage(prompt_tokens=ending.prompt_tokens, completion_tokens=ending.completion_tokens or self.total_n)
+
+    def _seed(self) -> int:
+        if self.prepared is not None:
+            return self.prepared.sampling.seed
+        seed = self.plain.values.get("seed") if self.plain is not None else None
+        return seed if isinstance(seed, int) else 0
 
     def end_well(self, body: bytes, meta: m.Ext) -> None:
         """End it with a whole result."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ from .engines import ipc
 from .engines.base import SamplingParams, TokenRequest
 from .tokenizer import ByteTokenizer, Tokenizer, TooLongError
 
+T = TypeVar("T")
+_MOST_NAME: Final = 100
 LONG_BYTES: Final = 8 << 10
 """From here on a prompt may take more than 5 ms to render and encode."""
 
@@ -38,6 +40,8 @@ class ServiceLimits:
     default_max_tokens: int
     vocabulary: int = 0
     """For whole tasks: token ids below it are understood as inputs; 0 = texts alone."""
+    resumes: bool = False
+    """Whether what has begun elsewhere can go on after its text."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +87,8 @@ class PreparedTask:
 
     values: dict[str, object]
     length: int
+    pieces: list[str] = field(default_factory=list[str])
+    """Text delivered before, by another node; the next unit has the number len(pieces)."""
 
 
 class Preprocessor:
@@ -142,6 +148,8 @@ def _prepare_generation(
 ) -> PreparedGeneration:
     """Check and encode a generation (unless that is done), and catch up with what was delivered before."""
     task = _generation(dispatch.body, limits)
+    if task.extra:
+        raise _bad(f"extra: {limits.service} knows no field {min(task.extra)[:_MOST_NAME]!r}; leave it out")
     if prompt_ids is None:
         prompt_ids = _encode(task, tokenizer, limits)
     if not tokenizer.is_known(max(prompt_ids)):  # some tokenizers name one or two more than their model was made with
@@ -167,8 +175,8 @@ def _prepare_generation(
 
 
 def _prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
-    """Check a task for an engine that takes whole tasks; once a part was delivered there is no going on."""
-    if dispatch.resume_n:
+    """Check a task for an engine that takes whole tasks; few can go on once a part was delivered."""
+    if dispatch.resume_n and not limits.resumes:
         text = f"{dispatch.resume_n} units were delivered, and {limits.service} cannot go on from there"
         raise request_error(ErrorKind.NOT_RESUMABLE, text)
     values = tasks.unpack_map(dispatch.body)
@@ -176,7 +184,10 @@ def _prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
     _check_task(task, limits)
     if isinstance(task, Embed):
         _check_inputs(task, limits)
-    return PreparedTask(values=values, length=len(dispatch.body))
+    if isinstance(task, Generate):
+        values["max_tokens"] = task.max_tokens or limits.default_max_tokens
+    pieces = _read_text(dispatch) if dispatch.resume_n else []
+    return PreparedTask(values=values, length=len(dispatch.body), pieces=pieces)
 
 
 def _check_inputs(task: Embed, limits: ServiceLimits) -> None:
@@ -303,19 +314,28 @@ def _catch_up(prepared: PreparedGeneration, dispatch: Dispatch) -> None:
 
 
 def _read_prefix(dispatch: Dispatch) -> tuple[list[int], list[TokenLogprobs]]:
+    """Read the ids that were delivered, and their log probabilities."""
+    chunks = _delivered(dispatch)
+    ids = [token_id for chunk in chunks for token_id in chunk.ids]
+    logprobs = [logprob for chunk in chunks for logprob in chunk.logprobs or []]
+    return _first_units(ids, dispatch), logprobs
+
+
+def _read_text(dispatch: Dispatch) -> list[str]:
+    """Read the pieces of text that were delivered."""
+    return _first_units([piece for chunk in _delivered(dispatch) for piece in chunk.text], dispatch)
+
+
+def _delivered(dispatch: Dispatch) -> list[GenerateChunk]:
     """Read the resume blob: an array of the PARTIAL bodies that were delivered, `resume_n` units of them count."""
-    ids: list[int] = []
-    logprobs: list[TokenLogprobs] = []
     try:
         bodies = _resume_blob.decode(dispatch.resume)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise _bad(f"the resume blob is not an array of bodies: {error}") from None
-    for body in bodies:
-        chunk = tasks.decode(body, GenerateChunk)
-        ids += chunk.ids
-        logprobs += chunk.logprobs or []
-    if len(ids) < dispatch.resume_n:
-        raise request_error(
-            ErrorKind.BAD_REQUEST, f"resume_n is {dispatch.resume_n}, but the resume blob holds {len(ids)} units"
-        )
-    return ids[: dispatch.resume_n], logprobs
+    return [tasks.decode(body, GenerateChunk) for body in bodies]
+
+
+def _first_units(units: list[T], dispatch: Dispatch) -> list[T]:
+    if len(units) < dispatch.resume_n:
+        raise _bad(f"resume_n is {dispatch.resume_n}, but the resume blob holds {len(units)} units")
+    return units[: dispatch.resume_n]

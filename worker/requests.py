@@ -88,6 +88,7 @@ class JobTable:
             context=self._pool.context(job.service),
             default_max_tokens=self._config.default_max_tokens,
             vocabulary=info.capacity.vocabulary,
+            resumes=info.resumes,
         )
         self._preprocess(job, dispatch, limits, now)
 
@@ -148,7 +149,7 @@ class JobTable:
             self._fail(job, result.kind, result.text)
             return
         if isinstance(result, PreparedTask):
-            job.plain = result
+            job.set_plain(result)
         else:
             job.set_prepared(result)
             if result.finish_reason is not None:
@@ -249,6 +250,8 @@ class JobTable:
         ext = job.account() if is_account_due else outcome.ext
         limit = self.grant(session)
         self._send(session, msgspec.structs.replace(outcome, epoch=session.epoch, dispatch_limit=limit, ext=ext))
+        if isinstance(outcome, m.WorkerError) and outcome.reason == ErrorKind.NO_SLOT.value:
+            session.refused.add(job.service)  # the broker sends nothing more until it hears of a higher limit
 
     def _send(self, session: BrokerSession, message: m.FromWorker) -> None:
         self._out.append(Send(session.broker, message))

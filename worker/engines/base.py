@@ -2,7 +2,8 @@
 
 An engine turns token ids (or batch items, or a task) into results on one device. It knows nothing of sockets, brokers,
 leases, requests ids, tokenizers or stop strings: the agent owns text, the engine process (`process.py`) owns the loop.
-A factory named by `--engine` may return any of the three, or a mapping of service suffix to engine.
+A factory named by `--engine` may return any of the three, or a mapping of service suffix (or "=" and a whole name) to
+engine.
 """
 
 from __future__ import annotations
@@ -125,6 +126,22 @@ class EngineFatalError(Exception):
     """The engine is broken for good: its process must end, and what it ran goes on elsewhere."""
 
 
+Failure = Literal["", "bad_request", "context_length_exceeded", "no_slot", "engine_restarted", "not_resumable"]
+"""Why a `StreamEngine` ends one request: the values of `protocol.errors.ErrorKind`; "" = the model raised."""
+
+
+class RequestFailedError(Exception):
+    """A `StreamEngine` ends one request, and says whose fault that is.
+
+    "no_slot": it is full, "engine_restarted": it has failed, and another node may do it; "not_resumable": it cannot go
+    on with what was delivered; "bad_request" and "context_length_exceeded": the caller is told so.
+    """
+
+    def __init__(self, words: str, failure: Failure = "") -> None:
+        super().__init__(words)
+        self.failure: Failure = failure
+
+
 @runtime_checkable
 class TokenEngine(Protocol):
     """Continuous batching over token ids. All methods are called from one thread; none but `poll` may block.
@@ -204,12 +221,29 @@ class BatchEngine(Protocol):
         ...
 
 
+class AnswerEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """What a StreamEngine may yield last: why the answer is over, and its tokens; 0 = as many as there were pieces."""
+
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 @runtime_checkable
 class StreamEngine(Protocol):
-    """A model that deals in text itself (an upstream server, a user's generator): chunks of text, then return."""
+    """A model that deals in text itself (an upstream server, a user's generator): chunks of text, then return.
 
-    def generate(self, task: dict[str, Any]) -> AsyncIterator[str]:
-        """Yield the text of one task in pieces; closing the iterator cancels it."""
+    One that can go on after text of its own has `resumes = True`: the task of a request that has begun elsewhere has
+    its pieces as `delivered`, which are not yielded again. One may also have a coroutine `watch`, which runs as long as
+    the engine: if it raises, every request ends as `engine_restarted`, and so does the process.
+    """
+
+    def generate(self, task: dict[str, Any]) -> AsyncIterator[str | AnswerEnd]:
+        """Yield the text of one task in pieces, perhaps an `AnswerEnd`; closing the iterator cancels it.
+
+        An empty piece says that it makes progress. `max_tokens` is always in the task. What it raises ends the request:
+        a RequestFailedError as that says, anything else as a failure of the model.
+        """
         ...
 
     def capacity(self) -> Capacity:

@@ -17,6 +17,7 @@ GROUP: Final = "zmqrt.engines"
 """Entry points of other distributions that bring an engine with a name."""
 _OWN: Final = {
     "mock": "zmqrt.worker.engines.mock:factory",
+    "openai": "zmqrt.worker.engines.openai_engine:factory",
     "generate": "zmqrt.worker.engines.generate.factory:factory",
 }
 _PROGRESS_EVERY_S: Final = 0.1

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from .base import Capacity, EngineStats, ItemResult, Phase, TaskName, TokenEvent, TokenRequest
+from .base import AnswerEnd, Capacity, EngineStats, Failure, ItemResult, Phase, TaskName, TokenEvent, TokenRequest
 
 Kind = Literal["token", "batch", "stream"]
 EXIT_HUNG: Final = 83
@@ -45,9 +45,11 @@ class Stop(msgspec.Struct, frozen=True, tag=4, array_like=True):
 
 
 class EngineService(msgspec.Struct, frozen=True, kw_only=True):
-    """One service an engine process offers. `name` is "" for its main one, else the suffix of the served model name.
+    """One service an engine process offers. `name` is "" for its main one, else the suffix of the served model
+    name, or "=" and the whole name.
 
-    `fallback`: what it has to do without, and why; empty where nothing failed.
+    `fallback`: what it has to do without, and why; empty where nothing failed. `resumes`: a StreamEngine that goes on
+    after text of its own.
     """
 
     name: str
@@ -57,6 +59,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     revision: str
     fallback: str = ""
+    resumes: bool = False
 
 
 class EngineLoading(msgspec.Struct, frozen=True, tag=10, array_like=True):
@@ -85,12 +88,14 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=12, array_like=True):
 
 
 class TextChunk(msgspec.Struct, frozen=True, tag=13, array_like=True):
-    """Engine to agent: a piece of text of a StreamEngine; `done` ends it, with `error` if it broke."""
+    """Engine to agent: a piece of text of a StreamEngine; `done` ends it, with `error` and `failure` if it broke."""
 
     ticket: int
     text: str
     done: bool = False
     error: str | None = None
+    failure: Failure = ""
+    ending: AnswerEnd | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag=14, array_like=True):

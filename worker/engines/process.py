@@ -29,6 +29,7 @@ from .base import (
     BatchEngine,
     CannotLoadError,
     Engine,
+    EngineFatalError,
     EngineSpec,
     Phase,
     StartAgainError,
@@ -178,9 +179,10 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
         kind=adapter.kind,
         task=_task_of(engine, adapter.kind),
         capacity=engine.capacity(),
-        model=spec.model,
+        model=str(getattr(engine, "model", spec.model)),
         revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
         fallback=str(getattr(engine, "fallback", "")),
+        resumes=bool(getattr(engine, "resumes", False)),
     )
 
 
@@ -214,6 +216,8 @@ class EngineMain:
                 failed = ipc.EngineFailed(str(error), is_final=True)
             elif isinstance(error, StartAgainError):
                 failed = ipc.EngineFailed(str(error), options=error.options)
+            elif isinstance(error, EngineFatalError) and error.__cause__ is None:
+                failed = ipc.EngineFailed(str(error))  # said on purpose, and logged by the agent
             else:
                 log.exception("the engine on %s cannot go on", self._spec.device)
                 failed = ipc.EngineFailed(describe(error))

@@ -15,7 +15,15 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from .adapters import Outbox, describe
-from .base import EngineStats, StreamEngine
+from .base import (
+    AnswerEnd,
+    EngineFatalError,
+    EngineStats,
+    Failure,
+    RequestFailedError,
+    RequestRefusedError,
+    StreamEngine,
+)
 from .ipc import Kind, Refused, Submit, SubmitTask, TextChunk
 
 log = logging.getLogger(__name__)
@@ -40,9 +48,12 @@ class StreamAdapter:
         self._wake = wake
         self._slots = engine.capacity().slots
         self._live: set[int] = set()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[AnswerEnd | None]] = {}
         self._chunks: queue.SimpleQueue[TextChunk] = queue.SimpleQueue()
         self._requests = self._pieces = self._most = 0
+        self._watch: asyncio.Task[None] | None = None
+        self._end_of_engine: EngineFatalError | None = None
+        """Set once the engine can serve nobody any more, after the last word about each request."""
         self._beat_at = time.monotonic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="zmqrt-stream", daemon=True)
@@ -50,8 +61,8 @@ class StreamAdapter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether text is there to be taken."""
-        return not self._chunks.empty()
+        """Whether text is there to be taken, or the news that the engine is gone."""
+        return not self._chunks.empty() or self._end_of_engine is not None
 
     @property
     def is_alive(self) -> bool:
@@ -77,13 +88,16 @@ class StreamAdapter:
         self._loop.call_soon_threadsafe(self._cancel, ticket)
 
     def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits: the thread wakes the loop
-        """Take the text that is there."""
+        """Take the text that is there. Raises EngineFatalError once the engine can go on no more."""
+        end_of_engine = self._end_of_engine
         for _ in range(self._chunks.qsize()):
             chunk = self._chunks.get()
             self._out.messages.append(chunk)
             self._pieces += not chunk.done
             if chunk.done:
                 self._live.discard(chunk.ticket)
+        if end_of_engine is not None:
+            raise end_of_engine
 
     def stats(self) -> EngineStats:
         """Count requests as steps and pieces of text as tokens."""
@@ -99,6 +113,10 @@ class StreamAdapter:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._beat()
+        watch = getattr(self._engine, "watch", None)
+        if watch is not None:
+            self._watch = self._loop.create_task(watch())
+            self._watch.add_done_callback(self._end_all)
         self._loop.run_forever()
 
     def _beat(self) -> None:
@@ -116,24 +134,43 @@ class StreamAdapter:
         if task is not None:
             task.cancel()
 
-    def _end(self, ticket: int, done: asyncio.Task[None]) -> None:
+    def _end(self, ticket: int, done: asyncio.Task[AnswerEnd | None]) -> None:
         del self._tasks[ticket]
+        if self._end_of_engine is not None:
+            return  # its last word was that of the engine
         raised = None if done.cancelled() else done.exception()
-        if raised is not None:
+        if raised is not None and not isinstance(raised, RequestFailedError | RequestRefusedError):
             log.error("ticket %d: the engine failed", ticket, exc_info=raised)
-        error = "cancelled" if done.cancelled() else describe(raised) if raised is not None else None
-        self._put(TextChunk(ticket, "", done=True, error=error))
+        error = "cancelled" if done.cancelled() else _words(raised) if raised is not None else None
+        ending = done.result() if error is None else None
+        self._put(TextChunk(ticket, "", done=True, error=error, failure=_failure(raised), ending=ending))
 
-    async def _stream(self, ticket: int, task: dict[str, Any]) -> None:
+    def _end_all(self, watch: asyncio.Task[None]) -> None:
+        """Say the last word about every request, for the engine has ended."""
+        if watch.cancelled():
+            return
+        raised = watch.exception() or RuntimeError("it watches itself no more")
+        words = str(raised) if isinstance(raised, EngineFatalError) else describe(raised)
+        for ticket in self._tasks:
+            self._put(TextChunk(ticket, "", done=True, error=words, failure="engine_restarted"))
+        self._end_of_engine = EngineFatalError(words)
+        for task in self._tasks.values():
+            task.cancel()
+        self._wake()
+
+    async def _stream(self, ticket: int, task: dict[str, Any]) -> AnswerEnd | None:
         pieces = self._engine.generate(task)
         try:
-            async for text in pieces:
-                self._put(TextChunk(ticket, text))
+            async for piece in pieces:
+                if isinstance(piece, AnswerEnd):
+                    return piece
+                self._put(TextChunk(ticket, piece))
                 while self._chunks.qsize() > _MAX_QUEUED:  # noqa: ASYNC110 - the other side is a thread, not a task
                     await asyncio.sleep(_PAUSE_S)
         finally:
             if hasattr(pieces, "aclose"):  # an iterator of one's own need not have it; a generator does
                 await cast("Any", pieces).aclose()
+        return None
 
     def _put(self, chunk: TextChunk) -> None:
         self._chunks.put(chunk)
@@ -145,5 +182,18 @@ class StreamAdapter:
         self._loop.create_task(self._close()).add_done_callback(lambda _: self._loop.stop())
 
     async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._engine.close()
+
+
+def _words(raised: BaseException) -> str:
+    """Return what an engine says on purpose as it is, and of whatever else it raises the class as well."""
+    return str(raised) if isinstance(raised, RequestFailedError | RequestRefusedError) else describe(raised)
+
+
+def _failure(raised: BaseException | None) -> Failure:
+    if isinstance(raised, RequestFailedError):
+        return raised.failure
+    return "bad_request" if isinstance(raised, RequestRefusedError) else ""

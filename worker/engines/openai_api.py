@@ -1,0 +1,273 @@
+"""OpenAI's API seen by whoever asks: a task as JSON, events as text, a failure as words. Pure.
+
+Servers differ in what they add to that API. What one of them allows stands in `Dialect`, which `openai_server.py` fills
+in; nothing here knows an address, a key or a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from ...protocol.sanitize import printable
+from ...protocol.tasks import DEFAULT_TEMPERATURE
+from .base import AnswerEnd, FinishReason, RequestFailedError
+
+Continuation = Literal["", "continue_final_message", "apply_template"]
+"""How an answer of a chat that has begun is gone on with: not at all; by vLLM's field of that name; by having llama.cpp
+render the conversation, and completing that text."""
+
+CHAT: Final = "/chat/completions"
+COMPLETIONS: Final = "/completions"
+_MOST_LINE_BYTES: Final = 8 << 20
+_MOST_WORDS: Final = 300
+_BUSY: Final = (408, 425, 429, 502, 503, 504, 529)
+"""Statuses that say: not now. 500 is the model's own failure, and would come again elsewhere."""
+_NO_KEY: Final = (401, 403)
+_TOO_LONG: Final = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
+_NEUTRAL: Final[dict[str, object]] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "logit_bias": {},
+    "stop": [],
+    "stop_token_ids": [],
+    "ignore_eos": False,
+    "seed": None,
+}
+"""What is sent under its own name where it says something: strict servers refuse names that they do not know."""
+_GREEDY: Final = 1e-5
+"""Temperatures below it mean the likeliest token, for which others have 0 alone."""
+_OURS: Final = frozenset({"model", "stream", "stream_options", "n", "prompt"})
+"""Fields that decide what kind of answer comes, and so cannot be passed through."""
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server allows, and how it calls the model."""
+
+    model: str
+    has_completions: bool = True
+    resumes: bool = True
+    """Whether an answer that has begun may be gone on with by its text at all."""
+    continuation: Continuation = ""
+    max_tokens: str = "max_tokens"
+    """Name of that field in chats."""
+    omit: frozenset[str] = frozenset()
+    """Fields that are never sent, whatever was asked."""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One POST. With `template_of` these messages have to be rendered first, and stand before its prompt."""
+
+    path: str
+    body: dict[str, object]
+    template_of: list[dict[str, object]] | None = None
+
+    def with_template(self, rendered: str) -> Ask:
+        """Put the rendered conversation before the text that has been delivered."""
+        return Ask(path=self.path, body={**self.body, "prompt": rendered + cast("str", self.body["prompt"])})
+
+
+# --- a task as JSON ---------------------------------------------------------------------------------------------------
+
+
+def ask_for(task: Mapping[str, Any], dialect: Dialect) -> Ask:
+    """Turn a task into what its server is asked. Raises RequestFailedError."""
+    if task.get("logprobs") is not None:
+        raise RequestFailedError("logprobs: they are not passed on by this engine; leave them out", "bad_request")
+    pieces: Sequence[str] = task.get("delivered") or ()
+    prompt, raw = task.get("prompt"), bool(task.get("raw"))
+    if task.get("token_ids") is not None or (prompt is not None and raw):
+        return _completion(task, "".join(pieces), dialect)
+    messages = cast("list[dict[str, object]]", task.get("messages") or [{"role": "user", "content": prompt}])
+    given = task.get("extra", {}).get("messages")
+    return _chat(task, messages if given is None else given, "".join(pieces), dialect)
+
+
+def _completion(task: Mapping[str, Any], delivered: str, dialect: Dialect) -> Ask:
+    if not dialect.has_completions:
+        words = "prompt: the server behind this node has no /v1/completions, so only chats can be asked of it"
+        raise RequestFailedError(words, "not_resumable" if delivered else "bad_request")
+    ids = task.get("token_ids")
+    if delivered and (ids is not None or not dialect.resumes):
+        raise RequestFailedError("this answer cannot be gone on with by its text", "not_resumable")
+    prompt = ids if ids is not None else f"{task['prompt']}{delivered}"
+    return Ask(path=COMPLETIONS, body={**_fields(task, dialect, "max_tokens"), "prompt": prompt})
+
+
+def _chat(task: Mapping[str, Any], messages: list[dict[str, object]], delivered: str, dialect: Dialect) -> Ask:
+    if not delivered:
+        return Ask(path=CHAT, body={**_fields(task, dialect, dialect.max_tokens), "messages": messages})
+    if dialect.resumes and dialect.continuation == "continue_final_message":
+        begun = [*messages, {"role": "assistant", "content": delivered}]
+        on = {"messages": begun, "add_generation_prompt": False, "continue_final_message": True}
+        return Ask(path=CHAT, body={**_fields(task, dialect, dialect.max_tokens), **on})
+    if dialect.resumes and dialect.continuation == "apply_template" and dialect.has_completions:
+        fields = _fields(task, dialect, "max_tokens")
+        return Ask(path=COMPLETIONS, body={**fields, "prompt": delivered}, template_of=messages)
+    words = "the server behind this node cannot go on with an answer of a chat that has begun"
+    raise RequestFailedError(words, "not_resumable")
+
+
+def _fields(task: Mapping[str, Any], dialect: Dialect, max_tokens: str) -> dict[str, object]:
+    """Return all but the prompt."""
+    extra: dict[str, object] = task.get("extra", {})
+    refused = sorted(_OURS & extra.keys())
+    if refused:
+        raise RequestFailedError(f"extra: {', '.join(refused)} cannot be passed through", "bad_request")
+    temperature = DEFAULT_TEMPERATURE if task.get("temperature") is None else task["temperature"]
+    fields: dict[str, object] = {
+        "model": dialect.model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        max_tokens: task["max_tokens"] - len(task.get("delivered") or ()),
+        "temperature": temperature if temperature >= _GREEDY else 0.0,
+    }
+    for name, neutral in _NEUTRAL.items():
+        value = task.get(name, neutral)
+        if value != neutral:
+            fields[name] = value
+    if "logit_bias" in fields:
+        fields["logit_bias"] = {str(token): bias for token, bias in task["logit_bias"].items()}
+    fields |= {name: value for name, value in extra.items() if name != "messages"}
+    return {name: value for name, value in fields.items() if name not in dialect.omit}
+
+
+# --- events as text ---------------------------------------------------------------------------------------------------
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _AnswerChoice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Counted(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _AnswerEvent(msgspec.Struct):
+    choices: list[_AnswerChoice] | None = None
+    usage: _Counted | None = None
+    error: Any = None
+
+
+_event: Final = msgspec.json.Decoder(_AnswerEvent)
+
+
+class AnswerReader:
+    """Reads the bytes of one streamed answer."""
+
+    def __init__(self, delivered: int = 0) -> None:
+        self._delivered = delivered
+        self._unread = b""
+        self._reason: str | None = None
+        self._usage = _Counted()
+        self.has_text = False
+        self.is_over = False
+        """Whether the answer has said that it is whole. A connection that closes before that has broken."""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Take bytes as they come, cut anywhere; return the texts in them, an empty one for an event without any.
+
+        Lines end with a line feed alone: text in JSON may hold other characters that end lines (U+2028).
+
+        Raises:
+            RequestFailedError: the server says that it failed, or speaks another language.
+        """
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        if len(self._unread) > _MOST_LINE_BYTES:
+            raise RequestFailedError(f"the server sent a line of more than {_MOST_LINE_BYTES} bytes")
+        texts = [text for line in lines if line.startswith(b"data:") for text in self._take(line[5:].strip())]
+        self.has_text |= any(texts)
+        return texts
+
+    def ending(self) -> AnswerEnd:
+        """Tell why it is over, and of how many tokens: those that were delivered before belong to the answer."""
+        prompt, made = self._usage.prompt_tokens or 0, self._usage.completion_tokens or 0
+        reason: FinishReason = "length" if self._reason == "length" else "stop"
+        if not self._delivered:
+            return AnswerEnd(finish_reason=reason, prompt_tokens=prompt, completion_tokens=made)
+        return AnswerEnd(
+            finish_reason=reason,
+            prompt_tokens=max(0, prompt - self._delivered),
+            completion_tokens=made + self._delivered if made else 0,
+        )
+
+    def _take(self, data: bytes) -> list[str]:
+        if data == b"[DONE]":
+            self.is_over = True
+            return []
+        try:
+            event = _event.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RequestFailedError(f"the server sent an event that is none of this API: {error}") from None
+        if event.error is not None:
+            raise RequestFailedError(f"the server failed: {_words(event.error)}")
+        self._usage = event.usage or self._usage
+        return [self._text(choice) for choice in (event.choices or ())[:1]]
+
+    def _text(self, choice: _AnswerChoice) -> str:
+        if choice.finish_reason:
+            self._reason, self.is_over = choice.finish_reason, True
+        if choice.delta is None:
+            return choice.text or ""
+        if choice.delta.tool_calls:
+            raise RequestFailedError("the answer is a call of a tool, which this engine cannot pass on", "bad_request")
+        return choice.delta.content or ""
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def is_busy(status: int) -> bool:
+    """Whether a status asks to come again later."""
+    return status in _BUSY
+
+
+def failure_of(status: int, body: bytes) -> RequestFailedError:
+    """Say what a status that is no success means for a request, in the server's own words."""
+    words = f"the server behind this node answered {status}: {words_of(body)}"
+    if status in _BUSY:
+        return RequestFailedError(words, "no_slot")
+    if status in _NO_KEY:
+        return RequestFailedError(f"{words} (it is this node's key that it refuses)", "engine_restarted")
+    if status >= 500:
+        return RequestFailedError(words)
+    is_too_long = any(sign.encode() in body for sign in _TOO_LONG)
+    return RequestFailedError(words, "context_length_exceeded" if is_too_long else "bad_request")
+
+
+def words_of(body: bytes) -> str:
+    """Find the sentence in the body of an error: every server puts it elsewhere."""
+    try:
+        return _words(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _clip(body[: 4 * _MOST_WORDS].decode(errors="replace")) or "nothing"
+
+
+def _words(said: object) -> str:
+    while isinstance(said, dict):
+        fields = cast("dict[str, object]", said)
+        inner = next((fields[name] for name in ("error", "message", "detail", "msg") if fields.get(name)), None)
+        if inner is None:
+            break
+        said = inner
+    return _clip(said if isinstance(said, str) else msgspec.json.encode(said).decode())
+
+
+def _clip(words: str) -> str:
+    words = printable(" ".join(words.split()))
+    return words if len(words) <= _MOST_WORDS else words[: _MOST_WORDS - 1] + "…"
