@@ -23,7 +23,7 @@ TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs build clean
+.PHONY: help setup demo up test test-all test-vllm soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs build clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(STAMP)-dev ## the fast tests: no GPU, no model, a few minutes
 test-all: test $(STAMP)-model ## the slow ones too, those with a real model, and all examples of each property
 	$(BIN)/pytest -n $(JOBS) --hypothesis-profile thorough -m "$(FAST)" tests/model tests/unit tests/e2e/test_schemathesis.py
 	$(BIN)/pytest -m "(slow or realmodel or gpu) and not soak" --timeout 600 $(NONE_OK)
+
+test-vllm: $(STAMP)-dev $(STAMP)-model ## vLLM as an engine; VLLM_PYTHON=the python of an environment with zmqrt[vllm]
+	$(BIN)/pytest -m vllm -rs --timeout 3600
 
 soak: $(STAMP)-dev ## minutes of load and failures
 	$(BIN)/pytest -m soak --timeout 3600

@@ -1,5 +1,6 @@
 """Settings of a worker."""
 
+import math
 import os
 import re
 import socket
@@ -63,7 +64,7 @@ class WorkerSettings(CommonSettings):
     engine: str = setting(
         "auto",
         metavar="NAME|MODULE:FACTORY",
-        help="generate, openai, mock, an installed engine, or your own factory.",
+        help="generate, vllm, openai, mock, an installed engine, or your own factory.",
     )
     engine_opt: tuple[str, ...] = setting((), metavar="KEY=VALUE", help="Option for the engine; may be repeated.")
     device: str = setting("auto", choices=("auto", "cpu", "cuda"), help="Kind of devices to use.")
@@ -133,7 +134,7 @@ class WorkerSettings(CommonSettings):
         """Model whose files are needed. The mock has none, a server its own; an engine of one's own may do without."""
         if self.engine_name == "mock" or self.is_elsewhere:
             return None
-        return self.model or (DEFAULT_MODEL if self.is_our_engine else None)
+        return self.model or (DEFAULT_MODEL if self.engine_name in {"generate", "vllm"} else None)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -144,6 +145,17 @@ class WorkerSettings(CommonSettings):
     def is_our_engine(self) -> bool:
         """Whether an engine of ours generates text with a model's files; one of one's own may do anything with them."""
         return self.engine_name == "generate"
+
+    @property
+    def devices_per_engine(self) -> int:
+        """How many devices one engine has: those that vLLM cuts a model over; 0 = all here, and others by Ray."""
+        if self.engine_name != "vllm":
+            return 1
+        options = {name.replace("-", "_"): value for name, value in self.engine_options.items()}
+        if options.get("distributed_executor_backend") == "ray":
+            return 0
+        sizes = (options.get(f"{kind}_parallel_size", "1") for kind in ("tensor", "pipeline", "data"))
+        return math.prod(max(1, int(size)) for size in sizes if size.isdecimal())
 
     @property
     def service(self) -> str:

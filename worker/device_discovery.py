@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
-    """One device. `handle` is what makes it, and no other, visible to a CUDA process."""
+    """One device, or several that one engine has. `handle` makes it, and no other, visible to a CUDA process."""
 
     id: str
     kind: DeviceKind
@@ -85,7 +85,7 @@ def find_devices(settings: WorkerSettings, environ: Mapping[str, str] | None = N
     choice = cast("Choice", settings.device)
     if settings.engine_name == "mock" or settings.is_elsewhere:
         choice = "server" if settings.is_elsewhere else "mock"
-    found = select(_of_kind(choice, environ), settings.devices)
+    found = join(select(_of_kind(choice, environ), settings.devices), settings.devices_per_engine)
     return [replace(device, threads=_threads(device.kind, len(found), environ)) for device in found]
 
 
@@ -138,6 +138,34 @@ def select(found: Sequence[DeviceSpec], wanted: Sequence[str]) -> list[DeviceSpe
     if len({device.id for device in picked}) < len(picked):
         raise ConfigurationError(f"--devices {','.join(wanted)} names a device twice")
     return picked
+
+
+def join(found: Sequence[DeviceSpec], size: int) -> list[DeviceSpec]:
+    """Give each engine so many CUDA devices, in their order (0 = all of them); those that are left over stay idle.
+
+    Raises:
+        ConfigurationError: there are fewer.
+    """
+    size = size or len(found)
+    if size == 1 or any(device.kind != "cuda" for device in found):
+        return list(found)
+    if len(found) < size:
+        text = f"--engine-opt asks for an engine over {size} devices, and there are {len(found)}"
+        raise ConfigurationError(f"{text}: tensor_parallel_size, pipeline_parallel_size, data_parallel_size")
+    idle = found[len(found) // size * size :]
+    if idle:
+        log.warning("idle, since an engine takes %d devices: %s", size, ", ".join(device.id for device in idle))
+    return [_joined(found[at : at + size]) for at in range(0, len(found) - size + 1, size)]
+
+
+def _joined(group: Sequence[DeviceSpec]) -> DeviceSpec:
+    return replace(
+        group[0],
+        id="+".join([group[0].id, *(device.id.removeprefix("cuda:") for device in group[1:])]),
+        name=f"{len(group)} x {group[0].name}",
+        memory_bytes=sum(device.memory_bytes for device in group),
+        handle=",".join(device.handle for device in group),
+    )
 
 
 def visible(gpus: Sequence[Gpu], setting: str | None) -> list[DeviceSpec]:

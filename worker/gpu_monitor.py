@@ -41,15 +41,30 @@ class GpuMonitor:
         nvml: Any = pynvml
         try:
             nvml.nvmlInit()
-            handles = {device.id: nvml.nvmlDeviceGetHandleByUUID(device.handle) for device in self._devices}
+            handles = {
+                device.id: [nvml.nvmlDeviceGetHandleByUUID(handle) for handle in device.handle.split(",")]
+                for device in self._devices
+            }
         except nvml.NVMLError as error:
             log.warning("the driver says nothing about its devices: %s", error)
             return
         while not self._is_over.is_set():
-            stats = {name: read(nvml, handle) for name, handle in handles.items()}
+            stats = {name: joined([read(nvml, handle) for handle in each]) for name, each in handles.items()}
             if not self._is_over.is_set():
                 self._tell(stats)
             self._is_over.wait(self._every_s)
+
+
+def joined(each: Sequence[GpuStats]) -> GpuStats:
+    """Say of several devices that one engine has what is told of one: all their memory, and the worst of the rest."""
+    memory = [stats.memory_used_bytes for stats in each if stats.memory_used_bytes is not None]
+    busy = [stats.busy_percent for stats in each if stats.busy_percent is not None]
+    celsius = [stats.celsius for stats in each if stats.celsius is not None]
+    return GpuStats(
+        memory_used_bytes=sum(memory) if memory else None,
+        busy_percent=max(busy, default=None),
+        celsius=max(celsius, default=None),
+    )
 
 
 def read(nvml: Any, handle: Any) -> GpuStats:  # noqa: ANN401 - NVML's bindings are not typed

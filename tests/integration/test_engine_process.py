@@ -511,6 +511,25 @@ def test_an_engine_does_not_outlive_its_parent() -> None:
     eventually(lambda: not alive([pid]), within_s=5.0, what="the end of the orphan")
 
 
+PARENT = ORPHAN.replace('spec(hang_on_prompt="hang")', 'spec("support.toy_engines:parent", pid_file=sys.argv[1])')
+
+
+def test_what_an_engine_has_spawned_does_not_outlive_it(tmp_path: Path) -> None:
+    """A library starts processes of its own. They end with the engine, also where no agent is there to see to it."""
+    pid_file = tmp_path / "pid"
+    agent = subprocess.Popen([sys.executable, "-c", PARENT, str(pid_file)], stdout=subprocess.PIPE, text=True)
+    assert agent.stdout is not None
+    with agent:
+        try:
+            engine, child = int(agent.stdout.readline()), int(pid_file.read_text(encoding="utf-8"))
+            assert alive([engine, child]) == [engine, child]
+            agent.send_signal(signal.SIGSTOP)
+            os.kill(engine, signal.SIGKILL)
+            eventually(lambda: not alive([child]), within_s=10.0, what="the end of the orphan")
+        finally:
+            agent.kill()
+
+
 # --- engines that deal in text ---------------------------------------------------------------------------------------
 
 

@@ -108,10 +108,12 @@ class Process:
         return "\n".join(self.lines)
 
 
-def start(role: str, *arguments: str, env: dict[str, str] | None = None, wait: bool = True) -> Process:
+def start(
+    role: str, *arguments: str, env: dict[str, str] | None = None, wait: bool = True, python: str = sys.executable
+) -> Process:
     """Start `python -m zmqrt.<role>` and, unless told otherwise, wait for its ready line."""
     popen = subprocess.Popen(
-        [sys.executable, "-m", f"zmqrt.{role}", "--log-format", "json", *arguments],
+        [python, "-m", f"zmqrt.{role}", "--log-format", "json", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -175,12 +177,13 @@ class Stack:
         node_id: str = "",
         env: dict[str, str] | None = None,
         wait: bool = True,
+        python: str = sys.executable,
     ) -> Process:
         """Start a node that serves the mock on one device (or another engine) through this stack's brokers."""
         named = ("--node-id", node_id) if node_id else ()
         toy = ("--devices", "0") if engine == "mock" and "--devices" not in arguments else ()
         arguments = ("--engine", engine, *named, *toy, *arguments)
-        process = start("worker", "--broker", self.workers, *arguments, env=env, wait=wait)
+        process = start("worker", "--broker", self.workers, *arguments, env=env, wait=wait, python=python)
         self.processes.append(process)
         return process
 
@@ -218,7 +221,7 @@ class Stack:
         with self.client(name="status") as client:
             return client.status()
 
-    def wait_for_nodes(self, count: int, endpoint: str | None = None) -> Snapshot:
+    def wait_for_nodes(self, count: int, endpoint: str | None = None, *, within_s: float = START_S) -> Snapshot:
         """Wait until so many nodes are active and have loaded; of several brokers, at that endpoint."""
         with Client(endpoint or self.clients, name="status") as client:
 
@@ -227,7 +230,7 @@ class Stack:
                 up = [n for n in snapshot.nodes if n.health == "active" and n.phase == "ready" and n.capacity]
                 return snapshot if len(up) >= count else None
 
-            return eventually(loaded, within_s=START_S, what=f"{count} nodes ready")
+            return eventually(loaded, within_s=within_s, what=f"{count} nodes ready")
 
     def __enter__(self) -> Self:
         return self

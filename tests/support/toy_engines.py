@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from zmqrt.worker.engines.base import (
@@ -196,3 +199,20 @@ def stuck(spec: EngineSpec, progress: Progress) -> TokenEngine:
     progress("loading", 10.0)
     time.sleep(600)
     raise AssertionError
+
+
+def _idle(up: Connection) -> None:
+    """Say that it has begun, and do nothing."""
+    up.send("up")
+    time.sleep(600)
+
+
+def parent(spec: EngineSpec, progress: Progress) -> TokenEngine:
+    """Start a process as libraries do, and tell its number in the file that is named."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    child = context.Process(target=_idle, args=(its,))
+    child.start()
+    ours.recv()
+    Path(spec.options["pid_file"]).write_text(str(child.pid), encoding="utf-8")
+    return MockEngine(slots=4, context=100)

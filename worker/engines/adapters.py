@@ -7,6 +7,7 @@ end; only what breaks the engine itself is raised.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from .base import (
@@ -93,19 +94,24 @@ class EngineAdapter(Protocol):
 
 
 class TokenAdapter:
-    """A TokenEngine: it batches by itself, a poll is a step."""
+    """A TokenEngine: it batches by itself, a poll is a step (or takes in what its own threads have made)."""
 
     kind: Kind = "token"
 
-    def __init__(self, engine: TokenEngine, out: Outbox) -> None:
+    def __init__(self, engine: TokenEngine, out: Outbox, wake: Callable[[], None]) -> None:
         self._engine = engine
         self._out = out
         self._live: set[int] = set()
+        wake_by: Callable[[Callable[[], None]], None] | None = getattr(engine, "wake_by", None)
+        self._computes_elsewhere = wake_by is not None
+        """Nothing is computed in its polls: to wait in one would hold up whatever comes from the agent."""
+        if wake_by is not None:
+            wake_by(wake)
 
     @property
     def is_busy(self) -> bool:
         """Whether any request has not had its last event, or the engine has begun more than that took."""
-        return bool(self._live) or bool(getattr(self._engine, "is_busy", False))
+        return bool(self._live and not self._computes_elsewhere) or bool(getattr(self._engine, "is_busy", False))
 
     @property
     def is_alive(self) -> bool:
@@ -138,7 +144,7 @@ class TokenAdapter:
 
     def advance(self, timeout_s: float) -> None:
         """Run or await one step."""
-        for event in self._engine.poll(timeout_s):
+        for event in self._engine.poll(0.0 if self._computes_elsewhere else timeout_s):
             self._out.events.append(event)
             if event.finish_reason is not None:
                 self._live.discard(event.ticket)

@@ -149,6 +149,9 @@ class TokenEngine(Protocol):
     One whose `poll` returns while its device still computes may also have a property `is_alive`: False once a step
     takes so long that the device may hang. The process gives no sign of life then, and is ended after the stall time.
     One that computes ahead may have a property `is_busy` too: True while it wants to be polled, requests or not.
+    One that computes in threads or processes of its own may have a method `wake_by(wake)`, called once, before all
+    others. It is then polled only while it `is_busy`, without waiting, and calls `wake`, from any thread, when that
+    begins.
     """
 
     def submit(self, request: TokenRequest) -> None:

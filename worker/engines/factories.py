@@ -19,6 +19,7 @@ _OWN: Final = {
     "mock": "zmqrt.worker.engines.mock:factory",
     "openai": "zmqrt.worker.engines.openai_engine:factory",
     "generate": "zmqrt.worker.engines.generate.factory:factory",
+    "vllm": "zmqrt.worker.engines.vllm_factory:factory",
 }
 _PROGRESS_EVERY_S: Final = 0.1
 

@@ -22,7 +22,7 @@ import msgspec
 
 from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed
-from ...protocol.parent_watch import watch_parent
+from ...protocol.parent_watch import end_with_parent, watch_parent
 from . import ipc
 from .adapters import EngineAdapter, Outbox, TokenAdapter, describe
 from .base import (
@@ -158,7 +158,7 @@ class EngineLoop:
 def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[], None]) -> EngineAdapter:
     """Put the adapter of its protocol around an engine. Raises TypeError if it follows none."""
     if isinstance(engine, TokenEngine):
-        return TokenAdapter(engine, out)
+        return TokenAdapter(engine, out, wake)
     if isinstance(engine, BatchEngine):
         batcher = Batcher(max_size=spec.batch_max_size, max_latency_s=spec.batch_max_latency_ms / 1000)
         return BatchAdapter(engine, out, batcher, wake)
@@ -267,3 +267,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+if __name__ == "__mp_main__":  # multiprocessing has us again in what a library of our engine starts: it ends with us
+    end_with_parent()

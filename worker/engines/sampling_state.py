@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from .base import RequestRefusedError, SamplingParams, TokenRequest
+from .base import Capacity, RequestRefusedError, SamplingParams, TokenRequest
 from .murmur3 import row_state
 
 GREEDY_BELOW: Final = 1e-5
+MAX_LOGPROBS: Final = 20
 
 
 @dataclass(slots=True)
@@ -63,6 +64,25 @@ class SamplingState:
     def noise_state(self) -> int:
         """What the noise of the next token depends on, but the token id (`murmur3.row_state`)."""
         return row_state(self.sampling.seed, self.position)
+
+
+def check_size(request: TokenRequest, capacity: Capacity) -> int:
+    """Refuse what is too long ever to run; return how many new tokens there is room for."""
+    context, pool, prompt = capacity.context, capacity.kv_tokens, len(request.prompt_ids)
+    total = prompt + len(request.resume_ids)
+    if not prompt:
+        raise RequestRefusedError("prompt_ids is empty; there must be at least one token")
+    if prompt >= context or total > context:
+        raise RequestRefusedError(f"prompt_ids and resume_ids are {total} tokens, the context is {context}")
+    if request.max_new_tokens < 1:
+        raise RequestRefusedError(f"max_new_tokens is {request.max_new_tokens}, but must be 1 or above")
+    if (request.sampling.logprobs or 0) > MAX_LOGPROBS:
+        raise RequestRefusedError(f"logprobs is {request.sampling.logprobs}, but must be at most {MAX_LOGPROBS}")
+    max_new_tokens = min(request.max_new_tokens, context - prompt)
+    if pool and prompt + max_new_tokens > pool:
+        text = f"the request may grow to {prompt + max_new_tokens} tokens, and there is memory for {pool} in all"
+        raise RequestRefusedError(f"{text}; ask for fewer with max_tokens")
+    return max_new_tokens
 
 
 def check(request: TokenRequest, *, vocabulary: int) -> None:

@@ -224,3 +224,33 @@ def test_a_process_on_the_cpu_keeps_to_its_threads() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }
     assert cpu.name_inside == "cpu"
+
+
+def over(*options: str, engine: str = "vllm") -> WorkerSettings:
+    """Ask for an engine with options."""
+    return WorkerSettings(engine=engine, engine_opt=options)
+
+
+def test_an_engine_that_cuts_its_model_has_several_devices() -> None:
+    """As many as its options say, in order; what is left over stays idle."""
+    (pair,) = find_devices(over("tensor_parallel_size=2"))
+
+    assert (pair.id, pair.name, pair.memory_bytes) == ("cuda:0+1", "2 x H100", 160 << 30)
+    assert pair.environment()["CUDA_VISIBLE_DEVICES"] == "GPU-aa11,GPU-ab22"
+    assert pair.name_inside == "cuda:0"
+    (three,) = find_devices(over("tensor-parallel-size=1", "pipeline_parallel_size=3"))
+    assert three.id == "cuda:0+1+2"
+
+
+def test_an_engine_over_other_machines_has_all_devices_of_this_one() -> None:
+    """Ray gives it the others."""
+    options = ("tensor_parallel_size=8", "distributed_executor_backend=ray")
+
+    assert [one.id for one in find_devices(over(*options))] == ["cuda:0+1+2"]
+
+
+def test_an_engine_over_more_devices_than_there_are_is_refused() -> None:
+    """With both numbers. Another engine may mean something else by the same option."""
+    with pytest.raises(ConfigurationError, match="over 4 devices, and there are 3"):
+        find_devices(over("tensor_parallel_size=4"))
+    assert len(find_devices(over("tensor_parallel_size=4", engine="my.own:engine"))) == 3

@@ -335,7 +335,7 @@ def test_a_step_that_is_never_done_is_no_life(monkeypatch: pytest.MonkeyPatch) -
     now += 0.15
     assert engine.poll(0.0) == []
     assert not engine.is_alive
-    adapter = TokenAdapter(engine, Outbox())
+    adapter = TokenAdapter(engine, Outbox(), lambda: None)
     assert not adapter.is_alive
 
 
@@ -347,7 +347,7 @@ def test_what_was_begun_behind_a_stop_id_is_taken_in_too(monkeypatch: pytest.Mon
     runner = Slow()
     engine = GenerateEngine(runner, kv_tokens=2 * CONTEXT, limits=limits)
     out = Outbox()
-    adapter = TokenAdapter(engine, out)
+    adapter = TokenAdapter(engine, out, lambda: None)
     stop = expected_tokens([1, 2], 1, ignore_eos=True)
     request = TokenRequest(
         ticket=1, prompt_ids=[1, 2], max_new_tokens=9, stop_ids=stop, sampling=SamplingParams(temperature=0.0)

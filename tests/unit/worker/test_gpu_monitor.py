@@ -13,8 +13,8 @@ import pytest
 from support.stack import eventually
 from zmqrt.protocol import messages as m
 from zmqrt.worker.device_discovery import DeviceSpec
-from zmqrt.worker.device_pool import DevicePool, GpuStats
-from zmqrt.worker.gpu_monitor import GpuMonitor, read
+from zmqrt.worker.device_pool import NO_GPU_STATS, DevicePool, GpuStats
+from zmqrt.worker.gpu_monitor import GpuMonitor, joined, read
 
 GPUS = [DeviceSpec(id=f"cuda:{n}", kind="cuda", handle=f"GPU-{n}", memory_bytes=80 << 30) for n in range(2)]
 
@@ -127,3 +127,11 @@ def test_gpu_stats_stand_in_the_heartbeat() -> None:
     load = device.report(2.0)
     assert (load.memory_used_bytes, load.busy_percent, load.celsius) == (3 << 30, 90, 55)
     assert device.report(7.0).celsius is None, "a driver that hangs tells nothing of now"
+
+
+def test_devices_of_one_engine_are_told_of_as_one() -> None:
+    """Their memory together, and the busiest and hottest of them; what a driver does not tell stays unknown."""
+    each = [GpuStats(1 << 30, 10, 50), GpuStats(2 << 30, 90, None)]
+
+    assert joined(each) == GpuStats(3 << 30, 90, 50)
+    assert joined([NO_GPU_STATS, NO_GPU_STATS]) == NO_GPU_STATS

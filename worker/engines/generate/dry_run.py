@@ -17,8 +17,9 @@ from typing import Final
 import torch
 
 from ..base import EngineFatalError, SamplingParams, TokenEvent, TokenRequest
+from ..sampling_state import MAX_LOGPROBS
 from .device_runner import DeviceRunner
-from .engine import MAX_LOGPROBS, GenerateEngine
+from .engine import GenerateEngine
 from .gpu_memory import GpuMemory
 from .schedule import SchedulerLimits
 

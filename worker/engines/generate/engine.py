@@ -22,12 +22,11 @@ from ..base import (
     TokenEvent,
     TokenRequest,
 )
-from ..sampling_state import check
+from ..sampling_state import check, check_size
 from .kv_cache import KvCache
 from .prompt_pace import PromptPace
 from .schedule import EngineStep, Scheduler, SchedulerCounts, SchedulerLimits, Sequence, SequenceStep, finish_reason
 
-MAX_LOGPROBS = 20
 _STEP_S: Final = 0.2
 """How long a step is awaited before the engine gives no sign of life any more: as often as an idle one gives them."""
 log = logging.getLogger(__name__)
@@ -254,24 +253,10 @@ class GenerateEngine:
 
     def _check(self, request: TokenRequest) -> int:
         """Refuse what could never run; return how many new tokens there is room for."""
-        context, prompt = self.limits.context, len(request.prompt_ids)
-        total = prompt + len(request.resume_ids)
         if request.ticket in self._live:
             raise RequestRefusedError(f"ticket {request.ticket} is running already")
-        if not prompt:
-            raise RequestRefusedError("prompt_ids is empty; there must be at least one token")
-        if prompt >= context or total > context:
-            raise RequestRefusedError(f"prompt_ids and resume_ids are {total} tokens, the context is {context}")
-        if request.max_new_tokens < 1:
-            raise RequestRefusedError(f"max_new_tokens is {request.max_new_tokens}, but must be 1 or above")
-        if (request.sampling.logprobs or 0) > MAX_LOGPROBS:
-            raise RequestRefusedError(f"logprobs is {request.sampling.logprobs}, but must be at most {MAX_LOGPROBS}")
+        max_new_tokens = check_size(request, self.capacity())
         check(request, vocabulary=self.runner.vocabulary)
-        max_new_tokens = min(request.max_new_tokens, context - prompt)
-        pool = self._scheduler.cache.tokens
-        if prompt + max_new_tokens > pool:
-            text = f"the request may grow to {prompt + max_new_tokens} tokens, and there is memory for {pool} in all"
-            raise RequestRefusedError(f"{text}; ask for fewer with max_tokens")
         return max_new_tokens
 
     def _ends_at_once(self, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> bool:

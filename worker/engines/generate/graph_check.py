@@ -14,9 +14,9 @@ from typing import Final
 import torch
 
 from ..base import SamplingParams, TokenRequest
+from ..sampling_state import MAX_LOGPROBS
 from .attention import Attention
 from .cuda_graphs import DecodeFrame, DecodeGraphs, describe
-from .engine import MAX_LOGPROBS
 from .kv_cache import Extent
 from .schedule import Sequence
 from .sequence_table import LENGTH, RECORDED, SamplingMode, SequenceTable

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from ..gumbel import GumbelNoise, row_states
+from ..sampling_state import MAX_LOGPROBS
 from . import sequence_table as s
-from .engine import MAX_LOGPROBS
 from .sequence_table import SamplingMode, SequenceTable
 
 

@@ -1,0 +1,179 @@
+"""Streams of vLLM outlive its processes: two nodes of SmolLM2 in the environment of VLLM_PYTHON (`make test-vllm`)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from support.stack import Process, Stack, eventually
+from zmqrt.client import CancelledError, Client
+
+PYTHON = os.environ.get("VLLM_PYTHON", "")
+TOKENS = 48
+STREAMS = 32
+START_S = 1500.0
+"""vLLM takes minutes to get ready on two cores, and here two of them do."""
+
+
+def why_not() -> str:
+    """Say why there is no vLLM here."""
+    if not PYTHON:
+        return "VLLM_PYTHON names no Python of an environment with zmqrt[vllm]"
+    look = "from importlib.util import find_spec as f; raise SystemExit(not (f('vllm') and f('zmqrt.worker')))"
+    found = subprocess.run([PYTHON, "-c", look], check=False, capture_output=True)
+    return "" if found.returncode == 0 else f"{PYTHON} has no vllm, or no zmqrt"
+
+
+pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Stack]:
+    """Two nodes that serve SmolLM2 by vLLM on the CPU."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with Stack() as stack:
+        stack.broker()
+        for number in range(2):
+            options = ("enforce_eager=1", "max_num_batched_tokens=512")
+            words = [word for option in options for word in ("--engine-opt", option)]
+            words += ["--device", "cpu", "--dtype", "float32", "--max-model-len", "512", "--slots", str(STREAMS)]
+            stack.worker(*words, engine="vllm", node_id=f"node-{number}", python=PYTHON, env={"OMP_NUM_THREADS": "1"})
+        stack.wait_for_nodes(2, within_s=START_S)
+        yield stack
+
+
+class Telling:
+    """One stream, read on a thread of its own. Its first half is greedy, the other one sampled."""
+
+    def __init__(self, client: Client, number: int, tokens: int = TOKENS) -> None:
+        self.text = ""
+        self.ids: list[int] = []
+        self.is_greedy = number % 2 == 0
+        self._tokens = tokens
+        self._handle = client.submit(
+            f"Tell me story number {number} about the sea.",
+            stream=True,
+            max_tokens=tokens,
+            seed=number,
+            temperature=0.0 if self.is_greedy else 0.9,
+            ignore_eos=True,
+            timeout_s=600,
+        )
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while (chunk := self._handle.next_chunk()) is not None:
+            assert chunk.index == len(self.ids), "a gap, or a repeat"
+            self.ids += chunk.token_ids
+            self.text += chunk.text
+
+    def end(self) -> tuple[list[int], str]:
+        """Wait for its end; what came in pieces is the whole."""
+        self._thread.join()
+        result = self._handle.result()
+        assert (self.ids, self.text) == (result.token_ids, result.text)
+        assert len(self.ids) == self._tokens
+        return self.ids, self.text
+
+    def cancel(self) -> None:
+        """Give it up."""
+        self._handle.cancel()
+        with pytest.raises(CancelledError):
+            self._handle.result()
+        self._thread.join()
+
+
+def busy_nodes(client: Client) -> set[str]:
+    """Name the nodes that have work."""
+    return {node.node_id for node in client.status().nodes if node.in_flight}
+
+
+def processes_of_vllm(node: Process) -> list[psutil.Process]:
+    """Return the processes that vLLM has started below the engine process of a node."""
+    family = node.family()
+    engines = [one for one in family if "zmqrt.worker.engines.process" in one.cmdline()]
+    assert len(engines) == 1
+    below: list[psutil.Process] = engines[0].children(recursive=True)
+    return below
+
+
+def kill(process: psutil.Process, others: list[psutil.Process]) -> None:
+    """End it without a word; all these must be gone soon after."""
+    process.kill()
+    _, left = psutil.wait_procs([process, *others], timeout=30)
+    assert left == []
+
+
+def lose_under_load(client: Client, victim: psutil.Process, others: list[psutil.Process]) -> None:
+    """Kill a process while 32 streams run over both nodes: none is lost, and each goes on at the next token."""
+    undisturbed = [one.end() for one in [Telling(client, number) for number in range(STREAMS)]]
+    resumed_before = client.status().counters["resumes"]
+    told = [Telling(client, number) for number in range(STREAMS)]
+    eventually(lambda: all(len(one.ids) >= 4 for one in told), within_s=300, what="the beginnings")
+    assert busy_nodes(client) == {"node-0", "node-1"}
+    assert all(len(one.ids) < TOKENS for one in told), "they ended before the test began"
+    at_kill = [list(one.ids) for one in told]
+    kill(victim, others)
+    ended = [one.end() for one in told]
+
+    for one, begun, (ids, text), right in zip(told, at_kill, ended, undisturbed, strict=True):
+        assert ids[: len(begun)] == begun
+        if one.is_greedy:
+            assert (ids, text) == right
+    assert client.status().counters["resumes"] - resumed_before >= STREAMS // 4
+
+
+def test_a_cancelled_stream_frees_its_slot(fleet: Stack) -> None:
+    """All slots of both nodes are taken, and one more waits; it runs as soon as one of the others is cancelled."""
+    with fleet.client() as client:
+        running = [Telling(client, number, tokens=400) for number in range(2 * STREAMS)]
+        eventually(lambda: all(one.ids for one in running), within_s=300, what="that all slots are taken")
+        waiting = Telling(client, 2 * STREAMS, tokens=8)
+        before = [len(one.ids) for one in running]
+        eventually(
+            lambda: all(len(one.ids) > begun + 2 for one, begun in zip(running, before, strict=True)),
+            within_s=300,
+            what="further steps",
+        )
+        assert waiting.ids == []
+
+        running.pop().cancel()
+        waiting.end()
+        assert any(len(one.ids) < 400 for one in running), "they ended by themselves"
+        for one in running:
+            one.cancel()
+        eventually(lambda: busy_nodes(client) == set(), what="that nobody works for nobody")
+
+
+def test_streams_outlive_the_process_in_which_vllm_computes(fleet: Stack) -> None:
+    """`kill -9` of vLLM's EngineCore ends our engine process too; its 16 streams go on at the other node."""
+    with fleet.client() as client:
+        below = processes_of_vllm(fleet.node("node-0"))
+        (core,) = (one for one in below if "EngineCore" in " ".join(one.cmdline()))
+        lose_under_load(client, core, below)
+
+        fleet.wait_for_nodes(2, within_s=START_S)
+
+
+def test_streams_outlive_the_engine_process_and_nothing_of_vllm_is_left(fleet: Stack) -> None:
+    """`kill -9` of ours: what vLLM has started holds no memory any longer."""
+    with fleet.client() as client:
+        below = processes_of_vllm(fleet.node("node-1"))
+        engine = below[0].parent()
+        assert engine is not None
+        lose_under_load(client, engine, below)
+
+
+def test_nothing_of_vllm_outlives_its_node(fleet: Stack) -> None:
+    """`kill -9` of the agent: the engine process ends with it, and what vLLM has started with that."""
+    agent, *below = fleet.node("node-0").family()
+    assert any("zmqrt.worker.engines.process" in one.cmdline() for one in below)
+
+    kill(agent, below)
