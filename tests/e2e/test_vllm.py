@@ -16,6 +16,8 @@ from zmqrt.client import CancelledError, Client
 PYTHON = os.environ.get("VLLM_PYTHON", "")
 TOKENS = 48
 STREAMS = 32
+ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+"""Without the second vLLM calls a C++ compiler at its first step, for minutes."""
 START_S = 1500.0
 """vLLM takes minutes to get ready on two cores, and here two of them do."""
 
@@ -43,7 +45,7 @@ def fleet() -> Iterator[Stack]:
             options = ("enforce_eager=1", "max_num_batched_tokens=512")
             words = [word for option in options for word in ("--engine-opt", option)]
             words += ["--device", "cpu", "--dtype", "float32", "--max-model-len", "512", "--slots", str(STREAMS)]
-            stack.worker(*words, engine="vllm", node_id=f"node-{number}", python=PYTHON, env={"OMP_NUM_THREADS": "1"})
+            stack.worker(*words, engine="vllm", node_id=f"node-{number}", python=PYTHON, env=ENV, wait=False)
         stack.wait_for_nodes(2, within_s=START_S)
         yield stack
 
