@@ -17,14 +17,17 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.capabilities import EXT_KEY as NEEDS_KEY
+from ..protocol.capabilities import NOTHING, needs_in
 from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT
-from .availability import expect, wait_until, why_absent
+from .availability import expect, wait_until, why_absent, why_unable
 from .bounds import OVERHEAD_BYTES
 from .delivery import subscribe
 from .duplicates import FROM_THE_BEGINNING, Start, refuse, resolve
 from .leases import grant, reindex
 from .model_selection import select_service
+from .nodes import Demand
 from .requests import LOOKS, Request, Session
 from .services import Service
 from .state import BrokerState
@@ -59,7 +62,8 @@ def take_request(state: BrokerState, session: Session, ask: m.Request, now: floa
         service is not None
         and start is FROM_THE_BEGINNING
         and service.load_index.mask
-        and not service.queue.count
+        and not service.queue.due
+        and (NEEDS_KEY not in ask.ext or needs_in(ask.ext) <= service.shared)
         and len(ask.ext) < MAX_EXT_KEYS
         and state.drain_until is None
         and len(session.subscribers) < bounds.outstanding
@@ -122,10 +126,12 @@ def _find_room(
         text = f"this broker holds {state.memory.held_bytes} bytes, near its bound of {bounds.held_bytes}"
         refuse(state, session, ask, ErrorKind.MEMORY_FULL, text, now, retry_after_s=1.0)
         return None
-    service = state.services.get(ask.service)
+    service, needs = state.services.get(ask.service), needs_in(ask.ext)
     if service is None or not service.healthy:
         service = _await_service(state, session, ask, service, now)
-    if service is None or is_begun or (service.load_index.mask and not service.queue.count):
+    elif not is_begun and not _is_able(state, session, ask, service, now):
+        return None
+    if service is None or is_begun or (not service.queue.due and service.load_index.meets(Demand(None, needs))):
         return service
     return _find_room_in_queue(state, session, ask, service, now)
 
@@ -150,6 +156,20 @@ def _find_room_in_queue(
     text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
     refuse(state, session, ask, ErrorKind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
     return None
+
+
+def _is_able(state: BrokerState, session: Session, ask: m.Request, service: Service[Request], now: float) -> bool:
+    """Whether a node of a service that is served can do what a request needs; if none can, it is refused here."""
+    refusal = why_unable(state, service, needs_in(ask.ext), now)
+    if refusal is None:
+        return True
+    kind, text, retry_after_s = refusal
+    if kind is ErrorKind.BAD_REQUEST:
+        state.counters.rejected_bad += 1
+    else:
+        state.counters.rejected_no_worker += 1
+    refuse(state, session, ask, kind, text, now, retry_after_s=retry_after_s)
+    return False
 
 
 def _await_service(
@@ -188,7 +208,8 @@ def _begin(
     is_patient = bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
     ends_at = _end_of(ask, now) if is_patient else math.inf
     party = _party(session, ask) if ask.ext else session
-    request = Request(ask, user, service, party, ext, ttl_s, deadline, now, [], is_patient, deadline, ends_at)
+    needs = needs_in(ask.ext) if NEEDS_KEY in ask.ext else NOTHING
+    request = Request(ask, user, service, party, ext, ttl_s, deadline, now, [], is_patient, deadline, ends_at, needs)
     journal = start.journal
     if journal is not None:
         request.resume_from(journal, start.revision)
@@ -196,12 +217,15 @@ def _begin(
     state.memory.hold(request, size)
     user.requests[ask.rid] = request
     subscribe(state, session, request, ask.resume_n, now)
-    if service.load_index.mask and not service.queue.count and request.revision is None:
-        grant(state, request, service.place(ext), now)  # which sets its timer
-        return
+    queue = service.queue
+    if service.load_index.mask and not queue.due and request.revision is None:
+        offer = service.place(ext, needs)
+        if offer is not None:
+            grant(state, request, offer, now)  # which sets its timer
+            return
     state.request_timers.set(request, min(now + ttl_s / LOOKS, ends_at) if is_patient else deadline)
-    request.note_queued(service.queue.count, _why_queued(service))
-    (service.queue.push if journal is None else service.queue.push_begun)(request)
+    request.note_queued(queue.count, _why_queued(service, request))
+    (queue.push if journal is None else queue.push_begun)(request)
     state.dirty[service] = None
 
 
@@ -211,11 +235,15 @@ def _party(session: Session, ask: m.Request) -> Hashable:
     return (session, name) if isinstance(name, str) else session
 
 
-def _why_queued(service: Service[Request]) -> str:
+def _why_queued(service: Service[Request], request: Request) -> str:
     if not service.healthy:
         return "no node served the model"
     if service.load_index.mask:
-        return "others had waited longer" if service.queue.count else "it goes on only where the same weights run"
+        if service.queue.due:
+            return "others had waited longer"
+        if request.revision is not None:
+            return "it goes on only where the same weights run"
+        return f"the free nodes cannot do what it needs: {', '.join(sorted(request.needs))}"
     return f"all {service.healthy} nodes were busy" if service.healthy > 1 else "the only node was busy"
 
 

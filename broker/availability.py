@@ -15,8 +15,9 @@ import math
 from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_SERVICES
 from ..protocol.messages import Heartbeat
+from ..protocol.sanitize import printable
 from .bounds import FORGET_SERVICE_S
-from .nodes import NodeState
+from .nodes import Demand, Node, NodeState
 from .requests import Request
 from .services import Service
 from .state import BrokerState
@@ -110,6 +111,29 @@ def why_absent(state: BrokerState, name: str, now: float) -> tuple[ErrorKind, st
     return ErrorKind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
 
 
+def why_unable(
+    state: BrokerState, service: Service[Request], needs: frozenset[str], now: float
+) -> tuple[ErrorKind, str, float] | None:
+    """Say why a service that is served cannot do what a request needs; None: a node can, or could a moment ago.
+
+    Returns (kind, sentence, when to try again in seconds).
+    """
+    if service.had(Demand(None, needs), now - state.timing.eviction_s):
+        return None
+    able = frozenset[str]().union(*(supply.can for supply in service.supplies))
+    missing = ", ".join(sorted(needs - able or needs))
+    missing = printable(missing if len(missing) <= _LISTED_CHARS else missing[:_LISTED_CHARS] + " …")
+    coming = [node for node, offer in service.offers.items() if needs <= offer.supply.can and _comes(node)]
+    if coming:
+        node = max(coming, key=lambda node: node.beat.percent if node.beat else 0)
+        text = f"{missing}: the node of {service.name!r} that can do this is not ready: {node.phase}"
+        return ErrorKind.STARTING, text, _time_left_s(node.beat)
+    text = (
+        f"{missing}: no node of {service.name!r} can do this; they can do: {', '.join(sorted(able)) or 'nothing more'}"
+    )
+    return ErrorKind.BAD_REQUEST, text, 0.0
+
+
 def choices(state: BrokerState, now: float) -> set[Service[Request]]:
     """Return the services that there are, for lists and for whoever named another one: for each task the best it has.
 
@@ -135,12 +159,16 @@ def _rank(state: BrokerState, service: Service[Request], now: float) -> int | No
 
 def is_coming(service: Service[Request]) -> bool:
     """Say whether a node loads it."""
-    return any(node.phase not in _NOT_COMING and node.state not in _GONE for node in service.offers)
+    return any(map(_comes, service.offers))
 
 
 def is_anything_known(state: BrokerState) -> bool:
     """Say whether any node has registered yet."""
     return any(service.spec is not None for service in state.services.values())
+
+
+def _comes(node: Node) -> bool:
+    return node.phase not in _NOT_COMING and node.state not in _GONE
 
 
 def _time_left_s(beat: Heartbeat | None) -> float:

@@ -12,11 +12,10 @@ such requests in a fraction of the time, loses it once. A second move would only
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from ..protocol.errors import ErrorKind
-from .availability import why_absent
+from .availability import why_absent, why_unable
 from .completion import fail
 from .counters import LossReason
 from .delivery import send_progress
@@ -44,13 +43,13 @@ def pump(state: BrokerState, now: float) -> None:
         service, _ = dirty.popitem()
         queue, load_index = service.queue, service.load_index
         while load_index.mask:
-            request = queue.pop()
+            request = queue.pop(load_index.meets)
             if request is None:
                 break
             if request.last_node is None and request.revision is None:
-                grant(state, request, service.place(request.ext), now)
-                continue
-            offer = load_index.best_for(request.last_node, request.revision)
+                offer = service.place(request.ext, request.needs)
+            else:
+                offer = load_index.best_for(request.last_node, request.demand)
             if offer is None:
                 _park(state, request, now)
             else:
@@ -58,16 +57,25 @@ def pump(state: BrokerState, now: float) -> None:
 
 
 def _park(state: BrokerState, request: Request, now: float) -> None:
-    """Set aside a started stream whose weights are at no free node; if they are nowhere, it waits only so long."""
-    is_nowhere = request.revision not in request.service.revisions
-    if is_nowhere and not request.is_stream:
-        _begin_anew(state, request)
-        request.service.queue.push_front(request)
-        return
-    request.service.queue.park(request)
-    if is_nowhere:
-        request.hopeless_at = now + state.timing.eviction_s
-        state.request_timers.set(request, min(request.due_at, request.hopeless_at))
+    """Set aside what none of the free nodes may take: the weights that began it, or something it needs, are elsewhere.
+
+    If they are nowhere, one that has never run is refused, as if it came now; the others wait only so long.
+    """
+    service = request.service
+    has_begun = request.last_node is not None or request.revision is not None
+    if not service.has(request.demand):
+        if request.revision is not None and not request.is_stream:
+            _begin_anew(state, request)
+            service.queue.push_front(request)
+            return
+        refusal = None if has_begun else why_unable(state, service, request.needs, now)
+        if refusal is not None:
+            kind, text, retry_after_s = refusal
+            fail(state, request, kind, text, now, retry_after_s=retry_after_s)
+            return
+    service.queue.park(request, has_begun=has_begun)
+    request.hopeless_at = now + state.timing.eviction_s
+    _watch(state, request, now)
 
 
 # --- back from a node ------------------------------------------------------------------------------------------------
@@ -122,7 +130,6 @@ def _why_not_again(state: BrokerState, request: Request, now: float) -> tuple[Er
 
 
 def _requeue(state: BrokerState, request: Request) -> None:
-    request.hopeless_at = math.inf
     if not request.is_stream and (request.journal is None or not request.is_resumable):
         _begin_anew(state, request)
     request.service.queue.push_front(request)
@@ -145,9 +152,9 @@ def expire(state: BrokerState, request: Request, now: float) -> None:
     if now >= request.due_at:
         _doubt_late(state, request, now)
         fail(state, request, *_deadline_error(request, now), now)
-    elif now >= request.hopeless_at and _is_hopeless(request):
-        text = f"no node has the weights (revision {request.revision}) that began this stream"
-        fail(state, request, ErrorKind.NOT_RESUMABLE, text, now)
+    elif now >= request.hopeless_at and (refusal := _why_hopeless(state, request, now)) is not None:
+        kind, text, retry_after_s = refusal
+        fail(state, request, kind, text, now, retry_after_s=retry_after_s)
     elif request.state is LEASED and now >= request.doubt_at and _is_at_silent_node(state, request, now):
         _take_from_silent_node(state, request, now)
     else:
@@ -157,8 +164,10 @@ def expire(state: BrokerState, request: Request, now: float) -> None:
 def _watch(state: BrokerState, request: Request, now: float) -> None:
     """Set the timer of a request to whatever is next."""
     when = min(request.due_at, now + request.ttl_s / LOOKS) if request.is_patient else request.due_at
-    if now < request.hopeless_at < when:
-        when = request.hopeless_at
+    if request.is_parked:
+        if now >= request.hopeless_at:
+            request.hopeless_at = now + state.timing.eviction_s
+        when = min(when, request.hopeless_at)
     if request.state is LEASED:
         if now >= request.doubt_at:
             request.doubt_again(now)
@@ -187,7 +196,7 @@ def _is_at_silent_node(state: BrokerState, request: Request, now: float) -> bool
     if not patience_s - _LEAST_DOUBT_S <= now - request.dispatched_at or patience_s > time_s * 3 / 4:
         return False
     reindex(state)
-    other = request.service.load_index.best_for(node, request.revision)
+    other = request.service.load_index.best_for(node, request.demand)
     return other is not None and other.node is not node
 
 
@@ -234,10 +243,20 @@ def _report_progress(state: BrokerState, request: Request) -> None:
             send_progress(state, subscriber, {"units": request.next_n})
 
 
-def _is_hopeless(request: Request) -> bool:
-    return (
-        request.state is QUEUED and request.revision is not None and request.revision not in request.service.revisions
-    )
+def _why_hopeless(state: BrokerState, request: Request, now: float) -> tuple[ErrorKind, str, float] | None:
+    """Say why a parked request waits in vain: no node that it may go to has served for the eviction time.
+
+    None: one has; or it was with a node before, so it was promised an answer, and a node that can give it is coming.
+    """
+    service = request.service
+    if not request.is_parked or not service.healthy or service.had(request.demand, now - state.timing.eviction_s):
+        return None
+    if request.revision is not None:
+        text = f"no node has the weights (revision {request.revision}) that began this stream"
+        return ErrorKind.NOT_RESUMABLE, text, 0.0
+    refusal = why_unable(state, service, request.needs, now)
+    is_promised = refusal is not None and refusal[0] is ErrorKind.STARTING and request.last_node is not None
+    return None if is_promised else refusal
 
 
 def end_grace(state: BrokerState, service: Service[Request], now: float) -> None:

@@ -82,7 +82,7 @@ def reindex(state: BrokerState) -> None:
             if wanted >= 0:
                 queue = service.queue
                 if queue.parked:
-                    queue.unpark(offer.spec.revision)
+                    queue.awaken(offer.supply)
                 if queue.count:
                     state.dirty[service] = None
     state.touched.clear()

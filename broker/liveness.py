@@ -233,7 +233,7 @@ def count_in(state: BrokerState, node: Node, now: float) -> None:
     state.touched[node] = None
     if node.is_usable:
         for name, offer in node.offers.items():
-            state.services[name].count_healthy(offer.spec.revision, 1, now)
+            state.services[name].count_healthy(offer.supply, 1, now)
 
 
 def count_out(state: BrokerState, node: Node, now: float) -> None:
@@ -244,7 +244,7 @@ def count_out(state: BrokerState, node: Node, now: float) -> None:
     state.touched[node] = None
     for name, offer in node.offers.items():
         service = state.services[name]
-        service.count_healthy(offer.spec.revision, -1, now)
+        service.count_healthy(offer.supply, -1, now)
         if not service.healthy:
             if node.state in (NodeState.DRAINING, NodeState.REMOVED):
                 service.expect_nobody()

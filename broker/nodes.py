@@ -16,9 +16,10 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..protocol import messages as m
+from ..protocol.capabilities import NOTHING, abilities_of
 from ..protocol.snapshot import DeviceStatus, device_status
 from ..protocol.timing import backoff_s
 from .rate_limits import TokenBucket
@@ -84,15 +85,46 @@ TRANSITIONS: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
 """The diagram in the documentation is drawn from this table. Any other pair cannot happen."""
 
 
+class Supply(NamedTuple):
+    """What decides which requests an offer may get: its weights, and what its node can do with them."""
+
+    revision: str
+    can: frozenset[str]
+
+
+class Demand(NamedTuple):
+    """What decides which offers a request may go to: the weights that have begun it, if any, and what it needs."""
+
+    revision: str | None
+    needs: frozenset[str]
+
+    def is_met_by(self, supply: Supply) -> bool:
+        """Whether a request of this demand may run there."""
+        return self.needs <= supply.can and (self.revision is None or self.revision == supply.revision)
+
+
+ANYWHERE: Final = Demand(None, NOTHING)
+
+
 @dataclass(slots=True, eq=False)
 class Offer:
     """One service of one node. `level` is its set in the index of the service; -1: it takes nothing now."""
 
     node: Node
     spec: m.ServiceOffer
-    max_inflight: int
     running: int = 0
     level: int = -1
+    max_inflight: int = field(init=False)
+    supply: Supply = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take apart what its node says of it."""
+        self.renew(self.spec)
+
+    def renew(self, spec: m.ServiceOffer) -> None:
+        """Take what its node says of it now."""
+        self.spec, self.max_inflight = spec, spec.max_inflight
+        self.supply = Supply(spec.revision, abilities_of(spec))
 
 
 @dataclass(slots=True, eq=False)

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from ..protocol.capabilities import NOTHING
 from ..protocol.prefix import BORDERS
-from .nodes import KV_STEPS, Node, Offer
+from .nodes import ANYWHERE, KV_STEPS, Demand, Node, Offer
 
 LOAD_STEPS: Final = 64
 _MOST_KNOWN: Final = 4096
@@ -64,10 +65,10 @@ class LoadIndex:
         mask = self.mask
         return next(iter(self._sets[(mask & -mask).bit_length() - 1]))
 
-    def best_for(self, avoid: Node | None, revision: str | None) -> Offer | None:
-        """Return the least loaded offer of an equal revision, on another node than `avoid` where there is one.
+    def best_for(self, avoid: Node | None, demand: Demand) -> Offer | None:
+        """Return the least loaded offer that meets a demand, on another node than `avoid` where there is one.
 
-        Only for requests that come back: it walks, where `best` looks once.
+        Only for requests that come back, or that not every node can serve: it walks, where `best` looks once.
         """
         fallback: Offer | None = None
         mask = self.mask
@@ -75,12 +76,16 @@ class LoadIndex:
             low = mask & -mask
             mask ^= low
             for offer in self._sets[low.bit_length() - 1]:
-                if revision is not None and offer.spec.revision != revision:
+                if not demand.is_met_by(offer.supply):
                     continue
                 if offer.node is not avoid:
                     return offer
                 fallback = fallback or offer
         return fallback
+
+    def meets(self, demand: Demand) -> bool:
+        """Say whether a node that meets a demand is free."""
+        return bool(self.mask) if demand == ANYWHERE else self.best_for(None, demand) is not None
 
 
 class Prefixes:
@@ -98,13 +103,17 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._known)
 
-    def choose(self, hint: str, best: Offer) -> Offer:
-        """Return the offer that has the longest of the prefixes, or the best one; and remember which it was."""
+    def choose(self, hint: str, best: Offer, needs: frozenset[str] = NOTHING) -> Offer:
+        """Return the offer that has the longest of the prefixes and can do what is needed, or the best one; and
+        remember which it was.
+        """
         hashes = hint.split(",", len(BORDERS))[: len(BORDERS)]
         chosen = best
         for prefix in reversed(hashes):
             offer = self._known.get(prefix)
-            if offer is not None and offer.level >= 0 and _is_about_as_free(offer.node, best.node):
+            if offer is None or offer.level < 0 or not needs <= offer.supply.can:
+                continue
+            if _is_about_as_free(offer.node, best.node):
                 chosen = offer
                 break
         for prefix in hashes:

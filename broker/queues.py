@@ -10,12 +10,15 @@ such entries are the majority. They are small: an ended request has let go of it
 
 from __future__ import annotations
 
+import itertools
+import math
 from bisect import insort
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..protocol import messages as m
+from .nodes import Demand, Supply
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
@@ -27,7 +30,9 @@ class Waiting(Protocol):
     """What can wait: a request. The queue knows no more of it."""
 
     is_waiting: bool
-    """Whether it waits here. Written by the queue alone: an entry without it is dead."""
+    """Whether it waits here. Written by the queue alone, as the next one: an entry without it is dead."""
+    is_parked: bool
+    """Whether it waits for another node than those that are free."""
 
     @property
     def ask(self) -> m.Request:
@@ -43,8 +48,9 @@ class Waiting(Protocol):
         """Whose request it is."""
 
     @property
-    def revision(self) -> str | None:
-        """The weights that it needs, if it has begun."""
+    def demand(self) -> Demand:
+        """Which nodes it may go to."""
+        raise NotImplementedError
 
 
 R = TypeVar("R", bound=Waiting)
@@ -89,28 +95,71 @@ class _Level(Generic[R]):
         self._turns = deque(party for party in self._turns if party in self.lines)
 
 
-class ServiceQueue(Generic[R]):
-    """What waits for one service. `count` and `size_bytes` are exact; bounds are the business of whoever pushes."""
+class _Lane(Generic[R]):
+    """Those that wait for the same: who was with a node before, then by priority, each party in turn."""
 
-    __slots__ = (
-        "_dead",
-        "_front",
-        "_levels",
-        "_order",
-        "_waiting_of",
-        "count",
-        "parked",
-        "size_bytes",
-    )
+    __slots__ = ("_levels", "_order", "front")
+
+    def __init__(self) -> None:
+        self.front: deque[R] = deque()
+        self._levels: dict[int, _Level[R]] = {}
+        self._order: list[int] = []  # negated priorities, so that the highest comes first
+
+    def __bool__(self) -> bool:
+        return self.rank > -math.inf
+
+    @property
+    def rank(self) -> float:
+        """How soon its first entry is due: those that were with a node before all, then by priority; -inf: none."""
+        if self.front:
+            return math.inf
+        while self._order:
+            prio = -self._order[0]
+            if self._levels[prio]:
+                return prio
+            del self._levels[prio]
+            del self._order[0]
+        return -math.inf
+
+    def push(self, request: R) -> None:
+        prio = request.ask.prio
+        level = self._levels.get(prio)
+        if level is None:
+            level = self._levels[prio] = _Level()
+            insort(self._order, -prio)
+        level.push(request)
+
+    def pop(self) -> R:
+        """Take the first entry; only after a look at its rank, and if there is one."""
+        return self.front.popleft() if self.front else self._levels[-self._order[0]].pop()
+
+    def entries(self) -> Iterator[R]:
+        return itertools.chain(self.front, *(line for level in self._levels.values() for line in level.lines.values()))
+
+    def sweep(self) -> None:
+        self.front = deque(_alive(self.front))
+        for level in self._levels.values():
+            level.sweep()
+
+
+class ServiceQueue(Generic[R]):
+    """What waits for one service. `count` and `size_bytes` are exact; bounds are the business of whoever pushes.
+
+    Attributes:
+        due: What a new request has to wait behind: those that wait for their turn alone, and demands that are awake.
+        parked: Those whose turn has come while no node was free that meets their demand: they hold up nobody …
+        awake: … and the demands of those for which a node may be free now.
+    """
+
+    __slots__ = ("_dead", "_main", "_waiting_of", "awake", "count", "due", "parked", "size_bytes")
 
     def __init__(self) -> None:
         self.count = 0
+        self.due = 0
         self.size_bytes = 0
-        self._front: deque[R] = deque()
-        self.parked: dict[str, deque[R]] = {}
-        """Started streams by the revision that they need, while no node that has it is free."""
-        self._levels: dict[int, _Level[R]] = {}
-        self._order: list[int] = []  # negated priorities, so that the highest comes first
+        self.parked: dict[Demand, _Lane[R]] = {}
+        self.awake: dict[Demand, None] = {}
+        self._main: _Lane[R] = _Lane()
         self._dead = 0
         self._waiting_of: dict[Hashable, int] = {}
         """By party, and by user."""
@@ -130,51 +179,45 @@ class ServiceQueue(Generic[R]):
 
     def push(self, request: R) -> None:
         """Add a new request at the end of its client's line."""
-        prio = request.ask.prio
-        level = self._levels.get(prio)
-        if level is None:
-            level = self._levels[prio] = _Level()
-            insort(self._order, -prio)
-        level.push(request)
+        self._main.push(request)
         self._count_in(request)
 
     def push_front(self, request: R) -> None:
         """Add a request that has been with a node: it has waited before."""
-        self._front.appendleft(request)
+        self._main.front.appendleft(request)
         self._count_in(request)
 
     def push_begun(self, request: R) -> None:
         """Add a request that was begun at another broker: behind those that were with a node of this one."""
-        self._front.append(request)
+        self._main.front.append(request)
         self._count_in(request)
 
-    def park(self, request: R) -> None:
-        """Set a request aside that none of the free nodes may continue, so that it does not hold up the others."""
-        assert request.revision is not None
-        self.parked.setdefault(request.revision, deque()).append(request)
+    def park(self, request: R, *, has_begun: bool) -> None:
+        """Set a request aside that none of the free nodes may take, so that it does not hold up the others."""
+        lane = self.parked.get(request.demand)
+        if lane is None:
+            lane = self.parked[request.demand] = _Lane()
+        if has_begun:
+            lane.front.append(request)
+        else:
+            lane.push(request)
         self._count_in(request)
+        request.is_parked = True
+        self.due -= 1
 
-    def unpark(self, revision: str) -> None:
-        """Put those that need a revision back to the front: a node that has it is free."""
-        for request in reversed(self.parked.pop(revision, ())):
-            if self._take(request):
-                self.push_front(request)
+    def awaken(self, supply: Supply) -> None:
+        """Note that a node is free: it may be what some of the parked ones wait for."""
+        for demand in self.parked:
+            if demand not in self.awake and demand.is_met_by(supply):
+                self.awake[demand] = None
+                self.due += 1
 
-    def pop(self) -> R | None:
-        """Take the next request that still waits."""
-        while self._front:
-            request = self._front.popleft()
+    def pop(self, is_met: Callable[[Demand], bool]) -> R | None:
+        """Take the next request that still waits: one whose turn it is, or a parked one whose demand is met now."""
+        while (lane := self._next_lane(is_met)) is not None:
+            request = lane.pop()
             if self._take(request):
                 return request
-        while self._order:
-            prio = -self._order[0]
-            level = self._levels[prio]
-            while level:
-                request = level.pop()
-                if self._take(request):
-                    return request
-            del self._levels[prio]
-            del self._order[0]
         return None
 
     def discard(self, request: R) -> None:
@@ -186,17 +229,34 @@ class ServiceQueue(Generic[R]):
 
     def waiting(self) -> list[R]:
         """List what waits, for a look from outside."""
-        lines = [line for level in self._levels.values() for line in level.lines.values()]
-        return [r for line in (self._front, *self.parked.values(), *lines) for r in _alive(line)]
+        return [request for lane in (self._main, *self.parked.values()) for request in _alive(lane.entries())]
 
     @property
     def entries(self) -> int:
         """Return how many entries there are, the dead ones included."""
         return self.count + self._dead
 
+    def _next_lane(self, is_met: Callable[[Demand], bool]) -> _Lane[R] | None:
+        """Return the lane whose first entry is due; the parked ones come before equals, for they were due before."""
+        main = self._main
+        if self.awake:
+            for demand in sorted(self.awake, key=lambda demand: self.parked[demand].rank, reverse=True):
+                lane = self.parked[demand]
+                if main.rank > lane.rank > -math.inf:
+                    break
+                del self.awake[demand]
+                if lane and is_met(demand):
+                    self.awake[demand] = None  # behind the others: its turn is over
+                    return lane
+                self.due -= 1
+                if not lane:
+                    del self.parked[demand]
+        return main or None
+
     def _count_in(self, request: R) -> None:
         request.is_waiting = True
         self.count += 1
+        self.due += 1
         self.size_bytes += len(request.ask.body)
         for name in (request.party, request.user):
             self._waiting_of[name] = self._waiting_of.get(name, 0) + 1
@@ -204,6 +264,10 @@ class ServiceQueue(Generic[R]):
     def _count_out(self, request: R) -> None:
         request.is_waiting = False
         self.count -= 1
+        if request.is_parked:
+            request.is_parked = False
+        else:
+            self.due -= 1
         self.size_bytes -= len(request.ask.body)
         for name in (request.party, request.user):
             left = self._waiting_of[name] - 1
@@ -220,15 +284,13 @@ class ServiceQueue(Generic[R]):
         return True
 
     def _sweep(self) -> None:
-        self._front = deque(_alive(self._front))
-        self.parked = {revision: deque(_alive(line)) for revision, line in self.parked.items()}
-        for prio, level in list(self._levels.items()):
-            level.sweep()
-            if not level:
-                del self._levels[prio]
-                self._order.remove(-prio)
+        for lane in (self._main, *self.parked.values()):
+            lane.sweep()
+        self.parked = {demand: lane for demand, lane in self.parked.items() if lane}
+        self.due -= sum(demand not in self.parked for demand in self.awake)
+        self.awake = {demand: None for demand in self.awake if demand in self.parked}
         self._dead = 0
 
 
-def _alive(line: deque[R]) -> list[R]:
+def _alive(line: Iterable[R]) -> list[R]:
     return [request for request in line if request.is_waiting]

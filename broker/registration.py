@@ -216,9 +216,9 @@ def _take_offer(state: BrokerState, node: Node, spec: m.ServiceOffer) -> bool:
         if service is None:
             return False
         count_parts(state, 1)
-        offer = node.offers[spec.service] = service.offers[node] = Offer(node, spec, 0)
-    service.spec = offer.spec = spec
-    offer.max_inflight = spec.max_inflight
+        offer = node.offers[spec.service] = service.offers[node] = Offer(node, spec)
+    service.spec = spec
+    offer.renew(spec)
     return True
 
 

@@ -28,9 +28,10 @@ from typing import Any, Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.capabilities import NOTHING
 from ..protocol.request_trace import Attempt
 from .journal import Journal
-from .nodes import Node, Offer
+from .nodes import Demand, Node, Offer
 from .rate_limits import TokenBucket
 from .result_cache import CachedResult
 from .services import Service
@@ -197,15 +198,17 @@ class Request:
         deadline: When that is over; moves on with each progress of a patient one.
         announced_deadline: The deadline that its subscribers know of.
         ends_at: The end of its whole time, if it has one beside.
+        needs: What its node has to be able to do.
         held_bytes: What it adds to the broker's total: bodies, journal, overhead. Written by MemoryBudget alone.
-        is_waiting: Whether it stands in the queue of its service. Written by ServiceQueue alone.
+        is_waiting: Whether it stands in the queue of its service. Written by ServiceQueue alone, as the next one.
+        is_parked: Whether it waits there for another node than those that are free.
         node: Who has its lease …
         last_node: … or had the last one.
         attempts: Dispatches since the last new unit.
         crashes: Engines and nodes that died before they had made a unit of it, since the last new unit.
         next_n: Units delivered so far.
         revision: Of the weights that made those units; it may go on only there.
-        hopeless_at: Until then it waits for a node with those weights, if there is none at all.
+        hopeless_at: Of a parked one: when to look whether there is still a node that it may go to.
         was_moved: Whether it was taken from a node that answered nothing: once is enough.
         doubt_at: When to ask whether the node that has it answers at all.
         first_at, first_n: When the first units of this attempt came, and how many.
@@ -226,9 +229,11 @@ class Request:
     is_patient: bool = False
     announced_deadline: float = 0.0
     ends_at: float = math.inf
+    needs: frozenset[str] = NOTHING
     held_bytes: int = 0
     state: RequestState = QUEUED
     is_waiting: bool = False
+    is_parked: bool = False
     offer: Offer | None = None
     node: Node | None = None
     last_node: Node | None = None
@@ -261,6 +266,11 @@ class Request:
         """How much it asks for before its node can say anything: what is read, and made for a whole answer."""
         ask = self.ask
         return len(ask.body) + (0 if ask.flags & m.STREAM else ask.cost)
+
+    @property
+    def demand(self) -> Demand:
+        """Which nodes it may go to."""
+        return Demand(self.revision, self.needs)
 
     @property
     def is_stream(self) -> bool:

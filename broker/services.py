@@ -6,18 +6,21 @@ import math
 from dataclasses import dataclass, field
 from typing import Generic, get_args
 
+from ..protocol.capabilities import NOTHING
 from ..protocol.histogram import Meter
 from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
 from ..protocol.prefix import EXT_KEY
 from ..protocol.tasks import FinishReason
-from .nodes import Node, Offer
+from .nodes import Demand, Node, Offer, Supply
 from .placement import LoadIndex, Prefixes
 from .queues import R, ServiceQueue
 
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
 _SMOOTHING = 0.1
+_MOST_GONE = 16
+"""Supplies that are remembered after their last node: a rolling upgrade has two or three at a time."""
 
 
 def _no_results() -> dict[str, int]:
@@ -33,7 +36,9 @@ class Service(Generic[R]):
         healthy: Nodes that are well and offer it, full or not.
         unhealthy_since: When the last healthy one went …
         is_due_back: … and whether it fell silent, was lost or restarts, rather than leave of its own accord.
-        revisions: Healthy nodes by revision.
+        supplies: Healthy nodes by what decides which requests they may get …
+        shared: … and what all of these can do.
+        gone: When the last healthy node of a supply went, of the few last ones.
         mean_s: Time from dispatch to end, smoothed; 0 until one has ended.
         first_s: The same to the first sign of a node that it works on it …
         first_size: … and the size of those requests: one that is larger may take longer in proportion.
@@ -49,7 +54,9 @@ class Service(Generic[R]):
     healthy: int = 0
     unhealthy_since: float = -math.inf
     is_due_back: bool = False
-    revisions: dict[str, int] = field(default_factory=dict[str, int])
+    supplies: dict[Supply, int] = field(default_factory=dict[Supply, int])
+    shared: frozenset[str] = NOTHING
+    gone: dict[Supply, float] = field(default_factory=dict[Supply, float])
     running: int = 0
     mean_s: float = 0.0
     moved_at: float = -math.inf
@@ -74,11 +81,25 @@ class Service(Generic[R]):
         """Whether it has ever answered anything."""
         return any(self.finished.values())
 
-    def place(self, ext: Ext) -> Offer:
-        """Return where a request goes that has not run yet; only while the load index is not empty."""
-        best = self.load_index.best()
+    def place(self, ext: Ext, needs: frozenset[str]) -> Offer | None:
+        """Return where a request goes that has not run yet; only while the load index is not empty.
+
+        None: no node that is free can do what it needs.
+        """
+        load_index = self.load_index
+        best = (
+            load_index.best() if not needs or needs <= self.shared else load_index.best_for(None, Demand(None, needs))
+        )
         hint = ext.get(EXT_KEY)
-        return self.prefixes.choose(hint, best) if type(hint) is str else best
+        return self.prefixes.choose(hint, best, needs) if best is not None and type(hint) is str else best
+
+    def has(self, demand: Demand) -> bool:
+        """Say whether a healthy node meets a demand, free or not."""
+        return any(map(demand.is_met_by, self.supplies))
+
+    def had(self, demand: Demand, since: float) -> bool:
+        """Say whether a healthy node meets a demand, or has at any moment since then."""
+        return self.has(demand) or any(since < at and demand.is_met_by(supply) for supply, at in self.gone.items())
 
     def withdraw(self, node: Node, offer: Offer) -> None:
         """Let go of what a node offered."""
@@ -144,13 +165,21 @@ class Service(Generic[R]):
         at_once = max(1, self.running, room)
         return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, (self.queue.count + 1) * self.mean_s / at_once))
 
-    def count_healthy(self, revision: str, change: int, now: float) -> None:
+    def count_healthy(self, supply: Supply, change: int, now: float) -> None:
         """Count a node in (1) or out (-1)."""
         self.healthy += change
-        left = self.revisions.get(revision, 0) + change
+        left = self.supplies.get(supply, 0) + change
         if left:
-            self.revisions[revision] = left
+            self.supplies[supply] = left
         else:
-            del self.revisions[revision]
+            del self.supplies[supply]
+            self._note_gone(supply, now)
+        self.shared = frozenset.intersection(*(each.can for each in self.supplies)) if self.supplies else NOTHING
         if not self.healthy:
             self.unhealthy_since = now
+
+    def _note_gone(self, supply: Supply, now: float) -> None:
+        self.gone.pop(supply, None)
+        self.gone[supply] = now
+        if len(self.gone) > _MOST_GONE:
+            del self.gone[next(iter(self.gone))]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
+from collections import Counter
 
 import msgspec
 
 from ..protocol import messages as m
 from ..protocol import request_trace
 from ..protocol import snapshot as s
+from ..protocol.capabilities import NOTHING
 from ..protocol.limits import MAX_FRAME_BYTES
 from .availability import choices
 from .bounds import QUERY_RATE
@@ -134,7 +136,13 @@ def _node(node: Node, now: float) -> s.NodeStatus:
         failed=node.failed,
         services=list(node.offers),
         devices=node.describe_devices(),
+        capabilities=_capabilities(node),
     )
+
+
+def _capabilities(node: Node) -> list[str]:
+    """List what a node can do; one that has not been ready does not know yet."""
+    return sorted(NOTHING.union(*(offer.supply.can for offer in node.offers.values()))) if node.was_ready else []
 
 
 def _service(service: Service[Request], *, is_listed: bool) -> s.ServiceStatus:
@@ -159,7 +167,16 @@ def _service(service: Service[Request], *, is_listed: bool) -> s.ServiceStatus:
         token_time=service.token_time.read(),
         duration=service.duration.read(),
         is_listed=is_listed,
+        capabilities=_able_nodes(service),
     )
+
+
+def _able_nodes(service: Service[Request]) -> dict[str, int]:
+    """Count the healthy nodes of a service by what they can do."""
+    counts: Counter[str] = Counter()
+    for supply, nodes in service.supplies.items():
+        counts.update(dict.fromkeys(supply.can, nodes))
+    return dict(sorted(counts.items()))
 
 
 def _oldest(state: BrokerState) -> list[Request]:

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final, TypedDict, Unpack, cast
 import msgspec
 from msgspec import Meta
 
+from ..protocol import capabilities, prefix, tasks
 from ..protocol import messages as m
-from ..protocol import prefix, tasks
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import HALF, half_in, is_service, is_unicode
@@ -289,6 +289,7 @@ def _ext(
         "request_id": options.request_id,
         "traceparent": options.traceparent,
         "party": options.party,
+        capabilities.EXT_KEY: tasks.needs_of(task),
         prefix.EXT_KEY: prefix.prefix_hint(task),
     }
     return {name: value for name, value in given.items() if value is not None}

@@ -14,6 +14,8 @@ from msgspec import Meta
 from .limits import (
     MAX_BROKERS,
     MAX_BUCKETS,
+    MAX_CAPABILITIES,
+    MAX_CAPABILITY_CHARS,
     MAX_DEVICES,
     MAX_ENDPOINT_CHARS,
     MAX_EXT_KEY_CHARS,
@@ -42,6 +44,8 @@ Uuid = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Rid = Uuid
 ServiceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]+\Z", min_length=1, max_length=MAX_SERVICE_CHARS)]
 AskedService = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]*\Z", max_length=MAX_SERVICE_CHARS)]
+Capability = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:/-]+\Z", min_length=1, max_length=MAX_CAPABILITY_CHARS)]
+Capabilities = Annotated[list[Capability], Meta(max_length=MAX_CAPABILITIES)]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Endpoint = Annotated[str, Meta(max_length=MAX_ENDPOINT_CHARS)]
@@ -243,7 +247,10 @@ class Status(_Message, frozen=True, tag=137):
 
 
 class ServiceOffer(_Message, frozen=True):
-    """One service of a node. `revision` = weights, dtype and engine: a stream goes on only on an equal one."""
+    """One service of a node. `revision` = weights, dtype and engine: a stream goes on only on an equal one.
+
+    `capabilities`: what it can do beyond its task; None: it is from before these were told (capabilities.py).
+    """
 
     service: ServiceName
     max_inflight: U32
@@ -251,6 +258,7 @@ class ServiceOffer(_Message, frozen=True):
     model: Name = ""
     revision: Name = ""
     context: U32 = 0
+    capabilities: Capabilities | None = None
 
 
 class DeviceInfo(_Message, frozen=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from .limits import MAX_NAME_CHARS, MAX_SERVICE_CHARS
+from .limits import MAX_CAPABILITY_CHARS, MAX_NAME_CHARS, MAX_SERVICE_CHARS
 from .sanitize import printable
 
 HALF: Final = "it holds half a character (a lone surrogate), which UTF-8 cannot carry"
@@ -20,6 +20,11 @@ _SERVICE: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 def is_service(name: str) -> bool:
     """Say whether a broker takes this as the name of a model."""
     return 0 < len(name) <= MAX_SERVICE_CHARS and _SERVICE.fullmatch(name) is not None
+
+
+def is_capability(name: str) -> bool:
+    """Say whether a broker takes this as the name of something that a node can do."""
+    return 0 < len(name) <= MAX_CAPABILITY_CHARS and _SERVICE.fullmatch(name) is not None
 
 
 def check_service(name: str | None) -> None:

@@ -111,6 +111,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     services: list[str]
     devices: list[DeviceStatus]
+    capabilities: list[str] = []
+    """What it can do beyond the tasks of its services (capabilities.py), once it is ready."""
 
     @property
     def is_up(self) -> bool:
@@ -127,6 +129,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
         token_time: For each further unit, the mean of one answer.
         duration: From admission to the result.
         finished: Results by finish reason; embeddings have "".
+        capabilities: What the nodes that could serve it now can do beyond its task, and how many of them.
         is_listed: Whether it stands in lists of models, and is a choice for requests that name none: it lives or is due
             back, or nothing of its task does.
     """
@@ -148,6 +151,15 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     token_time: Histogram = msgspec.field(default_factory=Histogram)
     duration: Histogram = msgspec.field(default_factory=Histogram)
     is_listed: bool = True
+    capabilities: dict[str, int] = {}
+
+    @property
+    def can(self) -> str:
+        """What it can do beyond its task, as a list of words; where not all of its nodes can, how many do."""
+        return ", ".join(
+            name if count >= self.nodes else f"{name} ({count} of {self.nodes})"
+            for name, count in self.capabilities.items()
+        )
 
 
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -305,7 +305,12 @@ class DevicePool:
             model=info.model,
             revision=info.revision,
             context=self.context(service),
+            capabilities=self._capabilities(service),
         )
+
+    def _capabilities(self, service: str) -> list[str]:
+        """Say what all engines of a service can do: nobody asks which of them gets a request."""
+        return sorted(frozenset.intersection(*(frozenset(lane.info.capabilities) for _, lane in self.lanes(service))))
 
     def knows(self, service: str) -> bool:
         """Whether the service is, was, or may be about to be here."""

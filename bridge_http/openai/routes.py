@@ -27,23 +27,26 @@ _STARTED: Final = int(time.time())
 
 async def models(snapshots: SnapshotCache, _request: Request) -> Response:
     """Answer GET /v1/models."""
-    data = [Model(id=name, created=_STARTED) for name in await _listed(snapshots)]
-    return json_response(200, ModelList(data=data))
+    return json_response(200, ModelList(data=list((await _listed(snapshots)).values())))
 
 
 async def model(snapshots: SnapshotCache, request: Request) -> Response:
     """Answer GET /v1/models/{model}."""
     name: str = request.path_params["model"]
-    names = await _listed(snapshots)
-    if name not in names:
-        text = f"there is no model {name[:128]!r}; there are {', '.join(names) or 'none yet'}"
+    listed = await _listed(snapshots)
+    if name not in listed:
+        text = f"there is no model {name[:128]!r}; there are {', '.join(listed) or 'none yet'}"
         raise request_error(ErrorKind.NOT_FOUND, text)
-    return json_response(200, Model(id=name, created=_STARTED))
+    return json_response(200, listed[name])
 
 
-async def _listed(snapshots: SnapshotCache) -> list[str]:
+async def _listed(snapshots: SnapshotCache) -> dict[str, Model]:
     snapshot = await snapshots.snapshot(news=True)
-    return [service.service for service in snapshot.services if service.is_listed]
+    return {
+        service.service: Model(id=service.service, created=_STARTED, capabilities=list(service.capabilities))
+        for service in snapshot.services
+        if service.is_listed
+    }
 
 
 async def chat(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:

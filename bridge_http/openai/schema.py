@@ -263,6 +263,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "zmqrt"
+    capabilities: list[str] = []
+    """What a node of it can do beyond its task."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from ...protocol.settings import options
 from ...protocol.snapshot import ServiceStatus
 from ..config import ClientSettings
 from ..sync import Client
+from .fleet_view import capabilities
 from .stdio import data
 from .text import screen
 
@@ -36,7 +37,7 @@ def command(settings: ClientSettings, context: click.Context, as_json: bool) -> 
     if as_json:
         data(msgspec.to_builtins(services))
     elif services:
-        screen().print(_table(services))
+        screen().print(_table(services), *capabilities(services), sep="\n")
     else:
         click.echo("no node offers a model yet; `zmqrt status` shows what the nodes are doing", err=True)
 

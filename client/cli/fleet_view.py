@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...protocol.snapshot import DeviceStatus, NodeStatus, Snapshot
+from ...protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
 from .text import BAR_CELLS, bar, count_of, duration
 
 _STYLES: Final = {"active": "green", "suspect": "yellow", "draining": "yellow", "lost": "red", "evicted": "red"}
@@ -20,7 +20,8 @@ def fleet_view(snapshot: Snapshot) -> RenderableType:
     """Show a broker and everything that has joined it."""
     if not snapshot.nodes:
         return Group(headline(snapshot), Text("No node has joined yet; start one with zmqrt-worker.", style="yellow"))
-    return Group(headline(snapshot), nodes_table(snapshot.nodes), *fallbacks(snapshot.nodes))
+    tables = headline(snapshot), nodes_table(snapshot.nodes)
+    return Group(*tables, *capabilities(snapshot.services), *fallbacks(snapshot.nodes))
 
 
 def headline(snapshot: Snapshot) -> Text:
@@ -51,6 +52,13 @@ def nodes_table(nodes: list[NodeStatus]) -> Table:
         if not node.devices:
             table.add_row(*own, "", phase(node.phase, node.percent, node.elapsed_s))
     return table
+
+
+def capabilities(services: list[ServiceStatus]) -> Iterator[Text]:
+    """Say what each model that is served can do beyond its task."""
+    for service in services:
+        if service.is_listed and service.capabilities:
+            yield Text(f"{service.service} can do: {service.can}", style="dim")
 
 
 def fallbacks(nodes: list[NodeStatus]) -> Iterator[Text]:

@@ -142,6 +142,7 @@ def _services(seen: Iterable[Snapshot], nodes: Sequence[NodeStatus]) -> list[Ser
 
 def _merge_services(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> ServiceStatus:
     able = [node for node in nodes if is_serving(node) and parts[0].service in node.services]
+    names = {name for part in parts for name in part.capabilities}
     return msgspec.structs.replace(
         parts[0],
         is_listed=any(part.is_listed for part in parts),
@@ -155,6 +156,7 @@ def _merge_services(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> 
         first_token=total(part.first_token for part in parts),
         token_time=total(part.token_time for part in parts),
         duration=total(part.duration for part in parts),
+        capabilities={name: max(part.capabilities.get(name, 0) for part in parts) for name in sorted(names)},
     )
 
 

@@ -49,6 +49,7 @@ def device_page(fleet: MergedFleet, history: FleetHistory, state: ViewState, wid
         Text.assemble("load  ", bar(node.load, _BAR), f" {node.in_flight} of {node.capacity} requests"),
         Text(f"done  {node.completed} answered, {node.failed} failed here, up {ago(node.elapsed_s)}"),
         Text(f"serves {', '.join(node.services) or 'nothing yet'}"),
+        Text(f"can do {', '.join(node.capabilities) or 'nothing more'}"),
         Text(f"uuid  {node.worker_uuid}", style="dim"),
         Text(),
     ]
@@ -114,6 +115,7 @@ def models_lines(fleet: MergedFleet, width: int) -> list[Text]:
         Column("first p50", "right"),
         Column("token p50", "right"),
         Column("answer p50", "right"),
+        Column("can", most=40),
         Column("weights", most=30),
     ]
     rows = [
@@ -128,6 +130,7 @@ def models_lines(fleet: MergedFleet, width: int) -> list[Text]:
             Text(took(service.first_token.quantile(0.5))),
             Text(took(service.token_time.quantile(0.5))),
             Text(took(service.duration.quantile(0.5))),
+            Text(service.can),
             Text(service.revision or service.model, style="dim"),
         ]
         for service in fleet.services

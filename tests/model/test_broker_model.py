@@ -21,6 +21,7 @@ from support.examples import examples
 from support.stage import SERVICE, Client, Stage, Worker, ask, offer, rid_of
 from zmqrt.broker.core import SendFailure, Side
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.capabilities import abilities_of, needs_in
 from zmqrt.protocol.codec import BadMessage
 from zmqrt.protocol.errors import ErrorKind
 from zmqrt.protocol.timing import Timing
@@ -116,6 +117,8 @@ class Plant:
             assert self.is_there, f"said to a worker that is gone: {message}"
             match message:
                 case m.Dispatch():
+                    (mine,) = (one for one in self.worker.offers if one.service == message.service)
+                    assert needs_in(message.ext) <= abilities_of(mine), "a node got what it cannot do"
                     assert message.lease not in self.leases
                     self.leases.add(message.lease)
                     assert bool(message.resume) == bool(message.flags & m.RESUME)
@@ -208,13 +211,19 @@ class Model(RuleBasedStateMachine):
         self.listen()
 
     @rule(
-        which=WHICH, rid=RIDS, flags=FLAGS, prio=st.integers(-1, 1), service=st.sampled_from([SERVICE] * 4 + ["other"])
+        which=WHICH,
+        rid=RIDS,
+        flags=FLAGS,
+        prio=st.integers(-1, 1),
+        service=st.sampled_from([SERVICE] * 4 + ["other"]),
+        needs=st.sampled_from([None, None, "logprobs", "tools", "tools,logprobs"]),
     )
-    def request(self, which: int, rid: int, flags: int, prio: int, service: str) -> None:
+    def request(self, which: int, rid: int, flags: int, prio: int, service: str, needs: str | None) -> None:
         """Ask for something, perhaps for the second time."""
         desk = self.desk(which)
         if desk is not None:
-            self.send_request(desk, ask(rid, flags=flags, prio=prio, service=service, ttl_s=5.0))
+            ext: m.Ext = {} if needs is None else {"needs": needs}
+            self.send_request(desk, ask(rid, flags=flags, prio=prio, service=service, ttl_s=5.0, ext=ext))
 
     @rule(which=WHICH, rid=RIDS, resume_n=st.integers(1, 12), with_blob=st.booleans())
     def ask_to_go_on(self, which: int, rid: int, resume_n: int, with_blob: bool) -> None:  # noqa: FBT001
@@ -285,8 +294,9 @@ class Model(RuleBasedStateMachine):
         capacity=st.integers(1, 3),
         revision=st.sampled_from(["r1", "r1", "r2"]),
         other=st.booleans(),
+        can=st.sampled_from([None, [], ["logprobs", "tools"]]),
     )
-    def connect_worker(self, which: int, capacity: int, revision: str, other: bool) -> None:  # noqa: FBT001
+    def connect_worker(self, which: int, capacity: int, revision: str, other: bool, can: list[str] | None) -> None:  # noqa: FBT001
         """Register one of four nodes: for the first time, over another connection, or with its jobs lost."""
         name = f"worker-{which}"
         same = [one for one in self.plants if one.is_there and one.worker.name == name]
@@ -296,7 +306,7 @@ class Model(RuleBasedStateMachine):
         worker.peer = self.name().encode()
         plant = Plant(worker)
         self.plants.append(plant)
-        worker.register(services=[offer(revision=revision), *([offer("other")] if other else [])])
+        worker.register(services=[offer(revision=revision, can=can), *([offer("other")] if other else [])])
         self.listen()
         if plant.is_there:
             worker.beat(limit=capacity)

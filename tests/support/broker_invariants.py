@@ -81,10 +81,13 @@ def _check_services(state: BrokerState, requests: list[Request]) -> None:
         assert service.prefixes.offers() <= set(map(id, service.offers.values())), "a prefix at a node that is gone"
         able = [node for node in service.offers if node.is_usable]
         assert service.healthy == len(able)
-        assert sum(service.revisions.values()) == service.healthy
+        assert sum(service.supplies.values()) == service.healthy
+        parked = [request for request in waiting if request.is_parked]
+        assert service.queue.due == len(waiting) - len(parked) + len(service.queue.awake)
+        assert service.queue.awake.keys() <= service.queue.parked.keys()
         if service.load_index.mask:
-            parked = sum(map(len, service.queue.parked.values()))
-            assert service.queue.count <= parked, "a node is free and requests wait"
+            assert not service.queue.due, "a node is free and requests wait"
+            assert not any(service.load_index.meets(request.demand) for request in parked), "and one that they wait for"
         assert (service in state.departed) <= (not service.offers)
         assert (service in state.awaited) == (service.spec is None)
         assert service.offers or service in state.service_timers, "a service that stays for ever"

@@ -100,7 +100,14 @@ class Node:
         return self.receive(welcome, broker=broker)
 
     def load(
-        self, device: int = 0, slots: int = 2, *, kind: ipc.Kind = "token", context: int = 64, vocabulary: int = 0
+        self,
+        device: int = 0,
+        slots: int = 2,
+        *,
+        kind: ipc.Kind = "token",
+        context: int = 64,
+        vocabulary: int = 0,
+        can: list[str] | None = None,
     ) -> list[a.Action]:
         """Let an engine become ready; a moment later, for heartbeats out of turn keep a distance."""
         self.now += 0.25
@@ -111,6 +118,7 @@ class Node:
             capacity=Capacity(slots=slots, context=context, vocabulary=vocabulary),
             model="toy",
             revision="r1",
+            capabilities=can or [],
         )
         return self.engine(ipc.EngineReady([service]), device=device)
 

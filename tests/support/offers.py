@@ -15,5 +15,5 @@ def make_node(service: Service[Request], capacity: int = 10) -> Node:
     ready = m.Ready(b"u" * 16, "n", capacity, [spec], [])
     node = Node(b"p", "", ready, 1, 0.0, 0.0, 1.0, full_bucket(1.0, 1.0, 0.0), capacity=capacity, limit=10**6)
     node.is_usable = True
-    node.offers[service.name] = Offer(node, spec, 1000)
+    node.offers[service.name] = Offer(node, spec)
     return node

@@ -170,9 +170,11 @@ def ask(number: int = 1, *, body: bytes = b"hi", flags: int = UNARY, ttl_s: floa
     return m.Request(rid=rid_of(number), ttl_ms=int(ttl_s * 1000), flags=flags, body=body, **fields)
 
 
-def offer(service: str = SERVICE, max_inflight: int = 1000, revision: str = "r1") -> m.ServiceOffer:
-    """Build an offer."""
-    return m.ServiceOffer(service, max_inflight, "generate", "Toy", revision, 128)
+def offer(
+    service: str = SERVICE, max_inflight: int = 1000, revision: str = "r1", can: list[str] | None = None
+) -> m.ServiceOffer:
+    """Build an offer; without capabilities, as nodes from before make it."""
+    return m.ServiceOffer(service, max_inflight, "generate", "Toy", revision, 128, can)
 
 
 class Worker(Peer):

@@ -34,6 +34,9 @@ FULL: list[Any] = [
         {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
     ),
     m.Request(RID, "", 30000, m.IDEMPOTENT, 0, 0, 0, b"\x82\xa4task\xa5embed\xa5input\xa2hi", b"", {"task": "embed"}),
+    m.Request(
+        RID, "smollm2-135m", 30000, 6, 0, 0, 0, b"\x82\xa6prompt\xa2hi\xa8logprobs\x02", b"", {"needs": "logprobs"}
+    ),
     m.Welcome("broker-a", 1 << 40, PARAMS),
     m.Partial(RID, 3, 2, b"\x82\xa3ids\x92\x01\x02\xa4text\x92\xa1a\xa1b"),
     m.Final(RID, 5, {"finish_reason": "stop", "completion_tokens": 5}, b"\x80"),
@@ -43,7 +46,11 @@ FULL: list[Any] = [
         RID,
         "node-1",
         100,
-        [m.ServiceOffer("smollm2-135m", 100, "generate", "SmolLM2-135M-Instruct", "f4e1", 8192)],
+        [
+            m.ServiceOffer(
+                "smollm2-135m", 100, "generate", "SmolLM2-135M-Instruct", "f4e1", 8192, ["logprobs", "token_ids"]
+            )
+        ],
         [m.DeviceInfo("cuda:0", "cuda", "Example GPU", 80 << 30)],
         held=[m.Held(7, RID, 3)],
     ),

@@ -48,6 +48,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
     """One service an engine process offers. `name` is "" for its main one, else the suffix of the served model
     name, or "=" and the whole name.
 
+    `capabilities`: what it can do beyond its task, by the names of capabilities.py.
     `fallback`: what it has to do without, and why; empty where nothing failed. `resumes`: a StreamEngine that goes on
     after text of its own.
     """
@@ -58,6 +59,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     model: str
     revision: str
+    capabilities: list[str] = []
     fallback: str = ""
     resumes: bool = False
 

@@ -15,13 +15,15 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, assert_never, cast, get_args
 
 import msgspec
 
+from ...protocol.capabilities import BEFORE, TOKEN_IDS
+from ...protocol.limits import MAX_CAPABILITIES
 from ...protocol.logs import configure_logging
-from ...protocol.names import as_typed
+from ...protocol.names import as_typed, is_capability
 from ...protocol.parent_watch import end_with_parent, watch_parent
 from . import ipc
 from .adapters import EngineAdapter, Outbox, TokenAdapter, describe
@@ -181,6 +183,7 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
         capacity=engine.capacity(),
         model=str(getattr(engine, "model", spec.model)),
         revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
+        capabilities=capabilities_of(engine),
         fallback=str(getattr(engine, "fallback", "")),
         resumes=bool(getattr(engine, "resumes", False)),
     )
@@ -191,6 +194,20 @@ def _task_of(engine: Engine, kind: ipc.Kind) -> TaskName:
     if said not in get_args(TaskName):
         raise CannotLoadError(f"the engine says that its task is {said!r}; there are {', '.join(get_args(TaskName))}")
     return cast("TaskName", said)
+
+
+def capabilities_of(engine: Engine) -> list[str]:
+    """Say what an engine can do beyond its task. Raises CannotLoadError if it says that in no names."""
+    said: object = getattr(engine, "capabilities", None)
+    if said is None:
+        if isinstance(engine, TokenEngine):
+            return sorted(BEFORE)
+        return [TOKEN_IDS] if engine.capacity().vocabulary else []
+    if isinstance(said, list | tuple | set | frozenset):
+        names = {str(name) for name in cast("Iterable[object]", said)}
+        if len(names) <= MAX_CAPABILITIES and all(map(is_capability, names)):
+            return sorted(names)
+    raise CannotLoadError(f"{type(engine).__name__}.capabilities is no list of names: {str(said)[:80]}")
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

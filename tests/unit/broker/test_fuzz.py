@@ -32,12 +32,17 @@ HUGE = st.sampled_from([2**31, 2**32 - 1, 2**62, 2**63 - 1])
 LYING = st.sampled_from([b"\xdd\xff\xff\xff\xff\xc0", b"\xdc\xff\xff", b"\x9f\xc0", b"\xc0"])
 RESUME = weighted((4, st.lists(st.binary(max_size=20), max_size=3).map(msgspec.msgpack.encode)), (1, LYING))
 SERVICES = [m.ServiceOffer(name, 2, "generate", name, "r1", 64) for name in "ab"]
+SKILLED = [m.ServiceOffer(name, 2, "generate", name, "r1", 64, ["logprobs", "tools"]) for name in "ab"]
+PLAIN = [m.ServiceOffer(name, 2, "generate", name, "r1", 64, []) for name in "ab"]
 MANY = [m.ServiceOffer(f"many-{number}", 2**32 - 1, "embed") for number in range(40)]
 EXTS: list[m.Ext] = [
     {},
     {"total_ms": 5},
     {"seed": 1},
     {"revision": "r1"},
+    {"needs": "logprobs"},
+    {"needs": "tools,logprobs"},
+    {"needs": ",\x1b,tools"},
     {"task": "embed", "prefer": "many-1"},
     {"crashes": 2**63 - 1},
     {"traceparent": "x" * 256},
@@ -74,7 +79,7 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "what": st.sampled_from(["status", "services", "metrics", "explain"]),
     "verb": st.sampled_from(["drain", "load"]),
     "args": st.sampled_from([{}, {"node": "a"}, {"request": UUIDS[0].hex()}]),
-    "services": st.sampled_from([SERVICES, SERVICES[:1], [], MANY]),
+    "services": st.sampled_from([SERVICES, SERVICES[:1], [], MANY, SKILLED, PLAIN]),
     "ext": st.sampled_from(EXTS),
 }
 BOUNDS = Bounds(
@@ -94,7 +99,8 @@ MOST_SERVICES = (PEERS + 2) * (len(MANY) + 2) + 8
 TIMING = Timing(heartbeat_s=2.0, eviction_s=4.0, request_timeout_s=10.0)
 WHO = st.integers(0, PEERS - 1)
 GREETING = st.builds(m.Hello, st.sampled_from(UUIDS), st.just(1), st.just(1))
-JOINING = st.builds(m.Ready, st.sampled_from(UUIDS), st.just("n"), st.integers(1, 4), st.just(SERVICES), st.just([]))
+OFFERS = st.sampled_from([SERVICES, SERVICES, SKILLED, PLAIN])
+JOINING = st.builds(m.Ready, st.sampled_from(UUIDS), st.just("n"), st.integers(1, 4), OFFERS, st.just([]))
 BEAT = st.builds(m.Heartbeat, st.just(1), st.just(1), st.just(0), CREDIT, st.just("ready"))
 ASKING = plausible(m.Request, {**LIKELY, "service": st.sampled_from(["a", "b", ""])})
 RESULTS = [plausible(kind, LIKELY) for kind in (m.WorkerPartial, m.WorkerFinal, m.WorkerError)]

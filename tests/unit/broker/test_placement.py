@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from support.offers import make_node
 from zmqrt.broker.bounds import Bounds
 from zmqrt.broker.leases import reindex
-from zmqrt.broker.nodes import KV_STEPS, Node
+from zmqrt.broker.nodes import KV_STEPS, Demand, Node
 from zmqrt.broker.placement import LOAD_STEPS, LoadIndex, load_level
 from zmqrt.broker.requests import Request
 from zmqrt.broker.services import Service
 from zmqrt.broker.state import BrokerState
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.capabilities import NOTHING
 from zmqrt.protocol.timing import Timing
 
 
@@ -81,9 +82,9 @@ def test_what_comes_back_avoids_its_last_node_and_keeps_its_revision() -> None:
     first, second = make_node(service), make_node(service)
     load_index: LoadIndex = service.load_index
     for node, revision in ((first, "r1"), (second, "r2")):
-        node.offers["s"].spec = m.ServiceOffer("s", 10, "generate", revision=revision)
+        node.offers["s"].renew(m.ServiceOffer("s", 10, "generate", revision=revision))
         index_anew(service, node)
 
-    assert load_index.best_for(first, None) is second.offers["s"]
-    assert load_index.best_for(first, "r1") is first.offers["s"]
-    assert load_index.best_for(None, "r3") is None
+    assert load_index.best_for(first, Demand(None, NOTHING)) is second.offers["s"]
+    assert load_index.best_for(first, Demand("r1", NOTHING)) is first.offers["s"]
+    assert load_index.best_for(None, Demand("r3", NOTHING)) is None

@@ -15,7 +15,8 @@ from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.adapters import EngineAdapter, Outbox
 from zmqrt.worker.engines.base import CannotLoadError, Capacity, EngineStats, Item, ItemResult
 from zmqrt.worker.engines.channel import Channel, WakePipe, make_channel
-from zmqrt.worker.engines.process import EngineLoop, describe_service, make_adapter
+from zmqrt.worker.engines.mock import MockEngine
+from zmqrt.worker.engines.process import EngineLoop, capabilities_of, describe_service, make_adapter
 
 
 class Still:
@@ -111,3 +112,35 @@ def test_a_task_that_does_not_exist_is_no_reason_to_start_again() -> None:
     with pytest.raises(CannotLoadError, match="'sing'; there are generate, embed, rerank, classify"):
         describe_service("", adapter, engine, spec())
     adapter.close()
+
+
+class Said:
+    """An engine that serves nothing, and says what it can do."""
+
+    def __init__(self, said: object) -> None:
+        self.capabilities = said
+
+    def capacity(self) -> Capacity:
+        """One at a time."""
+        return Capacity(slots=1, context=1)
+
+
+@pytest.mark.parametrize(
+    ("engine", "capabilities"),
+    [
+        (MockEngine(slots=1, context=8), ["logprobs", "token_ids"]),
+        (Said(["tools", "logprobs"]), ["logprobs", "tools"]),
+        (Said(frozenset[str]()), []),
+        (Said(None), []),
+    ],
+)
+def test_an_engine_says_what_it_can_do_or_what_its_protocol_can(engine: Any, capabilities: list[str]) -> None:
+    """A TokenEngine deals in token ids and knows their probabilities; one that deals in text does not."""
+    assert capabilities_of(engine) == capabilities
+
+
+@pytest.mark.parametrize("said", ["logprobs", 7, ["not a name"], [""], [f"c{n}" for n in range(40)]])
+def test_capabilities_that_no_broker_would_take_are_refused_while_loading(said: object) -> None:
+    """Else its node would be turned away by each of them, for a malformed message."""
+    with pytest.raises(CannotLoadError, match=r"Said\.capabilities is no list of names"):
+        capabilities_of(cast("Any", Said(said)))

@@ -1,0 +1,40 @@
+"""What a node can do beyond the task of its service, by name: so that each request goes where it can be served.
+
+A node says in its offer what it can do (`capabilities`), and a client says in REQUEST's ext what a request needs, since
+a broker reads no bodies. Names that a broker does not know are compared like any other: a new one needs no new broker.
+Engine processes import this, so it imports no messages.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .messages import Ext, ServiceOffer
+
+EXT_KEY: Final = "needs"
+"""In REQUEST's ext: the names of what the request needs, separated by commas."""
+LOGPROBS: Final = "logprobs"
+TOKEN_IDS: Final = "token_ids"  # noqa: S105 - the name of a field
+"""It takes token ids of the model's own tokenizer in place of a text."""
+BEFORE: Final = frozenset({LOGPROBS, TOKEN_IDS})
+"""What nodes could do before they said what they can."""
+NOTHING: Final = frozenset[str]()
+
+
+def needs_in(ext: Ext) -> frozenset[str]:
+    """Read what a request needs."""
+    words = ext.get(EXT_KEY)
+    return _names_in(words) if type(words) is str else NOTHING
+
+
+def abilities_of(offer: ServiceOffer) -> frozenset[str]:
+    """Return what a node can do for an offer of it."""
+    return BEFORE if offer.capabilities is None else frozenset(offer.capabilities)
+
+
+@lru_cache(maxsize=256)
+def _names_in(words: str) -> frozenset[str]:
+    """Take names apart; the same few come again and again."""
+    return frozenset(filter(None, words.split(",")))
