@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from ..client.rates import TokenRates
 from ..protocol.origins import read_host
-from . import health, infer, paths, static_files
+from . import classify, health, infer, paths, rerank, static_files
 from .access import Access, AccessCheck
 from .broker_client import BrokerClient
 from .config import BridgeSettings
@@ -58,6 +58,8 @@ def _work(in_flight: InFlight, bodies: BodyReader) -> dict[str, Endpoint]:
         "/v1/chat/completions": partial(openai.chat, in_flight, bodies),
         "/v1/completions": partial(openai.completion, in_flight, bodies),
         "/v1/embeddings": partial(openai.embeddings, in_flight, bodies),
+        "/v1/classify": partial(classify.post, in_flight, bodies),
+        **{path: partial(rerank.post, in_flight, bodies) for path in paths.RERANK},
     }
 
 

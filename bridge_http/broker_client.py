@@ -6,8 +6,9 @@ from typing import Protocol, TypeVar, Unpack, overload
 
 from ..client.calls import CallOptions
 from ..client.response import Chunk, Embeddings, Result
+from ..client.scoring import Classification, Ranking
 from ..protocol.snapshot import Snapshot
-from ..protocol.tasks import Embed, Generate
+from ..protocol.tasks import Classify, Embed, Generate, Rerank
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -44,6 +45,16 @@ class BrokerClient(Protocol):
     def submit_task(
         self, task: Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> RequestHandle[Embeddings]: ...
+
+    @overload
+    def submit_task(
+        self, task: Rerank, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> RequestHandle[Ranking]: ...
+
+    @overload
+    def submit_task(
+        self, task: Classify, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> RequestHandle[Classification]: ...
 
     async def status(self) -> Snapshot:
         """Ask how the fleet is."""

@@ -15,10 +15,10 @@ import msgspec
 from starlette.responses import Response
 
 from ..protocol.errors import ConnectError, ErrorKind, PortableError, RequestError
-from ..protocol.tasks import Embed, Generate
+from ..protocol.tasks import Classify, Embed, Generate, Rerank
 from .json_body import MEDIA_TYPE, NotJsonError, encode
 from .openai.schema import ErrorBody, ErrorReply
-from .paths import shape_of
+from .paths import RERANK, shape_of
 
 CLIENT_GONE: Final = 499
 """Nobody reads this status; it is for the access log."""
@@ -30,11 +30,22 @@ _REUSED: Final = (
     "idempotency_key_reused",
     "this Idempotency-Key was used before, for another body or model, or streamed and whole; choose a new key",
 )
-_TASK_FIELDS: Final = frozenset((*Generate.__struct_fields__, *Embed.__struct_fields__, "prompt_ids"))
+_TASK_FIELDS: Final = frozenset(
+    (*(name for task in (Generate, Embed, Rerank, Classify) for name in task.__struct_fields__), "prompt_ids")
+)
 _PROMPTS: Final = ("prompt", "messages", "token_ids", "prompt_ids", "input")
 """What engines call that which its caller calls as `_SUBJECT` says."""
-_SUBJECT: Final = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
-_CALLED: Final = {"truncate_to": "truncate_prompt_tokens", "truncate": "truncate_prompt_tokens"}
+_SUBJECT: Final = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/embeddings": "input",
+    "/v1/classify": "input",
+    **dict.fromkeys(RERANK, "documents"),
+}
+_CALLED: Final = {
+    ("/v1/embeddings", "truncate_to"): "truncate_prompt_tokens",
+    ("/v1/embeddings", "truncate"): "truncate_prompt_tokens",
+}
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _PARAM: Final = {ErrorKind.NOT_FOUND: "model", ErrorKind.WRONG_TASK: "model"}
 
@@ -191,7 +202,7 @@ def _body(failure: _Failure, path: str, request_id: str) -> object:
 def _describe(error: Exception, path: str) -> _Failure:
     match error:
         case RequestError():
-            return _of_fleet(error) if shape_of(path) == "own" else _of_fleet_for_openai(error, _SUBJECT.get(path))
+            return _of_fleet(error) if shape_of(path) == "own" else _of_fleet_for_openai(error, path)
         case HttpError():
             return _of_http(error)
         case NotJsonError():
@@ -231,9 +242,9 @@ def _of_fleet(error: RequestError) -> _Failure:
     return _Failure(status=status, text=text, reason=reason, code=reason, type="", headers=headers, fields=fields)
 
 
-def _of_fleet_for_openai(error: RequestError, subject: str | None) -> _Failure:
+def _of_fleet_for_openai(error: RequestError, path: str) -> _Failure:
     code, text = _words(error)
-    param, text = _named(error.kind, text, subject)
+    param, text = _named(error.kind, text, path)
     status, type_ = error.row.openai_status, error.row.openai_type
     headers = _retry_headers(error, status)
     return _Failure(status=status, text=text, reason=code, code=code, type=type_, param=param, headers=headers)
@@ -244,15 +255,16 @@ def _words(error: RequestError) -> tuple[str, str]:
     return _REUSED if error.kind is ErrorKind.CONFLICT else (error.kind.value, error.text)
 
 
-def _named(kind: ErrorKind, text: str, subject: str | None) -> tuple[str | None, str]:
+def _named(kind: ErrorKind, text: str, path: str) -> tuple[str | None, str]:
     """Name the field that a node or broker complained about, whose words begin with it, as OpenAI calls it."""
+    subject = _SUBJECT.get(path)
     if kind is ErrorKind.CONTEXT_EXCEEDED:
         return subject, text
     first, _, rest = text.partition(" ")
     name = first.rstrip(":")
     if kind is not ErrorKind.BAD_REQUEST or name not in _TASK_FIELDS:
         return _PARAM.get(kind), text
-    theirs = subject if name in _PROMPTS and subject else _CALLED.get(name, name)
+    theirs = subject if name in _PROMPTS and subject else _CALLED.get((path, name), name)
     return theirs, f"{theirs}{first[len(name) :]} {rest}"
 
 

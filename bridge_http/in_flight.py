@@ -20,9 +20,10 @@ from starlette.types import Receive, Scope
 
 from ..client.calls import CallOptions
 from ..client.response import Chunk, Embeddings, Result
+from ..client.scoring import Classification, Ranking
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
-from ..protocol.tasks import Embed, Generate
+from ..protocol.tasks import Classify, Embed, Generate, Rerank
 from .access import KEY, Caller
 from .broker_client import BrokerClient, RequestHandle
 from .config import BridgeSettings
@@ -132,6 +133,18 @@ class InFlight:
 
     def embed(self, task: Embed, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
+        options = self._options(request, model)
+        return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
+
+    def rerank(self, task: Rerank, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Ranking]:
+        """Start a reranking; close what is returned. Raises as `embed`."""
+        options = self._options(request, model)
+        return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
+
+    def classify(
+        self, task: Classify, request: HttpRequest, *, model: str | None = None
+    ) -> InFlightRequest[Classification]:
+        """Start a classification; close what is returned. Raises as `embed`."""
         options = self._options(request, model)
         return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
 

@@ -10,11 +10,15 @@ from typing import Final, Literal
 ApiShape = Literal["own", "openai", "both"]
 """`both`: who asks where nothing is may be a client of either API, so it finds the fields of both."""
 
+RERANK: Final = ("/v1/rerank", "/v2/rerank", "/rerank")
+"""Of Jina, of Cohere, of both in other servers."""
 OPENAI: Final[Mapping[str, str]] = {
     "/v1/models": "GET",
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/v1/embeddings": "POST",
+    "/v1/classify": "POST",
+    **dict.fromkeys(RERANK, "POST"),
 }
 FILES: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -38,14 +42,14 @@ _SLASHES: Final = re.compile("/{2,}")
 _MODEL: Final = "/v1/models/"
 _REQUEST: Final = "/infer/"
 _BASE: Final = re.compile(r"(/v1)+")
-_TAILS: Final = tuple(path.removeprefix("/v1") for path in OPENAI)
+_TAILS: Final = tuple(path.removeprefix("/v1") for path in OPENAI if path.startswith("/v1"))
 _LONGEST: Final = 100
 """Characters of a path that are compared and repeated: it is somebody else's text, and comparing is quadratic."""
 
 _NOT_SERVED: Final = (
     *("responses", "conversations", "images", "audio", "videos", "moderations", "files", "uploads", "batches"),
     *("fine_tuning", "fine-tunes", "assistants", "threads", "vector_stores", "realtime", "evals", "containers"),
-    *("edits", "engines", "organization", "messages", "complete", "rerank", "score", "classify"),
+    *("edits", "engines", "organization", "messages", "complete", "score"),
 )
 """Of OpenAI's and its neighbours' APIs, what exists elsewhere under /v1 and not here."""
 _INSTEAD: Final[Mapping[str, str]] = {
@@ -54,6 +58,8 @@ _INSTEAD: Final[Mapping[str, str]] = {
     "complete": "/v1/completions",
     "conversations": "/v1/chat/completions",
     "engines": "/v1/models",
+    "score": "/v1/rerank",
+    "/v1/chat": "/v1/chat/completions",
     # Ollama, llama.cpp, TGI, Gemini
     "/api/chat": "/v1/chat/completions",
     "/api/generate": "/v1/completions",
@@ -65,6 +71,7 @@ _INSTEAD: Final[Mapping[str, str]] = {
     "/api/version": "/health",
     "/completion": "/v1/completions",
     "/embedding": "/v1/embeddings",
+    "/predict": "/v1/classify",
     "/generate": "/infer",
     "/generate_stream": "/infer",
     "/props": "/v1/models",

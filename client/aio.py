@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
-from typing import Self, TypeVar, Unpack, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from ..protocol import tasks
 from ..protocol.admin import AdminOutcome
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from . import arguments, queries
-from .base import BaseClient, BaseHandle, BaseStream, read_answer
+from .base import BaseClient, BaseHandle, BaseStream, read_answer, reader_of
 from .calls import Call, CallOptions, GenerateOptions, Text, make_call
 from .io_base import BaseIo
 from .mailbox import AsyncMailbox
 from .queries import QuerySpec
-from .response import Chunk, Embeddings, ResponseReader, Result, read_embeddings, read_generation, read_unary
+from .response import Chunk, Embeddings, ResponseReader, Result
+from .scoring import Classification, RankedDocument, Ranking
 from .wakeup import ReaderWakeup, wakeup_of
 
 R = TypeVar("R")
@@ -176,6 +177,37 @@ class AsyncClient(BaseClient):
         handle = self._start(*self._embedding(input, dimensions, options, truncate=truncate))
         return (await self._finish(handle)).vectors
 
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        truncate: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> list[RankedDocument]:
+        """Sort documents by how well they answer a query, the best first; `top_n`: so many of them.
+
+        Each comes by its index among those that were given, with a score from 0 to 1.
+        """
+        arguments.count("top_n", top_n)
+        handle = self._start(*self._reranking(query, documents, options, truncate=truncate))
+        return (await self._finish(handle)).best(top_n)
+
+    async def classify(
+        self,
+        input: str | Sequence[str],  # noqa: A002 - the name of the field, as above
+        *,
+        truncate: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> list[dict[str, float]]:
+        """Say what a text is: the probability of each label, the likeliest first; for each text of several.
+
+        A single text gives a list of one.
+        """
+        handle = self._start(*self._classification(input, options, truncate=truncate))
+        return (await self._finish(handle)).by_label()
+
     @overload
     def submit_task(
         self, task: tasks.Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
@@ -186,14 +218,22 @@ class AsyncClient(BaseClient):
         self, task: tasks.Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> AsyncHandle[Embeddings]: ...
 
+    @overload
+    def submit_task(
+        self, task: tasks.Rerank, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncHandle[Ranking]: ...
+
+    @overload
+    def submit_task(
+        self, task: tasks.Classify, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncHandle[Classification]: ...
+
     def submit_task(
         self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
-    ) -> AsyncHandle[Result] | AsyncHandle[Embeddings]:
+    ) -> AsyncHandle[Any]:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
         call = make_call(self._config, task, stream=stream, rid=rid, **options)
-        if isinstance(task, tasks.Generate):
-            return self._start(call, read_generation(call.request_id, stream=stream))
-        return self._start(call, read_unary(call.request_id, read_embeddings))
+        return self._start(call, reader_of(task, call.request_id, stream=stream))
 
     async def status(self) -> Snapshot:
         """Ask the broker how it and its nodes are."""

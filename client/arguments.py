@@ -37,6 +37,14 @@ def wait(name: str, value: object) -> None:
         raise bad(name, "expected seconds, got NaN")
 
 
+def count(name: str, value: object) -> None:
+    """Check how many of something somebody wants; None = all of them."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise bad(name, f"expected a whole number from 1, got {shown(value)}")
+
+
 def shown(value: object) -> str:
     """Write a value into an error: all on one line, of ASCII, and not all of it."""
     words = ascii(value)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from ..protocol import messages as m
+from ..protocol import tasks
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from . import calls, tracing
@@ -18,6 +19,7 @@ from .io_thread import IoThread
 from .queries import QuerySpec
 from .requests import Sink
 from .response import Embeddings, Event, ResponseReader, Result, read_embeddings, read_generation, read_unary
+from .scoring import Classification, Ranking, read_classification, read_ranking
 
 R = TypeVar("R")
 
@@ -172,6 +174,35 @@ class BaseClient:
     ) -> tuple[calls.Call, ResponseReader[Embeddings]]:
         call = calls.embed(self._config, given, dimensions=dimensions, truncate=truncate, options=options)
         return call, read_unary(call.request_id, read_embeddings)
+
+    def _reranking(
+        self, query: str, documents: Sequence[str], options: CallOptions, *, truncate: bool
+    ) -> tuple[calls.Call, ResponseReader[Ranking]]:
+        call = calls.rerank(self._config, query, documents, truncate=truncate, options=options)
+        return call, read_ranking(call.request_id, len(documents))
+
+    def _classification(
+        self, given: str | Sequence[str], options: CallOptions, *, truncate: bool
+    ) -> tuple[calls.Call, ResponseReader[Classification]]:
+        call = calls.classify(self._config, given, truncate=truncate, options=options)
+        return call, read_classification(call.request_id, _count(given))
+
+
+def reader_of(task: tasks.Task, request_id: str, *, stream: bool) -> ResponseReader[Any]:
+    """Return what reads the answer to a task."""
+    match task:
+        case tasks.Generate():
+            return read_generation(request_id, stream=stream)
+        case tasks.Embed():
+            return read_unary(request_id, read_embeddings)
+        case tasks.Rerank():
+            return read_ranking(request_id, len(task.documents))
+        case tasks.Classify():
+            return read_classification(request_id, _count(task.input))
+
+
+def _count(given: str | Sequence[str]) -> int:
+    return 1 if isinstance(given, str) else len(given)
 
 
 def read_answer(query: QuerySpec[R], event: Event) -> R:

@@ -22,11 +22,12 @@ from ..protocol.errors import (
 )
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from ..protocol.tasks import ChatMessage, Embed, Generate, TokenLogprobs, Usage
+from ..protocol.tasks import ChatMessage, Classify, Embed, Generate, Rerank, TokenLogprobs, Usage
 from .aio import AsyncClient, AsyncHandle, AsyncStream
 from .calls import CallOptions, GenerateOptions
 from .config import ClientSettings
 from .response import Chunk, Embeddings, Result
+from .scoring import Classification, RankedDocument, Ranking
 from .sync import Client, Handle, Stream
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "CancelledError",
     "ChatMessage",
     "Chunk",
+    "Classification",
+    "Classify",
     "Client",
     "ClientSettings",
     "ConfigurationError",
@@ -53,8 +56,11 @@ __all__ = [
     "GenerateOptions",
     "Handle",
     "NotFoundError",
+    "RankedDocument",
+    "Ranking",
     "RequestError",
     "RequestTrace",
+    "Rerank",
     "Result",
     "ServiceStatus",
     "Snapshot",

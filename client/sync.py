@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator
-from typing import Self, TypeVar, Unpack, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from ..protocol import tasks
 from ..protocol.admin import AdminOutcome
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
 from . import arguments, queries
-from .base import BaseClient, BaseHandle, BaseStream, read_answer
+from .base import BaseClient, BaseHandle, BaseStream, read_answer, reader_of
 from .calls import Call, CallOptions, GenerateOptions, Text, make_call
 from .io_base import BaseIo
 from .mailbox import Mailbox
 from .queries import QuerySpec
-from .response import Chunk, Embeddings, ResponseReader, Result, read_embeddings, read_generation, read_unary
+from .response import Chunk, Embeddings, ResponseReader, Result
+from .scoring import Classification, RankedDocument, Ranking
 
 R = TypeVar("R")
 
@@ -151,6 +152,37 @@ class Client(BaseClient):
         handle = Handle(self, self._io, *self._embedding(input, dimensions, options, truncate=truncate))
         return self._finish(handle).vectors
 
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        truncate: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> list[RankedDocument]:
+        """Sort documents by how well they answer a query, the best first; `top_n`: so many of them.
+
+        Each comes by its index among those that were given, with a score from 0 to 1.
+        """
+        arguments.count("top_n", top_n)
+        handle = Handle(self, self._io, *self._reranking(query, documents, options, truncate=truncate))
+        return self._finish(handle).best(top_n)
+
+    def classify(
+        self,
+        input: str | Sequence[str],  # noqa: A002 - the name of the field, as above
+        *,
+        truncate: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> list[dict[str, float]]:
+        """Say what a text is: the probability of each label, the likeliest first; for each text of several.
+
+        A single text gives a list of one.
+        """
+        handle = Handle(self, self._io, *self._classification(input, options, truncate=truncate))
+        return self._finish(handle).by_label()
+
     @overload
     def submit_task(
         self, task: tasks.Generate, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
@@ -161,14 +193,22 @@ class Client(BaseClient):
         self, task: tasks.Embed, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
     ) -> Handle[Embeddings]: ...
 
+    @overload
+    def submit_task(
+        self, task: tasks.Rerank, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Handle[Ranking]: ...
+
+    @overload
+    def submit_task(
+        self, task: tasks.Classify, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
+    ) -> Handle[Classification]: ...
+
     def submit_task(
         self, task: tasks.Task, *, stream: bool = False, rid: bytes | None = None, **options: Unpack[CallOptions]
-    ) -> Handle[Result] | Handle[Embeddings]:
+    ) -> Handle[Any]:
         """Start a task made elsewhere and already checked (`tasks.check`); `rid` makes equal requests one."""
         call = make_call(self._config, task, stream=stream, rid=rid, **options)
-        if isinstance(task, tasks.Generate):
-            return Handle(self, self._io, call, read_generation(call.request_id, stream=stream))
-        return Handle(self, self._io, call, read_unary(call.request_id, read_embeddings))
+        return Handle(self, self._io, call, reader_of(task, call.request_id, stream=stream))
 
     def status(self) -> Snapshot:
         """Ask the broker how it and its nodes are."""

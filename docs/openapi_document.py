@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
+from zmqrt.bridge_http import classify, rerank
 from zmqrt.bridge_http.errors import Invalid, Problem
 from zmqrt.bridge_http.health import Alive, FleetHealth, FleetStatus
 from zmqrt.bridge_http.infer import Cancelled
 from zmqrt.bridge_http.openai import schema as s
+from zmqrt.bridge_http.paths import RERANK
 from zmqrt.bridge_http.v1 import InferRequest, InferResponse
 from zmqrt.protocol.version import VERSION
 
@@ -147,6 +149,29 @@ OPERATIONS: Final = (
         tag="OpenAI",
         body=s.EmbeddingRequest,
         answers={200: s.EmbeddingList},
+        failures=_OPENAI_FAILURES,
+        headers=_ASKING,
+    ),
+    *(
+        Operation(
+            method="post",
+            path=path,
+            summary="Sort documents by how well they answer a query",
+            tag="Cohere, Jina",
+            body=rerank.RerankRequest,
+            answers={200: rerank.RerankReply},
+            failures=_OPENAI_FAILURES,
+            headers=_ASKING,
+        )
+        for path in RERANK
+    ),
+    Operation(
+        method="post",
+        path="/v1/classify",
+        summary="Say which label a model gives to texts",
+        tag="vLLM",
+        body=classify.ClassifyRequest,
+        answers={200: classify.ClassifyReply},
         failures=_OPENAI_FAILURES,
         headers=_ASKING,
     ),

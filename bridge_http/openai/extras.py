@@ -194,11 +194,15 @@ EXTRAS: Final[dict[str, Extra]] = {
         "kv_transfer_params ec_transfer_params vllm_xargs session_params",
     ),
     **_rows("prompt and answer are computed on one node", (), "bootstrap_host bootstrap_port bootstrap_room"),
-    # --- embeddings --------------------------------------------------------------------------------------------------
+    # --- embeddings, rerankers, classifiers --------------------------------------------------------------------------
     **_rows("vectors are 32-bit floats, little-endian", ("float32", "auto"), "embed_dtype"),
     **_rows("vectors are 32-bit floats, little-endian", ("native", "little"), "endianness"),
     **_rows("models get each text as it is", _NOTHING, "input_type task late_chunking"),
     **_rows("models give vectors as they are", (), "normalize use_activation"),
+    **_rows("what does not fit the model is cut off, and no more", (4096,), "max_tokens_per_doc"),
+    **_rows("documents are judged whole", (), "max_chunks_per_doc"),
+    **_rows("of a document that is an object, its text counts", (["text"],), "rank_fields"),
+    **_rows("a model has labels of its own", _NOTHING, "labels examples"),
 }
 """For every path. A name that a path's schema has is obeyed there instead."""
 

@@ -25,14 +25,15 @@ _LONGEST_STOP: Final = 512
 _MOST_STOP_IDS: Final = 64
 _LEAST_TOP_P: Final = 1e-6
 """What `top_p` 0 means: the likeliest token alone."""
-R = TypeVar("R", ChatRequest, CompletionRequest, EmbeddingRequest)
+R = TypeVar("R", bound=msgspec.Struct)
 _TEXTS: Final = "a text, a list of texts, the token ids of a text, or a list of such lists, is meant"
 _TOKEN_ID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 _FLAT: Final = frozenset({"prompt", "input", "stop", "stop_token_ids", "logit_bias"})
 """Fields that are a list or a map of plain values: `param` names the field, and the sentence the place in it."""
 _MOST_INPUTS: Final = 2048
 _MOST_BIASES: Final = 1024
-Schema = type[ChatRequest] | type[CompletionRequest] | type[EmbeddingRequest]
+Schema = type[msgspec.Struct]
+_WITH_TOKEN_IDS: Final = (CompletionRequest, EmbeddingRequest)
 UNSUPPORTED: Final = "unsupported_parameter"
 _MOST_NAME: Final = 100
 _MOST_MESSAGES: Final = 4096
@@ -41,7 +42,7 @@ _OF_MESSAGES: Final = frozenset(Message.__struct_fields__)
 _OF_PARTS: Final = frozenset(ContentPart.__struct_fields__)
 _DEFAULT_BY_MINUS_ONE: Final = frozenset(
     {"max_tokens", "max_completion_tokens", "min_tokens", "top_k", "seed", "n", "logprobs", "top_logprobs"}
-    | {"dimensions"}
+    | {"dimensions", "top_n"}
 )
 """Other servers take -1 for "not said" here."""
 
@@ -65,17 +66,18 @@ def parse(body: bytes, schema: type[R]) -> R:
     try:
         return msgspec.convert(softened, schema)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise _explain(find_fault(error, softened, schema), called) from None
+        raise _explain(find_fault(error, softened, schema), called, schema) from None
 
 
-def _explain(fault: Fault, called: Mapping[str, str]) -> InvalidRequestError:
+def _explain(fault: Fault, called: Mapping[str, str], schema: Schema) -> InvalidRequestError:
     root = re.split(r"[.\[]", fault.path, maxsplit=1)[0]
     param = called.get(root, root) + fault.path[len(root) :]
     if fault.word == "missing":
         return InvalidRequestError(f"you must provide {param}", param=param, code="missing")
     if fault.word == "unknown":
         return InvalidRequestError(f"Unrecognized request argument supplied: {param}", param=param)
-    text = _TEXTS if root in ("prompt", "input") and fault.word == "type" else fault.text
+    is_texts = root in ("prompt", "input") and fault.word == "type" and schema in _WITH_TOKEN_IDS
+    text = _TEXTS if is_texts else fault.text
     return InvalidRequestError(f"{param}: {text}", param=called.get(root, root) if root in _FLAT else param)
 
 

@@ -53,7 +53,7 @@ def test_a_fleet_that_serves_is_well(fleet: Stack) -> None:
     assert code == 0
     assert checks[group, "reach"]["verdict"] == "ok"
     assert checks[group, "nodes"]["found"] == "1 of 1 ready"
-    assert checks[group, "models"]["found"] == "mock, mock-embed"
+    assert checks[group, "models"]["found"] == "mock, mock-classify, mock-embed, mock-rerank"
 
 
 def test_each_broker_is_asked_by_itself(fleet: Stack, silent: str) -> None:

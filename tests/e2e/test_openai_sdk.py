@@ -207,7 +207,7 @@ def test_dimensions_beyond_those_of_the_model_are_refused(client: Any) -> None:
 
 def test_models(client: Any) -> None:
     """All services of the fleet, and one of them by name."""
-    assert {one.id for one in client.models.list()} == {"mock", "mock-embed"}
+    assert {one.id for one in client.models.list()} == {"mock", "mock-embed", "mock-rerank", "mock-classify"}
     assert client.models.retrieve("mock").owned_by == "zmqrt"
 
 

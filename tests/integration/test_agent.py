@@ -86,7 +86,12 @@ def test_ready_comes_before_the_model_and_progress_follows(tmp_path: Path, broke
     assert percents == sorted(percents)
     assert beats[-1].dispatch_limit > 0
     offers = [one for beat in beats for one in beat.services or [] if one.max_inflight]
-    assert {(one.service, one.task) for one in offers} == {("mock", "generate"), ("mock-embed", "embed")}
+    assert {(one.service, one.task) for one in offers} == {
+        ("mock", "generate"),
+        ("mock-embed", "embed"),
+        ("mock-rerank", "rerank"),
+        ("mock-classify", "classify"),
+    }
     assert (line["event"], line["role"], line["node_id"]) == ("ready", "worker", "n1")
     assert line["devices"] == ["mock:0", "mock:1"]
 

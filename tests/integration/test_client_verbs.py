@@ -104,6 +104,26 @@ def test_embed_returns_a_vector_for_each_input() -> None:
     assert [list(one) for one in vectors] == [[1.0, 1.0, 1.0]] * 2
 
 
+def test_rerank_and_classify_find_their_models() -> None:
+    """Of both faces: documents by their place, the best first; labels, the likeliest first."""
+
+    async def ask(endpoint: str) -> list[object]:
+        async with AsyncClient(endpoint) as client:
+            return [await client.rerank("q", ["a", "b", "c"], top_n=2), await client.classify(["a", "b"])]
+
+    services = [service("toy"), service("ranks", "rerank"), service("labels", "classify")]
+    with TinyBroker(services=services) as broker, Client(broker.endpoint) as client:
+        ranked, labels = client.rerank("q", ["a", "b", "c"], top_n=2), client.classify(["a", "b"])
+        assert asyncio.run(ask(broker.endpoint)) == [ranked, labels]
+        ranking = client.submit_task(tasks.Rerank(query="q", documents=["a", "b", "c"])).result()
+        classes = client.submit_task(tasks.Classify(input="a")).result()
+
+    assert [(one.index, one.score) for one in ranked] == [(2, 0.2), (1, 0.1)]
+    assert [list(row.items()) for row in labels] == [[("good", 0.75), ("bad", 0.25)]] * 2
+    assert (ranking.model, ranking.scores) == ("ranks", [0.0, 0.1, 0.2])
+    assert (classes.model, classes.labels) == ("labels", ["bad", "good"])
+
+
 def test_status_and_models_are_asked_of_the_broker() -> None:
     """Both in one glance."""
     with TinyBroker() as broker, Client(broker.endpoint) as client:

@@ -64,6 +64,8 @@ def test_it_loads_with_progress_and_then_works() -> None:
         assert [(one.name, one.kind, one.task) for one in services] == [
             ("", "token", "generate"),
             ("embed", "batch", "embed"),
+            ("rerank", "batch", "rerank"),
+            ("classify", "batch", "classify"),
         ]
 
         fleet.send(request(1), request(2, 9, [7]), ipc.SubmitTask("embed", 3, {"input": "hi"}, 2))

@@ -8,9 +8,10 @@ from typing import Any, Unpack
 from support.snapshots import EMPTY
 from zmqrt.client.calls import CallOptions
 from zmqrt.client.response import Chunk, Embeddings, Result
+from zmqrt.client.scoring import Classification, Ranking
 from zmqrt.protocol.errors import ZmqrtError
 from zmqrt.protocol.snapshot import Snapshot
-from zmqrt.protocol.tasks import Embed, Usage
+from zmqrt.protocol.tasks import Classify, Embed, Rerank, Usage
 
 
 class FakeHandle:
@@ -61,14 +62,30 @@ class FakeHandle:
         return [Chunk(text=piece, token_ids=[self._index], index=self._index - 1, pieces=[piece])]
 
 
-class FakeEmbedding(FakeHandle):
-    """One vector, whatever was asked."""
+class FakeWhole(FakeHandle):
+    """An answer that comes whole: one vector, falling scores, two classes, whatever was asked."""
+
+    def __init__(self, task: Embed | Rerank | Classify, error: Exception | None, gate: asyncio.Event) -> None:
+        super().__init__((), error, gate)
+        self._task = task
 
     async def result(self) -> Any:
         """End as told."""
         await super().result()
-        usage = Usage(prompt_tokens=1, completion_tokens=0)
-        return Embeddings(vectors=[array("f", [1.0])], usage=usage, model="m", revision="r", request_id="")
+        said: Any = {
+            "usage": Usage(prompt_tokens=1, completion_tokens=0),
+            "model": "m",
+            "revision": "r",
+            "request_id": "",
+        }
+        match self._task:
+            case Embed():
+                return Embeddings(vectors=[array("f", [1.0])], **said)
+            case Rerank(documents=documents):
+                return Ranking(scores=[1 / (2 + at) for at in range(len(documents))][::-1], **said)
+            case Classify(input=given):
+                count = 1 if isinstance(given, str) else len(given)
+                return Classification(labels=["bad", "good"], probabilities=[[0.25, 0.75]] * count, **said)
 
 
 class FakeFleet:
@@ -99,8 +116,10 @@ class FakeFleet:
         if self.refuse is not None:
             raise self.refuse
         self.asked.append((task, stream, {"rid": rid, **options}))
-        made = FakeEmbedding if isinstance(task, Embed) else FakeHandle
-        self.handles.append(made(self.pieces, self.error, self.gate))
+        if isinstance(task, Embed | Rerank | Classify):
+            self.handles.append(FakeWhole(task, self.error, self.gate))
+        else:
+            self.handles.append(FakeHandle(self.pieces, self.error, self.gate))
         self.was_asked.set()
         return self.handles[-1]
 

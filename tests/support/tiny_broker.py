@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import zmq
@@ -60,22 +60,33 @@ def final(request: m.Request, words: list[str], *, tail: str = "") -> m.Final:
 
 def echo(request: m.Request) -> list[m.ToClient]:
     """Answer at once: the prompt, word by word if it streams."""
-    if tasks.unpack_map(request.body).get("task") == "embed":
-        return [embedded(request)]
+    if tasks.unpack_map(request.body).get("task") in ("embed", "rerank", "classify"):
+        return [judged(request)]
     words = words_of(request)
     chunks = range(request.resume_n, len(words)) if request.flags & m.STREAM else ()
     return [*(partial(request, i, words[i : i + 1]) for i in chunks), final(request, words)]
 
 
-def embedded(request: m.Request) -> m.Final:
-    """Answer an embedding: as many ones as the text has characters."""
-    task = tasks.decode_task(request.body)
-    assert isinstance(task, tasks.Embed)
-    count = 1 if isinstance(task.input, str) else len(task.input)
-    data = (b"\x00\x00\x80\x3f" * 3) * count
-    tensor = tasks.Tensor(dtype="f4", shape=[count, 3], data=data)
-    usage = tasks.Usage(prompt_tokens=count, completion_tokens=0)
-    body = tasks.EmbedResult(vectors=tensor, usage=usage, model=request.service, revision="r1")
+def judged(request: m.Request) -> m.Final:
+    """Answer what comes whole: vectors of ones, scores that grow from one document to the next, two classes."""
+    said: Any = {
+        "usage": tasks.Usage(prompt_tokens=1, completion_tokens=0),
+        "model": request.service,
+        "revision": "r1",
+    }
+    body: msgspec.Struct
+    match tasks.decode_task(request.body):
+        case tasks.Embed(input=given):
+            count = 1 if isinstance(given, str) else len(given)
+            tensor = tasks.Tensor(dtype="f4", shape=[count, 3], data=(b"\x00\x00\x80\x3f" * 3) * count)
+            body = tasks.EmbedResult(vectors=tensor, **said)
+        case tasks.Rerank(documents=documents):
+            body = tasks.RerankResult(scores=[at / 10 for at in range(len(documents))], **said)
+        case tasks.Classify(input=given):
+            count = 1 if isinstance(given, str) else len(given)
+            body = tasks.ClassifyResult(labels=["bad", "good"], probabilities=[[0.25, 0.75]] * count, **said)
+        case tasks.Generate() as task:
+            raise AssertionError(task)
     return m.Final(request.rid, 0, {}, tasks.encode(body))
 
 

@@ -11,12 +11,17 @@ from zmqrt.client import (
     AsyncHandle,
     AsyncStream,
     Chunk,
+    Classification,
+    Classify,
     Client,
     Embed,
     Embeddings,
     Generate,
     Handle,
+    RankedDocument,
+    Ranking,
     RequestTrace,
+    Rerank,
     Result,
     ServiceStatus,
     Snapshot,
@@ -32,6 +37,10 @@ def threads(client: Client) -> None:
     assert_type(client.submit_task(Generate(prompt="hi"), stream=True, rid=b"0" * 16), Handle[Result])
     assert_type(client.submit_task(Embed(input="hi")).result(), Embeddings)
     assert_type(client.embed(["hi", [1, 2]], dimensions=3, priority=1), list[array[float]])
+    assert_type(client.rerank("hi", ["a", "b"], top_n=1, model="m"), list[RankedDocument])
+    assert_type(client.classify("hi", truncate=True), list[dict[str, float]])
+    assert_type(client.submit_task(Rerank(query="hi", documents=["a"])).result(), Ranking)
+    assert_type(client.submit_task(Classify(input="hi")).result(), Classification)
     assert_type(client.status(), Snapshot)
     assert_type(client.explain("job-7"), list[RequestTrace])
     assert_type(client.models(), list[ServiceStatus])
@@ -50,6 +59,10 @@ async def tasks(client: AsyncClient) -> None:
     assert_type(await client.submit_task(Generate(prompt="hi")).result(1.0), Result)
     assert_type(await client.submit_task(Embed(input="hi")).result(), Embeddings)
     assert_type(await client.embed("hi"), list[array[float]])
+    assert_type(await client.rerank("hi", ["a"]), list[RankedDocument])
+    assert_type(await client.classify(["hi"]), list[dict[str, float]])
+    assert_type(await client.submit_task(Rerank(query="hi", documents=["a"])).result(), Ranking)
+    assert_type(await client.submit_task(Classify(input="hi")).result(), Classification)
     assert_type(await client.status(), Snapshot)
     assert_type(await client.explain("job-7"), list[RequestTrace])
     assert_type(await client.models(), list[ServiceStatus])

@@ -26,7 +26,17 @@ import zmqrt.client
 import zmqrt.client.public
 import zmqrt.protocol
 import zmqrt.worker
-from zmqrt.client import AsyncClient, Chunk, Client, Embeddings, NotFoundError, Result
+from zmqrt.client import (
+    AsyncClient,
+    Chunk,
+    Classification,
+    Client,
+    Embeddings,
+    NotFoundError,
+    RankedDocument,
+    Ranking,
+    Result,
+)
 from zmqrt.protocol import errors, tasks
 from zmqrt.protocol.errors import ConnectError, ErrorKind, RequestError, ZmqrtError, request_error
 
@@ -202,10 +212,13 @@ def _results() -> Iterator[object]:
     )
     vectors = [array("f", [1.0, 2.0])]
     yield Embeddings(vectors=vectors, usage=usage, model="m", revision="r", request_id="job-7")
+    yield RankedDocument(0, 0.5)
+    yield Ranking(scores=[0.5], usage=usage, model="m", revision="r", request_id="job-7")
+    yield Classification(labels=["a"], probabilities=[[1.0]], usage=usage, model="m", revision="r", request_id="job-7")
     for name in zmqrt.client.public.__all__:
         cls = getattr(zmqrt.client, name)
         is_record = isinstance(cls, type) and (dataclasses.is_dataclass(cls) or issubclass(cls, msgspec.Struct))
-        if is_record and cls not in (Chunk, Result, Embeddings):
+        if is_record and cls not in (Chunk, Result, Embeddings, RankedDocument, Ranking, Classification):
             yield _filled(cls)
 
 

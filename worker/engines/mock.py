@@ -2,7 +2,7 @@
 
 `MockRunner` keeps token and hash chain of every place in the pool, and draws each next token from what it reads back
 there. A place used too early, a wrong prefix, a resume without its tokens: each gives a wrong token at once, and
-`mock_tokens.expected_tokens` knows the right one. `MockEmbedder` is its twin for batches.
+`mock_tokens.expected_tokens` knows the right one. What it does with batches of texts, `mock_batches` says.
 
 Options (`--engine-opt`): step_ms, step_ms_per_row, prefill_ms_per_token, load_s, slots, chunk, eos (hash | never), dim,
 and for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text that sets the fault off).
@@ -10,38 +10,32 @@ and for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import signal
-import struct
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
-from ...protocol.errors import too_long
 from .base import (
     CannotLoadError,
-    Capacity,
     Engine,
     EngineSpec,
-    Item,
-    ItemResult,
     Progress,
     TokenEvent,
     TokenRequest,
 )
 from .generate.engine import Drawn, GenerateEngine
 from .generate.schedule import EngineStep, KvCopy, SchedulerLimits, SequenceStep
+from .mock_batches import MockBatches, MockClassifier, MockEmbedder, MockReranker
 from .mock_tokens import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
 
 DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192
 DEFAULT_CHUNK: Final = 2048
-_MAX_DIM: Final = 4096
 _OPTIONS: Final = (
     *("step_ms", "step_ms_per_row", "prefill_ms_per_token", "load_s", "slots", "chunk", "eos", "dim"),
     *("crash_on_prompt", "hang_on_prompt", "fail_on_prompt"),
@@ -202,88 +196,10 @@ class MockEngine(GenerateEngine):
             self._events.append(TokenEvent(ticket=request.ticket, finish_reason="error", error=error))
 
 
-class MockEmbedder:
-    """Unit vectors drawn from a hash of the text: equal texts have equal vectors, whatever stands beside them.
-
-    Its tokens are those of the mock's text model: bytes, and a few markers without text.
-    """
-
-    revision: ClassVar[str] = REVISION
-
-    def __init__(
-        self,
-        *,
-        model: str,
-        dim: int,
-        batch: int,
-        step_s: float,
-        fail_on: str = "",
-        context: int = DEFAULT_CONTEXT,
-    ) -> None:
-        self._model = model
-        self._dim = dim
-        self._batch = batch
-        self._step_s = step_s
-        self._fail_on = fail_on
-        self._context = context
-
-    def run(self, items: list[Item]) -> list[ItemResult]:
-        """Embed a batch. Raises ValueError if it holds the text that was chosen to fail."""
-        time.sleep(self._step_s)
-        return [self._result(item) for item in items]
-
-    def capacity(self) -> Capacity:
-        """Tell how much waits and runs at once: a batch that runs, and one that fills."""
-        return Capacity(slots=8 * self._batch, context=self._context, vocabulary=VOCABULARY)
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def _result(self, item: Item) -> ItemResult:
-        task = item.task
-        dim = task.get("dimensions") or self._dim
-        if dim > _MAX_DIM:
-            text = f"dimensions: {self._model} has {_MAX_DIM} at most, not {dim}"
-            return ItemResult(ticket=item.ticket, error=text, refused="bad_request")
-        given = task["input"]
-        inputs = [_tokens(ids) for ids in ([given] if isinstance(given, str) else given)]
-        if task.get("truncate") or task.get("truncate_to"):
-            most = min(task.get("truncate_to") or self._context, self._context)
-            inputs = [ids[:most] for ids in inputs]
-        longest = max(map(len, inputs))
-        if longest > self._context:
-            text = too_long("input", longest, self._context)
-            return ItemResult(ticket=item.ticket, error=text, refused="context_length_exceeded")
-        return ItemResult(ticket=item.ticket, body=self._embed(inputs, dim))
-
-    def _embed(self, inputs: list[Sequence[int]], dim: int) -> dict[str, Any]:
-        texts = [bytes(token for token in ids if token < 256) for ids in inputs]
-        if self._fail_on and any(self._fail_on.encode() in ids for ids in texts):
-            raise ValueError(f"told to fail by {self._fail_on!r} in the input")
-        return {
-            "vectors": {
-                "dtype": "f4",
-                "shape": [len(texts), dim],
-                "data": b"".join(_unit_vector(ids, dim) for ids in texts),
-            },
-            "usage": {"prompt_tokens": sum(map(len, inputs)), "completion_tokens": 0},
-            "model": self._model,
-            "revision": REVISION,
-        }
-
-
-def _tokens(given: str | list[int]) -> Sequence[int]:
-    return given.encode("utf-8", "replace") if isinstance(given, str) else given
-
-
-def _unit_vector(data: bytes, dim: int) -> bytes:
-    numbers = struct.unpack(f"<{dim}h", hashlib.shake_128(data).digest(2 * dim))
-    norm = sum(number * number for number in numbers) ** 0.5 or 1.0
-    return struct.pack(f"<{dim}f", *(number / norm for number in numbers))
-
-
 def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
-    """Make the mock's two services: text under the model's name, vectors under the name with "-embed" behind it.
+    """Make the mock's services: text under the model's name; vectors, relevance and classes under names of their own.
+
+    Those are the model's with "-embed", "-rerank" and "-classify" behind it.
 
     Raises:
         CannotLoadError: an option is unknown or no number.
@@ -310,15 +226,18 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
         ),
         may_end=options.get("eos", "hash") != "never",
     )
-    vectors = MockEmbedder(
-        model=f"{spec.model}-embed",
-        dim=spec.count("dim", 64, least=1),
-        batch=spec.batch_max_size,
+    batches = MockBatches(
+        size=spec.batch_max_size,
         step_s=step_ms / 1000,
         fail_on=options.get("fail_on_prompt", ""),
         context=spec.max_model_len or DEFAULT_CONTEXT,
     )
-    return {"": text, "embed": vectors}
+    return {
+        "": text,
+        "embed": MockEmbedder(f"{spec.model}-embed", batches, dim=spec.count("dim", 64, least=1)),
+        "rerank": MockReranker(f"{spec.model}-rerank", batches),
+        "classify": MockClassifier(f"{spec.model}-classify", batches),
+    }
 
 
 def _load(load_s: float, progress: Progress) -> None:

@@ -80,6 +80,8 @@ def test_one_request_has_one_name_whatever_its_slashes() -> None:
         ("/chat/completions", "it asks /v1/chat/completions"),
         ("/models", "it asks /v1/models"),
         ("/embeddings", "it asks /v1/embeddings"),
+        ("/classify", "it asks /v1/classify"),
+        ("/api/rerank", "it asks /v1/rerank"),
         ("/v1/v1/chat/completions", "it asks /v1/chat/completions"),
         ("/api/v1/chat/completions", "it asks /v1/chat/completions"),
         ("/openai/deployments/x/chat/completions", "it asks /v1/chat/completions"),
@@ -143,7 +145,7 @@ def test_a_long_path_is_neither_compared_nor_repeated_whole() -> None:
         ("/v1/audio/transcriptions", "/v1/chat/completions"),
         ("/v1/moderations", "/v1/models"),
         ("/v1/files", "/v1/models"),
-        ("/v1/rerank", "/v1/models"),
+        ("/v1/score", "POST /v1/rerank"),
     ],
 )
 def test_what_the_api_has_elsewhere_is_not_taken_for_a_failing_model(method: str, path: str, words: str) -> None:
@@ -174,7 +176,8 @@ def test_a_path_says_which_methods_it_takes(path: str, allow: str) -> None:
 
     assert (asked.status, asked.headers["allow"], asked.body) == (204, allow, b"")
     assert (refused.status, refused.headers["allow"]) == (405, allow)
-    assert refused.json.keys() == ({"error"} if path.startswith("/v1/") else {"detail", "reason", "request_id"})
+    is_openai = path in OPENAI or path.startswith("/v1/")
+    assert refused.json.keys() == ({"error"} if is_openai else {"detail", "reason", "request_id"})
     assert allow.split(",", maxsplit=1)[0] in (error or refused.json)["message" if error else "detail"]
 
 

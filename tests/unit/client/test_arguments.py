@@ -141,6 +141,10 @@ def test_no_model_can_be_called_that(name: str) -> None:
         (tasks.Embed(input=object()), "input"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         (tasks.Embed(input=HALF), "input"),
         (tasks.Embed(input="x", dimensions=-1), "dimensions"),
+        (tasks.Rerank(query=HALF, documents=["a"]), "query"),
+        (tasks.Rerank(query="q", documents=["a", HALF]), "documents"),
+        (tasks.Rerank(query="q", documents=[]), "documents"),
+        (tasks.Classify(input=[HALF]), "input"),
     ],
 )
 def test_a_task_that_nobody_has_checked_is_checked(task: Any, named: str) -> None:

@@ -1,4 +1,4 @@
-"""The mock: a toy model that tests can compute by themselves, faults on demand, and its twin for batches."""
+"""The mock: a toy model that tests can compute by themselves, faults on demand."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from support.engine_fleet import spec
 from zmqrt.worker.engines import mock
 from zmqrt.worker.engines.base import (
     EngineFullError,
-    Item,
     RequestRefusedError,
     SamplingParams,
     TokenEngine,
     TokenRequest,
 )
-from zmqrt.worker.engines.mock import MockEmbedder, MockEngine, MockFaults, MockTiming
+from zmqrt.worker.engines.mock import MockEngine, MockFaults, MockTiming
 from zmqrt.worker.engines.mock_tokens import expected_tokens
 
 AT_ONCE = MockTiming(step_ms=0)
@@ -71,26 +70,19 @@ def test_a_prompt_may_be_told_to_fail() -> None:
 
 
 def test_the_factory_reports_progress_and_refuses_unknown_options() -> None:
-    """Two services, progress up to 100, and a misspelt option is an error that lists the right ones."""
+    """Four services, progress up to 100, and a misspelt option is an error that lists the right ones."""
     seen: list[float] = []
 
     made = mock.factory(spec(slots="5"), lambda _, percent: seen.append(percent))
 
     assert isinstance(made[""], TokenEngine)
     assert made[""].capacity().slots == 5
+    assert {getattr(engine, "task", "generate") for engine in made.values()} == {
+        "generate",
+        "embed",
+        "rerank",
+        "classify",
+    }
     assert seen[-1] == 100
     with pytest.raises(ValueError, match="step_ms"):
         mock.factory(spec(stepms="5"), lambda _, __: None)
-
-
-def test_vectors_are_unit_and_depend_on_the_text_alone() -> None:
-    """The same text has the same vector in any batch."""
-    engine = MockEmbedder(model="m", dim=8, batch=8, step_s=0)
-
-    alone = engine.run([Item(ticket=1, task={"input": "a"}, length=1)])[0].body
-    beside = engine.run([Item(ticket=1, task={"input": ["b", "a"]}, length=1)])[0].body
-
-    assert alone is not None
-    assert beside is not None
-    assert beside["vectors"]["data"].endswith(alone["vectors"]["data"])
-    assert beside["vectors"]["shape"] == [2, 8]
