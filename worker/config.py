@@ -72,6 +72,11 @@ class WorkerSettings(CommonSettings):
     dtype: str = setting(
         "auto", choices=("auto", "float32", "bfloat16", "float16"), help="Number format of the weights."
     )
+    quantize: str = setting(
+        "none",
+        choices=("none", "int8", "int4", "fp8"),
+        help="Keep the weights of the model's layers in so many bits (package torchao).",
+    )
     max_model_len: int = setting(0, minimum=0, help="Most tokens of prompt and answer together; 0 = the model's own.")
     default_max_tokens: int = setting(
         DEFAULT_MAX_TOKENS, minimum=1, help="New tokens at most, for requests that name no number."
@@ -107,6 +112,11 @@ class WorkerSettings(CommonSettings):
         for option in self.engine_opt:
             if "=" not in option:
                 raise ValueError(f"engine_opt: {option!r} is not KEY=VALUE")
+        if self.quantize != "none" and not self.is_our_engine:
+            raise ValueError(
+                f"quantize: only the engine generate makes weights of {self.quantize}; {self.engine_name} has "
+                "options of its own (--engine-opt), or none"
+            )
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ vision of a model with several parts) are left out. Knows neither torch nor wher
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, cast
 
@@ -22,7 +22,10 @@ _ITEM_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_AS: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _LEAST_TOKENS: Final = 64
 """An engine that has no room for so many keys and values serves nothing; a shorter context is not offered either."""
+_QUANTISED_BITS: Final = {"int8": 8, "fp8": 8, "int4": 4}
+"""Of each weight; the scales beside them are not counted."""
 _HEADS: Final = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS: Final = ("embed", "wte", "wpe")
 _BUFFERS: Final = ("attn.bias", "masked_bias", "inv_freq", "position_ids")
 _CLOSE_SHARE: Final = 0.1
 """What a step computes is not counted; with less than so much left over, it may be what does not fit."""
@@ -44,6 +47,7 @@ class ServingPlan:
 
     Attributes:
         dtype: What weights, keys and values are computed in.
+        quantize: In how many bits the weights of layers are made to be kept, if not in that type.
         is_mapped: Weights stored in that type stay in their file, and are read from there when they must be (CPU).
         kv_bytes: Bound of the pool that is reserved at once (`kv_mib` on a GPU).
         spare_bytes: What has to stay free beside weights and pool.
@@ -51,6 +55,7 @@ class ServingPlan:
 
     dtype: str
     is_mapped: bool
+    quantize: str = "none"
     max_model_len: int = 0
     slots: int = 0
     kv_bytes: int = 0
@@ -124,12 +129,14 @@ def _weights(model: ModelDirectory, plan: ServingPlan) -> tuple[int, int]:
     """Return the bytes of the weights that are made anew, and of those that may stay in their file."""
     if model.config.get("quantization_config"):  # how many bits they have in memory is its method's affair
         return sum(end - begin for begin, end in (tensor.data_offsets for tensor in model.tensors.values())), 0
-    item_bytes = _ITEM_BYTES[plan.dtype]
+    item_bytes, bits = _ITEM_BYTES[plan.dtype], _QUANTISED_BITS.get(plan.quantize)
     made = mapped = 0
     for name, tensor in model.tensors.items():
         if not _is_surely_loaded(name, model.config):
             continue
-        if plan.is_mapped and _STORED_AS.get(tensor.dtype) == plan.dtype:
+        if bits and _is_of_a_layer(name, tensor):
+            made += _items(tensor) * bits // 8
+        elif plan.is_mapped and _STORED_AS.get(tensor.dtype) == plan.dtype:
             mapped += _items(tensor) * item_bytes
         else:
             made += _items(tensor) * item_bytes
@@ -138,6 +145,11 @@ def _weights(model: ModelDirectory, plan: ServingPlan) -> tuple[int, int]:
 
 def _items(tensor: Stored) -> int:
     return math.prod(tensor.shape)
+
+
+def _is_of_a_layer(name: str, tensor: Stored) -> bool:
+    """Say whether a tensor is a matrix that can be kept in fewer bits; embeddings and heads stay as they are."""
+    return len(tensor.shape) == 2 and name not in _HEADS and not any(part in name for part in _EMBEDDINGS)
 
 
 def _is_surely_loaded(name: str, config: Mapping[str, Any]) -> bool:
@@ -179,7 +191,8 @@ def _context(config: dict[str, Any]) -> int:
 
 def _counted(need: MemoryNeed, plan: ServingPlan) -> str:
     weights = need.weights_bytes + need.mapped_bytes
-    parts = [f"weights as {plan.dtype} {gib(weights)}"]
+    kept = plan.dtype if plan.quantize == "none" else f"{plan.quantize} and {plan.dtype}"
+    parts = [f"weights as {kept} {gib(weights)}"]
     if need.kv_token_bytes:
         parts.append(f"keys and values of {need.tokens} tokens {gib(need.kv_bytes)}")
     if need.spare_bytes:
@@ -204,13 +217,25 @@ def _what_fits(model: ModelDirectory, plan: ServingPlan, memory: DeviceMemory) -
 
 
 def _changes(model: ModelDirectory, plan: ServingPlan, memory: DeviceMemory) -> Iterator[str]:
-    dtypes = [plan.dtype, *(["bfloat16"] if _ITEM_BYTES[plan.dtype] > _ITEM_BYTES["bfloat16"] else [])]
-    for dtype in dtypes:
-        words = [f"--dtype {dtype}"] if dtype != plan.dtype else []
-        changed = replace(plan, dtype=dtype)
-        shortened = _shortened(model, changed, memory)
+    """Yield what helps: another type of 16 bits, and fewer bits only where that does not do."""
+    is_large = _ITEM_BYTES[plan.dtype] > _ITEM_BYTES["bfloat16"]
+    types = [plan, *([replace(plan, dtype="bfloat16")] if is_large else [])]
+    found = list(_changed(model, plan, types, memory))
+    if not found and plan.quantize == "none" and not model.config.get("quantization_config"):
+        fewer = [replace(one, quantize=quantize) for quantize in ("int8", "int4") for one in types]
+        found = list(_changed(model, plan, fewer, memory))[:1]
+    yield from found
+
+
+def _changed(
+    model: ModelDirectory, plan: ServingPlan, others: Iterable[ServingPlan], memory: DeviceMemory
+) -> Iterator[str]:
+    for other in others:
+        words = [f"--dtype {other.dtype}"] if other.dtype != plan.dtype else []
+        words += [f"--quantize {other.quantize}"] if other.quantize != plan.quantize else []
+        shortened = _shortened(model, other, memory)
         if shortened is not None and (words or shortened):
-            need = measure(model, changed)
+            need = measure(model, other)
             total = f" ({gib(need.bytes + need.mapped_bytes)})" if not shortened else ""
             yield " and ".join([*words, *shortened]) + total
 

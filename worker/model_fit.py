@@ -54,6 +54,7 @@ _QUANTISERS: Final = {
     "hqq": "hqq",
 }
 """Ways of storing weights in fewer bits that transformers reads, and the package it needs for each."""
+ANOTHER_ENGINE: Final = "--engine vllm, which knows more ways of keeping weights in few bits"
 _LLAMAS: Final = ("llama", "mistral", "qwen2", "qwen3")
 _PARTS: Final = (
     "input_layernorm",
@@ -146,7 +147,8 @@ def _check_numbers(directory: Path, model: ModelDirectory) -> None:
     if package is None or importlib.util.find_spec(package) is None:
         need = f"needs the package {package}, which is not installed" if package else "is not run here"
         raise ModelError(
-            f"{directory} is quantised ({method}), which {need}; use the unquantised model of the same name"
+            f"{directory} is quantised ({method}), which {need}; use the unquantised model of the same name, or "
+            f"{ANOTHER_ENGINE}"
         )
 
 

@@ -175,8 +175,9 @@ class _Node:
         memory = largest_memory(self._devices)
         if memory is None or not settings.is_our_engine or settings.engine_options.get("memory_check") == "0":
             return None
-        dtype = dtype_on(memory.device, settings.dtype)
-        return Room(ServingPlan(dtype=dtype, is_mapped=memory.device == "cpu"), memory)
+        dtype = dtype_on(memory.device, settings.dtype, settings.quantize)
+        plan = ServingPlan(dtype=dtype, is_mapped=memory.device == "cpu", quantize=settings.quantize)
+        return Room(plan, memory)
 
     def _on_progress(self, phase: Phase, percent: float) -> None:
         """All devices wait for the same files."""
@@ -204,6 +205,7 @@ class _Node:
             batch_max_latency_ms=settings.batch_max_latency_ms,
             slots=settings.engine_slots,
             options=settings.engine_options,
+            quantize=settings.quantize,
         )
 
     # --- signals -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """The embedded model: converted here, it answers as it does when transformers reads the GGUF file itself."""
 
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from support.tiny import silent
 from zmqrt.protocol.tasks import ChatMessage
 from zmqrt.worker.engines.base import SamplingParams, TokenEngine, TokenRequest
 from zmqrt.worker.engines.factories import find_factory
+from zmqrt.worker.engines.generate.hf_loader import load as load_weights
 from zmqrt.worker.engines.generate.hf_loader import untyped
 from zmqrt.worker.model_download import locate
 from zmqrt.worker.model_sources import PACKAGES, ModelFiles, resolve
@@ -46,9 +50,10 @@ def engine(files: ModelFiles, request: pytest.FixtureRequest) -> Iterator[TokenE
     engine.close()
 
 
-def load_engine(files: ModelFiles, path: str) -> TokenEngine:
+def load_engine(files: ModelFiles, path: str, quantize: str = "none") -> TokenEngine:
     """Load the model into an engine."""
-    engine = find_factory("generate")(describe(files.path, max_model_len=0, options={"path": path}), silent)
+    spec = describe(files.path, max_model_len=0, options={"path": path}, quantize=quantize)
+    engine = find_factory("generate")(spec, silent)
     assert isinstance(engine, TokenEngine)
     return engine
 
@@ -129,3 +134,67 @@ def load(path: Path, **how: str) -> tuple[Any, Any]:
     transformers = untyped("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **how)
     return model, transformers.AutoTokenizer.from_pretrained(path, **how)
+
+
+# --- in fewer bits ---------------------------------------------------------------------------------------------------
+
+TEXT = """Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and
+nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of the world.
+It is a way I have of driving off the spleen and regulating the circulation. Whenever I find myself growing grim about
+the mouth; whenever it is a damp, drizzly November in my soul; whenever I find myself involuntarily pausing before
+coffin warehouses, and bringing up the rear of every funeral I meet; and especially whenever my hypos get such an upper
+hand of me, that it requires a strong moral principle to prevent me from deliberately stepping into the street, and
+methodically knocking people's hats off, then, I account it high time to get to sea as soon as I can."""
+LINEAR_WEIGHTS = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+MEASURE = """
+import sys, msgspec, psutil
+from zmqrt.worker.engines.base import EngineSpec
+from zmqrt.worker.engines.factories import load_engines
+engines = load_engines(msgspec.json.decode(sys.argv[1], type=EngineSpec), lambda *_: None)
+print(psutil.Process().memory_full_info().uss)
+"""
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+in_few_bits = [needs_torchao, pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*:UserWarning:torchao")]
+
+
+def perplexity(files: ModelFiles, quantize: str) -> float:
+    """Compute how surprised the model is by a text, on average over its tokens."""
+    import torch
+
+    model = load_weights(describe(files.path, max_model_len=0, quantize=quantize), silent).model
+    ids = torch.tensor([load_tokenizer(files.path).encode(TEXT)])
+    with torch.inference_mode():
+        logprobs = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    return float((-logprobs.gather(1, ids[0, 1:, None]).mean()).exp())
+
+
+def memory_of(files: ModelFiles, quantize: str) -> int:
+    """Return what a process of an engine keeps to itself once it serves."""
+    spec = describe(files.path, max_model_len=0, quantize=quantize, options={"kv_mib": "16", "threads": "1"})
+    words = [sys.executable, "-c", MEASURE, msgspec.json.encode(spec).decode()]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=in_few_bits)])
+def test_eight_bits_take_less_memory_and_say_nearly_the_same(files: ModelFiles, kind: str) -> None:
+    """Three of four bytes of the layers are not there; perplexity of a text is within 2 %."""
+    plain, quantised = memory_of(files, "none"), memory_of(files, kind)
+    right, found = perplexity(files, "none"), perplexity(files, kind)
+    print(f"{plain >> 20} MiB and {right:.3f}; {kind}: {quantised >> 20} MiB and {found:.3f}")
+
+    assert plain - quantised > 0.9 * 3 * LINEAR_WEIGHTS
+    assert abs(found / right - 1) < 0.02
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=in_few_bits) for kind in ("int8", "int4", "fp8")])
+def test_what_is_computed_in_fewer_bits_goes_on_at_the_exact_token(files: ModelFiles, kind: str) -> None:
+    """On another engine and on the other path, greedy and sampled."""
+    ours, theirs = load_engine(files, "fused", kind), load_engine(files, "modules", kind)
+    requests = requests_of_all_kinds(4, vocabulary=40_000, tokens=TOKENS)
+
+    whole = tokens_of(ours, requests)
+
+    for request in requests:
+        for cut in (1, 4, 7):
+            resumed = msgspec.structs.replace(request, resume_ids=whole[request.ticket][:cut])
+            assert run(theirs, [resumed])[request.ticket].token_ids == whole[request.ticket][cut:]

@@ -272,6 +272,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a factory gets: which model on which device, with which bounds. `options` are `--engine-opt k=v`.
 
     Equal `revision` means equal weights (`model_sources.ModelFiles`); empty for engines that have none.
+    `quantize` says in how many bits the engine is to keep them.
     """
 
     engine: str
@@ -285,6 +286,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_max_latency_ms: int
     slots: int
     options: dict[str, str] = {}
+    quantize: str = "none"
 
     def count(self, name: str, default: int, *, least: int = 0) -> int:
         """Read an option that is a whole number. Raises CannotLoadError."""
@@ -302,11 +304,14 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
         raise CannotLoadError(f"--engine-opt {name}={given[:40]}: it is a number of at least 0")
 
 
-def dtype_on(device: str, asked: str) -> str:
-    """Return the type to compute in: what was asked for, else what is usual on a device of this kind."""
+def dtype_on(device: str, asked: str, quantize: str = "none") -> str:
+    """Return the type to compute in: what was asked for, else what is usual on a device of this kind.
+
+    With weights of four bits that is bfloat16: torch multiplies with them at speed in no other type.
+    """
     if asked not in {"", "auto"}:
         return asked
-    return "bfloat16" if device.startswith("cuda") else "float32"
+    return "bfloat16" if device.startswith("cuda") or quantize == "int4" else "float32"
 
 
 Factory = Callable[[EngineSpec, Progress], "Engine | Mapping[str, Engine]"]

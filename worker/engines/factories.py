@@ -74,9 +74,11 @@ def load_engines(spec: EngineSpec, progress: Callable[[Phase, float], None]) -> 
 
 
 def revision_of(spec: EngineSpec) -> str:
-    """Name weights, type and engine: a started stream goes on only where they are equal."""
-    dtype = dtype_on(spec.device, spec.dtype)
-    return "-".join(part for part in (spec.revision, dtype if spec.revision else "", spec.engine) if part)
+    """Name weights, type, bits and engine: a started stream goes on only where they are equal."""
+    if not spec.revision:
+        return spec.engine
+    bits = () if spec.quantize == "none" else (spec.quantize,)
+    return "-".join((spec.revision, dtype_on(spec.device, spec.dtype, spec.quantize), *bits, spec.engine))
 
 
 class LoadProgress:

@@ -128,3 +128,10 @@ def test_a_worker_without_a_broker_is_refused(tmp_path: Path) -> None:
     """It would wait for ever."""
     with pytest.raises(ConfigurationError, match="at least one endpoint"):
         settings(tmp_path, None, broker="")
+
+
+def test_weights_in_few_bits_are_for_the_engine_that_makes_them(tmp_path: Path) -> None:
+    """Another one would run the model as it is, and nobody would notice."""
+    assert settings(tmp_path, None, quantize="int8").settings.quantize == "int8"
+    with pytest.raises(ConfigurationError, match="generate makes weights of int8; mock has options of"):
+        settings(tmp_path, None, quantize="int8", engine="mock")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +151,34 @@ def test_what_may_not_be_loaded_is_not_counted(
     model.tensors.update(stored(extra))
 
     assert measure(model, GPU).weights_bytes == weights
+
+
+@pytest.mark.parametrize(("quantize", "bits"), [("int8", 8), ("fp8", 8), ("int4", 4)])
+def test_weights_of_layers_are_counted_in_their_bits(quantize: str, bits: int) -> None:
+    """Embedding, head and norms keep their type; nothing of the layers stays in the file."""
+    outer, norms = 2 * 128_256 * 4096, 65 * 4096
+    layers = PARAMETERS - outer - norms
+
+    need = measure(llama(), ServingPlan(dtype="bfloat16", is_mapped=False, quantize=quantize))
+    assert need.weights_bytes == layers * bits // 8 + 2 * (outer + norms)
+    need = measure(llama(), ServingPlan(dtype="bfloat16", is_mapped=True, quantize=quantize))
+    assert (need.weights_bytes, need.mapped_bytes) == (layers * bits // 8, 2 * (outer + norms))
+
+
+@pytest.mark.parametrize(
+    ("plan", "free", "words"),
+    [
+        (GPU, 12.0, "too little memory to load llama-8b: .*; with --quantize int8 .9.5 GiB. it fits; "),
+        (GPU, 8.0, "with --quantize int4 .6.2 GiB. it fits; "),
+        (CPU, 11.0, "with --dtype bfloat16 and --quantize int8 .8.5 GiB. it fits; "),
+        (replace(GPU, quantize="int8"), 6.0, r"needs 9.5 GiB .weights as int8 and bfloat16 8.5 GiB, (?!.*--quantize)"),
+    ],
+)
+def test_fewer_bits_are_named_where_nothing_else_helps(plan: ServingPlan, free: float, words: str) -> None:
+    """Eight if they do, else four; not to somebody who has asked for some, nor for weights that are in few bits."""
+    assert re.search(words, judge("llama-8b", llama(), plan, room(free)).words)
+    already = llama(quantization_config={"quant_method": "gptq"})
+    assert "--quantize" not in judge("llama-8b", already, plan, room(free)).words
 
 
 @pytest.mark.parametrize("config", [{}, {"n_layer": 12, "n_head": 12}, {"num_attention_heads": "many"}])

@@ -12,9 +12,12 @@ import torch
 
 from ...context import context_of
 from ...model_files import ModelError
+from ...model_fit import ANOTHER_ENGINE
 from ...special_tokens import ids_in
 from ...tokenizer import end_ids_of
 from ..base import CannotLoadError, EngineSpec, Progress, dtype_on
+from ..oom import explain
+from . import quantize
 from .attention import AttentionShape
 from .loaded_check import check_numbers, check_report
 
@@ -50,11 +53,12 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
         default = 1 if is_exact else torch.get_num_threads()
         torch.set_num_threads(spec.count("threads", default))
     dtype = dtype_of(spec)
+    how = quantize.arguments(spec, dtype)
     previous = transformers.logging.set_tqdm_hook(_reporting(progress))
     loudness = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
     try:
-        model, report = _read(transformers, spec, dtype=getattr(torch, dtype), is_cuda=is_cuda)
+        model, report = _read(transformers, spec, dtype=getattr(torch, dtype), is_cuda=is_cuda, how=how)
     finally:
         transformers.logging.set_verbosity(loudness)
         transformers.logging.set_tqdm_hook(previous)
@@ -63,7 +67,9 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
     progress("loading", 100.0)
     if is_cuda:
         progress("warming", 0.0)  # the first kernels: a device that hangs does so here, and from now on it is watched
-    check_numbers(model.named_parameters(), where)
+    check_numbers(quantize.plain_tensors(model.named_parameters()), where)
+    if how:
+        quantize.check_coverage(model, spec)
     return _describe(model, spec, is_cuda=is_cuda)
 
 
@@ -73,6 +79,7 @@ def _read(
     *,
     dtype: object,
     is_cuda: bool,
+    how: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """Let transformers read the files; what it says against them is final, unlike a lack of memory or a broken disk."""
     try:
@@ -89,17 +96,26 @@ def _read(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in the report, with all others and by their names
+                **how,
             ),
         )
     except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise CannotLoadError(
-                f"{spec.model_path} brings code of its own (auto_map in config.json), which is never run here; "
-                "name a model that transformers knows by itself"
-            ) from error
-        version = transformers.__version__
-        words = _own_part(" ".join(str(error).split()))
-        raise CannotLoadError(f"transformers {version} cannot load {spec.model_path}: {words}") from error
+        raise _refusal(spec, error, transformers.__version__) from error
+    except RuntimeError as error:
+        if not quantize.is_about_bits(spec) or explain(error, "") is not None:
+            raise
+        raise _refusal(spec, error, transformers.__version__) from error
+
+
+def _refusal(spec: EngineSpec, error: Exception, version: str) -> CannotLoadError:
+    if "trust_remote_code" in str(error):
+        return CannotLoadError(
+            f"{spec.model_path} brings code of its own (auto_map in config.json), which is never run here; "
+            "name a model that transformers knows by itself"
+        )
+    words = _own_part(" ".join(str(error).split()))
+    remedy = f"; try {ANOTHER_ENGINE}" if quantize.is_about_bits(spec) else ""
+    return CannotLoadError(f"transformers {version} cannot load {spec.model_path}: {words}{remedy}")
 
 
 def _own_part(words: str) -> str:
@@ -111,7 +127,7 @@ def _own_part(words: str) -> str:
 
 def dtype_of(spec: EngineSpec) -> str:
     """Return the name of the type to compute in. Raises CannotLoadError."""
-    dtype = dtype_on(spec.device, spec.dtype)
+    dtype = dtype_on(spec.device, spec.dtype, spec.quantize)
     if dtype not in _DTYPES:
         raise CannotLoadError(f"dtype {dtype!r} is unknown; there are {', '.join(_DTYPES)}")
     return dtype

@@ -6,7 +6,6 @@ It knows one step: ids and positions in, logits of some rows out. Where keys and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,24 +15,38 @@ from torch.nn.functional import embedding, linear
 from ...context import GROWING, kind_of, scalings
 from .attention import Attention, AttentionShape
 from .ops import HeadNorms, TorchOps, Turn
+from .quantize import is_quantised, method_of
 
 FAMILY: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are what `_Layer` says."""
 
 
 @dataclass(frozen=True, slots=True)
+class _Product:
+    """What multiplies one input: a matrix made of several, or several whose bits cannot be put together."""
+
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor | None, ...]
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Multiply; the results lie beside each other."""
+        if len(self.weights) == 1:
+            return linear(hidden, self.weights[0], self.biases[0])
+        products = [linear(hidden, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        return torch.cat(products, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of one layer; biases and the norms of heads are None where a model has none."""
+    """Weights of one layer; the norms of heads are None where a model has none."""
 
     norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: _Product
     head_norms: HeadNorms | None
-    out: torch.Tensor
-    out_bias: torch.Tensor | None
+    out: _Product
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: _Product
+    down: _Product
 
 
 def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configurations are untyped
@@ -42,8 +55,8 @@ def why_not(config: Any) -> str | None:  # noqa: ANN401 - transformers' configur
         return f"model type {config.model_type} is none of {', '.join(FAMILY)}"
     if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
         return "its MLP has a bias, or another activation than SiLU"
-    if getattr(config, "quantization_config", None):
-        return "its weights are quantised"
+    if method_of(config) not in {"", "torchao"}:
+        return f"only its own modules know how to multiply with its weights ({method_of(config)})"
     growing = {kind_of(scaling) for scaling in scalings(config.to_dict())} & GROWING
     if growing:
         return f"its rotary embedding changes with the length of a text ({', '.join(sorted(growing))})"
@@ -91,9 +104,9 @@ class LlamaDecoder:
         for index, layer in enumerate(self._layers):
             hidden, normed = self.operations.add_norm(hidden, change, layer.norm, self._eps)
             output = attention.attend(index, self._query(index, layer, normed, turn, attention))
-            change = linear(output.reshape(len(hidden), -1), layer.out, layer.out_bias)
+            change = layer.out.of(output.reshape(len(hidden), -1))
             hidden, normed = self.operations.add_norm(hidden, change, layer.mlp_norm, self._eps)
-            change = linear(self.operations.gate(linear(normed, layer.gate_up)), layer.down)
+            change = layer.down.of(self.operations.gate(layer.gate_up.of(normed)))
         if rows is not None and change is not None:
             hidden, change = hidden[rows], change[rows]
         _, last = self.operations.add_norm(hidden, change, self._norm, self._eps)
@@ -108,7 +121,7 @@ class LlamaDecoder:
         attention: Attention,
     ) -> torch.Tensor:
         """Compute queries, keys and values of a layer; keys and values go to the pool, queries are returned."""
-        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, self.shape.head_size)
+        heads = layer.qkv.of(normed).view(len(normed), -1, self.shape.head_size)
         return self.operations.rotate_and_store(heads, turn, attention, index, layer.head_norms)
 
 
@@ -125,23 +138,24 @@ def _take(layer: Any, eps: float) -> _Layer:  # noqa: ANN401 - transformers' mod
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         norm=layer.input_layernorm.weight.data,
-        qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj], "weight"),
-        qkv_bias=None
-        if attention.q_proj.bias is None
-        else _fuse([attention.q_proj, attention.k_proj, attention.v_proj], "bias"),
+        qkv=_product(attention.q_proj, attention.k_proj, attention.v_proj),
         head_norms=HeadNorms(attention.q_norm.weight.data, attention.k_norm.weight.data, eps)
         if hasattr(attention, "q_norm")
         else None,
-        out=attention.o_proj.weight.data,
-        out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
+        out=_product(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.data,
-        gate_up=_fuse([mlp.gate_proj, mlp.up_proj], "weight"),
-        down=mlp.down_proj.weight.data,
+        gate_up=_product(mlp.gate_proj, mlp.up_proj),
+        down=_product(mlp.down_proj),
     )
 
 
-def _fuse(modules: Sequence[Any], name: str) -> torch.Tensor:
-    fused = torch.cat([getattr(module, name).data for module in modules])
+def _product(*modules: Any) -> _Product:  # noqa: ANN401 - same
+    weights = [module.weight.data for module in modules]
+    biases = [None if module.bias is None else module.bias.data for module in modules]
+    if len(modules) == 1 or any(is_quantised(weight) for weight in weights):
+        return _Product(tuple(weights), tuple(biases))
+    fused = torch.cat(weights)
     for module in modules:
-        getattr(module, name).data = fused.new_empty(0)
-    return fused
+        module.weight.data = fused.new_empty(0)
+    given = [bias for bias in biases if bias is not None]
+    return _Product((fused,), (torch.cat(given) if given else None,))

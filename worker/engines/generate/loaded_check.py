@@ -58,7 +58,7 @@ def check_numbers(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> No
             continue
         least, most = _range(tensor)
         if not (least.isfinite() and most.isfinite()):  # both are NaN if any number is
-            bad.append(name)
+            bad += [name] if name not in bad else []
             is_half |= tensor.dtype == torch.float16
         elif tensor.dim() > 1 and least == most == 0:
             empty.append(name)

@@ -83,6 +83,7 @@ def _plan(spec: EngineSpec, spare_bytes: int) -> ServingPlan:
     kv_mib = spec.options.get("kv_mib")
     return ServingPlan(
         dtype=dtype_of(spec),
+        quantize=spec.quantize,
         is_mapped=not is_cuda,
         # On a CPU the pool has a bound of its own, whatever the context, and takes memory as it is written to.
         max_model_len=spec.max_model_len if is_cuda else 0,
