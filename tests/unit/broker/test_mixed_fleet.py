@@ -49,15 +49,18 @@ def test_what_waits_for_its_node_holds_up_nobody() -> None:
     stage = Stage(in_flight=5)
     client, other = stage.client(), stage.client()
     plain, skilled = stage.worker(services=[PLAIN], capacity=30), stage.worker(services=[SKILLED], capacity=1)
-    for number in range(30):
-        client.request(number, ext=LOGPROBS)
+    third = stage.worker(services=[offer(can=["logprobs"])], capacity=30)
+    for number in range(40):
+        client.request(number, ext={"needs": "tools"})
     assert len(skilled.work()) == 1
     assert {code for code, _ in refused(client)} == {429}
 
-    client.request(100)
-    other.request(101)
+    client.send(ask(100), ask(101))
+    other.request(102)
+    client.request(103, ext=LOGPROBS)
 
-    assert [job.rid for job in plain.work()] == [rid_of(100), rid_of(101)]
+    assert {job.rid for node in (plain, third) for job in node.work()} == set(map(rid_of, range(100, 104)))
+    assert skilled.work() == []
     assert refused(client) == refused(other) == []
 
 

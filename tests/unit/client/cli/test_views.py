@@ -126,3 +126,14 @@ def test_a_log_gets_a_line_for_each_change_and_no_other(capsys: pytest.CaptureFi
     assert first == "broker: starting\n"
     assert second == "broker: ready tcp://x\nnode-0 mock:0: loading 40 %\nnode-0 mock:1: ready\n"
     assert capsys.readouterr().out == "\ntry this\n\n"
+
+
+def test_what_models_can_do_is_told_and_where_not_all_nodes_can() -> None:
+    """Those that are listed; a broker from before tells nothing of it, and nothing is shown."""
+    mixed = service("mixed", nodes=3, capabilities={"logprobs": 3, "tools": 1})
+    gone = service("gone", nodes=0, capabilities={"tools": 1}, is_listed=False)
+    shown = text(fleet_view(msgspec.structs.replace(SNAPSHOT, services=[mixed, gone, service("plain")])))
+
+    assert "mixed can do: logprobs, tools (1 of 3)\n" in shown
+    assert "gone can" not in shown
+    assert "plain can" not in shown

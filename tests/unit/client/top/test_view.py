@@ -246,3 +246,23 @@ def test_once_shows_all_however_much_there_is() -> None:
     fleet = fleet_of(many(40, 8))
 
     assert text_of(once(fleet, FleetHistory(), 160), width=160).count("cuda:") == 320
+
+
+def test_what_models_and_nodes_can_do_is_told() -> None:
+    """Of two brokers that count the same nodes, each node once."""
+    able = service("m", nodes=2, capabilities={"logprobs": 2, "tools": 1})
+    nodes = node("a", capabilities=["logprobs", "tools"]), node("b", capabilities=["logprobs"])
+    views = [
+        BrokerView(
+            endpoint=f"tcp://{name}:1", snapshot=snapshot(*nodes, services=[able], broker_id=name, broker_epoch=epoch)
+        )
+        for epoch, name in enumerate("xy")
+    ]
+
+    for seen in (views[:1], views):
+        fleet = merge(seen)
+        assert "logprobs, tools (1 of 2)" in line_with(
+            lines_of(fleet, ViewState(page=Page.MODELS), width=200), "generate"
+        )
+        shown = lines_of(fleet, ViewState(page=Page.NODE, selected_node="uuid-a"), width=120)
+        assert line_with(shown, "can do").strip() == "can do logprobs, tools"
