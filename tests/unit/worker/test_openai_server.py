@@ -9,7 +9,7 @@ import pytest
 
 from support.engine_fleet import spec
 from zmqrt.worker.engines.base import CannotLoadError
-from zmqrt.worker.engines.openai_server import Asked, OpenAIOptions, read_options, served_models, wait_for
+from zmqrt.worker.engines.openai_server import Asked, OpenAIOptions, ServerChild, read_options, served_models, wait_for
 
 HERE = OpenAIOptions(url="http://h:1/v1")
 LLAMA = {"total_slots": 4, "default_generation_settings": {"n_ctx": 7}}
@@ -117,3 +117,28 @@ def test_a_server_is_waited_for_but_not_with_a_key_that_it_refuses(monkeypatch: 
         wait_for(HERE, lambda _url: Asked(status=401), str)
     with pytest.raises(RuntimeError, match="has ended"):
         wait_for(HERE, lambda _url: Asked(words="refused"), lambda: "it has ended")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "url=http"),
+        ({"url": "localhost:8000"}, "url=http"),
+        ({"url": "http://h", "speed": "9"}, "speed"),
+        ({"url": "http://h", "slots": "many"}, "slots"),
+        ({"url": "http://h", "resume": "yes"}, "resume"),
+        ({"url": "http://h", "key_env": "NOT_THERE"}, "no such variable"),
+        ({"url": "http://h", "key_file": "/not/there"}, "key_file"),
+        ({"command": "serve 'a {port}"}, "command"),
+    ],
+)
+def test_what_cannot_work_is_said(options: dict[str, str], words: str) -> None:
+    """The option is named."""
+    with pytest.raises(CannotLoadError, match=words):
+        read_options(spec(**options))
+
+
+def test_a_command_that_is_not_there_is_said() -> None:
+    """It is not tried again either."""
+    with pytest.raises(CannotLoadError, match="not/a/program"):
+        ServerChild(("/not/a/program",))
