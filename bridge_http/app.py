@@ -39,7 +39,7 @@ def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     snapshots = SnapshotCache(broker.status, brokers=settings.broker)
     metrics = Metrics(snapshots)
     in_flight = InFlight(broker, settings, metrics)
-    work = _work(in_flight, BodyReader(settings))
+    work = _work(in_flight, BodyReader(settings), snapshots)
     routes = _routes(in_flight, work, snapshots, metrics)
     # Not among the `exception_handlers`: what handles Exception there raises it once more.
     failures = Middleware(ExceptionMiddleware, handlers={Exception: _failed})
@@ -52,11 +52,11 @@ def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     return OneSpelling(every if settings.traces == "none" else Traced(every, known))
 
 
-def _work(in_flight: InFlight, bodies: BodyReader) -> dict[str, Endpoint]:
+def _work(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache) -> dict[str, Endpoint]:
     return {
         "/infer": partial(infer.post, in_flight, bodies),
-        "/v1/chat/completions": partial(openai.chat, in_flight, bodies),
-        "/v1/completions": partial(openai.completion, in_flight, bodies),
+        "/v1/chat/completions": partial(openai.chat, in_flight, bodies, snapshots),
+        "/v1/completions": partial(openai.completion, in_flight, bodies, snapshots),
         "/v1/embeddings": partial(openai.embeddings, in_flight, bodies),
         "/v1/classify": partial(classify.post, in_flight, bodies),
         **{path: partial(rerank.post, in_flight, bodies) for path in paths.RERANK},

@@ -12,7 +12,7 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from .capabilities import LOGPROBS, TOKEN_IDS
+from .capabilities import EXTRA, LOGPROBS, TOKEN_IDS
 from .errors import ErrorKind, RequestError, request_error
 from .faults import find_fault, show
 from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
@@ -282,10 +282,10 @@ def task_name(task: Task) -> TaskName:
 
 def needs_of(task: Task) -> str | None:
     """Return what a node has to be able to do for it, as `ext["needs"]` says it; None: what every node can."""
-    if not isinstance(task, Generate) or (task.logprobs is None and task.token_ids is None):
+    if not isinstance(task, Generate) or (task.logprobs is None and task.token_ids is None and not task.extra):
         return None
-    needs = [LOGPROBS] if task.logprobs is not None else []
-    return ",".join([*needs, TOKEN_IDS] if task.token_ids is not None else needs)
+    asked = {LOGPROBS: task.logprobs is not None, TOKEN_IDS: task.token_ids is not None, EXTRA: bool(task.extra)}
+    return ",".join(name for name, is_asked in asked.items() if is_asked)
 
 
 def check_generate(task: Generate) -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...client.response import Result
+from ...protocol.capabilities import EXTRA
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
-from ..errors import json_response, problem
+from ..errors import InvalidRequestError, json_response, problem
 from ..in_flight import HttpRequest, InFlight, InFlightRequest
+from ..json_body import encode, read_value
 from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
 from ..sse import Events, EventStream
 from . import responses as r
+from .passing import divide
 from .requests import chat_task, completion_task, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
 
+G = TypeVar("G", ChatRequest, CompletionRequest)
 _STARTED: Final = int(time.time())
 """When models were made is not known; since when this bridge serves them is."""
 
@@ -49,16 +54,44 @@ async def _listed(snapshots: SnapshotCache) -> dict[str, Model]:
     }
 
 
-async def chat(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
+async def chat(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest) -> Response:
     """Answer POST /v1/chat/completions."""
-    body = parse(await bodies.read(request.headers, request.scope, request.receive), ChatRequest)
-    return await _generate(in_flight, request, body, chat_task(body), _CHAT)
+    body, extra = await _read(bodies, snapshots, request, ChatRequest)
+    return await _generate(in_flight, request, body, _with(extra, chat_task(body)), _CHAT)
 
 
-async def completion(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
+async def completion(
+    in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest
+) -> Response:
     """Answer POST /v1/completions."""
-    body = parse(await bodies.read(request.headers, request.scope, request.receive), CompletionRequest)
-    return await _generate(in_flight, request, body, completion_task(body), _COMPLETION)
+    body, extra = await _read(bodies, snapshots, request, CompletionRequest)
+    return await _generate(in_flight, request, body, _with(extra, completion_task(body)), _COMPLETION)
+
+
+async def _read(
+    bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest, schema: type[G]
+) -> tuple[G, dict[str, Any]]:
+    """Read a generation, and apart from it what is not ours where its model may understand that."""
+    raw = await bodies.read(request.headers, request.scope, request.receive)
+    try:
+        return parse(raw, schema), {}
+    except InvalidRequestError:
+        given = read_value(raw)
+        if not isinstance(given, dict) or not await _may_pass(snapshots, given.get("model")):
+            raise
+    rest, extra = divide(given, schema)
+    return parse(encode(rest), schema), extra
+
+
+async def _may_pass(snapshots: SnapshotCache, model: object) -> bool:
+    """Whether a node of a model passes on what is not ours."""
+    latest = (await snapshots.look()).snapshot
+    services = latest.services if latest is not None else []
+    return any(EXTRA in service.capabilities and model in (None, service.service) for service in services)
+
+
+def _with(extra: dict[str, Any], task: Generate) -> Generate:
+    return msgspec.structs.replace(task, extra=extra) if extra else task
 
 
 async def embeddings(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:

@@ -145,3 +145,24 @@ def test_it_is_a_node_like_any_other(servers: tuple[Stack, OpenAIServer, OpenAIS
         assert "low" in [body.get("reasoning_effort") for server in (one, other) for body in server.seen().bodies]
         with pytest.raises(BadRequestError, match=r"unexpected fields: \['top_k'\]"):
             client.infer("hi", top_k=3)
+        with pytest.raises(BadRequestError, match="logprobs"):
+            client.infer("hi", logprobs=1)
+
+
+def test_what_the_bridge_does_not_know_reaches_the_server(
+    servers: tuple[Stack, OpenAIServer, OpenAIServer],
+) -> None:
+    """An unknown field and an image, unchanged, since the model's nodes say that they pass things on."""
+    stack, one, other = servers
+    bridge = stack.bridge()
+    parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "data:x"}}]
+    messages = [{"role": "user", "content": parts}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 2, "images": ["x"], "user": "me"}
+    status, answered, _ = answer_of(bridge, "POST", "/v1/chat/completions", body)
+
+    assert (status, answered["choices"][0]["finish_reason"]) == (200, "length")
+    (seen,) = [found for server in (one, other) for found in server.seen().bodies if "images" in found]
+    assert (seen["images"], seen["messages"], "user" in seen) == (["x"], messages, False)
+    (listed,) = answer_of(bridge, "GET", "/v1/models")[1]["data"]
+    assert listed["capabilities"] == ["extra"]
+    assert answer_of(bridge, "POST", "/v1/chat/completions", {**body, "n": 2})[0] == 400

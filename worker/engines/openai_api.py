@@ -56,6 +56,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     resumes: bool = True
     """Whether an answer that has begun may be gone on with by its text at all."""
     continuation: Continuation = ""
+    takes_ids: bool = False
+    """Whether a prompt of a completion may be token ids."""
     max_tokens: str = "max_tokens"
     """Name of that field in chats."""
     omit: frozenset[str] = frozenset()

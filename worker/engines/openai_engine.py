@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from ...protocol.capabilities import EXTRA, TOKEN_IDS
 from ...protocol.limits import MAX_SERVICE_CHARS
 from .base import (
     AnswerEnd,
@@ -119,6 +120,7 @@ class OpenAIEngine:
         import httpx
 
         self.model = model.dialect.model
+        self.capabilities = [EXTRA, TOKEN_IDS] if model.dialect.takes_ids else [EXTRA]
         self.revision = "-".join(filter(None, ("openai", self.model, options.revision)))
         self._served = model
         self._options = options

@@ -312,7 +312,12 @@ def _model(
     )
     slots = _count(props, "total_slots") or _count(info, "max_concurrent_requests") or SLOTS
     return ServedModel(
-        dialect=msgspec.structs.replace(common, model=name, continuation=_CONTINUATIONS.get(options.resume, known)),
+        dialect=msgspec.structs.replace(
+            common,
+            model=name,
+            takes_ids=bool(known),  # of others nobody knows
+            continuation=_CONTINUATIONS.get(options.resume, known),
+        ),
         context=options.context or next(filter(None, contexts), 0),
         slots=options.slots or slots,
     )
