@@ -15,7 +15,12 @@ from ..protocol.tasks import DEFAULT_MAX_TOKENS
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7556"
 DEFAULT_MODEL: Final = "smollm2-135m"
+_DEFAULT_MODELS: Final = {"generate": DEFAULT_MODEL, "vllm": DEFAULT_MODEL, "encoder": "minilm-l6"}
+_OURS: Final = ("generate", "encoder")
 _MOCK_SLOTS: Final = 32
+_BATCH: Final = 8
+_ROWS: Final = 64
+"""Of the encoder, whose batches are bounded in tokens as well."""
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._:/-]")
 
 
@@ -64,7 +69,7 @@ class WorkerSettings(CommonSettings):
     engine: str = setting(
         "auto",
         metavar="NAME|MODULE:FACTORY",
-        help="generate, vllm, openai, mock, an installed engine, or your own factory.",
+        help="generate or encoder (auto: as the model needs), vllm, openai, mock, an installed engine, or your own.",
     )
     engine_opt: tuple[str, ...] = setting((), metavar="KEY=VALUE", help="Option for the engine; may be repeated.")
     device: str = setting("auto", choices=("auto", "cpu", "cuda"), help="Kind of devices to use.")
@@ -82,7 +87,12 @@ class WorkerSettings(CommonSettings):
         DEFAULT_MAX_TOKENS, minimum=1, help="New tokens at most, for requests that name no number."
     )
     slots: int = setting(0, minimum=0, help="Requests beside each other on one device; 0 = the engine decides.")
-    batch_max_size: int = setting(8, env=("BATCH_MAX_SIZE",), minimum=1, help="Inputs in one batch at most.")
+    batch_max_size: int = setting(
+        0,
+        env=("BATCH_MAX_SIZE",),
+        minimum=0,
+        help="Inputs in one batch at most; 0 = 8, and 64 of the encoder, as far as its batch_tokens go.",
+    )
     batch_max_latency_ms: int = setting(
         50, env=("BATCH_MAX_LATENCY_MS",), minimum=0, help="Longest wait for a batch to fill while a device is busy."
     )
@@ -125,10 +135,19 @@ class WorkerSettings(CommonSettings):
 
     @property
     def engine_name(self) -> str:
-        """Engine to start; `auto` is decided here."""
+        """Engine to start, as far as it is known before the model's files are: `auto` means one of ours."""
         if self.engine != "auto":
             return self.engine
         return "mock" if self.use_mock_model else "generate"
+
+    def engine_for(self, *, is_encoder: bool) -> str:
+        """Return the engine to start for a model that was found."""
+        is_chosen = self.engine == "auto" and self.engine_name == "generate"
+        return "encoder" if is_chosen and is_encoder else self.engine_name
+
+    def batch_size(self, engine: str) -> int:
+        """Return how many inputs a batch of an engine has at most."""
+        return self.batch_max_size or (_ROWS if engine == "encoder" else _BATCH)
 
     @property
     def engine_slots(self) -> int:
@@ -144,7 +163,7 @@ class WorkerSettings(CommonSettings):
         """Model whose files are needed. The mock has none, a server its own; an engine of one's own may do without."""
         if self.engine_name == "mock" or self.is_elsewhere:
             return None
-        return self.model or (DEFAULT_MODEL if self.engine_name in {"generate", "vllm"} else None)
+        return self.model or _DEFAULT_MODELS.get(self.engine_name)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -153,8 +172,8 @@ class WorkerSettings(CommonSettings):
 
     @property
     def is_our_engine(self) -> bool:
-        """Whether an engine of ours generates text with a model's files; one of one's own may do anything with them."""
-        return self.engine_name == "generate"
+        """Whether an engine of ours runs a model's files; one of one's own may do anything with them."""
+        return self.engine_name in _OURS
 
     @property
     def devices_per_engine(self) -> int:

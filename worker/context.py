@@ -23,6 +23,13 @@ _SCALED_ALREADY: Final = ("default", "llama3", "longrope", "su", "mrope", "propo
 """Ways of stretching after which `max_position_embeddings` is the whole context."""
 GROWING: Final = frozenset({"dynamic", "longrope", "su"})
 """Ways of stretching that depend on the length of a text, so that no one table of positions has what they compute."""
+# fmt: off
+_AFTER_PADDING: Final = frozenset({
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+})
+# fmt: on
+"""Families that count positions from behind the one of their padding: so many fewer are there for a text."""
 _SCALED_FAMILIES: Final = ("gemma3", "gemma3_text", "gpt_oss")
 """Families that count their factor into `max_position_embeddings`, whichever the way."""
 
@@ -39,6 +46,9 @@ def context_of(config: dict[str, Any]) -> int | None:
         raise ValueError(f"{name} is {positions!r}, which is no number of positions")
     if text.get("model_type") in _SCALED_FAMILIES:
         return positions
+    if str(text.get("model_type")) in _AFTER_PADDING:
+        padding = text.get("pad_token_id")
+        return max(1, positions - 1 - (padding if isinstance(padding, int) else 1))
     return max([positions, *(_stretched(positions, scaling) for scaling in scalings(text))])
 
 

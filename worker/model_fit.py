@@ -15,7 +15,7 @@ from .model_directory import ModelDirectory, enumerate_names
 from .model_files import ModelError, entry
 
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_OTHERS: Final = {
+OTHERS: Final = {
     "ForSequenceClassification": "a classifier (or a cross-encoder that ranks)",
     "ForTokenClassification": "a classifier of tokens",
     "ForQuestionAnswering": "a finder of answers in a text",
@@ -28,7 +28,7 @@ _OTHERS: Final = {
     "ForSpeechSeq2Seq": "a recogniser of speech",
 }
 # fmt: off
-_ENCODERS: Final = frozenset({
+ENCODERS: Final = frozenset({
     "albert", "bert", "camembert", "clip", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
     "electra", "ernie", "esm", "eurobert", "fnet", "hubert", "ibert", "jina_bert", "layoutlm", "layoutlmv3",
     "longformer", "luke", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "roberta", "roberta-prelayernorm",
@@ -38,7 +38,7 @@ _ENCODERS: Final = frozenset({
 # fmt: on
 """Model types that read and do not write; transformers has heads for some that nobody has trained."""
 # fmt: off
-_TWO_PARTS: Final = frozenset({
+TWO_PARTS: Final = frozenset({
     "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "led", "longt5", "m2m_100",
     "marian", "mbart", "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet", "seamless_m4t",
     "speech_to_text", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
@@ -63,7 +63,7 @@ _PARTS: Final = (
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 """What each layer of these has; of other types, and of what else these may have, the loader knows."""
-_MOST_LAYERS: Final = 1000
+MOST_LAYERS: Final = 1000
 _PLAIN: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _SENTENCES: Final = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
@@ -71,19 +71,19 @@ _SENTENCES: Final = ("modules.json", "sentence_bert_config.json", "config_senten
 def why_no_generator(directory: Path, config: dict[str, Any]) -> str | None:
     """Say what a model is instead of a generator of text; None if it is one."""
     kind = str(config.get("model_type") or "")
-    names = [str(name) for name in entry(config, "architectures", list[object], directory / "config.json")]
+    names = architectures(directory, config)
     named = names[0] if names else f"of type {kind}"
-    if config.get("is_encoder_decoder") or kind in _TWO_PARTS:
+    if config.get("is_encoder_decoder") or kind in TWO_PARTS:
         return f"it is a model of an encoder and a decoder ({named}); only decoders are served"
     if (directory / "modules.json").is_file() or (
         not names and any((directory / name).is_file() for name in _SENTENCES)
     ):
         return f"it makes vectors of sentences ({named})"
-    if kind in _ENCODERS and not config.get("is_decoder"):
+    if kind in ENCODERS and not config.get("is_decoder"):
         return f"it is an encoder ({named})"
     if names and not any(name.endswith(_GENERATORS) for name in names):
         what = next(
-            (words for end, words in _OTHERS.items() if names[0].endswith(end)), "a model without a head for text"
+            (words for end, words in OTHERS.items() if names[0].endswith(end)), "a model without a head for text"
         )
         return f"it is {what} ({named})"
     return None
@@ -96,8 +96,18 @@ def check_generator(directory: Path, model: ModelDirectory, *, max_model_len: in
         raise ModelError(
             f"{directory} cannot generate text: {why}; name a model whose architecture ends in ForCausalLM"
         )
-    _check_numbers(directory, model)
+    check_numbers(directory, model)
     _check_layers(directory, model)
+    check_length(directory, model, max_model_len)
+
+
+def architectures(directory: Path, config: dict[str, Any]) -> list[str]:
+    """Return the names of classes that a configuration gives. Raises ModelError."""
+    return [str(name) for name in entry(config, "architectures", list[object], directory / "config.json")]
+
+
+def check_length(directory: Path, model: ModelDirectory, max_model_len: int) -> None:
+    """Raise ModelError if the model has not so many positions."""
     context = context_of(model.config)
     if context is not None and max_model_len > context:
         raise ModelError(
@@ -112,7 +122,7 @@ def _check_layers(directory: Path, model: ModelDirectory) -> None:
     is_known = model.config.get("model_type") in _LLAMAS and "model.embed_tokens.weight" in model.tensors
     if not is_known or "quantization_config" in model.config or not isinstance(count, int):
         return
-    if not 0 < count <= _MOST_LAYERS:
+    if not 0 < count <= MOST_LAYERS:
         raise ModelError(f"{directory}/config.json says that the model has {count} layers")
     names = [f"model.layers.{layer}.{part}.weight" for layer in range(count) for part in _PARTS]
     missing = [name for name in [*names, "model.norm.weight"] if name not in model.tensors]
@@ -130,7 +140,7 @@ def _check_layers(directory: Path, model: ModelDirectory) -> None:
         )
 
 
-def _check_numbers(directory: Path, model: ModelDirectory) -> None:
+def check_numbers(directory: Path, model: ModelDirectory) -> None:
     """Compare how the weights are stored with what the configuration says of it."""
     quantisation = entry(model.config, "quantization_config", dict[str, Any], directory / "config.json")
     if not quantisation:

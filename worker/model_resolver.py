@@ -45,7 +45,8 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     allow_hub: bool
     allow_download: bool
-    max_model_len: int | None
+    max_model_len: int
+    engine: str | None
     room: Room | None
 
 
@@ -55,15 +56,18 @@ async def resolve_apart(
     *,
     allow_hub: bool,
     allow_download: bool,
-    max_model_len: int | None = None,
+    max_model_len: int = 0,
+    engine: str | None = None,
     room: Room | None = None,
 ) -> ModelFiles:
-    """Run `model_sources.resolve` in a child process; with `max_model_len` also `model_sources.check_fit`.
+    """Run `model_sources.resolve` in a child process; with `engine`, one of ours or `auto`, also `check_fit`.
 
     With `room`, a GGUF file that fits no device is not converted. Raises ConfigurationError with the words of what went
     wrong.
     """
-    asked = _Asked(allow_hub=allow_hub, allow_download=allow_download, max_model_len=max_model_len, room=room)
+    asked = _Asked(
+        allow_hub=allow_hub, allow_download=allow_download, max_model_len=max_model_len, engine=engine, room=room
+    )
     flags = msgspec.json.encode(asked).decode()
     child = await asyncio.create_subprocess_exec(
         *python(__name__, model, flags), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
@@ -100,8 +104,8 @@ def _child(model: str, flags: str) -> None:
             allow_hub=asked.allow_hub,
             allow_download=asked.allow_download,
         )
-        if asked.max_model_len is not None:
-            check_fit(files, max_model_len=asked.max_model_len)
+        if asked.engine is not None:
+            check_fit(files, max_model_len=asked.max_model_len, engine=asked.engine)
     except (ModelError, OSError) as error:
         tell(_Line(error=str(error)))
     else:

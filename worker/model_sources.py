@@ -14,11 +14,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import msgspec
 
 from .context import context_of
+from .encoder_fit import Kind, check_encoder, kind_of
 from .engines.base import Phase, Progress
 from .gguf_convert import convert_gguf
 from .gguf_file import find_parts
@@ -28,8 +29,6 @@ from .model_download import Package, check, download, file_sha256, locate
 from .model_files import ModelError, entry, read_json_object
 from .model_fit import check_generator, why_no_generator
 from .tiny_model import TinyConfig, write_tiny_model
-
-Kind = Literal["generate", "embed"]
 
 PACKAGES: Final = {
     "smollm2-135m": Package(
@@ -118,9 +117,11 @@ def is_servable(model: str) -> bool:
     return is_known or os.sep in model or _HUB_ID.fullmatch(model) is not None or model.lower().endswith(".gguf")
 
 
-def check_fit(files: ModelFiles, *, max_model_len: int) -> None:
-    """Raise ModelError if no engine of ours can generate text with a model that was found."""
-    check_generator(files.path, read_model_directory(files.path), max_model_len=max_model_len)
+def check_fit(files: ModelFiles, *, max_model_len: int, engine: str = "generate") -> None:
+    """Raise ModelError if an engine of ours cannot run a model that was found; `auto`: whichever is for its kind."""
+    is_encoder = engine == "encoder" or (engine == "auto" and files.kind != "generate")
+    check_model = check_encoder if is_encoder else check_generator
+    check_model(files.path, read_model_directory(files.path), max_model_len=max_model_len)
 
 
 def fetch(model: str, progress: Progress) -> ModelFiles:
@@ -270,7 +271,7 @@ def _from_directory(path: Path, name: str, revision: str | None = None) -> Model
         name=name,
         revision=revision or fingerprint(path),
         context=_context(path, contents.config),
-        kind="generate" if why_no_generator(path, contents.config) is None else "embed",
+        kind=kind_of(path, contents.config),
     )
 
 

@@ -79,7 +79,7 @@ class _Node:
         pool = DevicePool(
             [device.info() for device in self._devices],
             served=settings.service,
-            batch_max_size=settings.batch_max_size,
+            batch_max_size=settings.batch_size(settings.engine_name),
             context=settings.max_model_len,
             fallbacks={device.id: device.fallback for device in self._devices},
         )
@@ -158,16 +158,24 @@ class _Node:
             self._on_progress,
             allow_hub=self._settings.allow_hub,
             allow_download=self._settings.allow_download,
-            max_model_len=self._settings.max_model_len if self._settings.is_our_engine else None,
+            max_model_len=self._settings.max_model_len,
+            engine=self._settings.engine if self._settings.is_our_engine else None,
             room=self._room(),
         )
+        if self._engine_of(files) != "encoder":  # it reads texts by itself
+            await self._load_tokenizer(files)
+        return files
+
+    async def _load_tokenizer(self, files: ModelFiles) -> None:
         self._agent.tokenizers = TokenizerPool(files.path)
         loaded = await self._agent.tokenizers.load()
         known = Known(frozenset(loaded.eos_ids), loaded.has_template)
         preprocessor = self._core.requests.preprocessor
         preprocessor.tokenizer = await asyncio.to_thread(load_tokenizer, files.path, known)
         preprocessor.has_tokenizer_pool = True
-        return files
+
+    def _engine_of(self, files: ModelFiles | None) -> str:
+        return self._settings.engine_for(is_encoder=files is not None and files.kind != "generate")
 
     def _room(self) -> Room | None:
         """Describe the largest device; None if models need not fit, or its size is not known."""
@@ -193,15 +201,16 @@ class _Node:
 
     def _spec(self, files: ModelFiles | None) -> EngineSpec:
         settings = self._settings
+        engine = self._engine_of(files)
         return EngineSpec(
-            engine=settings.engine_name,
+            engine=engine,
             model=settings.service,
             model_path=str(files.path) if files else settings.model or "",
             revision=files.revision if files else "",
             device="",  # each process is told its own
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
-            batch_max_size=settings.batch_max_size,
+            batch_max_size=settings.batch_size(engine),
             batch_max_latency_ms=settings.batch_max_latency_ms,
             slots=settings.engine_slots,
             options=settings.engine_options,

@@ -291,7 +291,7 @@ def load_tokenizer(directory: Path, known: Known | None = None) -> FileTokenizer
 
     Raises ModelError if they are no tokenizer, or not that of the model beside them.
     """
-    tokenizer, config = _tokenizer(directory)
+    tokenizer, config = read_tokenizer(directory)
     if known is not None:
         rows = _rows(directory)
         return FileTokenizer(tokenizer, eos_ids=known.eos_ids, rows=rows, has_template=known.has_template)
@@ -303,10 +303,11 @@ def end_ids_of(directory: Path) -> frozenset[int]:
     """Return the ids that end an answer of a model, for an engine, which needs no more. Raises ModelError."""
     if not (directory / "tokenizer.json").is_file():
         return frozenset()
-    return _template_and_ends(directory, *_tokenizer(directory))[1]
+    return _template_and_ends(directory, *read_tokenizer(directory))[1]
 
 
-def _tokenizer(directory: Path) -> tuple[HfTokenizer, dict[str, Any]]:
+def read_tokenizer(directory: Path) -> tuple[HfTokenizer, dict[str, Any]]:
+    """Read `tokenizer.json`, with special tokens that other files name, and its configuration. Raises ModelError."""
     from tokenizers import Tokenizer as HfTokenizer
 
     path = directory / "tokenizer.json"

@@ -1,8 +1,8 @@
-"""The three engine protocols, and the plain records that cross them.
+"""The protocols of engines, and the plain records that cross them.
 
 An engine turns token ids (or batch items, or a task) into results on one device. It knows nothing of sockets, brokers,
 leases, requests ids, tokenizers or stop strings: the agent owns text, the engine process (`process.py`) owns the loop.
-A factory named by `--engine` may return any of the three, or a mapping of service suffix (or "=" and a whole name) to
+A factory named by `--engine` may return any of them, or a mapping of service suffix (or "=" and a whole name) to
 engine.
 """
 
@@ -232,6 +232,49 @@ class AnswerEnd(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
 
 
+class Row(msgspec.Struct, frozen=True):
+    """One sequence of a batch: token ids, and for each the number of the text that it is of (empty: all of one)."""
+
+    token_ids: list[int]
+    text_numbers: list[int] = []
+
+
+@runtime_checkable
+class RowEngine(Protocol):
+    """A BatchEngine for items of several sequences (the texts of one request to embed, the documents to rank).
+
+    Batches are made of rows, whosever they are: full ones from many small items, and a large item takes turns with
+    others instead of holding them up. All methods are called from one thread. `task`: what it serves; `batch_tokens`:
+    so many tokens, padding counted, are computed at once at most (a single longer row goes alone).
+    """
+
+    task: TaskName
+    batch_tokens: int
+
+    def divide(self, item: Item) -> list[Row] | ItemResult:
+        """Cut an item into its rows, at least one; or say what is wrong with it."""
+        ...
+
+    def run(self, rows: list[Row]) -> list[bytes | Exception]:
+        """Compute a batch: for each row its numbers (32-bit floats, little-endian), or what is wrong with that one.
+
+        What it raises is tried again with fewer rows, until the one that is at fault is alone.
+        """
+        ...
+
+    def unite(self, item: Item, rows: list[Row], numbers: list[bytes]) -> dict[str, Any]:
+        """Make the FINAL body of an item from the numbers of all its rows, which are in their order."""
+        ...
+
+    def capacity(self) -> Capacity:
+        """Tell how much the engine holds; fixed from the start."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
 @runtime_checkable
 class StreamEngine(Protocol):
     """A model that deals in text itself (an upstream server, a user's generator): chunks of text, then return.
@@ -258,7 +301,7 @@ class StreamEngine(Protocol):
         ...
 
 
-Engine = TokenEngine | BatchEngine | StreamEngine
+Engine = TokenEngine | BatchEngine | RowEngine | StreamEngine
 """Any of them may have `revision`: what its tokens depend on, else made from the spec. `fallback`: in a sentence
 for operators, what it has to do without and why; the status of its node shows it. And `capabilities`: names of what it
 can do beyond its task (protocol/capabilities.py), so that requests that need it come here and the others are refused

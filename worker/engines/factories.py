@@ -20,6 +20,7 @@ _OWN: Final = {
     "openai": "zmqrt.worker.engines.openai_engine:factory",
     "generate": "zmqrt.worker.engines.generate.factory:factory",
     "vllm": "zmqrt.worker.engines.vllm_factory:factory",
+    "encoder": "zmqrt.worker.engines.encoder.encoder_factory:factory",
 }
 _PROGRESS_EVERY_S: Final = 0.1
 

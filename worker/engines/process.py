@@ -34,15 +34,17 @@ from .base import (
     EngineFatalError,
     EngineSpec,
     Phase,
+    RowEngine,
     StartAgainError,
     StreamEngine,
     TaskName,
     TokenEngine,
 )
 from .batch_adapter import BatchAdapter
-from .batcher import Batcher
+from .batcher import Batcher, within_a_quarter
 from .channel import Channel, WakePipe, inherited
 from .factories import LoadProgress, load_engines, revision_of
+from .row_adapter import RowAdapter
 
 log = logging.getLogger("zmqrt.worker.engines.process")  # by name: here __name__ is "__main__"
 
@@ -161,8 +163,17 @@ def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[
     """Put the adapter of its protocol around an engine. Raises TypeError if it follows none."""
     if isinstance(engine, TokenEngine):
         return TokenAdapter(engine, out, wake)
+    max_latency_s = spec.batch_max_latency_ms / 1000
+    if isinstance(engine, RowEngine):  # asked before BatchEngine, whose methods it has too
+        batcher = Batcher(
+            max_size=spec.batch_max_size,
+            max_latency_s=max_latency_s,
+            max_tokens=engine.batch_tokens,
+            pad=within_a_quarter,
+        )
+        return RowAdapter(engine, out, batcher)
     if isinstance(engine, BatchEngine):
-        batcher = Batcher(max_size=spec.batch_max_size, max_latency_s=spec.batch_max_latency_ms / 1000)
+        batcher = Batcher(max_size=spec.batch_max_size, max_latency_s=max_latency_s)
         return BatchAdapter(engine, out, batcher, wake)
     if isinstance(engine, StreamEngine):
         from .stream_adapter import StreamAdapter  # asyncio is a third of what this process loads
@@ -170,7 +181,8 @@ def make_adapter(engine: object, spec: EngineSpec, out: Outbox, wake: Callable[[
         return StreamAdapter(engine, out, wake)
     raise TypeError(
         f"{spec.engine} returned a {type(engine).__name__}, which is neither a TokenEngine (submit, cancel, poll, …) "
-        "nor a BatchEngine (run, …) nor a StreamEngine (generate, …); see zmqrt.worker.engines.base"
+        "nor a BatchEngine (run, …) nor a RowEngine (divide, run, unite, …) nor a StreamEngine (generate, …); see "
+        "zmqrt.worker.engines.base"
     )
 
 

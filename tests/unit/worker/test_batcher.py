@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrt.worker.engines.base import Item
-from zmqrt.worker.engines.batcher import PAD_TO, Batcher
+from zmqrt.worker.engines.batcher import PAD_TO, Batcher, within_a_quarter
 
 
 def item(ticket: int, length: int = 10) -> Item:
@@ -124,3 +124,33 @@ def test_everything_goes_exactly_once_within_the_bound(arrivals: list[tuple[int,
         gone += tickets(batch)
 
     assert sorted(gone) == list(range(len(arrivals)))
+
+
+def test_tokens_bound_a_batch_as_its_size_does() -> None:
+    """Padding counts; what is longer than the bound goes alone."""
+    batcher = Batcher(max_size=8, max_latency_s=1.0, max_tokens=256)
+    for ticket, length in enumerate([60, 64, 50, 60, 64, 900]):
+        batcher.add(item(ticket, length), now=0.0)
+
+    assert [settled(batcher) for _ in range(3)] == [[0, 1, 2, 3], [5], [4]]
+
+
+def test_whose_turn_it_is_goes_first() -> None:
+    """One who comes now takes the turn that it is, before those who came earlier with later turns."""
+    batcher = Batcher(max_size=2, max_latency_s=1.0)
+    for ticket in range(6):
+        batcher.add(item(ticket), now=0.0, turn=ticket)
+    assert settled(batcher) == [0, 1]
+
+    batcher.add(item(9), now=0.0, turn=batcher.turn)
+
+    assert settled(batcher) == [9, 2]
+
+
+@given(st.integers(1, 20_000))
+def test_groups_of_texts_are_a_quarter_wide(length: int) -> None:
+    """Or 16 tokens: so much of a batch may be padding."""
+    padded = within_a_quarter(length)
+
+    assert length <= padded <= max(length * 1.25, length + 15)
+    assert within_a_quarter(padded) == padded

@@ -42,26 +42,9 @@ def untyped(module: str) -> Any:  # noqa: ANN401 - this is the one door to what 
 
 def load(spec: EngineSpec, progress: Progress) -> Loaded:
     """Load `spec.model_path`; float32 on CPU and bfloat16 on CUDA unless `spec.dtype` says otherwise."""
-    progress("loading", 0.0)
-    transformers = untyped("transformers")
+    how = quantize.arguments(spec, dtype_of(spec))
+    model, report = read_weights(spec, progress, "AutoModelForCausalLM", how)
     is_cuda = spec.device.startswith("cuda")
-    if not is_cuda:
-        # What the environment says (OMP_NUM_THREADS, from the agent) is said again: MKL might else take fewer at times,
-        # and a product of other parts rounds otherwise. Where every bit counts it is said alike on every machine, since
-        # a stream may go on where there are more cores.
-        is_exact = spec.options.get("deterministic") == "1"
-        default = 1 if is_exact else torch.get_num_threads()
-        torch.set_num_threads(spec.count("threads", default))
-    dtype = dtype_of(spec)
-    how = quantize.arguments(spec, dtype)
-    previous = transformers.logging.set_tqdm_hook(_reporting(progress))
-    loudness = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
-    try:
-        model, report = _read(transformers, spec, dtype=getattr(torch, dtype), is_cuda=is_cuda, how=how)
-    finally:
-        transformers.logging.set_verbosity(loudness)
-        transformers.logging.set_tqdm_hook(previous)
     where = spec.model_path
     check_report(report, where)
     progress("loading", 100.0)
@@ -73,9 +56,35 @@ def load(spec: EngineSpec, progress: Progress) -> Loaded:
     return _describe(model, spec, is_cuda=is_cuda)
 
 
+def read_weights(
+    spec: EngineSpec, progress: Progress, model_class: str, how: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Read a model with one of transformers' classes and arguments of one's own; also return the report of it."""
+    progress("loading", 0.0)
+    transformers = untyped("transformers")
+    is_cuda = spec.device.startswith("cuda")
+    if not is_cuda:
+        # What the environment says (OMP_NUM_THREADS, from the agent) is said again: MKL might else take fewer at times,
+        # and a product of other parts rounds otherwise. Where every bit counts it is said alike on every machine, since
+        # a stream may go on where there are more cores.
+        is_exact = spec.options.get("deterministic") == "1"
+        default = 1 if is_exact else torch.get_num_threads()
+        torch.set_num_threads(spec.count("threads", default))
+    dtype = getattr(torch, dtype_of(spec))
+    previous = transformers.logging.set_tqdm_hook(_reporting(progress))
+    loudness = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its table of tensors says that random ones may be served
+    try:
+        return _read(transformers, spec, model_class, dtype=dtype, is_cuda=is_cuda, how=how)
+    finally:
+        transformers.logging.set_verbosity(loudness)
+        transformers.logging.set_tqdm_hook(previous)
+
+
 def _read(
     transformers: Any,  # noqa: ANN401 - it is badly typed
     spec: EngineSpec,
+    model_class: str,
     *,
     dtype: object,
     is_cuda: bool,
@@ -85,18 +94,17 @@ def _read(
     try:
         return cast(
             "tuple[Any, dict[str, Any]]",
-            transformers.AutoModelForCausalLM.from_pretrained(
+            getattr(transformers, model_class).from_pretrained(
                 spec.model_path,
                 dtype=dtype,
                 device_map={"": spec.device} if is_cuda else None,
-                # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
-                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,  # else it would ask at the terminal whether it may run a model's own code
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in the report, with all others and by their names
-                **how,
+                # Named outright, or transformers would take flash attention if it finds it, other numbers and all.
+                **{"attn_implementation": "sdpa", **how},
             ),
         )
     except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
