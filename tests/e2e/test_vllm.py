@@ -14,8 +14,9 @@ from support.stack import Process, Stack, eventually
 from zmqrt.client import CancelledError, Client
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
-TOKENS = 48
+TOKENS = 32
 STREAMS = 32
+SLOTS = STREAMS // 2
 ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Without the second vLLM calls a C++ compiler at its first step, for minutes."""
 START_S = 1500.0
@@ -44,7 +45,8 @@ def fleet() -> Iterator[Stack]:
         for number in range(2):
             options = ("enforce_eager=1", "max_num_batched_tokens=512")
             words = [word for option in options for word in ("--engine-opt", option)]
-            words += ["--device", "cpu", "--dtype", "float32", "--max-model-len", "512", "--slots", str(STREAMS)]
+            words += ["--device", "cpu", "--dtype", "float32", "--max-model-len", "512", "--slots", str(SLOTS)]
+            words += ["--stall-timeout", "300s"]  # a busy machine is no hang
             stack.worker(*words, engine="vllm", node_id=f"node-{number}", python=PYTHON, env=ENV, wait=False)
         stack.wait_for_nodes(2, within_s=START_S)
         yield stack
@@ -113,31 +115,12 @@ def kill(process: psutil.Process, others: list[psutil.Process]) -> None:
     assert left == []
 
 
-def lose_under_load(client: Client, victim: psutil.Process, others: list[psutil.Process]) -> None:
-    """Kill a process while 32 streams run over both nodes: none is lost, and each goes on at the next token."""
-    undisturbed = [one.end() for one in [Telling(client, number) for number in range(STREAMS)]]
-    resumed_before = client.status().counters["resumes"]
-    told = [Telling(client, number) for number in range(STREAMS)]
-    eventually(lambda: all(len(one.ids) >= 4 for one in told), within_s=300, what="the beginnings")
-    assert busy_nodes(client) == {"node-0", "node-1"}
-    assert all(len(one.ids) < TOKENS for one in told), "they ended before the test began"
-    at_kill = [list(one.ids) for one in told]
-    kill(victim, others)
-    ended = [one.end() for one in told]
-
-    for one, begun, (ids, text), right in zip(told, at_kill, ended, undisturbed, strict=True):
-        assert ids[: len(begun)] == begun
-        if one.is_greedy:
-            assert (ids, text) == right
-    assert client.status().counters["resumes"] - resumed_before >= STREAMS // 4
-
-
 def test_a_cancelled_stream_frees_its_slot(fleet: Stack) -> None:
     """All slots of both nodes are taken, and one more waits; it runs as soon as one of the others is cancelled."""
     with fleet.client() as client:
-        running = [Telling(client, number, tokens=400) for number in range(2 * STREAMS)]
+        running = [Telling(client, number, tokens=400) for number in range(STREAMS)]
         eventually(lambda: all(one.ids for one in running), within_s=300, what="that all slots are taken")
-        waiting = Telling(client, 2 * STREAMS, tokens=8)
+        waiting = Telling(client, STREAMS, tokens=8)
         before = [len(one.ids) for one in running]
         eventually(
             lambda: all(len(one.ids) > begun + 2 for one, begun in zip(running, before, strict=True)),
@@ -155,27 +138,37 @@ def test_a_cancelled_stream_frees_its_slot(fleet: Stack) -> None:
 
 
 def test_streams_outlive_the_process_in_which_vllm_computes(fleet: Stack) -> None:
-    """`kill -9` of vLLM's EngineCore ends our engine process too; its 16 streams go on at the other node."""
+    """`kill -9` of its EngineCore under 32 streams: none is lost, greedy ones are those of the undisturbed run."""
     with fleet.client() as client:
+        undisturbed = [one.end() for one in [Telling(client, number) for number in range(STREAMS)]]
+        told = [Telling(client, number) for number in range(STREAMS)]
+        eventually(lambda: all(len(one.ids) >= 4 for one in told), within_s=300, what="the beginnings")
+        assert busy_nodes(client) == {"node-0", "node-1"}
+        assert all(len(one.ids) < TOKENS for one in told), "they ended before the test began"
         below = processes_of_vllm(fleet.node("node-0"))
         (core,) = (one for one in below if "EngineCore" in " ".join(one.cmdline()))
-        lose_under_load(client, core, below)
+        begun = [list(one.ids) for one in told]
+        kill(core, below)
+        ended = [one.end() for one in told]
+        resumed = client.status().counters["resumes"]
 
-        fleet.wait_for_nodes(2, within_s=START_S)
+    changed = sum(ids != right for (ids, _), (right, _) in zip(ended, undisturbed, strict=True))
+    print(f"{resumed} of {STREAMS} streams resumed; {changed} sampled ones went on otherwise")
+    for one, before, (ids, text), right in zip(told, begun, ended, undisturbed, strict=True):
+        assert ids[: len(before)] == before
+        assert not one.is_greedy or (ids, text) == right
+    assert resumed >= STREAMS // 4
 
 
-def test_streams_outlive_the_engine_process_and_nothing_of_vllm_is_left(fleet: Stack) -> None:
+def test_nothing_of_vllm_outlives_an_engine_process(fleet: Stack) -> None:
     """`kill -9` of ours: what vLLM has started holds no memory any longer."""
-    with fleet.client() as client:
-        below = processes_of_vllm(fleet.node("node-1"))
-        engine = below[0].parent()
-        assert engine is not None
-        lose_under_load(client, engine, below)
+    below = processes_of_vllm(fleet.node("node-1"))
+    engine = below[0].parent()
+    assert engine is not None
+    kill(engine, below)
 
 
 def test_nothing_of_vllm_outlives_its_node(fleet: Stack) -> None:
     """`kill -9` of the agent: the engine process ends with it, and what vLLM has started with that."""
     agent, *below = fleet.node("node-0").family()
-    assert any("zmqrt.worker.engines.process" in one.cmdline() for one in below)
-
     kill(agent, below)
