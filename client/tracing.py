@@ -155,13 +155,14 @@ def _asked(call: Call) -> dict[str, str]:
 
 def _answered(meta: Mapping[str, object]) -> dict[str, Any]:
     """Name what a node says of a generation; of an embedding it says nothing here."""
-    reason = meta.get("finish_reason")
+    reason, resumed = meta.get("finish_reason"), meta.get("resumed")
     if not isinstance(reason, str):
         return {}
     return {
         "gen_ai.usage.input_tokens": _number(meta, "prompt_tokens"),
         "gen_ai.usage.output_tokens": _number(meta, "completion_tokens"),
         "gen_ai.response.finish_reasons": (reason,),
+        **({"zmqrt.resumed": resumed} if isinstance(resumed, str) else {}),
     }
 
 

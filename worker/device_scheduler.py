@@ -107,6 +107,7 @@ class DeviceScheduler:
         job.move(JobState.RUNNING)
         job.submitted_at = now
         job.device, job.ticket, job.run_from = device.info.id, next(self._tickets), job.total_n
+        job.has_other_noise |= bool(job.run_from) and not lane.info.has_keyed_noise
         lane.running[job.ticket] = job
         message: ipc.ToEngine
         if job.prepared is not None:

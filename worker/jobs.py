@@ -22,6 +22,7 @@ from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.tasks import FinishReason, GenerateChunk, GenerateResult, TokenLogprobs, Usage
 from .engines import ipc
 from .engines.base import AnswerEnd, TokenEvent
+from .engines.sampling_state import GREEDY_BELOW
 from .preprocess import PreparedGeneration, PreparedTask
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -93,6 +94,8 @@ class Job:
         """Engines that died with this job before they had made a unit of it, since its last new unit."""
         self.run_from = dispatch.resume_n
         """Units that were there when its engine got it."""
+        self.has_other_noise = False
+        """It went on where noise has no positions: a sampled answer is whole, and not the one it would have been."""
         self.outcome: m.WorkerFinal | m.WorkerError | None = None
         """How it ended, but for what the session adds when it is sent (epoch, credit)."""
 
@@ -212,6 +215,8 @@ class Job:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
+        if self.has_other_noise and prepared is not None and prepared.sampling.temperature >= GREEDY_BELOW:
+            meta["resumed"] = "lossless"
         self.end_well(tasks.encode(result), meta)
 
     def _usage(self, ending: AnswerEnd) -> Usage:

@@ -108,6 +108,7 @@ class Node:
         context: int = 64,
         vocabulary: int = 0,
         can: list[str] | None = None,
+        has_keyed_noise: bool = True,
     ) -> list[a.Action]:
         """Let an engine become ready; a moment later, for heartbeats out of turn keep a distance."""
         self.now += 0.25
@@ -119,6 +120,7 @@ class Node:
             model="toy",
             revision="r1",
             capabilities=can or [],
+            has_keyed_noise=has_keyed_noise,
         )
         return self.engine(ipc.EngineReady([service]), device=device)
 

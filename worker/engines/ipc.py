@@ -50,7 +50,8 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
 
     `capabilities`: what it can do beyond its task, by the names of capabilities.py.
     `fallback`: what it has to do without, and why; empty where nothing failed. `resumes`: a StreamEngine that goes on
-    after text of its own.
+    after text of its own. `has_keyed_noise`: a TokenEngine draws what seed and position say, so that an answer goes on
+    elsewhere as it would have gone on here.
     """
 
     name: str
@@ -62,6 +63,7 @@ class EngineService(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: list[str] = []
     fallback: str = ""
     resumes: bool = False
+    has_keyed_noise: bool = True
 
 
 class EngineLoading(msgspec.Struct, frozen=True, tag=10, array_like=True):

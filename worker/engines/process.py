@@ -198,6 +198,7 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
         capabilities=capabilities_of(engine),
         fallback=str(getattr(engine, "fallback", "")),
         resumes=bool(getattr(engine, "resumes", False)),
+        has_keyed_noise=bool(getattr(engine, "has_keyed_noise", True)),
     )
 
 

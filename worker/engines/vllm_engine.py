@@ -111,12 +111,12 @@ class VllmEngine:
     ) -> None:
         """Start the thread, and vLLM by `make`; that raises what it raises."""
         self.revision = revision
+        self.has_keyed_noise = has_keyed_noise
         self._vllm = vllm
         self._steps = StepLog(self._stepped)
         self._client = make(self._steps)
         self._capacity = describe_capacity(self._client)
         self._vocabulary = vocabulary
-        self._has_keyed_noise = has_keyed_noise
         self._live: set[int] = set()
         self._moved_at = time.monotonic()
         self._broken = ""
@@ -242,7 +242,7 @@ class VllmEngine:
 
     async def _generate(self, request: TokenRequest, max_new_tokens: int) -> None:
         vllm = self._vllm
-        arguments = sampling_arguments(request, max_new_tokens, has_keyed_noise=self._has_keyed_noise)
+        arguments = sampling_arguments(request, max_new_tokens, has_keyed_noise=self.has_keyed_noise)
         params = vllm.SamplingParams(output_kind=vllm.sampling_params.RequestOutputKind.DELTA, **arguments)
         prompt = vllm.inputs.tokens_input([*request.prompt_ids, *request.resume_ids])
         async for output in self._client.generate(prompt, params, str(request.ticket)):

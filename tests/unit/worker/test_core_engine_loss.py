@@ -1,6 +1,10 @@
 """Requests whose engine dies: on the other device, or back to the broker."""
 
+import pytest
+
 from support.node import (
+    Node,
+    body,
     ids_of,
     rid,
     sent,
@@ -9,6 +13,7 @@ from support.node import (
 )
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.limits import MAX_TEXT_CHARS
+from zmqrt.protocol.tasks import GenerateChunk
 from zmqrt.worker.core import WorkerState
 from zmqrt.worker.device_pool import DevicePool
 from zmqrt.worker.engines import ipc
@@ -37,6 +42,30 @@ def test_requests_of_a_dead_engine_run_on_the_other_device_from_where_they_were(
         ("mock:1", "ready", 0),
     ]
     node.check()
+
+
+@pytest.mark.parametrize(
+    ("keyed", "temperature", "resumes", "resumed"),
+    [
+        (False, 0.8, True, "lossless"),
+        (False, 0.8, False, None),
+        (False, 0.0, True, None),
+        (True, 0.8, True, None),
+    ],
+)
+def test_a_sampled_answer_that_goes_on_with_other_noise_says_so(
+    *, keyed: bool, temperature: float, resumes: bool, resumed: str | None
+) -> None:
+    """At its end. One that is greedy, began here, or has noise by positions is what it would have been anyway."""
+    node = Node()
+    node.register()
+    node.load(has_keyed_noise=keyed)
+    prefix = [GenerateChunk(ids=ids_of("ab"), text=["a", "b"])] if resumes else []
+    node.dispatch(1, payload=body(temperature=temperature), prefix=prefix)
+    made = node.step(TokenEvent(ticket=node.ticket(), token_ids=ids_of("c"), finish_reason="length"))
+
+    (final,) = sent(made, m.WorkerFinal)
+    assert final.meta.get("resumed") == resumed
 
 
 def test_without_another_device_requests_go_back_to_the_broker() -> None:
