@@ -48,8 +48,11 @@ def fleet() -> Iterator[Stack]:
             words += ["--device", "cpu", "--dtype", "float32", "--max-model-len", "512", "--slots", str(SLOTS)]
             words += ["--stall-timeout", "300s"]  # a busy machine is no hang
             stack.worker(*words, engine="vllm", node_id=f"node-{number}", python=PYTHON, env=ENV, wait=False)
-        stack.wait_for_nodes(2, within_s=START_S)
-        yield stack
+        try:
+            stack.wait_for_nodes(2, within_s=START_S)
+            yield stack
+        finally:
+            print(*(process.output() for process in stack.processes), sep="\n")  # shown with a failure
 
 
 class Telling:

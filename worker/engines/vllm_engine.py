@@ -107,11 +107,13 @@ class VllmEngine:
         describe_capacity: Callable[[Any], Capacity],
         vocabulary: int,
         has_keyed_noise: bool,
+        takes_seeds: bool,
         revision: str,
     ) -> None:
         """Start the thread, and vLLM by `make`; that raises what it raises."""
         self.revision = revision
         self.has_keyed_noise = has_keyed_noise
+        self._takes_seeds = takes_seeds
         self._vllm = vllm
         self._steps = StepLog(self._stepped)
         self._client = make(self._steps)
@@ -242,7 +244,9 @@ class VllmEngine:
 
     async def _generate(self, request: TokenRequest, max_new_tokens: int) -> None:
         vllm = self._vllm
-        arguments = sampling_arguments(request, max_new_tokens, has_keyed_noise=self.has_keyed_noise)
+        arguments = sampling_arguments(
+            request, max_new_tokens, has_keyed_noise=self.has_keyed_noise, takes_seeds=self._takes_seeds
+        )
         params = vllm.SamplingParams(output_kind=vllm.sampling_params.RequestOutputKind.DELTA, **arguments)
         prompt = vllm.inputs.tokens_input([*request.prompt_ids, *request.resume_ids])
         async for output in self._client.generate(prompt, params, str(request.ticket)):

@@ -141,6 +141,7 @@ def _make(spec: EngineSpec, vllm: Any, config: Any) -> VllmEngine:  # noqa: ANN4
         describe_capacity=lambda made: capacity_of(made.vllm_config),
         vocabulary=int(config.model_config.get_vocab_size()),
         has_keyed_noise=bool(getattr(config, "use_v2_model_runner", False)),
+        takes_seeds=takes_seeds(spec, config),
         revision=revision_of(spec, config),
     )
 
@@ -153,6 +154,12 @@ def capacity_of(config: Any) -> Capacity:  # noqa: ANN401 - as above
         context=int(config.model_config.max_model_len),
         kv_tokens=int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0),
     )
+
+
+def takes_seeds(spec: EngineSpec, config: Any) -> bool:  # noqa: ANN401 - as above
+    """Say whether requests may have seeds: on a CPU vLLM 0.32 dies of one whose prompt it reads in pieces."""
+    has_pieces = bool(getattr(config.scheduler_config, "enable_chunked_prefill", True))
+    return spec.device != "cpu" or not has_pieces or bool(getattr(config, "use_v2_model_runner", False))
 
 
 def revision_of(spec: EngineSpec, config: Any) -> str:  # noqa: ANN401 - as above

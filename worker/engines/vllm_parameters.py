@@ -7,15 +7,19 @@ from typing import Any, Final
 
 from .base import TokenRequest
 from .murmur3 import row_state
+from .sampling_state import GREEDY_BELOW
 
 _MOST_BIASED: Final = 1024
 """vLLM takes no more entries of `logit_bias`."""
 
 
-def sampling_arguments(request: TokenRequest, max_new_tokens: int, *, has_keyed_noise: bool) -> dict[str, Any]:
+def sampling_arguments(
+    request: TokenRequest, max_new_tokens: int, *, has_keyed_noise: bool, takes_seeds: bool = True
+) -> dict[str, Any]:
     """Return the arguments for what is left to be made of a request; what it resumes from becomes part of its prompt.
 
-    `has_keyed_noise`: noise depends on seed and position, so a resumed request draws what it would have drawn.
+    `has_keyed_noise`: noise depends on seed and position, so a resumed request draws what it would have drawn. Without
+    `takes_seeds` it is drawn from what all requests share; a greedy request needs no noise, and none of its own.
     """
     sampling, made = request.sampling, len(request.resume_ids)
     left = max_new_tokens - made
@@ -31,7 +35,7 @@ def sampling_arguments(request: TokenRequest, max_new_tokens: int, *, has_keyed_
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "logit_bias": _bias(request) or None,
-        "seed": seed,
+        "seed": seed if takes_seeds and sampling.temperature >= GREEDY_BELOW else None,
         "logprobs": sampling.logprobs,
         "max_tokens": left,
         "min_tokens": min(left, max(0, request.min_new_tokens - made)),

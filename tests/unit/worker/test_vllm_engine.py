@@ -101,6 +101,7 @@ def engine(fake: list[FakeAsyncLLM]) -> Iterator[VllmEngine]:
         describe_capacity=lambda _client: Capacity(slots=SLOTS, context=64, kv_tokens=640),
         vocabulary=1000,
         has_keyed_noise=False,
+        takes_seeds=True,
         revision="abc",
     )
     yield engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from support.engines import describe
 from support.tiny import silent
 from zmqrt.worker.engines import vllm_factory
 from zmqrt.worker.engines.base import CannotLoadError
-from zmqrt.worker.engines.vllm_factory import capacity_of, environment, revision_of, words_of
+from zmqrt.worker.engines.vllm_factory import capacity_of, environment, revision_of, takes_seeds, words_of
 
 KINDS = {
     "tensor_parallel_size": "int",
@@ -75,13 +76,23 @@ def test_a_revision_names_weights_type_and_how_they_are_quantised(tmp_path: Path
     assert revision_of(quantised, configuration()) == "abc-bfloat16-fp8-vllm"
 
 
+def test_on_a_cpu_prompts_in_pieces_have_no_seeds(tmp_path: Path) -> None:
+    """VLLM's older runner asks a generator of the CPU for what it has not, and ends."""
+    here, there = describe(tmp_path), describe(tmp_path, device="cuda:0")
+    pieces, whole = (
+        SimpleNamespace(scheduler_config=SimpleNamespace(enable_chunked_prefill=on)) for on in (True, False)
+    )
+
+    assert [takes_seeds(here, pieces), takes_seeds(here, whole), takes_seeds(there, pieces)] == [False, True, True]
+
+
 def test_a_missing_vllm_is_told_with_the_extra_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As every optional dependency."""
 
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(vllm_factory.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     for name in environment(describe(tmp_path)):
         monkeypatch.setenv(name, "")
     with pytest.raises(CannotLoadError, match=r"pip install 'zmqrt\[vllm\]'"):

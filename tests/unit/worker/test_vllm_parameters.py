@@ -54,6 +54,14 @@ def test_a_generator_that_begins_anew_does_not_draw_its_first_noise_again() -> N
     assert sampling_arguments(resumed, 12, has_keyed_noise=True)["seed"] == 77
 
 
+def test_nobody_has_a_seed_who_needs_none_or_whom_it_would_harm() -> None:
+    """A greedy request, and any where vLLM would die of one."""
+    greedy, sampled = ask(sampling=SamplingParams(temperature=0.0, seed=7)), ask(sampling=SamplingParams(seed=7))
+
+    assert sampling_arguments(greedy, 12, has_keyed_noise=True)["seed"] is None
+    assert sampling_arguments(sampled, 12, has_keyed_noise=False, takes_seeds=False)["seed"] is None
+
+
 def test_tokens_that_were_made_elsewhere_are_penalised() -> None:
     """VLLM takes them for part of the prompt, so what they are worth less is a bias."""
     sampling = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25, logit_bias={7: 1.0})
