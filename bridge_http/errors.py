@@ -35,6 +35,8 @@ _TASK_FIELDS: Final = frozenset(
 )
 _PROMPTS: Final = ("prompt", "messages", "token_ids", "prompt_ids", "input")
 """What engines call that which its caller calls as `_SUBJECT` says."""
+_LONG_QUERY: Final = "your query resulted in"
+"""Of `protocol.errors.too_long`: of what a reranker reads, it is not the documents that are too long."""
 _SUBJECT: Final = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
@@ -259,9 +261,9 @@ def _named(kind: ErrorKind, text: str, path: str) -> tuple[str | None, str]:
     """Name the field that a node or broker complained about, whose words begin with it, as OpenAI calls it."""
     subject = _SUBJECT.get(path)
     if kind is ErrorKind.CONTEXT_EXCEEDED:
-        return subject, text
+        return "query" if path in RERANK and _LONG_QUERY in text else subject, text
     first, _, rest = text.partition(" ")
-    name = first.rstrip(":")
+    name = first.rstrip(":").partition("[")[0]
     if kind is not ErrorKind.BAD_REQUEST or name not in _TASK_FIELDS:
         return _PARAM.get(kind), text
     theirs = subject if name in _PROMPTS and subject else _CALLED.get((path, name), name)

@@ -102,6 +102,9 @@ def test_what_cannot_be_is_refused_by_its_field(wrong: dict[str, Any], param: st
         (ErrorKind.WRONG_TASK, "m serves the task 'generate', not 'rerank'", "model"),
         (ErrorKind.CONTEXT_EXCEEDED, too_long("documents", 9, 8), "documents"),
         (ErrorKind.BAD_REQUEST, "query: it is empty", "query"),
+        (ErrorKind.BAD_REQUEST, "documents[3]: it is empty: 0 tokens", "documents"),
+        (ErrorKind.CONTEXT_EXCEEDED, too_long("query", 9, 8), "query"),
+        (ErrorKind.CONTEXT_EXCEEDED, too_long("documents[3]", 9, 8), "documents"),
     ],
 )
 def test_what_a_node_refuses_names_the_field_too(kind: ErrorKind, text: str, param: str) -> None:
