@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 import msgspec
@@ -37,5 +38,5 @@ def _of_json(line: str) -> str | None:
         value: object = msgspec.json.decode(line)
     except msgspec.DecodeError:
         return None
-    text: object = value.get("text") if isinstance(value, dict) else value
+    text = cast("dict[str, object]", value).get("text") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None

@@ -167,6 +167,17 @@ def test_tokens_are_taken_as_they_are_and_vectors_shortened(model: Path, engine:
     assert "no token 77" in str(outcome(engine, embed([[77]])).error)
 
 
+def test_tokens_of_another_tokenizer_are_refused(model: Path, engine: EncoderEngine) -> None:
+    """Their numbers are tokens here too, and the vectors would be of another text: what is around a text tells."""
+    ids: list[int] = PlainEncoder(model).tokens("a b c")["input_ids"][0].tolist()
+
+    for foreign in (ids[1:], ids[:-1], ids[1:-1], [9, 8]):
+        result = outcome(engine, embed([foreign]))
+        assert result.refused == "bad_request"
+        assert "begin with [2] and end with [3]; those of another one" in str(result.error)
+    assert outcome(engine, embed([ids], truncate_to=3)).body
+
+
 def test_one_row_that_is_no_number_fails_alone(engine: EncoderEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its neighbours in the batch have their vectors."""
     forward = type(engine._loaded).forward  # noqa: SLF001 - nothing that a client may send makes such numbers

@@ -37,6 +37,7 @@ class TextRows:
         self._vocabulary = vocabulary
         self._prompt = prompt
         self._is_lowered = is_lowered
+        self._before, self._behind = self._around()
 
     def of_texts(self, texts: Sequence[str], what: str, *, cut_to: int | None) -> list[Row]:
         """Make a row of each text. Raises InputTooLongError, unless cut, and RequestRefusedError; both name `what`."""
@@ -60,10 +61,26 @@ class TextRows:
         return rows
 
     def of_ids(self, token_ids: list[int], what: str, *, cut_to: int | None) -> Row:
-        """Make a row of tokens as they are: whoever sends them has added what the model needs around a text."""
+        """Make a row of tokens as they are: whoever sends them has added what the model needs around a text.
+
+        That tells them from those of another tokenizer, of which the vectors would be of another text.
+        """
         row = Row(token_ids if cut_to is None else token_ids[: min(cut_to, self._context)])
         self._check([row], what)
+        before, behind = self._before, self._behind
+        if token_ids[: len(before)] != before or token_ids[len(token_ids) - len(behind) :] != behind:
+            text = f"{what}: tokens of this model's own tokenizer begin with {before} and end with {behind}"
+            raise RequestRefusedError(f"{text}; those of another one, as of tiktoken, mean something else: send texts")
         return row
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Return what the tokenizer puts before a text, and what behind it."""
+        encoding = self._tokenizer.encode("a")
+        is_added = encoding.special_tokens_mask
+        if 0 not in is_added:
+            return [], []
+        first, last = is_added.index(0), is_added[::-1].index(0)
+        return encoding.ids[:first], encoding.ids[len(encoding.ids) - last :]
 
     def _most(self, cut_to: int | None) -> int:
         most = self._context if cut_to is None else min(cut_to, self._context)
