@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Generic, get_args
 
-from ..protocol.capabilities import NOTHING
+from ..protocol.capabilities import NOTHING, shared_by
 from ..protocol.histogram import Meter
 from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
@@ -174,7 +174,7 @@ class Service(Generic[R]):
         else:
             del self.supplies[supply]
             self._note_gone(supply, now)
-        self.shared = frozenset.intersection(*(each.can for each in self.supplies)) if self.supplies else NOTHING
+        self.shared = shared_by(each.can for each in self.supplies)
         if not self.healthy:
             self.unhealthy_since = now
 

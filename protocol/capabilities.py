@@ -7,7 +7,8 @@ Engine processes import this, so it imports no messages.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ def needs_in(ext: Ext) -> frozenset[str]:
 def abilities_of(offer: ServiceOffer) -> frozenset[str]:
     """Return what a node can do for an offer of it."""
     return BEFORE if offer.capabilities is None else frozenset(offer.capabilities)
+
+
+def shared_by(abilities: Iterable[frozenset[str]]) -> frozenset[str]:
+    """Return what all of some nodes or engines can do; nothing if there are none."""
+    each = iter(abilities)
+    return reduce(lambda some, others: some & others, each, next(each, NOTHING))
 
 
 @lru_cache(maxsize=256)

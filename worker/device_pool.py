@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
+from ..protocol.capabilities import shared_by
 from ..protocol.errors import clip
 from ..protocol.histogram import Histogram
 from .engines import ipc
@@ -310,7 +311,7 @@ class DevicePool:
 
     def _capabilities(self, service: str) -> list[str]:
         """Say what all engines of a service can do: nobody asks which of them gets a request."""
-        return sorted(frozenset.intersection(*(frozenset(lane.info.capabilities) for _, lane in self.lanes(service))))
+        return sorted(shared_by(frozenset(lane.info.capabilities) for _, lane in self.lanes(service)))
 
     def knows(self, service: str) -> bool:
         """Whether the service is, was, or may be about to be here."""

@@ -220,7 +220,8 @@ def capabilities_of(engine: Engine) -> list[str]:
         names = {str(name) for name in cast("Iterable[object]", said)}
         if len(names) <= MAX_CAPABILITIES and all(map(is_capability, names)):
             return sorted(names)
-    raise CannotLoadError(f"{type(engine).__name__}.capabilities is no list of names: {str(said)[:80]}")
+    words = str(cast("object", said))[:80]
+    raise CannotLoadError(f"{type(engine).__name__}.capabilities is no list of names: {words}")
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def test_a_request_needs_what_its_fields_ask_for(task: Task, needs: str | None) 
 
 @pytest.mark.parametrize(
     ("ext", "needs"),
-    [({}, set()), ({"needs": "a,b"}, {"a", "b"}), ({"needs": ",a,,"}, {"a"}), ({"needs": 7}, set())],
+    [({}, set[str]()), ({"needs": "a,b"}, {"a", "b"}), ({"needs": ",a,,"}, {"a"}), ({"needs": 7}, set[str]())],
 )
 def test_needs_are_read_from_ext(ext: m.Ext, needs: set[str]) -> None:
     """What is no list of names asks for nothing."""
