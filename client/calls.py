@@ -289,7 +289,8 @@ def _ext(
         "request_id": options.request_id,
         "traceparent": options.traceparent,
         "party": options.party,
-        capabilities.EXT_KEY: tasks.needs_of(task),
         prefix.EXT_KEY: prefix.prefix_hint(task),
     }
+    if (needs := tasks.needs_of(task)) is not None:
+        given[capabilities.EXT_KEY] = needs
     return {name: value for name, value in given.items() if value is not None}

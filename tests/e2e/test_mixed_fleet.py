@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,9 +59,10 @@ def test_what_can_be_done_is_shown(fleet: Stack) -> None:
     assert service.capabilities == {"logprobs": 1, "token_ids": 1}
     assert {node.node_id: node.capabilities for node in snapshot.nodes} == {"old": ["logprobs", "token_ids"], "new": []}
 
-    words = [sys.executable, "-m", "zmqrt.client.cli", "models", "--broker", fleet.clients]
-    shown = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
-    assert "toy can do: logprobs (1 of 2), token_ids (1 of 2)" in shown
+    with fleet.client() as client:
+        assert (
+            next(one for one in client.models() if one.service == "toy").can == "logprobs (1 of 2), token_ids (1 of 2)"
+        )
     _, models, _ = answer_of(fleet.processes[-1], "GET", "/v1/models")
     assert {one["id"]: one["capabilities"] for one in models["data"]}["toy"] == ["logprobs", "token_ids"]
 
