@@ -100,6 +100,7 @@ def servers(fleet: tuple[Stack, OpenAIServer, OpenAIServer]) -> tuple[Stack, Ope
     return fleet
 
 
+@pytest.mark.slow
 def test_before_the_first_token_another_node_has_it(servers: tuple[Stack, OpenAIServer, OpenAIServer]) -> None:
     """One of two servers is always busy, and nobody's answer shows it."""
     stack, one, _ = servers
@@ -110,6 +111,7 @@ def test_before_the_first_token_another_node_has_it(servers: tuple[Stack, OpenAI
     assert one.seen().posts > 0
 
 
+@pytest.mark.slow
 def test_after_the_first_token_it_goes_on_by_text_or_says_where_it_stopped(
     servers: tuple[Stack, OpenAIServer, OpenAIServer],
 ) -> None:
@@ -133,6 +135,7 @@ def test_after_the_first_token_it_goes_on_by_text_or_says_where_it_stopped(
         assert whole.text == chat_answer("hi", 9)
 
 
+@pytest.mark.slow
 def test_it_is_a_node_like_any_other(servers: tuple[Stack, OpenAIServer, OpenAIServer]) -> None:
     """Its model by the name that its server has for it, its context, its usage; unknown fields pass through."""
     stack, one, other = servers
@@ -149,6 +152,7 @@ def test_it_is_a_node_like_any_other(servers: tuple[Stack, OpenAIServer, OpenAIS
             client.infer("hi", logprobs=1)
 
 
+@pytest.mark.slow
 def test_what_the_bridge_does_not_know_reaches_the_server(
     servers: tuple[Stack, OpenAIServer, OpenAIServer],
 ) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ pytestmark = [
 STREAMS = 200
 TOKENS = 6
 PROMPTS = [f"The capital of {land} is" for land in ("France", "Italy", "Japan", "Peru", "Kenya")]
+BATCHES = ("--continuous-batching", "--cb-num-blocks", "256", "--cb-block-size", "32", "--cb-max-batch-tokens", "256")
 
 
 class TransformersServer:
@@ -47,7 +49,18 @@ class TransformersServer:
         """Start it, once more if it was killed; it listens when it has loaded."""
         command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", self.model]
         self._process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(self._port), "--device", "cpu", "--dtype", "float32"],
+            [
+                *command,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self._port),
+                "--device",
+                "cpu",
+                "--dtype",
+                "float32",
+                *BATCHES,
+            ],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -91,7 +104,12 @@ def test_two_hundred_streams_of_a_server_that_is_killed_and_comes_back(server: T
     """A third is cancelled; 503 while it is away; then all is what the server says to whoever asks it directly."""
     with Stack() as stack:
         stack.broker("--heartbeat-interval", "0.5", "--node-eviction-timeout", "1.5")
-        options = ("--engine-opt", f"url={server.url},silent_s=0,probe_s=0.5", "--served-model-name", "smol")
+        options = (
+            "--engine-opt",
+            f"url={server.url},silent_s=0,probe_s=0.5,stall_s=300",
+            "--served-model-name",
+            "smol",
+        )
         node = stack.worker(*options, "--slots", "200", "--node-max-capacity", "200", engine="openai", wait=False)
         bridge = stack.bridge()
         stack.wait_for_nodes(1)
@@ -100,7 +118,8 @@ def test_two_hundred_streams_of_a_server_that_is_killed_and_comes_back(server: T
             direct = server.ask("/chat/completions", messages=[{"role": "user", "content": PROMPTS[0]}])
             assert (chat.text, chat.finish_reason) == (direct["message"]["content"], direct["finish_reason"])
 
-            expected = [server.ask("/completions", prompt=prompt)["text"] for prompt in PROMPTS]
+            with ThreadPoolExecutor() as pool:
+                expected = list(pool.map(lambda prompt: server.ask("/completions", prompt=prompt)["text"], PROMPTS))
             handles = [
                 client.submit(
                     PROMPTS[number % 5], raw=True, stream=True, max_tokens=TOKENS, temperature=0.0, timeout_s=600

@@ -45,7 +45,6 @@ node may have it, this one too: so this is also how often a server that is busy 
 _LONGEST_PAUSE_S: Final = 5.0
 """For a server that says itself when to come again."""
 _CONNECT_S: Final = 5.0
-_PROBE_S: Final = 5.0
 _PROBES: Final = 3
 """Who does not answer so many in a row is gone."""
 _BETWEEN_PROBES_S: Final = 0.25
@@ -55,10 +54,11 @@ _MOST_ERROR_BYTES: Final = 64 << 10
 class HealthWatch:
     """Knows whether the server is there, by probes of its own and by what comes of requests."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str, every_s: float, child: ServerChild | None) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: str, options: OpenAIOptions, child: ServerChild | None) -> None:
         self._client = client
         self._url = url
-        self._every_s = every_s
+        self._every_s = options.probe_s
+        self._probe_s = options.stall_s / _PROBES
         self._child = child
         self._doubted = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -102,7 +102,7 @@ class HealthWatch:
         import httpx
 
         try:
-            answer = await self._client.get(self._url, timeout=_PROBE_S)
+            answer = await self._client.get(self._url, timeout=self._probe_s)
         except httpx.HTTPError as error:
             return f"{type(error).__name__} {error}".strip()
         is_well = answer.status_code < 500
@@ -133,7 +133,7 @@ class OpenAIEngine:
             trust_env=not options.is_here,
         )
         self._broken, self._silent = httpx.TransportError, httpx.ReadTimeout
-        self._health = HealthWatch(self._client, health_url, options.probe_s, child)
+        self._health = HealthWatch(self._client, health_url, options, child)
 
     def capacity(self) -> Capacity:
         """Tell what the server says."""

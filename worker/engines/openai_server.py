@@ -38,7 +38,7 @@ _CHILD_S: Final = 0.7
 _PR_SET_PDEATHSIG: Final = 1
 _OPTIONS: Final = (
     *("url", "command", "key_env", "key_file", "slots", "context", "revision", "omit", "resume"),
-    *("probe_s", "silent_s", "threads"),
+    *("probe_s", "stall_s", "silent_s", "threads"),
 )
 _CONTINUATIONS: Final[Mapping[str, Continuation]] = {
     "no": "",
@@ -65,6 +65,7 @@ class OpenAIOptions(msgspec.Struct, frozen=True, kw_only=True):
     omit: frozenset[str] = frozenset()
     resume: str = ""
     probe_s: float = 2.0
+    stall_s: float = 30.0
     silent_s: float = 120.0
 
     @property
@@ -108,6 +109,7 @@ def read_options(spec: EngineSpec) -> OpenAIOptions:
         omit=frozenset(given.get("omit", "").replace("+", " ").split()),  # a comma would end the option
         resume=resume,
         probe_s=max(0.05, spec.number("probe_s", 2.0)),
+        stall_s=max(0.1, spec.number("stall_s", 30.0)),
         silent_s=spec.number("silent_s", 120.0),
     )
 
