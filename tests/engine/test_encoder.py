@@ -14,7 +14,7 @@ from support.engines import describe
 from support.rows import embed, embed_item, outcome, vectors_of
 from support.tiny import silent, tiny_model
 from support.tiny_encoder import CONTEXT, WIDTH, PlainEncoder, add_modules, tiny_encoder
-from zmqrt.worker.engines.base import CannotLoadError, EngineSpec
+from zmqrt.worker.engines.base import CannotLoadError
 from zmqrt.worker.engines.encoder.encoder_engine import EncoderEngine
 from zmqrt.worker.engines.encoder.encoder_factory import factory
 
@@ -22,14 +22,9 @@ pytestmark = pytest.mark.integration
 LABELS = {0: "sad", 1: "glad", 2: "neither"}
 
 
-def spec(folder: Path, *, max_model_len: int = 0, **options: str) -> EngineSpec:
-    """Describe an engine on the CPU."""
-    return describe(folder, engine="encoder", max_model_len=max_model_len, slots=0, options=options)
-
-
 def load(folder: Path, **options: str) -> EncoderEngine:
-    """Load one."""
-    return factory(spec(folder, **options), silent)
+    """Load one on the CPU."""
+    return factory(describe(folder, engine="encoder", max_model_len=0, slots=0, options=options), silent)
 
 
 def texts_of(count: int, seed: int = 7) -> list[str]:
@@ -120,7 +115,7 @@ def test_ranks_equal_transformers(tmp_path: Path) -> None:
 
 def test_classes_equal_transformers(tmp_path: Path) -> None:
     """Probabilities of all labels, by their names, and of several that may hold at once."""
-    labels = {"id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
+    labels: dict[str, Any] = {"id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
     folder = tiny_encoder(tmp_path / "classifier", "BertForSequenceClassification", **labels)
     plain, texts = PlainEncoder(folder, "AutoModelForSequenceClassification"), texts_of(9)
     logits = np.array([plain.logits(text).numpy() for text in texts])
