@@ -14,7 +14,6 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...protocol.errors import ErrorKind, RequestError, request_error
-from ...protocol.limits import MAX_TTL_MS
 from ...protocol.settings import options
 from ...protocol.tasks import Embed
 from ..config import ClientSettings
@@ -26,21 +25,19 @@ from .text import count_of, screen, took
 from .text_lines import read_texts
 from .vector_files import SUFFIXES, Write, to_row, vector_file
 
-IN_FLIGHT: Final = 64
-"""Requests that are not answered yet: enough for several nodes, and a fraction of what a broker lets wait."""
-_MARGIN_S: Final = 1.0
-"""So long a request's own error may be late: it says more than that nothing came."""
+IN_FLIGHT: Final = 16
+"""Requests that are not answered yet. An engine may work at all of them at once and end none before the others, and
+inside one nothing tells of progress: so all that is under way has to be done within the time of one request."""
 _AT_FAULT: Final = (ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_EXCEEDED, ErrorKind.MODEL_RAISED, ErrorKind.TOO_LARGE)
 """What one text can cause: its neighbours in a request are asked again without it, and it is named by its line."""
 
 
 class _Asked(NamedTuple):
-    """What is asked of each text. `wait_s`: longest time until the next part is there."""
+    """What is asked of each text."""
 
     model: str | None
     dimensions: int | None
     truncate: bool
-    wait_s: float
 
 
 @click.command(
@@ -71,7 +68,7 @@ def command(
     if path is not None and path.suffix not in SUFFIXES:
         raise click.UsageError(f"--output {path}: {' or '.join(SUFFIXES)} is meant; its suffix says what is written")
     texts = read_texts(file)
-    ask = _Asked(model, dimensions, truncate, settings.timeout_s)
+    ask = _Asked(model, dimensions, truncate)
     began_at = time.monotonic()
     with naming_the_flag(), Client.from_settings(settings, name="zmqrt embed") as client:
         vectors = _embed_all(client, texts, ask, batch=batch)
@@ -126,36 +123,28 @@ def _embed_all(client: Client, texts: Sequence[str], ask: _Asked, *, batch: int)
     under_way: deque[_Part] = deque()
     for at in range(0, len(texts), batch):
         some = texts[at : at + batch]
-        under_way.append(_Part(at + 1, some, _submit(client, some, ask, before=len(under_way))))
+        under_way.append(_Part(at + 1, some, _submit(client, some, ask)))
         if len(under_way) >= IN_FLIGHT:
             yield from _vectors(client, under_way.popleft(), ask)
     while under_way:
         yield from _vectors(client, under_way.popleft(), ask)
 
 
-def _submit(client: Client, texts: Sequence[str], ask: _Asked, *, before: int) -> Handle[Embeddings]:
-    """Start a part. Inside a batch nothing tells of progress, so it gets the time of those before it as well."""
+def _submit(client: Client, texts: Sequence[str], ask: _Asked) -> Handle[Embeddings]:
     task = Embed(input=list(texts), dimensions=ask.dimensions, truncate=ask.truncate)
-    timeout_s = min(ask.wait_s * (before + 1), MAX_TTL_MS / 1000)
-    return client.submit_task(task, model=ask.model, timeout_s=timeout_s)
+    return client.submit_task(task, model=ask.model)
 
 
 def _vectors(client: Client, part: _Part, ask: _Asked) -> list[array[float]]:
     """Wait for a part. If it fails for what stands in it, ask for each line alone, to name the one that is at fault."""
     try:
-        return part.handle.result(ask.wait_s + _MARGIN_S).vectors
-    except TimeoutError:
-        text = f"line {part.first}: no answer for {ask.wait_s:g} s"
-        raise request_error(ErrorKind.DEADLINE, text, request_id=part.handle.request_id) from None
+        return part.handle.result().vectors
     except RequestError as error:
         if len(part.texts) == 1:
             raise _at_line(part.first, error) from None
         if error.kind not in _AT_FAULT:
             raise
-    alone = [
-        _Part(at, [text], _submit(client, [text], ask, before=at - part.first))
-        for at, text in enumerate(part.texts, part.first)
-    ]
+    alone = [_Part(at, [text], _submit(client, [text], ask)) for at, text in enumerate(part.texts, part.first)]
     return [vector for one in alone for vector in _vectors(client, one, ask)]
 
 

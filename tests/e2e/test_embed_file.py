@@ -38,16 +38,3 @@ def test_the_order_is_kept_though_a_node_is_killed_half_way(tmp_path: Path) -> N
     assert counters["redispatches"] > 0
     found = np.load(out)
     assert [array("f", row) for row in found] == [array("f", unit_vector(text.encode(), 8)) for text in TEXTS]
-
-
-@pytest.mark.slow
-def test_a_slow_node_is_waited_for_as_long_as_it_gets_on(tmp_path: Path) -> None:
-    """What waits inside an engine shows no progress: a part is given the time of those before it as well."""
-    texts = TEXTS[:20]
-    (tmp_path / "texts").write_text("\n".join(texts), encoding="utf-8")
-    with running(worker=("--engine-opt", "step_ms=700", "--batch-max-size", "1")) as stack:
-        words = ("--batch", "1", "--timeout", "3", "--broker", stack.clients)
-        with Running("embed", str(tmp_path / "texts"), "-o", str(tmp_path / "out.npy"), *words) as command:
-            assert command.wait() == 0, command.lines
-
-    assert len(np.load(tmp_path / "out.npy")) == len(texts)
