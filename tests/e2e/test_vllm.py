@@ -174,5 +174,9 @@ def test_nothing_of_vllm_outlives_an_engine_process(fleet: Stack) -> None:
 
 def test_nothing_of_vllm_outlives_its_node(fleet: Stack) -> None:
     """`kill -9` of the agent: the engine process ends with it, and what vLLM has started with that."""
-    agent, *below = fleet.node("node-0").family()
-    kill(agent, below)
+    node = fleet.node("node-0")
+    _, *below = node.family()
+    node.kill()  # and takes note of its end, which is ours to do
+
+    _, left = psutil.wait_procs(below, timeout=30)
+    assert left == []
