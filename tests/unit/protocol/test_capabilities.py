@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from zmqrt.protocol import codec
@@ -35,11 +36,9 @@ def test_needs_are_read_from_ext(ext: m.Ext, needs: set[str]) -> None:
 
 
 def test_an_offer_from_before_can_do_what_nodes_did_before() -> None:
-    """It is six fields long."""
-    old = codec.FROM_WORKER.unpack(
-        codec.pack([m.Ready(b"u" * 16, "n", 1, [m.ServiceOffer("s", 1, "generate")], [])])[0]
-    )
-    (ready,) = old.messages
+    """It is six fields long, or fewer."""
+    batch = [[33, b"u" * 16, "n", 1, [["s", 1, "generate", "", "r1", 64]], []]]
+    (ready,) = codec.FROM_WORKER.unpack([b"ZR\x01\x00" + msgspec.msgpack.encode(batch)]).messages
     assert isinstance(ready, m.Ready)
 
     assert abilities_of(ready.services[0]) == {"logprobs", "token_ids"}
