@@ -32,7 +32,8 @@ HAS_TORCHAO = importlib.util.find_spec("torchao") is not None
 
 def needs_torchao(test: T) -> T:
     """Mark a test that needs it: to import it takes longer than all the rest of this file."""
-    return pytest.mark.slow(pytest.mark.skipif(not HAS_TORCHAO, reason="torchao is not installed")(test))
+    marked: T = pytest.mark.slow(pytest.mark.skipif(not HAS_TORCHAO, reason="torchao is not installed")(test))
+    return marked
 
 
 KINDS = ["int8", "int4", "fp8"]

@@ -216,11 +216,11 @@ def capabilities_of(engine: Engine) -> list[str]:
         if isinstance(engine, TokenEngine):
             return sorted(BEFORE)
         return [TOKEN_IDS] if engine.capacity().vocabulary else []
+    words = str(said)[:80]
     if isinstance(said, list | tuple | set | frozenset):
         names = {str(name) for name in cast("Iterable[object]", said)}
         if len(names) <= MAX_CAPABILITIES and all(map(is_capability, names)):
             return sorted(names)
-    words = str(cast("object", said))[:80]
     raise CannotLoadError(f"{type(engine).__name__}.capabilities is no list of names: {words}")
 
 
