@@ -32,8 +32,8 @@ def watch_parent(grace_s: float = 0.0) -> None:
     A line on standard input is SIGTERM too, for parents that cannot send it (Windows). Call it from a process that
     `children.start` started.
     """
-    # A stopped process has to go on before it can follow SIGTERM.
-    _ask_for(signal.SIGCONT if grace_s else signal.SIGKILL)
+    if sys.platform == "linux":  # a stopped process has to go on before it can follow SIGTERM
+        _ask_for(signal.SIGCONT if grace_s else signal.SIGKILL)
     pipe = os.dup(0)  # not inherited by what this process itself starts
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -43,14 +43,14 @@ def watch_parent(grace_s: float = 0.0) -> None:
 
 def end_with_parent() -> None:
     """Have the kernel end this process when its parent is gone, for those that no pipe leads to. Linux alone."""
-    _ask_for(signal.SIGKILL)
+    if sys.platform == "linux":
+        _ask_for(signal.SIGKILL)
 
 
 def _ask_for(number: signal.Signals) -> None:
     """Have a signal sent when the *thread* ends that started us; all our parents start children from their main one."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another libc
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _watch(pipe: int, grace_s: float) -> None:
