@@ -6,7 +6,7 @@ Only nodes that stand before such a server can do that (`protocol/capabilities.p
 
 from __future__ import annotations
 
-from typing import Any, Final, get_args
+from typing import Any, Final, cast, get_args
 
 from ...protocol.tasks import ChatRole
 from ..errors import InvalidRequestError
@@ -35,14 +35,14 @@ def divide(
         if name not in ours and not (name in extras and extras[name].is_neutral(value, given))
     }
     rest = {name: value for name, value in given.items() if name not in extra}
-    messages = given.get("messages")
-    if schema is ChatRequest and isinstance(messages, list) and not _are_plain(messages):
+    messages = _list_of(given.get("messages"))
+    if schema is ChatRequest and messages is not None and not _are_plain(messages):
         extra["messages"] = messages
         rest["messages"] = [_plain(turn) for turn in messages]
     return rest, extra
 
 
-def _are_plain(messages: list[Any]) -> bool:
+def _are_plain(messages: list[object]) -> bool:
     try:
         parse(encode({"model": "any", "messages": messages}), ChatRequest)
     except InvalidRequestError:
@@ -50,12 +50,22 @@ def _are_plain(messages: list[Any]) -> bool:
     return True
 
 
-def _plain(turn: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    if not isinstance(turn, dict):
-        return turn
+def _plain(given: object) -> object:
+    turn = _map_of(given)
+    if turn is None:
+        return given
     content = turn.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(part for part in parts if isinstance(part, str))
+    parts = _list_of(content)
+    if parts is not None:
+        texts = [part.get("text") for part in map(_map_of, parts) if part is not None]
+        content = "".join(text for text in texts if isinstance(text, str))
     role = turn.get("role")
     return {"role": role if role in _ROLES else "user", "content": content if isinstance(content, str) else ""}
+
+
+def _map_of(value: object) -> dict[str, object] | None:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else None
+
+
+def _list_of(value: object) -> list[object] | None:
+    return cast("list[object]", value) if isinstance(value, list) else None

@@ -119,7 +119,8 @@ def test_two_hundred_streams_of_a_server_that_is_killed_and_comes_back(server: T
             assert (chat.text, chat.finish_reason) == (direct["message"]["content"], direct["finish_reason"])
 
             with ThreadPoolExecutor() as pool:
-                expected = list(pool.map(lambda prompt: server.ask("/completions", prompt=prompt)["text"], PROMPTS))
+                asked = [pool.submit(server.ask, "/completions", prompt=prompt) for prompt in PROMPTS]
+                expected = [answer.result()["text"] for answer in asked]
             handles = [
                 client.submit(
                     PROMPTS[number % 5], raw=True, stream=True, max_tokens=TOKENS, temperature=0.0, timeout_s=600

@@ -412,7 +412,7 @@ def test_a_broken_engine_ends_its_process() -> None:
     async def play(fleet: EngineFleet) -> None:
         await fleet.ready()
         fleet.send(request(1), request(2))
-        assert (await fleet.exit())[1] == "EngineFatalError: the device is gone"
+        assert (await fleet.exit())[1] == "the device is gone"
         assert fleet.is_over(2)
 
     drive(spec("support.toy_engines:doomed"), play)

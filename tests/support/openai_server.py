@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 MODEL: Final = "toy/words-1"
 COMMAND: Final = (sys.executable, "-P", "-m", "support.openai_server")
@@ -116,7 +116,7 @@ class _Server:
         self, method: str, path: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Answer one request."""
-        known = {
+        known: dict[str, tuple[int, dict[str, Any]]] = {
             "GET /health": (503 if self.faults.unwell else 200, {}),
             "GET /v1/models": (200, {"data": [self.model(name) for name in self.given.models.split(",")]}),
             "GET /seen": (200, asdict(self.seen)),
@@ -148,9 +148,10 @@ class _Server:
         if not isinstance(body, dict):
             self.plain(writer, 422, {"detail": "an object is meant"})
             return
+        fields = cast("dict[str, Any]", body)
         self.seen.posts += 1
-        self.seen.bodies = [*self.seen.bodies[-9:], body]
-        unknown = sorted(body.keys() - STRICT)
+        self.seen.bodies = [*self.seen.bodies[-9:], fields]
+        unknown = sorted(fields.keys() - STRICT)
         if unknown:
             self.plain(writer, 400, {"error": {"message": f"unexpected fields: {unknown}", "code": None}})
         elif self.faults.status:
@@ -159,7 +160,7 @@ class _Server:
             self.faults.busy -= 1
             self.plain(writer, 503, {"error": "all places are taken"})
         else:
-            await self.stream(body, reader, writer)
+            await self.stream(fields, reader, writer)
 
     async def stream(self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Send words as they are made; the reader may hang up."""

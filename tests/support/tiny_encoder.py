@@ -15,12 +15,10 @@ _ALPHABET: Final = string.ascii_lowercase + string.digits
 
 def tiny_encoder(folder: Path, model_class: str = "BertModel", *, seed: int = 1, **config: Any) -> Path:
     """Write a model of one of transformers' classes with its tokenizer; `config` are fields of its configuration."""
-    import torch
-
     from zmqrt.worker.engines.generate.hf_loader import untyped
 
     transformers = untyped("transformers")
-    torch.manual_seed(seed)
+    untyped("torch").manual_seed(seed)
     kind = getattr(transformers, model_class)
     settings = {
         "vocab_size": len(_SPECIAL) + 2 * len(_ALPHABET),
@@ -56,7 +54,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(list(_SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONTEXT, **names}
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONTEXT, **names}
     about["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import re
 import time
@@ -239,11 +240,8 @@ async def _refusal(answer: httpx.Response) -> Exception:
 
 def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
     """Wait for the server and make an engine for each of its models that is wanted."""
-    try:
-        import httpx  # noqa: F401 - only to say so early
-    except ImportError:
-        words = "--engine openai needs httpx: pip install 'zmqrt[openai]'"
-        raise CannotLoadError(words) from None
+    if importlib.util.find_spec("httpx") is None:
+        raise CannotLoadError("--engine openai needs httpx: pip install 'zmqrt[openai]'")
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every probe
     options = read_options(spec)

@@ -296,7 +296,8 @@ def served_models(listed: Asked, wanted: str, options: OpenAIOptions, asker: Ask
 
 
 def _entries(listed: Asked) -> dict[str, dict[str, Any]]:
-    data: object = listed.body.get("data") if isinstance(listed.body, dict) else None
+    body: object = listed.body
+    data = cast("dict[str, object]", body).get("data") if isinstance(body, dict) else None
     rows = [cast("dict[str, Any]", row) for row in cast("list[object]", data or []) if isinstance(row, dict)]
     return {row["id"]: row for row in rows if isinstance(row.get("id"), str) and row["id"]}
 

@@ -99,7 +99,7 @@ def test_what_cannot_be_gone_on_with_is_told_so(dialect: Dialect, task: dict[str
 def test_an_answer_is_read_however_it_is_cut(texts: list[str], data: st.DataObject) -> None:
     """Cut anywhere, with characters inside that other readers take for the end of a line."""
     texts = [text + "\u2028\x85" for text in texts]
-    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    usage: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
     whole = b": hello\r\n\r\n" + events(*map(said, texts), said("", "length"), usage)
     reader, got, at = AnswerReader(), list[str](), 0
     while at < len(whole):

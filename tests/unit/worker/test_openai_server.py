@@ -26,7 +26,7 @@ class Told:
         name = url.rpartition("/")[2]
         return Asked(status=200, body=self.answers[name]) if name in self.answers else Asked(status=404)
 
-    def is_there(self, _url: str) -> bool:
+    def is_there(self, url: str) -> bool:
         """Say whether there are completions."""
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -50,10 +50,10 @@ class EncoderEngine:
             if self._loaded.device == "cpu":
                 raise
             raise EngineFatalError(describe(error)) from error
-        is_good = numbers.isfinite().all(1).tolist()
+        finite = cast("Any", numbers.isfinite().all(1))
         return [
             row.numpy().tobytes() if good else ValueError("the model computed numbers for it that are not finite")
-            for row, good in zip(numbers, is_good, strict=True)
+            for row, good in zip(numbers, finite.tolist(), strict=True)
         ]
 
     def unite(self, item: Item, rows: list[Row], numbers: list[bytes]) -> dict[str, Any]:

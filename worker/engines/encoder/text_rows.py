@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ....protocol.errors import too_long
 from ...tokenizer import read_tokenizer
@@ -101,9 +101,8 @@ class TextRows:
         if not texts:
             return []
         if is_cut:
-            self._tokenizer.enable_truncation(
-                most, strategy="only_second" if isinstance(texts[0], tuple) else "only_first"
-            )
+            tokenizer = cast("Any", self._tokenizer)  # its types do not say what keywords are
+            tokenizer.enable_truncation(most, strategy="only_second" if isinstance(texts[0], tuple) else "only_first")
         else:
             self._tokenizer.no_truncation()
         return self._tokenizer.encode_batch_fast(list(texts))

@@ -6,6 +6,7 @@ norms keep that type. So the whole model is never in memory in 16 or 32 bits, an
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
@@ -33,10 +34,11 @@ _LEFT_SHARE: Final = 0.1
 
 def method_of(config: Any) -> str:  # noqa: ANN401 - transformers' configurations are untyped
     """Return how the weights of a model are stored in fewer bits, by transformers' name for it; "" if they are not."""
-    found = getattr(config, "quantization_config", None)
+    found: Any = getattr(config, "quantization_config", None)
     if not found:
         return ""
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    fields = cast("dict[str, Any]", found) if isinstance(found, dict) else None
+    method: Any = getattr(cast("object", found), "quant_method", None) if fields is None else fields.get("quant_method")
     return str(getattr(method, "value", method) or "unnamed")
 
 
@@ -74,20 +76,18 @@ def is_quantised_already(directory: Path) -> bool:
 
 
 def _kind(spec: EngineSpec, directory: Path, dtype: str) -> Any:  # noqa: ANN401 - torchao's types are of no use here
-    from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
+    kinds: Any = importlib.import_module("torchao.quantization")
     if spec.quantize == "int8":
-        return Int8WeightOnlyConfig()
+        return kinds.Int8WeightOnlyConfig()
     if spec.quantize == "fp8":
-        return Float8WeightOnlyConfig()
+        return kinds.Float8WeightOnlyConfig()
     if dtype != "bfloat16":
         raise CannotLoadError(f"--quantize int4 computes in bfloat16: leave --dtype {dtype} out")
     group_size = _group_size(directory)
     if spec.device.startswith("cuda"):  # the layouts that torch itself multiplies with, without further packages
-        return Int4WeightOnlyConfig(group_size=group_size, int4_packing_format="tile_packed_to_4d")
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-
-    return PrototypeInt4WeightOnlyConfig(group_size=group_size)
+        return kinds.Int4WeightOnlyConfig(group_size=group_size, int4_packing_format="tile_packed_to_4d")
+    prototypes: Any = importlib.import_module("torchao.prototype.quantization.int4")
+    return prototypes.PrototypeInt4WeightOnlyConfig(group_size=group_size)
 
 
 def _group_size(directory: Path) -> int:
