@@ -83,7 +83,7 @@ def reindex(state: BrokerState) -> None:
                 queue = service.queue
                 if queue.parked:
                     queue.awaken(offer.supply)
-                if queue.count:
+                if queue.due:
                     state.dirty[service] = None
     state.touched.clear()
 
