@@ -21,7 +21,7 @@ from ..protocol.capabilities import EXT_KEY as NEEDS_KEY
 from ..protocol.capabilities import NOTHING, needs_in
 from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_ENVELOPE_BYTES, MAX_EXT_KEYS, MAX_INT
-from .availability import expect, wait_until, why_absent, why_unable
+from .availability import expect, in_words, wait_until, why_absent, why_unable
 from .bounds import OVERHEAD_BYTES
 from .delivery import subscribe
 from .duplicates import FROM_THE_BEGINNING, Start, refuse, resolve
@@ -243,7 +243,7 @@ def _why_queued(service: Service[Request], request: Request) -> str:
             return "others had waited longer"
         if request.revision is not None:
             return "it goes on only where the same weights run"
-        return f"the free nodes cannot do what it needs: {', '.join(sorted(request.needs))}"
+        return f"the free nodes cannot do what it needs: {in_words(request.needs)}"
     return f"all {service.healthy} nodes were busy" if service.healthy > 1 else "the only node was busy"
 
 

@@ -11,13 +11,14 @@ for a while, because its numbers are asked for; it makes room when room is neede
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from ..protocol.errors import ErrorKind
 from ..protocol.limits import MAX_AWAITED_SERVICES, MAX_FLEET_SERVICES
 from ..protocol.messages import Heartbeat
 from ..protocol.sanitize import printable
 from .bounds import FORGET_SERVICE_S
-from .nodes import Demand, Node, NodeState
+from .nodes import Demand, Node, NodeState, Offer
 from .requests import Request
 from .services import Service
 from .state import BrokerState
@@ -105,8 +106,7 @@ def why_absent(state: BrokerState, name: str, now: float) -> tuple[ErrorKind, st
             )
         return ErrorKind.NO_WORKER, f"model {name!r} has no healthy worker; see 'zmqrt status'", 1.0
     if is_anything_known(state):
-        listed = ", ".join(sorted(other.name for other in choices(state, now))) or "none at the moment"
-        listed = listed if len(listed) <= _LISTED_CHARS else listed[:_LISTED_CHARS] + " …"
+        listed = in_words(other.name for other in choices(state, now)) or "none at the moment"
         return ErrorKind.NOT_FOUND, f"no model {name!r} here; known: {listed}", 0.0
     return ErrorKind.NO_WORKER, "no worker has registered with this broker; start one with 'zmqrt-worker'", 1.0
 
@@ -121,17 +121,20 @@ def why_unable(
     if service.had(Demand(None, needs), now - state.timing.eviction_s):
         return None
     able = frozenset[str]().union(*(supply.can for supply in service.supplies))
-    missing = ", ".join(sorted(needs - able or needs))
-    missing = printable(missing if len(missing) <= _LISTED_CHARS else missing[:_LISTED_CHARS] + " …")
-    coming = [node for node, offer in service.offers.items() if needs <= offer.supply.can and _comes(node)]
+    missing = in_words(needs - able or needs)
+    coming = [node for node, offer in service.offers.items() if _comes(node) and _may_be_able(node, offer, needs)]
     if coming:
         node = max(coming, key=lambda node: node.beat.percent if node.beat else 0)
-        text = f"{missing}: the node of {service.name!r} that can do this is not ready: {node.phase}"
+        text = f"{missing}: the node of {service.name!r} that could do this is not ready: {node.phase}"
         return ErrorKind.STARTING, text, _time_left_s(node.beat)
-    text = (
-        f"{missing}: no node of {service.name!r} can do this; they can do: {', '.join(sorted(able)) or 'nothing more'}"
-    )
+    text = f"{missing}: no node of {service.name!r} can do this; they can do: {in_words(able) or 'nothing more'}"
     return ErrorKind.BAD_REQUEST, text, 0.0
+
+
+def in_words(names: Iterable[str]) -> str:
+    """List names that peers have said, for a sentence."""
+    listed = ", ".join(sorted(names))
+    return printable(listed if len(listed) <= _LISTED_CHARS else listed[:_LISTED_CHARS] + " …")
 
 
 def choices(state: BrokerState, now: float) -> set[Service[Request]]:
@@ -169,6 +172,11 @@ def is_anything_known(state: BrokerState) -> bool:
 
 def _comes(node: Node) -> bool:
     return node.phase not in _NOT_COMING and node.state not in _GONE
+
+
+def _may_be_able(node: Node, offer: Offer, needs: frozenset[str]) -> bool:
+    """Whether a node that comes may do what is needed: before its engines are up for the first time it cannot know."""
+    return needs <= offer.supply.can or (offer.spec.capabilities is None and not node.was_ready)
 
 
 def _time_left_s(beat: Heartbeat | None) -> float:

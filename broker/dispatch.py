@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..protocol.capabilities import NOTHING
 from ..protocol.errors import ErrorKind
-from .availability import why_absent, why_unable
+from .availability import in_words, why_absent, why_unable
 from .completion import fail
 from .counters import LossReason
 from .delivery import send_progress
 from .history import attempt_of
 from .leases import fence, grant, reindex, release
-from .nodes import Node
+from .nodes import Demand, Node
 from .requests import LEASED, LOOKS, QUEUED, Request
 from .services import Service
 from .state import BrokerState
@@ -253,6 +254,8 @@ def _why_hopeless(state: BrokerState, request: Request, now: float) -> tuple[Err
         return None
     if request.revision is not None:
         text = f"no node has the weights (revision {request.revision}) that began this stream"
+        if service.has(Demand(request.revision, NOTHING)):
+            text = f"no node with the weights that began this stream can do what it needs: {in_words(request.needs)}"
         return ErrorKind.NOT_RESUMABLE, text, 0.0
     refusal = why_unable(state, service, request.needs, now)
     is_promised = refusal is not None and refusal[0] is ErrorKind.STARTING and request.last_node is not None

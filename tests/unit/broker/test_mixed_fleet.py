@@ -141,7 +141,7 @@ def test_while_a_node_that_can_loads_it_is_worth_asking_again() -> None:
 
     (error,) = client.hear_only(m.Error)
     assert (error.code, error.reason, error.retryable, error.retry_after_ms) == (503, "starting", True, 6000)
-    assert error.text == "logprobs: the node of 'toy' that can do this is not ready: loading"
+    assert error.text == "logprobs: the node of 'toy' that could do this is not ready: loading"
 
 
 def test_a_node_that_was_lost_a_moment_ago_is_waited_for() -> None:
@@ -174,6 +174,60 @@ def test_what_waits_for_a_node_that_does_not_come_back_is_told() -> None:
 
     assert [code for code, _ in refused(client)] == [400, 400]
     assert plain.work() == []
+
+
+def test_what_was_lost_with_its_node_waits_for_one_that_loads_and_does_not_know_yet_what_it_can() -> None:
+    """Before its engines are up a node offers no capabilities; what was accepted outlives a load of minutes."""
+    stage = Stage()
+    client, plain = stage.client(), stage.worker(services=[PLAIN])
+    able = stage.worker(services=[offer(can=["extra"])])
+    client.request(1, ext={"needs": "extra"}, ttl_s=300.0)
+    assert len(able.work()) == 1
+    stage.gone(able)
+    again = Worker(stage, "again", "", 4)
+    again.register(services=[offer(max_inflight=0)])
+    again.beat(phase="loading")
+    for _ in range(60):
+        again.beat(phase="loading")
+        stage.stay_alive(1, client, plain)
+    assert refused(client) == []
+
+    again.beat(phase="ready", services=[offer(can=["extra"])], limit=4)
+
+    assert [job.rid for job in again.work()] == [rid_of(1)]
+
+
+def test_a_stream_whose_weights_are_there_and_not_what_it_needs_says_so() -> None:
+    """Whoever reads the error would look for the weights, and find them."""
+    stage = Stage()
+    client, skilled = stage.client(), stage.worker(services=[SKILLED])
+    client.request(1, flags=STREAM, ext=LOGPROBS, ttl_s=60.0)
+    skilled.partial(skilled.work()[0].lease, 0, 2)
+    plain = stage.worker(services=[PLAIN])
+    stage.gone(skilled)
+
+    stage.stay_alive(30, client, plain)
+
+    ((code, words),) = refused(client)
+    assert code == 502
+    assert words == "no node with the weights that began this stream can do what it needs: logprobs"
+
+
+def test_after_the_last_of_those_who_waited_for_a_node_nobody_seems_to_wait() -> None:
+    """Whether it was served or has left: else the next request would stand in line behind nobody."""
+    stage = Stage()
+    client = stage.client()
+    plain, skilled = stage.worker(services=[PLAIN], capacity=1), stage.worker(services=[SKILLED], capacity=1)
+    client.send(ask(1, ext=LOGPROBS), ask(2, ext=LOGPROBS), ask(3))
+    (other,) = plain.work()
+    for _ in range(2):
+        skilled.final(skilled.work()[0].lease)
+    plain.final(other.lease)
+    client.send(ask(4, ext=LOGPROBS), ask(5, ext=LOGPROBS))
+    client.send(m.Cancel(rid_of(5)))
+    skilled.final(skilled.work()[0].lease)
+
+    assert stage.broker.state.services["toy"].queue.due == 0
 
 
 def test_a_stream_that_needs_something_goes_on_where_that_can_be_done() -> None:
