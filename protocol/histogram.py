@@ -79,7 +79,8 @@ class Meter:
     __slots__ = ("_histogram", "_pending")
 
     def __init__(self) -> None:
-        self._histogram = Histogram()
+        self._histogram: Histogram | None = None
+        """None until something was counted: a service that has never answered anything stays small."""
         self._pending: list[float] = []
 
     def add(self, seconds: float) -> None:
@@ -91,18 +92,20 @@ class Meter:
 
     def read(self) -> Histogram:
         """Return what has been counted; it does not change any more."""
-        self._fold()
-        return self._histogram.copy()
+        if self._pending:
+            self._fold()
+        return Histogram() if self._histogram is None else self._histogram.copy()
 
     def _fold(self) -> None:
-        pending, counts, below = self._pending, self._histogram.counts, 0
+        histogram = self._histogram = self._histogram or Histogram()
+        pending, counts, below = self._pending, histogram.counts, 0
         pending.sort()
         for index, bound in enumerate(BOUNDS_S):
             here = bisect_right(pending, bound, below)
             counts[index] += here - below
             below = here
         counts[-1] += len(pending) - below
-        self._histogram.total_s += sum(pending)
+        histogram.total_s += sum(pending)
         pending.clear()
 
 
