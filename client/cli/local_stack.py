@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ...protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
+from ...protocol.messages import TaskName
 from ...protocol.sanitize import printable
 from ...protocol.settings import SETTINGS_LOGGER
 from ...protocol.snapshot import Snapshot
@@ -134,9 +135,15 @@ class LocalStack:
             self._follow_broker()
         if self.http is not None and self._bridge is not None:
             self._bridge.arguments = self.plan.bridge(_port(self.http), self._broker.endpoints["clients"])
-        tried = hints(self.clients, self.http, self.plan.keys) if self.clients is not None and self.is_served else []
-        self._display.show(self._supervisor.children, self.snapshot, tried)
+        self._display.show(self._supervisor.children, self.snapshot, self._hints())
         time.sleep(_STEP_S)
+
+    def _hints(self) -> list[str]:
+        snapshot = self.snapshot
+        if self.clients is None or snapshot is None or not self.is_served:
+            return []
+        models: dict[TaskName, str] = {service.task: service.service for service in snapshot.services if service.nodes}
+        return hints(self.clients, self.http, self.plan.keys, models)
 
     def check(self) -> None:
         """Check that the stack can still come up.

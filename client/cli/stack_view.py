@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ...protocol.messages import TaskName
 from ...protocol.sanitize import readable
 from ...protocol.snapshot import Snapshot
 from ..config import DEFAULT_BROKER
@@ -126,22 +127,48 @@ def states(children: Iterable[Child], snapshot: Snapshot | None) -> Iterator[tup
             yield f"{node.node_id} {device.id}", doing
 
 
-def hints(clients: str, http: str | None, keys: Path | None = None) -> list[str]:
-    """Return the lines that a person may paste into another terminal."""
+class _Try(NamedTuple):
+    """A first request for a task: behind `zmqrt`, of a `Client`, over HTTP."""
+
+    words: str
+    call: str
+    path: str
+    body: dict[str, object]
+    piped: str = ""
+
+
+_TRIES: Final[dict[TaskName, _Try]] = {
+    "generate": _Try(f'infer{{}} "{_QUESTION}"', f"infer('{_QUESTION}').text", "/infer", {"prompt": _QUESTION}),
+    "embed": _Try("embed{} -", "embed('red')[0]", "/v1/embeddings", {"input": "red"}, piped="echo red | "),
+    "rerank": _Try(
+        'rerank{} "red" "a green car" "a red car"',
+        "rerank('red', ['a green car', 'a red car'])",
+        "/v1/rerank",
+        {"query": "red", "documents": ["a green car", "a red car"]},
+    ),
+    "classify": _Try('classify{} "I like it"', "classify('I like it')", "/v1/classify", {"input": "I like it"}),
+}
+
+
+def hints(clients: str, http: str | None, keys: Path | None, models: Mapping[TaskName, str]) -> list[str]:
+    """Return the lines that a person may paste into another terminal: a command for each task that is served.
+
+    The other ways to ask are shown for the first of them.
+    """
     is_usual = clients == DEFAULT_BROKER
     broker = ("" if is_usual else f" --broker {clients}") + (f" --keys {keys}" if keys else "")
     given = ", ".join([*([] if is_usual else [f"'{clients}'"]), *([f"keys='{keys}'"] if keys else [])])
-    lines = [
-        "Try, in another terminal:",
-        f'  zmqrt infer{broker} "{_QUESTION}"',
-        f"  zmqrt chat{broker}",
-        f"  python -c \"from zmqrt.client import Client; print(Client({given}).infer('{_QUESTION}').text)\"",
-    ]
+    tries = [(models[task], one) for task, one in _TRIES.items() if task in models]
+    lines = ["Try, in another terminal:", *(f"  {one.piped}zmqrt {one.words.format(broker)}" for _, one in tries)]
+    if "generate" in models:
+        lines.insert(2, f"  zmqrt chat{broker}")
+    for model, one in tries[:1]:
+        lines.append(f'  python -c "from zmqrt.client import Client; print(Client({given}).{one.call})"')
+        if http is not None:
+            body = json.dumps(one.body if one.path == "/infer" else {"model": model, **one.body})
+            lines.append(f"  curl {http}{one.path} -d '{body}'")
+            lines.append(f"  Invoke-RestMethod -Method Post {http}{one.path} -ContentType '{_JSON}' -Body '{body}'")
     if http is not None:
-        body = json.dumps({"prompt": _QUESTION})
-        lines += [
-            f"  curl {http}/infer -d '{body}'",
-            f"  Invoke-RestMethod -Method Post {http}/infer -ContentType '{_JSON}' -Body '{body}'",
-            f"Or open {http}/ in a browser: the fleet as it is, and a chat with it.",
-        ]
+        chat = ", and a chat with it" if "generate" in models else ""
+        lines.append(f"Or open {http}/ in a browser: the fleet as it is{chat}.")
     return [*lines, "Ctrl-C finishes what runs and stops; a second one stops at once."]

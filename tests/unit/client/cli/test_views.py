@@ -94,9 +94,9 @@ def test_a_bar_is_readable_without_colours() -> None:
 
 def test_hints_name_the_actual_ports() -> None:
     """So that they can be pasted; the usual port need not be typed."""
-    usual = "\n".join(hints("tcp://127.0.0.1:7555", "http://127.0.0.1:8000"))
-    free = "\n".join(hints("tcp://127.0.0.1:41001", None))
-    keyed = "\n".join(hints("tcp://127.0.0.1:7555", None, Path("fleet-keys")))
+    usual = "\n".join(hints("tcp://127.0.0.1:7555", "http://127.0.0.1:8000", None, {"generate": "tiny"}))
+    free = "\n".join(hints("tcp://127.0.0.1:41001", None, None, {"generate": "tiny"}))
+    keyed = "\n".join(hints("tcp://127.0.0.1:7555", None, Path("fleet-keys"), {"generate": "tiny"}))
 
     assert '  zmqrt infer "What is' in usual
     assert "curl http://127.0.0.1:8000/infer -d '{" in usual
@@ -108,6 +108,21 @@ def test_hints_name_the_actual_ports() -> None:
     assert "browser" not in free
     assert "zmqrt infer --keys fleet-keys" in keyed
     assert "Client(keys='fleet-keys')" in keyed
+
+
+def test_hints_ask_for_what_is_served() -> None:
+    """An encoder refuses what a chat is asked; of several tasks each has its command."""
+    encoder = "\n".join(hints("tcp://127.0.0.1:7555", "http://127.0.0.1:8000", None, {"embed": "minilm"}))
+    every = "\n".join(
+        hints("tcp://127.0.0.1:1", None, None, {"generate": "a", "embed": "b", "rerank": "c", "classify": "d"})
+    )
+
+    assert "  echo red | zmqrt embed -\n" in encoder
+    assert """curl http://127.0.0.1:8000/v1/embeddings -d '{"model": "minilm", "input": "red"}'""" in encoder
+    assert "in a browser: the fleet as it is.\n" in encoder
+    assert not any(word in encoder for word in ("infer", "chat", "rerank", "classify"))
+    commands = ("infer", "chat", "embed", "rerank", "classify")
+    assert [f"zmqrt {name} --broker tcp://127.0.0.1:1" in every for name in commands] == [True] * 5
 
 
 def test_a_log_gets_a_line_for_each_change_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
