@@ -20,6 +20,7 @@ from ..config import ClientSettings
 from ..response import Embeddings
 from ..sync import Client, Handle
 from .generation import naming_the_flag
+from .interrupts import signals_interrupt
 from .stdio import data, note
 from .text import count_of, screen, took
 from .text_lines import read_texts
@@ -29,7 +30,7 @@ IN_FLIGHT: Final = 16
 """Requests that are not answered yet. An engine may work at all of them at once and end none before the others, and
 inside one nothing tells of progress: so all that is under way has to be done within the time of one request."""
 _AT_FAULT: Final = (ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_EXCEEDED, ErrorKind.MODEL_RAISED, ErrorKind.TOO_LARGE)
-"""What one text can cause: its neighbours in a request are asked again without it, and it is named by its line."""
+"""What texts can cause: they are asked again in halves, until each has its vector, or one is named by its line."""
 
 
 class _Asked(NamedTuple):
@@ -47,7 +48,9 @@ class _Asked(NamedTuple):
 @click.argument("file")
 @click.option("-o", "--output", metavar="OUT", help="File to write, .npy or .jsonl [default: JSON lines to the pipe].")
 @click.option("-m", "--model", metavar="NAME", help="Model to ask; see `zmqrt models`.")
-@click.option("--dimensions", type=int, metavar="N", help="Numbers of each vector, where the model can give fewer.")
+@click.option(
+    "--dimensions", type=click.IntRange(1), metavar="N", help="Numbers of each vector, where the model can give fewer."
+)
 @click.option("--truncate", is_flag=True, help="Cut off what is too long for the model, instead of refusing it.")
 @click.option(
     "--batch", type=click.IntRange(1, 2048), default=16, show_default=True, metavar="N", help="Texts of one request."
@@ -70,7 +73,7 @@ def command(
     texts = read_texts(file)
     ask = _Asked(model, dimensions, truncate)
     began_at = time.monotonic()
-    with naming_the_flag(), Client.from_settings(settings, name="zmqrt embed") as client:
+    with signals_interrupt(), naming_the_flag(), Client.from_settings(settings, name="zmqrt embed") as client:
         vectors = _embed_all(client, texts, ask, batch=batch)
         with vector_file(path, len(texts)) if path else contextlib.nullcontext(_print) as write:
             columns = _write(write, texts, vectors, shows_bar=path is not None)
@@ -122,32 +125,38 @@ def _embed_all(client: Client, texts: Sequence[str], ask: _Asked, *, batch: int)
     """
     under_way: deque[_Part] = deque()
     for at in range(0, len(texts), batch):
-        some = texts[at : at + batch]
-        under_way.append(_Part(at + 1, some, _submit(client, some, ask)))
-        if len(under_way) >= IN_FLIGHT:
+        under_way += _submit(client, at + 1, texts[at : at + batch], ask)
+        while len(under_way) >= IN_FLIGHT:
             yield from _vectors(client, under_way.popleft(), ask)
     while under_way:
         yield from _vectors(client, under_way.popleft(), ask)
 
 
-def _submit(client: Client, texts: Sequence[str], ask: _Asked) -> Handle[Embeddings]:
+def _submit(client: Client, first: int, texts: Sequence[str], ask: _Asked) -> list[_Part]:
+    """Ask for some lines in one request; in several where it would be too large for one."""
     task = Embed(input=list(texts), dimensions=ask.dimensions, truncate=ask.truncate)
-    return client.submit_task(task, model=ask.model)
+    try:
+        return [_Part(first, texts, client.submit_task(task, model=ask.model))]
+    except RequestError as error:
+        return [part for half in _halves(first, texts, error) for part in _submit(client, *half, ask)]
 
 
 def _vectors(client: Client, part: _Part, ask: _Asked) -> list[array[float]]:
-    """Wait for a part. If it fails for what stands in it, ask for each line alone, to name the one that is at fault."""
+    """Wait for a part; what fails for what stands in it is asked again in halves."""
     try:
         return part.handle.result().vectors
     except RequestError as error:
-        if len(part.texts) == 1:
-            raise _at_line(part.first, error) from None
-        if error.kind not in _AT_FAULT:
-            raise
-    alone = [_Part(at, [text], _submit(client, [text], ask)) for at, text in enumerate(part.texts, part.first)]
-    return [vector for one in alone for vector in _vectors(client, one, ask)]
+        halves = _halves(part.first, part.texts, error)
+    again = [piece for half in halves for piece in _submit(client, *half, ask)]
+    return [vector for piece in again for vector in _vectors(client, piece, ask)]
 
 
-def _at_line(number: int, error: RequestError) -> RequestError:
-    text = f"line {number}: {error.text}"
-    return request_error(error.kind, text, request_id=error.request_id, resume_n=error.resume_n)
+def _halves(first: int, texts: Sequence[str], error: RequestError) -> list[tuple[int, Sequence[str]]]:
+    """Cut texts in two. Raises the error if that does not help, and names the line of a text that is alone."""
+    if len(texts) == 1:
+        text = f"line {first}: {error.text}"
+        raise request_error(error.kind, text, request_id=error.request_id, resume_n=error.resume_n) from None
+    if error.kind not in _AT_FAULT:
+        raise error
+    middle = len(texts) // 2
+    return [(first, texts[:middle]), (first + middle, texts[middle:])]

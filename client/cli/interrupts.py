@@ -44,3 +44,20 @@ class Interrupts:
 
     def _heard(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Generator[None]:
+    """Leave on SIGTERM and SIGHUP as on Ctrl-C, so that what is cleared away then is; `nohup` still counts."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    found = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    heard = [number for number in found if number is not None and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

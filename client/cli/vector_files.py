@@ -15,6 +15,8 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from ...protocol.errors import ZmqrtError
+
 Write = Callable[[str, "array[float]"], None]
 """Takes a text and its vector, in their order."""
 SUFFIXES: Final = (".npy", ".jsonl")
@@ -23,12 +25,21 @@ _ALIGN: Final = 64
 
 @contextlib.contextmanager
 def vector_file(path: Path, count: int) -> Generator[Write]:
-    """Open a file for so many vectors; what it is, its suffix says. Left by an error, there is no file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Open a file for so many vectors; what it is, its suffix says. Left by an error, there is no file.
+
+    Raises:
+        ZmqrtError: it cannot be written, or something stands there that is no file.
+    """
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.exists() and not target.is_file():
+        raise ZmqrtError(f"{path} is no file, and is not replaced by one; for a pipe leave --output out")
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
             yield _npy(file, count) if path.suffix == ".npy" else _json_lines(file)
-        partial.replace(path)
+        partial.replace(target)
+    except OSError as error:
+        raise ZmqrtError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,6 +16,7 @@ from rich.live import Live
 
 from ...protocol.errors import ZmqrtError
 from ...protocol.request_trace import RequestTrace
+from ..cli.interrupts import signals_interrupt
 from ..cli.text import Clean
 from .brokers import EVERY_S, WatchedBrokers
 from .fleet import MergedFleet, merge
@@ -46,7 +47,7 @@ class Top:
     def run(self) -> None:
         """Show the fleet until a key or a signal says to leave."""
         try:
-            with _signals_interrupt(), contextlib.suppress(KeyboardInterrupt):
+            with signals_interrupt(), contextlib.suppress(KeyboardInterrupt):
                 while self._show():
                     self._suspend()
         finally:
@@ -144,19 +145,3 @@ class Top:
         # The newest story stays on the screen; without one there is nothing to show here.
         page = Page.REQUEST if self._state.traces else Page.FLEET
         self._state = replace(self._state, message=problem, page=page)
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Generator[None]:
-    """Leave on SIGTERM and SIGHUP as on Ctrl-C: the terminal is given back as it was."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    found = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-    before = {number: signal.signal(number, interrupt) for number in found if number is not None}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

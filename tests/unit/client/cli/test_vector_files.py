@@ -1,6 +1,7 @@
 """Files of vectors: numpy reads the one, anybody the other, and there is never half of one."""
 
 import json
+import os
 from array import array
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from zmqrt.client.cli.vector_files import npy_header, vector_file
+from zmqrt.protocol.errors import ZmqrtError
 
 VECTORS = [array("f", [0.1, -2.5]), array("f", [1e-30, 3.0]), array("f", [0.0, 1 / 3])]
 TEXTS = ["a", "b\u2028", "c"]
@@ -58,3 +60,35 @@ def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path: Path, suf
 
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """What it leads to is written."""
+    link = tmp_path / "out.npy"
+    try:
+        link.symlink_to(tmp_path / "elsewhere.npy")
+    except OSError:
+        pytest.skip("this user may make no links")
+    write(link)
+
+    assert link.is_symlink()
+    assert np.load(tmp_path / "elsewhere.npy").shape == (3, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_or_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Whoever reads it would wait for ever; it is said before anything is asked."""
+    pipe, folder = tmp_path / "pipe.jsonl", tmp_path / "folder.npy"
+    os.mkfifo(pipe)
+    folder.mkdir()
+
+    for path in (pipe, folder):
+        with pytest.raises(ZmqrtError, match="is no file"):
+            write(path)
+    assert sorted(tmp_path.iterdir()) == [folder, pipe]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """By the name that was given, not by that of the file beside it."""
+    with pytest.raises(ZmqrtError, match=r"nowhere.out\.npy cannot be written: No such file or directory"):
+        write(tmp_path / "nowhere" / "out.npy")
