@@ -83,6 +83,24 @@ _OPENAI_FAILURES: Final[dict[int, type]] = dict.fromkeys(
 _PROBE: Final[dict[int, type]] = {503: FleetHealth, 403: Problem}
 _TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`; idle, a comment."
 _CHUNKS: Final = "Chunks as `data:` lines (empty ones while idle), then `[DONE]`; or a chunk with `error`."
+_RANK: Final = "Sort documents by how well they answer a query"
+_CLASSES: Final = "Say which label a model gives to texts"
+
+
+def _asking(path: str, summary: str, tag: str, body: type, answer: type, events: str = "") -> Operation:
+    """Describe a path on which work is asked for and failures have OpenAI's shape."""
+    return Operation(
+        method="post",
+        path=path,
+        summary=summary,
+        tag=tag,
+        body=body,
+        answers={200: answer},
+        events=events,
+        failures=_OPENAI_FAILURES,
+        headers=_ASKING,
+    )
+
 
 OPERATIONS: Final = (
     Operation(
@@ -120,61 +138,11 @@ OPERATIONS: Final = (
         answers={200: s.Model},
         failures=dict.fromkeys((*_EVERYWHERE, 404, 503), s.ErrorReply),
     ),
-    Operation(
-        method="post",
-        path="/v1/chat/completions",
-        summary="Answer a conversation",
-        tag="OpenAI",
-        body=s.ChatRequest,
-        answers={200: s.ChatCompletion},
-        events=_CHUNKS,
-        failures=_OPENAI_FAILURES,
-        headers=_ASKING,
-    ),
-    Operation(
-        method="post",
-        path="/v1/completions",
-        summary="Go on from plain text",
-        tag="OpenAI",
-        body=s.CompletionRequest,
-        answers={200: s.Completion},
-        events=_CHUNKS,
-        failures=_OPENAI_FAILURES,
-        headers=_ASKING,
-    ),
-    Operation(
-        method="post",
-        path="/v1/embeddings",
-        summary="Turn texts into vectors",
-        tag="OpenAI",
-        body=s.EmbeddingRequest,
-        answers={200: s.EmbeddingList},
-        failures=_OPENAI_FAILURES,
-        headers=_ASKING,
-    ),
-    *(
-        Operation(
-            method="post",
-            path=path,
-            summary="Sort documents by how well they answer a query",
-            tag="Cohere, Jina",
-            body=rerank.RerankRequest,
-            answers={200: rerank.RerankReply},
-            failures=_OPENAI_FAILURES,
-            headers=_ASKING,
-        )
-        for path in RERANK
-    ),
-    Operation(
-        method="post",
-        path="/v1/classify",
-        summary="Say which label a model gives to texts",
-        tag="vLLM",
-        body=classify.ClassifyRequest,
-        answers={200: classify.ClassifyReply},
-        failures=_OPENAI_FAILURES,
-        headers=_ASKING,
-    ),
+    _asking("/v1/chat/completions", "Answer a conversation", "OpenAI", s.ChatRequest, s.ChatCompletion, _CHUNKS),
+    _asking("/v1/completions", "Go on from plain text", "OpenAI", s.CompletionRequest, s.Completion, _CHUNKS),
+    _asking("/v1/embeddings", "Turn texts into vectors", "OpenAI", s.EmbeddingRequest, s.EmbeddingList),
+    *(_asking(path, _RANK, "Cohere, Jina", rerank.RerankRequest, rerank.RerankReply) for path in RERANK),
+    _asking("/v1/classify", _CLASSES, "vLLM", classify.ClassifyRequest, classify.ClassifyReply),
     *(
         Operation(
             method="get",
