@@ -5,6 +5,8 @@ How many of the best are wanted is decided here: a node judges all that it was g
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..protocol import messages as m
@@ -63,6 +65,7 @@ def read_ranking(request_id: str, documents: int) -> ResponseReader[Ranking]:
         if len(body.scores) != documents:
             text = f"the node answered {len(body.scores)} scores for {documents} documents"
             raise request_error(ErrorKind.MODEL_RAISED, text, request_id=request_id)
+        _check_numbers(body.scores, request_id)
         return Ranking(
             scores=body.scores, usage=body.usage, model=body.model, revision=body.revision, request_id=request_id
         )
@@ -78,6 +81,7 @@ def read_classification(request_id: str, inputs: int) -> ResponseReader[Classifi
         if [len(row) for row in body.probabilities] != [len(body.labels)] * inputs:
             text = f"the node answered other than {len(body.labels)} probabilities for each of {inputs} inputs"
             raise request_error(ErrorKind.MODEL_RAISED, text, request_id=request_id)
+        _check_numbers((number for row in body.probabilities for number in row), request_id)
         return Classification(
             labels=body.labels,
             probabilities=body.probabilities,
@@ -88,3 +92,10 @@ def read_classification(request_id: str, inputs: int) -> ResponseReader[Classifi
         )
 
     return read_unary(request_id, read)
+
+
+def _check_numbers(numbers: Iterable[float], request_id: str) -> None:
+    """Refuse NaN and infinity: NaN has no place in an order, and what is sorted beside it has none either."""
+    if not all(map(math.isfinite, numbers)):
+        text = "the node answered NaN or infinity where numbers are meant"
+        raise request_error(ErrorKind.MODEL_RAISED, text, request_id=request_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, nan
 from typing import Any
 
 import msgspec
@@ -49,9 +50,11 @@ def test_labels_come_with_their_probabilities_the_likeliest_first() -> None:
         (read_ranking("id", 2), tasks.RerankResult(scores=[0.5], **SAID)),
         (read_classification("id", 1), tasks.ClassifyResult(labels=["a", "b"], probabilities=[[1.0]], **SAID)),
         (read_classification("id", 2), tasks.ClassifyResult(labels=["a"], probabilities=[[1.0]], **SAID)),
+        (read_ranking("id", 3), tasks.RerankResult(scores=[0.5, nan, 0.9], **SAID)),
+        (read_classification("id", 1), tasks.ClassifyResult(labels=["a", "b"], probabilities=[[inf, nan]], **SAID)),
     ],
 )
-def test_too_few_numbers_are_the_nodes_fault(reading: ResponseReader[Any], body: msgspec.Struct) -> None:
-    """Whoever counted on them would look at the wrong document."""
+def test_too_few_numbers_or_none_at_all_are_the_nodes_fault(reading: ResponseReader[Any], body: msgspec.Struct) -> None:
+    """Whoever counted on them would look at the wrong document; an order with NaN in it is none."""
     with pytest.raises(EngineError, match=r"the node answered .* \(request id\)"):
         outcome(reading, body)
