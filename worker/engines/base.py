@@ -243,8 +243,8 @@ class Row(msgspec.Struct, frozen=True):
 class RowEngine(Protocol):
     """A BatchEngine for items of several sequences (the texts of one request to embed, the documents to rank).
 
-    Batches are made of rows, whosever they are: full ones from many small items, and a large item takes turns with
-    others instead of holding them up. All methods are called from one thread. `task`: what it serves; `batch_tokens`:
+    Batches are made of rows, whosever they are: full ones from many small items, which pass a large one instead of
+    waiting for it. All methods are called from one thread. `task`: what it serves; `batch_tokens`:
     so many tokens, padding counted, are computed at once at most (a single longer row goes alone).
     """
 

@@ -5,7 +5,7 @@ another one runs. So under load batches are full, and alone a request pays nothi
 
 Items of about the same length go together (padding is wasted work): groups of 64 tokens, or as `pad` says. The fullest
 group goes first, unless an item of another one has waited for the latency bound: then that one does, so nobody starves.
-Within a group, and where several have waited, whose turn is lower goes first.
+Within a group, and where several have waited, whose turn is lower goes first; of equal ones who came first.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _FINEST: Final = 16
 class _Waiting:
     item: Item
     since: float
-    turn: int
+    turn: float
     number: int
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[float, int]:
         return self.turn, self.number
 
 
@@ -71,13 +71,11 @@ class Batcher:
         self._retries: deque[list[Item]] = deque()
         self._arrived = 0
         self._seen = 0
-        self.turn = 0
-        """Whose turn it is: who comes now and is not to wait for those before takes this one."""
 
     def __len__(self) -> int:
         return sum(map(len, self._groups.values())) + sum(map(len, self._retries))
 
-    def add(self, item: Item, now: float, turn: int = 0) -> None:
+    def add(self, item: Item, now: float, turn: float = 0) -> None:
         """Let an item wait for its batch; of equal turns who comes first goes first."""
         self._arrived += 1
         group = self._groups.setdefault(self._pad(item.length), [])
@@ -137,7 +135,7 @@ class Batcher:
             return oldest
         return max(self._groups, key=self._fullness)
 
-    def _fullness(self, length: int) -> tuple[float, int, int]:
+    def _fullness(self, length: int) -> tuple[float, float, int]:
         """Say how full a batch of a group would be; of equal ones the group comes first whose turn it is."""
         group = self._groups[length]
         turn, number = group[0].order
@@ -149,7 +147,6 @@ class Batcher:
         return max(1, min(self._max_size, self._max_tokens // length))
 
     def _take(self, length: int) -> list[Item]:
-        self.turn = min(group[0].turn for group in self._groups.values())
         group, most = self._groups[length], self._most(length)
         batch = [waiting.item for waiting in group[:most]]
         del group[:most]

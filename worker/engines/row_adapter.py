@@ -1,12 +1,15 @@
 """A RowEngine as the loop of an engine process sees it: items are cut into rows, and batches made of rows.
 
 It computes on the loop's own thread, one batch a pass, as an engine for tokens does: a batch is bounded in tokens, so
-what arrives and what is cancelled meanwhile is heard after it. Rows of an item take turns with those of others.
+what arrives and what is cancelled meanwhile is heard after it.
+
+Whose rows go first is decided as by weighted fair queueing: first the item that would be done first if all items were
+given equally many tokens at a time. So a small one passes large ones, of equal ones the first is done first instead of
+all at the end, and a large one is passed only by what it would have shared its time with.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import deque
@@ -21,23 +24,18 @@ from .ipc import Kind, Refused, Submit, SubmitTask
 
 log = logging.getLogger(__name__)
 CANCELLED: Final = "cancelled"
+_DIVIDE_S: Final = 0.05
+"""Many large items that arrive at once take a minute to be divided; those that are under way do not wait for that."""
 
 
 @dataclass(slots=True)
 class _Divided:
-    """An item under way: its rows, and the numbers of those that are done."""
+    """An item under way: its rows, which the batcher knows by `first` and what follows, and what is done of them."""
 
     item: Item
     rows: list[Row]
+    first: int
     numbers: dict[int, bytes] = field(default_factory=dict[int, bytes])
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a row belongs."""
-
-    item: _Divided
-    index: int
 
 
 class RowAdapter:
@@ -57,15 +55,17 @@ class RowAdapter:
         self._slots = engine.capacity().slots
         self._arrived: deque[Item] = deque()
         self._divided: dict[int, _Divided] = {}
-        self._places: dict[int, _Place] = {}
+        self._owners: dict[int, _Divided] = {}
         """Of rows that are not done, by the number that the batcher knows them by."""
-        self._numbers = itertools.count(1)
+        self._next = 1
+        self._share = 0.0
+        """Tokens that an item would have been given that was always there, if all had got equally many."""
         self._batches = self._largest = self._rows = self._tokens = 0
 
     @property
     def is_busy(self) -> bool:
         """Whether an item is to be divided, or a batch can be run."""
-        return bool(self._arrived) or bool(self._places)
+        return bool(self._arrived) or bool(self._owners)
 
     def submit(self, message: Submit | SubmitTask) -> None:
         """Take an item in."""
@@ -87,11 +87,10 @@ class RowAdapter:
             self._end(self._divided[ticket], ItemResult(ticket=ticket, error=CANCELLED))
 
     def advance(self, timeout_s: float) -> None:  # noqa: ARG002 - never waits
-        """Divide what has arrived; else run one batch. Raises what breaks the engine."""
-        if self._arrived:
+        """Divide what has arrived, but no longer than batches may wait for; run one. Raises what breaks the engine."""
+        give_up_at = self._clock() + _DIVIDE_S
+        while self._arrived and self._clock() < give_up_at:
             self._divide(self._arrived.popleft())
-        if self._arrived:
-            return
         batch = self._batcher.next_batch(self._clock(), idle=True)
         if batch:
             self._run(batch)
@@ -107,16 +106,16 @@ class RowAdapter:
         if isinstance(rows, ItemResult):
             self._out.results.append(rows)
             return
-        divided = self._divided[item.ticket] = _Divided(item, rows)
-        now, turn = self._clock(), self._batcher.turn
-        for index, row in enumerate(rows):
-            number = next(self._numbers)
-            self._places[number] = _Place(divided, index)
-            self._batcher.add(Item(ticket=number, task={}, length=len(row.token_ids)), now, turn + index)
+        divided = self._divided[item.ticket] = _Divided(item, rows, self._next)
+        self._next += len(rows)
+        now, done_at = self._clock(), self._share + sum(len(row.token_ids) for row in rows)
+        for number, row in enumerate(rows, divided.first):
+            self._owners[number] = divided
+            self._batcher.add(Item(ticket=number, task={}, length=len(row.token_ids)), now, done_at)
 
     def _run(self, batch: list[Item]) -> None:
-        places = [self._places[row.ticket] for row in batch]
-        rows = [place.item.rows[place.index] for place in places]
+        owners = [(row.ticket, self._owners[row.ticket]) for row in batch]
+        rows = [divided.rows[number - divided.first] for number, divided in owners]
         try:
             outcomes = self._engine.run(rows)
             if len(outcomes) != len(rows):
@@ -131,20 +130,21 @@ class RowAdapter:
         self._batches += 1
         self._largest = max(self._largest, len(batch))
         self._rows += len(batch)
-        self._tokens += sum(len(row.token_ids) for row in rows)
+        tokens = sum(len(row.token_ids) for row in rows)
+        self._tokens += tokens
+        self._share += tokens / len(self._divided)
         for row, outcome in zip(batch, outcomes, strict=True):
             self._take(row.ticket, outcome)
 
     def _take(self, number: int, outcome: bytes | Exception) -> None:
         """Take a row's outcome in: the item ends with its last row, or with the first that fails."""
-        place = self._places.pop(number, None)
-        if place is None:
+        divided = self._owners.pop(number, None)
+        if divided is None:
             return  # another row of its item has failed in this batch
-        divided = place.item
         if isinstance(outcome, Exception):
             self._end(divided, ItemResult(ticket=divided.item.ticket, error=describe(outcome)))
             return
-        divided.numbers[place.index] = outcome
+        divided.numbers[number - divided.first] = outcome
         if len(divided.numbers) == len(divided.rows):
             self._end(divided, self._unite(divided))
 
@@ -159,10 +159,8 @@ class RowAdapter:
     def _end(self, divided: _Divided, result: ItemResult) -> None:
         del self._divided[result.ticket]
         if len(divided.numbers) < len(divided.rows):
-            left = {number for number, place in self._places.items() if place.item is divided}
-            self._batcher.drop(left)
-            for number in left:
-                del self._places[number]
+            own = range(divided.first, divided.first + len(divided.rows))
+            self._batcher.drop({number for number in own if self._owners.pop(number, None) is not None})
         self._out.results.append(result)
 
     def stats(self) -> EngineStats:

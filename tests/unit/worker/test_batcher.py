@@ -136,15 +136,15 @@ def test_tokens_bound_a_batch_as_its_size_does() -> None:
 
 
 def test_whose_turn_it_is_goes_first() -> None:
-    """One who comes now takes the turn that it is, before those who came earlier with later turns."""
+    """Before those who came earlier with later turns; of equal ones who came first."""
     batcher = Batcher(max_size=2, max_latency_s=1.0)
     for ticket in range(6):
         batcher.add(item(ticket), now=0.0, turn=ticket)
     assert settled(batcher) == [0, 1]
 
-    batcher.add(item(9), now=0.0, turn=batcher.turn)
+    batcher.add(item(9), now=0.0, turn=2)
 
-    assert settled(batcher) == [9, 2]
+    assert settled(batcher) == [2, 9]
 
 
 @given(st.integers(1, 20_000))

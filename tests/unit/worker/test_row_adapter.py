@@ -70,14 +70,14 @@ class Counting:
 class Bench:
     """An engine, its adapter, and what came out."""
 
-    def __init__(self, *, max_size: int = 4, batch_tokens: int = 1024, slots: int = 4) -> None:
+    def __init__(self, *, max_size: int = 4, batch_tokens: int = 1024, slots: int = 4, tick_s: float = 0.0) -> None:
         self.engine = Counting(batch_tokens, slots)
         self.out = Outbox()
-        self.now = 0.0
+        clock = itertools.count(0.0, tick_s)
         batcher = Batcher(
             max_size=max_size, max_latency_s=1.0, max_tokens=self.engine.batch_tokens, pad=within_a_quarter
         )
-        self.adapter = RowAdapter(self.engine, self.out, batcher, lambda: self.now)
+        self.adapter = RowAdapter(self.engine, self.out, batcher, lambda: next(clock))
         self._tickets = itertools.count(1)
 
     def submit(self, *numbers: int, **fields: object) -> int:
@@ -140,6 +140,43 @@ def test_a_small_item_does_not_wait_for_all_of_a_large_one() -> None:
     assert [result.ticket for result in bench.out.results] == [small]
     assert bench.engine.seen[3][0] == 1
     assert bench.finish()[1].body == {"numbers": list(range(20, 60)), "rows": 40}
+
+
+def test_of_equal_items_the_first_is_done_first() -> None:
+    """And not all of them at the end."""
+    bench = Bench(slots=64)
+    tickets = [bench.submit(*range(20, 36)) for _ in range(64)]
+
+    bench.passes(4)
+
+    assert [result.ticket for result in bench.out.results] == tickets[:1]
+    bench.finish()
+    assert [result.ticket for result in bench.out.results] == tickets
+
+
+def test_a_large_item_is_not_passed_for_ever() -> None:
+    """However many small ones keep coming: those that come late enough are done after it."""
+    bench = Bench(slots=8)
+    large = bench.submit(*range(20, 28))
+    for _ in range(100):
+        stats = bench.adapter.stats()
+        for _ in range(8 - stats.running - stats.waiting):
+            bench.submit(1, 2, 3, 4)
+        bench.passes(1)
+
+    assert large in [result.ticket for result in bench.out.results]
+
+
+def test_what_is_under_way_does_not_wait_until_all_that_arrives_is_divided() -> None:
+    """Batches go on between items that take long to be cut into rows."""
+    bench = Bench(slots=64, tick_s=0.03)
+    for _ in range(20):
+        bench.submit(1, 2, 3, 4)
+
+    bench.passes(3)
+
+    assert bench.adapter.stats().steps == 3
+    assert bench.adapter.stats().waiting > 10
 
 
 def test_a_batch_has_no_more_tokens_than_is_allowed() -> None:
