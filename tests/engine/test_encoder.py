@@ -102,6 +102,7 @@ def test_ranks_equal_transformers(tmp_path: Path) -> None:
 
     result = outcome(engine, {"task": "rerank", "query": "a b c", "documents": documents, "truncate": True})
     too_long = outcome(engine, {"task": "rerank", "query": "a b c", "documents": documents})
+    endless = outcome(engine, {"task": "rerank", "query": "a" * (32 * CONTEXT + 1), "documents": ["a"]})
     no_room = outcome(engine, {"task": "rerank", "query": "a " * 62, "documents": ["a"], "truncate": True})
 
     assert engine.task == "rerank"
@@ -111,6 +112,7 @@ def test_ranks_equal_transformers(tmp_path: Path) -> None:
     assert "documents[9] resulted in 70 tokens" in str(too_long.error)
     assert no_room.refused == "context_length_exceeded"
     assert "your query resulted in 64 tokens" in str(no_room.error)
+    assert (endless.refused, "query: it has 2,049 characters" in str(endless.error)) == ("bad_request", True)
 
 
 def test_classes_equal_transformers(tmp_path: Path) -> None:
@@ -170,7 +172,17 @@ def test_tokens_of_another_tokenizer_are_refused(model: Path, engine: EncoderEng
         result = outcome(engine, embed([foreign]))
         assert result.refused == "bad_request"
         assert "begin with [2] and end with [3]; those of another one" in str(result.error)
-    assert outcome(engine, embed([ids], truncate_to=3)).body
+
+
+def test_tokens_are_cut_as_texts_are(model: Path, engine: EncoderEngine) -> None:
+    """What the model needs behind a text stays there."""
+    plain = PlainEncoder(model)
+    ids: list[int] = plain.tokens("a b c d")["input_ids"][0].tolist()
+
+    for most in (3, 4, 6, 999):
+        expected = plain.vector("a b c d", truncation=True, max_length=min(most, CONTEXT))
+        assert np.abs(vectors_of(engine, [ids], truncate_to=most) - expected).max() < 1e-5
+    assert outcome(engine, embed([ids], truncate_to=2)).refused == "bad_request"
 
 
 def test_one_row_that_is_no_number_fails_alone(engine: EncoderEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,10 @@ class TextRows:
 
     def of_pairs(self, first: str, seconds: Sequence[str], what: str, *, is_cut: bool) -> list[Row]:
         """Make a row of `first` with each of the others, which alone are cut. Raises as `of_texts` does."""
-        first = self._shortened(first, self._context)
+        first, most = self._shortened(first, self._context), self._context * _CHARS_PER_TOKEN
+        if len(first) > most:  # it is cut into tokens once for each of the others
+            words = f"query: it has {len(first):,} characters, which are few tokens all the same; {most:,} are read"
+            raise RequestRefusedError(f"{words} at most: shorten it")
         tokens = len(self._encode([first], self._context, is_cut=False)[0].ids)
         added = [self._tokenizer.num_special_tokens_to_add(is_pair) for is_pair in (False, True)]
         if tokens - added[0] + added[1] >= self._context:
@@ -65,9 +68,10 @@ class TextRows:
 
         That tells them from those of another tokenizer, of which the vectors would be of another text.
         """
-        row = Row(token_ids if cut_to is None else token_ids[: min(cut_to, self._context)])
+        before, behind, most = self._before, self._behind, self._most(cut_to)
+        is_cut = cut_to is not None and len(token_ids) > most
+        row = Row([*token_ids[: most - len(behind)], *behind] if is_cut else token_ids)
         self._check([row], what)
-        before, behind = self._before, self._behind
         if token_ids[: len(before)] != before or token_ids[len(token_ids) - len(behind) :] != behind:
             text = f"{what}: tokens of this model's own tokenizer begin with {before} and end with {behind}"
             raise RequestRefusedError(f"{text}; those of another one, as of tiktoken, mean something else: send texts")
