@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self, cast, get_args
+from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 
 import msgspec
 
@@ -25,6 +25,9 @@ _MODES: Final[dict[str, Pooling]] = {
 }
 """In the order in which sentence-transformers puts the vectors of several one behind the other."""
 _NAMES: Final[dict[str, Pooling]] = {"cls": "cls", "mean": "mean", "lasttoken": "last", "last": "last", "max": "max"}
+
+_FOLDER: Final = r"^(\w[\w.-]{0,60}/?)?$|^\.$"
+"""Of the model and within it: what somebody else wrote names no other file of this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ class _Step(msgspec.Struct):
     """One entry of modules.json."""
 
     type: str
-    path: str = ""
+    path: Annotated[str, msgspec.Meta(pattern=_FOLDER)] = ""
 
     @property
     def kind(self) -> str:
@@ -68,6 +71,9 @@ def read_sentence_config(directory: Path) -> SentenceConfig:
     """Read the files. Raises ModelError with the step or entry that is not understood."""
     sentences = directory / "sentence_bert_config.json"
     about = read_json_object(sentences)
+    max_tokens = entry(about, "max_seq_length", int, sentences)
+    if max_tokens < 0:
+        raise ModelError(f"{sentences}: max_seq_length is {max_tokens}, which is no length of a text")
     steps = _steps(directory / "modules.json")
     if steps is None:
         plain = SentenceConfig()
@@ -79,7 +85,7 @@ def read_sentence_config(directory: Path) -> SentenceConfig:
         is_normalised=is_normalised,
         prompt=_prompt(directory / "config_sentence_transformers.json"),
         is_lowered=entry(about, "do_lower_case", bool, sentences),
-        max_tokens=entry(about, "max_seq_length", int, sentences),
+        max_tokens=max_tokens,
     )
 
 
@@ -92,7 +98,7 @@ def _steps(path: Path) -> list[_Step] | None:
         raise ModelError(words)
     try:
         steps = msgspec.json.decode(path.read_bytes(), type=list[_Step])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path} is no list of steps ({error}); fetch it again") from None
     if not steps or steps[0].kind != "Transformer":
         raise ModelError(f"{path}: the first step is {steps[0].kind if steps else 'missing'}, and no Transformer")

@@ -89,13 +89,24 @@ def test_what_is_not_computed_is_named(
         ("modules.json", '[{"type": "x.CLIPModel"}]', "first step is CLIPModel"),
         ("modules.json", '[{"type": "x.Transformer", "path": "0_Transformer"}]', "lies in 0_Transformer"),
         ("modules.json", '[{"type": "x.Transformer"}, {"type": "x.Pooling", "path": "p"}]', "lacks p/config.json"),
+        *(
+            (
+                "modules.json",
+                f'[{{"type": "x.Transformer"}}, {{"type": "x.Pooling", "path": "{path}"}}]',
+                "no list of steps",
+            )
+            for path in ("..", "../../etc", "/etc", "p/../..", "p" * 5000, "p\\u0000")
+        ),
+        ("modules.json", '[{"type": "\udcff"}]', "no list of steps"),
+        ("modules.json", '[{"type": "x.Transformer", "z": ' + "[" * 100_000, "no list of steps"),
         ("sentence_bert_config.json", '{"max_seq_length": "long"}', "max_seq_length is not"),
+        ("sentence_bert_config.json", '{"max_seq_length": -5}', "max_seq_length is -5"),
         ("config_sentence_transformers.json", '{"default_prompt_name": "query"}', "prompts has no such text"),
     ],
 )
 def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path, name: str, content: str, words: str) -> None:
     """With what is wrong."""
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, errors="surrogateescape")
 
     with pytest.raises(ModelError, match=words):
         read_sentence_config(tmp_path)
