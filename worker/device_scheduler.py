@@ -32,6 +32,9 @@ from .jobs import Job, JobState
 
 _LOCAL_RUNS: Final = 2
 """A job that was on an engine when it died is run once more on this node; after a second death the broker decides."""
+_MOST_TEXT_BYTES: Final = MAX_FRAME_BYTES // 2
+"""Of an answer of an engine that deals in text: nothing else ends one that keeps to no `max_tokens`, and a whole answer
+has to fit a frame."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -101,7 +104,9 @@ class DeviceScheduler:
             self._run(queue.popleft(), *chosen, now)
         if queue and not self._pool.lanes(service):
             for job in list(queue):
-                self._fail(job, ErrorKind.ENGINE_RESTARTED, f"no engine of {service} is running at the moment")
+                # What no engine has had costs no attempt: the outage is not its own.
+                kind = ErrorKind.ENGINE_RESTARTED if job.ticket else ErrorKind.NO_SLOT
+                self._fail(job, kind, f"no engine of {service} is running at the moment")
 
     def _run(self, job: Job, device: Device, lane: Lane, now: float) -> None:
         job.move(JobState.RUNNING)
@@ -269,6 +274,11 @@ class DeviceScheduler:
         lane.moved_at = job.moved_at = now
         if chunk.text:
             job.pieces.append(chunk.text)
+            job.text_bytes += len(chunk.text.encode())
+        if job.text_bytes > _MOST_TEXT_BYTES:
+            text = f"the model has not ended its answer within {_MOST_TEXT_BYTES} bytes"
+            self._fail(job, ErrorKind.TOO_LARGE, text)
+            return
         if chunk.done:
             ending = chunk.ending or AnswerEnd()
             job.finish(ending.finish_reason, lane.info.model, lane.info.revision, ending)

@@ -88,6 +88,8 @@ class Job:
         self.ticket = 0
         self.ids: list[int] = []
         self.pieces: list[str] = []
+        self.text_bytes = 0
+        """Of the pieces that a StreamEngine has made here."""
         self.logprobs: list[TokenLogprobs] | None = None
         self.tail = ""
         self.crashes = 0

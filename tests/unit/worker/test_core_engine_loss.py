@@ -134,14 +134,15 @@ def test_a_request_that_must_not_run_twice_is_never_run_again_here() -> None:
 
 
 def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
-    """They are not left to wait for a restart that may never come."""
+    """They are not left to wait for a restart that may never come. What no engine has had loses no attempt by that."""
     node = serving(slots=1, batch=2)
     node.dispatch(1)
     node.dispatch(2)
 
     made = node.kill(0)
 
-    assert [(one.lease, one.code) for one in sent(made, m.WorkerError)] == [(1, 503), (2, 503)]
+    errors = sent(made, m.WorkerError)
+    assert [(one.lease, one.reason) for one in errors] == [(1, "engine_restarted"), (2, "no_slot")]
     assert node.core.requests.jobs == {}
 
 

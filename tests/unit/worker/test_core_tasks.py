@@ -132,6 +132,22 @@ def test_what_goes_out_together_is_bounded() -> None:
     assert "".join(texts(made)) == "x" * 30_000 + "y" * 40_000
 
 
+@pytest.mark.parametrize("flags", [RUN, RUN | m.STREAM])
+def test_an_answer_in_text_that_does_not_end_is_ended(flags: int) -> None:
+    """Whoever keeps to no `max_tokens` would fill the node; and a whole answer has to fit a frame."""
+    node = Node()
+    node.register()
+    node.load(kind="stream")
+    node.dispatch(1, flags=flags)
+    ticket = node.ticket()
+
+    made = [action for _ in range(9) for action in node.engine(ipc.TextChunk(ticket, "x" * (1 << 20)))]
+
+    (error,) = sent(made, m.WorkerError)
+    assert (error.reason, error.text) == ("too_large", "the model has not ended its answer within 8388608 bytes")
+    assert ipc.CancelTicket(ticket) in submitted(made)
+
+
 def test_text_is_never_begun_anew_behind_what_was_delivered() -> None:
     """Its engine knows no middle: said at once, instead of by units that do not fit, once for each attempt."""
     node = Node()
