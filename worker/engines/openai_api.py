@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
+from ...protocol.limits import MAX_ANSWER_TOKENS
 from ...protocol.sanitize import printable
 from ...protocol.tasks import DEFAULT_TEMPERATURE
 from .base import AnswerEnd, FinishReason, RequestFailedError
@@ -21,7 +22,9 @@ render the conversation, and completing that text."""
 
 CHAT: Final = "/chat/completions"
 COMPLETIONS: Final = "/completions"
-_MOST_LINE_BYTES: Final = 8 << 20
+_MOST_LINE_BYTES: Final = 1 << 20
+"""Of one event: a thousand times what a server sends that streams."""
+_MOST_TOKENS: Final = MAX_ANSWER_TOKENS
 _MOST_WORDS: Final = 300
 _BUSY: Final = (408, 425, 429, 502, 503, 504, 529)
 """Statuses that say: not now. 500 is the model's own failure, and would come again elsewhere."""
@@ -44,8 +47,10 @@ _NEUTRAL: Final[dict[str, object]] = {
 """What is sent under its own name where it says something: strict servers refuse names that they do not know."""
 _GREEDY: Final = 1e-5
 """Temperatures below it mean the likeliest token, for which others have 0 alone."""
-_OURS: Final = frozenset({"model", "stream", "stream_options", "n", "prompt"})
-"""Fields that decide what kind of answer comes, and so cannot be passed through."""
+_OURS: Final = frozenset({"model", "stream", "stream_options", "n", "prompt", "max_tokens", "max_completion_tokens"})
+"""Fields that decide what kind of answer comes, or how much is left of it, and so cannot be passed through."""
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What is raised by bytes that are no JSON; the last one by lists in lists without end."""
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,9 +177,10 @@ _event: Final = msgspec.json.Decoder(_AnswerEvent)
 class AnswerReader:
     """Reads the bytes of one streamed answer."""
 
-    def __init__(self, delivered: int = 0) -> None:
+    def __init__(self, delivered: int = 0, key: str = "") -> None:
         self._delivered = delivered
-        self._unread = b""
+        self._key = key
+        self._unread = bytearray()
         self._reason: str | None = None
         self._usage = _Counted()
         self.has_text = False
@@ -189,7 +195,10 @@ class AnswerReader:
         Raises:
             RequestFailedError: the server says that it failed, or speaks another language.
         """
-        *lines, self._unread = (self._unread + data).split(b"\n")
+        self._unread += data
+        lines: list[bytearray] = []
+        if b"\n" in data:
+            *lines, self._unread = self._unread.split(b"\n")
         if len(self._unread) > _MOST_LINE_BYTES:
             raise RequestFailedError(f"the server sent a line of more than {_MOST_LINE_BYTES} bytes")
         texts = [text for line in lines if line.startswith(b"data:") for text in self._take(line[5:].strip())]
@@ -198,7 +207,7 @@ class AnswerReader:
 
     def ending(self) -> AnswerEnd:
         """Tell why it is over, and of how many tokens: those that were delivered before belong to the answer."""
-        prompt, made = self._usage.prompt_tokens or 0, self._usage.completion_tokens or 0
+        prompt, made = _tokens(self._usage.prompt_tokens), _tokens(self._usage.completion_tokens)
         reason: FinishReason = "length" if self._reason == "length" else "stop"
         if not self._delivered:
             return AnswerEnd(finish_reason=reason, prompt_tokens=prompt, completion_tokens=made)
@@ -208,16 +217,16 @@ class AnswerReader:
             completion_tokens=made + self._delivered if made else 0,
         )
 
-    def _take(self, data: bytes) -> list[str]:
+    def _take(self, data: bytes | bytearray) -> list[str]:
         if data == b"[DONE]":
             self.is_over = True
             return []
         try:
             event = _event.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _NO_JSON as error:
             raise RequestFailedError(f"the server sent an event that is none of this API: {error}") from None
         if event.error is not None:
-            raise RequestFailedError(f"the server failed: {_words(event.error)}")
+            raise RequestFailedError(f"the server failed: {words_of(msgspec.json.encode(event.error), self._key)}")
         self._usage = event.usage or self._usage
         return [self._text(choice) for choice in (event.choices or ())[:1]]
 
@@ -231,6 +240,11 @@ class AnswerReader:
         return choice.delta.content or ""
 
 
+def _tokens(said: int | None) -> int:
+    """Take a count of a server that may say anything: a number that no message can hold would end the process."""
+    return min(max(0, said or 0), _MOST_TOKENS)
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -239,24 +253,26 @@ def is_busy(status: int) -> bool:
     return status in _BUSY
 
 
-def failure_of(status: int, body: bytes) -> RequestFailedError:
-    """Say what a status that is no success means for a request, in the server's own words."""
-    words = f"the server behind this node answered {status}: {words_of(body)}"
+def failure_of(status: int, body: bytes, key: str = "") -> RequestFailedError:
+    """Say what a status that is no success means for a request, in the server's own words, without our key."""
+    words = f"the server behind this node answered {status}: {words_of(body, key)}"
     if status in _BUSY:
         return RequestFailedError(words, "no_slot")
     if status in _NO_KEY:
         return RequestFailedError(f"{words} (it is this node's key that it refuses)", "engine_restarted")
-    if status >= 500:
+    if status >= 500 or status < 400:  # a redirection is no fault of the caller
         return RequestFailedError(words)
     is_too_long = any(sign.encode() in body for sign in _TOO_LONG)
     return RequestFailedError(words, "context_length_exceeded" if is_too_long else "bad_request")
 
 
-def words_of(body: bytes) -> str:
-    """Find the sentence in the body of an error: every server puts it elsewhere."""
+def words_of(body: bytes, key: str = "") -> str:
+    """Find the sentence in the body of an error: every server puts it elsewhere, and some repeat our key in it."""
+    if key:
+        body = body.replace(key.encode(), b"[key]")
     try:
         return _words(msgspec.json.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NO_JSON:
         return _clip(body[: 4 * _MOST_WORDS].decode(errors="replace")) or "nothing"
 
 

@@ -13,8 +13,8 @@ import importlib.util
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -49,7 +49,12 @@ _CONNECT_S: Final = 5.0
 _PROBES: Final = 3
 """Who does not answer so many in a row is gone."""
 _BETWEEN_PROBES_S: Final = 0.25
+_LINGER_S: Final = 1.0
+"""How long the usage, or the end of the connection, is awaited after an answer that is whole."""
 _MOST_ERROR_BYTES: Final = 64 << 10
+_MOST_TEMPLATE_BYTES: Final = 16 << 20
+_PLAIN: Final = {"accept-encoding": "identity"}
+"""Nothing is unpacked here: text comes event by event, and a small answer cannot become a large one."""
 
 
 class HealthWatch:
@@ -103,7 +108,10 @@ class HealthWatch:
         import httpx
 
         try:
-            answer = await self._client.get(self._url, timeout=self._probe_s)
+            async with asyncio.timeout(self._probe_s), self._client.stream("GET", self._url) as answer:
+                await _read(answer, _MOST_ERROR_BYTES)
+        except TimeoutError:
+            return f"{self._url} does not answer within {self._probe_s:.1f} s"
         except httpx.HTTPError as error:
             return f"{type(error).__name__} {error}".strip()
         is_well = answer.status_code < 500
@@ -128,12 +136,12 @@ class OpenAIEngine:
         self._health_url = health_url
         self._child = child
         self._client = httpx.AsyncClient(
-            headers=options.headers,
-            timeout=httpx.Timeout(_CONNECT_S, read=options.silent_s or None, write=None, pool=None),
+            headers=options.headers | _PLAIN,
+            timeout=httpx.Timeout(options.silent_s or None, connect=_CONNECT_S, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=model.slots),
             trust_env=not options.is_here,
         )
-        self._broken, self._silent = httpx.TransportError, httpx.ReadTimeout
+        self._broken, self._silent = httpx.RequestError, (httpx.ReadTimeout, httpx.WriteTimeout)
         self._health = HealthWatch(self._client, health_url, options, child)
 
     def capacity(self) -> Capacity:
@@ -154,7 +162,7 @@ class OpenAIEngine:
         if ask.template_of is not None:
             ask = ask.with_template(await self._render(ask.template_of))
         for is_last in (False, True):
-            reader = AnswerReader(delivered)
+            reader = AnswerReader(delivered, self._options.key)
             try:
                 async with contextlib.aclosing(self._answer(ask, reader)) as pieces:
                     async for piece in pieces:
@@ -174,9 +182,10 @@ class OpenAIEngine:
             async with self._client.stream(
                 "POST", self._options.url + ask.path, content=content, headers=headers
             ) as answer:
-                if answer.status_code != 200:
-                    raise await _refusal(answer)
-                async for data in answer.aiter_bytes():
+                if answer.status_code != 200 or answer.headers.get("content-type", "").startswith("application/json"):
+                    raise await _refusal(answer, self._options.key)
+                chunks = answer.aiter_bytes()
+                while data := await _next(chunks, _LINGER_S if reader.is_over else None):
                     self._health.moved_at = time.monotonic()
                     for text in reader.feed(data):
                         yield text
@@ -196,14 +205,16 @@ class OpenAIEngine:
 
     async def _render(self, messages: list[dict[str, object]]) -> str:
         """Have llama.cpp render a conversation."""
+        url = f"{self._options.root}/apply-template"
         try:
-            answer = await self._client.post(f"{self._options.root}/apply-template", json={"messages": messages})
+            async with self._client.stream("POST", url, json={"messages": messages}) as answer:
+                body = await _read(answer, _MOST_TEMPLATE_BYTES)
+            rendered = msgspec.json.decode(body, type=_Rendered)
         except self._broken as error:
             raise RequestFailedError(f"the server behind this node: {error}", "engine_restarted") from None
-        prompt: object = answer.json().get("prompt") if answer.status_code == 200 else None
-        if not isinstance(prompt, str):
-            raise RequestFailedError("the server behind this node renders no conversation", "not_resumable")
-        return prompt
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise RequestFailedError("the server behind this node renders no conversation", "not_resumable") from None
+        return rendered.prompt
 
     async def close(self) -> None:
         """Hang up, and end a server of ours."""
@@ -221,13 +232,31 @@ class _NotNowError(Exception):
         self.pause_s = pause_s
 
 
-async def _refusal(answer: httpx.Response) -> Exception:
-    body = b""
+class _Rendered(msgspec.Struct):
+    prompt: str
+
+
+async def _read(answer: httpx.Response, most_bytes: int) -> bytes:
+    body = bytearray()
     async for data in answer.aiter_bytes():
         body += data
-        if len(body) > _MOST_ERROR_BYTES:
+        if len(body) > most_bytes:
             break
-    failure = failure_of(answer.status_code, body)
+    return bytes(body)
+
+
+async def _next(chunks: AsyncIterator[bytes], timeout_s: float | None) -> bytes:
+    """Return what comes next; nothing at the end, or if it takes too long."""
+    if timeout_s is None:
+        return await anext(chunks, b"")
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(cast("Awaitable[bytes]", anext(chunks, b"")), timeout_s)
+    return b""
+
+
+async def _refusal(answer: httpx.Response, key: str) -> Exception:
+    """Say why there is no stream; some servers tell of their failures with a status of success."""
+    failure = failure_of(answer.status_code, await _read(answer, _MOST_ERROR_BYTES), key)
     if not is_busy(answer.status_code):
         return failure
     wanted = answer.headers.get("retry-after", "")

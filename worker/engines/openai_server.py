@@ -6,11 +6,10 @@ numbers from the options. While it is up, `openai_engine.py` looks after it.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
+import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ...protocol.parent_watch import end_with_parent
 from .base import CannotLoadError, EngineSpec
 from .openai_api import COMPLETIONS, Continuation, Dialect, words_of
 
@@ -33,13 +33,15 @@ _MOST_MODELS: Final = 16
 _LOOK_EVERY_S: Final = 0.25
 _SAY_EVERY_S: Final = 60.0
 _ASK_S: Final = 10.0
+_MOST_BYTES: Final = 8 << 20
+"""Of an answer to a question: lists of routers have about one."""
 _CHILD_S: Final = 0.7
 """A child has so long to leave; the engine itself has a second."""
-_PR_SET_PDEATHSIG: Final = 1
 _OPTIONS: Final = (
     *("url", "command", "key_env", "key_file", "slots", "context", "revision", "omit", "resume"),
     *("probe_s", "stall_s", "silent_s", "threads"),
 )
+_KEY: Final = re.compile(r"[!-~]+")
 _CONTINUATIONS: Final[Mapping[str, Continuation]] = {
     "no": "",
     "completions": "",
@@ -125,10 +127,18 @@ def _address(given: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
         port = str(_free_port())
         command = tuple(word.replace("{port}", port) for word in command)
         url = url.replace("{port}", port) or f"http://127.0.0.1:{port}"
-    if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+    try:
+        place = urlsplit(url)
+        is_whole = place.scheme in ("http", "https") and bool(place.hostname) and place.port != 0
+    except ValueError:
+        place, is_whole = urlsplit(""), False
+    if not is_whole:
         words = "--engine-opt url=http://HOST:PORT/v1 says where the server is; or command=… with {port} starts one"
         raise CannotLoadError(words)
-    return (url if urlsplit(url).path else f"{url}/v1"), command
+    if "@" in place.netloc or "?" in url or "#" in url:
+        words = "--engine-opt url: an address and no more; a key comes by key_env or key_file, where no log shows it"
+        raise CannotLoadError(words)
+    return (url if place.path else f"{url}/v1"), command
 
 
 def _free_port() -> int:
@@ -139,14 +149,21 @@ def _free_port() -> int:
 def _key(given: Mapping[str, str]) -> str:
     """Read the key from where it is: an option would show it to everybody who lists processes."""
     if "key_file" in given:
+        where = f"key_file={given['key_file']}"
         try:
-            return Path(given["key_file"]).read_text(encoding="utf-8").strip()
+            key = Path(given["key_file"]).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise CannotLoadError(f"--engine-opt key_file: {error}") from None
-    name = given.get("key_env", "")
-    if name and not os.environ.get(name):
-        raise CannotLoadError(f"--engine-opt key_env={name}: there is no such variable in the node's environment")
-    return os.environ.get(name, "") if name else ""
+    elif name := given.get("key_env", ""):
+        where = f"key_env={name}"
+        if name not in os.environ:
+            raise CannotLoadError(f"--engine-opt {where}: there is no such variable in the node's environment")
+        key = os.environ[name].strip()
+    else:
+        return ""
+    if not _KEY.fullmatch(key):  # as a header it would be refused by an error that shows all of it
+        raise CannotLoadError(f"--engine-opt {where}: there is no key in one line of visible ASCII characters")
+    return key
 
 
 # --- a server of ours -------------------------------------------------------------------------------------------------
@@ -162,7 +179,7 @@ class ServerChild:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no thread runs yet
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - the one other thread only waits for our parent's end
             )
         except OSError as error:
             raise CannotLoadError(f"--engine-opt command: {error}") from None
@@ -181,11 +198,6 @@ class ServerChild:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(_CHILD_S)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end us with whoever started us, even if that one is killed: nobody would look for a server."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 # --- what it says of itself -------------------------------------------------------------------------------------------
@@ -226,6 +238,7 @@ class Asker:
         import httpx
 
         self._errors = httpx.HTTPError, httpx.InvalidURL
+        self._key = options.key
         self._client = httpx.Client(headers=options.headers, timeout=_ASK_S, trust_env=not options.is_here)
 
     def get(self, url: str) -> Asked:
@@ -238,14 +251,22 @@ class Asker:
 
     def _ask(self, method: str, url: str, content: bytes | None = None) -> Asked:
         headers = {"content-type": "application/json"} if content else None
+        body, give_up_at = bytearray(), time.monotonic() + _ASK_S
         try:
-            answer = self._client.request(method, url, content=content, headers=headers)
+            with self._client.stream(method, url, content=content, headers=headers) as answer:
+                if answer.has_redirect_location:
+                    place = words_of(answer.headers["location"].encode())
+                    return Asked(status=answer.status_code, words=f"it is at {place} now")
+                for data in answer.iter_bytes():
+                    body += data
+                    if len(body) > _MOST_BYTES or time.monotonic() > give_up_at:
+                        return Asked(words=f"an answer that ends neither in {_MOST_BYTES} bytes nor {_ASK_S:.0f} s")
         except self._errors as error:
             return Asked(words=f"{type(error).__name__}: {error}")
         try:
-            return Asked(status=answer.status_code, body=msgspec.json.decode(answer.content))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return Asked(status=answer.status_code, words=words_of(answer.content))
+            return Asked(status=answer.status_code, body=msgspec.json.decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Asked(status=answer.status_code, words=words_of(bytes(body), self._key))
 
     def close(self) -> None:
         """Hang up."""
@@ -256,7 +277,7 @@ def wait_for(options: OpenAIOptions, get: Callable[[str], Asked], how_it_ended: 
     """Wait until the server answers, however long that takes; return its list of models.
 
     Raises:
-        CannotLoadError: it refuses our key.
+        CannotLoadError: it refuses our key, or is elsewhere.
         RuntimeError: it is a child, and has ended.
     """
     said_at = -_SAY_EVERY_S
@@ -264,6 +285,9 @@ def wait_for(options: OpenAIOptions, get: Callable[[str], Asked], how_it_ended: 
         asked = get(f"{options.url}/models")
         if asked.status in (401, 403):
             raise CannotLoadError(f"{options.url} refuses the key of this node ({asked.status}); key_env names one")
+        if 300 <= asked.status < 400:
+            words = f"{options.url} sends us elsewhere ({asked.status}): {asked.words}; a key goes to no second address"
+            raise CannotLoadError(words)
         if asked.status and (asked.status < 500 and asked.status != 429):
             return asked
         if ended := how_it_ended():

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmqrt.protocol.limits import MAX_ANSWER_TOKENS
+from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import AnswerEnd, RequestFailedError
 from zmqrt.worker.engines.openai_api import CHAT, COMPLETIONS, AnswerReader, Ask, Dialect, ask_for, failure_of, is_busy
 
@@ -125,6 +127,16 @@ def test_usage_of_an_answer_that_was_gone_on_with_is_of_the_whole() -> None:
     reader = AnswerReader(delivered=5)
     reader.feed(events({"choices": [], "usage": {"prompt_tokens": 15, "completion_tokens": 3}}))
     assert reader.ending() == AnswerEnd(finish_reason="stop", prompt_tokens=10, completion_tokens=8)
+
+
+@pytest.mark.parametrize(("given", "taken"), [(10**30, MAX_ANSWER_TOKENS), (-5, 0)])
+def test_usage_that_cannot_be_is_no_more_than_a_wrong_number(given: int, taken: int) -> None:
+    """A number that no message holds would end the process, and every other answer with it."""
+    reader = AnswerReader()
+    reader.feed(events({"choices": [], "usage": {"prompt_tokens": given, "completion_tokens": given}}))
+    ending = reader.ending()
+    assert (ending.prompt_tokens, ending.completion_tokens) == (taken, taken)
+    assert ipc.encode([ipc.TextChunk(1, "", done=True, ending=ending)])
 
 
 @pytest.mark.parametrize(

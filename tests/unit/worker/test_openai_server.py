@@ -124,6 +124,10 @@ def test_a_server_is_waited_for_but_not_with_a_key_that_it_refuses(monkeypatch: 
     [
         ({}, "url=http"),
         ({"url": "localhost:8000"}, "url=http"),
+        ({"url": "http://["}, "url=http"),
+        ({"url": "http://h:99999"}, "url=http"),
+        ({"url": "http://me:secret@h"}, "key_env"),
+        ({"url": "http://h/v1?key=secret"}, "key_env"),
         ({"url": "http://h", "speed": "9"}, "speed"),
         ({"url": "http://h", "slots": "many"}, "slots"),
         ({"url": "http://h", "resume": "yes"}, "resume"),
