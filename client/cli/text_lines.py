@@ -23,6 +23,8 @@ def read_texts(source: str) -> list[str]:
     except OSError as error:
         raise click.UsageError(f"{source}: {error.strerror or error}") from None
     # By line feeds alone: other characters that some take for the end of a line may stand in a text.
+    if not given:
+        raise click.UsageError("there is no text in what is piped in" if source == "-" else f"{source} is empty")
     lines = decode(given, "replace").removesuffix("\n").split("\n")
     lines = [line.removesuffix("\r") for line in lines]
     texts = [_of_json(line) for line in lines] if source.endswith(".jsonl") else lines

@@ -37,7 +37,8 @@ def test_a_pipe_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "given", "words"),
     [
         ("texts", "a\n\nb\n", "line 2: a text is meant, and not an empty one"),
-        ("texts", "", "line 1: a text is meant"),
+        ("texts", "", "texts is empty"),
+        ("texts", "\n", "line 1: a text is meant"),
         ("texts.jsonl", '"a"\n{"title": "b"}\n', "line 2: a JSON string, or an object with a `text`, is meant"),
         ("texts.jsonl", '"a"\nb\n', "line 2"),
         ("texts.jsonl", "[]", "line 1"),
