@@ -305,8 +305,8 @@ Engine = TokenEngine | BatchEngine | RowEngine | StreamEngine
 """Any of them may have `revision`: what its tokens depend on, else made from the spec. `fallback`: in a sentence
 for operators, what it has to do without and why; the status of its node shows it. And `capabilities`: names of what it
 can do beyond its task (protocol/capabilities.py), so that requests that need it come here and the others are refused
-before they do; else `logprobs` and `token_ids` for a TokenEngine, `token_ids` for a BatchEngine that tells its
-`vocabulary`, and nothing for a StreamEngine."""
+before they do; else `logprobs` and `token_ids` for a TokenEngine, `token_ids` for an engine of vectors that tells
+its `vocabulary`, and nothing for a StreamEngine."""
 Progress = Callable[[Phase, float], None]
 """Called by a factory while it loads: the phase, and how much of it is done in percent (0..100)."""
 

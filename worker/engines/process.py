@@ -48,6 +48,8 @@ from .row_adapter import RowAdapter
 
 log = logging.getLogger("zmqrt.worker.engines.process")  # by name: here __name__ is "__main__"
 
+_TEXT_ALONE: Final = ("rerank", "classify")
+"""Tasks whose bodies hold texts and never token ids."""
 _SIGN_S: Final = 0.2
 """How often an idle loop shows that it moves; the agent is promised 250 ms."""
 _STEP_WAIT_S: Final = 0.05
@@ -215,7 +217,8 @@ def capabilities_of(engine: Engine) -> list[str]:
     if said is None:
         if isinstance(engine, TokenEngine):
             return sorted(BEFORE)
-        return [TOKEN_IDS] if engine.capacity().vocabulary else []
+        takes_ids = getattr(engine, "task", None) not in _TEXT_ALONE and engine.capacity().vocabulary
+        return [TOKEN_IDS] if takes_ids else []
     words = str(said)[:80]
     if isinstance(said, list | tuple | set | frozenset):
         names = {str(name) for name in cast("Iterable[object]", said)}

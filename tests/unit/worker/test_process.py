@@ -16,6 +16,7 @@ from zmqrt.worker.engines.adapters import EngineAdapter, Outbox
 from zmqrt.worker.engines.base import CannotLoadError, Capacity, EngineStats, Item, ItemResult
 from zmqrt.worker.engines.channel import Channel, WakePipe, make_channel
 from zmqrt.worker.engines.mock import MockEngine
+from zmqrt.worker.engines.mock_batches import MockBatches, MockEmbedder, MockReranker
 from zmqrt.worker.engines.process import EngineLoop, capabilities_of, describe_service, make_adapter
 
 
@@ -132,6 +133,8 @@ class Said:
         (Said(["tools", "logprobs"]), ["logprobs", "tools"]),
         (Said(frozenset[str]()), []),
         (Said(None), []),
+        (MockEmbedder("m", MockBatches(context=8)), ["token_ids"]),
+        (MockReranker("m", MockBatches(context=8)), []),
     ],
 )
 def test_an_engine_says_what_it_can_do_or_what_its_protocol_can(engine: Any, capabilities: list[str]) -> None:
