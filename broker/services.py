@@ -19,8 +19,9 @@ from .queues import R, ServiceQueue
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
 _SMOOTHING = 0.1
-_MOST_GONE = 16
-"""Supplies that are remembered after their last node: a rolling upgrade has two or three at a time."""
+_MOST_GONE = 4
+"""Supplies that are remembered after their last node: a rolling upgrade has two or three at a time. Of 1,024 services,
+with all the names that offers may hold, they are 10 MiB."""
 
 
 def _no_results() -> dict[str, int]:
@@ -171,6 +172,7 @@ class Service(Generic[R]):
         left = self.supplies.get(supply, 0) + change
         if left:
             self.supplies[supply] = left
+            self.gone.pop(supply, None)
         else:
             del self.supplies[supply]
             self._note_gone(supply, now)
@@ -179,7 +181,6 @@ class Service(Generic[R]):
             self.unhealthy_since = now
 
     def _note_gone(self, supply: Supply, now: float) -> None:
-        self.gone.pop(supply, None)
         self.gone[supply] = now
         if len(self.gone) > _MOST_GONE:
             del self.gone[next(iter(self.gone))]

@@ -30,9 +30,9 @@ MAX_EXT_KEY_CHARS: Final = 64
 MAX_EXT_VALUE_CHARS: Final = 256
 MAX_SERVICES: Final = 256
 """Services one node may offer."""
-MAX_CAPABILITIES: Final = 32
-MAX_CAPABILITY_CHARS: Final = 64
-"""Four times what a service can be able to do today; 16,384 offers of that are 32 MiB."""
+MAX_CAPABILITIES: Final = 16
+MAX_CAPABILITY_CHARS: Final = 32
+"""Five times what a service can be able to do today; 16,384 offers of that take a broker 40 MiB."""
 MAX_DEVICES: Final = 64
 """Devices of one node: four times the largest GPU server."""
 MAX_FLEET_SERVICES: Final = 1024

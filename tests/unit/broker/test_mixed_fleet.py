@@ -160,6 +160,21 @@ def test_a_node_that_was_lost_a_moment_ago_is_waited_for() -> None:
     assert [job.rid for job in again.work()] == [rid_of(1)]
 
 
+def test_a_node_that_can_something_else_each_moment_is_not_remembered_for_all_of_it() -> None:
+    """Names are a peer's to choose, for a thousand services at a time; what is there again is no longer gone."""
+    stage, _, node = Stage().with_peers(services=[SKILLED])
+    for number in range(40):
+        stage.now += 1.0
+        node.beat(services=[offer(can=[f"trick-{number}"])])
+    node.beat(services=[SKILLED])
+    node.beat(services=[PLAIN])
+    node.beat(services=[SKILLED])
+
+    gone = stage.broker.state.services["toy"].gone
+
+    assert [sorted(supply.can) for supply in gone] == [["trick-38"], ["trick-39"], []]
+
+
 def test_what_waits_for_a_node_that_does_not_come_back_is_told() -> None:
     """After the eviction time, however much time it has, and whatever the others get done meanwhile."""
     stage = Stage()
