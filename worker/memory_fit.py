@@ -27,6 +27,8 @@ _QUANTISED_BITS: Final = {"int8": 8, "fp8": 8, "int4": 4}
 _HEADS: Final = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS: Final = ("embed", "wte", "wpe")
 _BUFFERS: Final = ("attn.bias", "masked_bias", "inv_freq", "position_ids")
+_NO_SIZE: Final = 1 << 32
+"""No model has so many layers, heads or numbers: who says so says nothing, and the loader names it."""
 _CLOSE_SHARE: Final = 0.1
 """What a step computes is not counted; with less than so much left over, it may be what does not fit."""
 
@@ -165,7 +167,8 @@ def _kv_token_bytes(config: Mapping[str, Any], dtype: str) -> int:
     part = config.get("text_config")
     text = cast("Mapping[str, Any]", part) if isinstance(part, dict) else config
     names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
-    layers, heads, kv_heads, size, width = (value if isinstance(value := text.get(name), int) else 0 for name in names)
+    given = [text.get(name) for name in names]
+    layers, heads, kv_heads, size, width = (one if isinstance(one, int) and 0 < one < _NO_SIZE else 0 for one in given)
     size = size or (width // heads if heads > 0 else 0)
     return max(0, 2 * layers * (kv_heads or heads) * size * _ITEM_BYTES[dtype])
 

@@ -107,8 +107,11 @@ def architectures(directory: Path, config: dict[str, Any]) -> list[str]:
 
 
 def check_length(directory: Path, model: ModelDirectory, max_model_len: int) -> None:
-    """Raise ModelError if the model has not so many positions."""
-    context = context_of(model.config)
+    """Raise ModelError if the model has not so many positions, or what it says of them is no number."""
+    try:
+        context = context_of(model.config)
+    except ValueError as error:
+        raise ModelError(f"{directory}/config.json: {error}") from None
     if context is not None and max_model_len > context:
         raise ModelError(
             f"--max-model-len {max_model_len} is more than the model has: its context is {context} tokens "

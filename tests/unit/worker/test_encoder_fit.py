@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 from support import broken_models as broken
 from support.tiny import silent, tiny_model
+from zmqrt.worker.encoder_fit import check_encoder
+from zmqrt.worker.model_directory import read_model_directory
 from zmqrt.worker.model_files import ModelError
+from zmqrt.worker.model_fit import check_generator
 from zmqrt.worker.model_sources import check_fit, resolve
 
 BERT = {"model_type": "bert", "architectures": ["BertModel"]}
@@ -110,3 +114,14 @@ def test_positions_behind_the_padding_are_fewer(model: Path) -> None:
     assert resolve(str(model), progress=silent).context == positions - 2
     with pytest.raises(ModelError, match=r"--max-model-len 2047 is more .* 2046 tokens"):
         look(model, max_model_len=2047)
+
+
+@pytest.mark.parametrize("check", [check_generator, check_encoder])
+@pytest.mark.parametrize("positions", ["x", -1, True, [64]])
+def test_positions_that_are_no_number_are_named(model: Path, check: Callable[..., None], positions: object) -> None:
+    """Also by an engine, whose directory may have changed since its node looked."""
+    changes = BERT if check is check_encoder else {}
+    broken.edit_json(model / "config.json", max_position_embeddings=positions, **changes)
+
+    with pytest.raises(ModelError, match="no number of positions"):
+        check(model, read_model_directory(model))

@@ -181,11 +181,21 @@ def test_fewer_bits_are_named_where_nothing_else_helps(plan: ServingPlan, free: 
     assert "--quantize" not in judge("llama-8b", already, plan, room(free)).words
 
 
-@pytest.mark.parametrize("config", [{}, {"n_layer": 12, "n_head": 12}, {"num_attention_heads": "many"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"n_layer": 12, "n_head": 12},
+        {"num_attention_heads": "many"},
+        {"num_hidden_layers": 10**400, "num_attention_heads": 2, "hidden_size": 8},
+    ],
+)
 def test_a_configuration_that_says_little_is_no_reason_to_refuse(config: dict[str, Any]) -> None:
     """Then the weights alone count."""
-    need = measure(ModelDirectory(config, stored({"wte.weight": (10, 10)})), GPU)
+    model = ModelDirectory(config, stored({"wte.weight": (10, 10)}))
+    need = measure(model, GPU)
 
+    assert judge("gpt2", model, GPU, room(8.0)).kind == "fits"
     assert (need.weights_bytes, need.kv_bytes) == (200, 0)
 
 
