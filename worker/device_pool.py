@@ -161,8 +161,9 @@ class Device:
         self.reported = self.phase, self.percent
 
     def loading(self, phase: m.Phase, percent: float, elapsed_s: float) -> None:
-        """Note how far it is."""
-        self.phase, self.percent, self.elapsed_s = phase, percent, elapsed_s
+        """Note how far it is. What a thread or a process of its engine says once that serves is late."""
+        if not self.lanes:
+            self.phase, self.percent, self.elapsed_s = phase, percent, elapsed_s
 
     def forget_process(self, *, is_restarted: bool) -> list[Job]:
         """Note that the process is gone; return the jobs that it leaves behind."""

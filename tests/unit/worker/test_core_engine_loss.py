@@ -146,6 +146,15 @@ def test_waiting_requests_go_back_when_the_last_engine_dies() -> None:
     assert node.core.requests.jobs == {}
 
 
+def test_a_bar_that_is_drawn_after_loading_takes_no_device_out_of_service() -> None:
+    """VLLM's processes draw them whenever they do something that takes long."""
+    node = serving()
+    made = node.engine(ipc.EngineLoading("warming", 50.0, 1.0)) + node.dispatch(1)
+
+    assert sent(made, m.WorkerError) == []
+    assert len(submitted(made)) == 1
+
+
 def test_brokers_hear_why_a_device_stands_in_for_another() -> None:
     """From the first heartbeat on, whichever engine it runs."""
     infos = [m.DeviceInfo("cpu", "cpu", "a CPU", 0)]
