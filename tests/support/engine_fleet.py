@@ -13,11 +13,13 @@ import psutil
 
 from zmqrt.worker.device_discovery import DeviceSpec
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import EngineSpec, ItemResult, TokenEvent
+from zmqrt.worker.engines.base import EngineSpec, ItemResult, SamplingParams, TokenEvent, TokenRequest
+from zmqrt.worker.engines.mock_tokens import expected_tokens
 from zmqrt.worker.supervisor import EngineSupervisor
 
 T = TypeVar("T")
 M = TypeVar("M", bound=ipc.FromEngine)
+HELLO = list(b"hello")
 WITHIN_S = 30.0
 """Generous, since a busy machine is no failure."""
 
@@ -37,6 +39,25 @@ SPEC = EngineSpec(
 def spec(engine: str = "mock", **options: str) -> EngineSpec:
     """Build a spec for an engine with options."""
     return msgspec.structs.replace(SPEC, engine=engine, options=options)
+
+
+def request(ticket: int, tokens: int = 5, prompt: list[int] = HELLO) -> ipc.Submit:
+    """Ask for greedy tokens."""
+    return ipc.Submit(
+        "",
+        TokenRequest(
+            ticket=ticket,
+            prompt_ids=prompt,
+            max_new_tokens=tokens,
+            ignore_eos=True,
+            sampling=SamplingParams(temperature=0.0),
+        ),
+    )
+
+
+def right(tokens: int, prompt: list[int] = HELLO) -> list[int]:
+    """Say what the mock must answer."""
+    return expected_tokens(prompt, tokens, ignore_eos=True)
 
 
 @dataclass
