@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import hashlib
 import logging
 import math
 import select
@@ -21,7 +22,7 @@ from typing import Final, assert_never, cast, get_args
 import msgspec
 
 from ...protocol.capabilities import BEFORE, TOKEN_IDS
-from ...protocol.limits import MAX_CAPABILITIES
+from ...protocol.limits import MAX_CAPABILITIES, MAX_NAME_CHARS
 from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed, is_capability
 from ...protocol.parent_watch import end_with_parent, watch_parent
@@ -56,6 +57,7 @@ _STEP_WAIT_S: Final = 0.05
 """How long a step may be awaited before the agent is heard again: a cancel takes effect within this."""
 _PIECE_S: Final = 0.005
 _LINGER_S: Final = 0.5
+_OWN_LETTERS: Final = 32
 
 
 class EngineLoop:
@@ -195,13 +197,21 @@ def describe_service(name: str, adapter: EngineAdapter, engine: Engine, spec: En
         kind=adapter.kind,
         task=_task_of(engine, adapter.kind),
         capacity=engine.capacity(),
-        model=str(getattr(engine, "model", spec.model)),
-        revision=cast("str", getattr(engine, "revision", None)) or revision_of(spec),
+        model=_within(str(getattr(engine, "model", spec.model))),
+        revision=_within(cast("str", getattr(engine, "revision", None)) or revision_of(spec)),
         capabilities=capabilities_of(engine),
         fallback=str(getattr(engine, "fallback", "")),
         resumes=bool(getattr(engine, "resumes", False)),
         has_keyed_noise=bool(getattr(engine, "has_keyed_noise", True)),
     )
+
+
+def _within(name: str) -> str:
+    """Shorten a name that no broker takes (some servers call a model by its path) to one that is as much its own."""
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    own = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:_OWN_LETTERS]
+    return f"{name[: MAX_NAME_CHARS - _OWN_LETTERS - 1]}-{own}"
 
 
 def _task_of(engine: Engine, kind: ipc.Kind) -> TaskName:

@@ -118,6 +118,7 @@ class StreamAdapter:
             self._watch = self._loop.create_task(watch())
             self._watch.add_done_callback(self._end_all)
         self._loop.run_forever()
+        self._loop.close()
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic()
@@ -182,9 +183,10 @@ class StreamAdapter:
         self._loop.create_task(self._close()).add_done_callback(lambda _: self._loop.stop())
 
     async def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        watch = [] if self._watch is None else [self._watch]
+        for task in watch:
+            task.cancel()
+        await asyncio.gather(*watch, *self._tasks.values(), return_exceptions=True)
         await self._engine.close()
 
 

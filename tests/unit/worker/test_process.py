@@ -8,9 +8,11 @@ import sys
 import time
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from support.engine_fleet import spec
+from zmqrt.protocol import messages as m
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.adapters import EngineAdapter, Outbox
 from zmqrt.worker.engines.base import CannotLoadError, Capacity, EngineStats, Item, ItemResult
@@ -103,6 +105,21 @@ def test_an_engine_of_batches_says_its_task(said: str | None, task: str) -> None
 
     assert describe_service("", adapter, engine, spec()).task == task
     adapter.close()
+
+
+def test_a_name_that_no_broker_takes_is_shortened_and_still_its_own() -> None:
+    """A broker drops the whole READY of a node with one: `vllm serve` calls a model by the path of its snapshot."""
+    names: set[tuple[str, str]] = set()
+    for end in ("a", "b"):
+        engine = Judge(None)
+        vars(engine).update(model="/" + "x" * 150 + end, revision="openai-/" + "x" * 150 + end)
+        adapter = make_adapter(engine, spec(), Outbox(), lambda: None)
+        said = describe_service("", adapter, engine, spec())
+        names.add((said.model, said.revision))
+        offer = m.ServiceOffer("s", 1, "embed", said.model, said.revision)
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=m.ServiceOffer) == offer
+
+    assert len({model for model, _ in names}) == len({revision for _, revision in names}) == 2
 
 
 def test_a_task_that_does_not_exist_is_no_reason_to_start_again() -> None:
