@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of a test would
 # load. Tests with sockets and processes wait more than they compute, so more of them run at a time; those of one file share
 # a fleet and stay together.
 JOBS    ?= 2
-WAITING ?= 6
+WAITING ?= 8
 FAST    := not slow and not realmodel and not gpu and not soak
 ENGINES := tests/engine
 TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py

@@ -23,6 +23,7 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 patch.delenv(name)
         patch.setenv("XDG_CONFIG_HOME", str(folder))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else each process compiles all that it imports
+        patch.delenv("PYTHONUNBUFFERED", raising=False)  # what must be seen at once is flushed by who writes it
         yield folder
 
 

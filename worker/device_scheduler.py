@@ -32,9 +32,9 @@ from .jobs import Job, JobState
 
 _LOCAL_RUNS: Final = 2
 """A job that was on an engine when it died is run once more on this node; after a second death the broker decides."""
-_MOST_TEXT_BYTES: Final = MAX_FRAME_BYTES // 2
-"""Of an answer of an engine that deals in text: nothing else ends one that keeps to no `max_tokens`, and a whole answer
-has to fit a frame."""
+_MOST_TEXT_BYTES: Final = MAX_FRAME_BYTES * 3 // 4
+"""Of an answer of an engine that deals in text: nothing else ends one that keeps to no `max_tokens`. A whole answer
+fits a frame; a peer that does not read is told so before, since this is more than a broker sends ahead and keeps."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 

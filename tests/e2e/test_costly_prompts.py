@@ -25,6 +25,7 @@ TEMPLATE = """{% for m in messages %}
 {{- m.role }}: {{ m.content }};{% endfor %}assistant:"""
 
 
+@pytest.mark.slow
 def test_a_template_that_loops_and_a_text_of_megabytes_stop_nobody_else(tmp_path: Path) -> None:
     """The node is heard all the time, a stream goes on, others are answered; two loops in a row pile nothing up."""
     place = tmp_path / "m"

@@ -127,6 +127,7 @@ def test_leaving_the_machine_without_keys_is_78() -> None:
         check(result, 78, "reachable from other machines")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_fails_its_self_test_is_served_by_another_and_everybody_is_told_why() -> None:
     """The node serves, by transformers' modules: the reason stands in the status, its JSON, and the monitor."""
     why = "the path 'fused' left out: the self-test is off by"

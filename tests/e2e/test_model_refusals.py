@@ -112,6 +112,7 @@ def test_a_context_larger_than_the_models_is_1(stack: Stack, whole: Path, tmp_pa
     assert re.search(r"--max-model-len 4096 .* its context is 2048 tokens", words)
 
 
+@pytest.mark.slow
 def test_damage_that_the_engine_finds_is_1_after_one_try(stack: Stack, model: Path, tmp_path: Path) -> None:
     """One number that is none: no second process looks for it again."""
     broken.fill(model, UP, broken.NAN_BF16, every=False)

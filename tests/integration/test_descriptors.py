@@ -33,7 +33,7 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
             words = ["/bin/sh", "-c", f'ulimit -n {FEW}; exec "$0" "$@"', *words]
         return popen(words, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr("support.stack.subprocess.Popen", started)
+    monkeypatch.setattr("support.stack.Popen", started)
     with Stack() as made:
         made.broker()
         made.worker()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import subprocess
 import sys
@@ -15,21 +14,26 @@ from typing import Self
 import psutil
 
 from support.stack import eventually
+from support.warm_start import Popen
 
 _PATIENCE_S = 60.0
 
 
 def zmqrt(*words: str, given: str | None = None, timeout_s: float = _PATIENCE_S) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
+    with Popen(
         [sys.executable, "-m", "zmqrt.client.cli", *words],
-        input=given,
-        stdin=subprocess.DEVNULL if given is None else None,
-        capture_output=True,
+        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
-        timeout=timeout_s,
-        check=False,
-    )
+    ) as command:
+        try:
+            out, err = command.communicate(given, timeout_s)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            raise
+        return subprocess.CompletedProcess(words, command.returncode, out, err)
 
 
 class Running:
@@ -37,13 +41,12 @@ class Running:
 
     def __init__(self, *words: str) -> None:
         self.lines: list[str] = []
-        self.popen = subprocess.Popen(
+        self.popen = Popen(
             [sys.executable, "-m", "zmqrt.client.cli", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._family: dict[int, psutil.Process] = {}

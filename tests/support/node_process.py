@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from support.hand_broker import HandBroker
+from support.warm_start import Popen
 
 
 class NodeProcess:
@@ -20,7 +21,7 @@ class NodeProcess:
     def __init__(self, folder: Path, brokers: list[str], *arguments: str) -> None:
         self._log = (folder / "node.log").open("w+", encoding="utf-8")
         command = [sys.executable, "-m", "zmqrt.worker", "--broker", ",".join(brokers)]
-        self.process = subprocess.Popen(
+        self.process = Popen(
             [*command, "--log-format", "json", "--node-id", "n1", *arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
+from support.warm_start import Popen
 from zmqrt.client import Client
 from zmqrt.protocol.snapshot import Snapshot
 
@@ -112,14 +113,14 @@ def start(
     role: str, *arguments: str, env: dict[str, str] | None = None, wait: bool = True, python: str = sys.executable
 ) -> Process:
     """Start `python -m zmqrt.<role>` and, unless told otherwise, wait for its ready line."""
-    popen = subprocess.Popen(
+    popen = Popen(
         [python, "-m", f"zmqrt.{role}", "--log-format", "json", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+        env={**os.environ, **(env or {})},
     )
     process = Process(role, popen, arguments, env or {})
     said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

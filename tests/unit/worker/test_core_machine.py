@@ -248,6 +248,7 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, DEVICES - 1))
     def load(self, index: int) -> None:
         """An engine is ready."""
+        self.beat()
         if not self.engines[index].is_up:
             self.engines[index] = Engine(is_up=True)
             self.obey(self.node.load(index, SLOTS))
@@ -255,6 +256,7 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, DEVICES - 1))
     def die(self, index: int) -> None:
         """An engine process dies."""
+        self.beat()
         if self.engines[index].is_up:
             self.engines[index] = Engine()
             self.obey(self.node.kill(index))
@@ -262,12 +264,16 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.2]))
     def wait(self, seconds: float) -> None:
         """Time passes; brokers that are up give signs of life."""
-        for index, broker in enumerate(self.brokers):
-            if broker.is_up:
-                self.obey(self.node.receive(m.BrokerHeartbeat(broker.epoch, 1), broker=index))
+        self.beat()
         self.obey(self.node.wait(seconds))
         for broker in self.brokers:
             broker.ended.clear()
+
+    def beat(self) -> None:
+        """Brokers that are up give a sign of life, before what takes a node time."""
+        for index, broker in enumerate(self.brokers):
+            if broker.is_up:
+                self.obey(self.node.receive(m.BrokerHeartbeat(broker.epoch, 1), broker=index))
 
     @invariant()
     def state_is_sound(self) -> None:

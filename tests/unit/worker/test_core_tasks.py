@@ -141,10 +141,10 @@ def test_an_answer_in_text_that_does_not_end_is_ended(flags: int) -> None:
     node.dispatch(1, flags=flags)
     ticket = node.ticket()
 
-    made = [action for _ in range(9) for action in node.engine(ipc.TextChunk(ticket, "x" * (1 << 20)))]
+    made = [action for _ in range(13) for action in node.engine(ipc.TextChunk(ticket, "x" * (1 << 20)))]
 
     (error,) = sent(made, m.WorkerError)
-    assert (error.reason, error.text) == ("too_large", "the model has not ended its answer within 8388608 bytes")
+    assert (error.reason, error.text) == ("too_large", "the model has not ended its answer within 12582912 bytes")
     assert ipc.CancelTicket(ticket) in submitted(made)
 
 
