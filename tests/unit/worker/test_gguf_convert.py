@@ -97,15 +97,3 @@ def test_file_cut_off_or_of_another_kind_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"model\.gguf is (empty|not a readable GGUF file)"):
             convert_gguf(path, tmp_path, lambda _percent: None)
-
-
-def test_bfloat16_rounds_as_torch_does() -> None:
-    """To the nearest, ties to even, for numbers of every size."""
-    import torch
-
-    values = np.random.RandomState(0).randint(0, 2**32, 100_000, dtype=np.uint32).view(np.float32)
-    values = np.concatenate([values[np.isfinite(values)], np.array([1.00390625, 1.01171875, -0.0, 3e38], np.float32)])
-
-    expected = torch.tensor(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
-
-    assert (to_bfloat16(values) == expected).all()
