@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class AsyncHandle(BaseHandle[R]):
-    """A request that is under way, to be read by one task at a time."""
+    """A request that is under way. One task at a time may read it; another gets a RuntimeError."""
 
     def __init__(
         self, client: AsyncClient, io: BaseIo, wakeup: ReaderWakeup, call: Call, reader: ResponseReader[R]

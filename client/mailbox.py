@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .response import Event
     from .wakeup import ReaderWakeup
 
+ONE_AT_A_TIME: Final = "somebody else is reading this request; let them end first, for its end comes once"
 _SLICE_S: Final = 0.2 if sys.platform == "win32" else 5.0
 """Longest wait in one piece: on Windows Ctrl-C is only seen between two; elsewhere it is a look at the I/O thread."""
 
@@ -36,6 +38,8 @@ class Mailbox:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._bytes_in = 0
         self._bytes_out = 0
+        self.turn: Final = threading.Lock()
+        """Held by whoever reads: the end of a request comes once, so a second one would wait for ever."""
 
     def put(self, event: Event) -> bool:
         """Add an event; False when more bytes lie unread than a stream may hold. Called by the shell."""
@@ -94,7 +98,9 @@ class AsyncMailbox:
         return events
 
     async def take(self) -> Event:
-        """Wait for the next event."""
+        """Wait for the next event. Raises RuntimeError if another task does."""
+        if self._reader is not None:
+            raise RuntimeError(ONE_AT_A_TIME)
         while not self._events:
             self._reader = self._wakeup.make_future()
             try:

@@ -18,7 +18,7 @@ from . import arguments, queries
 from .base import BaseClient, BaseHandle, BaseStream, read_answer, reader_of
 from .calls import Call, CallOptions, GenerateOptions, Text, make_call
 from .io_base import BaseIo
-from .mailbox import Mailbox
+from .mailbox import ONE_AT_A_TIME, Mailbox
 from .queries import QuerySpec
 from .response import Chunk, Embeddings, ResponseReader, Result
 from .scoring import Classification, RankedDocument, Ranking
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class Handle(BaseHandle[R]):
-    """A request that is under way. To be read by one thread at a time; `cancel` may be called by any."""
+    """A request that is under way. One thread at a time may read it (another gets a RuntimeError); any may `cancel`."""
 
     def __init__(self, client: Client, io: BaseIo, call: Call, reader: ResponseReader[R]) -> None:
         self._mailbox = Mailbox()
@@ -45,7 +45,7 @@ class Handle(BaseHandle[R]):
         while not self._reader.is_done:
             left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
             try:
-                self._reader.feed(self._mailbox.take(self._io, left_s))
+                self._read(left_s)
             except TimeoutError:
                 raise TimeoutError(f"no result within {timeout} s; the request goes on") from None
         return self._reader.outcome()
@@ -59,11 +59,21 @@ class Handle(BaseHandle[R]):
     def next_chunk(self) -> Chunk | None:
         """Wait for the next chunk; None at the end. Raises RequestError if it ended without a result."""
         while not self._reader.is_done:
-            chunk = self._reader.feed(self._mailbox.take(self._io))
+            chunk = self._read()
             if chunk is not None:
                 return chunk
         self._reader.outcome()
         return None
+
+    def _read(self, timeout_s: float | None = None) -> Chunk | None:
+        """Take one event in. Raises TimeoutError, or RuntimeError if another thread waits for it."""
+        turn = self._mailbox.turn
+        if not turn.acquire(blocking=False):
+            raise RuntimeError(ONE_AT_A_TIME)
+        try:
+            return self._reader.feed(self._mailbox.take(self._io, timeout_s))
+        finally:
+            turn.release()
 
 
 class Stream(BaseStream[Handle[Result]]):

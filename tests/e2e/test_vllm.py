@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -76,10 +77,11 @@ class Telling:
         self._thread.start()
 
     def _read(self) -> None:
-        while (chunk := self._handle.next_chunk()) is not None:
-            assert chunk.index == len(self.ids), "a gap, or a repeat"
-            self.ids += chunk.token_ids
-            self.text += chunk.text
+        with contextlib.suppress(CancelledError):
+            while (chunk := self._handle.next_chunk()) is not None:
+                assert chunk.index == len(self.ids), "a gap, or a repeat"
+                self.ids += chunk.token_ids
+                self.text += chunk.text
 
     def end(self) -> tuple[list[int], str]:
         """Wait for its end; what came in pieces is the whole."""
@@ -92,9 +94,9 @@ class Telling:
     def cancel(self) -> None:
         """Give it up."""
         self._handle.cancel()
+        self._thread.join()  # one thread at a time reads it
         with pytest.raises(CancelledError):
             self._handle.result()
-        self._thread.join()
 
 
 def busy_nodes(client: Client) -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support.stack import eventually
 from support.tiny_broker import TinyBroker, echo, final, partial, refuse, service, words_of
 from zmqrt.client import (
     AsyncClient,
@@ -280,6 +281,54 @@ def test_an_async_stream_left_early_is_cancelled() -> None:
             await asyncio.to_thread(broker.wait_for, m.Cancel)
 
     with TinyBroker(lambda request: [partial(request, 0, ["one"])]) as broker:
+        asyncio.run(main())
+
+
+def test_a_second_thread_that_reads_is_told_so_and_waits_for_no_end_that_another_has_had() -> None:
+    """Who cancels what another thread reads joins that thread first; `result` then says how it ended."""
+    with TinyBroker(lambda request: [partial(request, 0, ["one"])]) as broker, Client(broker.endpoint) as client:
+        handle = client.submit("x", stream=True, model="toy")
+        assert handle.next_chunk() is not None
+        ended: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                handle.next_chunk()
+            except CancelledError as error:
+                ended.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+
+        def is_told() -> bool:
+            with pytest.raises((RuntimeError, TimeoutError)) as caught:  # until that thread has come so far
+                handle.result(0.05)
+            return isinstance(caught.value, RuntimeError)
+
+        eventually(is_told, what="the refusal")
+        handle.cancel()
+        reader.join()
+        with pytest.raises(CancelledError):
+            handle.result()
+
+    assert len(ended) == 1
+
+
+def test_a_second_task_that_reads_is_told_so() -> None:
+    """The first one is woken, and has what comes."""
+
+    async def main() -> None:
+        async with AsyncClient(broker.endpoint) as client:
+            handle = client.submit("x", model="toy")
+            first = asyncio.create_task(handle.result())
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="somebody else is reading"):
+                await handle.result()
+            handle.cancel()
+            with pytest.raises(CancelledError):
+                await first
+
+    with TinyBroker(never) as broker:
         asyncio.run(main())
 
 
