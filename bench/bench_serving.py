@@ -25,6 +25,7 @@ from rich.table import Table
 from stream_readers import MAX_TOKENS
 
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
+from zmqrt.worker.engines.generate import schedule
 from zmqrt.worker.engines.generate.kv_cache import KvCache
 from zmqrt.worker.engines.generate.schedule import Scheduler, SchedulerLimits
 from zmqrt.worker.engines.mock import MockRunner, MockTiming
@@ -77,7 +78,7 @@ class Mock:
                 ignore_eos=True,
                 sampling=SamplingParams(seed=ticket),
             )
-            self._scheduler.submit(request, frozenset(), request.max_new_tokens)
+            self._scheduler.submit(schedule.Sequence.of(request, frozenset(), request.max_new_tokens))
         self._step_s()  # the prompts
 
     def cpu_ms(self) -> float:

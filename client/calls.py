@@ -24,7 +24,7 @@ from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import HALF, half_in, is_service, is_unicode
 from ..protocol.tasks import ChatMessage
-from . import arguments
+from . import arguments, grammars
 from .config import ClientConfig
 
 Text = str | Sequence[str | Sequence[int]]
@@ -62,7 +62,11 @@ class CallOptions(TypedDict, total=False):
 
 
 class GenerateOptions(CallOptions, total=False):
-    """What `infer`, `stream` and `submit` take beside the prompt: every field of `tasks.Generate`."""
+    """What `infer`, `stream` and `submit` take beside the prompt: every field of `tasks.Generate`.
+
+    What the answer keeps to is one of three: `schema`, a JSON Schema as a dict or text, or a type that msgspec or
+    pydantic makes one of; `regex`, of the whole answer; `lark`, a grammar.
+    """
 
     messages: Sequence[Mapping[str, str] | ChatMessage] | None
     token_ids: Sequence[int] | None
@@ -82,6 +86,9 @@ class GenerateOptions(CallOptions, total=False):
     seed: int | None
     ignore_eos: bool
     logprobs: int | None
+    schema: grammars.Schema
+    regex: str
+    lark: str
     extra: Mapping[str, Any]
 
 
@@ -126,6 +133,9 @@ def generate(config: ClientConfig, prompt: str | None, *, stream: bool, options:
     common: dict[str, Any] = {}
     for name, value in options.items():
         (common if name in _COMMON else fields)[name] = value
+    grammar = grammars.take_from(fields)
+    if grammar is not None:
+        fields["grammar"] = grammar
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     messages = fields.get("messages")

@@ -21,6 +21,8 @@ TOKEN_IDS: Final = "token_ids"  # noqa: S105 - the name of a field
 """It takes token ids of the model's own tokenizer in place of a text."""
 BEFORE: Final = frozenset({LOGPROBS, TOKEN_IDS})
 """What nodes could do before they said what they can."""
+GRAMMAR: Final = "grammar"
+"""It keeps to a JSON schema, a regular expression or a Lark grammar."""
 EXTRA: Final = "extra"
 """It passes fields of another server's API on to that server."""
 NOTHING: Final = frozenset[str]()

@@ -12,10 +12,10 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from .capabilities import EXTRA, LOGPROBS, TOKEN_IDS
+from .capabilities import EXTRA, GRAMMAR, LOGPROBS, TOKEN_IDS
 from .errors import ErrorKind, RequestError, request_error
 from .faults import find_fault, show
-from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_INT
+from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_GRAMMAR_CHARS, MAX_INT
 from .messages import TaskName
 from .names import HALF, half_in
 
@@ -43,6 +43,13 @@ class ChatMessage(_Body, frozen=True):
     content: str
 
 
+class Grammar(_Body, frozen=True):
+    """What an answer keeps to: the text of a JSON schema, a regular expression (of the whole answer), or Lark."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
 class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
     """Generate text: exactly one of `prompt`, `messages`, `token_ids`.
 
@@ -52,6 +59,7 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
         temperature: None = 0.7; below 1e-5 greedy.
         seed: 0 .. 2**63-1; None = derived from the request id, and told in the result.
         logprobs: How many alternatives to report per token; None = none at all.
+        grammar: What the answer keeps to, and where it ends; cut short it is whole only with `finish_reason` "stop".
         extra: Fields of another server's API, passed on as they are by engines that stand before one; others refuse it.
     """
 
@@ -74,6 +82,7 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
     seed: Seed | None = None
     ignore_eos: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    grammar: Grammar | None = None
     extra: Annotated[dict[str, Any], Meta(max_length=64)] = {}
 
 
@@ -282,10 +291,16 @@ def task_name(task: Task) -> TaskName:
 
 def needs_of(task: Task) -> str | None:
     """Return what a node has to be able to do for it, as `ext["needs"]` says it; None: what every node can."""
-    if not isinstance(task, Generate) or (task.logprobs is None and task.token_ids is None and not task.extra):
+    if not isinstance(task, Generate):
         return None
-    asked = {LOGPROBS: task.logprobs is not None, TOKEN_IDS: task.token_ids is not None, EXTRA: bool(task.extra)}
-    return ",".join(name for name, is_asked in asked.items() if is_asked)
+    names = [LOGPROBS] if task.logprobs is not None else []
+    if task.token_ids is not None:
+        names.append(TOKEN_IDS)
+    if task.grammar is not None:
+        names.append(GRAMMAR)
+    if task.extra:
+        names.append(EXTRA)
+    return ",".join(names) or None
 
 
 def check_generate(task: Generate) -> None:
@@ -295,6 +310,8 @@ def check_generate(task: Generate) -> None:
         raise _bad(f"exactly one of prompt, messages and token_ids is needed, not {' and '.join(given) or 'none'}")
     if task.max_tokens is not None and task.min_tokens > task.max_tokens:
         raise _bad(f"min_tokens ({task.min_tokens}) is above max_tokens ({task.max_tokens})")
+    if task.grammar is not None and task.min_tokens:
+        raise _bad("min_tokens: an answer that keeps to a grammar ends where that ends; leave it out")
 
 
 def _bad(text: str) -> RequestError:

@@ -21,6 +21,7 @@ from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, Generat
 from .detokenizer import TextStream
 from .engines import ipc
 from .engines.base import SamplingParams, TokenRequest
+from .grammar_check import compile_grammar
 from .tokenizer import ByteTokenizer, Tokenizer, TooLongError
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class PreparedGeneration:
     min_new_tokens: int
     stop_ids: frozenset[int]
     ignore_eos: bool
+    grammar: str
     sampling: SamplingParams
     text: TextStream
     spell: Callable[[int], bytes]
@@ -77,6 +79,7 @@ class PreparedGeneration:
             min_new_tokens=self.min_new_tokens,
             stop_ids=sorted(self.stop_ids),
             ignore_eos=self.ignore_eos,
+            grammar=self.grammar,
             sampling=self.sampling,
         )
 
@@ -164,6 +167,7 @@ def _prepare_generation(
         min_new_tokens=min(task.min_tokens, max_new),
         stop_ids=eos_ids | frozenset(task.stop_token_ids),
         ignore_eos=task.ignore_eos,
+        grammar="" if task.grammar is None else compile_grammar(task.grammar),
         sampling=_sampling(task, dispatch),
         text=TextStream(tokenizer.detokenizer(), task.stop, min_tokens=task.min_tokens),
         spell=tokenizer.spell,

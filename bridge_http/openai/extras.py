@@ -61,7 +61,7 @@ def _usual_samplers(value: object, _fields: Fields) -> bool:
 _NOTHING: Final[tuple[object, ...]] = ("", False, [])
 _BEAMS: Final = "there is no search with beams"
 _SAMPLER: Final = "no engine here draws tokens so"
-_GRAMMAR: Final = "no engine here constrains what is written"
+_GRAMMAR: Final = "say what the answer keeps to as response_format, or as structured_outputs"
 _ONE: Final = "one answer a request; send several requests"
 _THINKING: Final = "no engine here controls how a model thinks"
 _RAW: Final = "this bridge answers with text, and keeps the rest for itself"
@@ -119,7 +119,6 @@ EXTRAS: Final[dict[str, Extra]] = {
     **_rows(_BEAMS, (False,), "use_beam_search"),
     **_rows("the answer is text", (["text"],), "modalities"),
     **_rows("the answer is text", (), "audio"),
-    **_rows("the answer is text", ({"type": "text"},), "response_format"),
     **_rows("only text is understood", ([], False), "images image_data use_audio_in_video"),
     **_rows(_TOOLS, ([],), "tools functions"),
     **_rows(_TOOLS, ("none", "auto"), "tool_choice function_call"),
@@ -167,8 +166,7 @@ EXTRAS: Final[dict[str, Extra]] = {
     **_rows(
         _GRAMMAR,
         _NOTHING,
-        "structured_outputs guided_json guided_regex guided_choice guided_grammar guided_json_object structural_tag "
-        "grammar grammar_string json_schema regex ebnf format allowed_token_ids bad_words",
+        "structural_tag grammar grammar_string allowed_token_ids bad_words",
     ),
     **_rows("stops are texts and token ids", _NOTHING, "stop_regex"),
     **_rows("a stop is no part of the answer", (False,), "include_stop_str_in_output no_stop_trim"),

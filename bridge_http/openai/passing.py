@@ -11,6 +11,7 @@ from typing import Any, Final, cast, get_args
 from ...protocol.tasks import ChatRole
 from ..errors import InvalidRequestError
 from ..json_body import encode
+from . import grammars
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS
 from .requests import parse
 from .schema import ChatRequest, CompletionRequest
@@ -28,7 +29,8 @@ def divide(
     Messages that hold more than text are set apart whole; their texts stay, for whoever looks at the prompt.
     """
     extras = EXTRAS | CHAT_EXTRAS if schema is ChatRequest else EXTRAS
-    ours = _ELSEWHERE | frozenset(schema.__struct_fields__)
+    # A server keeps to grammars in its own way.
+    ours = _ELSEWHERE | frozenset(schema.__struct_fields__) - grammars.NAMES
     extra = {
         name: value
         for name, value in given.items()

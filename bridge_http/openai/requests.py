@@ -17,6 +17,7 @@ from ...protocol.tasks import ChatMessage, Embed, Generate
 from ..errors import InvalidRequestError
 from ..json_body import read_value
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS, MESSAGE_EXTRAS, PART_EXTRAS, Extra, same
+from .grammars import grammar_of
 from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingRequest, Generation, Message, Texts
 
 DEFAULT_TEMPERATURE: Final = 1.0
@@ -203,7 +204,9 @@ def chat_task(request: ChatRequest) -> Generate:
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     messages = [_message(message) for message in request.messages]
-    return Generate(messages=messages, max_tokens=most, logprobs=logprobs, **_sampling(request))
+    return Generate(
+        messages=messages, max_tokens=most, logprobs=logprobs, grammar=grammar_of(request), **_sampling(request)
+    )
 
 
 def completion_task(request: CompletionRequest) -> Generate:
@@ -215,6 +218,7 @@ def completion_task(request: CompletionRequest) -> Generate:
         raw=text is not None,
         max_tokens=request.max_tokens,
         logprobs=request.logprobs,
+        grammar=grammar_of(request),
         **_sampling(request),
     )
 

@@ -5,7 +5,7 @@ Pure. Names and meanings are OpenAI's; `docs/openai.md` says where this bridge d
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -15,6 +15,8 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Schema = dict[str, Any] | bool
+"""A JSON schema."""
 Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 """A text, or the token ids of one; or a list of several of either kind."""
 
@@ -47,11 +49,41 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     include_obfuscation: bool | None = None
 
 
+class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """A schema and what it is called; it is always kept to, whatever `strict` says."""
+
+    name: str = ""
+    description: str | None = None
+    schema: Schema | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer is to be. `schema` beside `json_object` is llama.cpp's; `pattern` of a regex is Fireworks'."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: JsonSchemaFormat | None = None
+    schema: Schema | None = None
+    pattern: str | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same as vLLM has it: one of them."""
+
+    json: Schema | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    disable_any_whitespace: bool | None = None
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What both kinds of generation share.
 
     The second group is ours, under the names that open engines use. Null means "not said", and
-    so does -1 where a whole number stands.
+    so does -1 where a whole number stands. The third is one thing in the words of many servers: what the answer is to
+    keep to (`grammars.py`).
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -73,6 +105,18 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | str | None = None
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: Schema | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    format: Schema | str | None = None
 
 
 class ChatRequest(Generation, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import click
@@ -36,6 +37,8 @@ class SamplingFlags:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
+    schema: str | None = None
+    regex: str | None = None
 
     def options(self) -> GenerateOptions:
         """Return what was given, as the library's verbs take it; they check it."""
@@ -60,7 +63,25 @@ _OPTIONS: Final = (
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
     click.option("--seed", type=int, metavar="N", help="The same seed draws the same answer."),
     click.option("--ignore-eos", is_flag=True, help="Go on when the model wants to end."),
+    click.option(
+        "--schema",
+        metavar="FILE",
+        callback=lambda _context, _param, given: _read_schema(given),
+        help="Answer with JSON that keeps to the JSON Schema in this file.",
+    ),
+    click.option("--regex", metavar="PATTERN", help="Answer with a text that this regular expression matches whole."),
 )
+
+
+def _read_schema(given: str | None) -> str | None:
+    """Read the file of a schema; whether it is one, its node says."""
+    if given is None:
+        return None
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise click.BadParameter(f"{given}: {words}", param_hint="--schema") from None
 
 
 def sampling_options(function: Callable[Concatenate[SamplingFlags, P], R]) -> Callable[P, R]:

@@ -236,7 +236,7 @@ def test_engines_of_ours_take_more(client: Any) -> None:
     ("options", "param", "code"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
         ({"n": 2}, "n", None),
         ({"temperature": 3}, "temperature", None),
         ({"max_tokens": 0}, "max_tokens", None),

@@ -115,7 +115,8 @@ def _serve(channel: socket.socket) -> str:
         pid = _clone()
         if pid == 0:
             channel.close()
-            return _become(*json.loads(asked), stdio)
+            words, folder, environ = json.loads(asked)
+            return _become(words, folder, environ, stdio)
         for fd in stdio:
             os.close(fd)
         channel.send(str(pid).encode())

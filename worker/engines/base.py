@@ -42,6 +42,9 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `resume_ids` were generated (and delivered) before, elsewhere: they count towards `max_new_tokens`, penalties and
     positions, and are never reported again. Position of a token = its index in prompt_ids + generated ids.
+
+    `grammar`: what the answer keeps to, as llguidance writes it; "" = anything. It comes only to engines with the
+    capability `grammar`. The answer is over ("stop") where nothing can follow, else at a stop id where it may end.
     """
 
     ticket: int
@@ -51,6 +54,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_new_tokens: int = 0
     stop_ids: list[int] = []
     ignore_eos: bool = False
+    grammar: str = ""
     sampling: SamplingParams = SamplingParams()
 
 

@@ -30,8 +30,9 @@ from .base import (
 )
 from .generate.engine import Drawn, GenerateEngine
 from .generate.schedule import EngineStep, KvCopy, SchedulerLimits, SequenceStep
+from .grammar import Grammars, is_installed
 from .mock_batches import MockBatches, MockClassifier, MockEmbedder, MockReranker
-from .mock_tokens import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
+from .mock_tokens import EOS, REVISION, VOCABULARY, extend, next_token, noise_of, token_under
 
 DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192
@@ -143,6 +144,9 @@ class MockRunner:
         last = list(self._ids[start + max(0, length - 3) : start + length])
         noise = noise_of(request.sampling.seed, request.sampling.temperature)
         token = next_token(self._chains[start + length - 1], noise, last, may_end=may_end)
+        matcher = part.sequence.sampling_state.matcher
+        if matcher is not None:
+            token = token_under(matcher.mask, self._chains[start + length - 1], noise)
         if length < part.sequence.extent.size:
             self._ids[start + length] = token  # for a next step that is launched before this one is read
         return token
@@ -180,6 +184,7 @@ class MockEngine(GenerateEngine):
                 is_deterministic=is_deterministic,
             ),
             eos_ids=[EOS],
+            grammars=Grammars.of_bytes(VOCABULARY, EOS) if is_installed() else None,
         )
 
     @property

@@ -21,6 +21,8 @@ _SPACE: Final = ord(" ")
 # Mostly letters; a few characters of two, three and four bytes, so that halves of characters occur.
 _LETTERS: Final = b"eeeetttaaaoooiinnsshhrrddlluucmwfgypbvk" + b" " * 8 + b".,"
 _WIDE: Final = tuple(text.encode() for text in ("é", "你", "🚀"))
+_PRINTABLE: Final = range(0x20, 0x7F)
+_ENDERS: Final[tuple[int, ...]] = (EOS, *b'}]",')
 _CONTINUATION: Final = {word[:cut]: word[cut] for word in _WIDE for cut in range(1, len(word))}
 
 
@@ -62,6 +64,18 @@ def next_token(chain: int, noise: int, last: Sequence[int], *, may_end: bool) ->
     draw >>= 32
     kind = draw % (len(_LETTERS) + len(_WIDE))
     return _LETTERS[kind] if kind < len(_LETTERS) else _WIDE[kind - len(_LETTERS)][0]
+
+
+def token_under(mask: bytes, chain: int, noise: int) -> int:
+    """Choose a token that a mask allows: one that ends something every fourth time, so that texts and lists end."""
+    bits = int.from_bytes(mask, "little")
+    draw = mix(chain ^ noise)
+    enders = [token for token in _ENDERS if bits >> token & 1]
+    if enders and draw % 4 == 0:
+        return enders[0]
+    allowed: list[int] = [token for token in _PRINTABLE if bits >> token & 1]
+    allowed = allowed or [token for token in range(VOCABULARY) if bits >> token & 1]
+    return allowed[(draw >> 8) % len(allowed)]
 
 
 def expected_tokens(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .base import Capacity, RequestRefusedError, SamplingParams, TokenRequest
+from .grammar import Matcher
 from .murmur3 import row_state
 
 GREEDY_BELOW: Final = 1e-5
@@ -29,9 +30,11 @@ class SamplingState:
     """Index of the next token in prompt and output together."""
     generated: Counter[int] = field(default_factory=Counter[int])
     generated_count: int = 0
+    matcher: Matcher | None = None
+    """Of one that keeps to a grammar: its next token is drawn under the mask that the one before it leaves."""
 
     @classmethod
-    def of(cls, request: TokenRequest, stop_ids: Iterable[int]) -> SamplingState:
+    def of(cls, request: TokenRequest, stop_ids: Iterable[int], matcher: Matcher | None = None) -> SamplingState:
         """Start where the request starts: behind its prompt and what it resumes from."""
         return cls(
             sampling=request.sampling,
@@ -41,6 +44,7 @@ class SamplingState:
             position=len(request.prompt_ids) + len(request.resume_ids),
             generated=Counter(request.resume_ids),
             generated_count=len(request.resume_ids),
+            matcher=matcher,
         )
 
     def take(self, token_id: int) -> None:
@@ -48,6 +52,8 @@ class SamplingState:
         self.generated[token_id] += 1
         self.generated_count += 1
         self.position += 1
+        if self.matcher is not None:
+            self.matcher.take(token_id)
 
     @property
     def is_greedy(self) -> bool:

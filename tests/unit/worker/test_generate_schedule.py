@@ -221,9 +221,11 @@ def test_who_runs_shortens_pieces_on_a_cpu_alone(idle: int, alone: int, beside_o
     limits = SchedulerLimits(slots=9, context=1024, chunk_tokens=32, idle_chunk_tokens=idle, may_reuse=False)
     scheduler = Scheduler(KvCache(9 * 1024), limits)
     for ticket in range(8):
-        scheduler.submit(TokenRequest(ticket=ticket, prompt_ids=[ticket], max_new_tokens=99), frozenset(), 99)
+        request = TokenRequest(ticket=ticket, prompt_ids=[ticket], max_new_tokens=99)
+        scheduler.submit(schedules.Sequence.of(request, frozenset(), 99))
     scheduler.plan()  # all eight draw their first token
-    scheduler.submit(TokenRequest(ticket=8, prompt_ids=[1] * 500, max_new_tokens=9), frozenset(), 9)
+    request = TokenRequest(ticket=8, prompt_ids=[1] * 500, max_new_tokens=9)
+    scheduler.submit(schedules.Sequence.of(request, frozenset(), 9))
 
     def piece() -> int:
         step = scheduler.plan()

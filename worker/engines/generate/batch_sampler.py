@@ -6,7 +6,7 @@ what each step sees:
 1. penalties: repetition over prompt and output (logit / r above zero, logit * r below), then presence and frequency
    over the output alone;
 2. logit bias, added;
-3. stop ids are shut out while fewer than `min_new_tokens` tokens are out;
+3. what the grammar does not allow is shut out, and stop ids while fewer than `min_new_tokens` tokens are out;
 4. greedy (temperature below 1e-5): the argmax, the lowest id of equals. Else logits / temperature;
 5. top-k, then top-p over what top-k left, then min-p against the best one; ties at a threshold stay;
 6. plus Gumbel noise of (seed, position, token id), and the argmax.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from ..base import SamplingParams
+from ..grammar import words_of
 from ..gumbel import GumbelNoise
 from ..sampling_state import SamplingState
 
@@ -62,6 +63,9 @@ class BatchSampler:
         if sampling.logit_bias:
             bias = torch.tensor(list(sampling.logit_bias.values()), device=self._device)
             scores[self._ids(sampling.logit_bias)] += bias
+        if state.matcher is not None:
+            allowed = token_mask(torch.tensor(words_of(state.matcher.mask), device=self._device), self._vocabulary)
+            scores.masked_fill_(~allowed, -torch.inf)
         if state.generated_count < state.min_new_tokens:
             scores[self._ids(token_id for token_id in state.stop_ids if token_id < self._vocabulary)] = -torch.inf
 
@@ -108,6 +112,12 @@ class BatchSampler:
 
     def _column(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(1)
+
+
+def token_mask(words: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Unpack masks of a bit for each token, int64 [..., words], to bool [..., vocabulary]."""
+    bits = words.unsqueeze(-1) >> torch.arange(64, device=words.device) & 1
+    return bits.flatten(-2)[..., :vocabulary].bool()
 
 
 def report(logprobs: torch.Tensor, token_id: int, count: int) -> dict[int, float]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ....protocol.capabilities import BEFORE, GRAMMAR
 from ..base import (
     Capacity,
     EngineFatalError,
@@ -22,6 +23,7 @@ from ..base import (
     TokenEvent,
     TokenRequest,
 )
+from ..grammar import Grammars, Matcher
 from ..sampling_state import check, check_size
 from .kv_cache import KvCache
 from .prompt_pace import PromptPace
@@ -83,7 +85,9 @@ class GenerateEngine:
         limits: SchedulerLimits,
         eos_ids: Iterable[int] = (),
         pace: PromptPace | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
+        """`grammars`: of the tokens of its model; without, it takes no request that has a grammar."""
         self.runner = runner
         """Computes; for looking in."""
         self.fallback = ""
@@ -92,6 +96,7 @@ class GenerateEngine:
         self.limits = limits
         """How much it does at once."""
         self._eos_ids = frozenset(eos_ids)
+        self._grammars = grammars
         self._live: set[int] = set()
         self._steps: deque[_Launched] = deque()
         self._events: list[TokenEvent] = []
@@ -116,6 +121,11 @@ class GenerateEngine:
         return not self._steps or time.monotonic() - self._moved_at <= _STEP_S
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do beyond its task."""
+        return BEFORE if self._grammars is None else BEFORE | {GRAMMAR}
+
+    @property
     def counts(self) -> SchedulerCounts:
         """What was done so far, and how much of it was found in the pool."""
         return self._scheduler.counts
@@ -127,11 +137,12 @@ class GenerateEngine:
         self._raise_if_broken()
         max_new_tokens = self._check(request)
         stop_ids = frozenset(request.stop_ids) if request.ignore_eos else self._eos_ids.union(request.stop_ids)
-        if self._ends_at_once(request, stop_ids, max_new_tokens):
+        sequence = Sequence.of(request, stop_ids, max_new_tokens, self._matcher(request, stop_ids))
+        if self._ends_at_once(sequence):
             return
         if self._scheduler.is_full:
             raise EngineFullError(f"all {self.limits.slots} slots are taken")
-        self._scheduler.submit(request, stop_ids, max_new_tokens)
+        self._scheduler.submit(sequence)
         self._live.add(request.ticket)
 
     def cancel(self, ticket: int) -> None:
@@ -222,6 +233,7 @@ class GenerateEngine:
                     token_ids=[token_id],
                     logprobs=None if report is None else [report],
                     finish_reason=reason,
+                    error=_error(sequence) if reason == "error" else None,
                 )
             )
 
@@ -259,15 +271,26 @@ class GenerateEngine:
         check(request, vocabulary=self.runner.vocabulary)
         return max_new_tokens
 
-    def _ends_at_once(self, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> bool:
+    def _matcher(self, request: TokenRequest, stop_ids: frozenset[int]) -> Matcher | None:
+        if not request.grammar:
+            return None
+        if self._grammars is None:
+            raise RequestRefusedError("grammar: this engine keeps to none; is llguidance installed beside it?")
+        return self._grammars.matcher(request.grammar, request.resume_ids, stop_ids)
+
+    def _ends_at_once(self, sequence: Sequence) -> bool:
         """Say so if nothing is left to do: the node before us was lost after its last token, before it could tell."""
-        if not request.resume_ids:
-            return False
-        reason = finish_reason(Sequence.of(request, stop_ids, max_new_tokens))
+        reason, ticket = finish_reason(sequence), sequence.request.ticket
         if reason is not None:
-            self._events.append(TokenEvent(ticket=request.ticket, finish_reason=reason))
+            error = _error(sequence) if reason == "error" else None
+            self._events.append(TokenEvent(ticket=ticket, finish_reason=reason, error=error))
         return reason is not None
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
             raise EngineFatalError(self._broken)
+
+
+def _error(sequence: Sequence) -> str:
+    matcher = sequence.sampling_state.matcher
+    return matcher.error if matcher is not None else ""

@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from ...context import GROWING, kind_of, scalings
+from ...tokenizer import read_tokenizer
 from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress
+from ..grammar import Grammars, is_installed
 from ..oom import explain
 from . import flash, hf_decoder, llama, self_test, sizing
 from .device_runner import DeviceRunner
@@ -161,6 +164,7 @@ class EngineMaker:
             kv_tokens=kv_tokens,
             limits=limits,
             eos_ids=sorted(loaded.eos_ids),
+            grammars=self._grammars(loaded, decoder),
             pace=PromptPace() if is_paced else None,
         )
 
@@ -205,7 +209,21 @@ class EngineMaker:
         runner = make(kv_tokens, limits)
         if self.way.has_graphs:
             self._record(runner)
-        return GenerateEngine(runner, kv_tokens=kv_tokens, limits=limits, eos_ids=sorted(loaded.eos_ids))
+        return GenerateEngine(
+            runner,
+            kv_tokens=kv_tokens,
+            limits=limits,
+            eos_ids=sorted(loaded.eos_ids),
+            grammars=self._grammars(loaded, decoder),
+        )
+
+    def _grammars(self, loaded: Loaded, decoder: Decoder) -> Grammars | None:
+        """Read the bytes of the model's tokens; None if it has no such file, or nothing that knows grammars is here."""
+        directory = Path(self._spec.model_path)
+        if not (is_installed() and (directory / "tokenizer.json").is_file()):
+            return None
+        tokenizer, _ = read_tokenizer(directory)
+        return Grammars.of_file(tokenizer.to_str(), decoder.vocabulary, loaded.eos_ids)
 
     def _try_dry(
         self, make: Callable[[int, SchedulerLimits], DeviceRunner], limits: SchedulerLimits, memory: GpuMemory

@@ -44,6 +44,9 @@ Pure: it knows ids, lengths and places in the pool, no tensor and no clock. `eng
 # the first new one. At most `computed` tokens of a running sequence can be copied: the copy is part of the step
 # that is planned now, and runs behind the steps that compute them.
 #
+# Grammars. What may follow a token is known once that token is read, so a sequence that keeps to a grammar takes part
+# only in steps that are planned behind what was read: on a GPU in every second one. Its neighbours take part in all.
+#
 # Where every bit counts (`is_deterministic`), pieces of prompts begin and end at multiples of `chunk_tokens` and come
 # one a step, only whole pieces are reused, and what a resumed request brings along is fed token by token, as it was
 # made: a matrix product rounds by how many rows it has, so each token must always be computed in the same shape.
@@ -56,6 +59,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..base import FinishReason, TokenRequest
+from ..grammar import Matcher
 from ..sampling_state import SamplingState
 from .kv_cache import HEAD, Extent, KvCache, common_prefix
 from .prompt_pace import PromptPace
@@ -82,10 +86,12 @@ class Sequence:
     has_ended: bool = False
 
     @classmethod
-    def of(cls, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> Sequence:
+    def of(
+        cls, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int, matcher: Matcher | None = None
+    ) -> Sequence:
         """Make the sequence of a request that has no extent yet."""
         ids = [*request.prompt_ids, *request.resume_ids]
-        state = SamplingState.of(request, stop_ids)
+        state = SamplingState.of(request, stop_ids, matcher)
         return cls(request, state, stop_ids, max_new_tokens, ids, Extent(0, 0), len(ids), 0)
 
     @property
@@ -207,9 +213,9 @@ class Scheduler:
         """Whether no further request can be taken in: one that waits here waits for room in the pool alone."""
         return len(self.waiting) + len(self.running) >= self.limits.slots
 
-    def submit(self, request: TokenRequest, stop_ids: frozenset[int], max_new_tokens: int) -> None:
+    def submit(self, sequence: Sequence) -> None:
         """Queue a request. It must fit the pool when it is alone there, or it would wait for ever."""
-        self.waiting.append(Sequence.of(request, stop_ids, max_new_tokens))
+        self.waiting.append(sequence)
 
     def cancel(self, ticket: int) -> bool:
         """Let a request go, wherever it is; False if it is not here."""
@@ -256,6 +262,8 @@ class Scheduler:
             return None
         at = sequence.computed if sequence.in_prompt else sequence.total - 1
         ids = sequence.ids[at : at + 1] if at < len(sequence.ids) else None
+        if ids is None and sequence.sampling_state.matcher is not None:
+            return None  # what may follow a token is known once it is read
         return SequenceStep(sequence, at, at + 1, draws=at + 1 == sequence.total, ids=ids, is_prompt=False)
 
     def _is_in_pieces(self, sequence: Sequence) -> bool:
@@ -398,7 +406,9 @@ class Scheduler:
 
 def finish_reason(sequence: Sequence) -> FinishReason | None:
     """Say why a sequence is over after its last token, or that it is not."""
-    made = sequence.sampling_state.generated_count
+    made, matcher = sequence.sampling_state.generated_count, sequence.sampling_state.matcher
+    if matcher is not None and (matcher.is_over or matcher.error):
+        return "error" if matcher.error else "stop"
     if made and sequence.ids[-1] in sequence.stop_ids and made > sequence.sampling_state.min_new_tokens:
         return "stop"
     return "length" if made >= sequence.max_new_tokens else None

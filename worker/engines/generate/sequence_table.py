@@ -15,8 +15,10 @@ from typing import Final
 
 import torch
 
+from ..grammar import words_of as mask_words
 from ..gumbel import words_of
 from ..sampling_state import SamplingState
+from .batch_sampler import token_mask
 from .schedule import Sequence
 from .transfers import Transfers
 
@@ -104,9 +106,23 @@ class SequenceTable:
                 self._of[sequence] = self._free.pop()
             lines += _line(sequence, length)
             self._shape(self._of[sequence], sequence.sampling_state)
+        self.shut_out(lengths)
         packed = self._transfers.up([*lines, *(self._of[sequence] for sequence in lengths)])
         slots = packed[len(lines) :]
         self.table.index_copy_(0, slots, packed[: len(lines)].view(-1, COLUMNS))
+
+    def shut_out(self, sequences: Iterable[Sequence]) -> None:
+        """Let sequences that keep to a grammar draw what may follow now: the rest gets a bias of minus infinity."""
+        states = {self._of[each]: each.sampling_state for each in sequences}
+        masks = {slot: mask_words(state.matcher.mask) for slot, state in states.items() if state.matcher is not None}
+        if not masks:
+            return
+        words = [word for mask in masks.values() for word in mask]
+        packed = self._transfers.up([*words, *masks])
+        allowed = token_mask(packed[: len(words)].view(len(masks), -1), self.bias.shape[1])
+        self.bias.index_copy_(0, packed[len(words) :], torch.where(allowed, 0.0, -torch.inf))
+        for slot in masks:
+            self._add_bias(slot, states[slot])
 
     def inputs(self, slots: torch.Tensor) -> DecodeInputs:
         """Read the last token of each slot and where it goes: int64, starts and lengths int32."""
@@ -138,16 +154,21 @@ class SequenceTable:
         if not needs_tables(state):
             return
         self._shaped.add(slot)
-        up, sampling = self._transfers.up, state.sampling
+        up = self._transfers.up
         vocabulary = self.counts.shape[1]
         self.marks[slot].index_fill_(0, up(sorted(state.prompt_ids)), _IN_PROMPT)
         stops = up([token_id for token_id in sorted(state.stop_ids) if token_id < vocabulary])
         self.marks[slot].index_copy_(0, stops, self.marks[slot][stops] | _STOPS)
         made = sorted(state.generated.items())
         self.counts[slot].index_copy_(0, up([token_id for token_id, _ in made]), up([count for _, count in made]).int())
-        bias = sorted(sampling.logit_bias.items())
-        values = up([_bits(value) for _, value in bias]).view(torch.float64).float()
-        self.bias[slot].index_copy_(0, up([token_id for token_id, _ in bias]), values)
+        self._add_bias(slot, state)
+
+    def _add_bias(self, slot: int, state: SamplingState) -> None:
+        bias = sorted(state.sampling.logit_bias.items())
+        if bias:
+            up = self._transfers.up
+            values = up([_bits(value) for _, value in bias]).view(torch.float64).float()
+            self.bias[slot].index_add_(0, up([token_id for token_id, _ in bias]), values)
 
     def in_prompt(self, slots: torch.Tensor) -> torch.Tensor:
         """Return which ids stand in the prompts: bool [slots, vocabulary]."""
@@ -160,7 +181,8 @@ class SequenceTable:
 
 def needs_tables(state: SamplingState) -> bool:
     """Whether how a request is drawn depends on single ids."""
-    return state.is_penalised or bool(state.sampling.logit_bias) or state.generated_count < state.min_new_tokens
+    is_biased = bool(state.sampling.logit_bias) or state.matcher is not None
+    return state.is_penalised or is_biased or state.generated_count < state.min_new_tokens
 
 
 def mode_for(states: Iterable[SamplingState]) -> SamplingMode:

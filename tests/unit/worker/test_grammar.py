@@ -1,0 +1,178 @@
+"""What may follow in an answer that keeps to a grammar: masks, ends, resumes, and the engine that draws under them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from support.engines import run
+from zmqrt.protocol.tasks import Grammar
+from zmqrt.worker.engines.base import Capacity, RequestRefusedError, SamplingParams, TokenRequest
+from zmqrt.worker.engines.generate.engine import GenerateEngine
+from zmqrt.worker.engines.generate.schedule import SchedulerLimits
+from zmqrt.worker.engines.grammar import Grammars, Matcher, words_of
+from zmqrt.worker.engines.mock import MockEngine
+from zmqrt.worker.engines.mock_tokens import EOS, VOCABULARY
+from zmqrt.worker.grammar_check import compile_grammar
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+def schema(value: object) -> str:
+    """Compile a JSON schema."""
+    return compile_grammar(Grammar(kind="json_schema", text=json.dumps(value)))
+
+
+def ask(grammar: str, ticket: int = 1, tokens: int = 300, **fields: Any) -> TokenRequest:
+    """Ask for an answer that keeps to a grammar."""
+    sampling = SamplingParams(temperature=1.0, seed=ticket)
+    plain = TokenRequest(
+        ticket=ticket, prompt_ids=list(b"who?"), max_new_tokens=tokens, grammar=grammar, sampling=sampling
+    )
+    return msgspec.structs.replace(plain, **fields)
+
+
+def text_of(ids: list[int]) -> str:
+    """Read the bytes of an answer."""
+    return bytes(token for token in ids if token < 256).decode()
+
+
+def allowed(matcher: Matcher) -> set[int]:
+    """Return what a mask allows."""
+    bits = int.from_bytes(matcher.mask, "little")
+    return {token for token in range(VOCABULARY) if bits >> token & 1}
+
+
+@pytest.fixture(scope="module")
+def bytewise() -> Grammars:
+    """Know the tokens of the mock."""
+    return Grammars.of_bytes(VOCABULARY, EOS)
+
+
+def test_only_what_the_grammar_allows_may_come_and_the_end_where_it_is_fulfilled(bytewise: Grammars) -> None:
+    """Stop ids of the request end it, not the one that the model's tokenizer names."""
+    matcher = bytewise.matcher(compile_grammar(Grammar(kind="regex", text="ab?")), [], [260, 10**6])
+
+    assert allowed(matcher) == {ord("a")}
+    matcher.take(ord("a"))
+    assert allowed(matcher) == {ord("b"), 260}
+    matcher.take(ord("b"))
+    assert matcher.is_over
+    assert allowed(matcher) == set()
+
+
+def test_a_stop_id_ends_what_might_go_on(bytewise: Grammars) -> None:
+    """And nothing is taken after it."""
+    matcher = bytewise.matcher(compile_grammar(Grammar(kind="regex", text="a+")), list(b"aa"), [EOS])
+
+    assert allowed(matcher) == {ord("a"), EOS}
+    matcher.take(EOS)
+    matcher.take(ord("z"))
+    assert matcher.is_over
+    assert not matcher.error
+
+
+def test_a_token_that_the_grammar_forbids_is_an_error_that_says_so(bytewise: Grammars) -> None:
+    """Tokens that were delivered elsewhere may be of another grammar."""
+    matcher = bytewise.matcher(compile_grammar(Grammar(kind="regex", text="a+")), list(b"ab"), [EOS])
+
+    assert "token 98" in matcher.error
+    assert not matcher.is_over
+
+
+def test_masks_go_to_devices_in_words_of_64_bits() -> None:
+    """The last one filled up with zeros; the highest bit is the sign."""
+    assert words_of(b"\x01\0\0\0\0\0\0\x80\x03\0\0\0") == [-(2**63) + 1, 3]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_every_answer_is_valid_and_a_resumed_one_goes_on_the_same(depth: int) -> None:
+    """From every token on, beside others that run without a grammar and draw what they always draw."""
+    grammar = schema(PERSON)
+    others = [ask("", ticket, 40) for ticket in (50, 51)]
+    alone = run(MockEngine(depth=depth), others)
+    outcomes = run(MockEngine(depth=depth), [*(ask(grammar, ticket) for ticket in range(1, 21)), *others])
+
+    for ticket in range(1, 21):
+        outcome = outcomes[ticket]
+        person = json.loads(text_of(outcome.token_ids))
+        assert outcome.finish_reason == "stop"
+        assert set(person) == {"name", "age", "tags"}
+        assert 0 <= person["age"] <= 150
+        assert " " not in text_of(outcome.token_ids).replace(person["name"], "")
+    assert [outcomes[each.ticket] for each in others] == [alone[each.ticket] for each in others]
+
+    whole = outcomes[1].token_ids
+    for cut in range(len(whole) + 1):
+        rest = run(MockEngine(depth=depth), [ask(grammar, resume_ids=whole[:cut])])[1]
+        assert whole[:cut] + rest.token_ids == whole
+        assert rest.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_a_grammar_holds_in_every_schedule(*, is_deterministic: bool) -> None:
+    """Where what was made elsewhere is fed token by token, too."""
+    engine = MockEngine(depth=2, is_deterministic=is_deterministic, chunk_tokens=4)
+    pattern = "(ab|ba){3,9}"
+    grammar = compile_grammar(Grammar(kind="regex", text=pattern))
+    requests = [ask(grammar, ticket, resume_ids=list(b"abba")[: 2 * (ticket % 3)]) for ticket in range(1, 9)]
+
+    for request, outcome in zip(requests, run(engine, requests).values(), strict=True):
+        assert re.fullmatch(pattern, text_of(request.resume_ids + outcome.token_ids))
+
+
+def test_what_is_cut_short_says_so() -> None:
+    """By `length`: what is there begins a valid answer."""
+    (outcome,) = run(MockEngine(), [ask(schema(PERSON), tokens=5)]).values()
+
+    assert (outcome.finish_reason, len(outcome.token_ids)) == ("length", 5)
+    assert text_of(outcome.token_ids).startswith('{"nam')
+
+
+def test_an_answer_whose_end_nobody_may_draw_ends_all_the_same() -> None:
+    """`ignore_eos` leaves no id that ends it; the grammar does where nothing may follow."""
+    (outcome,) = run(MockEngine(), [ask(schema({"const": "yes"}), ignore_eos=True)]).values()
+
+    assert (text_of(outcome.token_ids), outcome.finish_reason) == ('"yes"', "stop")
+
+
+def test_tokens_of_another_grammar_end_one_request_with_the_reason() -> None:
+    """Its neighbour's answer comes."""
+    grammar = compile_grammar(Grammar(kind="regex", text="[0-9]{4}"))
+    outcomes = run(MockEngine(), [ask(grammar, 1, resume_ids=list(b"12x")), ask(grammar, 2)])
+
+    assert outcomes[1].finish_reason == "error"
+    assert "cannot be kept to" in (outcomes[1].error or "")
+    assert text_of(outcomes[2].token_ids).isdecimal()
+
+
+def test_an_engine_without_the_tokens_of_its_model_refuses_grammars() -> None:
+    """It does not claim that it can, and says why if it is asked all the same."""
+    mock = MockEngine()
+    bounds = SchedulerLimits(slots=1, context=64, chunk_tokens=8)
+    engine = GenerateEngine(mock.runner, kv_tokens=64, limits=bounds)
+
+    assert "grammar" in mock.capabilities
+    assert "grammar" not in engine.capabilities
+    assert engine.capacity() == Capacity(slots=1, context=64, kv_tokens=64)
+    with pytest.raises(RequestRefusedError, match=r"^grammar: "):
+        engine.submit(ask(schema(True), tokens=3))
+
+
+def test_what_no_parser_understands_is_refused_by_the_engine_too(bytewise: Grammars) -> None:
+    """Agents look first; an engine believes nobody."""
+    with pytest.raises(RequestRefusedError, match=r"^grammar: "):
+        bytewise.matcher('{"grammars": [{"lark_grammar": "start: nothing"}]}', [], [])
