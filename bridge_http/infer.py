@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..client.response import Chunk, Result
+from ..client.response import Result
 from . import sse
-from .errors import BadHeaderError, RefusedError, json_response, problem
-from .in_flight import HttpRequest, InFlight, InFlightRequest, idempotency_key
+from .errors import RefusedError, json_response, problem
+from .generations import cut, delivered_before
+from .in_flight import HttpRequest, InFlight, InFlightRequest
 from .request_body import BodyReader
 from .v1 import InferResponse, parse, to_task
-
-_EVENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}/(?P<delivered>[0-9]{1,9})")
 
 
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,20 +54,6 @@ async def delete(in_flight: InFlight, request: Request) -> Response:
     return json_response(200, Cancelled(request_id=name))
 
 
-def delivered_before(request: HttpRequest) -> int:
-    """Return how many units of its stream a caller that comes back has had. Raises BadHeaderError."""
-    given = request.headers.get("last-event-id", "")
-    if not given:
-        return 0
-    found = _EVENT_ID.fullmatch(given)
-    if found is None:
-        raise BadHeaderError("last-event-id", "it is not an id that a stream of this bridge has sent")
-    if not idempotency_key(request):
-        text = "which stream goes on, the Idempotency-Key says that it was begun with; send that too"
-        raise BadHeaderError("last-event-id", text)
-    return int(found["delivered"])
-
-
 async def _events(pending: InFlightRequest[Result], request_id: str, delivered: int) -> sse.Events:
     """Yield token events, one for each piece of text and all that are there together, and the v1 response at the end.
 
@@ -80,21 +63,10 @@ async def _events(pending: InFlightRequest[Result], request_id: str, delivered: 
     at = 0
     while chunks := await pending.next_chunks():
         told = b""
-        for chunk in chunks:
-            text, at = rest_of(chunk, delivered)
-            if text:
-                told += sse.event("token", {"text": text}, id_=f"{request_id}/{at}")
+        for part, at in (part for chunk in chunks for part in cut(chunk, delivered)):
+            if part.text and at > delivered:
+                told += sse.event("token", {"text": part.text}, id_=f"{request_id}/{at}")
         if told:
             yield told
     whole = InferResponse(text=(await pending.result()).text, request_id=request_id)
     yield sse.event("done", whole, id_=f"{request_id}/{at}")
-
-
-def rest_of(chunk: Chunk, delivered: int) -> tuple[str, int]:
-    """Return the text of a chunk beyond the units delivered, and how many are then."""
-    if not chunk.token_ids:  # text held back until the end is a unit of its own
-        at = chunk.index + 1
-        return ("" if delivered >= at else chunk.text), at
-    at = chunk.index + len(chunk.token_ids)
-    pieces: Sequence[str] = chunk.pieces[max(0, delivered - chunk.index) :]
-    return "".join(pieces), at

@@ -46,7 +46,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A generation, whole: `text` is what was added to the prompt, without special tokens."""
+    """A generation, whole: `text` is what was added to the prompt, without special tokens.
+
+    `stop_index`: which of the texts in `stop` ended it; None if none did, or if its node did not tell.
+    """
 
     text: str
     token_ids: list[int]
@@ -57,6 +60,7 @@ class Result:
     revision: str
     request_id: str
     logprobs: list[TokenLogprobs] | None = None
+    stop_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ class Embeddings:
 def read_result(final: m.Final, request_id: str) -> Result:
     """Read the end of a unary generation."""
     body = tasks.decode(final.body, tasks.GenerateResult)
-    return _result(body, (body.text or "") + body.tail, body.ids or [], body.logprobs, request_id)
+    return _result(final, body, (body.text or "") + body.tail, body.ids or [], body.logprobs, request_id)
 
 
 def read_embeddings(final: m.Final, request_id: str) -> Embeddings:
@@ -119,7 +123,7 @@ class StreamFold:
             self._pieces.append(body.tail)
         tail = tasks.GenerateChunk(ids=[], text=[])
         last = self._chunk(body.tail, tail, len(self._ids)) if body.tail else None
-        result = _result(body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
+        result = _result(final, body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
         return last, result
 
     def _learn(self, ext: m.Ext) -> None:
@@ -141,8 +145,14 @@ class StreamFold:
 
 
 def _result(
-    body: tasks.GenerateResult, text: str, ids: list[int], logprobs: list[TokenLogprobs] | None, request_id: str
+    final: m.Final,
+    body: tasks.GenerateResult,
+    text: str,
+    ids: list[int],
+    logprobs: list[TokenLogprobs] | None,
+    request_id: str,
 ) -> Result:
+    stop_index = final.meta.get("stop_index")
     return Result(
         text=text,
         token_ids=ids,
@@ -153,6 +163,7 @@ def _result(
         revision=body.revision,
         request_id=request_id,
         logprobs=logprobs,
+        stop_index=stop_index if isinstance(stop_index, int) else None,
     )
 
 

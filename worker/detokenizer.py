@@ -154,6 +154,7 @@ class TextStream:
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = (), *, min_tokens: int = 0) -> None:
         self._detokenizer = detokenizer
+        self._stops = tuple(stops)
         self._matcher = StopMatcher(stops)
         self._deaf_steps = min_tokens if stops else 0
         """Stop strings do not count before `min_tokens`."""
@@ -162,6 +163,11 @@ class TextStream:
     def is_stopped(self) -> bool:
         """Whether a stop string was found; the text ends before it and no further id may be stepped."""
         return self._matcher.found is not None
+
+    @property
+    def stop_index(self) -> int | None:
+        """Which of the stop strings was found."""
+        return None if self._matcher.found is None else self._stops.index(self._matcher.found)
 
     def step(self, token_id: int) -> str:
         """Return the piece of one more id."""

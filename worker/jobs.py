@@ -219,6 +219,8 @@ class Job:
         }
         if self.has_other_noise and prepared is not None and prepared.sampling.temperature >= GREEDY_BELOW:
             meta["resumed"] = "lossless"
+        if prepared is not None and prepared.text.stop_index is not None:
+            meta["stop_index"] = prepared.text.stop_index
         self.end_well(tasks.encode(result), meta)
 
     def _usage(self, ending: AnswerEnd) -> Usage:

@@ -152,6 +152,10 @@ class _Stream:
             yield self._event(usage=_usage(result.usage.prompt_tokens, result.usage.completion_tokens))
         yield DONE
 
+    def failure(self, told: object) -> bytes:
+        """Write what went wrong, and no [DONE] that could be taken for the end."""
+        return event(told)
+
     def _learn(self, revision: str, prompt_tokens: int | None) -> None:
         self.fingerprint = revision or self.fingerprint
         self.prompt_tokens = prompt_tokens

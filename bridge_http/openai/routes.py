@@ -14,12 +14,12 @@ from ...client.response import Result
 from ...protocol.capabilities import EXTRA
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
-from ..errors import InvalidRequestError, json_response, problem
-from ..in_flight import HttpRequest, InFlight, InFlightRequest
+from ..errors import InvalidRequestError, json_response
+from ..generations import stream
+from ..in_flight import HttpRequest, InFlight
 from ..json_body import encode, read_value
 from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
-from ..sse import Events, EventStream
 from . import responses as r
 from .passing import divide
 from .requests import chat_task, completion_task, embedding_task, parse
@@ -119,13 +119,12 @@ async def _generate(
 ) -> Response:
     id_, created = f"{kind.prefix}-{request.caller.rid.hex()}", in_flight.begun_at(request)
     spelling = r.as_id if body.return_tokens_as_token_ids else r.as_text
-    pending = in_flight.generate(task, request, stream=bool(body.stream), model=body.model)
     if not body.stream:
-        return json_response(200, kind.whole(await pending.whole(request), id_, created, spelling))
+        result = await in_flight.generate(task, request, stream=False, model=body.model).whole(request)
+        return json_response(200, kind.whole(result, id_, created, spelling))
     options = body.stream_options or StreamOptions()
     so_far = bool(options.continuous_usage_stats)
-    path, request_id = request.path, request.caller.request_id
-    stream = kind.stream(
+    writer = kind.stream(
         id=id_,
         created=created,
         model=body.model,
@@ -133,19 +132,4 @@ async def _generate(
         with_usage_so_far=so_far,
         spelling=spelling,
     )
-    return EventStream(
-        _events(pending, stream),
-        close=pending.close,
-        idle=stream.idle,
-        keep_alives=in_flight.keep_alives,
-        failure=lambda error: r.event(problem(error, path, request_id)),  # and no [DONE]
-        request_id=request_id,
-    )
-
-
-async def _events(pending: InFlightRequest[Result], stream: r.ChatStream | r.CompletionStream) -> Events:
-    """Yield the events of a stream; nothing goes out before the first token, so that a failure has a status."""
-    while chunks := await pending.next_chunks():
-        if told := b"".join(event for chunk in chunks for event in stream.of(chunk)):
-            yield told
-    yield b"".join(stream.end(await pending.result()))
+    return stream(in_flight, task, request, writer, model=body.model)

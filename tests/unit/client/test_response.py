@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from zmqrt.client.response import read_embeddings, read_generation, read_stream, read_unary
+from zmqrt.client.response import read_embeddings, read_generation, read_result, read_stream, read_unary
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import DeadlineError, EngineError, ErrorKind, request_error
@@ -58,6 +59,13 @@ def test_a_unary_answer_comes_whole() -> None:
     assert reading.feed(final(text="abc", ids=[1, 2, 3])) is None
 
     assert (reading.outcome().text, reading.outcome().token_ids) == ("abc", [1, 2, 3])
+
+
+def test_a_result_says_which_stop_ended_it() -> None:
+    """Where its node told: older ones do not."""
+    told = msgspec.structs.replace(final(text="abc", ids=[1]), meta={"stop_index": 1})
+
+    assert [read_result(one, "id").stop_index for one in (told, final(text="abc", ids=[1]))] == [1, None]
 
 
 def test_an_error_is_raised_as_often_as_asked() -> None:

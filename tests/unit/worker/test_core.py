@@ -90,13 +90,14 @@ def test_a_request_that_is_not_resumable_has_no_partials() -> None:
 def test_a_stop_string_ends_the_answer_before_the_engine_knows() -> None:
     """Ids after it are dropped, the engine is told, and the slot is free only when the engine says so."""
     node = serving(slots=1, batch=1)
-    node.dispatch(1, payload=body(stop=["</s>"]))
+    node.dispatch(1, payload=body(stop=["never", "</s>"]))
     ticket = node.ticket()
 
     made = node.step(TokenEvent(ticket=ticket, token_ids=ids_of("yes</s>no")))
 
     assert texts(made) == ["yes"]
     assert result(made).finish_reason == "stop"
+    assert [final.meta["stop_index"] for final in sent(made, m.WorkerFinal)] == [1]
     assert result(made).usage.completion_tokens == len("yes</s>")
     assert submitted(made) == [ipc.CancelTicket(ticket)]
     assert submitted(node.dispatch(2)) == []
