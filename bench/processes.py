@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -33,10 +34,17 @@ class Ready(msgspec.Struct):
     endpoints: dict[str, str]
 
 
+def _unwind_when_told_to_leave() -> None:
+    """Let SIGTERM end a bench as Ctrl-C does: by default it ends it at once, and leaves all its processes behind."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 def start(
     stack: contextlib.ExitStack, *arguments: str, python: str = sys.executable
 ) -> tuple[subprocess.Popen[str], IO[str]]:
     """Start a Python program; it ends with the stack."""
+    _unwind_when_told_to_leave()
     process = subprocess.Popen(
         [python, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
@@ -84,6 +92,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def child(*command: str, **environment: str) -> Generator[subprocess.Popen[bytes]]:
     """Run a program in a process group of its own, and end the group."""
+    _unwind_when_told_to_leave()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its last user
     process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True)
     log.close()
