@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from ..client.response import Chunk, Result
@@ -18,7 +18,7 @@ from .errors import BadHeaderError, problem
 from .in_flight import HttpRequest, InFlight, InFlightRequest, idempotency_key
 from .sse import Events, EventStream
 
-_EVENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}/(?P<delivered>[0-9]{1,9})")
+_EVENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}/(?P<delivered>[0-9]{1,9}(?:\.[0-9]{1,9})*)")
 
 
 class EventWriter(Protocol):
@@ -64,32 +64,48 @@ def stream(
 async def _events(pending: InFlightRequest[Result], writer: EventWriter, delivered: int, name: str) -> Events:
     """Yield the events; with ids where there is a key to come back with, for some readers choke on other lines."""
     while chunks := await pending.next_chunks():
-        told = b""
-        for chunk in chunks:
-            for part, at in cut(chunk, delivered):
-                events = list(writer.of(part))
-                if not events or at <= delivered:
-                    continue
-                if name:
-                    events[-1] = f"id: {name}/{at}\n".encode() + events[-1]
-                told += b"".join(events)
-        if told:
+        if told := write_beyond(delivered, chunks, writer.of, lambda at: f"{name}/{at}" if name else ""):
             yield told
     yield b"".join(writer.end(await pending.result()))
 
 
+def write_beyond(
+    delivered: int,
+    chunks: list[Chunk],
+    write: Callable[[Chunk], Iterator[bytes]],
+    name: Callable[[int], str],
+) -> bytes:
+    """Write chunks, and return what was not delivered of it; `name` gives an event behind so many units its id."""
+    told = b""
+    for chunk in chunks:
+        for part, at in cut(chunk, delivered):
+            events = list(write(part))
+            if not events or at <= delivered:
+                continue
+            if id_ := name(at):
+                events[-1] = f"id: {id_}\n".encode() + events[-1]
+            told += b"".join(events)
+    return told
+
+
 def delivered_before(request: HttpRequest) -> int:
     """Return how many units of its stream a caller that comes back has had. Raises BadHeaderError."""
+    return delivered_of_each(request, 1)[0]
+
+
+def delivered_of_each(request: HttpRequest, choices: int) -> list[int]:
+    """Return the same for each choice of its answer."""
     given = request.headers.get("last-event-id", "")
     if not given:
-        return 0
+        return [0] * choices
     found = _EVENT_ID.fullmatch(given)
-    if found is None:
+    counts = [int(count) for count in found["delivered"].split(".")] if found else []
+    if len(counts) != choices:
         raise BadHeaderError("last-event-id", "it is not an id that a stream of this bridge has sent")
     if not idempotency_key(request):
         text = "which stream goes on, the Idempotency-Key says that it was begun with; send that too"
         raise BadHeaderError("last-event-id", text)
-    return int(found["delivered"])
+    return counts
 
 
 def cut(chunk: Chunk, delivered: int) -> list[tuple[Chunk, int]]:

@@ -63,6 +63,16 @@ class InFlightRequest(Generic[R]):
         self._began_at = time.monotonic()
         self._first_s: float | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its end has been read."""
+        return self._handle.done()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether parts of a stream have come."""
+        return self._first_s is not None
+
     async def whole(self, request: HttpRequest) -> R:
         """Wait for the end, and stop waiting as soon as the caller leaves (ClientDisconnect)."""
         try:
@@ -96,9 +106,13 @@ class InFlightRequest(Generic[R]):
 
     def close(self) -> None:
         """Note that nobody waits here any more: for its end, or because the caller has left."""
-        if not self._handle.done():
-            self._in_flight.metrics.left("waiting" if self._first_s is None else "streaming")
-        if self._may_return and not self._handle.done():
+        if not self.is_done:
+            self._in_flight.metrics.left("streaming" if self.has_begun else "waiting")
+        self.release()
+
+    def release(self) -> None:
+        """End it, or leave it a while to a caller who may return; whether one has left is noted elsewhere."""
+        if self._may_return and not self.is_done:
             asyncio.get_running_loop().call_later(RETURN_S, self._end)
         else:
             self._end()
@@ -120,16 +134,25 @@ class InFlight:
         self._begun: OrderedDict[bytes, int] = OrderedDict()
 
     def generate(
-        self, task: Generate, request: HttpRequest, *, stream: bool, model: str | None = None, is_v1: bool = False
+        self,
+        task: Generate,
+        request: HttpRequest,
+        *,
+        stream: bool,
+        model: str | None = None,
+        is_v1: bool = False,
+        choice: int = 0,
     ) -> InFlightRequest[Result]:
         """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
 
-        `is_v1`: by the locked contract, where the time of a whole answer is its whole time.
+        `is_v1`: by the locked contract, where the time of a whole answer is its whole time. `choice`: which it is of
+        several for one caller.
         """
         options = self._options(request, model or self.settings.default_model)
         if is_v1 and not stream:
             options["total_s"] = options.get("timeout_s")
-        return self._remember(self._broker.submit_task(task, stream=stream, rid=request.caller.rid, **options), request)
+        rid = _rid_of_choice(request.caller.rid, choice) if choice else request.caller.rid
+        return self._remember(self._broker.submit_task(task, stream=stream, rid=rid, **options), request)
 
     def embed(self, task: Embed, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
@@ -194,6 +217,11 @@ class InFlight:
 
 def _name(request: HttpRequest) -> tuple[str, str]:
     return request.caller.tenant, request.caller.request_id
+
+
+def _rid_of_choice(rid: bytes, choice: int) -> bytes:
+    """Name a further request of the same caller: by the name of the first, so that an Idempotency-Key names all."""
+    return hashlib.sha256(rid + choice.to_bytes(4, "big")).digest()[: len(rid)]
 
 
 def _party(tenant: str) -> str:

@@ -48,6 +48,12 @@ def _no_penalty(value: object, fields: Fields) -> bool:
     return penalty is None or same(penalty, 1) or same(value, -1)
 
 
+def _as_many_as_wanted(value: object, fields: Fields) -> bool:
+    """Whether every answer that is made is wanted, so that none has to be chosen."""
+    wanted = fields.get("n", fields.get("n_cmpl"))
+    return same(value, 1) or same(value, -1) or (wanted is not None and same(value, wanted))
+
+
 def _usual_samplers(value: object, _fields: Fields) -> bool:
     """Whether a list of samplers has all that we have; others do nothing at their neutral values."""
     names = value.split(";") if isinstance(value, str) else value
@@ -62,7 +68,6 @@ _NOTHING: Final[tuple[object, ...]] = ("", False, [])
 _BEAMS: Final = "there is no search with beams"
 _SAMPLER: Final = "no engine here draws tokens so"
 _GRAMMAR: Final = "say what the answer keeps to as response_format, or as structured_outputs"
-_ONE: Final = "one answer a request; send several requests"
 _THINKING: Final = "no engine here controls how a model thinks"
 _RAW: Final = "this bridge answers with text, and keeps the rest for itself"
 _TEMPLATE: Final = "a conversation is rendered by its model's own chat template, up to where the answer begins"
@@ -114,7 +119,9 @@ EXTRAS: Final[dict[str, Extra]] = {
         "truncation_side",
     ),
     # --- how many answers, and of what -------------------------------------------------------------------------------
-    **_rows(_ONE, (1, -1), "best_of n_cmpl"),
+    "best_of": Extra(
+        "which answer is best is not judged here: n has them all", _as_many_as_wanted, "1, -1, as many as n"
+    ),
     **_rows(_BEAMS, (1,), "num_beams"),
     **_rows(_BEAMS, (False,), "use_beam_search"),
     **_rows("the answer is text", (["text"],), "modalities"),
@@ -231,6 +238,7 @@ PART_EXTRAS: Final[dict[str, Extra]] = _rows(
 """What stands in parts of type text beside their text."""
 
 ALIASES: Final = {
+    "n_cmpl": "n",
     "n_predict": "max_tokens",
     "num_predict": "max_tokens",
     "max_new_tokens": "max_tokens",

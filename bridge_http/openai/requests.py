@@ -7,7 +7,7 @@ said": `normalize` leaves the fields of our schema alone, under its names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -32,6 +32,8 @@ _TOKEN_ID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 _FLAT: Final = frozenset({"prompt", "input", "stop", "stop_token_ids", "logit_bias"})
 """Fields that are a list or a map of plain values: `param` names the field, and the sentence the place in it."""
 _MOST_INPUTS: Final = 2048
+_MOST_CHOICES: Final = 64
+"""Answers in one: each is a request of its own, and a broker lets 100 wait for a node."""
 _MOST_BIASES: Final = 1024
 Schema = type[msgspec.Struct]
 _WITH_TOKEN_IDS: Final = (CompletionRequest, EmbeddingRequest)
@@ -209,18 +211,42 @@ def chat_task(request: ChatRequest) -> Generate:
     )
 
 
-def completion_task(request: CompletionRequest) -> Generate:
-    """Turn a completion into the task that engines get: never through a template. Raises InvalidRequestError."""
-    text, ids = _single_prompt(request.prompt)
-    return Generate(
-        prompt=text,
-        token_ids=ids,
-        raw=text is not None,
+def completion_tasks(request: CompletionRequest) -> list[Generate]:
+    """Turn each prompt into the task that engines get: never through a template. Raises InvalidRequestError."""
+    prompts, count = _several("prompt", request.prompt), request.n or 1
+    if len(prompts) * count > _MOST_CHOICES:
+        each = f", {count} answers to each," if count > 1 else ""
+        text = f"prompt: {len(prompts)} of them{each} are more than the {_MOST_CHOICES} answers that a request may have"
+        raise InvalidRequestError(text, param="prompt")
+    same = Generate(
+        prompt="",
+        raw=True,
         max_tokens=request.max_tokens,
         logprobs=request.logprobs,
         grammar=grammar_of(request),
         **_sampling(request),
     )
+    return [_with_prompt(same, prompt) for prompt in prompts]
+
+
+def _with_prompt(task: Generate, prompt: str | list[int]) -> Generate:
+    if isinstance(prompt, str):
+        return msgspec.structs.replace(task, prompt=prompt)
+    return msgspec.structs.replace(task, prompt=None, token_ids=prompt, raw=False)
+
+
+def choices_of(tasks: Sequence[Generate], n: int | None) -> list[Generate]:
+    """Make `n` tasks of each, which differ in their seeds: the one that was given, and those that follow it.
+
+    So a choice can be had again by itself. Tasks without a seed get theirs from their names on the wire.
+    """
+    return [_choice(task, number) for task in tasks for number in range(n or 1)]
+
+
+def _choice(task: Generate, number: int) -> Generate:
+    if not number or task.seed is None:
+        return task
+    return msgspec.structs.replace(task, seed=(task.seed + number) % 2**63)
 
 
 def embedding_task(request: EmbeddingRequest) -> Embed:
@@ -248,8 +274,6 @@ def embedding_task(request: EmbeddingRequest) -> Embed:
 
 def _sampling(request: Generation) -> dict[str, Any]:
     """Return the fields that both kinds share; what is not given keeps the default of the task."""
-    if request.n not in (None, 1):
-        raise InvalidRequestError(f"n: {show(request.n)}; one answer a request, send several requests", param="n")
     given = {
         "top_p": None if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
         "top_k": request.top_k,
@@ -273,15 +297,6 @@ def _message(message: Message) -> ChatMessage:
     if content is None or isinstance(content, str):
         return ChatMessage(role=message.role, content=content or "")
     return ChatMessage(role=message.role, content="".join(part.text for part in content))
-
-
-def _single_prompt(prompt: Texts) -> tuple[str | None, list[int] | None]:
-    """Return the text, or the ids, of the one prompt."""
-    texts = _several("prompt", prompt)
-    if len(texts) > 1:
-        raise InvalidRequestError(f"prompt: {len(texts)} of them; send one request for each", param="prompt")
-    (only,) = texts
-    return (only, None) if isinstance(only, str) else (None, only)
 
 
 def _several(name: str, given: Texts) -> list[str | list[int]]:

@@ -35,6 +35,12 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> s.TokenUsage:
     return s.TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
 
 
+def _usage_of_all(results: Sequence[Result], per_prompt: int) -> s.TokenUsage:
+    """Add up what choices took; a prompt counts once, however many answers it got."""
+    read = sum(result.usage.prompt_tokens for result in results[::per_prompt])
+    return _usage(read, sum(result.usage.completion_tokens for result in results))
+
+
 def _finish_reason(result: Result) -> s.FinishReason:
     """Return why an answer is over, in the two words that clients know."""
     return "length" if result.finish_reason == "length" else "stop"
@@ -43,31 +49,37 @@ def _finish_reason(result: Result) -> s.FinishReason:
 # --- whole answers ---------------------------------------------------------------------------------------------------
 
 
-def chat(result: Result, id_: str, now: int, spelling: Spelling) -> s.ChatCompletion:
+def chat(results: Sequence[Result], per_prompt: int, id_: str, now: int, spelling: Spelling) -> s.ChatCompletion:
     """Build the answer to a chat."""
-    choice = s.ChatChoice(
-        message=s.ReplyMessage(content=result.text),
-        logprobs=chat_logprobs(result.logprobs, result.token_ids, spelling),
-        finish_reason=_finish_reason(result),
-    )
-    usage = _usage(result.usage.prompt_tokens, result.usage.completion_tokens)
-    revision = result.revision or None
+    choices = [
+        s.ChatChoice(
+            index=index,
+            message=s.ReplyMessage(content=result.text),
+            logprobs=chat_logprobs(result.logprobs, result.token_ids, spelling),
+            finish_reason=_finish_reason(result),
+        )
+        for index, result in enumerate(results)
+    ]
+    usage, first = _usage_of_all(results, per_prompt), results[0]
     return s.ChatCompletion(
-        id=id_, created=now, model=result.model, system_fingerprint=revision, choices=[choice], usage=usage
+        id=id_, created=now, model=first.model, system_fingerprint=first.revision or None, choices=choices, usage=usage
     )
 
 
-def completion(result: Result, id_: str, now: int, spelling: Spelling) -> s.Completion:
-    """Build the answer to a completion."""
-    choice = s.CompletionChoice(
-        text=result.text,
-        logprobs=completion_logprobs(result.logprobs, result.token_ids, Offsets(), spelling),
-        finish_reason=_finish_reason(result),
-    )
-    usage = _usage(result.usage.prompt_tokens, result.usage.completion_tokens)
-    revision = result.revision or None
+def completion(results: Sequence[Result], per_prompt: int, id_: str, now: int, spelling: Spelling) -> s.Completion:
+    """Build the answer to a completion, or to several: `per_prompt` choices for each prompt."""
+    choices = [
+        s.CompletionChoice(
+            index=index,
+            text=result.text,
+            logprobs=completion_logprobs(result.logprobs, result.token_ids, Offsets(), spelling),
+            finish_reason=_finish_reason(result),
+        )
+        for index, result in enumerate(results)
+    ]
+    usage, first = _usage_of_all(results, per_prompt), results[0]
     return s.Completion(
-        id=id_, created=now, model=result.model, system_fingerprint=revision, choices=[choice], usage=usage
+        id=id_, created=now, model=first.model, system_fingerprint=first.revision or None, choices=choices, usage=usage
     )
 
 
@@ -114,7 +126,7 @@ _Choice = s.ChatChunkChoice | s.CompletionChoice
 
 @dataclass(kw_only=True)
 class _Stream:
-    """What the events of every stream share. `fingerprint` and `prompt_tokens` are known once it has begun.
+    """What the events of every choice share. `fingerprint` and `prompt_tokens` are known once it has begun.
 
     `with_usage_so_far` is vLLM's `continuous_usage_stats`: the usage so far in each event.
     """
@@ -125,6 +137,7 @@ class _Stream:
     with_usage: bool
     with_usage_so_far: bool = False
     spelling: Spelling
+    index: int = 0
     fingerprint: str | None = None
     prompt_tokens: int | None = None
     offsets: Offsets = field(default_factory=Offsets)
@@ -145,11 +158,19 @@ class _Stream:
         return next(self._beginning(), b"") or self._event(self._choice(""))
 
     def end(self, result: Result) -> Iterator[bytes]:
-        """Write why it is over, and the usage if it was asked for."""
+        """Write the end of the answer, if this is its one choice."""
+        yield from self.finish(result)
+        yield from self.close([result], 1)
+
+    def finish(self, result: Result) -> Iterator[bytes]:
+        """Write why it is over."""
         self._learn(result.revision, result.usage.prompt_tokens)
         yield self._event(self._choice(None, finish_reason=_finish_reason(result)))
+
+    def close(self, results: Sequence[Result], per_prompt: int) -> Iterator[bytes]:
+        """Write what stands behind all choices: their usage if it was asked for, and that nothing follows."""
         if self.with_usage:
-            yield self._event(usage=_usage(result.usage.prompt_tokens, result.usage.completion_tokens))
+            yield self._event(usage=_usage_of_all(results, per_prompt))
         yield DONE
 
     def failure(self, told: object) -> bytes:
@@ -198,13 +219,14 @@ class ChatStream(_Stream):
     def _beginning(self) -> Iterator[bytes]:
         if not self._has_begun:
             self._has_begun = True
-            yield self._event(s.ChatChunkChoice(delta=s.ChatDelta(role="assistant", content="")))
+            yield self._event(s.ChatChunkChoice(index=self.index, delta=s.ChatDelta(role="assistant", content="")))
 
     def _choice(
         self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
     ) -> s.ChatChunkChoice:
         logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling) if chunk else None
-        return s.ChatChunkChoice(delta=s.ChatDelta(content=text), logprobs=logprobs, finish_reason=finish_reason)
+        delta = s.ChatDelta(content=text)
+        return s.ChatChunkChoice(index=self.index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
 
 
 class CompletionStream(_Stream):
@@ -216,7 +238,41 @@ class CompletionStream(_Stream):
         self, text: str | None, chunk: Chunk | None = None, finish_reason: s.FinishReason | None = None
     ) -> s.CompletionChoice:
         logprobs = completion_logprobs(chunk.logprobs, chunk.token_ids, self.offsets, self.spelling) if chunk else None
-        return s.CompletionChoice(text=text or "", logprobs=logprobs, finish_reason=finish_reason)
+        return s.CompletionChoice(index=self.index, text=text or "", logprobs=logprobs, finish_reason=finish_reason)
+
+
+class AnswerStream:
+    """The events of a streamed answer with several choices, in whatever order they come."""
+
+    def __init__(self, choices: Sequence[_Stream], per_prompt: int) -> None:
+        self._choices = choices
+        self._per_prompt = per_prompt
+        self._results: dict[int, Result] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all choices have ended."""
+        return len(self._results) == len(self._choices)
+
+    def of(self, choice: int, chunk: Chunk) -> Iterator[bytes]:
+        """Write a part of a choice."""
+        return self._choices[choice].of(chunk)
+
+    def end(self, choice: int, result: Result) -> Iterator[bytes]:
+        """Write the end of a choice, and behind the last one that of the answer."""
+        self._results[choice] = result
+        yield from self._choices[choice].finish(result)
+        if self.is_over:
+            results = [self._results[index] for index in range(len(self._choices))]
+            yield from self._choices[0].close(results, self._per_prompt)
+
+    def idle(self) -> bytes:
+        """Add nothing to a choice that has not ended."""
+        return next(stream for index, stream in enumerate(self._choices) if index not in self._results).idle()
+
+    def failure(self, told: object) -> bytes:
+        """Write what one of them failed of."""
+        return self._choices[0].failure(told)
 
 
 # --- log probabilities -----------------------------------------------------------------------------------------------

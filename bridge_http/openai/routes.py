@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -14,6 +14,7 @@ from ...client.response import Result
 from ...protocol.capabilities import EXTRA
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
+from ..choices import start, stream_choices
 from ..errors import InvalidRequestError, json_response
 from ..generations import stream
 from ..in_flight import HttpRequest, InFlight
@@ -22,7 +23,7 @@ from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
 from . import responses as r
 from .passing import divide
-from .requests import chat_task, completion_task, embedding_task, parse
+from .requests import chat_task, choices_of, completion_tasks, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
 
 G = TypeVar("G", ChatRequest, CompletionRequest)
@@ -57,7 +58,7 @@ async def _listed(snapshots: SnapshotCache) -> dict[str, Model]:
 async def chat(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest) -> Response:
     """Answer POST /v1/chat/completions."""
     body, extra = await _read(bodies, snapshots, request, ChatRequest)
-    return await _generate(in_flight, request, body, _with(extra, chat_task(body)), _CHAT)
+    return await _generate(in_flight, request, body, [_with(extra, chat_task(body))], _CHAT)
 
 
 async def completion(
@@ -65,7 +66,8 @@ async def completion(
 ) -> Response:
     """Answer POST /v1/completions."""
     body, extra = await _read(bodies, snapshots, request, CompletionRequest)
-    return await _generate(in_flight, request, body, _with(extra, completion_task(body)), _COMPLETION)
+    tasks = [_with(extra, task) for task in completion_tasks(body)]
+    return await _generate(in_flight, request, body, tasks, _COMPLETION)
 
 
 async def _read(
@@ -107,7 +109,7 @@ class _Kind(NamedTuple):
 
     prefix: str
     stream: type[r.ChatStream | r.CompletionStream]
-    whole: Callable[[Result, str, int, r.Spelling], object]
+    whole: Callable[[Sequence[Result], int, str, int, r.Spelling], object]
 
 
 _CHAT: Final = _Kind("chatcmpl", r.ChatStream, r.chat)
@@ -115,21 +117,28 @@ _COMPLETION: Final = _Kind("cmpl", r.CompletionStream, r.completion)
 
 
 async def _generate(
-    in_flight: InFlight, request: HttpRequest, body: Generation, task: Generate, kind: _Kind
+    in_flight: InFlight, request: HttpRequest, body: Generation, tasks: Sequence[Generate], kind: _Kind
 ) -> Response:
     id_, created = f"{kind.prefix}-{request.caller.rid.hex()}", in_flight.begun_at(request)
     spelling = r.as_id if body.return_tokens_as_token_ids else r.as_text
+    per_prompt, tasks = body.n or 1, choices_of(tasks, body.n)
     if not body.stream:
-        result = await in_flight.generate(task, request, stream=False, model=body.model).whole(request)
-        return json_response(200, kind.whole(result, id_, created, spelling))
+        choices = start(in_flight, tasks, request, stream=False, model=body.model)
+        return json_response(200, kind.whole(await choices.whole(request), per_prompt, id_, created, spelling))
     options = body.stream_options or StreamOptions()
     so_far = bool(options.continuous_usage_stats)
-    writer = kind.stream(
-        id=id_,
-        created=created,
-        model=body.model,
-        with_usage=bool(options.include_usage) or so_far,
-        with_usage_so_far=so_far,
-        spelling=spelling,
-    )
-    return stream(in_flight, task, request, writer, model=body.model)
+    writers = [
+        kind.stream(
+            id=id_,
+            created=created,
+            model=body.model,
+            with_usage=bool(options.include_usage) or so_far,
+            with_usage_so_far=so_far,
+            spelling=spelling,
+            index=index,
+        )
+        for index in range(len(tasks))
+    ]
+    if len(tasks) == 1:
+        return stream(in_flight, tasks[0], request, writers[0], model=body.model)
+    return stream_choices(in_flight, tasks, request, r.AnswerStream(writers, per_prompt), model=body.model)

@@ -94,7 +94,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     stop: str | list[str] | None = None
     seed: Int64 | None = None
-    n: Int64 | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -130,7 +130,7 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
 
 
 class CompletionRequest(Generation, frozen=True, kw_only=True):
-    """POST /v1/completions: plain text to go on from."""
+    """POST /v1/completions: plain text to go on from, or several."""
 
     prompt: Texts
     max_tokens: Count | None = None
@@ -207,7 +207,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """The one choice."""
+    """One of the choices."""
 
     index: int = 0
     message: ReplyMessage
@@ -235,7 +235,7 @@ class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """The one choice, as far as it goes."""
+    """What is new of a choice."""
 
     index: int = 0
     delta: ChatDelta
@@ -256,7 +256,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """The one choice."""
+    """One of the choices, or what is new of it."""
 
     index: int = 0
     text: str

@@ -119,6 +119,48 @@ def test_a_stop_ends_it(client: Any) -> None:
     assert (answer.message.content, answer.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
+def test_several_answers_are_those_of_their_seeds(client: Any) -> None:
+    """Three different ones, whole and streamed the same, and each again by the seed that is its own."""
+    whole = client.chat.completions.create(**CHAT, max_tokens=12, n=3)
+    texts = [choice.message.content for choice in whole.choices]
+    joined = ["", "", ""]
+    for chunk in client.chat.completions.create(**CHAT, max_tokens=12, n=3, stream=True):
+        (choice,) = chunk.choices
+        joined[choice.index] += choice.delta.content or ""
+    single = [client.chat.completions.create(**{**CHAT, "seed": 7 + at}, max_tokens=12) for at in range(3)]
+
+    assert len(set(texts)) == 3
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert texts == joined == [one.choices[0].message.content for one in single]
+    assert whole.usage.prompt_tokens == single[0].usage.prompt_tokens
+    assert whole.usage.completion_tokens == 36
+
+
+def test_several_prompts_are_as_many_single_requests(client: Any) -> None:
+    """Streamed too; and with log probabilities, whose offsets begin anew for each."""
+    ask: dict[str, Any] = {"model": "mock", "max_tokens": 9, "seed": 3, "logprobs": 0}
+    whole = client.completions.create(prompt=["one", "two", "three"], **ask)
+    single = [client.completions.create(prompt=prompt, **ask) for prompt in ("one", "two", "three")]
+    joined, offsets = ["", "", ""], [list[int](), list[int](), list[int]()]
+    for chunk in client.completions.create(prompt=["one", "two", "three"], stream=True, **ask):
+        (choice,) = chunk.choices
+        joined[choice.index] += choice.text
+        offsets[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
+
+    assert [choice.text for choice in whole.choices] == joined == [one.choices[0].text for one in single]
+    assert offsets == [one.choices[0].logprobs.text_offset for one in single]
+    assert whole.usage.total_tokens == sum(one.usage.total_tokens for one in single)
+
+
+def test_leaving_a_stream_of_several_answers_ends_all_of_them(fleet: tuple[Stack, Process], client: Any) -> None:
+    """None goes on at work."""
+    with client.chat.completions.create(**CHAT, max_tokens=1900, n=4, stream=True) as stream:
+        next(iter(stream))
+        eventually(lambda: fleet[0].status().running == 4, what="four under way")
+
+    eventually(lambda: fleet[0].status().running == 0, what="none under way")
+
+
 def test_logprobs_spell_their_tokens(client: Any) -> None:
     """In both forms."""
     answer = client.chat.completions.create(**CHAT, max_tokens=4, logprobs=True, top_logprobs=2).choices[0]
@@ -237,7 +279,7 @@ def test_engines_of_ours_take_more(client: Any) -> None:
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
-        ({"n": 2}, "n", None),
+        ({"n": 17}, "n", None),
         ({"temperature": 3}, "temperature", None),
         ({"max_tokens": 0}, "max_tokens", None),
         ({"extra_body": {"colour": "red"}}, "colour", None),

@@ -107,20 +107,19 @@ def test_without_it_usage_is_null_until_the_end(made: type[r.ChatStream | r.Comp
 
 def play(stream: r.ChatStream | r.CompletionStream) -> list[dict[str, Any]]:
     """Play a stream of two parts and return its events."""
+    result = Result(
+        text="abc",
+        token_ids=[1, 2, 3],
+        finish_reason="stop",
+        usage=Usage(prompt_tokens=5, completion_tokens=3),
+        seed=0,
+        model="m",
+        revision="rev",
+        request_id="",
+    )
     pieces = [
         *stream.of(Chunk(text="a", token_ids=[1], index=0, pieces=["a"], revision="rev", prompt_tokens=5)),
         *stream.of(Chunk(text="bc", token_ids=[2, 3], index=1, pieces=["b", "c"], revision="rev", prompt_tokens=5)),
-        *stream.end(
-            Result(
-                text="abc",
-                token_ids=[1, 2, 3],
-                finish_reason="stop",
-                usage=Usage(prompt_tokens=5, completion_tokens=3),
-                seed=0,
-                model="m",
-                revision="rev",
-                request_id="",
-            )
-        ),
+        *stream.end(result),
     ]
     return [json.loads(one.removeprefix(b"data: ")) for one in pieces if one != r.DONE]
