@@ -21,6 +21,7 @@ from ..client.rates import TokenRates
 from ..protocol.origins import read_host
 from . import classify, health, infer, paths, rerank, static_files
 from .access import Access, AccessCheck
+from .anthropic import message_routes as anthropic
 from .broker_client import BrokerClient
 from .config import BridgeSettings
 from .cors import Cors, Origins
@@ -58,6 +59,8 @@ def _work(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache) -> 
         "/v1/chat/completions": partial(openai.chat, in_flight, bodies, snapshots),
         "/v1/completions": partial(openai.completion, in_flight, bodies, snapshots),
         "/v1/embeddings": partial(openai.embeddings, in_flight, bodies),
+        paths.MESSAGES: partial(anthropic.message, in_flight, bodies),
+        paths.COUNT_TOKENS: partial(anthropic.count, in_flight, bodies),
         "/v1/classify": partial(classify.post, in_flight, bodies),
         **{path: partial(rerank.post, in_flight, bodies) for path in paths.RERANK},
     }

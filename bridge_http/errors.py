@@ -1,7 +1,7 @@
-"""What goes wrong over HTTP, and what is answered then: from the one table in protocol/errors.py, in two shapes.
+"""What goes wrong over HTTP, and what is answered then: from the one table in protocol/errors.py, in three shapes.
 
-/infer has a shape of its own, the paths under /v1 have OpenAI's. Who asks where nothing is may be a client of either,
-so it finds the fields of both.
+/infer has a shape of its own, the Messages API has Anthropic's, and the other paths under /v1 have OpenAI's. Who asks
+where nothing is may be a client of any, so it finds the fields of the first and the last.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from starlette.responses import Response
 
 from ..protocol.errors import ConnectError, ErrorKind, PortableError, RequestError
 from ..protocol.tasks import Classify, Embed, Generate, Rerank
+from .anthropic.message_schema import MessagesError, TypedError
 from .json_body import MEDIA_TYPE, NotJsonError, encode
 from .openai.schema import ErrorBody, ErrorReply
-from .paths import RERANK, shape_of
+from .paths import COUNT_TOKENS, MESSAGES, RERANK, shape_of
 
 CLIENT_GONE: Final = 499
 """Nobody reads this status; it is for the access log."""
@@ -40,14 +41,28 @@ _LONG_QUERY: Final = "your query resulted in"
 _SUBJECT: Final = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
+    MESSAGES: "messages",
+    COUNT_TOKENS: "messages",
     "/v1/embeddings": "input",
     "/v1/classify": "input",
     **dict.fromkeys(RERANK, "documents"),
 }
 _CALLED: Final = {
+    (MESSAGES, "stop"): "stop_sequences",
+    (MESSAGES, "grammar"): "output_config.format.schema",
     ("/v1/embeddings", "truncate_to"): "truncate_prompt_tokens",
     ("/v1/embeddings", "truncate"): "truncate_prompt_tokens",
 }
+_ANTHROPIC_TYPE: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""What Anthropic calls a failure, by its status; all others are `invalid_request_error` below 500, else `api_error`."""
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _PARAM: Final = {ErrorKind.NOT_FOUND: "model", ErrorKind.WRONG_TASK: "model"}
 
@@ -173,7 +188,10 @@ class _Failure(NamedTuple):
 def refusal(error: Exception, path: str, request_id: str) -> Response:
     """Answer with whatever went wrong, in the shape of its path; "" where it is not known which one was meant."""
     failure = _describe(error, path)
-    return json_response(failure.status, _body(failure, path, request_id), failure.headers)
+    response = json_response(failure.status, _body(failure, path, request_id), failure.headers)
+    if shape_of(path) == "anthropic":
+        response.headers["request-id"] = request_id
+    return response
 
 
 def problem(error: Exception, path: str, request_id: str) -> object:
@@ -193,6 +211,9 @@ def _body(failure: _Failure, path: str, request_id: str) -> object:
     own = Problem(detail=failure.text, reason=failure.reason, request_id=request_id)
     if shape == "own":
         return own
+    if shape == "anthropic":
+        type_ = _ANTHROPIC_TYPE.get(failure.status, "invalid_request_error" if failure.status < 500 else "api_error")
+        return MessagesError(error=TypedError(type=type_, message=failure.text), request_id=request_id)
     error = ErrorBody(message=failure.text, type=failure.type, param=failure.param, code=failure.code)
     reply = ErrorReply(error=error)
     if shape == "openai":

@@ -13,6 +13,7 @@ from . import sse
 from .errors import RefusedError, json_response, problem
 from .generations import cut, delivered_before
 from .in_flight import HttpRequest, InFlight, InFlightRequest
+from .json_body import event
 from .request_body import BodyReader
 from .v1 import InferResponse, parse, to_task
 
@@ -40,7 +41,7 @@ async def post(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) ->
         close=pending.close,
         idle=lambda: sse.KEEP_ALIVE,  # a comment: the contract has no event for it
         keep_alives=in_flight.keep_alives,
-        failure=lambda error: sse.event("error", problem(error, "/infer", request_id)),
+        failure=lambda error: event("error", problem(error, "/infer", request_id)),
         request_id=request_id,
     )
 
@@ -65,8 +66,8 @@ async def _events(pending: InFlightRequest[Result], request_id: str, delivered: 
         told = b""
         for part, at in (part for chunk in chunks for part in cut(chunk, delivered)):
             if part.text and at > delivered:
-                told += sse.event("token", {"text": part.text}, id_=f"{request_id}/{at}")
+                told += event("token", {"text": part.text}, id_=f"{request_id}/{at}")
         if told:
             yield told
     whole = InferResponse(text=(await pending.result()).text, request_id=request_id)
-    yield sse.event("done", whole, id_=f"{request_id}/{at}")
+    yield event("done", whole, id_=f"{request_id}/{at}")

@@ -43,6 +43,12 @@ def encode(value: object) -> bytes:
     return encoded
 
 
+def event(name: str, data: object, *, id_: str = "") -> bytes:
+    """Write one server-sent event; its data is one line of JSON."""
+    head = f"id: {id_}\n" if id_ else ""
+    return f"{head}event: {name}\ndata: ".encode() + encode(data) + b"\n\n"
+
+
 def read_value(body: bytes) -> object:
     """Return what a JSON body holds. A number beyond a double is read as infinite. Raises NotJsonError."""
     return _value(_text(body))

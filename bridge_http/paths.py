@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal
 
-ApiShape = Literal["own", "openai", "both"]
+ApiShape = Literal["own", "openai", "anthropic", "both"]
 """`both`: who asks where nothing is may be a client of either API, so it finds the fields of both."""
 
 RERANK: Final = ("/v1/rerank", "/v2/rerank", "/rerank")
 """Of Jina, of Cohere, of both in other servers."""
+MESSAGES: Final = "/v1/messages"
+COUNT_TOKENS: Final = "/v1/messages/count_tokens"
+ANTHROPIC: Final = {MESSAGES: "POST", COUNT_TOKENS: "POST"}
 OPENAI: Final[Mapping[str, str]] = {
     "/v1/models": "GET",
     "/v1/chat/completions": "POST",
@@ -38,6 +41,7 @@ OWN: Final[Mapping[str, str]] = {
     "/metrics": "GET",
     **dict.fromkeys(FILES, "GET"),
 }
+_METHODS: Final = {**OPENAI, **ANTHROPIC, **OWN}
 _SLASHES: Final = re.compile("/{2,}")
 _MODEL: Final = "/v1/models/"
 _REQUEST: Final = "/infer/"
@@ -54,7 +58,7 @@ _NOT_SERVED: Final = (
 """Of OpenAI's and its neighbours' APIs, what exists elsewhere under /v1 and not here."""
 _INSTEAD: Final[Mapping[str, str]] = {
     "responses": "/v1/chat/completions",
-    "messages": "/v1/chat/completions",
+    "messages": MESSAGES,
     "complete": "/v1/completions",
     "conversations": "/v1/chat/completions",
     "engines": "/v1/models",
@@ -87,6 +91,8 @@ def shape_of(path: str) -> ApiShape:
     """Return in whose shape a path answers what is no success."""
     if path in OPENAI or path.startswith(_MODEL):
         return "openai"
+    if path in ANTHROPIC:
+        return "anthropic"
     return "own" if path in OWN or path.startswith(_REQUEST) else "both"
 
 
@@ -107,6 +113,8 @@ def advice(path: str, address: str) -> str:
         )
     if is_elsewhere(path):
         return f"this bridge does not serve {shown} of the OpenAI API; {_there_is(_instead_of(path[4:]))}"
+    if tail := next((tail for tail in ANTHROPIC if path.endswith(tail)), None):
+        return f"there is no {shown}: the base URL of a client of the Messages API is {address}; it asks {tail} then"
     if tail := next((tail for tail in _TAILS if path.endswith(tail) or f"{tail}/" in path), None):
         return f"there is no {shown}: the base URL of a client ends in /v1, so set it to {base}; it asks /v1{tail} then"
     return f"there is no {shown}; {_there_is(nearest(path))} (base URL of the OpenAI API: {base})"
@@ -116,7 +124,7 @@ def nearest(path: str) -> str | None:
     """Return the path that was most likely meant; None where nothing is near."""
     if path in _INSTEAD:
         return _INSTEAD[path]
-    near = difflib.get_close_matches(path[:_LONGEST].lower(), (*OPENAI, *OWN), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(path[:_LONGEST].lower(), tuple(_METHODS), n=1, cutoff=0.6)
     return near[0] if near else None
 
 
@@ -127,4 +135,4 @@ def _instead_of(rest: str) -> str | None:
 def _there_is(path: str | None) -> str:
     if path is None:
         return "there are POST /infer, the OpenAI API under /v1 (/v1/chat/completions, /v1/models), and GET /health"
-    return f"the nearest is {(OPENAI.get(path) or OWN[path])} {path}"
+    return f"the nearest is {_METHODS[path]} {path}"

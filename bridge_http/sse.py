@@ -1,4 +1,4 @@
-"""Server-sent events: how one is written, who asks for them, and an answer that sends them as a generator yields them.
+"""Server-sent events: who asks for them, and an answer that sends them as a generator yields them.
 
 A failure before the first event still gets its HTTP status: the headers wait for that event, but never longer than one
 keep-alive. A caller who leaves ends the work at once.
@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .json_body import encode
 from .request_body import unless_gone
 
 Events = AsyncGenerator[bytes, None]
@@ -31,12 +30,6 @@ KEEP_ALIVE_S: Final = 15.0
 _TICK_S: Final = 0.001
 """Clocks of loops count milliseconds, so a timer may come this much early."""
 log = logging.getLogger(__name__)
-
-
-def event(name: str, data: object, *, id_: str = "") -> bytes:
-    """Write one event; its data is one line of JSON."""
-    head = f"id: {id_}\n" if id_ else ""
-    return f"{head}event: {name}\ndata: ".encode() + encode(data) + b"\n\n"
 
 
 def wants_stream(accept: str) -> bool:

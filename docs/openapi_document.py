@@ -9,11 +9,12 @@ from typing import Any, Final
 import msgspec
 
 from zmqrt.bridge_http import classify, rerank
+from zmqrt.bridge_http.anthropic import message_schema as a
 from zmqrt.bridge_http.errors import Invalid, Problem
 from zmqrt.bridge_http.health import Alive, FleetHealth, FleetStatus
 from zmqrt.bridge_http.infer import Cancelled
 from zmqrt.bridge_http.openai import schema as s
-from zmqrt.bridge_http.paths import RERANK
+from zmqrt.bridge_http.paths import COUNT_TOKENS, MESSAGES, RERANK
 from zmqrt.bridge_http.v1 import InferRequest, InferResponse
 from zmqrt.protocol.version import VERSION
 
@@ -80,15 +81,26 @@ _INFER_FAILURES: Final[dict[int, type]] = {
 _OPENAI_FAILURES: Final[dict[int, type]] = dict.fromkeys(
     (400, *_EVERYWHERE, 404, 408, 409, 413, 415, 429, 499, 500, 502, 503, 504), s.ErrorReply
 )
+_ANTHROPIC_FAILURES: Final[dict[int, type]] = dict.fromkeys(_OPENAI_FAILURES, a.MessagesError)
 _PROBE: Final[dict[int, type]] = {503: FleetHealth, 403: Problem}
 _TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`; idle, a comment."
 _CHUNKS: Final = "Chunks as `data:` lines (empty ones while idle), then `[DONE]`; or a chunk with `error`."
+_STEPS: Final = "Events named as there, from `message_start` to `message_stop`, `ping` while idle; or `error`."
 _RANK: Final = "Sort documents by how well they answer a query"
 _CLASSES: Final = "Say which label a model gives to texts"
 
 
-def _asking(path: str, summary: str, tag: str, body: type, answer: type, events: str = "") -> Operation:
-    """Describe a path on which work is asked for and failures have OpenAI's shape."""
+def _asking(
+    path: str,
+    summary: str,
+    tag: str,
+    body: type,
+    answer: type,
+    *,
+    events: str = "",
+    failures: Mapping[int, type] = _OPENAI_FAILURES,
+) -> Operation:
+    """Describe a path on which work is asked for; a stream can be gone on with."""
     return Operation(
         method="post",
         path=path,
@@ -97,8 +109,8 @@ def _asking(path: str, summary: str, tag: str, body: type, answer: type, events:
         body=body,
         answers={200: answer},
         events=events,
-        failures=_OPENAI_FAILURES,
-        headers=_ASKING,
+        failures=failures,
+        headers=(*_ASKING, "Last-Event-ID") if events else _ASKING,
     )
 
 
@@ -138,9 +150,26 @@ OPERATIONS: Final = (
         answers={200: s.Model},
         failures=dict.fromkeys((*_EVERYWHERE, 404, 503), s.ErrorReply),
     ),
-    _asking("/v1/chat/completions", "Answer a conversation", "OpenAI", s.ChatRequest, s.ChatCompletion, _CHUNKS),
-    _asking("/v1/completions", "Go on from plain text", "OpenAI", s.CompletionRequest, s.Completion, _CHUNKS),
+    _asking("/v1/chat/completions", "Answer a conversation", "OpenAI", s.ChatRequest, s.ChatCompletion, events=_CHUNKS),
+    _asking("/v1/completions", "Go on from plain text", "OpenAI", s.CompletionRequest, s.Completion, events=_CHUNKS),
     _asking("/v1/embeddings", "Turn texts into vectors", "OpenAI", s.EmbeddingRequest, s.EmbeddingList),
+    _asking(
+        MESSAGES,
+        "Answer a conversation",
+        "Anthropic",
+        a.MessagesRequest,
+        a.MessageReply,
+        events=_STEPS,
+        failures=_ANTHROPIC_FAILURES,
+    ),
+    _asking(
+        COUNT_TOKENS,
+        "Count the tokens of a conversation",
+        "Anthropic",
+        a.CountRequest,
+        a.TokenCount,
+        failures=_ANTHROPIC_FAILURES,
+    ),
     *(_asking(path, _RANK, "Cohere, Jina", rerank.RerankRequest, rerank.RerankReply) for path in RERANK),
     _asking("/v1/classify", _CLASSES, "vLLM", classify.ClassifyRequest, classify.ClassifyReply),
     *(
@@ -200,7 +229,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "zmqrt bridge",
             "version": VERSION,
-            "description": "HTTP for a fleet of inference nodes: the locked v1 contract and the OpenAI API.",
+            "description": "HTTP for a fleet of nodes: the locked v1 contract, the OpenAI API, Anthropic's Messages.",
         },
         "paths": paths,
         "components": {

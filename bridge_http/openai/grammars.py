@@ -42,11 +42,21 @@ def grammar_of(request: Generation) -> Grammar | None:
     if len(found) > 1:
         first, second = list(found)[:2]
         raise InvalidRequestError(f"{second}: the answer can keep to one thing, and {first} says one", param=second)
-    for name, grammar in found.items():
-        if len(grammar.text) > MAX_GRAMMAR_CHARS:
-            text = f"{name}: at most {MAX_GRAMMAR_CHARS} characters are meant, not {len(grammar.text)}"
-            raise InvalidRequestError(text, param=name)
-    return next(iter(found.values()), None)
+    return next((_bounded(name, grammar) for name, grammar in found.items()), None)
+
+
+def schema_grammar(name: str, schema: Schema | None) -> Grammar | None:
+    """Return the grammar of the JSON schema in a field. Raises InvalidRequestError."""
+    grammar = _json(name, schema)
+    return None if grammar is None else _bounded(name, grammar)
+
+
+def _bounded(name: str, grammar: Grammar) -> Grammar:
+    """Return a grammar that is not too long. Raises InvalidRequestError."""
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        text = f"{name}: at most {MAX_GRAMMAR_CHARS} characters are meant, not {len(grammar.text)}"
+        raise InvalidRequestError(text, param=name)
+    return grammar
 
 
 def _of_format(given: ResponseFormat | None) -> Grammar | None:

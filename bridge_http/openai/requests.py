@@ -24,7 +24,7 @@ DEFAULT_TEMPERATURE: Final = 1.0
 _MOST_STOPS: Final = 16
 _LONGEST_STOP: Final = 512
 _MOST_STOP_IDS: Final = 64
-_LEAST_TOP_P: Final = 1e-6
+LEAST_TOP_P: Final = 1e-6
 """What `top_p` 0 means: the likeliest token alone."""
 R = TypeVar("R", bound=msgspec.Struct)
 _TEXTS: Final = "a text, a list of texts, the token ids of a text, or a list of such lists, is meant"
@@ -39,7 +39,7 @@ Schema = type[msgspec.Struct]
 _WITH_TOKEN_IDS: Final = (CompletionRequest, EmbeddingRequest)
 UNSUPPORTED: Final = "unsupported_parameter"
 _MOST_NAME: Final = 100
-_MOST_MESSAGES: Final = 4096
+MOST_MESSAGES: Final = 4096
 _OF_CHATS: Final = EXTRAS | CHAT_EXTRAS
 _OF_MESSAGES: Final = frozenset(Message.__struct_fields__)
 _OF_PARTS: Final = frozenset(ContentPart.__struct_fields__)
@@ -57,10 +57,19 @@ def parse(body: bytes, schema: type[R]) -> R:
         NotJsonError: (400) it is not JSON in UTF-8.
         InvalidRequestError: (400) it is not this API, or asks for what cannot be done.
     """
+    return convert(*normalize(read_fields(body), schema), schema)
+
+
+def read_fields(body: bytes) -> dict[str, object]:
+    """Read a body that is an object. Raises NotJsonError, and InvalidRequestError for another value."""
     value = read_value(body)
     if not isinstance(value, dict):
         raise InvalidRequestError(f"the body: an object is meant, not {show(value)}")
-    fields, called = normalize(cast("dict[str, object]", value), schema)
+    return cast("dict[str, object]", value)
+
+
+def convert(fields: dict[str, object], called: Mapping[str, str], schema: type[R]) -> R:
+    """Make a struct of fields that it has all; `called`: how their sender called them. Raises InvalidRequestError."""
     try:
         return msgspec.convert(fields, schema)
     except (msgspec.ValidationError, OverflowError):
@@ -96,12 +105,12 @@ def normalize(given: dict[str, object], schema: Schema) -> tuple[dict[str, objec
     fields, called = _lift_options(given)
     _rename(fields, called, schema)
     extras = _OF_CHATS if schema is ChatRequest else EXTRAS
-    kept = _without_extras(fields, frozenset(schema.__struct_fields__), extras, lambda name: called.get(name, name))
+    kept = without_extras(fields, frozenset(schema.__struct_fields__), extras, lambda name: called.get(name, name))
     messages = kept.get("messages")
     if schema is ChatRequest and isinstance(messages, list):
         turns = cast("list[object]", messages)
-        if len(turns) > _MOST_MESSAGES:
-            text = f"messages: at most {_MOST_MESSAGES} are meant, not {len(turns)}"
+        if len(turns) > MOST_MESSAGES:
+            text = f"messages: at most {MOST_MESSAGES} are meant, not {len(turns)}"
             raise InvalidRequestError(text, param="messages")
         kept = {**kept, "messages": [_without_message_extras(f"messages[{at}]", turn) for at, turn in enumerate(turns)]}
     return {name: value for name, value in kept.items() if not _is_default(name, value, schema)}, called
@@ -137,7 +146,7 @@ def _rename(fields: dict[str, object], called: dict[str, str], schema: Schema) -
             fields[name], called[name] = value, called.get(alias, alias)
 
 
-def _without_extras(
+def without_extras(
     fields: dict[str, object], known: frozenset[str], extras: Mapping[str, Extra], named: Callable[[str], str]
 ) -> dict[str, object]:
     """Leave out what asks for nothing; `named` says how the client called a field."""
@@ -158,7 +167,7 @@ def _without_extras(
 def _without_message_extras(path: str, given: object) -> object:
     if not isinstance(given, dict):
         return given
-    message = _nested(path, cast("dict[str, object]", given), _OF_MESSAGES, MESSAGE_EXTRAS)
+    message = nested(path, cast("dict[str, object]", given), _OF_MESSAGES, MESSAGE_EXTRAS)
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -179,13 +188,14 @@ def _without_part_extras(path: str, given: object) -> object:
     if kind not in ("text", "input_text", "output_text"):
         text = f"{path}.type: parts of type {show(kind)} are not understood, only text"
         raise InvalidRequestError(text, param=path.partition(".content")[0] + ".content", code=UNSUPPORTED)
-    return _nested(path, part, _OF_PARTS, PART_EXTRAS)
+    return nested(path, part, _OF_PARTS, PART_EXTRAS)
 
 
-def _nested(
+def nested(
     path: str, given: dict[str, object], known: frozenset[str], extras: Mapping[str, Extra]
 ) -> dict[str, object]:
-    return _without_extras(given, known, extras, lambda name: f"{path}.{name}")
+    """Leave out what asks for nothing, of an object that stands somewhere in the body."""
+    return without_extras(given, known, extras, lambda name: f"{path}.{name}")
 
 
 def _is_default(name: str, value: object, schema: Schema) -> bool:
@@ -275,7 +285,7 @@ def embedding_task(request: EmbeddingRequest) -> Embed:
 def _sampling(request: Generation) -> dict[str, Any]:
     """Return the fields that both kinds share; what is not given keeps the default of the task."""
     given = {
-        "top_p": None if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
+        "top_p": None if request.top_p is None else max(request.top_p, LEAST_TOP_P),
         "top_k": request.top_k,
         "min_p": request.min_p,
         "repetition_penalty": request.repetition_penalty,
@@ -285,7 +295,7 @@ def _sampling(request: Generation) -> dict[str, Any]:
         "stop_token_ids": _stop_ids(request.stop_token_ids),
         "ignore_eos": request.ignore_eos,
         "logit_bias": _bias(request.logit_bias),
-        "stop": _stops(request.stop),
+        "stop": stops_of("stop", request.stop),
         "seed": None if request.seed is None else request.seed % 2**63,
     }
     temperature = DEFAULT_TEMPERATURE if request.temperature is None else request.temperature
@@ -324,12 +334,12 @@ def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
     return {int(name): bias for name, bias in given.items()}
 
 
-def _stops(given: str | list[str] | None) -> list[str] | None:
+def stops_of(name: str, given: str | list[str] | None) -> list[str] | None:
     """Return the stops; empty ones, which other servers take for none, are left out."""
     stops = [stop for stop in ([given] if isinstance(given, str) else given or []) if stop]
     if len(stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in stops):
-        text = f"stop: at most {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters are meant"
-        raise InvalidRequestError(text, param="stop")
+        text = f"{name}: at most {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters are meant"
+        raise InvalidRequestError(text, param=name)
     return stops or None
 
 

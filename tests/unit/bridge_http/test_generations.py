@@ -17,7 +17,11 @@ from zmqrt.client.response import Chunk
 
 PIECES = ("He", "", "llo", " wor", "", "ld")
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
-ASKS: dict[str, dict[str, Any]] = {"/v1/chat/completions": CHAT, "/v1/completions": {"prompt": "Hi"}}
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": "Hi"},
+    "/v1/messages": {**CHAT, "max_tokens": 9},
+}
 
 
 def post(path: str, **headers: str) -> Exchange:
@@ -58,7 +62,8 @@ def test_without_a_key_events_have_no_ids(path: str) -> None:
     assert b"id: r/" not in reply.body
 
     refused = post(path, last_event_id="r/3")
-    assert (refused.status, refused.json["error"]["param"]) == (400, "last-event-id")
+    assert refused.status == 400
+    assert "last-event-id" in refused.json["error"]["message"]
 
 
 def test_a_chunk_is_divided_where_its_reader_left() -> None:

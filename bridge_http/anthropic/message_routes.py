@@ -1,0 +1,43 @@
+"""POST /v1/messages and /v1/messages/count_tokens: read, ask, answer, whole or as a stream."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from ..errors import json_response
+from ..generations import stream
+from ..in_flight import HttpRequest, InFlight
+from ..request_body import BodyReader
+from . import message_reply as r
+from .message_schema import CountRequest, MessagesRequest, TokenCount
+from .message_task import count_task, message_task, parse
+
+
+async def message(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
+    """Answer POST /v1/messages."""
+    body = parse(await bodies.read(request.headers, request.scope, request.receive), MessagesRequest)
+    task = message_task(body)
+    asked = r.AskedMessage(
+        id=f"msg_{request.caller.rid.hex()}", model=body.model, max_tokens=body.max_tokens, stops=task.stop
+    )
+    if body.stream:
+        return _signed(stream(in_flight, task, request, r.MessageEvents(asked), model=body.model), request)
+    result = await in_flight.generate(task, request, stream=False, model=body.model).whole(request)
+    return _signed(json_response(200, r.whole(result, asked)), request)
+
+
+async def count(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:
+    """Answer POST /v1/messages/count_tokens.
+
+    Only a node has the tokenizer and the template of its model, and it tells by answering. So this costs the prompt and
+    one token; whoever then asks the same finds the prompt read, where its node keeps the beginnings of prompts.
+    """
+    body = parse(await bodies.read(request.headers, request.scope, request.receive), CountRequest)
+    result = await in_flight.generate(count_task(body), request, stream=False, model=body.model).whole(request)
+    return _signed(json_response(200, TokenCount(input_tokens=result.usage.prompt_tokens)), request)
+
+
+def _signed(response: Response, request: HttpRequest) -> Response:
+    """Name the request in the header in which clients of this API look for it."""
+    response.headers["request-id"] = request.caller.request_id
+    return response
