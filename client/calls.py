@@ -24,7 +24,7 @@ from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import HALF, half_in, is_service, is_unicode
 from ..protocol.tasks import ChatMessage
-from . import arguments, grammars
+from . import arguments, grammars, tools
 from .config import ClientConfig
 
 Text = str | Sequence[str | Sequence[int]]
@@ -66,9 +66,11 @@ class GenerateOptions(CallOptions, total=False):
 
     What the answer keeps to is one of three: `schema`, a JSON Schema as a dict or text, or a type that msgspec or
     pydantic makes one of; `regex`, of the whole answer; `lark`, a grammar.
+
+    `tools` and the calls in messages are plain or in OpenAI's shape, and so is a `tool_choice` that names a tool.
     """
 
-    messages: Sequence[Mapping[str, str] | ChatMessage] | None
+    messages: Sequence[Mapping[str, Any] | ChatMessage] | None
     token_ids: Sequence[int] | None
     raw: bool
     max_tokens: int | None
@@ -89,6 +91,10 @@ class GenerateOptions(CallOptions, total=False):
     schema: grammars.Schema
     regex: str
     lark: str
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    tool_name: str | None
+    parallel_tool_calls: bool
     extra: Mapping[str, Any]
 
 
@@ -136,6 +142,7 @@ def generate(config: ClientConfig, prompt: str | None, *, stream: bool, options:
     grammar = grammars.take_from(fields)
     if grammar is not None:
         fields["grammar"] = grammar
+    tools.take_tools(fields)
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     messages = fields.get("messages")
@@ -241,8 +248,8 @@ def rid_of(text: str) -> bytes | None:
 def _plain(message: object) -> object:
     """Turn one message into a map; what is no message is left for the schema to name."""
     if isinstance(message, ChatMessage):
-        return msgspec.structs.asdict(message)
-    return dict(cast("Mapping[str, str]", message)) if isinstance(message, Mapping) else message
+        return tools.plain_turn(msgspec.structs.asdict(message))
+    return tools.plain_turn(dict(cast("Mapping[str, Any]", message))) if isinstance(message, Mapping) else message
 
 
 def _pack(task: tasks.Task, *, is_checked: bool) -> bytes:

@@ -25,6 +25,8 @@ GRAMMAR: Final = "grammar"
 """It keeps to a JSON schema, a regular expression or a Lark grammar."""
 EXTRA: Final = "extra"
 """It passes fields of another server's API on to that server."""
+TOOLS: Final = "tools"
+"""It tells its model of tools, and what was called before; it forces calls only where it has GRAMMAR as well."""
 NOTHING: Final = frozenset[str]()
 
 

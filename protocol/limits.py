@@ -49,6 +49,8 @@ MAX_ANSWER_TOKENS: Final = 1 << 24
 """Tokens of one prompt or answer, where its node tells no context: what says more is mistaken."""
 MAX_GRAMMAR_CHARS: Final = 256 << 10
 """A JSON schema as text: the largest in public collections have 100,000."""
+MAX_TOOLS: Final = 128
+"""Of one request, and calls of one turn; as many as OpenAI takes."""
 MAX_BROKERS: Final = 16
 MAX_ENDPOINT_CHARS: Final = 256
 MAX_TTL_MS: Final = 86_400_000

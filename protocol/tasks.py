@@ -12,10 +12,18 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from .capabilities import EXTRA, GRAMMAR, LOGPROBS, TOKEN_IDS
+from .capabilities import EXTRA, GRAMMAR, LOGPROBS, TOKEN_IDS, TOOLS
 from .errors import ErrorKind, RequestError, request_error
 from .faults import find_fault, show
-from .limits import BODY_MAX_ARRAY, BODY_MAX_BIN_BYTES, BODY_MAX_MAP, BODY_MAX_STR_BYTES, MAX_GRAMMAR_CHARS, MAX_INT
+from .limits import (
+    BODY_MAX_ARRAY,
+    BODY_MAX_BIN_BYTES,
+    BODY_MAX_MAP,
+    BODY_MAX_STR_BYTES,
+    MAX_GRAMMAR_CHARS,
+    MAX_INT,
+    MAX_TOOLS,
+)
 from .messages import TaskName
 from .names import HALF, half_in
 
@@ -26,6 +34,7 @@ MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 StopString = Annotated[str, Meta(min_length=1, max_length=512)]
+ToolName = Annotated[str, Meta(min_length=1, max_length=128)]
 Seed = Annotated[int, Meta(ge=0, le=MAX_INT)]
 
 DEFAULT_TEMPERATURE = 0.7
@@ -36,11 +45,36 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What all bodies share: a map on the wire, defaults left out, unknown fields refused."""
 
 
+class ToolCall(_Body, frozen=True):
+    """A function that a model wants to be called; its arguments are JSON as the model wrote it, valid or not."""
+
+    id: ToolName
+    name: ToolName
+    arguments: str = "{}"
+
+
 class ChatMessage(_Body, frozen=True):
-    """One turn of a conversation."""
+    """One turn of a conversation; content may be empty beside `tool_calls`.
+
+    `tool_call_id`: which call a turn of a tool answers. `name`: of the tool, or of who speaks, where templates tell.
+    """
 
     role: ChatRole
     content: str
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] = []
+    tool_call_id: ToolName | None = None
+    name: ToolName | None = None
+
+
+class Tool(_Body, frozen=True):
+    """A function that a model may ask to be called: `parameters` is the JSON schema of its arguments, as text.
+
+    They keep to it where a call is required.
+    """
+
+    name: ToolName
+    description: str = ""
+    parameters: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = ""
 
 
 class Grammar(_Body, frozen=True):
@@ -60,6 +94,9 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
         seed: 0 .. 2**63-1; None = derived from the request id, and told in the result.
         logprobs: How many alternatives to report per token; None = none at all.
         grammar: What the answer keeps to, and where it ends; cut short it is whole only with `finish_reason` "stop".
+        tools: What the model may ask for; its answer then holds the markup of its calls (`protocol/markup.py`).
+        tool_choice: "required": the answer is at least one call, of `tool_name` alone if that is given.
+        parallel_tool_calls: False = one call an answer; kept to where calls are forced.
         extra: Fields of another server's API, passed on as they are by engines that stand before one; others refuse it.
     """
 
@@ -83,6 +120,10 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
     ignore_eos: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     grammar: Grammar | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] = []
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+    tool_name: ToolName | None = None
+    parallel_tool_calls: bool = True
     extra: Annotated[dict[str, Any], Meta(max_length=64)] = {}
 
 
@@ -296,11 +337,18 @@ def needs_of(task: Task) -> str | None:
     names = [LOGPROBS] if task.logprobs is not None else []
     if task.token_ids is not None:
         names.append(TOKEN_IDS)
-    if task.grammar is not None:
+    if task.grammar is not None or is_forced(task):
         names.append(GRAMMAR)
+    if task.tools or any(turn.tool_calls or turn.tool_call_id or turn.name for turn in task.messages or ()):
+        names.append(TOOLS)
     if task.extra:
         names.append(EXTRA)
     return ",".join(names) or None
+
+
+def is_forced(task: Generate) -> bool:
+    """Whether a grammar makes the answer of a task a call of a tool."""
+    return bool(task.tools) and task.tool_choice == "required"
 
 
 def check_generate(task: Generate) -> None:
@@ -310,8 +358,35 @@ def check_generate(task: Generate) -> None:
         raise _bad(f"exactly one of prompt, messages and token_ids is needed, not {' and '.join(given) or 'none'}")
     if task.max_tokens is not None and task.min_tokens > task.max_tokens:
         raise _bad(f"min_tokens ({task.min_tokens}) is above max_tokens ({task.max_tokens})")
-    if task.grammar is not None and task.min_tokens:
+    if (task.grammar is not None or is_forced(task)) and task.min_tokens:
         raise _bad("min_tokens: an answer that keeps to a grammar ends where that ends; leave it out")
+    _check_tools(task)
+
+
+def _check_tools(task: Generate) -> None:
+    """Refuse what cannot be meant of tools."""
+    names = [tool.name for tool in task.tools]
+    if len(set(names)) < len(names):
+        raise _bad("tools: two of them have one name")
+    for tool in task.tools:
+        _check_parameters(tool)
+    if task.tool_choice == "required" and not names:
+        raise _bad("tool_choice: a call is required, and there are no tools")
+    if task.tool_name is not None and (task.tool_name not in names or task.tool_choice != "required"):
+        raise _bad(f"tool_name: {show(task.tool_name)} is none of the tools, or tool_choice is not required")
+    if names and task.messages is None:
+        raise _bad("tools: they are told to the model in a conversation; send messages")
+    if names and task.grammar is not None and task.tool_choice != "none":
+        raise _bad("grammar: an answer that keeps to one calls no tool; leave the tools out, or say tool_choice none")
+
+
+def _check_parameters(tool: Tool) -> None:
+    try:
+        is_object = not tool.parameters or isinstance(msgspec.json.decode(tool.parameters), dict)
+    except (msgspec.DecodeError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise _bad(f"tools: {show(tool.name)}: parameters: the text of a JSON schema is meant, an object")
 
 
 def _bad(text: str) -> RequestError:

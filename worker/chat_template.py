@@ -9,18 +9,21 @@ import contextlib
 import datetime as dt
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import jinja2
+import msgspec
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..protocol.errors import ErrorKind, request_error
-from ..protocol.tasks import ChatMessage
+from ..protocol.tasks import ChatMessage, Tool, ToolCall
+from .tool_prompt import tool_map, turn_map
 
+S = TypeVar("S", ChatMessage, Tool, ToolCall)
 _NONCHARACTERS: Final = range(0xFDD0, 0xFDF0)
 """Code points that Unicode keeps out of text for ever: one that no message contains marks what was broken up."""
 
@@ -47,26 +50,30 @@ class ChatTemplate:
             raise TemplateError(str(error)) from None
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
+        self.knows_tools = "tools" in source
+        """Whether it tells its model of tools; it then writes calls and their results as well."""
 
-    def render(self, messages: Iterable[ChatMessage]) -> str:
+    def render(self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = ()) -> str:
         """Return the conversation as the model was trained to see it, up to where its answer begins.
 
         Raises:
             RequestError: (400) the template refuses the conversation (roles that must alternate, and the like).
         """
         try:
-            return self._render(messages, add_generation_prompt=True)
+            return self._render(messages, tools, add_generation_prompt=True)
         except TemplateError as error:
             raise request_error(
                 ErrorKind.BAD_REQUEST, f"messages: the model's chat template refuses them: {error}"
             ) from None
 
-    def _render(self, messages: Iterable[ChatMessage], *, add_generation_prompt: bool) -> str:
-        turns = [{"role": self._role(message.role), "content": message.content} for message in messages]
+    def _render(
+        self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = (), *, add_generation_prompt: bool
+    ) -> str:
+        turns = [turn_map(message) | {"role": self._role(message.role)} for message in messages]
         try:
             return self._template.render(
                 messages=turns,
-                tools=None,
+                tools=[tool_map(tool) for tool in tools] or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
@@ -110,20 +117,30 @@ class Shield:
         texts = sorted((text for text in special_texts if len(text) > 1), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
 
-    def is_needed(self, messages: Iterable[ChatMessage]) -> bool:
-        """Whether any message contains the text of a special token."""
+    def is_needed(self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = ()) -> bool:
+        """Whether any message, or what is said of a tool, contains the text of a special token."""
         pattern = self._pattern
-        return pattern is not None and any(pattern.search(message.content) for message in messages)
+        return pattern is not None and any(pattern.search(text) for text in _texts(messages, tools))
 
-    def mark(self, messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], str]:
-        """Return the messages with every special text broken up, and the mark that does it."""
+    def mark(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()
+    ) -> tuple[list[ChatMessage], list[Tool], str]:
+        """Return the messages and tools with every special text broken up, and the mark that does it."""
         assert self._pattern is not None
-        mark = _unused_character(messages)
-        broken = [
-            ChatMessage(role=message.role, content=self._break(message.content, mark) if message.content else "")
-            for message in messages
-        ]
-        return broken, mark
+        mark = _unused_character(list(_texts(messages, tools)))
+        broken = [self._broken(message, mark) for message in messages]
+        return broken, [self._broken(tool, mark) for tool in tools], mark
+
+    def _broken(self, given: S, mark: str) -> S:
+        """Break up all texts of a struct, and of those in its lists. A role has none."""
+        changed: dict[str, Any] = {}
+        for name in given.__struct_fields__:
+            value: Any = getattr(given, name)
+            if isinstance(value, str) and value and name != "role":
+                changed[name] = self._break(value, mark)
+            elif isinstance(value, list):
+                changed[name] = [self._broken(one, mark) for one in cast("list[ToolCall]", value)]
+        return msgspec.structs.replace(given, **changed)
 
     def _break(self, content: str, mark: str) -> str:
         """Break up every special text; one pass misses those that overlap with another, hence the loop."""
@@ -133,10 +150,20 @@ class Shield:
         return content
 
 
-def _unused_character(messages: Sequence[ChatMessage]) -> str:
-    """Find a character that occurs in none of the messages."""
+def _texts(messages: Iterable[ChatMessage], tools: Iterable[Tool]) -> Iterator[str]:
+    """Yield all that users wrote. JSON comes with its escapes undone, as templates write it."""
+    for message in messages:
+        yield from (message.content, message.name or "", message.tool_call_id or "")
+        for call in message.tool_calls:
+            yield from (call.id, call.name, call.arguments)
+    for tool in tools:
+        yield from (tool.name, tool.description, tool.parameters)
+
+
+def _unused_character(texts: Sequence[str]) -> str:
+    """Find a character that occurs in none of the texts."""
     for code in (*_NONCHARACTERS, *range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)):
-        if not any(chr(code) in message.content for message in messages):
+        if not any(chr(code) in text for text in texts):
             return chr(code)
     raise request_error(ErrorKind.BAD_REQUEST, "messages: they use every private character of Unicode")
 

@@ -23,6 +23,7 @@ from .engines import ipc
 from .engines.base import SamplingParams, TokenRequest
 from .grammar_check import compile_grammar
 from .tokenizer import ByteTokenizer, Tokenizer, TooLongError
+from .tool_grammar import compile_calls
 
 T = TypeVar("T")
 _MOST_NAME: Final = 100
@@ -167,15 +168,27 @@ def _prepare_generation(
         min_new_tokens=min(task.min_tokens, max_new),
         stop_ids=eos_ids | frozenset(task.stop_token_ids),
         ignore_eos=task.ignore_eos,
-        grammar="" if task.grammar is None else compile_grammar(task.grammar),
+        grammar=_grammar(task),
         sampling=_sampling(task, dispatch),
-        text=TextStream(tokenizer.detokenizer(), task.stop, min_tokens=task.min_tokens),
+        text=TextStream(tokenizer.detokenizer(with_markup=_calls_tools(task)), task.stop, min_tokens=task.min_tokens),
         spell=tokenizer.spell,
         logprobs=None if task.logprobs is None else [],
     )
     if dispatch.resume_n:
         _catch_up(prepared, dispatch)
     return prepared
+
+
+def _calls_tools(task: Generate) -> bool:
+    """Whether the answer may call tools: a model that must not is not told of any."""
+    return bool(task.tools) and task.tool_choice != "none"
+
+
+def _grammar(task: Generate) -> str:
+    """Return what the answer keeps to. Raises RequestError (400)."""
+    if tasks.is_forced(task):
+        return compile_calls(task)
+    return "" if task.grammar is None else compile_grammar(task.grammar)
 
 
 def _prepare_task(dispatch: Dispatch, limits: ServiceLimits) -> PreparedTask:
@@ -237,7 +250,7 @@ def _ids_of(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list
         _check_ids("token_ids", task.token_ids, tokenizer)
         return task.token_ids
     if task.messages is not None:
-        return tokenizer.encode_chat(task.messages, most=limits.context)
+        return tokenizer.encode_chat(task.messages, task.tools if _calls_tools(task) else (), most=limits.context)
     assert task.prompt is not None  # checked by tasks.check_generate
     if task.raw or not tokenizer.has_template:
         return tokenizer.encode(task.prompt, is_raw=task.raw, most=limits.context)

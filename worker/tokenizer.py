@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import msgspec
 
 from ..protocol.errors import ErrorKind, PortableError, request_error
-from ..protocol.tasks import ChatMessage
+from ..protocol.markup import MARKUP
+from ..protocol.tasks import ChatMessage, Tool
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .model_files import ModelError, entry, read_json_object
 from .special_tokens import complete, end_ids, read_tokenizer_config, special_tokens
+from .tool_prompt import in_words, is_in_words, unescaped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HfTokenizer
@@ -61,12 +63,12 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, most: int = ANY) -> list[int]:
         """Render a conversation and encode it; special tokens come from the template alone. Raises TooLongError."""
         ...
 
-    def detokenizer(self) -> Detokenizer:
-        """Return a fresh detokenizer for one stream."""
+    def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:
+        """Return a fresh detokenizer for one stream; `with_markup`: special tokens of tool calls have their text."""
         ...
 
     def spell(self, token_id: int) -> bytes:
@@ -95,8 +97,9 @@ class ByteTokenizer:
             raise TooLongError(1 + len(text))
         return [self.BOS, *_utf8(text)]
 
-    def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, most: int = ANY) -> list[int]:
         """BOS; for each turn the marker of its role, its bytes and EOS; then the assistant's marker."""
+        messages = in_words(messages, tools)
         least = 2 + sum(2 + len(message.content) for message in messages)
         if least > max(most, _LONG_CHARS):
             raise TooLongError(least)
@@ -105,7 +108,7 @@ class ByteTokenizer:
             ids += (self.MARKERS[message.role], *_utf8(message.content), self.EOS)
         return [*ids, self.MARKERS["assistant"]]
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:  # noqa: ARG002 - nothing is special in bytes
         """Bytes as they are; markers have no text."""
         return ByteDetokenizer(self.spell)
 
@@ -153,6 +156,8 @@ class FileTokenizer:
         self.eos_ids = eos_ids
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._markup = {id_: _utf8(one.content) for id_, one in added.items() if one.content in MARKUP}
+        """What says where a call of a tool begins and ends: special to many models, and no end of an answer."""
         self._shield = Shield(token.content for token in added.values() if token.special)
         self._is_byte_level = _is_byte_level(tokenizer)
         self._keeps_bytes = cast("dict[str, Any]", json.loads(tokenizer.to_str())).get("normalizer") is None
@@ -174,18 +179,22 @@ class FileTokenizer:
         self._check_size(text, most)
         return _encode(self._tokenizer if is_raw else self._ordinary, text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[ChatMessage], *, most: int = ANY) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, most: int = ANY) -> list[int]:
         """Render and encode; what a user wrote never becomes a special token."""
         if self._template is None:
             raise request_error(
                 ErrorKind.BAD_REQUEST, "messages: this model has no chat template; send a prompt instead"
             )
-        if not self._shield.is_needed(messages):
-            text = self._template.render(messages)
+        if tools or not is_in_words(messages):
+            messages, tools = unescaped(messages, tools)
+            if not self._template.knows_tools:
+                messages, tools = in_words(messages, tools), ()
+        if not self._shield.is_needed(messages, tools):
+            text = self._template.render(messages, tools)
             self._check_size(text, most)
             return _encode(self._tokenizer, text, add_special_tokens=False)
-        broken, mark = self._shield.mark(messages)
-        text = self._template.render(broken)
+        broken, broken_tools, mark = self._shield.mark(messages, tools)
+        text = self._template.render(broken, broken_tools)
         self._check_size(text.replace(mark, ""), most)
         return self._encode_marked(text, mark)
 
@@ -218,11 +227,20 @@ class FileTokenizer:
             return ids
         return _encode(self._ordinary, text.replace(mark, ""), add_special_tokens=False)
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:
         """Return the exact one for byte-level vocabularies, else the one that looks at a window."""
         if self._is_byte_level:
-            return ByteDetokenizer(self.spell)
+            return ByteDetokenizer(self._spell_markup if with_markup else self.spell)
+        if with_markup:
+            return WindowDetokenizer(self._decode_markup)
         return WindowDetokenizer(lambda ids: self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _spell_markup(self, token_id: int) -> bytes:
+        return self._markup[token_id] if token_id in self._markup else self.spell(token_id)
+
+    def _decode_markup(self, ids: Sequence[int]) -> str:
+        shown = [token_id for token_id in ids if token_id not in self._special_ids or token_id in self._markup]
+        return self._tokenizer.decode(shown, skip_special_tokens=False)
 
     def spell(self, token_id: int) -> bytes:
         """Return the bytes of one token; of a vocabulary that is not made of bytes, what it reads like in a text."""

@@ -21,7 +21,7 @@ from typing import Final, assert_never, cast, get_args
 
 import msgspec
 
-from ...protocol.capabilities import BEFORE, TOKEN_IDS
+from ...protocol.capabilities import BEFORE, TOKEN_IDS, TOOLS
 from ...protocol.limits import MAX_CAPABILITIES, MAX_NAME_CHARS
 from ...protocol.logs import configure_logging
 from ...protocol.names import as_typed, is_capability
@@ -226,7 +226,7 @@ def capabilities_of(engine: Engine) -> list[str]:
     said: object = getattr(engine, "capabilities", None)
     if said is None:
         if isinstance(engine, TokenEngine):
-            return sorted(BEFORE)
+            return sorted(BEFORE | {TOOLS})  # the agent tells models of them
         takes_ids = getattr(engine, "task", None) not in _TEXT_ALONE and engine.capacity().vocabulary
         return [TOKEN_IDS] if takes_ids else []
     words = str(said)[:80]

@@ -146,7 +146,7 @@ class Said:
 @pytest.mark.parametrize(
     ("engine", "capabilities"),
     [
-        (MockEngine(slots=1, context=8), ["grammar", "logprobs", "token_ids"]),
+        (MockEngine(slots=1, context=8), ["grammar", "logprobs", "token_ids", "tools"]),
         (Said(["tools", "logprobs"]), ["logprobs", "tools"]),
         (Said(frozenset[str]()), []),
         (Said(None), []),

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ....protocol.capabilities import BEFORE, GRAMMAR
+from ....protocol.capabilities import BEFORE, GRAMMAR, TOOLS
 from ..base import (
     Capacity,
     EngineFatalError,
@@ -123,7 +123,7 @@ class GenerateEngine:
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can do beyond its task."""
-        return BEFORE if self._grammars is None else BEFORE | {GRAMMAR}
+        return BEFORE | ({TOOLS} if self._grammars is None else {TOOLS, GRAMMAR})
 
     @property
     def counts(self) -> SchedulerCounts:

@@ -1,0 +1,339 @@
+"""Takes an answer apart as its text comes: what is said, what was thought, and which tools are called.
+
+Models write calls and thoughts as markup in their text, each family in its own. A node passes the text on as it is,
+and whoever reads the stream for a program feeds it to an `AnswerParser`: what comes of it depends on the text alone,
+however that was cut and whichever node or bridge it came through, so an answer that goes on elsewhere has the same
+calls with the same places and ids. Known families: Hermes, Qwen and GLM (`<tool_call>`), Llama (`<|python_tag|>`, or
+bare JSON), Mistral (`[TOOL_CALLS]`), gpt-oss (Harmony's channels); thoughts in `<think>` or `[THINK]`. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterator
+from typing import Final, Literal, NamedTuple
+
+from .tool_calls import FoundCall, JsonScan, calls_in
+
+_OPEN: Final = "<tool_call>"
+_CLOSE: Final = "</tool_call>"
+_MISTRAL: Final = "[TOOL_CALLS]"
+_LLAMA: Final = "<|python_tag|>"
+_HEADS: Final = ("<|start|>", "<|channel|>")
+_BODY: Final = "<|message|>"
+_ENDS: Final = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+_THOUGHTS: Final = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+MARKUP: Final = frozenset(
+    {_OPEN, _CLOSE, _MISTRAL, _LLAMA, _BODY, *_HEADS, *_ENDS, *_THOUGHTS, *_THOUGHTS.values()}
+    | {"[ARGS]", "[CALL_ID]", "<|constrain|>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"}
+)
+"""Texts of tokens that some tokenizers call special: without them nobody could tell a call from words."""
+_DIRECT: Final = "to=functions."
+"""How Harmony's header goes on where the prompt began it."""
+_MISTRAL_JSON: Final = re.compile(r"\{|\[(?=\s*[{\]])")
+_BARE: Final = ('{"name":"', '{"type":"function","name":"')
+"""How Llama begins a call that has no markup at all."""
+_BARE_LOOK: Final = 64
+_TO: Final = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
+_CHANNEL: Final = re.compile(r"<\|channel\|>\s*(\w+)")
+_ID_CHARS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Content(NamedTuple):
+    """Words for the reader."""
+
+    text: str
+
+
+class Reasoning(NamedTuple):
+    """What the model thought before it spoke."""
+
+    text: str
+
+
+class CalledTool(NamedTuple):
+    """A call of a tool, whole: the text of its arguments is as the model wrote it; cut short if the answer was."""
+
+    number: int
+    name: str
+    arguments: str
+
+
+Delta = Content | Reasoning | CalledTool
+_State = Literal["start", "text", "thought", "plain", "call", "mistral", "llama", "bare", "head", "body"]
+_CALLS: Final[dict[str, _State]] = {_OPEN: "call", _MISTRAL: "mistral", _LLAMA: "llama"}
+
+
+def call_id(rid: bytes, index: int) -> str:
+    """Name a call of an answer: the same at every bridge. Nine letters, since Mistral's templates take no others."""
+    number = int.from_bytes(hashlib.sha256(rid + index.to_bytes(2, "big")).digest()[:8], "big")
+    letters = ""
+    for _ in range(9):
+        number, at = divmod(number, len(_ID_CHARS))
+        letters += _ID_CHARS[at]
+    return letters
+
+
+class AnswerParser:
+    """One answer. Without `tools` only thoughts are told apart: whoever asked for no tool gets its text as it is.
+
+    Each state says what the unread text belongs to:
+    start    Nothing was said: thoughts, or a call without markup, may begin here.
+    text     Words; markup may begin anywhere.
+    thought  Thoughts, until their closing tag.
+    plain    Words to the end, whatever they look like.
+    call, mistral, llama, bare   A call of that family, read when it is whole.
+    head     Harmony's header of a message.
+    body     Harmony's message, of the channel that its header named.
+    """
+
+    def __init__(self, tools: Collection[str] = ()) -> None:
+        self._tools = frozenset(tools)
+        self._directs = (_DIRECT,) if tools else ()
+        self._has_thought = False
+        self._openers = (_OPEN, _CLOSE, _MISTRAL, _LLAMA, *_HEADS) if tools else ()
+        self._state: _State = "start"
+        self._unread = ""
+        self._closer = ""
+        self._channel: Callable[[str], Delta] = Content
+        self._call_name = ""
+        self._calls = 0
+        self._json = JsonScan()
+        self._looked = 0
+        """How much of a call was looked through for its end: none is read twice, however small the pieces."""
+        self._is_over = False
+        self._steps: dict[_State, Callable[[], Iterator[Delta]]] = {
+            "start": self._start,
+            "text": self._text,
+            "thought": self._thought,
+            "plain": self._plain,
+            "call": self._call,
+            "mistral": self._mistral,
+            "llama": self._llama,
+            "bare": self._bare,
+            "head": self._head,
+            "body": self._body,
+        }
+
+    @property
+    def has_called(self) -> bool:
+        """Whether the answer called a tool."""
+        return self._calls > 0
+
+    def feed(self, text: str) -> list[Delta]:
+        """Take a piece of the answer; return what is certain by now."""
+        if self._state == "plain" and not self._unread:
+            return [Content(text)] if text else []
+        self._unread += text
+        return list(self._run())
+
+    def finish(self) -> list[Delta]:
+        """Return what waited for more: the answer is over."""
+        self._is_over = True
+        return list(self._run())
+
+    def _run(self) -> Iterator[Delta]:
+        while True:
+            before = self._state, len(self._unread)
+            yield from self._steps[self._state]()
+            if (self._state, len(self._unread)) == before:
+                return
+
+    # --- words and thoughts ------------------------------------------------------------------------------------------
+
+    def _start(self) -> Iterator[Delta]:
+        text = self._unread.lstrip()
+        if self._has_thought:
+            self._unread = text
+        if not text and not self._is_over:
+            return
+        for opener, closer in _THOUGHTS.items():
+            if text.startswith(opener):
+                self._unread, self._closer, self._state = text[len(opener) :], closer, "thought"
+                self._has_thought = True
+                return
+        if not self._is_over and any(opener.startswith(text) for opener in (*_THOUGHTS, *self._directs)):
+            return
+        if self._tools and text.startswith(_DIRECT):
+            self._state = "head"
+        elif self._tools and self._may_be_bare(text):
+            self._begin_call("bare")
+        else:
+            self._state = "text" if self._tools else "plain"
+        yield from ()
+
+    def _thought(self) -> Iterator[Delta]:
+        before, closer = self._until((self._closer,))
+        if before:
+            yield Reasoning(before)
+        if closer:
+            self._unread = self._unread[len(closer) :]
+            self._state = "start"
+        elif self._is_over:
+            self._state = "plain"
+
+    def _plain(self) -> Iterator[Delta]:
+        text, self._unread = self._unread, ""
+        if text:
+            yield Content(text)
+
+    def _text(self) -> Iterator[Delta]:
+        words, opener = self._until(self._openers, spaces=True)
+        if words:
+            yield Content(words)
+        if opener:
+            self._unread = self._unread.lstrip()
+            if opener in _HEADS:
+                self._state = "head"
+                return
+            self._unread = self._unread[len(opener) :]
+            if opener != _CLOSE:  # which stands alone where a model forgot how it began
+                self._begin_call(_CALLS[opener])
+        elif self._is_over and self._unread:
+            text, self._unread = self._unread, ""
+            if not (self._calls and text.isspace()):
+                yield Content(text)
+
+    def _until(self, markers: Collection[str], *, spaces: bool = False) -> tuple[str, str]:
+        """Take the text before the first of some markers, and name that; else all that can begin none of them.
+
+        `spaces`: what is between words and a marker is held back with it, and at the end of all.
+        """
+        text = self._unread
+        found = min(((at, marker) for marker in markers if (at := text.find(marker)) >= 0), default=None)
+        if found is not None:
+            at, marker = found
+        else:
+            at, marker = (len(text) if self._is_over else _beginning(text, markers)), ""
+        if spaces:
+            at = len(text[:at].rstrip())
+        self._unread = text[at:]
+        return text[:at], marker
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def _call(self) -> Iterator[Delta]:
+        """Hermes, Qwen, GLM: until the closing tag, which may also stand inside a JSON string."""
+        body = self._unread
+        if not body.strip() and not self._is_over:
+            return
+        is_json = body.lstrip().startswith("{")
+        begin = self._json.end_in(body) if is_json else self._looked
+        self._looked = max(0, len(body) - len(_CLOSE))
+        end = -1 if begin is None else body.find(_CLOSE, begin)
+        if end >= 0:
+            self._unread = body[end + len(_CLOSE) :]
+            yield from self._end_calls(body[:end])
+        elif self._is_over:
+            yield from self._cut_short()
+
+    def _mistral(self) -> Iterator[Delta]:
+        """Read an array of calls, or a name and its arguments."""
+        body = self._unread
+        begin = _MISTRAL_JSON.search(body)
+        end = self._json.end_in(body, begin.start()) if begin else None
+        if end is not None:
+            self._unread = body[end:]
+            yield from self._end_calls(body[:end])
+        elif self._is_over:
+            yield from self._cut_short()
+
+    def _llama(self) -> Iterator[Delta]:
+        """Read all that follows the tag: several calls stand behind one another."""
+        if self._is_over:
+            yield from self._cut_short()
+
+    def _bare(self) -> Iterator[Delta]:
+        """JSON from the first character on: a call if it names a tool, else words that look like one."""
+        text = self._unread.lstrip(" ;\n") if self._calls else self._unread
+        if not text and not self._is_over:
+            return
+        if not self._may_be_bare(text.lstrip()):
+            self._state = "text"
+            return
+        end = self._json.end_in(self._unread)
+        if end is None and not self._is_over:
+            return
+        found = calls_in(text if end is None else self._unread[:end].lstrip(" ;\n"))
+        if found and found[0].name in self._tools:
+            self._unread = "" if end is None else self._unread[end:]
+            self._json = JsonScan()
+            yield from self._told(found)
+        else:
+            self._state = "text"
+
+    def _may_be_bare(self, text: str) -> bool:
+        compact = re.sub(r"\s+", "", text[:_BARE_LOOK])
+        return any(begin.startswith(compact) or compact.startswith(begin) for begin in _BARE) and bool(compact)
+
+    def _begin_call(self, state: _State) -> None:
+        self._state, self._json, self._looked = state, JsonScan(), 0
+
+    def _end_calls(self, body: str) -> Iterator[Delta]:
+        found = calls_in(body)
+        if found:
+            yield from self._told(found)
+        elif body.strip():
+            yield Content(body.strip())  # without its tags: nobody could call it
+        self._state = "text"
+
+    def _cut_short(self) -> Iterator[Delta]:
+        """Tell a call that the end of the answer cut off, if it names its tool; half a name helps nobody."""
+        body, self._unread = self._unread, ""
+        is_code = self._state == "llama" and not body.lstrip().startswith("{")
+        yield from self._end_calls(body) if is_code else self._told(calls_in(body))
+        self._state = "text"
+
+    def _told(self, found: list[FoundCall]) -> Iterator[Delta]:
+        for one in found:
+            yield CalledTool(self._calls, one.name, one.arguments)
+            self._calls += 1
+
+    # --- Harmony -----------------------------------------------------------------------------------------------------
+
+    def _head(self) -> Iterator[Delta]:
+        at = self._unread.find(_BODY)
+        if at < 0:
+            if self._is_over:
+                self._unread = ""
+            return
+        head, self._unread = self._unread[:at], self._unread[at + len(_BODY) :]
+        to, channel = _TO.search(head), _CHANNEL.search(head)
+        self._call_name, self._json = to[1] if to else "", JsonScan()
+        self._channel = Reasoning if channel and channel[1] == "analysis" else Content
+        self._state = "body"
+        yield from ()
+
+    def _body(self) -> Iterator[Delta]:
+        if self._call_name:
+            yield from self._harmony_call()
+            return
+        words, end = self._until(_ENDS)
+        if words:
+            yield self._channel(words)
+        if end:
+            self._unread = self._unread if end == "<|start|>" else self._unread[len(end) :]
+            self._state = "text"
+
+    def _harmony_call(self) -> Iterator[Delta]:
+        end = self._json.end_in(self._unread)
+        if end is None and not self._is_over:
+            return
+        arguments, rest = self._unread[:end], self._unread[end:] if end is not None else ""
+        rest = rest.lstrip()
+        marker = next((one for one in _ENDS if rest.startswith(one)), "")
+        if not marker and not self._is_over and any(one.startswith(rest) for one in _ENDS):
+            return
+        self._unread = rest if marker == "<|start|>" else rest[len(marker) :]
+        self._state, name, self._call_name = "text", self._call_name, ""
+        yield from self._told([FoundCall(name, arguments.strip())])
+
+
+def _beginning(text: str, markers: Collection[str]) -> int:
+    """Return where the end of a text may be the beginning of a marker; its length if it is none."""
+    longest = max(map(len, markers), default=1) - 1
+    for at in range(max(0, len(text) - longest), len(text)):
+        if any(marker.startswith(text[at:]) for marker in markers):
+            return at
+    return len(text)
