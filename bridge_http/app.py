@@ -29,6 +29,7 @@ from .errors import NoRouteError, refusal
 from .in_flight import InFlight
 from .metrics import Metrics
 from .middleware import Counted, OneSpelling, Traced
+from .openai import response_routes as responses
 from .openai import routes as openai
 from .request_body import BodyReader
 from .snapshot_cache import SnapshotCache
@@ -58,6 +59,7 @@ def _work(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache) -> 
         "/infer": partial(infer.post, in_flight, bodies),
         "/v1/chat/completions": partial(openai.chat, in_flight, bodies, snapshots),
         "/v1/completions": partial(openai.completion, in_flight, bodies, snapshots),
+        paths.RESPONSES: partial(responses.respond, in_flight, bodies),
         "/v1/embeddings": partial(openai.embeddings, in_flight, bodies),
         paths.MESSAGES: partial(anthropic.message, in_flight, bodies),
         paths.COUNT_TOKENS: partial(anthropic.count, in_flight, bodies),

@@ -19,7 +19,7 @@ from ..protocol.tasks import Classify, Embed, Generate, Rerank
 from .anthropic.message_schema import MessagesError, TypedError
 from .json_body import MEDIA_TYPE, NotJsonError, encode
 from .openai.schema import ErrorBody, ErrorReply
-from .paths import COUNT_TOKENS, MESSAGES, RERANK, shape_of
+from .paths import COUNT_TOKENS, MESSAGES, RERANK, RESPONSES, shape_of
 
 CLIENT_GONE: Final = 499
 """Nobody reads this status; it is for the access log."""
@@ -41,6 +41,7 @@ _LONG_QUERY: Final = "your query resulted in"
 _SUBJECT: Final = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
+    RESPONSES: "input",
     MESSAGES: "messages",
     COUNT_TOKENS: "messages",
     "/v1/embeddings": "input",
@@ -48,6 +49,8 @@ _SUBJECT: Final = {
     **dict.fromkeys(RERANK, "documents"),
 }
 _CALLED: Final = {
+    (RESPONSES, "max_tokens"): "max_output_tokens",
+    (RESPONSES, "grammar"): "text.format.schema",
     (MESSAGES, "stop"): "stop_sequences",
     (MESSAGES, "grammar"): "output_config.format.schema",
     ("/v1/embeddings", "truncate_to"): "truncate_prompt_tokens",

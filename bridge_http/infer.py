@@ -13,7 +13,7 @@ from . import sse
 from .errors import RefusedError, json_response, problem
 from .generations import cut, delivered_before
 from .in_flight import HttpRequest, InFlight, InFlightRequest
-from .json_body import event
+from .json_body import KEEP_ALIVE, event
 from .request_body import BodyReader
 from .v1 import InferResponse, parse, to_task
 
@@ -39,7 +39,7 @@ async def post(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) ->
     return sse.EventStream(
         _events(pending, request_id, delivered),
         close=pending.close,
-        idle=lambda: sse.KEEP_ALIVE,  # a comment: the contract has no event for it
+        idle=lambda: KEEP_ALIVE,  # a comment: the contract has no event for it
         keep_alives=in_flight.keep_alives,
         failure=lambda error: event("error", problem(error, "/infer", request_id)),
         request_id=request_id,

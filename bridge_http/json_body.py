@@ -12,6 +12,9 @@ from ..protocol.errors import PortableError
 
 MEDIA_TYPE: Final = "application/json; charset=utf-8"
 """Windows PowerShell 5.1 guesses ISO-8859-1 without the charset."""
+KEEP_ALIVE: Final = b": still here\n"
+"""A comment without the empty line that would end an event: some readers take every empty line for one, and choke on
+its missing data. So it belongs to the next event, where it is a line that says nothing."""
 _BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = "a lone surrogate is not a character; check that each \\ud83d is followed by its second half"
 _HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")

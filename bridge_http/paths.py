@@ -15,10 +15,12 @@ RERANK: Final = ("/v1/rerank", "/v2/rerank", "/rerank")
 MESSAGES: Final = "/v1/messages"
 COUNT_TOKENS: Final = "/v1/messages/count_tokens"
 ANTHROPIC: Final = {MESSAGES: "POST", COUNT_TOKENS: "POST"}
+RESPONSES: Final = "/v1/responses"
 OPENAI: Final[Mapping[str, str]] = {
     "/v1/models": "GET",
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
+    RESPONSES: "POST",
     "/v1/embeddings": "POST",
     "/v1/classify": "POST",
     **dict.fromkeys(RERANK, "POST"),
@@ -57,7 +59,7 @@ _NOT_SERVED: Final = (
 )
 """Of OpenAI's and its neighbours' APIs, what exists elsewhere under /v1 and not here."""
 _INSTEAD: Final[Mapping[str, str]] = {
-    "responses": "/v1/chat/completions",
+    "responses": RESPONSES,
     "messages": MESSAGES,
     "complete": "/v1/completions",
     "conversations": "/v1/chat/completions",

@@ -22,9 +22,6 @@ Events = AsyncGenerator[bytes, None]
 MEDIA_TYPE: Final = "text/event-stream; charset=utf-8"
 HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """A proxy that buffers or caches would hold the tokens back until the end."""
-KEEP_ALIVE: Final = b": still here\n"
-"""A comment without the empty line that would end an event: some readers take every empty line for one, and choke on
-its missing data. So it belongs to the next event, where it is a line that says nothing."""
 KEEP_ALIVE_S: Final = 15.0
 """Proxies cut connections that are silent for 30 to 60 s."""
 _TICK_S: Final = 0.001

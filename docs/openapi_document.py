@@ -13,8 +13,9 @@ from zmqrt.bridge_http.anthropic import message_schema as a
 from zmqrt.bridge_http.errors import Invalid, Problem
 from zmqrt.bridge_http.health import Alive, FleetHealth, FleetStatus
 from zmqrt.bridge_http.infer import Cancelled
+from zmqrt.bridge_http.openai import response_schema as rs
 from zmqrt.bridge_http.openai import schema as s
-from zmqrt.bridge_http.paths import COUNT_TOKENS, MESSAGES, RERANK
+from zmqrt.bridge_http.paths import COUNT_TOKENS, MESSAGES, RERANK, RESPONSES
 from zmqrt.bridge_http.v1 import InferRequest, InferResponse
 from zmqrt.protocol.version import VERSION
 
@@ -85,6 +86,7 @@ _ANTHROPIC_FAILURES: Final[dict[int, type]] = dict.fromkeys(_OPENAI_FAILURES, a.
 _PROBE: Final[dict[int, type]] = {503: FleetHealth, 403: Problem}
 _TOKENS: Final = "`token` events with `text`, then `done` with the v1 response, or `error`; idle, a comment."
 _CHUNKS: Final = "Chunks as `data:` lines (empty ones while idle), then `[DONE]`; or a chunk with `error`."
+_PARTS: Final = "Events named as there, from `response.created` to `response.completed`; or `error`. Idle, a comment."
 _STEPS: Final = "Events named as there, from `message_start` to `message_stop`, `ping` while idle; or `error`."
 _RANK: Final = "Sort documents by how well they answer a query"
 _CLASSES: Final = "Say which label a model gives to texts"
@@ -152,6 +154,7 @@ OPERATIONS: Final = (
     ),
     _asking("/v1/chat/completions", "Answer a conversation", "OpenAI", s.ChatRequest, s.ChatCompletion, events=_CHUNKS),
     _asking("/v1/completions", "Go on from plain text", "OpenAI", s.CompletionRequest, s.Completion, events=_CHUNKS),
+    _asking(RESPONSES, "Answer a conversation", "OpenAI", rs.ResponsesRequest, rs.ResponseReply, events=_PARTS),
     _asking("/v1/embeddings", "Turn texts into vectors", "OpenAI", s.EmbeddingRequest, s.EmbeddingList),
     _asking(
         MESSAGES,

@@ -112,7 +112,7 @@ def normalize(given: dict[str, object], schema: Schema) -> tuple[dict[str, objec
         if len(turns) > MOST_MESSAGES:
             text = f"messages: at most {MOST_MESSAGES} are meant, not {len(turns)}"
             raise InvalidRequestError(text, param="messages")
-        kept = {**kept, "messages": [_without_message_extras(f"messages[{at}]", turn) for at, turn in enumerate(turns)]}
+        kept = {**kept, "messages": [without_message_extras(f"messages[{at}]", turn) for at, turn in enumerate(turns)]}
     return {name: value for name, value in kept.items() if not _is_default(name, value, schema)}, called
 
 
@@ -164,7 +164,8 @@ def without_extras(
     return kept
 
 
-def _without_message_extras(path: str, given: object) -> object:
+def without_message_extras(path: str, given: object) -> object:
+    """Leave out what asks for nothing, of one turn."""
     if not isinstance(given, dict):
         return given
     message = nested(path, cast("dict[str, object]", given), _OF_MESSAGES, MESSAGE_EXTRAS)

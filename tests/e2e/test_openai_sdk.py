@@ -434,3 +434,71 @@ def test_without_a_key_a_504_is_not_asked_again() -> None:
 
         assert caught.value.status_code == 504
         assert counter(stack, "requests") == 1
+
+
+# --- Responses -------------------------------------------------------------------------------------------------------
+
+RESPOND: dict[str, Any] = {"model": "mock", "input": "hello", "max_output_tokens": 12, "extra_body": {"seed": 7}}
+
+
+def test_a_response(client: Any) -> None:
+    """Whole, twice the same; and cut short, which its status says."""
+    first, second = (client.responses.create(**RESPOND) for _ in range(2))
+
+    assert (first.status, first.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert (first.usage.output_tokens, first.usage.total_tokens) == (12, 12 + first.usage.input_tokens)
+    assert first.output_text == second.output_text != ""
+    assert first.id.startswith("resp_")
+    again = client.responses.create(**{**RESPOND, "input": [{"role": "user", "content": "hello"}, *first.output]})
+    assert again.usage.input_tokens > first.usage.input_tokens
+
+
+def test_a_streamed_response_is_the_same_text(client: Any) -> None:
+    """As events in their order, and as the client's own helper folds it."""
+    whole = client.responses.create(**RESPOND)
+    events = list(client.responses.create(**RESPOND, stream=True))
+    types = [event.type.removeprefix("response.") for event in events]
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+
+    assert types == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *["output_text.delta"] * len(deltas),
+        *("output_text.done", "content_part.done", "output_item.done", "incomplete"),
+    ]
+    assert "".join(deltas) == events[-1].response.output_text == whole.output_text
+    assert events[-1].response.usage == whole.usage
+    stop = client.responses.create(**{**RESPOND, "input": "hi"}, text={"format": ANSWER})
+    with client.responses.stream(**{**RESPOND, "input": "hi"}, text={"format": ANSWER}) as stream:
+        folded = stream.get_final_response()
+    assert (folded.status, folded.output_text) == ("completed", stop.output_text)
+    assert stop.output_text in ('{"a":"x"}', '{"a":"y"}')
+
+
+ANSWER: dict[str, Any] = {
+    "type": "json_schema",
+    "name": "answer",
+    "schema": {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+}
+
+
+def test_a_response_that_cannot_be_is_a_bad_request(client: Any) -> None:
+    """What is kept nowhere is named, streamed or not."""
+    for stream in (False, True):
+        for name, value in (("store", True), ("previous_response_id", "resp_1"), ("input", "x" * 3000)):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.responses.create(**{**RESPOND, name: value}, stream=stream)
+            assert caught.value.param == name
+
+
+def test_a_streamed_response_that_is_closed_frees_the_slot(fleet: tuple[Stack, Process], client: Any) -> None:
+    """At once, not at its end."""
+    with client.responses.create(**{**RESPOND, "max_output_tokens": 1900}, stream=True) as stream:
+        next(iter(stream))
+        eventually(lambda: fleet[0].status().running == 1, what="a running request")
+
+    eventually(lambda: fleet[0].status().running == 0, within_s=5, what="a free slot")

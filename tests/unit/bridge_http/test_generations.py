@@ -21,6 +21,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"prompt": "Hi"},
     "/v1/messages": {**CHAT, "max_tokens": 9},
+    "/v1/responses": {"input": "Hi"},
 }
 
 

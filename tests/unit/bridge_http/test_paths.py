@@ -137,9 +137,9 @@ def test_a_long_path_is_neither_compared_nor_repeated_whole() -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/v1/responses", "POST /v1/chat/completions"),
-        ("/v1/responses/", "POST /v1/chat/completions"),
-        ("/v1/responses/resp_1/cancel", "POST /v1/chat/completions"),
+        ("/v1/conversations", "POST /v1/chat/completions"),
+        ("/v1/conversations/", "POST /v1/chat/completions"),
+        ("/v1/responses/resp_1/cancel", "POST /v1/responses"),
         ("/v1/messages/batches", "POST /v1/messages"),
         ("/v1/images/generations", "/v1/chat/completions"),
         ("/v1/audio/transcriptions", "/v1/chat/completions"),
