@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from ..protocol import tasks
+from ..protocol.capabilities import GRAMMAR
 from ..protocol.errors import ErrorKind, RequestError, request_error, too_long
 from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
@@ -44,6 +45,8 @@ class ServiceLimits:
     """For whole tasks: token ids below it are understood as inputs; 0 = texts alone."""
     resumes: bool = False
     """Whether what has begun elsewhere can go on after its text."""
+    capabilities: frozenset[str] = frozenset()
+    """What the engine can do beyond its task."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -233,6 +236,9 @@ def _check_task(task: tasks.Task, limits: ServiceLimits) -> None:
     asked = tasks.task_name(task)
     if asked != limits.task:
         raise request_error(ErrorKind.WRONG_TASK, f"{limits.service} serves the task {limits.task!r}, not {asked!r}")
+    # Brokers know what needs what, but not those from before: an engine would ignore it, and answer with anything.
+    if GRAMMAR in (tasks.needs_of(task) or "").split(",") and GRAMMAR not in limits.capabilities:
+        raise _bad(f"grammar: {limits.service} cannot keep to one, which schemas and required calls of tools need")
 
 
 def _encode(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list[int]:
@@ -326,7 +332,9 @@ def _catch_up(prepared: PreparedGeneration, dispatch: Dispatch) -> None:
             break
     if prepared.logprobs is not None:
         prepared.logprobs += logprobs[: len(prepared.ids)]
-    if prepared.finish_reason is None and len(prepared.ids) >= prepared.max_new_tokens:
+    # Of one that keeps to a grammar its engine knows whether it is cut off there, or whole.
+    is_cut = len(prepared.ids) >= prepared.max_new_tokens and not prepared.grammar
+    if prepared.finish_reason is None and is_cut:
         prepared.finish_reason = "length"
 
 

@@ -89,6 +89,7 @@ class JobTable:
             default_max_tokens=self._config.default_max_tokens,
             vocabulary=info.capacity.vocabulary,
             resumes=info.resumes,
+            capabilities=frozenset(info.capabilities),
         )
         self._preprocess(job, dispatch, limits, now)
 

@@ -155,10 +155,12 @@ class FileTokenizer:
         self._has_template = template is not None if has_template is None else has_template
         self.eos_ids = eos_ids
         added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.markers: dict[int, str] = {token_id: token.content for token_id, token in added.items() if token.special}
+        """Special tokens by what they are called; in a text they say nothing."""
+        self._special_ids = frozenset(self.markers)
         self._markup = {id_: _utf8(one.content) for id_, one in added.items() if one.content in MARKUP}
         """What says where a call of a tool begins and ends: special to many models, and no end of an answer."""
-        self._shield = Shield(token.content for token in added.values() if token.special)
+        self._shield = Shield(self.markers.values())
         self._is_byte_level = _is_byte_level(tokenizer)
         self._keeps_bytes = cast("dict[str, Any]", json.loads(tokenizer.to_str())).get("normalizer") is None
         self._bytes: dict[int, bytes] = {}

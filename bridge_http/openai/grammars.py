@@ -28,15 +28,15 @@ def grammar_of(request: Generation) -> Grammar | None:
     each = {
         "response_format": _of_format(request.response_format),
         "structured_outputs": _of_vllm(request.structured_outputs),
-        "guided_json": _json("guided_json", request.guided_json),
+        "guided_json": _own("guided_json", request.guided_json),
         "guided_json_object": _json("guided_json_object", ANY_OBJECT) if request.guided_json_object else None,
         "guided_regex": _text("regex", request.guided_regex),
         "guided_choice": _choice(request.guided_choice),
         "guided_grammar": _text("lark", request.guided_grammar),
-        "json_schema": _json("json_schema", request.json_schema),
+        "json_schema": _own("json_schema", request.json_schema),
         "regex": _text("regex", request.regex),
         "ebnf": _text("lark", request.ebnf),
-        "format": _json("format", ANY_OBJECT if request.format == "json" else request.format),
+        "format": _own("format", ANY_OBJECT if request.format == "json" else request.format),
     }
     found = {name: grammar for name, grammar in each.items() if grammar is not None}
     if len(found) > 1:
@@ -91,8 +91,14 @@ def _of_vllm(given: StructuredOutputs | None) -> Grammar | None:
     return found[0] if found else None
 
 
+def _own(name: str, given: Schema | str | None) -> Grammar | None:
+    """Take a field of its own; some clients send it false where they mean nothing."""
+    return None if given is False else _json(name, given)
+
+
 def _json(name: str, given: Schema | str | None) -> Grammar | None:
-    if given is None or given in ("", {}) or given is False:
+    """Take a schema; an empty one is a schema too, and says "any JSON"."""
+    if given is None or given == "":
         return None
     if isinstance(given, str):
         return Grammar(kind="json_schema", text=given)
@@ -109,4 +115,4 @@ def _text(kind: Literal["regex", "lark"], given: str | None) -> Grammar | None:
 def _choice(given: list[str] | None) -> Grammar | None:
     if not given:
         return None
-    return Grammar(kind="regex", text="|".join(map(re.escape, given)))
+    return Grammar(kind="regex", text="|".join(map(re.escape, given)) or "()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,7 @@ def on(kind: str, folder: Path, **limits: Any) -> GenerateEngine:
         runner = TorchRunner(decoder, 2048, bounds, dtype=torch.float32, device="cpu")
     else:
         runner = DeviceRunner(decoder, 2048, bounds, dtype=torch.float32, device="cpu", operation=plain)
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    grammars = Grammars.of_file(text, decoder.vocabulary, tokenizer.eos_ids)
+    grammars = Grammars([tokenizer.spell(each) for each in range(decoder.vocabulary)])
     return GenerateEngine(runner, kv_tokens=2048, limits=bounds, eos_ids=tokenizer.eos_ids, grammars=grammars)
 
 
@@ -120,3 +120,37 @@ def test_an_answer_goes_on_the_same_from_every_token(folder: Path, kind: str, *,
 
     for cut in range(1, len(whole)):
         assert tokens_of(engine, [msgspec.structs.replace(request, resume_ids=whole[:cut])])[1] == whole[cut:]
+
+
+@pytest.mark.parametrize("decoder", ["Metaspace", "ByteLevel"])
+def test_a_model_is_served_whatever_kind_its_tokenizer_is_of(folder: Path, tmp_path: Path, decoder: str) -> None:
+    """One that names more tokens than there are rows, or that llguidance cannot read: with grammars all the same."""
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    file = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    if decoder == "Metaspace":
+        file["decoder"] = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True}
+    rows = json.loads((copy / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    template = dict(file["added_tokens"][-1])
+    file["added_tokens"] += [template | {"id": rows + more, "content": f"<more{more}>"} for more in range(2)]
+    (copy / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    engine = factory(describe(copy), silent)
+    engine.close()
+
+    assert "grammar" in engine.capabilities
+
+
+def test_a_model_is_served_without_grammars_where_they_cannot_be_had(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("no such tokens")
+
+    monkeypatch.setattr(Grammars, "__init__", fail)
+    engine = factory(describe(folder), silent)
+    engine.close()
+
+    assert "grammar" not in engine.capabilities
+    assert "no such tokens" in engine.fallback

@@ -184,7 +184,7 @@ class MockEngine(GenerateEngine):
                 is_deterministic=is_deterministic,
             ),
             eos_ids=[EOS],
-            grammars=Grammars.of_bytes(VOCABULARY, EOS) if is_installed() else None,
+            grammars=Grammars.of_bytes(VOCABULARY) if is_installed() else None,
         )
 
     @property

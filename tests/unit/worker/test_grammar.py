@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from support.engines import run
 from zmqrt.protocol.tasks import Grammar
@@ -18,6 +20,7 @@ from zmqrt.worker.engines.grammar import Grammars, Matcher, words_of
 from zmqrt.worker.engines.mock import MockEngine
 from zmqrt.worker.engines.mock_tokens import EOS, VOCABULARY
 from zmqrt.worker.grammar_check import compile_grammar
+from zmqrt.worker.tokenizer import FileTokenizer, byte_alphabet, load_tokenizer
 
 PERSON = {
     "type": "object",
@@ -59,7 +62,7 @@ def allowed(matcher: Matcher) -> set[int]:
 @pytest.fixture(scope="module")
 def bytewise() -> Grammars:
     """Know the tokens of the mock."""
-    return Grammars.of_bytes(VOCABULARY, EOS)
+    return Grammars.of_bytes(VOCABULARY)
 
 
 def test_only_what_the_grammar_allows_may_come_and_the_end_where_it_is_fulfilled(bytewise: Grammars) -> None:
@@ -95,7 +98,7 @@ def test_a_token_that_the_grammar_forbids_is_an_error_that_says_so(bytewise: Gra
 
 def test_masks_go_to_devices_in_words_of_64_bits() -> None:
     """The last one filled up with zeros; the highest bit is the sign."""
-    assert words_of(b"\x01\0\0\0\0\0\0\x80\x03\0\0\0") == [-(2**63) + 1, 3]
+    assert list(words_of([b"\x01\0\0\0\0\0\0\x80\x03\0\0\0", b"\x05"])) == [-(2**63) + 1, 3, 5]
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -176,3 +179,104 @@ def test_what_no_parser_understands_is_refused_by_the_engine_too(bytewise: Gramm
     """Agents look first; an engine believes nobody."""
     with pytest.raises(RequestRefusedError, match=r"^grammar: "):
         bytewise.matcher('{"grammars": [{"lark_grammar": "start: nothing"}]}', [], [])
+
+
+def test_an_id_that_ends_answers_does_so_only_where_the_grammar_is_fulfilled(bytewise: Grammars) -> None:
+    """It may be an ordinary token that a caller named: within a string it would leave half a JSON that says "stop"."""
+    words = schema({"type": "string", "maxLength": 20})
+    matcher = bytewise.matcher(words, list(b'"'), [ord("e"), EOS])
+
+    assert {ord("d"), ord("f")} <= allowed(matcher)
+    assert not {ord("e"), EOS} & allowed(matcher)
+    for ticket in range(1, 9):
+        (outcome,) = run(MockEngine(), [ask(words, ticket, stop_ids=[ord("e")])]).values()
+        assert outcome.finish_reason == "stop"
+        assert isinstance(json.loads(text_of(outcome.token_ids)), str)
+
+
+@pytest.mark.parametrize("pattern", ["[a&&b]", r"[^\x00-\x{10FFFF}]"])
+def test_what_nothing_can_keep_to_is_refused_and_breaks_nothing(bytewise: Grammars, pattern: str) -> None:
+    """It is the caller's mistake, whatever tokens the model has."""
+    with pytest.raises(RequestRefusedError, match="grammar: it cannot be kept to"):
+        bytewise.matcher(compile_grammar(Grammar(kind="regex", text=pattern)), [], [EOS])
+
+
+def test_a_grammar_that_is_fulfilled_by_nothing_ends_before_a_token() -> None:
+    """An answer without a text is one."""
+    (outcome,) = run(MockEngine(), [ask(compile_grammar(Grammar(kind="regex", text="(a{0}|b{0})")))]).values()
+
+    assert (outcome.token_ids, outcome.finish_reason) == ([], "stop")
+
+
+def test_what_takes_the_time_of_the_whole_batch_ends_with_an_error(
+    bytewise: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbours wait for each of its masks. One that is dear now and then goes on."""
+    times = [0.0]
+    monkeypatch.setattr("time.thread_time", times.pop)
+    cheap, dear = (bytewise.matcher(compile_grammar(Grammar(kind="regex", text="a+")), [], [EOS]) for _ in range(2))
+    for cost in [0.5, *[0.004] * 200]:
+        times[:] = [cost, 0.0]
+        cheap.take(ord("a"))
+    for _ in range(100):
+        times[:] = [0.05, 0.0]
+        dear.take(ord("a"))
+
+    assert not cheap.error
+    assert "too much of the time" in dear.error
+
+
+def pieces(decoder: Any) -> Any:
+    """Make a vocabulary as SentencePiece has it: single bytes for what has no word, and a space in front of words."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), "▁", "a", "b", "ab", "▁a", "é"]
+    vocabulary = {word: token_id for token_id, word in enumerate(words)}
+    made: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoder
+    made.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
+    return made
+
+
+def unigram() -> Any:
+    """Make a vocabulary of words with a likelihood each, as T5 has it."""
+    words = [("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("▁a", -2.5), ("b", -3.0)]
+    made: Any = Tokenizer(models.Unigram(words, 0, byte_fallback=False))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    return made
+
+
+def with_holes() -> Any:
+    """Make a vocabulary of bytes in which not every id is taken."""
+    vocabulary = {char: token_id for token_id, char in enumerate(byte_alphabet())} | {"<eos>": 300, "ab": 310}
+    made: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<eos>"])
+    return made
+
+
+_SENTENCEPIECE = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+
+
+@pytest.mark.parametrize("rows_more", [-2, 0, 70])
+@pytest.mark.parametrize(
+    "made",
+    [pieces(decoders.Sequence(_SENTENCEPIECE)), pieces(decoders.Metaspace()), unigram(), with_holes()],
+    ids=["llama-2", "metaspace", "unigram", "holes"],
+)
+def test_every_kind_of_vocabulary_keeps_to_grammars(tmp_path: Path, made: Any, rows_more: int) -> None:
+    """Also one that names more tokens than its model has rows, and one that names fewer."""
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer: FileTokenizer = load_tokenizer(tmp_path)
+    rows = max(made.get_vocab().values()) + 1 + rows_more
+    said = [tokenizer.spell(token_id) for token_id in range(rows)]
+    matcher = Grammars(said).matcher(compile_grammar(Grammar(kind="regex", text="a b?[ab]{2}")), [], [])
+    text = b""
+    while not matcher.is_over:
+        bits = int.from_bytes(matcher.mask, "little")
+        token_id = max(token_id for token_id in range(rows) if bits >> token_id & 1)
+        text += said[token_id]
+        matcher.take(token_id)
+
+    assert not matcher.error
+    assert re.fullmatch(b"a b?[ab]{2}", text)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from support.node import Node, sent, submitted
+import pytest
+
+from support.node import Node, ids_of, sent, submitted
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.worker import actions as a
 from zmqrt.worker.engines import ipc
+from zmqrt.worker.engines.base import TokenEvent
 from zmqrt.worker.tokenizer import ByteTokenizer
 
 RAW = tasks.encode(tasks.Generate(prompt="hi", raw=True))
@@ -79,3 +82,43 @@ def test_a_fault_in_a_tokenizer_fails_its_request_and_is_logged_with_its_traceba
 
     assert [(error.code, error.reason) for error in sent(made, m.WorkerError)] == [(500, "model_raised")]
     assert [type(action.error) for action in made if isinstance(action, a.Note) and action.error] == [KeyError]
+
+
+GRAMMAR = tasks.encode(
+    tasks.Generate(prompt="hi", raw=True, max_tokens=3, grammar=tasks.Grammar(kind="regex", text="[abc]{3}"))
+)
+
+
+def able(can: list[str]) -> Node:
+    """Return a node whose engine can do something."""
+    node = Node()
+    node.register()
+    node.load(can=can)
+    return node
+
+
+@pytest.mark.parametrize("kind", ["token", "stream"])
+def test_a_grammar_that_the_engine_would_ignore_is_refused(kind: ipc.Kind) -> None:
+    """A broker from before capabilities gives it to any node, and free text in place of JSON is no answer."""
+    node = Node()
+    node.register()
+    node.load(kind=kind)
+
+    (error,) = sent(node.dispatch(1, payload=GRAMMAR), m.WorkerError)
+
+    assert error.code == 400
+    assert error.text.startswith("grammar: ")
+    assert submitted(able(["grammar"]).dispatch(1, payload=GRAMMAR))
+
+
+def test_whether_a_resumed_answer_of_full_length_is_whole_its_engine_says() -> None:
+    """It ends with `stop` where the grammar does, undisturbed or not: an answer of exactly `max_tokens` tokens."""
+    node = able(["grammar"])
+
+    made = node.dispatch(1, payload=GRAMMAR, prefix=[tasks.GenerateChunk(ids=ids_of("abc"), text=["a", "b", "c"])])
+    ended = node.step(TokenEvent(ticket=node.ticket(), finish_reason="stop"))
+
+    (submit,) = submitted(made)
+    assert isinstance(submit, ipc.Submit)
+    assert submit.request.resume_ids == ids_of("abc")
+    assert tasks.decode(sent(ended, m.WorkerFinal)[0].body, tasks.GenerateResult).finish_reason == "stop"

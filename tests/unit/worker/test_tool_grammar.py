@@ -35,7 +35,7 @@ TOOLS = [
     Tool(name="weather", parameters=json.dumps(SCHEMA)),
     Tool(name='a "b"\n', parameters='{"properties":{"n":{"type":"integer"}},"additionalProperties":false}'),
 ]
-MOCK = Grammars.of_bytes(VOCABULARY, EOS)
+MOCK = Grammars.of_bytes(VOCABULARY)
 
 
 def task(**fields: object) -> Generate:

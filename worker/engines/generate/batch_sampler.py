@@ -64,7 +64,8 @@ class BatchSampler:
             bias = torch.tensor(list(sampling.logit_bias.values()), device=self._device)
             scores[self._ids(sampling.logit_bias)] += bias
         if state.matcher is not None:
-            allowed = token_mask(torch.tensor(words_of(state.matcher.mask), device=self._device), self._vocabulary)
+            words = torch.frombuffer(words_of([state.matcher.mask]), dtype=torch.int64).to(self._device)
+            allowed = token_mask(words, self._vocabulary)
             scores.masked_fill_(~allowed, -torch.inf)
         if state.generated_count < state.min_new_tokens:
             scores[self._ids(token_id for token_id in state.stop_ids if token_id < self._vocabulary)] = -torch.inf

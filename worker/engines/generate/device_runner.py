@@ -160,7 +160,7 @@ class DeviceRunner:
                 fresh[part.sequence] = part.sequence.given
         if fresh:
             self._slots.write(fresh)
-        self._slots.shut_out(part.sequence for part in step.drawing)
+        self._slots.shut_out(part.sequence for part in step.drawing if part.sequence not in fresh)
 
     def _run(self, parts: list[SequenceStep], mode: SamplingMode) -> Sample:
         """Let running sequences go on; return what those drew that draw, which stand in front."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...context import GROWING, kind_of, scalings
-from ...tokenizer import read_tokenizer
+from ...tokenizer import Known, load_tokenizer
 from ..base import CannotLoadError, EngineFatalError, EngineSpec, Progress
 from ..grammar import Grammars, is_installed
 from ..oom import explain
@@ -164,7 +164,7 @@ class EngineMaker:
             kv_tokens=kv_tokens,
             limits=limits,
             eos_ids=sorted(loaded.eos_ids),
-            grammars=self._grammars(loaded, decoder),
+            grammars=self._grammars(decoder),
             pace=PromptPace() if is_paced else None,
         )
 
@@ -214,16 +214,24 @@ class EngineMaker:
             kv_tokens=kv_tokens,
             limits=limits,
             eos_ids=sorted(loaded.eos_ids),
-            grammars=self._grammars(loaded, decoder),
+            grammars=self._grammars(decoder),
         )
 
-    def _grammars(self, loaded: Loaded, decoder: Decoder) -> Grammars | None:
-        """Read the bytes of the model's tokens; None if it has no such file, or nothing that knows grammars is here."""
+    def _grammars(self, decoder: Decoder) -> Grammars | None:
+        """Take what the model's tokens say; None if it has no such file, or nothing that knows grammars is here.
+
+        A model that cannot have them is served without.
+        """
         directory = Path(self._spec.model_path)
         if not (is_installed() and (directory / "tokenizer.json").is_file()):
             return None
-        tokenizer, _ = read_tokenizer(directory)
-        return Grammars.of_file(tokenizer.to_str(), decoder.vocabulary, loaded.eos_ids)
+        try:
+            tokenizer = load_tokenizer(directory, Known(frozenset(), has_template=False))
+            ids = range(decoder.vocabulary)
+            return Grammars([tokenizer.spell(each) for each in ids], tokenizer.markers)
+        except Exception as error:  # noqa: BLE001 - whatever two libraries make of a stranger's file
+            self._note(f"answers cannot keep to a grammar: {type(error).__name__}: {str(error)[:200]}")
+            return None
 
     def _try_dry(
         self, make: Callable[[int, SchedulerLimits], DeviceRunner], limits: SchedulerLimits, memory: GpuMemory

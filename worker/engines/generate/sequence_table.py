@@ -114,13 +114,12 @@ class SequenceTable:
     def shut_out(self, sequences: Iterable[Sequence]) -> None:
         """Let sequences that keep to a grammar draw what may follow now: the rest gets a bias of minus infinity."""
         states = {self._of[each]: each.sampling_state for each in sequences}
-        masks = {slot: mask_words(state.matcher.mask) for slot, state in states.items() if state.matcher is not None}
+        masks = {slot: state.matcher.mask for slot, state in states.items() if state.matcher is not None}
         if not masks:
             return
-        words = [word for mask in masks.values() for word in mask]
-        packed = self._transfers.up([*words, *masks])
-        allowed = token_mask(packed[: len(words)].view(len(masks), -1), self.bias.shape[1])
-        self.bias.index_copy_(0, packed[len(words) :], torch.where(allowed, 0.0, -torch.inf))
+        words = self._transfers.up_words(mask_words(masks.values()))
+        allowed = token_mask(words.view(len(masks), -1), self.bias.shape[1])
+        self.bias.index_copy_(0, self._transfers.up([*masks]), torch.where(allowed, 0.0, -torch.inf))
         for slot in masks:
             self._add_bias(slot, states[slot])
 
