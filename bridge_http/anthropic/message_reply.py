@@ -4,43 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import msgspec
 
 from ...client.response import Chunk, Result
+from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, call_id
 from ..json_body import event
 from . import message_schema as s
+
+Block = s.TextBlock | s.ThinkingBlock | s.ToolUseBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedMessage:
-    """What an answer repeats of its request, or is read by."""
+    """What an answer repeats of its request, or is read by; `rid` is of which request the ids of calls are made."""
 
-    id: str
+    rid: bytes
     model: str
     max_tokens: int
-    stops: Sequence[str]
+    stops: Sequence[str] = ()
+    tools: Sequence[str] = ()
 
-    def ending(self, result: Result) -> tuple[s.StopReason, str | None]:
+    @property
+    def id(self) -> str:
+        """Name the answer."""
+        return f"msg_{self.rid.hex()}"
+
+    def ending(self, result: Result, *, has_called: bool) -> tuple[s.StopReason, str | None]:
         """Return why an answer is over, and the stop sequence that ended it."""
         if result.finish_reason == "length":
             is_full = result.usage.completion_tokens < self.max_tokens
             return ("model_context_window_exceeded" if is_full else "max_tokens"), None
+        if has_called:
+            return "tool_use", None
         at = result.stop_index
         if at is not None and 0 <= at < len(self.stops):
             return "stop_sequence", self.stops[at]
         return "end_turn", None
 
+    def call(self, called: CalledTool) -> s.ToolUseBlock:
+        """Build the block of a call. Arguments that are no object (of one cut short) are told as Anthropic does."""
+        try:
+            given: Any = msgspec.json.decode(called.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            given = None
+        arguments = cast("dict[str, Any]", given) if isinstance(given, dict) else {"INVALID_JSON": called.arguments}
+        return s.ToolUseBlock(id=call_id(self.rid, called.number), name=called.name, input=arguments)
+
 
 def whole(result: Result, asked: AskedMessage) -> s.MessageReply:
     """Build the answer to a request. Without any text it has no block, as there."""
-    reason, stop = asked.ending(result)
+    parser = AnswerParser(asked.tools)
+    blocks: list[Block] = []
+    for delta in (*parser.feed(result.text), *parser.finish()):
+        last = blocks.pop() if blocks else None
+        match delta, last:
+            case Content(text), s.TextBlock():
+                blocks.append(s.TextBlock(text=last.text + text))
+            case Reasoning(text), s.ThinkingBlock():
+                blocks.append(s.ThinkingBlock(thinking=last.thinking + text))
+            case _:
+                blocks += [] if last is None else [last]
+                blocks.append(_block(delta, asked))
+    reason, stop = asked.ending(result, has_called=parser.has_called)
     return s.MessageReply(
         id=asked.id,
         model=result.model,
-        content=[s.TextBlock(text=result.text)] if result.text else [],
+        content=blocks,
         stop_reason=reason,
         stop_sequence=stop,
         usage=_usage(result),
     )
+
+
+def _block(delta: Delta, asked: AskedMessage) -> Block:
+    match delta:
+        case Content(text):
+            return s.TextBlock(text=text)
+        case Reasoning(text):
+            return s.ThinkingBlock(thinking=text)
+        case CalledTool():
+            return asked.call(delta)
 
 
 class MessageEvents:
@@ -48,18 +93,16 @@ class MessageEvents:
 
     def __init__(self, asked: AskedMessage) -> None:
         self._asked = asked
+        self._parser = AnswerParser(asked.tools)
         self._has_begun = False
-        self._has_block = False
+        self._open: Literal["", "text", "thinking"] = ""
+        self._index = -1
 
     def of(self, chunk: Chunk) -> Iterator[bytes]:
         """Write a part: nothing as long as its text is held back."""
         yield from self._beginning(chunk.prompt_tokens or 0)
-        if not chunk.text:
-            return
-        if not self._has_block:
-            self._has_block = True
-            yield _event("content_block_start", index=0, content_block=s.TextBlock(text=""))
-        yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": chunk.text})
+        for delta in self._parser.feed(chunk.text):
+            yield from self._write(delta)
 
     def idle(self) -> bytes:
         """Say that it goes on."""
@@ -68,9 +111,10 @@ class MessageEvents:
     def end(self, result: Result) -> Iterator[bytes]:
         """Write why it is over, and the usage, which is the one that counts: at the beginning it may not be known."""
         yield from self._beginning(result.usage.prompt_tokens)
-        if self._has_block:
-            yield _event("content_block_stop", index=0)
-        reason, stop = self._asked.ending(result)
+        for delta in self._parser.finish():
+            yield from self._write(delta)
+        yield from self._close()
+        reason, stop = self._asked.ending(result, has_called=self._parser.has_called)
         yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=_usage(result))
         yield _event("message_stop")
 
@@ -87,6 +131,37 @@ class MessageEvents:
         message = s.MessageReply(id=self._asked.id, model=self._asked.model, content=[], usage=usage)
         yield _event("message_start", message=message)
         yield _event("ping")
+
+    def _write(self, delta: Delta) -> Iterator[bytes]:
+        match delta:
+            case Content(text):
+                if self._open != "text":
+                    yield from self._begin(s.TextBlock(text=""))
+                    self._open = "text"
+                yield self._delta(type="text_delta", text=text)
+            case Reasoning(text):
+                if self._open != "thinking":
+                    yield from self._begin(s.ThinkingBlock(thinking=""))
+                    self._open = "thinking"
+                yield self._delta(type="thinking_delta", thinking=text)
+            case CalledTool():
+                block = self._asked.call(delta)
+                yield from self._begin(msgspec.structs.replace(block, input={}))
+                yield self._delta(type="input_json_delta", partial_json=msgspec.json.encode(block.input).decode())
+                yield _event("content_block_stop", index=self._index)
+
+    def _begin(self, block: Block) -> Iterator[bytes]:
+        yield from self._close()
+        self._index += 1
+        yield _event("content_block_start", index=self._index, content_block=block)
+
+    def _close(self) -> Iterator[bytes]:
+        if self._open:
+            self._open = ""
+            yield _event("content_block_stop", index=self._index)
+
+    def _delta(self, **delta: str) -> bytes:
+        return _event("content_block_delta", index=self._index, delta=delta)
 
 
 def _event(type_: str, **fields: object) -> bytes:

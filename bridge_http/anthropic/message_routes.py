@@ -18,7 +18,11 @@ async def message(in_flight: InFlight, bodies: BodyReader, request: HttpRequest)
     body = parse(await bodies.read(request.headers, request.scope, request.receive), MessagesRequest)
     task = message_task(body)
     asked = r.AskedMessage(
-        id=f"msg_{request.caller.rid.hex()}", model=body.model, max_tokens=body.max_tokens, stops=task.stop
+        rid=request.caller.rid,
+        model=body.model,
+        max_tokens=body.max_tokens,
+        stops=task.stop,
+        tools=[] if task.tool_choice == "none" else [tool.name for tool in task.tools],
     )
     if body.stream:
         return _signed(stream(in_flight, task, request, r.MessageEvents(asked), model=body.model), request)

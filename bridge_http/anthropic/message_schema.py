@@ -11,23 +11,62 @@ import msgspec
 from msgspec import Meta
 
 Model = Annotated[str, Meta(min_length=1, max_length=128)]
+ToolId = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
+class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """A block of a system prompt or a turn, and of the answer."""
 
-    type: Literal["text"] = "text"
     text: str
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="tool_use"):
+    """A call of a tool."""
+
+    id: ToolId
+    name: ToolId
+    input: dict[str, Any]
+
+
+class ToolResultBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="tool_result"):
+    """What a call came to. That it failed is for its content to say."""
+
+    tool_use_id: ToolId
+    content: str | list[TextBlock] | None = None
+    is_error: bool | None = None
+
+
+class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
+    """What the model thought before it spoke; nothing is signed here."""
+
+    thinking: str
+    signature: str = ""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[TextBlock]
+    content: str | list[TextBlock | ToolUseBlock | ToolResultBlock]
+
+
+class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that the model may ask for."""
+
+    name: ToolId
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether a tool is called, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: ToolId | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class OutputFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +89,8 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=4096)]
     system: str | list[TextBlock] | None = None
     output_config: OutputConfig | None = None
+    tools: Annotated[list[ToolDefinition], Meta(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
 
 
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):
@@ -66,7 +107,7 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
 
 # --- replies ---------------------------------------------------------------------------------------------------------
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +124,7 @@ class MessageReply(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[TextBlock]
+    content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     usage: MessageUsage

@@ -6,11 +6,13 @@ paths, and in their words.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from ...protocol.faults import show
-from ...protocol.tasks import ChatMessage, Generate, Grammar
+from ...protocol.tasks import ChatMessage, Generate, Grammar, Tool, ToolCall
 from ..errors import InvalidRequestError
+from ..json_body import encode
 from ..openai.extras import Extra
 from ..openai.grammars import schema_grammar
 from ..openai.requests import (
@@ -24,10 +26,19 @@ from ..openai.requests import (
     stops_of,
     without_extras,
 )
-from .message_schema import CountRequest, MessagesRequest, OutputConfig, TextBlock, Turn
+from .message_schema import (
+    CountRequest,
+    MessagesRequest,
+    OutputConfig,
+    TextBlock,
+    ToolChoice,
+    ToolDefinition,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
 
 Q = TypeVar("Q", bound=CountRequest)
-_TOOLS: Final = "tools are not understood here"
 _THINKING: Final = "no engine here controls how a model thinks"
 _SERVERS: Final = "nothing is run or looked up elsewhere"
 
@@ -36,13 +47,16 @@ def _rows(why: str, at: tuple[object, ...] | None, *names: str) -> dict[str, Ext
     return dict.fromkeys(names, Extra(why, at))
 
 
+def _as_it_does(value: object, _fields: Mapping[str, object]) -> bool:
+    """Whether thinking is left to the model, or not asked for."""
+    return isinstance(value, dict) and cast("dict[str, object]", value).get("type") in ("disabled", "adaptive")
+
+
 EXTRAS: Final[dict[str, Extra]] = {
     **_rows("changes no answer", None, "metadata", "service_tier", "cache_control", "inference_geo", "speed", "betas"),
     **_rows("is about the account", None, "user_profile_id", "workspace_id", "diagnostics"),
     **_rows("a history is taken as it comes", ({}, {"edits": []}), "context_management"),
-    **_rows(_TOOLS, ([],), "tools"),
-    **_rows(_TOOLS, ({"type": "none"}, {"type": "auto"}), "tool_choice"),
-    **_rows(_THINKING, ({"type": "disabled"},), "thinking"),
+    "thinking": Extra(_THINKING, _as_it_does),
     **_rows(_SERVERS, ([],), "mcp_servers"),
     **_rows(_SERVERS, (), "container"),
 }
@@ -57,9 +71,23 @@ _OF_TURNS: Final = _rows(
     *("id", "type", "model", "stop_reason", "stop_sequence", "stop_details", "usage", "container"),
 )
 """Answers come back as turns, with all that they had."""
-_OF_BLOCKS: Final = _rows("models get the text alone", None, "cache_control", "citations", "id", "parsed_output")
+_BESIDE: Final = _rows("models get the text alone", None, "cache_control", "citations", "id", "parsed_output", "caller")
+_BLOCKS: Final = {
+    kind: frozenset(block.__struct_fields__) | {"type"}
+    for kind, block in (("text", TextBlock), ("tool_use", ToolUseBlock), ("tool_result", ToolResultBlock))
+}
+_OF_TOOLS: Final = {
+    **_rows("says more about the tool", None, "cache_control", "strict", "eager_input_streaming", "input_examples"),
+    **_rows("models are told of all tools", (False,), "defer_loading"),
+    **_rows("models call tools, programs do not", (["direct"],), "allowed_callers"),
+    "type": Extra("only tools with a schema of their own are understood", ("custom",)),
+}
+_KINDS: Final = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use")}
 _THOUGHTS: Final = ("thinking", "redacted_thinking")
 """Blocks of a history that are left out, as clients of this API are told that they may be."""
+
+
+_CHOICES: Final = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
 def parse(body: bytes, schema: type[Q]) -> Q:
@@ -76,7 +104,9 @@ def parse(body: bytes, schema: type[Q]) -> Q:
         known = frozenset(OutputConfig.__struct_fields__)
         kept["output_config"] = nested("output_config", cast("dict[str, object]", config), known, _OF_CONFIG)
     if isinstance(system := kept.get("system"), list):
-        kept["system"] = _blocks("system", cast("list[object]", system))
+        kept["system"] = _blocks("system", cast("list[object]", system), ("text",))
+    if isinstance(tools := kept.get("tools"), list):
+        kept["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in enumerate(cast("list[object]", tools))]
     if isinstance(turns := kept.get("messages"), list):
         kept["messages"] = _turns(cast("list[object]", turns))
     return convert(kept, {}, schema)
@@ -96,28 +126,39 @@ def _turn(path: str, given: object) -> object:
     content = turn.get("content")
     if not isinstance(content, list):
         return turn
-    return {**turn, "content": _blocks(f"{path}.content", cast("list[object]", content))}
+    kinds = _KINDS.get(str(turn.get("role")), ("text",))
+    return {**turn, "content": _blocks(f"{path}.content", cast("list[object]", content), kinds)}
 
 
-def _blocks(path: str, given: list[object]) -> list[object]:
-    blocks = [_block(f"{path}[{at}]", block) for at, block in enumerate(given)]
+def _tool(path: str, given: object) -> object:
+    if not isinstance(given, dict):
+        return given
+    known = frozenset(ToolDefinition.__struct_fields__)
+    return nested(path, cast("dict[str, object]", given), known, _OF_TOOLS)
+
+
+def _blocks(path: str, given: list[object], kinds: Collection[str]) -> list[object]:
+    blocks = [_block(f"{path}[{at}]", block, kinds) for at, block in enumerate(given)]
     return [block for block in blocks if block is not None]
 
 
-def _block(path: str, given: object) -> object:
-    """Take a block of type text; None for what a model thought; another kind is named before its fields are."""
+def _block(path: str, given: object, kinds: Collection[str]) -> object:
+    """Take a block of some kinds; None for what a model thought; another kind is named before its fields are."""
     if not isinstance(given, dict):
         return given
     block: dict[str, Any] = cast("dict[str, Any]", given)
     kind = block.get("type")
     if kind in _THOUGHTS:
         return None
-    if isinstance(kind, str) and kind != "text":
-        text = f"{path}.type: blocks of type {show(kind)} are not understood, only text"
-        raise InvalidRequestError(text, param=path, code=UNSUPPORTED)
     if kind is None:
         raise InvalidRequestError(f"you must provide {path}.type", param=f"{path}.type", code="missing")
-    return nested(path, block, frozenset(TextBlock.__struct_fields__), _OF_BLOCKS)
+    if kind not in kinds:
+        text = f"{path}.type: blocks of type {show(kind)} are not understood there, only {' and '.join(kinds)}"
+        raise InvalidRequestError(text, param=path, code=UNSUPPORTED)
+    kept = nested(path, block, _BLOCKS[kind], _BESIDE)
+    if kind == "tool_result" and isinstance(content := kept.get("content"), list):
+        return {**kept, "content": _blocks(f"{path}.content", cast("list[object]", content), ("text",))}
+    return kept
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -137,13 +178,29 @@ def message_task(request: MessagesRequest) -> Generate:
         max_tokens=request.max_tokens,
         temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
         grammar=_grammar(request.output_config),
+        **_tools(request),
         **rest,
     )
 
 
 def count_task(request: CountRequest) -> Generate:
     """Turn a request whose tokens are to be counted into the least that makes a node tell: an answer of one token."""
-    return Generate(messages=_conversation(request), max_tokens=1, temperature=0.0)
+    tools = {"tools": _tools(request).get("tools", [])}
+    return Generate(messages=_conversation(request), max_tokens=1, temperature=0.0, **tools)
+
+
+def _tools(request: CountRequest) -> dict[str, Any]:
+    """Return what a task says of tools. Raises InvalidRequestError."""
+    choice = request.tool_choice or ToolChoice(type="auto")
+    if (choice.type == "tool") is (choice.name is None):
+        text = "tool_choice.name: it belongs to the type tool, which needs it"
+        raise InvalidRequestError(text, param="tool_choice.name")
+    tools = [
+        Tool(name=tool.name, description=tool.description or "", parameters=encode(tool.input_schema).decode())
+        for tool in request.tools or ()
+    ]
+    said: dict[str, Any] = {"tools": tools, "tool_choice": _CHOICES[choice.type], "tool_name": choice.name}
+    return said | {"parallel_tool_calls": not choice.disable_parallel_tool_use}
 
 
 def _conversation(request: CountRequest) -> list[ChatMessage]:
@@ -151,12 +208,37 @@ def _conversation(request: CountRequest) -> list[ChatMessage]:
         at = f"messages[{len(request.messages) - 1}]"
         text = f"{at}.role: the last turn is to be the user's; an answer is not gone on with here"
         raise InvalidRequestError(text, param=f"{at}.role", code=UNSUPPORTED)
-    turns = [ChatMessage(role=turn.role, content=_text(turn.content)) for turn in request.messages]
+    names = {block.id: block.name for turn in request.messages for block in _of_kind(turn, ToolUseBlock)}
+    turns = [message for turn in request.messages for message in _messages(turn, names)]
     return [ChatMessage(role="system", content=_text(request.system)), *turns] if request.system else turns
 
 
-def _text(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
+def _messages(turn: Turn, names: Mapping[str, str]) -> Iterator[ChatMessage]:
+    """Yield what calls came to as turns of their own, then what else a turn says; `names` of tools by call."""
+    results = _of_kind(turn, ToolResultBlock)
+    for one in results:
+        name = names.get(one.tool_use_id)
+        yield ChatMessage(role="tool", content=_text(one.content), tool_call_id=one.tool_use_id, name=name)
+    calls = [
+        ToolCall(id=block.id, name=block.name, arguments=encode(block.input).decode())
+        for block in _of_kind(turn, ToolUseBlock)
+    ]
+    text = _text(turn.content)
+    if text or not results:
+        yield ChatMessage(role=turn.role, content=text, tool_calls=calls)
+
+
+B = TypeVar("B", ToolUseBlock, ToolResultBlock)
+
+
+def _of_kind(turn: Turn, kind: type[B]) -> list[B]:
+    return [] if isinstance(turn.content, str) else [block for block in turn.content if isinstance(block, kind)]
+
+
+def _text(content: str | Sequence[TextBlock | ToolUseBlock | ToolResultBlock] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(block.text for block in content if isinstance(block, TextBlock))
 
 
 def _grammar(config: OutputConfig | None) -> Grammar | None:

@@ -142,6 +142,36 @@ def test_an_answer_keeps_to_a_schema(client: Any) -> None:
     assert answer.stop_reason == "end_turn"
 
 
+TOOL: dict[str, Any] = {
+    "name": "weather",
+    "description": "Tell the weather.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Bonn", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+
+
+@needs_sdk
+def test_a_tool_is_called_and_what_it_came_to_comes_back(client: Any) -> None:
+    """Whole and streamed the same call; its answer is a turn of the next request."""
+    ask = {**ASK, "max_tokens": 200, "tools": [TOOL], "tool_choice": {"type": "any"}, **SEED}
+    answer = client.messages.create(**ask)
+    with client.messages.stream(**ask) as stream:
+        streamed = stream.get_final_message()
+    (call,) = [block for block in answer.content if block.type == "tool_use"]
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
+    turns = [*ASK["messages"], answer.to_param(), {"role": "user", "content": [result]}]
+    last = client.messages.create(**{**ASK, "messages": turns, "tools": [TOOL]})
+
+    assert (answer.stop_reason, call.name) == ("tool_use", "weather")
+    assert call.input["city"] in ("Bonn", "Rome")
+    assert [(block.type, block.input) for block in streamed.content] == [("tool_use", call.input)]
+    assert last.usage.input_tokens > answer.usage.input_tokens
+
+
 # --- how it fails ----------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +179,8 @@ def test_an_answer_keeps_to_a_schema(client: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, r"tools\[0\].type"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"max_tokens": 0}, "max_tokens"),

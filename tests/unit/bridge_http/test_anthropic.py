@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from support.asgi import Exchange, call, exchange
@@ -16,11 +17,14 @@ from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.client.response import Result
 from zmqrt.protocol.errors import ErrorKind, request_error
-from zmqrt.protocol.tasks import ChatMessage, FinishReason, Generate, Grammar, Usage
+from zmqrt.protocol.tasks import ChatMessage, FinishReason, Generate, Grammar, Tool, ToolCall, Usage
 
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
+TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
+CALL: dict[str, Any] = {"type": "tool_use", "id": "c1", "name": "f", "input": {"x": 1}}
+RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "c1"}
 ASK: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [HI]}
 
 
@@ -80,7 +84,7 @@ def test_a_request_becomes_a_task() -> None:
     "fields",
     [
         {"metadata": {"user_id": "u"}, "service_tier": "auto", "cache_control": {"type": "ephemeral"}, "system": None},
-        {"tools": [], "tool_choice": {"type": "auto"}, "thinking": {"type": "disabled"}, "mcp_servers": []},
+        {"tools": [], "tool_choice": {"type": "auto"}, "thinking": {"type": "adaptive"}, "mcp_servers": []},
         {"context_management": {"edits": []}, "container": None, "output_config": {"effort": "high"}, "stream": False},
         {"max_tokens": 9.0, "top_k": None, "temperature": 1, "output_config": {}},
         {"messages": [{**HI, "id": "msg_1", "stop_reason": None, "usage": {}}]},
@@ -104,13 +108,58 @@ def test_thoughts_of_a_history_are_left_out() -> None:
     assert [turn.content for turn in task_of(messages=turns).messages or []] == ["hi", "yes", "hi"]
 
 
+def test_tools_become_those_of_a_task() -> None:
+    """With what is known of each, and whether one must be called."""
+    tools = [{**TOOL, "type": "custom", "cache_control": {}, "strict": True}, {**TOOL, "name": "g", "description": "G"}]
+    said = [
+        Tool(name="f", parameters='{"type":"object"}'),
+        Tool(name="g", description="G", parameters='{"type":"object"}'),
+    ]
+    expected: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"type": "auto", "disable_parallel_tool_use": True}, {"parallel_tool_calls": False}),
+        ({"type": "any"}, {"tool_choice": "required"}),
+        ({"type": "tool", "name": "g"}, {"tool_choice": "required", "tool_name": "g"}),
+        ({"type": "none"}, {"tool_choice": "none"}),
+    ]
+
+    assert task_of(tools=tools) == msgspec.structs.replace(task_of(), tools=said)
+    for choice, told in expected:
+        assert task_of(tools=tools, tool_choice=choice) == msgspec.structs.replace(task_of(), tools=said, **told)
+    assert task_of(COUNT, tools=tools, tool_choice={"type": "any"}).tools == said
+
+
+def test_calls_of_a_history_are_turns() -> None:
+    """What they came to stands before what else their sender says, and names the tool."""
+    turns = [
+        HI,
+        {"role": "assistant", "content": [{"type": "text", "text": "well"}, CALL]},
+        {
+            "role": "user",
+            "content": [{**RESULT, "content": [{"type": "text", "text": "7"}]}, {"type": "text", "text": "so?"}],
+        },
+        {"role": "user", "content": [{**RESULT, "is_error": True}]},
+    ]
+
+    assert task_of(messages=turns).messages == [
+        ChatMessage(role="user", content="hi"),
+        ChatMessage(role="assistant", content="well", tool_calls=[ToolCall(id="c1", name="f", arguments='{"x":1}')]),
+        ChatMessage(role="tool", content="7", tool_call_id="c1", name="f"),
+        ChatMessage(role="user", content="so?"),
+        ChatMessage(role="tool", content="", tool_call_id="c1", name="f"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"max_tokens": None}, "max_tokens: "),
         ({"colour": 1}, "Unrecognized request argument supplied: colour"),
-        ({"tools": [{"name": "f"}]}, "tools: "),
-        ({"tool_choice": {"type": "any"}}, "tool_choice: "),
+        ({"tools": [{"name": "f"}]}, "you must provide tools[0].input_schema"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type: "),
+        ({"tools": [{**TOOL, "colour": 1}]}, "Unrecognized request argument supplied: tools[0].colour"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name: "),
+        ({"tools": [TOOL], "tool_choice": {"type": "auto", "name": "f"}}, "tool_choice.name: "),
+        ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type: "),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking: "),
         ({"output_config": {"effort": "max"}}, "output_config.effort: "),
         ({"output_config": {"format": {"type": "json_schema"}}}, "you must provide output_config.format.schema"),
@@ -122,7 +171,12 @@ def test_thoughts_of_a_history_are_left_out() -> None:
         ({"messages": ["hi"]}, "messages[0]: "),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role: "),
         ({"messages": [{**HI, "colour": 1}]}, "Unrecognized request argument supplied: messages[0].colour"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages[0].content[0].type: "),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages[0].content[0].tool_use_id"),
+        ({"messages": [{"role": "user", "content": [CALL]}]}, "messages[0].content[0].type: "),
+        (
+            {"messages": [{"role": "user", "content": [{**RESULT, "content": [{"type": "image"}]}]}]},
+            "messages[0].content[0].content[0].type: ",
+        ),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "you must provide messages[0].content[0].type"),
         ({"messages": [HI, {"role": "assistant", "content": "I"}]}, "messages[1].role: "),
         ({"messages": [HI] * 4097}, "messages: at most 4096 are meant, not 4097"),
@@ -140,7 +194,7 @@ def test_what_is_wrong_or_not_done_is_named(fields: dict[str, object], words: st
         "request_id": "r",
     }
     assert words in reply.json["error"]["message"]
-    if fields.keys() & {"messages", "tools", "system"}:
+    if fields.keys() & {"messages", "tools", "system", "tool_choice"}:
         assert post({**ASK, **fields}, COUNT).json["error"] == reply.json["error"]
 
 
@@ -262,4 +316,88 @@ def test_why_an_answer_is_over(
     said: dict[str, Any] = {"text": "", "token_ids": [], "seed": 0, "model": "m", "revision": "r", "request_id": ""}
     result = Result(finish_reason=finish_reason, stop_index=stop_index, usage=usage, **said)
 
-    assert AskedMessage(id="msg_1", model="m", max_tokens=5, stops=["a", "b"]).ending(result) == ending
+    assert AskedMessage(rid=b"", model="m", max_tokens=5, stops=["a", "b"]).ending(result, has_called=False) == ending
+
+
+# --- calls of tools --------------------------------------------------------------------------------------------------
+
+MARKUP = '<think>hm</think>I look.<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call><tool_call>f</tool_call>'
+CALLING: dict[str, Any] = {**ASK, "tools": [TOOL]}
+
+
+def events_of(reply: Exchange) -> list[dict[str, Any]]:
+    """Read the data of events."""
+    assert reply.status == 200, reply.body
+    return [json.loads(line[6:]) for line in reply.body.decode().split("\n") if line.startswith("data: ")]
+
+
+def blocks_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fold events into the blocks of a message, as clients do."""
+    blocks: list[dict[str, Any]] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            assert event["index"] == len(blocks)
+            blocks.append(dict(event["content_block"]))
+        elif event["type"] == "content_block_delta":
+            assert event["index"] == len(blocks) - 1
+            match event["delta"]:
+                case {"type": "text_delta", "text": text}:
+                    blocks[-1]["text"] += text
+                case {"type": "thinking_delta", "thinking": text}:
+                    blocks[-1]["thinking"] += text
+                case {"type": "input_json_delta", "partial_json": text}:
+                    blocks[-1]["input"] = json.loads(text)
+                case other:
+                    raise AssertionError(other)
+    return blocks
+
+
+def test_thoughts_words_and_calls_are_blocks_of_their_own() -> None:
+    """Whole and streamed, wherever the text is cut; and the reason is that tools are to be used."""
+    whole = post(CALLING, fleet=FakeFleet(MARKUP), idempotency_key="k").json
+    thought, words, call = whole["content"][:3]
+
+    assert (thought["type"], thought["thinking"]) == ("thinking", "hm")
+    assert words == {"type": "text", "text": "I look."}
+    assert (call["type"], call["name"], call["input"]) == ("tool_use", "f", {"x": 1})
+    assert whole["stop_reason"] == "tool_use"
+    for size in (1, 3, 7, 1000):
+        pieces = [MARKUP[at : at + size] for at in range(0, len(MARKUP), size)]
+        events = events_of(post({**CALLING, "stream": True}, fleet=FakeFleet(*pieces), idempotency_key="k"))
+        assert blocks_of(events) == whole["content"]
+        starts, stops = (
+            [one for one in events if one["type"] == f"content_block_{name}"] for name in ("start", "stop")
+        )
+        assert [one["index"] for one in starts] == [one["index"] for one in stops]
+        assert events[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+def test_a_call_is_told_once_after_a_cut() -> None:
+    """By the same id, whichever event was the last that was read."""
+    pieces = list(MARKUP)
+    whole = post({**CALLING, "stream": True}, fleet=FakeFleet(*pieces), idempotency_key="k").body.split(b"\n\n")
+    ids = {at: event.split(b"\n")[0][4:].decode() for at, event in enumerate(whole) if event.startswith(b"id: ")}
+
+    assert len(ids) > len("hmI look.")
+    for at, last in ids.items():
+        again = post({**CALLING, "stream": True}, fleet=FakeFleet(*pieces), idempotency_key="k", last_event_id=last)
+        assert names_of(again.body) == names_of(b"\n\n".join(whole[at + 1 :]))
+        assert [event for event in again.body.split(b"\n\n") if b"tool_use" in event] == [
+            event for event in whole[at + 1 :] if b"tool_use" in event
+        ]
+
+
+def test_a_call_that_was_cut_short_is_no_object() -> None:
+    """It is told in the way of this API, so that no client chokes on half an object."""
+    reply = post(CALLING, fleet=FakeFleet('<tool_call>{"name": "f", "arguments": {"x": 1')).json
+
+    assert [block["input"] for block in reply["content"]] == [{"INVALID_JSON": '{"x": 1'}]
+
+
+def test_markup_is_text_where_no_tool_was_given() -> None:
+    """Or where none may be called."""
+    told = [{"type": "text", "text": MARKUP.partition("</think>")[2]}]
+
+    assert post(ASK, fleet=FakeFleet(MARKUP)).json["content"][1:] == told
+    none = {**CALLING, "tool_choice": {"type": "none"}}
+    assert post(none, fleet=FakeFleet(MARKUP)).json["content"][1:] == told
