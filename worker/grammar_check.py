@@ -6,9 +6,11 @@ has, and (by llguidance's own fuel) the work to compile it. Nothing that it name
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import Final, Literal, cast
 
 import msgspec
 
@@ -20,7 +22,27 @@ _MAX_DEPTH: Final = 64
 _MAX_PARTS: Final = 20_000
 _MAX_CHOICES: Final = 5000
 """Values of one `enum`, as many as a mask is made from in a few milliseconds."""
+_MAX_PROPERTIES: Final = 1000
+"""Of one object: what they cost to compile grows by their square. 1000 cost 70 ms, for which a whole batch waits."""
+_MAX_LITERAL: Final = 4096
+"""Characters of one value, name or pattern that answers are to have: each mask costs a microsecond for four of them."""
+_MAX_OWN_CHARS: Final = 32 << 10
+"""A pattern, or Lark without the schemas in it: a mask of it costs 6 ms at worst."""
 _QUOTED: Final = re.compile(r'"([^"]+)"')
+_NAMES: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_VALUES: Final = frozenset({"const", "enum", "required"})
+_NOTES: Final = frozenset({"default", "examples"})
+_In = Literal["schema", "names", "values", "notes"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a schema; `keyword`: what it says, if it stands there as one; `place`: what stands inside it."""
+
+    path: tuple[str, ...]
+    value: object
+    keyword: str
+    place: _In
 
 
 def compile_grammar(grammar: Grammar) -> str:
@@ -29,7 +51,16 @@ def compile_grammar(grammar: Grammar) -> str:
     Raises:
         RequestError: (400) it is none, or one that cannot be kept to, with the place in it.
     """
-    schema = _read_schema(grammar.text) if grammar.kind == "json_schema" else None
+    schema: object = None
+    match grammar.kind:
+        case "json_schema":
+            schema = _read_schema(grammar.text)
+        case "regex":
+            _check_own(grammar.kind, grammar.text)
+            if (len(grammar.text) - len(grammar.text.rstrip("\\"))) % 2:
+                raise _bad("regex: it ends with a backslash that nothing follows")
+        case "lark":
+            _check_lark(grammar.text)
     compiled = _translate(grammar, schema)
     fault = _fault_in(compiled)
     if fault is not None:
@@ -58,6 +89,26 @@ def _fault_in(compiled: str) -> str | None:
     return in_short(" ".join(words)) if is_error else None
 
 
+def _check_lark(text: str) -> None:
+    """Look at the schemas that stand in a grammar, and at the size of the rest."""
+    own, begin = "", 0
+    for found in re.finditer(r"%json\s*(?=\{)", text):
+        if found.start() < begin:
+            continue  # in a text of the schema before it
+        try:
+            schema, end = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):
+            continue  # a text of its own, or none: llguidance knows
+        _check_schema(schema, "lark: %json")
+        own, begin = own + text[begin : found.end()], end
+    _check_own("lark", own + text[begin:])
+
+
+def _check_own(kind: str, text: str) -> None:
+    if len(text) > _MAX_OWN_CHARS:
+        raise _bad(f"{kind}: it has {len(text)} characters, more than {_MAX_OWN_CHARS}")
+
+
 def _read_schema(text: str) -> object:
     """Read a JSON schema and look at its shape. Raises RequestError (400) with the path of what is too much."""
     try:
@@ -68,41 +119,75 @@ def _read_schema(text: str) -> object:
         raise _bad(f"json_schema: it is no JSON: {error}") from None
     if schema is not True and not isinstance(schema, dict):
         raise _bad("json_schema: an object is meant (or true: any JSON), as https://json-schema.org describes")
-    for parts, (path, value) in enumerate(_walk(schema)):
-        if parts > _MAX_PARTS:
-            raise _bad(f"json_schema: it has more than {_MAX_PARTS} parts")
-        if len(path) > _MAX_DEPTH:
-            raise _bad(f"json_schema: {_show(path)}: it nests deeper than {_MAX_DEPTH} levels")
-        if path and path[-1] == "$ref" and isinstance(value, str) and not value.startswith("#"):
-            raise _bad(f"json_schema: {_show(path)}: {value[:100]!r} is somewhere else, and nothing is fetched")
-        if path and path[-1] == "enum" and isinstance(value, list) and len(value) > _MAX_CHOICES:
-            raise _bad(f"json_schema: {_show(path)}: it has more than {_MAX_CHOICES} values")
+    _check_schema(schema, "json_schema")
     return schema
 
 
-def _walk(schema: object) -> Iterator[tuple[tuple[str, ...], object]]:
+def _check_schema(schema: object, kind: str) -> None:
+    for number, part in enumerate(_walk(schema)):
+        if number > _MAX_PARTS:
+            raise _bad(f"{kind}: it has more than {_MAX_PARTS} parts")
+        fault = _too_much(part)
+        if fault is not None:
+            raise _bad(f"{kind}: {_show(part.path)}: {fault}")
+
+
+def _too_much(part: _Part) -> str | None:
+    """Say what of a part cannot be kept to, or costs too much."""
+    value, size = part.value, len(part.value) if isinstance(part.value, list | dict | str) else 0
+    if len(part.path) > _MAX_DEPTH:
+        return f"it nests deeper than {_MAX_DEPTH} levels"
+    if part.keyword == "$ref" and isinstance(value, str) and not value.startswith("#"):
+        return f"{value[:100]!r} is somewhere else, and nothing is fetched"
+    if part.keyword == "enum" and size > _MAX_CHOICES:
+        return f"it has more than {_MAX_CHOICES} values"
+    if part.keyword == "properties" and size > _MAX_PROPERTIES:
+        return f"it has more than {_MAX_PROPERTIES} properties"
+    if part.keyword == "const" and isinstance(value, list | dict) and len(msgspec.json.encode(value)) > _MAX_OWN_CHARS:
+        return f"it has more than {_MAX_OWN_CHARS} characters as JSON"
+    is_literal = part.place == "values" or part.keyword == "pattern"
+    if (is_literal and isinstance(value, str) and size > _MAX_LITERAL) or len(
+        part.path[-1:] and part.path[-1]
+    ) > _MAX_LITERAL:
+        return f"it has more than {_MAX_LITERAL} characters"
+    return None
+
+
+def _walk(schema: object) -> Iterator[_Part]:
     """Go through all of a schema, outer parts first; stops going down one level below the deepest that is allowed."""
-    waiting: list[tuple[tuple[str, ...], object]] = [((), schema)]
+    waiting = [_Part((), schema, "", "schema")]
     while waiting:
-        path, value = waiting.pop()
-        yield path, value
-        if len(path) > _MAX_DEPTH:
+        part = waiting.pop()
+        yield part
+        if len(part.path) > _MAX_DEPTH:
             continue
-        if isinstance(value, dict):
-            inner = cast("dict[str, object]", value).items()
-            waiting += [((*path, name), part) for name, part in inner]
-        elif isinstance(value, list):
-            waiting += [((*path, str(number)), part) for number, part in enumerate(cast("list[object]", value))]
+        if isinstance(part.value, dict):
+            inner = cast("dict[str, object]", part.value)
+            waiting += [_inside(part, name, value) for name, value in inner.items()]
+        elif isinstance(part.value, list):
+            values = cast("list[object]", part.value)
+            waiting += [_Part((*part.path, str(n)), value, "", part.place) for n, value in enumerate(values)]
+
+
+def _inside(part: _Part, name: str, value: object) -> _Part:
+    """Say what the value of a name is: only in a schema a name is a keyword, and what is data holds no schema."""
+    path = (*part.path, name)
+    if part.place == "names":
+        return _Part(path, value, "", "schema")
+    if part.place != "schema":
+        return _Part(path, value, "", part.place)
+    place: _In = "names" if name in _NAMES else "values" if name in _VALUES else "notes" if name in _NOTES else "schema"
+    return _Part(path, value, name, place)
 
 
 def _place_of(fault: str, schema: object) -> str:
-    """Name where a keyword stands that a fault is about: llguidance says which, and not where."""
+    """Name where a keyword stands that a fault is about: llguidance says which, or its value, and not where."""
     if not isinstance(schema, dict):
         return ""
-    for name in _QUOTED.findall(fault):
-        for path, _ in _walk(schema):
-            if path and path[-1] == name:
-                return f": {_show(path)}"
+    for name in (*_QUOTED.findall(fault), fault.rsplit(": ", maxsplit=1)[-1]):
+        for part in _walk(schema):
+            if part.keyword and name in (part.keyword, part.value):
+                return f": {_show(part.path)}"
     return ""
 
 

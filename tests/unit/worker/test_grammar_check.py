@@ -35,6 +35,9 @@ def nested(depth: int) -> object:
         {"$defs": {"node": {"properties": {"next": {"$ref": "#/$defs/node"}}}}, "$ref": "#/$defs/node"},
         {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[a-z]+$"}]},
         {"properties": {"$ref": {"type": "string"}, "enum": {"type": "string"}}},
+        {"const": {"$ref": "https://x.example/s.json"}},
+        {"enum": [{"$ref": "other.json", "enum": ["x"]}, 1]},
+        {"type": "string", "default": {"$ref": "x.json"}, "examples": ["x" * 9000], "description": "y" * 9000},
         nested(30),
     ],
 )
@@ -57,10 +60,35 @@ def test_usual_schemas_are_taken(schema: object) -> None:
         ("json_schema", json.dumps(nested(100)), "nests deeper than 64 levels"),
         ("json_schema", '{"items":' * 20_000 + "1" + "}" * 20_000, "nests deeper than 64 levels"),
         ("json_schema", json.dumps({"enum": list(range(30_000))}), "/enum: it has more than"),
-        ("json_schema", json.dumps({"properties": {f"p{n}": {} for n in range(20_000)}}), "more than 20000 parts"),
+        ("json_schema", json.dumps({"anyOf": [{} for _ in range(20_001)]}), "more than 20000 parts"),
+        (
+            "json_schema",
+            json.dumps({"items": {"properties": {f"p{n}": {} for n in range(2000)}}}),
+            "/items/properties: ",
+        ),
+        (
+            "json_schema",
+            json.dumps({"properties": {"a": {"const": "x" * 5000}}}),
+            "/properties/a/const: it has more than",
+        ),
+        ("json_schema", json.dumps({"enum": ["a", "x" * 5000]}), "/enum/1: it has more than 4096"),
+        ("json_schema", json.dumps({"required": ["x" * 5000]}), "/required/0: it has more than 4096"),
+        ("json_schema", json.dumps({"properties": {"x" * 5000: {}}}), "it has more than 4096"),
+        ("json_schema", json.dumps({"const": ["x" * 40] * 1000}), "/const: it has more than 32768"),
+        ("json_schema", json.dumps({"type": "string", "pattern": "a" * 5000}), "/pattern: it has more than 4096"),
+        (
+            "json_schema",
+            json.dumps({"properties": {"a": {"type": "string", "format": "odd"}}}),
+            "/properties/a/format: ",
+        ),
         ("json_schema", json.dumps({"type": "string", "pattern": "(?=a)b"}), "json_schema"),
         ("regex", "(", "regex"),
         ("regex", "(?!a)b", "regex"),
+        ("regex", "a\\", "ends with a backslash"),
+        ("regex", "a" * 40_000, "more than 32768"),
+        ("lark", 'start: "' + "a" * 40_000 + '"', "more than 32768"),
+        ("lark", "start: %json " + json.dumps({"items": {"$ref": "x.json"}}), "lark: %json: /items/$ref"),
+        ("lark", "start: %json " + json.dumps({"const": "x" * 5000}), "lark: %json: /const: it has"),
         ("lark", "start: nobody", "nobody"),
         ("lark", "no grammar at all", "lark"),
     ],
@@ -98,3 +126,11 @@ def test_the_longest_text_that_the_wire_lets_through_costs_bounded_time() -> Non
         except RequestError as error:
             assert error.code == 400
         assert time.process_time() - began < MOST_CPU_S, f"{grammar.kind} {grammar.text[:40]}"
+
+
+def test_schemas_in_a_grammar_may_be_as_large_as_by_themselves() -> None:
+    """Many tools come as one grammar; a text that looks like a schema is a text."""
+    large = json.dumps({"properties": {"a": {"type": "string", "description": "x" * 60_000}}})
+    text = f'start: "%json {{" (a | b)\na: %json {large}\nb: %json {{"const": "%json {{}}"}}'
+
+    assert compile_grammar(Grammar(kind="lark", text=text)) == text
