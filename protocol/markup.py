@@ -94,7 +94,7 @@ class AnswerParser:
         self._has_thought = False
         self._openers = (_OPEN, _CLOSE, _MISTRAL, _LLAMA, *_HEADS) if tools else ()
         self._state: _State = "start"
-        self._unread = ""
+        self._unread: str = ""
         self._closer = ""
         self._channel: Callable[[str], Delta] = Content
         self._call_name = ""

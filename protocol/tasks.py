@@ -376,8 +376,8 @@ def _check_tools(task: Generate) -> None:
         raise _bad(f"tool_name: {show(task.tool_name)} is none of the tools, or tool_choice is not required")
     if names and task.messages is None:
         raise _bad("tools: they are told to the model in a conversation; send messages")
-    if names and task.grammar is not None and task.tool_choice != "none":
-        raise _bad("grammar: an answer that keeps to one calls no tool; leave the tools out, or say tool_choice none")
+    if names and task.grammar is not None and task.grammar.kind != "json_schema" and task.tool_choice == "auto":
+        raise _bad("grammar: beside tools a JSON schema can be kept to; leave the tools out, or say tool_choice none")
 
 
 def _check_parameters(tool: Tool) -> None:

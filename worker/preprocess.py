@@ -189,7 +189,7 @@ def _calls_tools(task: Generate) -> bool:
 
 def _grammar(task: Generate) -> str:
     """Return what the answer keeps to. Raises RequestError (400)."""
-    if tasks.is_forced(task):
+    if _calls_tools(task) and (tasks.is_forced(task) or task.grammar is not None):
         return compile_calls(task)
     return "" if task.grammar is None else compile_grammar(task.grammar)
 

@@ -16,12 +16,16 @@ from .grammar_check import compile_grammar
 
 _ANY_OBJECT: Final = '{"type":"object"}'
 _SAYS_ITS_TYPE: Final = frozenset({"type", "$ref", "anyOf", "allOf", "oneOf", "const", "enum"})
+_OBJECT: Final = {"type": "object"}
+"""What arguments are, whatever is forgotten in their schema."""
 _COMPACT: Final = {"whitespace_flexible": False}
 """As of other schemas: a weak model fills an answer with blanks where it may."""
 
 
 def compile_calls(task: Generate) -> str:
     """Return the grammar of an answer that is a call of one of the tools, or several, as engines take it.
+
+    Where no call is required, it is that or what the task's own schema says.
 
     Raises:
         RequestError: (400) the parameters of a tool are no schema, or one that cannot be kept to; with its name.
@@ -33,11 +37,21 @@ def compile_calls(task: Generate) -> str:
     for tool in tools:
         _check(tool)
     more = ' ("\\n" call)*' if task.parallel_tool_calls and task.tool_name is None else ""
-    lines = [f"start: call{more}", 'call: "<tool_call>\\n" (' + " | ".join(f"call_{n}" for n in range(len(tools)))]
+    words = None if task.tool_choice == "required" else task.grammar
+    lines = [
+        f"start: call{more}" + (" | words" if words else ""),
+        'call: "<tool_call>\\n" (' + " | ".join(f"call_{n}" for n in range(len(tools))),
+    ]
     lines[-1] += ') "\\n</tool_call>"'
     for number, tool in enumerate(tools):
         begin = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
-        lines += [f'call_{number}: {begin} arguments_{number} "}}"', f"arguments_{number}: %json {_schema(tool)}"]
+        lines += [
+            f'call_{number}: {begin} arguments_{number} "}}"',
+            f"arguments_{number}: %json {_schema(tool.parameters, _OBJECT)}",
+        ]
+    if words is not None:
+        compile_grammar(words)
+        lines.append(f"words: %json {_schema(words.text)}")
     try:
         return compile_grammar(Grammar(kind="lark", text="\n".join(lines)))
     except RequestError as error:
@@ -52,12 +66,12 @@ def _check(tool: Tool) -> None:
         raise _bad(f"{tool.name}: parameters: {error.text.removeprefix('grammar: json_schema: ')}") from None
 
 
-def _schema(tool: Tool) -> str:
-    """Return the schema on one line; arguments are an object where it does not say what they are."""
-    read: object = json.loads(tool.parameters or _ANY_OBJECT)
+def _schema(text: str, usual: dict[str, Any] | None = None) -> str:
+    """Return a schema on one line; `usual` where it does not say what it is of."""
+    read: object = json.loads(text or _ANY_OBJECT)
     schema = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
-    if not _SAYS_ITS_TYPE & schema.keys():
-        schema["type"] = "object"
+    if usual and not _SAYS_ITS_TYPE & schema.keys():
+        schema |= usual
     return json.dumps({**schema, "x-guidance": _COMPACT})
 
 

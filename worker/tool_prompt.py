@@ -68,8 +68,8 @@ def is_in_words(messages: Sequence[ChatMessage]) -> bool:
 
 def tool_map(tool: Tool) -> dict[str, Any]:
     """Return a tool as chat templates know it, which is as OpenAI has it."""
-    parameters = msgspec.json.decode(tool.parameters) if tool.parameters else {"type": "object", "properties": {}}
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    parameters: Any = msgspec.json.decode(tool.parameters) if tool.parameters else {"type": "object", "properties": {}}
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}
 
 

@@ -71,7 +71,7 @@ _GRAMMAR: Final = "say what the answer keeps to as response_format, or as struct
 _THINKING: Final = "no engine here controls how a model thinks"
 _RAW: Final = "this bridge answers with text, and keeps the rest for itself"
 _TEMPLATE: Final = "a conversation is rendered by its model's own chat template, up to where the answer begins"
-_TOOLS: Final = "tools are not understood here"
+_TOOLS: Final = "tools are understood in chats, as tools"
 _WEIGHTS: Final = "models are served as they were loaded"
 _ONLY_WITH: Final = "says more about something that is refused"
 
@@ -108,7 +108,9 @@ EXTRAS: Final[dict[str, Extra]] = {
         "the context is the worker's, and never shifts", None, "num_ctx truncation_length n_keep num_keep n_discard"
     ),
     **_rows(
-        "text in which a model thinks stays where it is", None, "reasoning_format separate_reasoning stream_reasoning"
+        "what a model thinks first stands in reasoning_content",
+        None,
+        "reasoning_format separate_reasoning stream_reasoning",
     ),
     **_rows(
         _ONLY_WITH,
@@ -218,16 +220,15 @@ CHAT_EXTRAS: Final[dict[str, Extra]] = {
 
 MESSAGE_EXTRAS: Final[dict[str, Extra]] = {
     **_rows(
-        "models get role and content alone",
+        "models get role, content and calls alone",
         None,
-        "name tool_call_id id created created_at timestamp status metadata annotations citations cache_control weight "
+        "id created created_at timestamp status metadata annotations citations cache_control weight "
         "reasoning reasoning_content reasoning_details thinking thinking_blocks provider_specific_fields",
     ),
-    **_rows("tool calls are not understood here", ([],), "tool_calls"),
-    **_rows("tool calls are not understood here", (), "function_call"),
+    **_rows("calls are understood as tool_calls", (), "function_call"),
     **_rows("only text is understood", (), "audio"),
     **_rows("only text is understood", ([],), "images videos audios"),
-    **_rows("models get role and content alone: say it as content", ("",), "refusal"),
+    **_rows("models get role, content and calls alone: say it as content", ("",), "refusal"),
     **_rows(_TEMPLATE, (False,), "prefix partial"),
 }
 """What stands in messages beside role and content: histories that come back hold what other servers answered."""

@@ -11,7 +11,7 @@ from typing import Any, Final, cast, get_args
 from ...protocol.tasks import ChatRole
 from ..errors import InvalidRequestError
 from ..json_body import encode
-from . import grammars
+from . import grammars, tools
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS
 from .requests import parse
 from .schema import ChatRequest, CompletionRequest
@@ -29,8 +29,8 @@ def divide(
     Messages that hold more than text are set apart whole; their texts stay, for whoever looks at the prompt.
     """
     extras = EXTRAS | CHAT_EXTRAS if schema is ChatRequest else EXTRAS
-    # A server keeps to grammars in its own way.
-    ours = _ELSEWHERE | frozenset(schema.__struct_fields__) - grammars.NAMES
+    # A server keeps to grammars, and calls tools, in its own way.
+    ours = _ELSEWHERE | frozenset(schema.__struct_fields__) - grammars.NAMES - tools.NAMES
     extra = {
         name: value
         for name, value in given.items()
@@ -46,10 +46,9 @@ def divide(
 
 def _are_plain(messages: list[object]) -> bool:
     try:
-        parse(encode({"model": "any", "messages": messages}), ChatRequest)
+        return not tools.speaks_of_tools(parse(encode({"model": "any", "messages": messages}), ChatRequest))
     except InvalidRequestError:
         return False
-    return True
 
 
 def _plain(given: object) -> object:

@@ -16,6 +16,7 @@ from ...protocol.faults import Fault, find_fault, show, soften
 from ...protocol.tasks import ChatMessage, Embed, Generate
 from ..errors import InvalidRequestError
 from ..json_body import read_value
+from . import tools
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS, MESSAGE_EXTRAS, PART_EXTRAS, Extra, same
 from .grammars import grammar_of
 from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingRequest, Generation, Message, Texts
@@ -218,7 +219,12 @@ def chat_task(request: ChatRequest) -> Generate:
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     messages = [_message(message) for message in request.messages]
     return Generate(
-        messages=messages, max_tokens=most, logprobs=logprobs, grammar=grammar_of(request), **_sampling(request)
+        messages=messages,
+        max_tokens=most,
+        logprobs=logprobs,
+        grammar=grammar_of(request),
+        **tools.tool_fields(request),
+        **_sampling(request),
     )
 
 
@@ -306,8 +312,8 @@ def _sampling(request: Generation) -> dict[str, Any]:
 def _message(message: Message) -> ChatMessage:
     content = message.content
     if content is None or isinstance(content, str):
-        return ChatMessage(role=message.role, content=content or "")
-    return ChatMessage(role=message.role, content="".join(part.text for part in content))
+        return tools.turn(message, content or "")
+    return tools.turn(message, "".join(part.text for part in content))
 
 
 def _several(name: str, given: Texts) -> list[str | list[int]]:

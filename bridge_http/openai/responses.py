@@ -16,6 +16,7 @@ from ...client.response import Chunk, Embeddings, Result
 from ...protocol.tasks import TokenLogprobs
 from ..json_body import encode
 from . import schema as s
+from .tools import AskedTools, ChatReader
 
 _REPLACEMENT = "\ufffd"
 DONE = b"data: [DONE]\n\n"
@@ -46,27 +47,39 @@ def _finish_reason(result: Result) -> s.FinishReason:
     return "length" if result.finish_reason == "length" else "stop"
 
 
+def _chat_finish_reason(result: Result, reader: ChatReader) -> s.ChatFinishReason:
+    reason = _finish_reason(result)
+    return "tool_calls" if reason == "stop" and reader.has_called else reason
+
+
 # --- whole answers ---------------------------------------------------------------------------------------------------
 
 
-def chat(results: Sequence[Result], per_prompt: int, id_: str, now: int, spelling: Spelling) -> s.ChatCompletion:
+def chat(
+    results: Sequence[Result], per_prompt: int, id_: str, now: int, spelling: Spelling, asked: AskedTools
+) -> s.ChatCompletion:
     """Build the answer to a chat."""
-    choices = [
-        s.ChatChoice(
-            index=index,
-            message=s.ReplyMessage(content=result.text),
-            logprobs=chat_logprobs(result.logprobs, result.token_ids, spelling),
-            finish_reason=_finish_reason(result),
-        )
-        for index, result in enumerate(results)
-    ]
+    choices = [_chat_choice(index, result, spelling, asked) for index, result in enumerate(results)]
     usage, first = _usage_of_all(results, per_prompt), results[0]
     return s.ChatCompletion(
         id=id_, created=now, model=first.model, system_fingerprint=first.revision or None, choices=choices, usage=usage
     )
 
 
-def completion(results: Sequence[Result], per_prompt: int, id_: str, now: int, spelling: Spelling) -> s.Completion:
+def _chat_choice(index: int, result: Result, spelling: Spelling, asked: AskedTools) -> s.ChatChoice:
+    reader = ChatReader(asked, index)
+    message = reader.message(result.text)
+    return s.ChatChoice(
+        index=index,
+        message=message,
+        logprobs=chat_logprobs(result.logprobs, result.token_ids, spelling),
+        finish_reason=_chat_finish_reason(result, reader),
+    )
+
+
+def completion(
+    results: Sequence[Result], per_prompt: int, id_: str, now: int, spelling: Spelling, _asked: AskedTools
+) -> s.Completion:
     """Build the answer to a completion, or to several: `per_prompt` choices for each prompt."""
     choices = [
         s.CompletionChoice(
@@ -137,6 +150,7 @@ class _Stream:
     with_usage: bool
     with_usage_so_far: bool = False
     spelling: Spelling
+    asked: AskedTools = AskedTools()
     index: int = 0
     fingerprint: str | None = None
     prompt_tokens: int | None = None
@@ -215,6 +229,32 @@ class ChatStream(_Stream):
 
     _chunk = s.ChatChunk
     _has_begun = False
+    _reader: ChatReader | None = None
+
+    def of(self, chunk: Chunk) -> Iterator[bytes]:
+        """Write what a part says, thinks or calls; log probabilities are those of its tokens, whatever they are of."""
+        self._learn(chunk.revision, chunk.prompt_tokens)
+        yield from self._beginning()
+        self._made += len(chunk.token_ids)
+        logprobs = chat_logprobs(chunk.logprobs, chunk.token_ids, self.spelling)
+        deltas = list(self._reading.feed(chunk.text)) or ([s.ChatDelta(content="")] if logprobs is not None else [])
+        for delta in deltas:
+            yield self._event(s.ChatChunkChoice(index=self.index, delta=delta, logprobs=logprobs))
+            logprobs = None
+
+    def finish(self, result: Result) -> Iterator[bytes]:
+        """Write what waited for more of the answer, and why it is over."""
+        self._learn(result.revision, result.usage.prompt_tokens)
+        for delta in self._reading.finish():
+            yield self._event(s.ChatChunkChoice(index=self.index, delta=delta))
+        reason = _chat_finish_reason(result, self._reading)
+        yield self._event(s.ChatChunkChoice(index=self.index, delta=s.ChatDelta(), finish_reason=reason))
+
+    @property
+    def _reading(self) -> ChatReader:
+        if self._reader is None:
+            self._reader = ChatReader(self.asked, self.index)
+        return self._reader
 
     def _beginning(self) -> Iterator[bytes]:
         if not self._has_begun:

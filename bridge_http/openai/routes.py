@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...client.response import Result
-from ...protocol.capabilities import EXTRA
+from ...protocol.capabilities import EXTRA, TOOLS
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
 from ..choices import start, stream_choices
@@ -25,6 +25,7 @@ from . import responses as r
 from .passing import divide
 from .requests import chat_task, choices_of, completion_tasks, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
+from .tools import AskedTools, speaks_of_tools
 
 G = TypeVar("G", ChatRequest, CompletionRequest)
 _STARTED: Final = int(time.time())
@@ -76,21 +77,26 @@ async def _read(
     """Read a generation, and apart from it what is not ours where its model may understand that."""
     raw = await bodies.read(request.headers, request.scope, request.receive)
     try:
-        return parse(raw, schema), {}
+        body = parse(raw, schema)
     except InvalidRequestError:
         value = read_value(raw)
         given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
         if not given or not await _may_pass(snapshots, given.get("model")):
             raise
+    else:
+        if not speaks_of_tools(body) or not await _may_pass(snapshots, body.model, unless=TOOLS):
+            return body, {}
+        given = cast("dict[str, Any]", read_value(raw))
     rest, extra = divide(given, schema)
     return parse(encode(rest), schema), extra
 
 
-async def _may_pass(snapshots: SnapshotCache, model: object) -> bool:
-    """Whether a node of a model passes on what is not ours."""
+async def _may_pass(snapshots: SnapshotCache, model: object, *, unless: str = "") -> bool:
+    """Whether a node of a model passes on what is not ours; `unless` one has a capability of its own for it."""
     latest = (await snapshots.look()).snapshot
     services = latest.services if latest is not None else []
-    return any(EXTRA in service.capabilities and model in (None, service.service) for service in services)
+    able = [service.capabilities for service in services if model in (None, service.service)]
+    return any(EXTRA in names for names in able) and not any(unless in names for names in able)
 
 
 def _with(extra: dict[str, Any], task: Generate) -> Generate:
@@ -109,7 +115,7 @@ class _Kind(NamedTuple):
 
     prefix: str
     stream: type[r.ChatStream | r.CompletionStream]
-    whole: Callable[[Sequence[Result], int, str, int, r.Spelling], object]
+    whole: Callable[[Sequence[Result], int, str, int, r.Spelling, AskedTools], object]
 
 
 _CHAT: Final = _Kind("chatcmpl", r.ChatStream, r.chat)
@@ -121,10 +127,11 @@ async def _generate(
 ) -> Response:
     id_, created = f"{kind.prefix}-{request.caller.rid.hex()}", in_flight.begun_at(request)
     spelling = r.as_id if body.return_tokens_as_token_ids else r.as_text
+    asked = AskedTools.of(body, request.caller.rid)
     per_prompt, tasks = body.n or 1, choices_of(tasks, body.n)
     if not body.stream:
         choices = start(in_flight, tasks, request, stream=False, model=body.model)
-        return json_response(200, kind.whole(await choices.whole(request), per_prompt, id_, created, spelling))
+        return json_response(200, kind.whole(await choices.whole(request), per_prompt, id_, created, spelling, asked))
     options = body.stream_options or StreamOptions()
     so_far = bool(options.continuous_usage_stats)
     writers = [
@@ -135,6 +142,7 @@ async def _generate(
             with_usage=bool(options.include_usage) or so_far,
             with_usage_so_far=so_far,
             spelling=spelling,
+            asked=asked,
             index=index,
         )
         for index in range(len(tasks))

@@ -14,6 +14,7 @@ Number = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+ToolName = Annotated[str, Meta(min_length=1, max_length=128)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Schema = dict[str, Any] | bool
 """A JSON schema."""
@@ -31,11 +32,58 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """Which function is called, and the JSON of its arguments as the model wrote it."""
+
+    name: ToolName
+    arguments: str
+
+
+class MessageCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a tool."""
+
+    id: ToolName
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn."""
+    """One turn; `tool_call_id` and `name` say which call the turn of a tool answers."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    tool_calls: Annotated[list[MessageCall], Meta(max_length=128)] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that may be called; `parameters` is the schema of its arguments."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ChatTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool; only functions are understood."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
+    """Which function is meant."""
+
+    name: ToolName
+
+
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,6 +173,9 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
+    tools: Annotated[list[ChatTool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
@@ -196,14 +247,18 @@ class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer."""
+    """The answer; what the model thought before it under the names of several servers."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[MessageCall] | UnsetType = UNSET
 
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +267,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int = 0
     message: ReplyMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,11 +282,23 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: TokenUsage
 
 
+class CallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a tool, whole; `index` is its place among those of its answer."""
+
+    index: int
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,7 +307,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int = 0
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):

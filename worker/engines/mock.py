@@ -5,6 +5,7 @@ there. A place used too early, a wrong prefix, a resume without its tokens: each
 `mock_tokens.expected_tokens` knows the right one. What it does with batches of texts, `mock_batches` says.
 
 Options (`--engine-opt`): step_ms, step_ms_per_row, prefill_ms_per_token, load_s, slots, chunk, eos (hash | never), dim,
+script (a file: a JSON list of texts, uttered in the first, second, … turn of a conversation, whatever is asked),
 and for tests of failure crash_on_prompt, hang_on_prompt, fail_on_prompt (a text that sets the fault off).
 """
 
@@ -16,9 +17,12 @@ import signal
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Final
+
+import msgspec
 
 from .base import (
     CannotLoadError,
@@ -37,8 +41,11 @@ from .mock_tokens import EOS, REVISION, VOCABULARY, extend, next_token, noise_of
 DEFAULT_SLOTS: Final = 32
 DEFAULT_CONTEXT: Final = 8192
 DEFAULT_CHUNK: Final = 2048
+_ASSISTANT: Final = 260
+"""The marker of the assistant's turns (`ByteTokenizer`)."""
 _OPTIONS: Final = (
     *("step_ms", "step_ms_per_row", "prefill_ms_per_token", "load_s", "slots", "chunk", "eos", "dim"),
+    "script",
     *("crash_on_prompt", "hang_on_prompt", "fail_on_prompt"),
 )
 log = logging.getLogger(__name__)
@@ -90,11 +97,20 @@ class MockRunner:
 
     vocabulary = VOCABULARY
 
-    def __init__(self, kv_tokens: int, *, timing: MockTiming, may_end: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        kv_tokens: int,
+        *,
+        timing: MockTiming,
+        may_end: bool,
+        clock: Callable[[], float],
+        script: Sequence[str] = (),
+    ) -> None:
         self._ids = array("L", bytes(kv_tokens * array("L").itemsize))
         self._chains = array("Q", bytes(kv_tokens * array("Q").itemsize))
         self._timing = timing
         self._may_end = may_end
+        self._script = [text.encode() for text in script]
         self._clock = clock
         self._under_way: deque[tuple[float, Drawn]] = deque()
 
@@ -144,12 +160,20 @@ class MockRunner:
         last = list(self._ids[start + max(0, length - 3) : start + length])
         noise = noise_of(request.sampling.seed, request.sampling.temperature)
         token = next_token(self._chains[start + length - 1], noise, last, may_end=may_end)
+        if self._script:
+            token = self._scripted(request.prompt_ids, made)
         matcher = part.sequence.sampling_state.matcher
         if matcher is not None:
             token = token_under(matcher.mask, self._chains[start + length - 1], noise)
         if length < part.sequence.extent.size:
             self._ids[start + length] = token  # for a next step that is launched before this one is read
         return token
+
+    def _scripted(self, prompt_ids: Sequence[int], made: int) -> int:
+        """Return what the script says as this token of this turn; its last text is for all further turns."""
+        turn = max(0, prompt_ids.count(_ASSISTANT) - 1)
+        text = self._script[min(turn, len(self._script) - 1)]
+        return text[made] if made < len(text) else EOS
 
 
 class MockEngine(GenerateEngine):
@@ -170,11 +194,12 @@ class MockEngine(GenerateEngine):
         faults: MockFaults = _NO_FAULTS,
         may_end: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        script: Sequence[str] = (),
     ) -> None:
         kv_tokens = kv_tokens or slots * context
         self._faults = faults
         super().__init__(
-            MockRunner(kv_tokens, timing=timing, may_end=may_end, clock=clock),
+            MockRunner(kv_tokens, timing=timing, may_end=may_end, clock=clock, script=script),
             kv_tokens=kv_tokens,
             limits=SchedulerLimits(
                 slots=slots,
@@ -230,6 +255,7 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
             fail=options.get("fail_on_prompt", ""),
         ),
         may_end=options.get("eos", "hash") != "never",
+        script=_script(options.get("script", "")),
     )
     batches = MockBatches(
         size=spec.batch_max_size,
@@ -243,6 +269,14 @@ def factory(spec: EngineSpec, progress: Progress) -> Mapping[str, Engine]:
         "rerank": MockReranker(f"{spec.model}-rerank", batches),
         "classify": MockClassifier(f"{spec.model}-classify", batches),
     }
+
+
+def _script(file: str) -> list[str]:
+    """Read what is to be uttered. Raises CannotLoadError."""
+    try:
+        return msgspec.json.decode(Path(file).read_bytes(), type=list[str]) if file else []
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CannotLoadError(f"script: a file with a JSON list of texts is meant: {error}") from None
 
 
 def _load(load_s: float, progress: Progress) -> None:

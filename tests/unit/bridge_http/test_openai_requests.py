@@ -18,7 +18,7 @@ from support.examples import examples
 from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.openai import extras, schema
+from zmqrt.bridge_http.openai import extras, schema, tools
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import RequestError
 
@@ -151,17 +151,20 @@ def test_a_bias_for_what_is_no_token_id_is_refused(key: str) -> None:
 # --- fields of others ------------------------------------------------------------------------------------------------
 
 
+OF_CHATS = {
+    name: row
+    for name, row in {**extras.EXTRAS, **extras.CHAT_EXTRAS}.items()
+    if name not in schema.ChatRequest.__struct_fields__
+}
 NEUTRAL = [
     (name, value)
-    for name, row in {**extras.EXTRAS, **extras.CHAT_EXTRAS}.items()
+    for name, row in OF_CHATS.items()
     if not callable(row.at)
     for value in (None, *(row.at if row.at is not None else ("x", 5, {"a": [1]}, True)))
 ]
-OTHERS: Final = {"tool_choice": "required", "temperature_last": True, "best_of": 3, "use_beam_search": True}
+OTHERS: Final = {"temperature_last": True, "best_of": 3, "use_beam_search": True}
 REFUSED = [
-    (name, OTHERS.get(name, {"x": 1}))
-    for name, row in {**extras.EXTRAS, **extras.CHAT_EXTRAS}.items()
-    if row.at is not None and not callable(row.at)
+    (name, OTHERS.get(name, {"x": 1})) for name, row in OF_CHATS.items() if row.at is not None and not callable(row.at)
 ]
 
 
@@ -193,10 +196,10 @@ def test_true_is_not_one(name: str, value: object) -> None:
 
 
 def test_no_name_is_both_obeyed_and_let_pass() -> None:
-    """Or one of the two would be forgotten."""
+    """Or one of the two would be forgotten. Completions have no tools: there the same names are let pass or refused."""
     obeyed = {*schema.ChatRequest.__struct_fields__, *schema.CompletionRequest.__struct_fields__}
 
-    assert obeyed & {*extras.EXTRAS, *extras.CHAT_EXTRAS, *extras.ALIASES} == set()
+    assert obeyed & {*extras.EXTRAS, *extras.CHAT_EXTRAS, *extras.ALIASES} == tools.NAMES
 
 
 def test_a_window_of_the_penalty_matters_only_with_a_penalty() -> None:
@@ -309,7 +312,7 @@ def test_what_other_servers_answered_may_stand_in_the_history() -> None:
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0].function"),
         ({"role": "assistant", "content": "x", "prefix": True}, "messages[0].prefix"),
         ({"role": "assistant", "function_call": {"name": "f"}}, "messages[0].function_call"),
         ({"role": "assistant", "refusal": "no"}, "messages[0].refusal"),

@@ -160,6 +160,17 @@ def test_nonsense_is_taken_apart_alike_however_it_is_cut(pieces: list[str]) -> N
     assert whole(parsed(list(text))) == whole(parsed([text])) == whole(parsed(pieces))
 
 
+@pytest.mark.parametrize("family", SAMPLES)
+def test_what_is_told_by_now_depends_on_the_text_so_far_alone(family: str) -> None:
+    """Not on its pieces: else a stream that goes on from its middle would repeat something, or leave it out."""
+    text, _ = SAMPLES[family]
+    letters = AnswerParser(TOOLS)
+    told = list[Delta]()
+    for end in range(1, len(text) + 1):
+        told += letters.feed(text[end - 1])
+        assert whole(told) == whole(AnswerParser(TOOLS).feed(text[:end])), end
+
+
 def test_an_answer_is_text_as_it_is_where_no_tool_was_asked_for() -> None:
     """Whoever asked for none wants to read what a model says about markup."""
     text = f'<tool_call>{{"name": "weather", "arguments": {PARIS}}}</tool_call> [TOOL_CALLS] <think>'

@@ -22,7 +22,7 @@ TOOL = {"name": "f", "parameters": '{"type":"object"}'}
         ({"tools": [TOOL], "tool_name": "g", "tool_choice": "required"}, '"g" is none of the tools'),
         ({"tools": [TOOL], "tool_name": "f"}, "tool_choice is not required"),
         ({"tools": [TOOL], "messages": None, "prompt": "?"}, "send messages"),
-        ({"tools": [TOOL], "grammar": {"kind": "regex", "text": "a"}}, "calls no tool"),
+        ({"tools": [TOOL], "grammar": {"kind": "regex", "text": "a"}}, "leave the tools out"),
         ({"tools": [TOOL], "tool_choice": "required", "min_tokens": 2}, "min_tokens"),
         ({"tools": [{"name": "f", "parameters": "{"}]}, "parameters"),
         ({"tools": [{"name": "f", "parameters": "[]"}]}, "parameters"),

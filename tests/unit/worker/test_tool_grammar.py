@@ -11,7 +11,7 @@ import pytest
 
 from zmqrt.protocol.errors import RequestError
 from zmqrt.protocol.markup import AnswerParser, CalledTool
-from zmqrt.protocol.tasks import ChatMessage, Generate, Tool
+from zmqrt.protocol.tasks import ChatMessage, Generate, Grammar, Tool
 from zmqrt.worker.engines.grammar import Grammars
 from zmqrt.worker.engines.mock_tokens import EOS, VOCABULARY, token_under
 from zmqrt.worker.tool_grammar import compile_calls
@@ -77,6 +77,17 @@ def test_one_call_alone_where_one_is_named_or_asked_for(fields: dict[str, object
     assert all(len(calls) == 1 for calls in answers)
     if "tool_name" in fields:
         assert {calls[0].name for calls in answers} == {"weather"}
+
+
+def test_an_answer_that_need_not_call_is_a_call_or_keeps_to_its_schema() -> None:
+    """Whichever the model begins."""
+    grammar = compile_calls(task(tool_choice="auto", grammar=Grammar(kind="json_schema", text='{"const":"no"}')))
+    matcher = MOCK.matcher(grammar, [], [EOS])
+    for token in b'"no"':
+        matcher.take(token)
+
+    assert matcher.is_over
+    assert uttered(compile_calls(task(grammar=Grammar(kind="json_schema", text='{"const":"no"}'))), 1)
 
 
 @pytest.mark.parametrize(

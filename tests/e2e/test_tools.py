@@ -1,0 +1,167 @@
+"""Tools in a real fleet: OpenAI's own client calls one and tells what it returned; a call outlives its node."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from support.http import answer_of, asked
+from support.lazily import lazily
+from support.stack import Process, Stack, running
+from zmqrt.client import RequestError
+from zmqrt.protocol.markup import AnswerParser, CalledTool, Delta
+
+openai = lazily("openai")
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}}
+TIME = {"type": "function", "function": {"name": "time"}}
+CALLED = (
+    "<think>Where?</think>\n\nOne moment.\n"
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+)
+ASK: list[Any] = [{"role": "user", "content": "Rain?"}]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Stack, list[Process]]]:
+    """Two nodes that call tools, then speak; and two bridges."""
+    script = tmp_path_factory.mktemp("script") / "script.json"
+    script.write_text(json.dumps([CALLED, "No rain in Zürich."]))
+    with running(nodes=2, worker=("--engine-opt", f"step_ms=2,script={script}", "--devices", "0")) as stack:
+        yield stack, [stack.bridge(), stack.bridge()]
+
+
+def client_of(bridge: Process) -> Any:
+    """Make a client as its users do."""
+    return openai.OpenAI(base_url=f"{bridge.endpoints['http']}/v1", api_key="none")
+
+
+def test_openai_s_own_client_calls_a_tool_and_tells_what_it_returned(fleet: tuple[Stack, list[Process]]) -> None:
+    """One round trip, unmodified; its second request has the first answer as it came."""
+    with client_of(fleet[1][0]) as client:
+        first = client.chat.completions.create(model="mock", messages=ASK, tools=[TOOL, TIME])
+        message = first.choices[0].message
+        results = [
+            {"role": "tool", "tool_call_id": call.id, "content": "dry" if call.function.name == "weather" else "noon"}
+            for call in message.tool_calls
+        ]
+        second = client.chat.completions.create(
+            model="mock", messages=[*ASK, message.model_dump(exclude_none=True), *results], tools=[TOOL, TIME]
+        )
+
+    assert first.choices[0].finish_reason == "tool_calls"
+    assert (message.content, message.reasoning_content) == ("One moment.", "Where?")
+    assert [call.function.name for call in message.tool_calls] == ["weather", "time"]
+    assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Zürich"}
+    assert (second.choices[0].message.content, second.choices[0].finish_reason) == ("No rain in Zürich.", "stop")
+
+
+def test_the_same_streamed(fleet: tuple[Stack, list[Process]]) -> None:
+    """Put together by its own accumulator; no markup in any delta."""
+    with (
+        client_of(fleet[1][0]) as client,
+        client.chat.completions.stream(model="mock", messages=ASK, tools=[TOOL, TIME]) as stream,
+    ):
+        events = list(stream)
+        choice = stream.get_final_completion().choices[0]
+
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "One moment."
+    assert [call.function.name for call in choice.message.tool_calls] == ["weather", "time"]
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "Zürich"}
+    assert not any("<" in event.delta for event in events if event.type == "content.delta")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_must_be_is_one_that_is_valid(fleet: tuple[Stack, list[Process]], choice: Any) -> None:
+    """Whatever the model would have said: the script is not followed here."""
+    with client_of(fleet[1][0]) as client:
+        for seed in range(3):
+            answer = client.chat.completions.create(
+                model="mock", messages=ASK, tools=[TOOL], tool_choice=choice, seed=seed, max_tokens=2000
+            )
+            calls = answer.choices[0].message.tool_calls
+            assert answer.choices[0].finish_reason == "tool_calls"
+            assert all(call.function.name == "weather" for call in calls)
+            assert all(json.loads(call.function.arguments).keys() == {"city"} for call in calls)
+            assert choice == "required" or len(calls) == 1
+
+
+def test_without_tools_or_with_none_wanted_an_answer_is_words(fleet: tuple[Stack, list[Process]]) -> None:
+    """`tool_choice: none` and an empty list never fail."""
+    each: tuple[dict[str, Any], ...] = ({"tools": []}, {"tools": [TOOL], "tool_choice": "none"})
+    for fields in each:
+        body = {"model": "mock", "messages": ASK, **fields}
+        status, answer, _ = answer_of(fleet[1][0], "POST", "/v1/chat/completions", body)
+        assert (status, answer["choices"][0]["finish_reason"]) == (200, "stop")
+        assert "tool_calls" not in answer["choices"][0]["message"]
+
+
+def test_a_tool_whose_schema_cannot_be_kept_to_is_a_400_with_its_name(fleet: tuple[Stack, list[Process]]) -> None:
+    """Where a call is required; else nothing is asked of the schema."""
+    bad: dict[str, Any] = {"name": "odd", "parameters": {"properties": {"a": {"not": {}}}}}
+    with (
+        fleet[0].client(default_model="mock") as client,
+        pytest.raises(RequestError, match=r"odd: .*/properties/a/not"),
+    ):
+        client.infer(messages=ASK, tools=[bad], tool_choice="required")
+
+
+def taken_apart(pieces: list[str]) -> list[Delta]:
+    """Read an answer as every edge does."""
+    parser = AnswerParser(["weather", "time"])
+    return [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
+
+
+def test_a_call_outlives_its_node_at_the_exact_place(fleet: tuple[Stack, list[Process]]) -> None:
+    """Cut in the middle of its arguments, by `kill -9`."""
+    stack = fleet[0]
+    with stack.client(default_model="mock") as client:
+        whole = client.infer(messages=ASK, tools=[TOOL, TIME])
+        with client.stream(messages=ASK, tools=[TOOL, TIME]) as stream:
+            texts = list[str]()
+            while len("".join(texts)) < 100:
+                texts.append(next(stream).text)
+            serving = [node.node_id for node in client.status().nodes if node.in_flight]
+            stack.node(serving[0]).kill()
+            texts += [chunk.text for chunk in stream]
+    stack.again(stack.node(serving[0]))
+    stack.wait_for_nodes(2)
+
+    assert "".join(texts) == whole.text == CALLED
+    calls = [delta for delta in taken_apart(texts) if isinstance(delta, CalledTool)]
+    assert calls == [delta for delta in taken_apart([whole.text]) if isinstance(delta, CalledTool)]
+    assert len(calls) == 2
+
+
+def test_a_stream_of_calls_goes_on_at_another_bridge(fleet: tuple[Stack, list[Process]]) -> None:
+    """From any event on: what was read before and what comes then is the undisturbed stream, ids included."""
+    body = {"model": "mock", "messages": ASK, "tools": [TOOL, TIME], "stream": True}
+    key = {"idempotency-key": "calls"}
+    events = events_of(fleet[1][0], body, key)
+    ids = [event.partition("\n")[0].removeprefix("id: ") for event in events if event.startswith("id: ")]
+    picked = ids[:: max(1, len(ids) // 8)]
+
+    assert sum("tool_calls" in event for event in events) == 3
+    for id_ in picked:
+        at = next(place for place, event in enumerate(events) if event.startswith(f"id: {id_}\n"))
+        rest = events_of(fleet[1][1], body, {**key, "last-event-id": id_})
+        assert rest == events[at + 1 :]
+
+
+def events_of(bridge: Process, body: dict[str, Any], headers: dict[str, str]) -> list[str]:
+    """Read the events of a stream; when it was begun may differ."""
+    with asked(bridge, "POST", "/v1/chat/completions", body, headers) as answer:
+        text = re.sub('"created":[0-9]+', "", answer.read().decode())
+    return [event for event in text.split("\n\n") if event and not event.startswith(":")]
