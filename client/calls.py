@@ -23,7 +23,7 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import HALF, half_in, is_service, is_unicode
-from ..protocol.tasks import ChatMessage
+from ..protocol.tasks import ChatMessage, Rendering
 from . import arguments, grammars, tools
 from .config import ClientConfig
 
@@ -67,6 +67,9 @@ class GenerateOptions(CallOptions, total=False):
     What the answer keeps to is one of three: `schema`, a JSON Schema as a dict or text, or a type that msgspec or
     pydantic makes one of; `regex`, of the whole answer; `lark`, a grammar.
 
+    `rendering` says how the model's chat template renders the conversation, such as `{"kwargs": {"enable_thinking":
+    False}}` or `{"continue_final_message": True}`.
+
     `tools` and the calls in messages are plain or in OpenAI's shape, and so is a `tool_choice` that names a tool.
     """
 
@@ -95,6 +98,7 @@ class GenerateOptions(CallOptions, total=False):
     tool_choice: str | Mapping[str, Any]
     tool_name: str | None
     parallel_tool_calls: bool
+    rendering: Mapping[str, Any] | Rendering
     extra: Mapping[str, Any]
 
 

@@ -84,6 +84,7 @@ def fields_page() -> str:
         "\n".join(["| name | is |", "|---|---|", *aliases, ""]),
         _fields("In every body", extras.EXTRAS),
         _fields("In conversations, otherwise", extras.CHAT_EXTRAS),
+        _fields("Where there is no conversation, otherwise", extras.TEXT_EXTRAS),
         _fields("In messages", extras.MESSAGE_EXTRAS),
         _fields("In parts of type text", extras.PART_EXTRAS),
     ]

@@ -27,6 +27,8 @@ EXTRA: Final = "extra"
 """It passes fields of another server's API on to that server."""
 TOOLS: Final = "tools"
 """It tells its model of tools, and what was called before; it forces calls only where it has GRAMMAR as well."""
+RENDERING: Final = "rendering"
+"""It obeys what is said of how the model's chat template renders a conversation."""
 NOTHING: Final = frozenset[str]()
 
 

@@ -51,6 +51,10 @@ MAX_GRAMMAR_CHARS: Final = 256 << 10
 """A JSON schema as text: the largest in public collections have 100,000."""
 MAX_TOOLS: Final = 128
 """Of one request, and calls of one turn; as many as OpenAI takes."""
+MAX_TEMPLATE_NAMES: Final = 64
+MAX_TEMPLATE_VALUES: Final = 4096
+"""In what is given to a chat template, counted at all depths: a few documents have hundreds."""
+MAX_TEMPLATE_DEPTH: Final = 16
 MAX_BROKERS: Final = 16
 MAX_ENDPOINT_CHARS: Final = 256
 MAX_TTL_MS: Final = 86_400_000

@@ -12,7 +12,7 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from .capabilities import EXTRA, GRAMMAR, LOGPROBS, TOKEN_IDS, TOOLS
+from .capabilities import EXTRA, GRAMMAR, LOGPROBS, RENDERING, TOKEN_IDS, TOOLS
 from .errors import ErrorKind, RequestError, request_error
 from .faults import find_fault, show
 from .limits import (
@@ -22,10 +22,12 @@ from .limits import (
     BODY_MAX_STR_BYTES,
     MAX_GRAMMAR_CHARS,
     MAX_INT,
+    MAX_TEMPLATE_NAMES,
     MAX_TOOLS,
 )
 from .messages import TaskName
 from .names import HALF, half_in
+from .template_kwargs import kwargs_fault
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 ChatRole = Literal["system", "user", "assistant", "tool", "developer"]
@@ -84,6 +86,20 @@ class Grammar(_Body, frozen=True):
     text: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
+class Rendering(_Body, frozen=True):
+    """How the model's chat template renders a conversation; without one as usual, up to where an answer begins.
+
+    Attributes:
+        kwargs: JSON values by the names that the template reads them by (`enable_thinking`, `documents`, …).
+        add_generation_prompt: False = nothing behind the last turn: the model writes whatever turn comes next.
+        continue_final_message: The last turn has no end, and is gone on with; nothing is added behind it then.
+    """
+
+    kwargs: Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_NAMES)] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
 class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
     """Generate text: exactly one of `prompt`, `messages`, `token_ids`.
 
@@ -97,6 +113,7 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
         tools: What the model may ask for; its answer then holds the markup of its calls (`protocol/markup.py`).
         tool_choice: "required": the answer is at least one call, of `tool_name` alone if that is given.
         parallel_tool_calls: False = one call an answer; kept to where calls are forced.
+        rendering: How the chat template renders `messages` or `prompt`; refused beside what never sees one.
         extra: Fields of another server's API, passed on as they are by engines that stand before one; others refuse it.
     """
 
@@ -124,6 +141,7 @@ class Generate(_Body, frozen=True, tag="generate", tag_field="task"):
     tool_choice: Literal["none", "auto", "required"] = "auto"
     tool_name: ToolName | None = None
     parallel_tool_calls: bool = True
+    rendering: Rendering | None = None
     extra: Annotated[dict[str, Any], Meta(max_length=64)] = {}
 
 
@@ -341,6 +359,8 @@ def needs_of(task: Task) -> str | None:
         names.append(GRAMMAR)
     if task.tools or any(turn.tool_calls or turn.tool_call_id or turn.name for turn in task.messages or ()):
         names.append(TOOLS)
+    if task.rendering is not None:
+        names.append(RENDERING)
     if task.extra:
         names.append(EXTRA)
     return ",".join(names) or None
@@ -361,6 +381,17 @@ def check_generate(task: Generate) -> None:
     if (task.grammar is not None or is_forced(task)) and task.min_tokens:
         raise _bad("min_tokens: an answer that keeps to a grammar ends where that ends; leave it out")
     _check_tools(task)
+    if task.rendering is not None:
+        _check_rendering(task, task.rendering)
+
+
+def _check_rendering(task: Generate, rendering: Rendering) -> None:
+    if task.token_ids is not None or task.raw:
+        raise _bad("rendering: no chat template sees token ids or a raw prompt; send messages, or leave it out")
+    if rendering.continue_final_message and task.messages is None:
+        raise _bad("rendering: a prompt is the user's, and no answer to go on with; send messages")
+    if fault := kwargs_fault(rendering.kwargs):
+        raise _bad(f"rendering.kwargs: {fault}")
 
 
 def _check_tools(task: Generate) -> None:

@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..protocol.errors import ErrorKind, request_error
-from ..protocol.tasks import ChatMessage, Tool, ToolCall
+from ..protocol.tasks import ChatMessage, Rendering, Tool, ToolCall
 from .tool_prompt import tool_map, turn_map
 
 S = TypeVar("S", ChatMessage, Tool, ToolCall)
@@ -28,6 +28,9 @@ _NONCHARACTERS: Final = range(0xFDD0, 0xFDF0)
 """Code points that Unicode keeps out of text for ever: one that no message contains marks what was broken up."""
 
 
+_USUAL: Final = Rendering()
+_BEHIND: Final = "\N{EM SPACE}"
+"""What a template writes behind a turn only if it writes the turn as it is: one that strips it takes this as well."""
 _PROBE: Final = "zmqrt probes"
 """Stands for an answer where the template is asked what comes behind one."""
 
@@ -53,28 +56,44 @@ class ChatTemplate:
         self.knows_tools = "tools" in source
         """Whether it tells its model of tools; it then writes calls and their results as well."""
 
-    def render(self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = ()) -> str:
-        """Return the conversation as the model was trained to see it, up to where its answer begins.
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), rendering: Rendering = _USUAL) -> str:
+        """Return the conversation as the model was trained to see it, as a rule up to where its answer begins.
 
         Raises:
             RequestError: (400) the template refuses the conversation (roles that must alternate, and the like).
         """
         try:
-            return self._render(messages, tools, add_generation_prompt=True)
+            return self._rendered(messages, tools, rendering)
         except TemplateError as error:
             raise request_error(
                 ErrorKind.BAD_REQUEST, f"messages: the model's chat template refuses them: {error}"
             ) from None
 
+    def _rendered(self, messages: Sequence[ChatMessage], tools: Sequence[Tool], how: Rendering) -> str:
+        if not how.continue_final_message:
+            return self._render(messages, tools, how.kwargs, add_generation_prompt=how.add_generation_prompt)
+        *before, last = messages
+        mark = _unused_character(list(_texts(messages, tools, how)))
+        marked = [*before, msgspec.structs.replace(last, content=last.content + mark + _BEHIND)]
+        text, found, rest = self._render(marked, tools, how.kwargs, add_generation_prompt=False).rpartition(mark)
+        if not found:
+            raise TemplateError("it does not write the last one, so it cannot be continued")
+        return text if rest.startswith(_BEHIND) else text.rstrip()
+
     def _render(
-        self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = (), *, add_generation_prompt: bool
+        self,
+        messages: Iterable[ChatMessage],
+        tools: Iterable[Tool] = (),
+        kwargs: Mapping[str, object] = _USUAL.kwargs,
+        *,
+        add_generation_prompt: bool,
     ) -> str:
         turns = [turn_map(message) | {"role": self._role(message.role)} for message in messages]
         try:
             return self._template.render(
+                {"documents": None, **(kwargs or {})},
                 messages=turns,
                 tools=[tool_map(tool) for tool in tools] or None,
-                documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
@@ -117,19 +136,23 @@ class Shield:
         texts = sorted((text for text in special_texts if len(text) > 1), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
 
-    def is_needed(self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = ()) -> bool:
-        """Whether any message, or what is said of a tool, contains the text of a special token."""
+    def is_needed(
+        self, messages: Iterable[ChatMessage], tools: Iterable[Tool] = (), rendering: Rendering = _USUAL
+    ) -> bool:
+        """Whether any message, or what else is told to the template, contains the text of a special token."""
         pattern = self._pattern
-        return pattern is not None and any(pattern.search(text) for text in _texts(messages, tools))
+        return pattern is not None and any(pattern.search(text) for text in _texts(messages, tools, rendering))
 
     def mark(
-        self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()
-    ) -> tuple[list[ChatMessage], list[Tool], str]:
-        """Return the messages and tools with every special text broken up, and the mark that does it."""
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), rendering: Rendering = _USUAL
+    ) -> tuple[list[ChatMessage], list[Tool], Rendering, str]:
+        """Return all that users wrote with every special text broken up, and the mark that does it."""
         assert self._pattern is not None
-        mark = _unused_character(list(_texts(messages, tools)))
+        mark = _unused_character(list(_texts(messages, tools, rendering)))
         broken = [self._broken(message, mark) for message in messages]
-        return broken, [self._broken(tool, mark) for tool in tools], mark
+        kwargs = {name: self._broken_value(value, mark) for name, value in rendering.kwargs.items()}
+        rendering = msgspec.structs.replace(rendering, kwargs=kwargs)
+        return broken, [self._broken(tool, mark) for tool in tools], rendering, mark
 
     def _broken(self, given: S, mark: str) -> S:
         """Break up all texts of a struct, and of those in its lists. A role has none."""
@@ -142,6 +165,17 @@ class Shield:
                 changed[name] = [self._broken(one, mark) for one in cast("list[ToolCall]", value)]
         return msgspec.structs.replace(given, **changed)
 
+    def _broken_value(self, value: object, mark: str) -> object:
+        """Break up the texts in a JSON value, which is not deep."""
+        if isinstance(value, str):
+            return self._break(value, mark)
+        if isinstance(value, list):
+            return [self._broken_value(one, mark) for one in cast("list[object]", value)]
+        if isinstance(value, dict):
+            pairs = cast("dict[str, object]", value).items()
+            return {self._break(name, mark): self._broken_value(inner, mark) for name, inner in pairs}
+        return value
+
     def _break(self, content: str, mark: str) -> str:
         """Break up every special text; one pass misses those that overlap with another, hence the loop."""
         assert self._pattern is not None
@@ -150,7 +184,7 @@ class Shield:
         return content
 
 
-def _texts(messages: Iterable[ChatMessage], tools: Iterable[Tool]) -> Iterator[str]:
+def _texts(messages: Iterable[ChatMessage], tools: Iterable[Tool], rendering: Rendering) -> Iterator[str]:
     """Yield all that users wrote. JSON comes with its escapes undone, as templates write it."""
     for message in messages:
         yield from (message.content, message.name or "", message.tool_call_id or "")
@@ -158,6 +192,20 @@ def _texts(messages: Iterable[ChatMessage], tools: Iterable[Tool]) -> Iterator[s
             yield from (call.id, call.name, call.arguments)
     for tool in tools:
         yield from (tool.name, tool.description, tool.parameters)
+    yield from _texts_in(rendering.kwargs)
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Yield the texts of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in cast("list[object]", value):
+            yield from _texts_in(one)
+    elif isinstance(value, dict):
+        for name, inner in cast("dict[str, object]", value).items():
+            yield name
+            yield from _texts_in(inner)
 
 
 def _unused_character(texts: Sequence[str]) -> str:

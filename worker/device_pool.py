@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from ..protocol import messages as m
-from ..protocol.capabilities import shared_by
+from ..protocol.capabilities import RENDERING, shared_by
 from ..protocol.errors import clip
 from ..protocol.histogram import Histogram
 from .engines import ipc
@@ -311,8 +311,13 @@ class DevicePool:
         )
 
     def _capabilities(self, service: str) -> list[str]:
-        """Say what all engines of a service can do: nobody asks which of them gets a request."""
-        return sorted(shared_by(frozenset(lane.info.capabilities) for _, lane in self.lanes(service)))
+        """Say what all engines of a service can do: nobody asks which of them gets a request.
+
+        Those that take tokens get them from this agent, which renders conversations.
+        """
+        infos = [lane.info for _, lane in self.lanes(service)]
+        ours = {RENDERING} if any(info.kind == "token" for info in infos) else set[str]()
+        return sorted(shared_by(frozenset(info.capabilities) for info in infos) | ours)
 
     def knows(self, service: str) -> bool:
         """Whether the service is, was, or may be about to be here."""

@@ -18,7 +18,7 @@ from ..protocol.capabilities import GRAMMAR
 from ..protocol.errors import ErrorKind, RequestError, request_error, too_long
 from ..protocol.limits import MAX_INT
 from ..protocol.messages import Dispatch
-from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, GenerateChunk, TokenLogprobs
+from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, GenerateChunk, Rendering, TokenLogprobs
 from .detokenizer import TextStream
 from .engines import ipc
 from .engines.base import SamplingParams, TokenRequest
@@ -255,12 +255,17 @@ def _ids_of(task: Generate, tokenizer: Tokenizer, limits: ServiceLimits) -> list
         _check_length("token_ids", len(task.token_ids), limits)
         _check_ids("token_ids", task.token_ids, tokenizer)
         return task.token_ids
+    rendering = task.rendering or Rendering()
     if task.messages is not None:
-        return tokenizer.encode_chat(task.messages, task.tools if _calls_tools(task) else (), most=limits.context)
+        tools = task.tools if _calls_tools(task) else ()
+        return tokenizer.encode_chat(task.messages, tools, rendering=rendering, most=limits.context)
     assert task.prompt is not None  # checked by tasks.check_generate
+    if task.rendering is not None and not tokenizer.has_template:
+        raise _bad("rendering: this model has no chat template; leave it out")
     if task.raw or not tokenizer.has_template:
         return tokenizer.encode(task.prompt, is_raw=task.raw, most=limits.context)
-    return tokenizer.encode_chat([ChatMessage(role="user", content=task.prompt)], most=limits.context)
+    turn = ChatMessage(role="user", content=task.prompt)
+    return tokenizer.encode_chat([turn], rendering=rendering, most=limits.context)
 
 
 def _given(task: Generate) -> str:

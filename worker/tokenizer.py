@@ -17,7 +17,7 @@ import msgspec
 
 from ..protocol.errors import ErrorKind, PortableError, request_error
 from ..protocol.markup import MARKUP
-from ..protocol.tasks import ChatMessage, Tool
+from ..protocol.tasks import ChatMessage, Rendering, Tool
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .model_files import ModelError, entry, read_json_object
 from .special_tokens import complete, end_ids, read_tokenizer_config, special_tokens
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LONG_CHARS: Final = 64 << 10
 """From here on it is worth its while to look whether a text can fit at all."""
+_USUAL: Final = Rendering()
 ANY: Final = 1 << 62
 """As many tokens as there may be."""
 
@@ -63,7 +64,14 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, most: int = ANY) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] = (),
+        *,
+        rendering: Rendering = _USUAL,
+        most: int = ANY,
+    ) -> list[int]:
         """Render a conversation and encode it; special tokens come from the template alone. Raises TooLongError."""
         ...
 
@@ -97,7 +105,14 @@ class ByteTokenizer:
             raise TooLongError(1 + len(text))
         return [self.BOS, *_utf8(text)]
 
-    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, most: int = ANY) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] = (),
+        *,
+        rendering: Rendering = _USUAL,
+        most: int = ANY,
+    ) -> list[int]:
         """BOS; for each turn the marker of its role, its bytes and EOS; then the assistant's marker."""
         messages = in_words(messages, tools)
         least = 2 + sum(2 + len(message.content) for message in messages)
@@ -106,7 +121,9 @@ class ByteTokenizer:
         ids = [self.BOS]
         for message in messages:
             ids += (self.MARKERS[message.role], *_utf8(message.content), self.EOS)
-        return [*ids, self.MARKERS["assistant"]]
+        if rendering.continue_final_message:
+            return ids[:-1]
+        return [*ids, self.MARKERS["assistant"]] if rendering.add_generation_prompt else ids
 
     def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:  # noqa: ARG002 - nothing is special in bytes
         """Bytes as they are; markers have no text."""
@@ -181,7 +198,14 @@ class FileTokenizer:
         self._check_size(text, most)
         return _encode(self._tokenizer if is_raw else self._ordinary, text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, most: int = ANY) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] = (),
+        *,
+        rendering: Rendering = _USUAL,
+        most: int = ANY,
+    ) -> list[int]:
         """Render and encode; what a user wrote never becomes a special token."""
         if self._template is None:
             raise request_error(
@@ -191,12 +215,12 @@ class FileTokenizer:
             messages, tools = unescaped(messages, tools)
             if not self._template.knows_tools:
                 messages, tools = in_words(messages, tools), ()
-        if not self._shield.is_needed(messages, tools):
-            text = self._template.render(messages, tools)
+        if not self._shield.is_needed(messages, tools, rendering):
+            text = self._template.render(messages, tools, rendering)
             self._check_size(text, most)
             return _encode(self._tokenizer, text, add_special_tokens=False)
-        broken, broken_tools, mark = self._shield.mark(messages, tools)
-        text = self._template.render(broken, broken_tools)
+        broken, broken_tools, rendering, mark = self._shield.mark(messages, tools, rendering)
+        text = self._template.render(broken, broken_tools, rendering)
         self._check_size(text.replace(mark, ""), most)
         return self._encode_marked(text, mark)
 

@@ -68,9 +68,10 @@ _NOTHING: Final[tuple[object, ...]] = ("", False, [])
 _BEAMS: Final = "there is no search with beams"
 _SAMPLER: Final = "no engine here draws tokens so"
 _GRAMMAR: Final = "say what the answer keeps to as response_format, or as structured_outputs"
-_THINKING: Final = "no engine here controls how a model thinks"
+_THINKING: Final = "how a model thinks is between it and its chat template: say it as chat_template_kwargs"
 _RAW: Final = "this bridge answers with text, and keeps the rest for itself"
-_TEMPLATE: Final = "a conversation is rendered by its model's own chat template, up to where the answer begins"
+_TEMPLATE: Final = "a conversation is rendered by its model's own chat template; chat_template_kwargs are given to that"
+_NO_CHAT: Final = "no chat template sees what is no conversation"
 _TOOLS: Final = "tools are understood in chats, as tools"
 _WEIGHTS: Final = "models are served as they were loaded"
 _ONLY_WITH: Final = "says more about something that is refused"
@@ -143,10 +144,8 @@ EXTRAS: Final[dict[str, Extra]] = {
     # --- the prompt --------------------------------------------------------------------------------------------------
     **_rows("the answer comes without its prompt", (False,), "echo return_full_text"),
     **_rows("text is gone on with, not filled in", ("",), "suffix"),
-    **_rows(_TEMPLATE, (True,), "add_generation_prompt"),
-    **_rows(_TEMPLATE, (False,), "continue_final_message raw safe_prompt"),
+    **_rows(_TEMPLATE, (False,), "raw safe_prompt"),
     **_rows(_TEMPLATE, _NOTHING, "documents chat_template template system prompt_mode guideline context"),
-    **_rows(_TEMPLATE, ({},), "chat_template_kwargs"),
     **_rows("text gets its model's own prefix", (True,), "add_special_tokens add_bos_token"),
     **_rows("a prompt that is too long is refused, not cut", (-1,), "truncate_prompt_tokens"),
     **_rows("a prompt that is too long is refused, not cut", (False, 0, "NONE", []), "truncate transforms"),
@@ -218,6 +217,13 @@ CHAT_EXTRAS: Final[dict[str, Extra]] = {
 }
 """What differs in conversations."""
 
+TEXT_EXTRAS: Final[dict[str, Extra]] = {
+    **_rows(_NO_CHAT, (True,), "add_generation_prompt"),
+    **_rows(_NO_CHAT, (False,), "continue_final_message"),
+    **_rows(_NO_CHAT, ({},), "chat_template_kwargs"),
+}
+"""What differs where there is no conversation."""
+
 MESSAGE_EXTRAS: Final[dict[str, Extra]] = {
     **_rows(
         "models get role, content and calls alone",
@@ -229,7 +235,7 @@ MESSAGE_EXTRAS: Final[dict[str, Extra]] = {
     **_rows("only text is understood", (), "audio"),
     **_rows("only text is understood", ([],), "images videos audios"),
     **_rows("models get role, content and calls alone: say it as content", ("",), "refusal"),
-    **_rows(_TEMPLATE, (False,), "prefix partial"),
+    **_rows("say continue_final_message beside the messages", (False,), "prefix partial"),
 }
 """What stands in messages beside role and content: histories that come back hold what other servers answered."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, cast, get_args
 
+from ...protocol.capabilities import GRAMMAR, RENDERING, TOOLS
 from ...protocol.tasks import ChatRole
 from ..errors import InvalidRequestError
 from ..json_body import encode
@@ -19,6 +20,17 @@ from .schema import ChatRequest, CompletionRequest
 _ROLES: Final = frozenset(get_args(ChatRole))
 _ELSEWHERE: Final = frozenset({"options", *ALIASES})
 """Names that `requests.py` understands though they stand in no schema."""
+RENDERING_NAMES: Final = frozenset({"chat_template_kwargs", "add_generation_prompt", "continue_final_message"})
+"""The fields of a request that are about how a conversation is rendered."""
+
+
+def needs_here(body: ChatRequest | CompletionRequest) -> set[str]:
+    """Name what a node of ours has to be able to do for a request, though another server may do it in its own way."""
+    needs = {TOOLS} if tools.speaks_of_tools(body) else set[str]()
+    for capability, names in ((GRAMMAR, grammars.NAMES), (RENDERING, RENDERING_NAMES)):
+        if any(getattr(body, name, None) is not None for name in names):
+            needs.add(capability)
+    return needs
 
 
 def divide(
@@ -29,8 +41,8 @@ def divide(
     Messages that hold more than text are set apart whole; their texts stay, for whoever looks at the prompt.
     """
     extras = EXTRAS | CHAT_EXTRAS if schema is ChatRequest else EXTRAS
-    # A server keeps to grammars, and calls tools, in its own way.
-    ours = _ELSEWHERE | frozenset(schema.__struct_fields__) - grammars.NAMES - tools.NAMES
+    # A server keeps to grammars, calls tools and renders conversations in its own way.
+    ours = _ELSEWHERE | frozenset(schema.__struct_fields__) - grammars.NAMES - tools.NAMES - RENDERING_NAMES
     extra = {
         name: value
         for name, value in given.items()

@@ -13,11 +13,12 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from ...protocol.faults import Fault, find_fault, show, soften
-from ...protocol.tasks import ChatMessage, Embed, Generate
+from ...protocol.tasks import ChatMessage, Embed, Generate, Rendering
+from ...protocol.template_kwargs import kwargs_fault
 from ..errors import InvalidRequestError
 from ..json_body import read_value
 from . import tools
-from .extras import ALIASES, CHAT_EXTRAS, EXTRAS, MESSAGE_EXTRAS, PART_EXTRAS, Extra, same
+from .extras import ALIASES, CHAT_EXTRAS, EXTRAS, MESSAGE_EXTRAS, PART_EXTRAS, TEXT_EXTRAS, Extra, same
 from .grammars import grammar_of
 from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingRequest, Generation, Message, Texts
 
@@ -42,6 +43,7 @@ UNSUPPORTED: Final = "unsupported_parameter"
 _MOST_NAME: Final = 100
 MOST_MESSAGES: Final = 4096
 _OF_CHATS: Final = EXTRAS | CHAT_EXTRAS
+_OF_TEXTS: Final = EXTRAS | TEXT_EXTRAS
 _OF_MESSAGES: Final = frozenset(Message.__struct_fields__)
 _OF_PARTS: Final = frozenset(ContentPart.__struct_fields__)
 _DEFAULT_BY_MINUS_ONE: Final = frozenset(
@@ -105,7 +107,7 @@ def normalize(given: dict[str, object], schema: Schema) -> tuple[dict[str, objec
     """
     fields, called = _lift_options(given)
     _rename(fields, called, schema)
-    extras = _OF_CHATS if schema is ChatRequest else EXTRAS
+    extras = _OF_CHATS if schema is ChatRequest else _OF_TEXTS
     kept = without_extras(fields, frozenset(schema.__struct_fields__), extras, lambda name: called.get(name, name))
     messages = kept.get("messages")
     if schema is ChatRequest and isinstance(messages, list):
@@ -223,9 +225,24 @@ def chat_task(request: ChatRequest) -> Generate:
         max_tokens=most,
         logprobs=logprobs,
         grammar=grammar_of(request),
+        rendering=_rendering(request),
         **tools.tool_fields(request),
         **_sampling(request),
     )
+
+
+def _rendering(request: ChatRequest) -> Rendering | None:
+    kwargs = request.chat_template_kwargs or {}
+    if fault := kwargs_fault(kwargs):
+        raise InvalidRequestError(f"chat_template_kwargs: {fault}", param="chat_template_kwargs")
+    if request.continue_final_message:
+        if request.add_generation_prompt:
+            text = "add_generation_prompt: nothing comes behind a message that is continued; leave it out"
+            raise InvalidRequestError(text, param="add_generation_prompt")
+        return Rendering(kwargs=kwargs, continue_final_message=True)
+    if not kwargs and request.add_generation_prompt is not False:
+        return None
+    return Rendering(kwargs=kwargs, add_generation_prompt=request.add_generation_prompt is not False)
 
 
 def completion_tasks(request: CompletionRequest) -> list[Generate]:

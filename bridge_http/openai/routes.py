@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...client.response import Result
-from ...protocol.capabilities import EXTRA, TOOLS
+from ...protocol.capabilities import EXTRA
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
 from ..choices import start, stream_choices
@@ -22,10 +22,10 @@ from ..json_body import encode, read_value
 from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
 from . import responses as r
-from .passing import divide
+from .passing import divide, needs_here
 from .requests import chat_task, choices_of, completion_tasks, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
-from .tools import AskedTools, speaks_of_tools
+from .tools import AskedTools
 
 G = TypeVar("G", ChatRequest, CompletionRequest)
 _STARTED: Final = int(time.time())
@@ -84,19 +84,20 @@ async def _read(
         if not given or not await _may_pass(snapshots, given.get("model")):
             raise
     else:
-        if not speaks_of_tools(body) or not await _may_pass(snapshots, body.model, unless=TOOLS):
+        needs = needs_here(body)
+        if not needs or not await _may_pass(snapshots, body.model, unless=needs):
             return body, {}
         given = cast("dict[str, Any]", read_value(raw))
     rest, extra = divide(given, schema)
     return parse(encode(rest), schema), extra
 
 
-async def _may_pass(snapshots: SnapshotCache, model: object, *, unless: str = "") -> bool:
-    """Whether a node of a model passes on what is not ours; `unless` one has a capability of its own for it."""
+async def _may_pass(snapshots: SnapshotCache, model: object, *, unless: set[str] | None = None) -> bool:
+    """Whether a node of a model passes on what is not ours; `unless`: not where nodes of it can do this themselves."""
     latest = (await snapshots.look()).snapshot
     services = latest.services if latest is not None else []
-    able = [service.capabilities for service in services if model in (None, service.service)]
-    return any(EXTRA in names for names in able) and not any(unless in names for names in able)
+    able = [service.capabilities.keys() for service in services if model in (None, service.service)]
+    return any(EXTRA in names for names in able) and not (unless and any(unless <= names for names in able))
 
 
 def _with(extra: dict[str, Any], task: Generate) -> Generate:

@@ -171,6 +171,9 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     tools: Annotated[list[ChatTool], Meta(max_length=128)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class SamplingFlags:
     ignore_eos: bool = False
     schema: str | None = None
     regex: str | None = None
+    template: dict[str, Any] | None = None
 
     def options(self) -> GenerateOptions:
         """Return what was given, as the library's verbs take it; they check it."""
@@ -46,6 +48,8 @@ class SamplingFlags:
         given = {name: value for name, value in vars(self).items() if value is not None and value is not False}
         if not self.stop:
             del given["stop"]
+        if self.template is not None:
+            given["rendering"] = {"kwargs": given.pop("template")}
         return cast("GenerateOptions", given)  # the names above are its names
 
 
@@ -70,7 +74,28 @@ _OPTIONS: Final = (
         help="Answer with JSON that keeps to the JSON Schema in this file.",
     ),
     click.option("--regex", metavar="PATTERN", help="Answer with a text that this regular expression matches whole."),
+    click.option(
+        "--template",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=lambda _context, _param, given: _read_values(given),
+        help="Give the model's chat template a value, such as enable_thinking=false; may be repeated.",
+    ),
 )
+
+
+def _read_values(given: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read values as JSON; what is no JSON is a text."""
+    values: dict[str, Any] = {}
+    for pair in given:
+        name, found, value = pair.partition("=")
+        if not found:
+            raise click.BadParameter(f"{pair}: NAME=VALUE is meant", param_hint="--template")
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name] = value
+    return values or None
 
 
 def _read_schema(given: str | None) -> str | None:

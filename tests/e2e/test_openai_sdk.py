@@ -161,6 +161,18 @@ def test_leaving_a_stream_of_several_answers_ends_all_of_them(fleet: tuple[Stack
     eventually(lambda: fleet[0].status().running == 0, what="none under way")
 
 
+def test_an_answer_that_has_begun_goes_on(client: Any) -> None:
+    """What comes is what would have come, had the words been the model's own; they count as prompt."""
+    turns = [*CHAT["messages"], {"role": "assistant", "content": "So"}]
+    extra = {"continue_final_message": True, "add_generation_prompt": False, "chat_template_kwargs": {"any": [1]}}
+    answer = client.chat.completions.create(**{**CHAT, "messages": turns}, max_tokens=9, extra_body=extra)
+    plain = client.chat.completions.create(**{**CHAT, "messages": turns}, max_tokens=9)
+
+    assert answer.usage.prompt_tokens == plain.usage.prompt_tokens - 2  # no end of the turn, and no other begins
+    assert len(answer.choices[0].message.content.encode()) <= 3 * 9
+    assert answer.choices[0].message.content != plain.choices[0].message.content
+
+
 def test_logprobs_spell_their_tokens(client: Any) -> None:
     """In both forms."""
     answer = client.chat.completions.create(**CHAT, max_tokens=4, logprobs=True, top_logprobs=2).choices[0]
@@ -277,7 +289,7 @@ def test_engines_of_ours_take_more(client: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "param", "code"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
         ({"n": 17}, "n", None),
         ({"temperature": 3}, "temperature", None),

@@ -169,4 +169,4 @@ def test_what_the_bridge_does_not_know_reaches_the_server(
     assert (seen["images"], seen["messages"], "user" in seen) == (["x"], messages, False)
     (listed,) = answer_of(bridge, "GET", "/v1/models")[1]["data"]
     assert listed["capabilities"] == ["extra"]
-    assert answer_of(bridge, "POST", "/v1/chat/completions", {**body, "n": 2})[0] == 400
+    assert answer_of(bridge, "POST", "/v1/chat/completions", {**body, "n": 99})[0] == 400

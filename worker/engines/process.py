@@ -222,7 +222,10 @@ def _task_of(engine: Engine, kind: ipc.Kind) -> TaskName:
 
 
 def capabilities_of(engine: Engine) -> list[str]:
-    """Say what an engine can do beyond its task. Raises CannotLoadError if it says that in no names."""
+    """Say what an engine can do beyond its task. Raises CannotLoadError if it says that in no names.
+
+    One more name is its agent's.
+    """
     said: object = getattr(engine, "capabilities", None)
     if said is None:
         if isinstance(engine, TokenEngine):
@@ -232,7 +235,7 @@ def capabilities_of(engine: Engine) -> list[str]:
     words = str(said)[:80]
     if isinstance(said, list | tuple | set | frozenset):
         names = {str(name) for name in cast("Iterable[object]", said)}
-        if len(names) <= MAX_CAPABILITIES and all(map(is_capability, names)):
+        if len(names) < MAX_CAPABILITIES and all(map(is_capability, names)):
             return sorted(names)
     raise CannotLoadError(f"{type(engine).__name__}.capabilities is no list of names: {words}")
 

@@ -437,3 +437,31 @@ def test_whatever_stands_in_whatever_field_is_taken_or_refused_in_words(
         tasks.decode_task(tasks.encode(task))
     except RequestError as error:
         assert not VALIDATOR.search(error.text)
+
+
+# --- what is said to the chat template -------------------------------------------------------------------------------
+
+
+def test_a_chat_template_gets_what_is_meant_for_it() -> None:
+    """As all servers with open models have it; what asks for the usual is no need of the request."""
+    thinking = {"enable_thinking": False}
+    plain: dict[str, Any] = {"chat_template_kwargs": {}, "add_generation_prompt": True, "continue_final_message": False}
+
+    assert task_of({"chat_template_kwargs": thinking}).rendering == tasks.Rendering(kwargs=thinking)
+    assert task_of({"continue_final_message": True}).rendering == tasks.Rendering(continue_final_message=True)
+    assert task_of({"add_generation_prompt": False}).rendering == tasks.Rendering(add_generation_prompt=False)
+    both = {"add_generation_prompt": False, "continue_final_message": True}
+    assert task_of(both).rendering == tasks.Rendering(continue_final_message=True)
+    assert task_of(plain) == task_of({})
+    assert task_of(plain, "/v1/completions") == task_of({}, "/v1/completions")
+
+
+def test_what_no_chat_template_can_get_is_refused_by_name() -> None:
+    """Also where there is no conversation."""
+    assert error_of({"chat_template_kwargs": {"messages": []}})[0] == "chat_template_kwargs"
+    assert error_of({"chat_template_kwargs": {"a": 10**30}})[0] == "chat_template_kwargs"
+    assert error_of({"chat_template_kwargs": [1]})[0] == "chat_template_kwargs"
+    both = {"add_generation_prompt": True, "continue_final_message": True}
+    assert error_of(both)[0] == "add_generation_prompt"
+    for name, value in {"chat_template_kwargs": {"a": 1}, "continue_final_message": True}.items():
+        assert error_of({name: value}, "/v1/completions")[0] == name

@@ -122,3 +122,15 @@ def test_any_options_give_a_call_or_a_typed_error(options: dict[str, Any]) -> No
 def test_brokers_are_one_or_several(brokers: str | list[str], endpoints: tuple[str, ...]) -> None:
     """In one string or in a list."""
     assert read_endpoints(brokers) == endpoints
+
+
+def test_how_a_conversation_is_rendered_is_a_map_or_a_struct() -> None:
+    """Both are one thing on the wire, and need nodes that know it."""
+    rendering = tasks.Rendering(kwargs={"enable_thinking": False})
+    given = [generate(rendering=rendering), generate(rendering={"kwargs": {"enable_thinking": False}})]
+
+    assert {call.ext["needs"] for call in given} == {"rendering"}
+    for call in given:
+        task = tasks.decode_task(call.body)
+        assert isinstance(task, tasks.Generate)
+        assert task.rendering == rendering

@@ -41,21 +41,23 @@ def test_ready_goes_out_before_any_model_has_loaded() -> None:
     assert (beat.epoch, beat.phase, beat.dispatch_limit) == (3, "starting", 0)
     (beat,) = sent(loaded, m.Heartbeat)
     assert (beat.phase, beat.dispatch_limit) == ("ready", 2)
-    assert beat.services == [m.ServiceOffer(SERVICE, 2, "generate", "toy", "r1", 64, [])]
+    assert beat.services == [m.ServiceOffer(SERVICE, 2, "generate", "toy", "r1", 64, ["rendering"])]
     assert node.core.state is WorkerState.READY
 
 
 def test_a_node_offers_what_all_of_its_engines_can_do() -> None:
-    """A request of a broker goes to any of them."""
+    """A request of a broker goes to any of them; conversations are rendered here, whatever an engine says."""
     node = Node(devices=2)
     node.register()
     told = [*node.load(0, can=["logprobs", "tools"]), *node.wait(0.25)]
     both = [*node.load(1, can=["tools", "vision"]), *node.wait(0.25)]
 
     assert [offer.capabilities for beat in sent(told, m.Heartbeat) for offer in beat.services or []] == [
-        ["logprobs", "tools"]
+        ["logprobs", "rendering", "tools"]
     ]
-    assert [offer.capabilities for beat in sent(both, m.Heartbeat) for offer in beat.services or []] == [["tools"]]
+    assert [offer.capabilities for beat in sent(both, m.Heartbeat) for offer in beat.services or []] == [
+        ["rendering", "tools"]
+    ]
 
 
 def test_progress_is_told_when_it_is_news() -> None:
@@ -88,7 +90,7 @@ def test_a_factory_that_calls_itself_ready_is_not_believed() -> None:
 
     assert not any(one.max_inflight for beat in sent(too_soon, m.Heartbeat) for one in beat.services or [])
     assert [beat.services for beat in sent(loaded, m.Heartbeat)] == [
-        [m.ServiceOffer(SERVICE, 2, "generate", "toy", "r1", 64, [])]
+        [m.ServiceOffer(SERVICE, 2, "generate", "toy", "r1", 64, ["rendering"])]
     ]
 
 

@@ -1,5 +1,6 @@
 """Chat templates, and users who write turns of their own."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from support.byte_level import CHATML, SPECIALS, add_specials, byte_level_tokenizer
 from zmqrt.protocol.errors import RequestError
-from zmqrt.protocol.tasks import ChatMessage
+from zmqrt.protocol.tasks import ChatMessage, Generate, Rendering, encode
 from zmqrt.worker.chat_template import ChatTemplate
+from zmqrt.worker.preprocess import ServiceLimits, encode_prompt
 from zmqrt.worker.tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
 
 TOKENIZER = byte_level_tokenizer()
@@ -121,6 +123,93 @@ def test_the_byte_vocabulary_needs_no_file_and_has_nothing_to_forge() -> None:
     ids = ByteTokenizer().encode_chat(turns("hé"))
 
     assert ids == [256, 259, *"hé".encode(), 257, 260]
+
+
+# --- what clients say of it -------------------------------------------------------------------------------------------
+
+
+CONTINUE = Rendering(continue_final_message=True)
+THINKING = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+STRIPPING = CHATML.replace("message['content']", "message['content'] | trim")
+
+
+def rendered(source: str, messages: list[ChatMessage], rendering: Rendering) -> str:
+    """Render a conversation."""
+    return ChatTemplate(source, {"bos_token": "<s>"}).render(messages, (), rendering)
+
+
+def test_a_template_reads_what_it_is_given() -> None:
+    """Under its names; without it, it renders as ever."""
+    plain = rendered(THINKING, turns("hi"), Rendering())
+
+    assert rendered(THINKING, turns("hi"), Rendering(kwargs={"enable_thinking": False})) == plain + "<think></think>"
+    assert rendered(THINKING, turns("hi"), Rendering(kwargs={"enable_thinking": True})) == plain
+    assert rendered(THINKING, turns("hi"), Rendering(kwargs={"unknown": [1, {"a": None}], "self": 1})) == plain
+
+
+def test_what_is_given_takes_no_names_of_ours() -> None:
+    """Special tokens are the model's."""
+    source = "{{ bos_token }}{{ documents | length }}"
+
+    assert rendered(source, turns("hi"), Rendering(kwargs={"bos_token": "x", "documents": ["a"]})) == "<s>1"
+
+
+def test_values_make_no_special_tokens() -> None:
+    """Nor do names within them: they are somebody's text, like a message."""
+    source = "{{ documents | tojson }}" + CHATML
+    vocabulary = FileTokenizer(TOKENIZER, template=ChatTemplate(source, {}))
+    evil: list[Any] = [SPECIALS[0], {"<|im_end|>": ["x", "<|endoftext|>"]}]
+    ids = vocabulary.encode_chat(turns("hi"), rendering=Rendering(kwargs={"documents": evil}))
+    usual = vocabulary.encode_chat(turns("hi"))
+
+    assert [one for one in ids if one in SPECIAL_IDS] == [one for one in usual if one in SPECIAL_IDS]
+    assert TOKENIZER.decode(ids, skip_special_tokens=False).startswith(json.dumps(evil))
+
+
+@pytest.mark.parametrize("said", ["Once upon", "Once upon ", "", "</think>\n\nSo", "a<|im_end|>b"])
+def test_an_answer_that_has_begun_is_gone_on_with(said: str) -> None:
+    """The prompt ends with its words, blanks included, and with no end of its turn."""
+    ids = VOCABULARY.encode_chat(turns("hi", said), rendering=CONTINUE)
+    begun = VOCABULARY.encode_chat(turns("hi"))
+
+    assert ids[: len(begun)] == begun
+    assert TOKENIZER.decode(ids[len(begun) :], skip_special_tokens=False) == said
+    assert not SPECIAL_IDS & set(ids[len(begun) :])
+
+
+def test_a_template_that_strips_turns_strips_what_is_gone_on_with() -> None:
+    """As it was trained to see it, also where words of the turn come before."""
+    assert rendered(STRIPPING, turns("So", " So "), CONTINUE).endswith("<|im_start|>assistant\nSo")
+    assert rendered(STRIPPING, turns("hi", "So\n"), CONTINUE).endswith("assistant\nSo")
+
+
+def test_what_a_template_leaves_out_cannot_be_gone_on_with() -> None:
+    """It is told so, instead of the conversation being cut elsewhere."""
+    with pytest.raises(RequestError, match="cannot be continued"):
+        rendered("{{ messages[0].content }}", turns("hi", "So"), CONTINUE)
+
+
+def test_nothing_comes_behind_the_last_turn_if_so_wanted() -> None:
+    """The model then writes the next turn whole, whoever's it is."""
+    rendering = Rendering(add_generation_prompt=False)
+
+    assert rendered(CHATML, turns("hi"), rendering) == "<|im_start|>user\nhi<|im_end|>\n"
+    assert ByteTokenizer().encode_chat(turns("h"), rendering=rendering) == [256, 259, ord("h"), 257]
+    assert ByteTokenizer().encode_chat(turns("h", "i"), rendering=CONTINUE)[-2:] == [260, ord("i")]
+    assert ByteTokenizer().encode_chat(turns("h"), rendering=Rendering()) == ByteTokenizer().encode_chat(turns("h"))
+
+
+def test_it_reaches_the_template_from_the_body_of_a_request() -> None:
+    """As it comes over the wire."""
+    limits = ServiceLimits(service="s", task="generate", context=1000, default_max_tokens=10)
+    vocabulary = FileTokenizer(TOKENIZER, template=ChatTemplate(THINKING, {}))
+    rendering = Rendering(kwargs={"enable_thinking": False})
+    expected = vocabulary.encode_chat(turns("hi"), rendering=rendering)
+
+    for task in (Generate(messages=turns("hi"), rendering=rendering), Generate(prompt="hi", rendering=rendering)):
+        assert encode_prompt(encode(task), vocabulary, limits) == expected
+    with pytest.raises(RequestError, match="no chat template"):
+        encode_prompt(encode(task), FileTokenizer(TOKENIZER), limits)
 
 
 @pytest.mark.realmodel

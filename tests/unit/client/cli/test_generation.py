@@ -1,6 +1,9 @@
 """From flags to a call."""
 
-from zmqrt.client.cli.generation import SamplingFlags, messages
+import click
+from click.testing import CliRunner
+
+from zmqrt.client.cli.generation import SamplingFlags, messages, sampling_options
 from zmqrt.protocol.tasks import ChatMessage
 
 
@@ -22,3 +25,19 @@ def test_what_the_model_is_told_beforehand_comes_first() -> None:
         ChatMessage(role="system", content="Be brief."),
         ChatMessage(role="user", content="Hi"),
     ]
+
+
+def test_values_for_the_chat_template_are_json_or_text() -> None:
+    """One flag for each."""
+
+    @click.command()
+    @sampling_options
+    def command(flags: SamplingFlags) -> None:
+        click.echo(repr(flags.options()))
+
+    given = ["--template", "enable_thinking=false", "--template", "effort=high", "--template", "a=[1]"]
+    said = CliRunner().invoke(command, given)
+    wrong = CliRunner().invoke(command, ["--template", "loud"])
+
+    assert "{'rendering': {'kwargs': {'enable_thinking': False, 'effort': 'high', 'a': [1]}}}" in said.output
+    assert (wrong.exit_code, "NAME=VALUE is meant" in wrong.output) == (2, True)
