@@ -10,6 +10,7 @@ import msgspec
 
 from ...client.response import Chunk, Result
 from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, call_id
+from ..deltas import merged
 from ..json_body import event
 from . import message_schema as s
 
@@ -56,17 +57,7 @@ class AskedMessage:
 def whole(result: Result, asked: AskedMessage) -> s.MessageReply:
     """Build the answer to a request. Without any text it has no block, as there."""
     parser = AnswerParser(asked.tools)
-    blocks: list[Block] = []
-    for delta in (*parser.feed(result.text), *parser.finish()):
-        last = blocks.pop() if blocks else None
-        match delta, last:
-            case Content(text), s.TextBlock():
-                blocks.append(s.TextBlock(text=last.text + text))
-            case Reasoning(text), s.ThinkingBlock():
-                blocks.append(s.ThinkingBlock(thinking=last.thinking + text))
-            case _:
-                blocks += [] if last is None else [last]
-                blocks.append(_block(delta, asked))
+    blocks = [_block(delta, asked) for delta in merged((*parser.feed(result.text), *parser.finish()))]
     reason, stop = asked.ending(result, has_called=parser.has_called)
     return s.MessageReply(
         id=asked.id,
@@ -101,7 +92,7 @@ class MessageEvents:
     def of(self, chunk: Chunk) -> Iterator[bytes]:
         """Write a part: nothing as long as its text is held back."""
         yield from self._beginning(chunk.prompt_tokens or 0)
-        for delta in self._parser.feed(chunk.text):
+        for delta in merged(self._parser.feed(chunk.text)):
             yield from self._write(delta)
 
     def idle(self) -> bytes:
@@ -111,7 +102,7 @@ class MessageEvents:
     def end(self, result: Result) -> Iterator[bytes]:
         """Write why it is over, and the usage, which is the one that counts: at the beginning it may not be known."""
         yield from self._beginning(result.usage.prompt_tokens)
-        for delta in self._parser.finish():
+        for delta in merged(self._parser.finish()):
             yield from self._write(delta)
         yield from self._close()
         reason, stop = self._asked.ending(result, has_called=self._parser.has_called)

@@ -2,93 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
 import msgspec
 
 from ...client.response import Chunk, Result
+from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, call_id
+from ..deltas import merged
 from ..json_body import KEEP_ALIVE, event
 from . import response_schema as s
 from .requests import DEFAULT_TEMPERATURE
 
 _TEXT: Final = s.TextConfig(format=s.TextFormat(type="text"))
-_BEFORE_TEXT: Final = 4
-"""Events before the first text."""
 
 
-def begun(request: s.ResponsesRequest, rid: str, created_at: int) -> s.ResponseReply:
-    """Build an answer of which nothing is there yet."""
-    return s.ResponseReply(
-        id=f"resp_{rid}",
-        created_at=created_at,
-        status="in_progress",
-        instructions=request.instructions,
-        max_output_tokens=request.max_output_tokens,
-        metadata=request.metadata or {},
-        model=request.model,
-        temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
-        text=request.text if request.text is not None and request.text.format is not None else _TEXT,
-        top_p=1.0 if request.top_p is None else request.top_p,
-    )
+class AnswerFrame:
+    """What an answer repeats of its request, and the items that its parts become."""
+
+    def __init__(self, request: s.ResponsesRequest, rid: bytes, created_at: int) -> None:
+        self._rid = rid
+        tools = list(request.tools or [])
+        self.callable: Sequence[str] = [] if request.tool_choice == "none" else [tool.name for tool in tools]
+        self.begun = s.ResponseReply(
+            id=f"resp_{rid.hex()}",
+            created_at=created_at,
+            status="in_progress",
+            instructions=request.instructions,
+            max_output_tokens=request.max_output_tokens,
+            metadata=request.metadata or {},
+            model=request.model,
+            parallel_tool_calls=request.parallel_tool_calls is not False,
+            temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
+            text=request.text if request.text is not None and request.text.format is not None else _TEXT,
+            tool_choice=request.tool_choice or "auto",
+            tools=tools,
+            top_p=1.0 if request.top_p is None else request.top_p,
+        )
+
+    def item(self, place: int, delta: Delta, status: s.Status) -> s.OutputItem:
+        """Build the item of a part."""
+        name = f"{self._rid.hex()}_{place}"
+        match delta:
+            case Content(text):
+                return s.OutputMessage(id=f"msg_{name}", status=status, content=[s.OutputText(text=text)])
+            case Reasoning(text):
+                return s.OutputThought(id=f"rs_{name}", status=status, content=[s.ThoughtText(text=text)])
+            case CalledTool(number, called, arguments):
+                id_ = call_id(self._rid, number)
+                return s.OutputCall(id=f"fc_{name}", call_id=id_, name=called, arguments=arguments)
+
+    def whole(self, result: Result) -> s.ResponseReply:
+        """Build the answer; of one that says nothing there is a message without words."""
+        parser = AnswerParser(self.callable)
+        parts = merged((*parser.feed(result.text), *parser.finish())) or [Content("")]
+        last, status = len(parts) - 1, _status(result)
+        items = [self.item(at, part, status if at == last else "completed") for at, part in enumerate(parts)]
+        return self.ended(result, items)
+
+    def ended(self, result: Result, items: list[s.OutputItem]) -> s.ResponseReply:
+        """Build the answer from its items."""
+        usage, status = result.usage, _status(result)
+        return msgspec.structs.replace(
+            self.begun,
+            status=status,
+            incomplete_details=s.Incomplete() if status == "incomplete" else None,
+            model=result.model,
+            output=items,
+            usage=s.ResponseUsage(
+                input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
+            ),
+        )
 
 
-def ended(reply: s.ResponseReply, result: Result) -> s.ResponseReply:
-    """Build the whole answer: one message with one text."""
-    usage, is_whole = result.usage, result.finish_reason != "length"
-    status: s.Status = "completed" if is_whole else "incomplete"
-    return msgspec.structs.replace(
-        reply,
-        status=status,
-        incomplete_details=None if is_whole else s.Incomplete(),
-        model=result.model,
-        output=[_message(reply, status, s.OutputText(text=result.text))],
-        usage=s.ResponseUsage(
-            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
-        ),
-    )
-
-
-def _message(reply: s.ResponseReply, status: s.Status, *content: s.OutputText) -> s.OutputMessage:
-    return s.OutputMessage(id=f"msg_{reply.id.removeprefix('resp_')}", status=status, content=list(content))
+def _status(result: Result) -> s.Status:
+    return "incomplete" if result.finish_reason == "length" else "completed"
 
 
 class ResponseEvents:
     """The events of a streamed answer, each named by its type.
 
-    They are numbered by the units of the answer and not one by one, so that whoever comes back after a cut finds the
-    numbers that it left.
+    A number counts the units so far and the events that are no further piece of a text, so it does not depend on how
+    many units came at once: whoever comes back after a cut finds numbers above those that it has.
     """
 
-    def __init__(self, reply: s.ResponseReply) -> None:
-        self._reply = reply
-        self._number = -1
-        self._place: dict[str, Any] = {"item_id": _message(reply, "in_progress").id, "output_index": 0}
-        self._place["content_index"] = 0
+    def __init__(self, frame: AnswerFrame) -> None:
+        self._frame = frame
+        self._parser = AnswerParser(frame.callable)
+        self._items: list[s.OutputItem] = []
+        self._kind: type[Content | Reasoning] | None = None
+        """Of what the item is that is being written; where it stands, and its text so far."""
+        self._place: dict[str, Any] = {}
+        self._pieces: list[str] = []
+        self._units = 0
+        self._events = 0
 
     def of(self, chunk: Chunk) -> Iterator[bytes]:
         """Write a part: nothing as long as its text is held back."""
         yield from self._beginning()
-        if not chunk.text:
-            return
-        yield from self._opening()
-        self._number = max(self._number, _BEFORE_TEXT - 2 + chunk.index + (len(chunk.token_ids) or 1))
-        yield self._event("response.output_text.delta", **self._place, delta=chunk.text, logprobs=())
+        self._units = chunk.index + (len(chunk.token_ids) or 1)
+        for delta in merged(self._parser.feed(chunk.text)):
+            yield from self._write(delta)
 
     def idle(self) -> bytes:
         """Say that it goes on; there is no event for that."""
         return b"".join(self._beginning()) or KEEP_ALIVE
 
     def end(self, result: Result) -> Iterator[bytes]:
-        """Write the whole text, and the whole answer with its usage."""
+        """Write what waited for more, and the whole answer with its usage."""
         yield from self._beginning()
-        yield from self._opening()
-        whole = ended(self._reply, result)
-        message = whole.output[0]
-        self._number = max(self._number, _BEFORE_TEXT + result.usage.completion_tokens)
-        yield self._event("response.output_text.done", **self._place, text=result.text, logprobs=())
-        yield self._event("response.content_part.done", **self._place, part=message.content[0])
-        yield self._event("response.output_item.done", output_index=0, item=message)
+        for delta in merged(self._parser.finish()):
+            yield from self._write(delta)
+        if not self._items and self._kind is None:
+            yield from self._begin(Content)
+        yield from self._close(_status(result))
+        whole = self._frame.ended(result, self._items)
         yield self._event(f"response.{whole.status}", response=whole)
 
     def failure(self, told: object) -> bytes:
@@ -100,17 +128,66 @@ class ResponseEvents:
 
     def _beginning(self) -> Iterator[bytes]:
         """Write what comes before anything is known, once."""
-        if self._number < 0:
-            yield self._event("response.created", response=self._reply)
-            yield self._event("response.in_progress", response=self._reply)
+        if not self._events:
+            yield self._event("response.created", response=self._frame.begun)
+            yield self._event("response.in_progress", response=self._frame.begun)
 
-    def _opening(self) -> Iterator[bytes]:
-        """Write what comes before the first text, once."""
-        if self._number < _BEFORE_TEXT - 1:
-            item = _message(self._reply, "in_progress")
-            yield self._event("response.output_item.added", output_index=0, item=item)
-            yield self._event("response.content_part.added", **self._place, part=s.OutputText(text=""))
+    def _write(self, delta: Delta) -> Iterator[bytes]:
+        if isinstance(delta, CalledTool):
+            yield from self._call(delta)
+            return
+        is_first = self._kind is not type(delta)
+        if is_first:
+            yield from self._begin(type(delta))
+        self._pieces.append(delta.text)
+        yield self._text_event("delta", is_counted=is_first, delta=delta.text)
 
-    def _event(self, type_: str, **fields: object) -> bytes:
-        self._number += 1
-        return event(type_, {"type": type_, "sequence_number": self._number, **fields})
+    def _begin(self, kind: type[Content | Reasoning]) -> Iterator[bytes]:
+        yield from self._close("completed")
+        self._kind, self._pieces = kind, []
+        item = self._item("in_progress")
+        self._place = {"item_id": item.id, "output_index": len(self._items), "content_index": 0}
+        begun = msgspec.structs.replace(item, content=[])
+        yield self._event("response.output_item.added", output_index=len(self._items), item=begun)
+        yield self._event("response.content_part.added", **self._place, part=item.content[0])
+
+    def _close(self, status: s.Status) -> Iterator[bytes]:
+        if self._kind is None:
+            return
+        item = self._item(status)
+        yield self._text_event("done", text="".join(self._pieces))
+        yield self._event("response.content_part.done", **self._place, part=item.content[0])
+        yield from self._done(item)
+        self._kind = None
+
+    def _call(self, called: CalledTool) -> Iterator[bytes]:
+        yield from self._close("completed")
+        item = cast("s.OutputCall", self._frame.item(len(self._items), called, "completed"))
+        begun = msgspec.structs.replace(item, status="in_progress", arguments="")
+        place: dict[str, Any] = {"item_id": item.id, "output_index": len(self._items)}
+        yield self._event("response.output_item.added", output_index=len(self._items), item=begun)
+        name = "response.function_call_arguments"
+        yield self._event(f"{name}.delta", **place, delta=item.arguments)
+        yield self._event(f"{name}.done", **place, name=item.name, arguments=item.arguments)
+        yield from self._done(item)
+
+    def _done(self, item: s.OutputItem) -> Iterator[bytes]:
+        yield self._event("response.output_item.done", output_index=len(self._items), item=item)
+        self._items.append(item)
+
+    def _item(self, status: s.Status) -> s.OutputMessage | s.OutputThought:
+        """Return the item that is being written, as far as it goes."""
+        assert self._kind is not None
+        delta = self._kind("".join(self._pieces))
+        return cast("s.OutputMessage | s.OutputThought", self._frame.item(len(self._items), delta, status))
+
+    def _text_event(self, step: str, *, is_counted: bool = True, **fields: object) -> bytes:
+        is_said = self._kind is Content
+        name = "output_text" if is_said else "reasoning_text"
+        logprobs: dict[str, Any] = {"logprobs": ()} if is_said else {}
+        return self._event(f"response.{name}.{step}", is_counted=is_counted, **self._place, **fields, **logprobs)
+
+    def _event(self, type_: str, *, is_counted: bool = True, **fields: object) -> bytes:
+        self._events += is_counted
+        number = max(0, self._units - 1) + self._events - 1
+        return event(type_, {"type": type_, "sequence_number": number, **fields})

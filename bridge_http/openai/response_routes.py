@@ -16,8 +16,8 @@ async def respond(in_flight: InFlight, bodies: BodyReader, request: HttpRequest)
     """Answer POST /v1/responses."""
     body = parse_response(await bodies.read(request.headers, request.scope, request.receive))
     task = response_task(body)
-    reply = r.begun(body, request.caller.rid.hex(), in_flight.begun_at(request))
+    frame = r.AnswerFrame(body, request.caller.rid, in_flight.begun_at(request))
     if body.stream:
-        return stream(in_flight, task, request, r.ResponseEvents(reply), model=body.model)
+        return stream(in_flight, task, request, r.ResponseEvents(frame), model=body.model)
     result = await in_flight.generate(task, request, stream=False, model=body.model).whole(request)
-    return json_response(200, r.ended(reply, result))
+    return json_response(200, frame.whole(result))

@@ -7,16 +7,49 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from ...protocol.tasks import ToolName
 from .schema import ContentPart, Count, Int64, Schema, Share
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class InputTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """An item of the input: one turn."""
+class InputTurn(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
+    """An item of the input: one turn. The type may be left out."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
+
+
+class InputCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
+    """An item of the input: a call of a tool, with the JSON of its arguments as text."""
+
+    call_id: ToolName
+    name: ToolName
+    arguments: str
+
+
+class InputCallOutput(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
+    """An item of the input: what a call came to."""
+
+    call_id: ToolName
+    output: str | list[ContentPart]
+
+
+class ResponseTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that may be called; `parameters` is the schema of its arguments."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseToolName(msgspec.Struct, frozen=True, kw_only=True):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    name: ToolName
 
 
 class TextFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,12 +72,15 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/responses. `metadata` is told again in the answer. `seed` is ours: the same one, the same answer."""
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
-    input: str | Annotated[list[InputTurn], Meta(min_length=1, max_length=4096)]
+    input: str | Annotated[list[InputTurn | InputCall | InputCallOutput], Meta(min_length=1, max_length=4096)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Share | None = None
     text: TextConfig | None = None
+    tools: Annotated[list[ResponseTool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolName | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     seed: Int64 | None = None
     stream: bool | None = None
@@ -64,14 +100,42 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[str] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     """The answer, as an item that may come back as input."""
 
     id: str
-    type: Literal["message"] = "message"
     status: Status
     role: Literal["assistant"] = "assistant"
     content: list[OutputText]
+
+
+class ThoughtText(msgspec.Struct, frozen=True, kw_only=True):
+    """The text of what a model thought."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputThought(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
+    """What the model thought before it spoke."""
+
+    id: str
+    status: Status
+    summary: list[str] = []
+    content: list[ThoughtText]
+
+
+class OutputCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
+    """A call of a tool; its arguments are JSON as the model wrote it."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Status = "completed"
+
+
+OutputItem = OutputMessage | OutputThought | OutputCall
 
 
 class Incomplete(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,14 +180,14 @@ class ResponseReply(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage] = []
-    parallel_tool_calls: bool = True
+    output: list[OutputItem] = []
+    parallel_tool_calls: bool
     previous_response_id: None = None
     store: bool = False
     temperature: float
     text: TextConfig
-    tool_choice: Literal["auto"] = "auto"
-    tools: list[dict[str, Any]] = []
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolName
+    tools: list[ResponseTool]
     top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None

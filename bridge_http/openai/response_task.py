@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
+import msgspec
+
 from ...protocol.faults import show
-from ...protocol.tasks import ChatMessage, Generate, Grammar
+from ...protocol.tasks import ChatMessage, Generate, Grammar, Tool, ToolCall
 from ..errors import InvalidRequestError
+from ..json_body import encode
 from .extras import EXTRAS, Extra
 from .grammars import ANY_OBJECT, schema_grammar
 from .requests import (
@@ -23,7 +26,15 @@ from .requests import (
     without_extras,
     without_message_extras,
 )
-from .response_schema import ResponsesRequest, TextConfig
+from .response_schema import (
+    InputCall,
+    InputCallOutput,
+    InputTurn,
+    ResponsesRequest,
+    ResponseTool,
+    ResponseToolName,
+    TextConfig,
+)
 from .schema import ContentPart
 
 _STATELESS: Final = "nothing is kept here, so send the whole conversation as input"
@@ -43,6 +54,13 @@ RESPONSE_EXTRAS: Final[dict[str, Extra]] = EXTRAS | {
 }
 """Beside what is obeyed; null is always let pass."""
 _OF_TEXT: Final = {"verbosity": EXTRAS["verbosity"]}
+_BESIDE: Final = dict.fromkeys(("id", "status", "namespace", "created_by"), Extra("models get the call alone", None))
+_CALLS: Final = {
+    kind: frozenset(item.__struct_fields__) | {"type"}
+    for kind, item in (("function_call", InputCall), ("function_call_output", InputCallOutput))
+}
+_KINDS: Final = ("message", *_CALLS)
+_OF_TOOLS: Final = {"defer_loading": Extra("models are told of all tools", (False,))}
 _OF_ITEMS: Final = ("type", "phase")
 """What turns have here beside what they have in chats."""
 
@@ -58,6 +76,8 @@ def parse_response(body: bytes) -> ResponsesRequest:
     if isinstance(text := fields.get("text"), dict):
         known = frozenset(TextConfig.__struct_fields__)
         fields["text"] = nested("text", cast("dict[str, object]", text), known, _OF_TEXT)
+    if isinstance(tools := fields.get("tools"), list):
+        fields["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in enumerate(cast("list[object]", tools))]
     if isinstance(items := fields.get("input"), list):
         fields["input"] = _turns(cast("list[object]", items))
     return convert(fields, {}, ResponsesRequest)
@@ -66,7 +86,7 @@ def parse_response(body: bytes) -> ResponsesRequest:
 def _turns(items: list[object]) -> list[object]:
     if len(items) > MOST_MESSAGES:
         raise InvalidRequestError(f"input: at most {MOST_MESSAGES} are meant, not {len(items)}", param="input")
-    return [_turn(f"input[{at}]", item) for at, item in enumerate(items) if not _is_thought(item)]
+    return [_item(f"input[{at}]", item) for at, item in enumerate(items) if not _is_thought(item)]
 
 
 def _is_thought(item: object) -> bool:
@@ -74,16 +94,30 @@ def _is_thought(item: object) -> bool:
     return isinstance(item, dict) and cast("dict[str, object]", item).get("type") == "reasoning"
 
 
-def _turn(path: str, given: object) -> object:
-    """Take an item that is a turn; another kind is named before its fields are."""
+def _item(path: str, given: object) -> object:
+    """Take a turn, a call or what it came to; another kind is named before its fields are."""
     if not isinstance(given, dict):
         return given
     item = cast("dict[str, object]", given)
-    kind = item.get("type", "message")
-    if kind not in ("message", None):
-        text = f"{path}.type: items of type {show(kind)} are not understood, only messages"
+    kind = item.get("type") or "message"
+    if kind == "message":
+        turn = {name: value for name, value in item.items() if name not in _OF_ITEMS}
+        return {"type": kind, **cast("dict[str, object]", without_message_extras(path, turn))}
+    if not isinstance(kind, str) or kind not in _CALLS:
+        text = f"{path}.type: items of type {show(kind)} are not understood, only {', '.join(_KINDS)}"
         raise InvalidRequestError(text, param=f"{path}.type", code=UNSUPPORTED)
-    return without_message_extras(path, {name: value for name, value in item.items() if name not in _OF_ITEMS})
+    return nested(path, item, _CALLS[kind], _BESIDE)
+
+
+def _tool(path: str, given: object) -> object:
+    """Take a tool; of another kind its type is named before its fields are."""
+    if not isinstance(given, dict):
+        return given
+    tool = cast("dict[str, object]", given)
+    if tool.get("type") not in ("function", None):
+        text = f"{path}.type: tools of type {show(tool['type'])} are not understood, only functions"
+        raise InvalidRequestError(text, param=f"{path}.type", code=UNSUPPORTED)
+    return nested(path, tool, frozenset(ResponseTool.__struct_fields__), _OF_TOOLS)
 
 
 def response_task(request: ResponsesRequest) -> Generate:
@@ -98,15 +132,48 @@ def response_task(request: ResponsesRequest) -> Generate:
         max_tokens=request.max_output_tokens,
         temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
         grammar=_grammar(request.text),
+        **_tools(request),
         **rest,
     )
+
+
+def _tools(request: ResponsesRequest) -> dict[str, Any]:
+    """Return what a task says of tools."""
+    tools = [
+        Tool(name=tool.name, description=tool.description or "", parameters=encode(tool.parameters or {}).decode())
+        for tool in request.tools or ()
+    ]
+    choice = request.tool_choice or "auto"
+    said: dict[str, Any] = {"tool_choice": choice}
+    if isinstance(choice, ResponseToolName):
+        said = {"tool_choice": "required", "tool_name": choice.name}
+    return {"tools": tools, "parallel_tool_calls": request.parallel_tool_calls is not False, **said}
 
 
 def _conversation(request: ResponsesRequest) -> list[ChatMessage]:
     turns = [ChatMessage(role="system", content=request.instructions)] if request.instructions else []
     if isinstance(request.input, str):
         return [*turns, ChatMessage(role="user", content=request.input)]
-    return [*turns, *(ChatMessage(role=turn.role, content=_text(turn.content)) for turn in request.input)]
+    names: dict[str, str] = {}
+    for item in request.input:
+        match item:
+            case InputTurn():
+                turns.append(ChatMessage(role=item.role, content=_text(item.content)))
+            case InputCall():
+                names[item.call_id] = item.name
+                call = ToolCall(id=item.call_id, name=item.name, arguments=item.arguments)
+                turns.append(_with_call(turns.pop() if turns and turns[-1].role == "assistant" else None, call))
+            case InputCallOutput():
+                name = names.get(item.call_id)
+                text = _text(item.output)
+                turns.append(ChatMessage(role="tool", content=text, tool_call_id=item.call_id, name=name))
+    return turns
+
+
+def _with_call(before: ChatMessage | None, call: ToolCall) -> ChatMessage:
+    """Put a call into the assistant's turn that it belongs to, or into one of its own."""
+    turn = before or ChatMessage(role="assistant", content="")
+    return msgspec.structs.replace(turn, tool_calls=[*turn.tool_calls, call])
 
 
 def _text(content: str | list[ContentPart]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Generator
 from typing import Any
@@ -496,6 +497,24 @@ ANSWER: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
+
+
+def test_a_response_calls_a_tool_and_reads_what_it_came_to(client: Any) -> None:
+    """Whole and streamed the same call; its items come back as input."""
+    tool = {"type": "function", "name": "answer", "parameters": ANSWER["schema"]}
+    ask = {**RESPOND, "max_output_tokens": 200, "tools": [tool], "tool_choice": "required"}
+    whole = client.responses.create(**ask)
+    with client.responses.stream(**ask) as stream:
+        folded = stream.get_final_response()
+    call = whole.output[0]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    items = [{"role": "user", "content": "hello"}, *whole.output, result]
+    last = client.responses.create(**{**RESPOND, "input": items, "tools": [tool]})
+
+    assert (whole.status, call.type, call.name) == ("completed", "function_call", "answer")
+    assert json.loads(call.arguments)["a"] in ("x", "y")
+    assert [(item.name, item.arguments) for item in folded.output] == [(call.name, call.arguments)]
+    assert last.usage.input_tokens > whole.usage.input_tokens
 
 
 def test_a_response_that_cannot_be_is_a_bad_request(client: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from support.asgi import Exchange, call
@@ -16,11 +17,12 @@ from zmqrt.bridge_http.openai import response_reply as r
 from zmqrt.bridge_http.openai.response_schema import ResponsesRequest
 from zmqrt.client.response import Chunk
 from zmqrt.protocol.errors import ErrorKind, request_error
-from zmqrt.protocol.tasks import ChatMessage, Generate, Grammar
+from zmqrt.protocol.tasks import ChatMessage, Generate, Grammar, Tool, ToolCall
 
 PATH = "/v1/responses"
 ASK: dict[str, Any] = {"model": "m", "input": "hi"}
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
+TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 SCHEMA = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
 
 
@@ -107,7 +109,11 @@ def test_what_asks_for_nothing_is_let_pass(fields: dict[str, Any]) -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"background": True}, "background"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "f", "colour": 1}]}, "tools[0].colour"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.name"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"truncation": "auto"}, "truncation"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
@@ -118,7 +124,7 @@ def test_what_asks_for_nothing_is_let_pass(fields: dict[str, Any]) -> None:
         ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"input": [HI] * 4097}, "input"),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "1"}]}, "input[0].type"),
+        ({"input": [{"type": "computer_call_output", "call_id": "c", "output": "1"}]}, "input[0].type"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),
     ],
@@ -181,7 +187,7 @@ def test_numbers_of_events_do_not_depend_on_how_tokens_came() -> None:
     """Whoever comes back after a cut is sent tokens together that came one by one before."""
 
     def numbers(*chunks: Chunk) -> list[int]:
-        writer = r.ResponseEvents(r.begun(ResponsesRequest(model="m", input="hi"), "00", 0))
+        writer = r.ResponseEvents(r.AnswerFrame(ResponsesRequest(model="m", input="hi"), b"", 0))
         written = [event for chunk in chunks for event in writer.of(chunk)]
         return [json.loads(event.split(b"data: ")[1])["sequence_number"] for event in written]
 
@@ -190,3 +196,79 @@ def test_numbers_of_events_do_not_depend_on_how_tokens_came() -> None:
 
     assert (one_by_one[-1], together[-1]) == (6, 6)
     assert one_by_one == list(range(7))
+
+
+# --- calls of tools --------------------------------------------------------------------------------------------------
+
+MARKUP = '<think>hm</think>I look.<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call><tool_call>f</tool_call>'
+CALLING: dict[str, Any] = {**ASK, "tools": [TOOL]}
+
+
+def test_tools_become_those_of_a_task() -> None:
+    """With what is known of each, and whether one must be called; calls of a history are turns."""
+    said = [Tool(name="f", parameters='{"type":"object"}')]
+    choices: list[tuple[object, dict[str, Any]]] = [
+        ("required", {"tool_choice": "required"}),
+        ({"type": "function", "name": "f"}, {"tool_choice": "required", "tool_name": "f"}),
+        ("none", {"tool_choice": "none"}),
+        ("auto", {}),
+    ]
+    for choice, told in choices:
+        assert task_of(tools=[TOOL], tool_choice=choice) == msgspec.structs.replace(task_of(), tools=said, **told)
+    assert not task_of(tools=[TOOL], parallel_tool_calls=False).parallel_tool_calls
+
+    history = [
+        {**HI, "type": "message"},
+        {"role": "assistant", "content": "well"},
+        *({"type": "function_call", "id": "fc", "call_id": c, "name": "f", "arguments": "{}"} for c in ("c1", "c2")),
+        {"type": "function_call_output", "call_id": "c1", "output": "7"},
+        {"type": "function_call", "call_id": "c3", "name": "f", "arguments": "{}", "status": "completed"},
+    ]
+    assert task_of(input=history).messages == [
+        ChatMessage(role="user", content="hi"),
+        ChatMessage(
+            role="assistant", content="well", tool_calls=[ToolCall(id="c1", name="f"), ToolCall(id="c2", name="f")]
+        ),
+        ChatMessage(role="tool", content="7", tool_call_id="c1", name="f"),
+        ChatMessage(role="assistant", content="", tool_calls=[ToolCall(id="c3", name="f")]),
+    ]
+
+
+def stream_of(*pieces: str, last_id: str = "") -> Exchange:
+    """Ask for a stream that can be gone on with."""
+    headers = {"idempotency-key": "k", **({"last-event-id": last_id} if last_id else {})}
+    raw = json.dumps({**CALLING, "stream": True}).encode()
+    return asyncio.run(call(make_app(FakeFleet(*pieces), BridgeSettings()), "POST", PATH, body=raw, headers=headers))
+
+
+def test_thoughts_words_and_calls_are_items_of_their_own() -> None:
+    """Whole and streamed, wherever the text is cut; each is added, written and done."""
+    whole = post(CALLING, FakeFleet(MARKUP)).json
+    thought, words, call_item = whole["output"][:3]
+
+    assert (thought["type"], thought["content"]) == ("reasoning", [{"type": "reasoning_text", "text": "hm"}])
+    assert words["content"][0]["text"] == "I look."
+    assert (call_item["type"], call_item["name"], call_item["arguments"]) == ("function_call", "f", '{"x": 1}')
+    for size in (1, 3, 7, 1000):
+        pieces = [MARKUP[at : at + size] for at in range(0, len(MARKUP), size)]
+        lines = [line[6:] for line in stream_of(*pieces).body.decode().split("\n") if line.startswith("data: ")]
+        events = [json.loads(line) for line in lines]
+        items = events[-1]["response"]["output"]
+        assert [{**item, "id": "", "call_id": ""} for item in items] == [
+            {**item, "id": "", "call_id": ""} for item in whole["output"]
+        ]
+        assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == items
+        numbers = [event["sequence_number"] for event in events]
+        assert numbers == sorted(set(numbers))
+
+
+def test_a_call_is_told_once_after_a_cut() -> None:
+    """By the same id and numbers, whichever event was the last that was read."""
+    pieces = list(MARKUP)
+    whole = [event for event in stream_of(*pieces).body.split(b"\n\n") if event]
+    ids = {at: event.split(b"\n")[0][4:].decode() for at, event in enumerate(whole) if event.startswith(b"id: ")}
+
+    assert len(ids) > len("hmI look.")
+    for at, last in ids.items():
+        again = [event for event in stream_of(*pieces, last_id=last).body.split(b"\n\n") if event]
+        assert again[:-1] == whole[at + 1 : -1]
