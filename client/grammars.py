@@ -36,10 +36,14 @@ def schema_text(schema: object) -> str:
     if isinstance(schema, str):
         return schema
     try:
-        if isinstance(schema, Mapping):
-            return msgspec.json.encode(dict(cast("Mapping[str, Any]", schema))).decode()
-        own = getattr(schema, "model_json_schema", None)
-        described: dict[str, Any] = own() if own is not None else msgspec.json.schema(cast("Any", schema))
-        return msgspec.json.encode(described).decode()
+        return msgspec.json.encode(_described(schema)).decode()
     except (TypeError, ValueError, RecursionError) as error:
         raise arguments.bad("schema", f"{arguments.kind_of(schema)} says no JSON Schema: {error}") from None
+
+
+def _described(schema: object) -> dict[str, Any]:
+    if isinstance(schema, Mapping):
+        return {**cast("Mapping[str, Any]", schema)}
+    own: Any = getattr(schema, "model_json_schema", None)
+    described: dict[str, Any] = own() if own is not None else msgspec.json.schema(cast("Any", schema))
+    return described

@@ -53,6 +53,17 @@ class SamplingFlags:
         return cast("GenerateOptions", given)  # the names above are its names
 
 
+def _read_schema(_context: click.Context, _param: click.Parameter, given: str | None) -> str | None:
+    """Read the file of a schema; whether it is one, its node says."""
+    if given is None:
+        return None
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise click.BadParameter(f"{given}: {words}", param_hint="--schema") from None
+
+
 _OPTIONS: Final = (
     click.option("-m", "--model", metavar="NAME", help="Model to ask; see `zmqrt models`."),
     click.option("-n", "--max-tokens", type=int, metavar="N", help="Most tokens to generate."),
@@ -70,7 +81,7 @@ _OPTIONS: Final = (
     click.option(
         "--schema",
         metavar="FILE",
-        callback=lambda _context, _param, given: _read_schema(given),
+        callback=_read_schema,
         help="Answer with JSON that keeps to the JSON Schema in this file.",
     ),
     click.option("--regex", metavar="PATTERN", help="Answer with a text that this regular expression matches whole."),
@@ -96,17 +107,6 @@ def _read_values(given: tuple[str, ...]) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             values[name] = value
     return values or None
-
-
-def _read_schema(given: str | None) -> str | None:
-    """Read the file of a schema; whether it is one, its node says."""
-    if given is None:
-        return None
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        words = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise click.BadParameter(f"{given}: {words}", param_hint="--schema") from None
 
 
 def sampling_options(function: Callable[Concatenate[SamplingFlags, P], R]) -> Callable[P, R]:

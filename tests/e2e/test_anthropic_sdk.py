@@ -185,7 +185,10 @@ def test_a_tool_is_called_and_what_it_came_to_comes_back(client: Any) -> None:
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, r"messages\[0\].content\[0\]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": "x"}]}]},
+            r"messages\[0\].content\[0\]",
+        ),
         ({"messages": [*ASK["messages"], {"role": "assistant", "content": "I"}]}, r"messages\[1\].role"),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, "prompt is too long"),
         ({"model": "mock-embed"}, "mock-embed"),

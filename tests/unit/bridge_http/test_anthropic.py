@@ -21,6 +21,7 @@ from zmqrt.protocol.tasks import ChatMessage, FinishReason, Generate, Grammar, T
 
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
+EMPTY: dict[str, Any] = {}
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
 TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
 CALL: dict[str, Any] = {"type": "tool_use", "id": "c1", "name": "f", "input": {"x": 1}}
@@ -52,7 +53,7 @@ def task_of(path: str = MESSAGES, **fields: Any) -> Generate:
 def test_a_request_becomes_a_task() -> None:
     """With the temperature of the API, and nothing that was not said."""
     assert task_of() == Generate(messages=[ChatMessage(role="user", content="hi")], max_tokens=9, temperature=1.0)
-    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    schema: dict[str, Any] = {"type": "object", "properties": {"b": {}, "a": {}}}
     assert task_of(
         system=[{"type": "text", "text": "A"}, {"type": "text", "text": "B"}],
         messages=[HI, {"role": "assistant", "content": "yes"}, {"role": "system", "content": "C"}, HI],
@@ -84,13 +85,18 @@ def test_a_request_becomes_a_task() -> None:
     "fields",
     [
         {"metadata": {"user_id": "u"}, "service_tier": "auto", "cache_control": {"type": "ephemeral"}, "system": None},
-        {"tools": [], "tool_choice": {"type": "auto"}, "thinking": {"type": "adaptive"}, "mcp_servers": []},
-        {"context_management": {"edits": []}, "container": None, "output_config": {"effort": "high"}, "stream": False},
-        {"max_tokens": 9.0, "top_k": None, "temperature": 1, "output_config": {}},
-        {"messages": [{**HI, "id": "msg_1", "stop_reason": None, "usage": {}}]},
+        {"tools": [*EMPTY], "tool_choice": {"type": "auto"}, "thinking": {"type": "adaptive"}, "mcp_servers": [*EMPTY]},
+        {
+            "context_management": {"edits": [*EMPTY]},
+            "container": None,
+            "output_config": {"effort": "high"},
+            "stream": False,
+        },
+        {"max_tokens": 9.0, "top_k": None, "temperature": 1, "output_config": EMPTY},
+        {"messages": [{**HI, "id": "msg_1", "stop_reason": None, "usage": EMPTY}]},
         {
             "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {}, "citations": None}]}
+                {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": EMPTY, "citations": None}]}
             ]
         },
     ],
@@ -110,7 +116,10 @@ def test_thoughts_of_a_history_are_left_out() -> None:
 
 def test_tools_become_those_of_a_task() -> None:
     """With what is known of each, and whether one must be called."""
-    tools = [{**TOOL, "type": "custom", "cache_control": {}, "strict": True}, {**TOOL, "name": "g", "description": "G"}]
+    tools = [
+        {**TOOL, "type": "custom", "cache_control": EMPTY, "strict": True},
+        {**TOOL, "name": "g", "description": "G"},
+    ]
     said = [
         Tool(name="f", parameters='{"type":"object"}'),
         Tool(name="g", description="G", parameters='{"type":"object"}'),
