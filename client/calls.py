@@ -70,7 +70,8 @@ class GenerateOptions(CallOptions, total=False):
     `rendering` says how the model's chat template renders the conversation, such as `{"kwargs": {"enable_thinking":
     False}}` or `{"continue_final_message": True}`.
 
-    `tools` and the calls in messages are plain or in OpenAI's shape, and so is a `tool_choice` that names a tool.
+    `tools` and the calls in messages are plain or in OpenAI's shape, and so is a `tool_choice` that names a tool. The
+    text of an answer holds its calls as the model wrote them; an `AnswerParser` takes it apart, whole or as it comes.
     """
 
     messages: Sequence[Mapping[str, Any] | ChatMessage] | None

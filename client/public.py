@@ -20,9 +20,10 @@ from ..protocol.errors import (
     WorkerLostError,
     ZmqrtError,
 )
+from ..protocol.markup import AnswerParser, CalledTool, Content, Reasoning
 from ..protocol.request_trace import RequestTrace
 from ..protocol.snapshot import ServiceStatus, Snapshot
-from ..protocol.tasks import ChatMessage, Classify, Embed, Generate, Rerank, TokenLogprobs, Usage
+from ..protocol.tasks import ChatMessage, Classify, Embed, Generate, Rerank, TokenLogprobs, Tool, ToolCall, Usage
 from .aio import AsyncClient, AsyncHandle, AsyncStream
 from .calls import CallOptions, GenerateOptions
 from .config import ClientSettings
@@ -32,12 +33,14 @@ from .sync import Client, Handle, Stream
 
 __all__ = [
     "AdminOutcome",
+    "AnswerParser",
     "AsyncClient",
     "AsyncHandle",
     "AsyncStream",
     "BadRequestError",
     "BusyError",
     "CallOptions",
+    "CalledTool",
     "CancelledError",
     "ChatMessage",
     "Chunk",
@@ -48,6 +51,7 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "ConnectError",
+    "Content",
     "DeadlineError",
     "Embed",
     "Embeddings",
@@ -58,6 +62,7 @@ __all__ = [
     "NotFoundError",
     "RankedDocument",
     "Ranking",
+    "Reasoning",
     "RequestError",
     "RequestTrace",
     "Rerank",
@@ -67,6 +72,8 @@ __all__ = [
     "Stream",
     "TokenLogprobs",
     "TooLargeError",
+    "Tool",
+    "ToolCall",
     "UnauthorizedError",
     "UnavailableError",
     "Usage",

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from support.http import answer_of, asked
+from support.http import events_of as events_in
 from support.lazily import lazily
 from support.stack import Process, Stack, running
-from zmqrt.client import RequestError
-from zmqrt.protocol.markup import AnswerParser, CalledTool, Delta
+from zmqrt.client import AnswerParser, CalledTool, RequestError
+from zmqrt.protocol.markup import Delta
 
 openai = lazily("openai")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -38,7 +39,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Stack, li
     """Two nodes that call tools, then speak; and two bridges."""
     script = tmp_path_factory.mktemp("script") / "script.json"
     script.write_text(json.dumps([CALLED, "No rain in Zürich."]))
-    with running(nodes=2, worker=("--engine-opt", f"step_ms=2,script={script}", "--devices", "0")) as stack:
+    with running(nodes=2, worker=("--engine-opt", f"step_ms=5,script={script}", "--devices", "0")) as stack:
         yield stack, [stack.bridge(), stack.bridge()]
 
 
@@ -87,7 +88,7 @@ def test_the_same_streamed(fleet: tuple[Stack, list[Process]]) -> None:
 def test_a_call_that_must_be_is_one_that_is_valid(fleet: tuple[Stack, list[Process]], choice: Any) -> None:
     """Whatever the model would have said: the script is not followed here."""
     with client_of(fleet[1][0]) as client:
-        for seed in range(3):
+        for seed in range(2):
             answer = client.chat.completions.create(
                 model="mock", messages=ASK, tools=[TOOL], tool_choice=choice, seed=seed, max_tokens=2000
             )
@@ -151,13 +152,39 @@ def test_a_stream_of_calls_goes_on_at_another_bridge(fleet: tuple[Stack, list[Pr
     key = {"idempotency-key": "calls"}
     events = events_of(fleet[1][0], body, key)
     ids = [event.partition("\n")[0].removeprefix("id: ") for event in events if event.startswith("id: ")]
-    picked = ids[:: max(1, len(ids) // 8)]
 
     assert sum("tool_calls" in event for event in events) == 3
-    for id_ in picked:
+    for id_ in ids:
         at = next(place for place, event in enumerate(events) if event.startswith(f"id: {id_}\n"))
         rest = events_of(fleet[1][1], body, {**key, "last-event-id": id_})
         assert rest == events[at + 1 :]
+
+
+def test_a_stream_of_calls_goes_on_at_another_bridge_after_its_node_was_killed(
+    fleet: tuple[Stack, list[Process]],
+) -> None:
+    """In the middle of a call; what comes then is the rest of the undisturbed stream."""
+    stack, bridges = fleet
+    body = {"model": "mock", "messages": ASK, "tools": [TOOL, TIME], "stream": True}
+    undisturbed = events_of(bridges[0], body, {"idempotency-key": "undisturbed"})
+    key = {"idempotency-key": "killed"}
+    with asked(bridges[0], "POST", "/v1/chat/completions", body, key) as answer:
+        last = next(one.id for one in events_in(answer) if one.data["choices"][0]["delta"].get("content") == ".")
+        with stack.client() as client:
+            serving = [node.node_id for node in client.status().nodes if node.in_flight]
+        stack.node(serving[0]).kill()
+    rest = events_of(bridges[1], body, {**key, "last-event-id": last})
+    stack.again(stack.node(serving[0]))
+    stack.wait_for_nodes(2)
+
+    assert len(serving) == 1
+    assert sum("tool_calls" in event for event in rest) == 3
+    assert [nameless(event) for event in rest] == [nameless(event) for event in undisturbed[-len(rest) :]]
+
+
+def nameless(event: str) -> str:
+    """Leave out what is made of the name of a request: its id, and those of its calls."""
+    return re.sub(r'"id":"[^"]*"|^id: [^/\n]*', "", event)
 
 
 def events_of(bridge: Process, body: dict[str, Any], headers: dict[str, str]) -> list[str]:
