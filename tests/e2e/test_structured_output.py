@@ -68,6 +68,7 @@ def test_a_type_a_dict_a_text_a_regex_and_a_grammar(fleet: tuple[Stack, Process]
         ({"schema": 5}, "schema: int says no JSON Schema"),
         ({"schema": {}, "regex": "a"}, "schema and regex"),
         ({"regex": "a", "min_tokens": 3}, "min_tokens: "),
+        ({"regex": "[a&&b]"}, "cannot be kept to"),
     ],
 )
 def test_what_cannot_be_kept_to_is_a_400_that_says_where(
@@ -127,6 +128,7 @@ def test_openai_s_own_client_parses_what_it_asked_for(fleet: tuple[Stack, Proces
         ({"structured_outputs": {"choice": ["left", "right (almost)"]}}, r"left|right \(almost\)"),
         ({"guided_regex": "[0-9]{3}"}, "[0-9]{3}"),
         ({"guided_choice": ["yes", "no"]}, "yes|no"),
+        ({"guided_choice": [""]}, ""),
         ({"guided_json": {"const": 1}}, "1"),
         ({"guided_grammar": 'start: "x" "y"+ "z"'}, "xy+z"),
         ({"response_format": {"type": "json_object", "schema": {"const": {}}}}, r"\{\}"),
@@ -173,10 +175,13 @@ def test_a_shell_asks_for_json(fleet: tuple[Stack, Process], tmp_path: Path) -> 
     """`--schema FILE`, and a word about a file that is none."""
     file = tmp_path / "person.json"
     file.write_bytes(msgspec.json.encode(msgspec.json.schema(Person)))
-    done = zmqrt("infer", "who?", "--schema", str(file), "--broker", fleet[0].clients, "--model", "mock")
+    where = ("--broker", fleet[0].clients, "--model", "mock")
+    done = zmqrt("infer", "who?", "--schema", str(file), *where)
+    talked = zmqrt("chat", "--schema", str(file), *where, given="who?\n")
     missing = zmqrt("infer", "who?", "--schema", str(tmp_path / "no.json"), "--broker", fleet[0].clients)
 
     assert isinstance(msgspec.json.decode(done.stdout, type=Person), Person)
+    assert isinstance(msgspec.json.decode(talked.stdout[talked.stdout.index("{") :], type=Person), Person)
     assert missing.returncode == 2
     assert "--schema" in missing.stderr
     assert "No such file" in missing.stderr
