@@ -60,6 +60,7 @@ def test_it_is_the_same_whichever_unit_its_engine_dies_after(stack: Stack) -> No
                 stack.again(victim)
             stack.wait_for_nodes(2)
 
+            assert ended is not None
             assert (text, made) == (whole.text, whole.token_ids), cut
             assert ended.finish_reason == whole.finish_reason == "stop"
         resumes = client.status().counters["resumes"] - before
