@@ -1,21 +1,54 @@
-"""What the parts of an answer come to, before an API gives them its shape. Pure."""
+"""Takes an answer apart for APIs whose answers are blocks or items, before each gives them its own shape. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
-from ..protocol.markup import Content, Delta, Reasoning
+from ..protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning
 
 
-def merged(deltas: Iterable[Delta]) -> list[Delta]:
+class DeltaReader:
+    """One answer, by the tools that it may call; `is_one`: one of them at most, and what comes behind is left out."""
+
+    def __init__(self, tools: Collection[str] = (), *, is_one: bool = False) -> None:
+        self._parser = AnswerParser(tools)
+        self._is_one = is_one
+
+    @property
+    def has_called(self) -> bool:
+        """Whether the answer called a tool."""
+        return self._parser.has_called
+
+    def whole(self, text: str) -> list[Delta]:
+        """Read all of it."""
+        return list(_merged(self._wanted((*self._parser.feed(text), *self._parser.finish()))))
+
+    def feed(self, text: str) -> Iterator[Delta]:
+        """Read a piece of it."""
+        return _merged(self._wanted(self._parser.feed(text)))
+
+    def finish(self) -> Iterator[Delta]:
+        """Return what waited for more."""
+        return _merged(self._wanted(self._parser.finish()))
+
+    def _wanted(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
+        for delta in deltas:
+            if not (self._is_one and isinstance(delta, CalledTool) and delta.number > 0):
+                yield delta
+
+
+def _merged(deltas: Iterable[Delta]) -> Iterator[Delta]:
     """Join neighbours of one kind; calls are whole as they are."""
-    found: list[Delta] = []
+    last: Delta | None = None
     for delta in deltas:
-        match delta, found[-1] if found else None:
-            case Content(text), Content(before):
-                found[-1] = Content(before + text)
-            case Reasoning(text), Reasoning(before):
-                found[-1] = Reasoning(before + text)
+        match last, delta:
+            case Content(before), Content(text):
+                last = Content(before + text)
+            case Reasoning(before), Reasoning(text):
+                last = Reasoning(before + text)
             case _:
-                found.append(delta)
-    return found
+                if last is not None:
+                    yield last
+                last = delta
+    if last is not None:
+        yield last

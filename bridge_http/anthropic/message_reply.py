@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 import msgspec
 
 from ...client.response import Chunk, Result
-from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, call_id
-from ..deltas import merged
+from ...protocol.markup import CalledTool, Content, Delta, Reasoning, call_id
+from ..deltas import DeltaReader
 from ..json_body import event
 from . import message_schema as s
 
@@ -26,11 +26,16 @@ class AskedMessage:
     max_tokens: int
     stops: Sequence[str] = ()
     tools: Sequence[str] = ()
+    is_one_call: bool = False
 
     @property
     def id(self) -> str:
         """Name the answer."""
         return f"msg_{self.rid.hex()}"
+
+    def reader(self) -> DeltaReader:
+        """Make what takes the answer apart."""
+        return DeltaReader(self.tools, is_one=self.is_one_call)
 
     def ending(self, result: Result, *, has_called: bool) -> tuple[s.StopReason, str | None]:
         """Return why an answer is over, and the stop sequence that ended it."""
@@ -56,9 +61,9 @@ class AskedMessage:
 
 def whole(result: Result, asked: AskedMessage) -> s.MessageReply:
     """Build the answer to a request. Without any text it has no block, as there."""
-    parser = AnswerParser(asked.tools)
-    blocks = [_block(delta, asked) for delta in merged((*parser.feed(result.text), *parser.finish()))]
-    reason, stop = asked.ending(result, has_called=parser.has_called)
+    reader = asked.reader()
+    blocks = [_block(delta, asked) for delta in reader.whole(result.text)]
+    reason, stop = asked.ending(result, has_called=reader.has_called)
     return s.MessageReply(
         id=asked.id,
         model=result.model,
@@ -84,7 +89,7 @@ class MessageEvents:
 
     def __init__(self, asked: AskedMessage) -> None:
         self._asked = asked
-        self._parser = AnswerParser(asked.tools)
+        self._reader = asked.reader()
         self._has_begun = False
         self._open: Literal["", "text", "thinking"] = ""
         self._index = -1
@@ -92,7 +97,7 @@ class MessageEvents:
     def of(self, chunk: Chunk) -> Iterator[bytes]:
         """Write a part: nothing as long as its text is held back."""
         yield from self._beginning(chunk.prompt_tokens or 0)
-        for delta in merged(self._parser.feed(chunk.text)):
+        for delta in self._reader.feed(chunk.text):
             yield from self._write(delta)
 
     def idle(self) -> bytes:
@@ -102,10 +107,10 @@ class MessageEvents:
     def end(self, result: Result) -> Iterator[bytes]:
         """Write why it is over, and the usage, which is the one that counts: at the beginning it may not be known."""
         yield from self._beginning(result.usage.prompt_tokens)
-        for delta in merged(self._parser.finish()):
+        for delta in self._reader.finish():
             yield from self._write(delta)
         yield from self._close()
-        reason, stop = self._asked.ending(result, has_called=self._parser.has_called)
+        reason, stop = self._asked.ending(result, has_called=self._reader.has_called)
         yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=_usage(result))
         yield _event("message_stop")
 

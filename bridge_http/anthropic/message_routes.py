@@ -23,6 +23,7 @@ async def message(in_flight: InFlight, bodies: BodyReader, request: HttpRequest)
         max_tokens=body.max_tokens,
         stops=task.stop,
         tools=[] if task.tool_choice == "none" else [tool.name for tool in task.tools],
+        is_one_call=not task.parallel_tool_calls,
     )
     if body.stream:
         return _signed(stream(in_flight, task, request, r.MessageEvents(asked), model=body.model), request)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from ...protocol.faults import show
-from ...protocol.tasks import ChatMessage, Generate, Grammar, Tool, ToolCall
+from ...protocol.tasks import ChatMessage, Generate, Grammar, Rendering, Tool, ToolCall
 from ..errors import InvalidRequestError
 from ..json_body import encode
 from ..openai.extras import Extra
@@ -178,6 +178,7 @@ def message_task(request: MessagesRequest) -> Generate:
         max_tokens=request.max_tokens,
         temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
         grammar=_grammar(request.output_config),
+        rendering=_rendering(request),
         **_tools(request),
         **rest,
     )
@@ -186,28 +187,40 @@ def message_task(request: MessagesRequest) -> Generate:
 def count_task(request: CountRequest) -> Generate:
     """Turn a request whose tokens are to be counted into the least that makes a node tell: an answer of one token."""
     tools = {"tools": _tools(request).get("tools", [])}
-    return Generate(messages=_conversation(request), max_tokens=1, temperature=0.0, **tools)
+    rendering = _rendering(request)
+    return Generate(messages=_conversation(request), max_tokens=1, temperature=0.0, rendering=rendering, **tools)
 
 
 def _tools(request: CountRequest) -> dict[str, Any]:
-    """Return what a task says of tools. Raises InvalidRequestError."""
+    """Return what a task says of tools; nothing without any, for nodes from before. Raises InvalidRequestError."""
     choice = request.tool_choice or ToolChoice(type="auto")
     if (choice.type == "tool") is (choice.name is None):
         text = "tool_choice.name: it belongs to the type tool, which needs it"
         raise InvalidRequestError(text, param="tool_choice.name")
+    if not request.tools:
+        if choice.type in ("any", "tool"):
+            raise InvalidRequestError("tool_choice: there are no tools that could be called", param="tool_choice")
+        return {}
     tools = [
         Tool(name=tool.name, description=tool.description or "", parameters=encode(tool.input_schema).decode())
-        for tool in request.tools or ()
+        for tool in request.tools
     ]
     said: dict[str, Any] = {"tools": tools, "tool_choice": _CHOICES[choice.type], "tool_name": choice.name}
     return said | {"parallel_tool_calls": not choice.disable_parallel_tool_use}
 
 
-def _conversation(request: CountRequest) -> list[ChatMessage]:
-    if request.messages[-1].role == "assistant":
+def _rendering(request: CountRequest) -> Rendering | None:
+    """Have an answer gone on with that the last turn begins. Raises InvalidRequestError."""
+    last = request.messages[-1]
+    if last.role != "assistant":
+        return None
+    if _of_kind(last, ToolUseBlock):
         at = f"messages[{len(request.messages) - 1}]"
-        text = f"{at}.role: the last turn is to be the user's; an answer is not gone on with here"
-        raise InvalidRequestError(text, param=f"{at}.role", code=UNSUPPORTED)
+        raise InvalidRequestError(f"{at}: behind a call comes a turn with its tool_result", param=at)
+    return Rendering(continue_final_message=True)
+
+
+def _conversation(request: CountRequest) -> list[ChatMessage]:
     names = {block.id: block.name for turn in request.messages for block in _of_kind(turn, ToolUseBlock)}
     turns = [message for turn in request.messages for message in _messages(turn, names)]
     return [ChatMessage(role="system", content=_text(request.system)), *turns] if request.system else turns

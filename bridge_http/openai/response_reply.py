@@ -8,8 +8,8 @@ from typing import Any, Final, cast
 import msgspec
 
 from ...client.response import Chunk, Result
-from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, call_id
-from ..deltas import merged
+from ...protocol.markup import CalledTool, Content, Delta, Reasoning, call_id
+from ..deltas import DeltaReader
 from ..json_body import KEEP_ALIVE, event
 from . import response_schema as s
 from .requests import DEFAULT_TEMPERATURE
@@ -23,7 +23,7 @@ class AnswerFrame:
     def __init__(self, request: s.ResponsesRequest, rid: bytes, created_at: int) -> None:
         self._rid = rid
         tools = list(request.tools or [])
-        self.callable: Sequence[str] = [] if request.tool_choice == "none" else [tool.name for tool in tools]
+        self._callable: Sequence[str] = [] if request.tool_choice == "none" else [tool.name for tool in tools]
         self.begun = s.ResponseReply(
             id=f"resp_{rid.hex()}",
             created_at=created_at,
@@ -40,6 +40,10 @@ class AnswerFrame:
             top_p=1.0 if request.top_p is None else request.top_p,
         )
 
+    def reader(self) -> DeltaReader:
+        """Make what takes the answer apart."""
+        return DeltaReader(self._callable, is_one=not self.begun.parallel_tool_calls)
+
     def item(self, place: int, delta: Delta, status: s.Status) -> s.OutputItem:
         """Build the item of a part."""
         name = f"{self._rid.hex()}_{place}"
@@ -54,8 +58,7 @@ class AnswerFrame:
 
     def whole(self, result: Result) -> s.ResponseReply:
         """Build the answer; of one that says nothing there is a message without words."""
-        parser = AnswerParser(self.callable)
-        parts = merged((*parser.feed(result.text), *parser.finish())) or [Content("")]
+        parts = self.reader().whole(result.text) or [Content("")]
         last, status = len(parts) - 1, _status(result)
         items = [self.item(at, part, status if at == last else "completed") for at, part in enumerate(parts)]
         return self.ended(result, items)
@@ -88,7 +91,7 @@ class ResponseEvents:
 
     def __init__(self, frame: AnswerFrame) -> None:
         self._frame = frame
-        self._parser = AnswerParser(frame.callable)
+        self._reader = frame.reader()
         self._items: list[s.OutputItem] = []
         self._kind: type[Content | Reasoning] | None = None
         """Of what the item is that is being written; where it stands, and its text so far."""
@@ -101,7 +104,7 @@ class ResponseEvents:
         """Write a part: nothing as long as its text is held back."""
         yield from self._beginning()
         self._units = chunk.index + (len(chunk.token_ids) or 1)
-        for delta in merged(self._parser.feed(chunk.text)):
+        for delta in self._reader.feed(chunk.text):
             yield from self._write(delta)
 
     def idle(self) -> bytes:
@@ -111,7 +114,7 @@ class ResponseEvents:
     def end(self, result: Result) -> Iterator[bytes]:
         """Write what waited for more, and the whole answer with its usage."""
         yield from self._beginning()
-        for delta in merged(self._parser.finish()):
+        for delta in self._reader.finish():
             yield from self._write(delta)
         if not self._items and self._kind is None:
             yield from self._begin(Content)

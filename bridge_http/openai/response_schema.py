@@ -13,7 +13,7 @@ from .schema import ContentPart, Count, Int64, Schema, Share
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class InputTurn(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
+class InputTurn(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message", forbid_unknown_fields=True):
     """An item of the input: one turn. The type may be left out."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -54,7 +54,9 @@ RESPONSE_EXTRAS: Final[dict[str, Extra]] = EXTRAS | {
 }
 """Beside what is obeyed; null is always let pass."""
 _OF_TEXT: Final = {"verbosity": EXTRAS["verbosity"]}
-_BESIDE: Final = dict.fromkeys(("id", "status", "namespace", "created_by"), Extra("models get the call alone", None))
+_BESIDE: Final[dict[str, Extra]] = dict.fromkeys(
+    ("id", "status", "namespace", "created_by"), Extra("models get the call alone", None)
+)
 _CALLS: Final = {
     kind: frozenset(item.__struct_fields__) | {"type"}
     for kind, item in (("function_call", InputCall), ("function_call_output", InputCallOutput))
@@ -102,6 +104,7 @@ def _item(path: str, given: object) -> object:
     kind = item.get("type") or "message"
     if kind == "message":
         turn = {name: value for name, value in item.items() if name not in _OF_ITEMS}
+        turn.pop("name", None)
         return {"type": kind, **cast("dict[str, object]", without_message_extras(path, turn))}
     if not isinstance(kind, str) or kind not in _CALLS:
         text = f"{path}.type: items of type {show(kind)} are not understood, only {', '.join(_KINDS)}"
@@ -138,10 +141,14 @@ def response_task(request: ResponsesRequest) -> Generate:
 
 
 def _tools(request: ResponsesRequest) -> dict[str, Any]:
-    """Return what a task says of tools."""
+    """Return what a task says of tools; nothing without any, for nodes from before. Raises InvalidRequestError."""
+    if not request.tools:
+        if request.tool_choice not in (None, "none", "auto"):
+            raise InvalidRequestError("tool_choice: there are no tools that could be called", param="tool_choice")
+        return {}
     tools = [
         Tool(name=tool.name, description=tool.description or "", parameters=encode(tool.parameters or {}).decode())
-        for tool in request.tools or ()
+        for tool in request.tools
     ]
     choice = request.tool_choice or "auto"
     said: dict[str, Any] = {"tool_choice": choice}

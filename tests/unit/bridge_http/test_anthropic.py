@@ -17,7 +17,7 @@ from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.client.response import Result
 from zmqrt.protocol.errors import ErrorKind, request_error
-from zmqrt.protocol.tasks import ChatMessage, FinishReason, Generate, Grammar, Tool, ToolCall, Usage
+from zmqrt.protocol.tasks import ChatMessage, FinishReason, Generate, Grammar, Rendering, Tool, ToolCall, Usage
 
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
@@ -85,13 +85,14 @@ def test_a_request_becomes_a_task() -> None:
     "fields",
     [
         {"metadata": {"user_id": "u"}, "service_tier": "auto", "cache_control": {"type": "ephemeral"}, "system": None},
-        {"tools": [*EMPTY], "tool_choice": {"type": "auto"}, "thinking": {"type": "adaptive"}, "mcp_servers": [*EMPTY]},
+        {"tools": [*EMPTY], "tool_choice": {"type": "none"}, "thinking": {"type": "adaptive"}, "mcp_servers": [*EMPTY]},
         {
             "context_management": {"edits": [*EMPTY]},
             "container": None,
             "output_config": {"effort": "high"},
             "stream": False,
         },
+        {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
         {"max_tokens": 9.0, "top_k": None, "temperature": 1, "output_config": EMPTY},
         {"messages": [{**HI, "id": "msg_1", "stop_reason": None, "usage": EMPTY}]},
         {
@@ -116,7 +117,7 @@ def test_thoughts_of_a_history_are_left_out() -> None:
 
 def test_tools_become_those_of_a_task() -> None:
     """With what is known of each, and whether one must be called."""
-    tools = [
+    tools: list[dict[str, Any]] = [
         {**TOOL, "type": "custom", "cache_control": EMPTY, "strict": True},
         {**TOOL, "name": "g", "description": "G"},
     ]
@@ -135,6 +136,16 @@ def test_tools_become_those_of_a_task() -> None:
     for choice, told in expected:
         assert task_of(tools=tools, tool_choice=choice) == msgspec.structs.replace(task_of(), tools=said, **told)
     assert task_of(COUNT, tools=tools, tool_choice={"type": "any"}).tools == said
+
+
+def test_an_answer_that_has_begun_is_gone_on_with() -> None:
+    """The last turn is the assistant's then; its tokens are counted so too."""
+    turns = [HI, {"role": "assistant", "content": "The best is ("}]
+
+    for path in (MESSAGES, COUNT):
+        task = task_of(path, messages=turns)
+        assert task.rendering == Rendering(continue_final_message=True)
+        assert [turn.content for turn in task.messages or []] == ["hi", "The best is ("]
 
 
 def test_calls_of_a_history_are_turns() -> None:
@@ -187,7 +198,8 @@ def test_calls_of_a_history_are_turns() -> None:
             "messages[0].content[0].content[0].type: ",
         ),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "you must provide messages[0].content[0].type"),
-        ({"messages": [HI, {"role": "assistant", "content": "I"}]}, "messages[1].role: "),
+        ({"messages": [HI, {"role": "assistant", "content": [CALL]}]}, "messages[1]: "),
+        ({"tool_choice": {"type": "any"}}, "tool_choice: "),
         ({"messages": [HI] * 4097}, "messages: at most 4096 are meant, not 4097"),
     ],
 )
@@ -410,3 +422,15 @@ def test_markup_is_text_where_no_tool_was_given() -> None:
     assert post(ASK, fleet=FakeFleet(MARKUP)).json["content"][1:] == told
     none = {**CALLING, "tool_choice": {"type": "none"}}
     assert post(none, fleet=FakeFleet(MARKUP)).json["content"][1:] == told
+
+
+def test_one_call_is_one_block_where_no_more_are_wanted() -> None:
+    """Whole and streamed, whatever else the model wrote."""
+    two = MARKUP.replace("<tool_call>f<", '<tool_call>{"name": "f", "arguments": {}}<')
+    one: dict[str, Any] = {**CALLING, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+
+    for given, count in ((CALLING, 2), (one, 1)):
+        whole = post(given, fleet=FakeFleet(two), idempotency_key="k").json["content"]
+        streamed = events_of(post({**given, "stream": True}, fleet=FakeFleet(*two), idempotency_key="k"))
+        assert sum(block["type"] == "tool_use" for block in whole) == count
+        assert blocks_of(streamed) == whole

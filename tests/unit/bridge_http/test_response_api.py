@@ -86,7 +86,7 @@ def test_a_request_becomes_a_task() -> None:
     "fields",
     [
         {"store": False, "previous_response_id": None, "conversation": None, "background": False, "user": "u"},
-        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "max_tool_calls": 3, "reasoning": {}},
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": False, "max_tool_calls": 3, "reasoning": {}},
         {"include": ["reasoning.encrypted_content"], "truncation": "disabled", "top_logprobs": 0, "stream": False},
         {"text": {"format": {"type": "text"}, "verbosity": "medium"}, "service_tier": "auto", "prompt_cache_key": "k"},
         {"input": [HI]},
@@ -112,6 +112,8 @@ def test_what_asks_for_nothing_is_let_pass(fields: dict[str, Any]) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "f", "colour": 1}]}, "tools[0].colour"),
         ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"input": [{**HI, "tool_calls": [{"id": "c"}]}]}, "input[0].tool_calls"),
         ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
