@@ -64,6 +64,20 @@ def _read_schema(_context: click.Context, _param: click.Parameter, given: str | 
         raise click.BadParameter(f"{given}: {words}", param_hint="--schema") from None
 
 
+def _read_values(_context: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read values as JSON; what is no JSON is a text."""
+    values: dict[str, Any] = {}
+    for pair in given:
+        name, found, value = pair.partition("=")
+        if not found:
+            raise click.BadParameter(f"{pair}: NAME=VALUE is meant", param_hint="--template")
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name] = value
+    return values or None
+
+
 _OPTIONS: Final = (
     click.option("-m", "--model", metavar="NAME", help="Model to ask; see `zmqrt models`."),
     click.option("-n", "--max-tokens", type=int, metavar="N", help="Most tokens to generate."),
@@ -89,24 +103,10 @@ _OPTIONS: Final = (
         "--template",
         multiple=True,
         metavar="NAME=VALUE",
-        callback=lambda _context, _param, given: _read_values(given),
+        callback=_read_values,
         help="Give the model's chat template a value, such as enable_thinking=false; may be repeated.",
     ),
 )
-
-
-def _read_values(given: tuple[str, ...]) -> dict[str, Any] | None:
-    """Read values as JSON; what is no JSON is a text."""
-    values: dict[str, Any] = {}
-    for pair in given:
-        name, found, value = pair.partition("=")
-        if not found:
-            raise click.BadParameter(f"{pair}: NAME=VALUE is meant", param_hint="--template")
-        try:
-            values[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            values[name] = value
-    return values or None
 
 
 def sampling_options(function: Callable[Concatenate[SamplingFlags, P], R]) -> Callable[P, R]:
