@@ -40,8 +40,9 @@ def _values_fault(values: list[object]) -> str:
         seen += len(values)
         if not values or seen > MAX_TEMPLATE_VALUES:
             break
-        if fault := next(filter(None, map(_value_fault, values)), ""):
-            return fault
+        faults = [fault for fault in map(_value_fault, values) if fault]
+        if faults:
+            return faults[0]
         values = [inner for value in values for inner in _within(value)]
     return f"at most {MAX_TEMPLATE_VALUES} values, {MAX_TEMPLATE_DEPTH} deep, are meant" if values else ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -119,8 +119,9 @@ def _read_schema(text: str) -> object:
         raise _bad(f"json_schema: it is no JSON: {error}") from None
     if schema is not True and not isinstance(schema, dict):
         raise _bad("json_schema: an object is meant (or true: any JSON), as https://json-schema.org describes")
-    _check_schema(schema, "json_schema")
-    return schema
+    read = cast("dict[str, object] | bool", schema)
+    _check_schema(read, "json_schema")
+    return read
 
 
 def _check_schema(schema: object, kind: str) -> None:
@@ -132,9 +133,13 @@ def _check_schema(schema: object, kind: str) -> None:
             raise _bad(f"{kind}: {_show(part.path)}: {fault}")
 
 
+def _size_of(value: object) -> int:
+    return len(cast("Sized", value)) if isinstance(value, list | dict | str) else 0
+
+
 def _too_much(part: _Part) -> str | None:
     """Say what of a part cannot be kept to, or costs too much."""
-    value, size = part.value, len(part.value) if isinstance(part.value, list | dict | str) else 0
+    value, size = part.value, _size_of(part.value)
     if len(part.path) > _MAX_DEPTH:
         return f"it nests deeper than {_MAX_DEPTH} levels"
     if part.keyword == "$ref" and isinstance(value, str) and not value.startswith("#"):
@@ -182,8 +187,6 @@ def _inside(part: _Part, name: str, value: object) -> _Part:
 
 def _place_of(fault: str, schema: object) -> str:
     """Name where a keyword stands that a fault is about: llguidance says which, or its value, and not where."""
-    if not isinstance(schema, dict):
-        return ""
     for name in (*_QUOTED.findall(fault), fault.rsplit(": ", maxsplit=1)[-1]):
         for part in _walk(schema):
             if part.keyword and name in (part.keyword, part.value):

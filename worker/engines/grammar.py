@@ -124,7 +124,7 @@ class Matcher:
         for token_id in (*self._stop_ids, self._vocabulary):
             if token_id < 8 * self._bytes:
                 mask[token_id >> 3] &= ~(1 << (token_id & 7))
-        has_next = mask != bytes(self._bytes)
+        has_next = mask.count(0) < len(mask)
         if inner.is_error():
             self._fail(in_short(inner.get_error()))
         elif may_end and not has_next:
