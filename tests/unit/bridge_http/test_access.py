@@ -179,14 +179,17 @@ def test_a_refusal_names_what_would_allow_it(headers: dict[str, str], flag: str,
     assert infer(make_app(FakeFleet("ok"), allowed), ASK, **headers).status == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1", "/v1/responses", "/api/chat"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1", "/v1/responses", "/v1/messages", "/v1/conversations", "/api/chat"]
+)
 def test_a_refusal_has_the_shape_of_its_path(path: str) -> None:
     """Who is refused reads the reason where its API has it."""
     for settings, headers, status in ((BridgeSettings(), {"origin": "null"}, 403), (KEYED, {}, 401)):
         reply = asyncio.run(call(make_app(FakeFleet(), settings), "POST", path, headers=headers))
         assert reply.status == status
         assert reply.json["error"]["message"] == reply.json.get("detail", reply.json["error"]["message"])
-        assert ("detail" in reply.json) is (path != "/v1/chat/completions")
+        assert ("detail" in reply.json) is (path in ("/v1", "/v1/conversations", "/api/chat"))
+        assert (reply.json.get("type") == "error") is (path == "/v1/messages")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_list_of_headers_that_is_none_is_not_repeated() -> None:
         ("GET", "/v1/models", {}, 401),
         ("GET", "/v1/nowhere", {"authorization": KEY}, 404),
         ("GET", "/infer", {"authorization": KEY}, 405),
-        ("POST", "/v1/responses", {"authorization": KEY}, 405),
+        ("POST", "/v1/conversations", {"authorization": KEY}, 405),
         ("POST", "/infer", {"authorization": KEY, "content-length": "99999999"}, 413),
         ("POST", "/infer", {"authorization": KEY}, 400),
         ("OPTIONS", "/infer", {}, 204),
