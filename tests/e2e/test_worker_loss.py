@@ -6,16 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from support.lazily import lazily
 from support.process_engines import ENV
 from support.stack import Stack, eventually, running
 from support.streams import Expected, ask_streams, mixed, open_all, read_on
 from zmqrt.client import Client, WorkerLostError
 from zmqrt.protocol.errors import ErrorKind
 
+openai = lazily("openai")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 PACE = ("--engine-opt", "step_ms=10", "--devices", "0,1")
 
@@ -197,3 +200,25 @@ def test_the_work_of_a_killed_client_is_given_up() -> None:
 
         eventually(lambda: is_idle(client), what="an idle fleet")
         assert client.status().counters["cancelled"] == 2
+
+
+def test_every_one_of_several_answers_outlives_its_node() -> None:
+    """All four, over both nodes, of which one is lost: each is the one that its seed gives undisturbed."""
+    ask: dict[str, Any] = {"model": "mock", "prompt": ["one", "two"], "n": 2, "seed": 5, "max_tokens": 120}
+    ask["extra_body"] = {"ignore_eos": True}
+    with running(nodes=2, worker=PACE) as stack, stack.client() as client:
+        bridge = stack.bridge()
+        with openai.OpenAI(base_url=f"{bridge.endpoints['http']}/v1", api_key="none") as caller:
+            whole = caller.completions.create(**ask)
+            texts, is_killed = [""] * 4, False
+            for chunk in caller.completions.create(**ask, stream=True):
+                (choice,) = chunk.choices
+                texts[choice.index] += choice.text
+                if not is_killed and all(texts) and busy(client):
+                    kill_agent(stack)
+                    is_killed = True
+        after = client.status()
+
+    assert is_killed
+    assert after.counters["resumes"] > 0
+    assert texts == [choice.text for choice in whole.choices]

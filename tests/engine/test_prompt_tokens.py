@@ -8,7 +8,7 @@ import pytest
 
 from support import broken_models as broken
 from support.tiny import tiny_model
-from zmqrt.protocol.tasks import ChatMessage
+from zmqrt.protocol.tasks import ChatMessage, Rendering
 from zmqrt.worker.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -77,3 +77,26 @@ def test_prompts_have_the_tokens_of_transformers(
     assert ours.encode_chat(TALK) == reference.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     assert ours.encode(TEXT, is_raw=True) == reference(TEXT).input_ids
     assert reference.eos_token_id in ours.eos_ids
+
+
+STRIPPING = TEMPLATE.replace("message['content']", "message['content'] | trim")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, STRIPPING])
+def test_an_answer_that_is_gone_on_with_has_the_tokens_of_transformers(
+    whole: Path, tmp_path: Path, template: str
+) -> None:
+    """Blanks at its end included, as far as the template writes them; and so have values for the template."""
+    from transformers import AutoTokenizer
+
+    model = broken.copy(whole, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ date | default('') }}" + template)
+    reference: Any = cast("Any", AutoTokenizer).from_pretrained(model)
+    tokenizer = load_tokenizer(model)
+    rendering = Rendering(kwargs={"date": "May"}, continue_final_message=True)
+    for begun in ("Once", "Once upon ", " So\n\n", "x  y"):
+        turns = [*TALK, ChatMessage(role="assistant", content=begun)]
+        talk = [{"role": one.role, "content": one.content} for one in turns]
+        expected = reference.apply_chat_template(talk, continue_final_message=True, date="May", return_dict=False)
+
+        assert tokenizer.encode_chat(turns, rendering=rendering) == expected
