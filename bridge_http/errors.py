@@ -52,6 +52,7 @@ _CALLED: Final = {
     (RESPONSES, "max_tokens"): "max_output_tokens",
     (RESPONSES, "grammar"): "text.format.schema",
     ("/v1/chat/completions", "rendering"): "chat_template_kwargs",
+    (MESSAGES, "rendering"): "messages",
     (MESSAGES, "stop"): "stop_sequences",
     (MESSAGES, "grammar"): "output_config.format.schema",
     ("/v1/embeddings", "truncate_to"): "truncate_prompt_tokens",
