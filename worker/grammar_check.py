@@ -28,6 +28,7 @@ _MAX_LITERAL: Final = 4096
 """Characters of one value, name or pattern that answers are to have: each mask costs a microsecond for four of them."""
 _MAX_OWN_CHARS: Final = 32 << 10
 """A pattern, or Lark without the schemas in it: a mask of it costs 6 ms at worst."""
+_UNFORCED: Final = '%llguidance {"no_forcing": true}\nstart: @answer'
 _QUOTED: Final = re.compile(r'"([^"]+)"')
 _NAMES: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _VALUES: Final = frozenset({"const", "enum", "required"})
@@ -69,17 +70,22 @@ def compile_grammar(grammar: Grammar) -> str:
 
 
 def _translate(grammar: Grammar, schema: object) -> str:
+    """Write a grammar for llguidance, below one that does not let it force texts.
+
+    It would spell what must come next to the end with each mask, and a stranger can make that as long as he likes.
+    """
     from llguidance import LLMatcher
 
-    match grammar.kind:
-        case "json_schema":
-            # Without white space between its parts: a weak model fills an answer with blanks as long as it may.
-            text = "{}" if schema is True else grammar.text
-            return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-        case "regex":
-            return LLMatcher.grammar_from_regex(grammar.text)
-        case "lark":
-            return LLMatcher.grammar_from_lark(grammar.text)
+    if grammar.kind == "json_schema":
+        # Without white space between its parts: a weak model fills an answer with blanks as long as it may.
+        text = "{}" if schema is True else grammar.text
+        made = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
+    elif grammar.kind == "regex":
+        made = LLMatcher.grammar_from_regex(grammar.text)
+    else:
+        made = json.dumps({"grammars": [{"lark_grammar": grammar.text}]})
+    (inner,) = json.loads(made)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": _UNFORCED}, {**inner, "name": "answer"}]})
 
 
 def _fault_in(compiled: str) -> str | None:

@@ -109,7 +109,8 @@ class Matcher:
         if token_id in self._stop_ids and self._inner.is_accepting():
             self._end()
         elif not self._inner.consume_token(token_id):
-            self._fail(f"token {token_id} is none that the grammar allows")
+            why = in_short(self._inner.get_error())
+            self._fail(f"token {token_id} is none that the grammar allows{': ' if why else ''}{why}")
         self._spent_s = max(0.0, self._spent_s - _TOKEN_S)
 
     def _advance(self) -> None:

@@ -226,6 +226,25 @@ def test_what_takes_the_time_of_the_whole_batch_ends_with_an_error(
     assert "too much of the time" in dear.error
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "a{99999999}"),
+        ("regex", "(a{5000}){5000}b"),
+        ("lark", 'start: "a"~99999999'),
+        ("json_schema", json.dumps({"type": "string", "pattern": "^a{99999999}$"})),
+    ],
+)
+def test_what_must_follow_is_not_spelled_to_its_end_with_each_mask(bytewise: Grammars, kind: Any, text: str) -> None:
+    """It is as long as a stranger likes: half a second for the first mask, and an error at the second."""
+    matcher = bytewise.matcher(compile_grammar(Grammar(kind=kind, text=text)), [], [EOS])
+    for letter in b'"aaaaaaaa' if kind == "json_schema" else b"aaaaaaaa":
+        assert letter in allowed(matcher)
+        matcher.take(letter)
+
+    assert not matcher.error
+
+
 def pieces(decoder: Any) -> Any:
     """Make a vocabulary as SentencePiece has it: single bytes for what has no word, and a space in front of words."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), "▁", "a", "b", "ab", "▁a", "é"]
