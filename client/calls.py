@@ -144,10 +144,10 @@ def generate(config: ClientConfig, prompt: str | None, *, stream: bool, options:
     common: dict[str, Any] = {}
     for name, value in options.items():
         (common if name in _COMMON else fields)[name] = value
-    grammar = grammars.take_from(fields)
-    if grammar is not None:
-        fields["grammar"] = grammar
-    tools.take_tools(fields)
+    if not grammars.OPTIONS.isdisjoint(fields):
+        fields["grammar"] = grammars.take_from(fields)
+    if not tools.OPTIONS.isdisjoint(fields):
+        tools.take_tools(fields)
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     messages = fields.get("messages")

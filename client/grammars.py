@@ -11,6 +11,8 @@ from . import arguments
 
 Schema = Mapping[str, Any] | str | type[Any]
 _KINDS: Final = {"schema": "json_schema", "regex": "regex", "lark": "lark"}
+OPTIONS: Final = frozenset(_KINDS)
+"""The names of the options that are about this."""
 
 
 def take_from(fields: dict[str, Any]) -> dict[str, str] | None:

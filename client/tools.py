@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
 from . import arguments
+
+OPTIONS: Final = frozenset({"tools", "tool_choice"})
+"""The names of the options that are about this."""
 
 
 def take_tools(fields: dict[str, Any]) -> None:

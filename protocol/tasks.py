@@ -355,15 +355,19 @@ def needs_of(task: Task) -> str | None:
     names = [LOGPROBS] if task.logprobs is not None else []
     if task.token_ids is not None:
         names.append(TOKEN_IDS)
-    if task.grammar is not None or is_forced(task):
+    if task.grammar is not None or (task.tools and is_forced(task)):
         names.append(GRAMMAR)
-    if task.tools or any(turn.tool_calls or turn.tool_call_id or turn.name for turn in task.messages or ()):
+    if task.tools or (task.messages is not None and any(map(_has_calls, task.messages))):
         names.append(TOOLS)
     if task.rendering is not None:
         names.append(RENDERING)
     if task.extra:
         names.append(EXTRA)
     return ",".join(names) or None
+
+
+def _has_calls(turn: ChatMessage) -> bool:
+    return bool(turn.tool_calls or turn.tool_call_id or turn.name)
 
 
 def is_forced(task: Generate) -> bool:
@@ -380,7 +384,8 @@ def check_generate(task: Generate) -> None:
         raise _bad(f"min_tokens ({task.min_tokens}) is above max_tokens ({task.max_tokens})")
     if (task.grammar is not None or is_forced(task)) and task.min_tokens:
         raise _bad("min_tokens: an answer that keeps to a grammar ends where that ends; leave it out")
-    _check_tools(task)
+    if task.tools or task.tool_choice != "auto" or task.tool_name is not None:
+        _check_tools(task)
     if task.rendering is not None:
         _check_rendering(task, task.rendering)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def on(kind: str, folder: Path, **limits: Any) -> GenerateEngine:
         runner = TorchRunner(decoder, 2048, bounds, dtype=torch.float32, device="cpu")
     else:
         runner = DeviceRunner(decoder, 2048, bounds, dtype=torch.float32, device="cpu", operation=plain)
-    grammars = Grammars([tokenizer.spell(each) for each in range(decoder.vocabulary)])
+    grammars = Grammars([tokenizer.spell(each) for each in range(decoder.vocabulary)], clock=time.thread_time)
     return GenerateEngine(runner, kv_tokens=2048, limits=bounds, eos_ids=tokenizer.eos_ids, grammars=grammars)
 
 
@@ -145,7 +146,7 @@ def test_a_model_is_served_without_grammars_where_they_cannot_be_had(
 ) -> None:
     """And says so."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **_others: object) -> None:
         raise ValueError("no such tokens")
 
     monkeypatch.setattr(Grammars, "__init__", fail)

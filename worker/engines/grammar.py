@@ -7,7 +7,6 @@ elsewhere gets the very masks that it would have got here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
@@ -41,8 +40,12 @@ def bounds() -> LLParserLimits:
 class Grammars:
     """What all grammars of one model need: the bytes of its tokens."""
 
-    def __init__(self, tokens: Sequence[bytes], names: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], names: Mapping[int, str] | None = None, *, clock: Callable[[], float]
+    ) -> None:
         """`tokens`: what each id says in a text; none for markers, which only a grammar that `names` them can ask for.
+
+        `clock`: the processor time of this thread in seconds, by which a grammar is bounded that costs too much.
 
         llguidance reads files of tokenizers too, but not all kinds, and no vocabulary with holes or with more words
         than the model has rows. What a token says in our texts is what counts here anyway.
@@ -50,15 +53,16 @@ class Grammars:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         self._vocabulary = len(tokens)
+        self._clock = clock
         # Duplicates: llguidance allows the last one, which is a word and not a single byte in all that is known.
         known = _Tokens(tokens, names or {})
         self._tokenizer = LLTokenizer(TokenizerWrapper(known), n_vocab=self._vocabulary + 1)
         known.encode = self._tokenizer.greedy_tokenize
 
     @classmethod
-    def of_bytes(cls, vocabulary: int) -> Grammars:
+    def of_bytes(cls, vocabulary: int, *, clock: Callable[[], float]) -> Grammars:
         """Take each of the first 256 ids for a byte, and the others for markers."""
-        return cls([*(bytes([value]) for value in range(256)), *[b""] * (vocabulary - 256)])
+        return cls([*(bytes([value]) for value in range(256)), *[b""] * (vocabulary - 256)], clock=clock)
 
     def matcher(self, grammar: str, generated: Sequence[int], stop_ids: Iterable[int]) -> Matcher:
         """Begin behind the tokens that an answer has already. Raises RequestRefusedError."""
@@ -67,7 +71,7 @@ class Grammars:
         inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=bounds())
         if inner.is_error():
             raise RequestRefusedError(f"grammar: {in_short(inner.get_error())}")
-        matcher = Matcher(inner, self._vocabulary, stop_ids, generated)
+        matcher = Matcher(inner, self._vocabulary, stop_ids, generated, clock=self._clock)
         if matcher.error and not generated:
             raise RequestRefusedError(f"grammar: {matcher.error}")
         return matcher
@@ -77,9 +81,16 @@ class Matcher:
     """Where one answer is in its grammar."""
 
     def __init__(
-        self, inner: LLMatcher, vocabulary: int, stop_ids: Iterable[int], generated: Sequence[int] = ()
+        self,
+        inner: LLMatcher,
+        vocabulary: int,
+        stop_ids: Iterable[int],
+        generated: Sequence[int] = (),
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._inner = inner
+        self._clock = clock
         self._vocabulary = vocabulary
         self._stop_ids = {token_id for token_id in stop_ids if token_id < vocabulary}
         self._bytes = -(-vocabulary // 32) * 4
@@ -96,10 +107,10 @@ class Matcher:
 
     def take(self, token_id: int) -> None:
         """Go on by a token that was drawn under `mask`."""
-        began = time.thread_time()
+        began = self._clock()
         self._consume(token_id)
         self._advance()
-        self._spent_s += time.thread_time() - began
+        self._spent_s += self._clock() - began
         if self._spent_s > _MOST_S and not self.is_over:
             self._fail("it takes too much of the time of the whole batch; say it with fewer parts and shorter texts")
 

@@ -209,7 +209,7 @@ class MockEngine(GenerateEngine):
                 is_deterministic=is_deterministic,
             ),
             eos_ids=[EOS],
-            grammars=Grammars.of_bytes(VOCABULARY) if is_installed() else None,
+            grammars=Grammars.of_bytes(VOCABULARY, clock=time.thread_time) if is_installed() else None,
         )
 
     @property

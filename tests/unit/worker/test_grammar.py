@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def allowed(matcher: Matcher) -> set[int]:
 @pytest.fixture(scope="module")
 def bytewise() -> Grammars:
     """Know the tokens of the mock."""
-    return Grammars.of_bytes(VOCABULARY)
+    return Grammars.of_bytes(VOCABULARY, clock=time.thread_time)
 
 
 def test_only_what_the_grammar_allows_may_come_and_the_end_where_it_is_fulfilled(bytewise: Grammars) -> None:
@@ -208,13 +209,11 @@ def test_a_grammar_that_is_fulfilled_by_nothing_ends_before_a_token() -> None:
     assert (outcome.token_ids, outcome.finish_reason) == ([], "stop")
 
 
-def test_what_takes_the_time_of_the_whole_batch_ends_with_an_error(
-    bytewise: Grammars, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_takes_the_time_of_the_whole_batch_ends_with_an_error() -> None:
     """Its neighbours wait for each of its masks. One that is dear now and then goes on."""
     times = [0.0]
-    monkeypatch.setattr("time.thread_time", times.pop)
-    cheap, dear = (bytewise.matcher(compile_grammar(Grammar(kind="regex", text="a+")), [], [EOS]) for _ in range(2))
+    grammars = Grammars.of_bytes(VOCABULARY, clock=times.pop)
+    cheap, dear = (grammars.matcher(compile_grammar(Grammar(kind="regex", text="a+")), [], [EOS]) for _ in range(2))
     for cost in [0.5, *[0.004] * 200]:
         times[:] = [cost, 0.0]
         cheap.take(ord("a"))
@@ -289,7 +288,9 @@ def test_every_kind_of_vocabulary_keeps_to_grammars(tmp_path: Path, made: Any, r
     tokenizer: FileTokenizer = load_tokenizer(tmp_path)
     rows = max(made.get_vocab().values()) + 1 + rows_more
     said = [tokenizer.spell(token_id) for token_id in range(rows)]
-    matcher = Grammars(said).matcher(compile_grammar(Grammar(kind="regex", text="a b?[ab]{2}")), [], [])
+    matcher = Grammars(said, clock=time.thread_time).matcher(
+        compile_grammar(Grammar(kind="regex", text="a b?[ab]{2}")), [], []
+    )
     text = b""
     while not matcher.is_over:
         bits = int.from_bytes(matcher.mask, "little")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Annotated, Literal
 
 import msgspec
@@ -35,7 +36,7 @@ TOOLS = [
     Tool(name="weather", parameters=json.dumps(SCHEMA)),
     Tool(name='a "b"\n', parameters='{"properties":{"n":{"type":"integer"}},"additionalProperties":false}'),
 ]
-MOCK = Grammars.of_bytes(VOCABULARY)
+MOCK = Grammars.of_bytes(VOCABULARY, clock=time.thread_time)
 
 
 def task(**fields: object) -> Generate:

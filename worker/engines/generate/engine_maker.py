@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -228,7 +229,7 @@ class EngineMaker:
         try:
             tokenizer = load_tokenizer(directory, Known(frozenset(), has_template=False))
             ids = range(decoder.vocabulary)
-            return Grammars([tokenizer.spell(each) for each in ids], tokenizer.markers)
+            return Grammars([tokenizer.spell(each) for each in ids], tokenizer.markers, clock=time.thread_time)
         except Exception as error:  # noqa: BLE001 - whatever two libraries make of a stranger's file
             self._note(f"answers cannot keep to a grammar: {type(error).__name__}: {str(error)[:200]}")
             return None
