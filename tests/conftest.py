@@ -38,6 +38,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# So does `nohup` with hangups. Whoever runs the tests with it goes on; what they start gets what is usual.
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)
 
 # No deadline: how long an example takes depends on who else uses the machine. A failure prints how to repeat it.
 settings.register_profile("thorough", deadline=None, print_blob=True)
