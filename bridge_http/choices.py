@@ -13,8 +13,7 @@ from typing import NamedTuple, Protocol
 
 from ..client.response import Chunk, Result
 from ..protocol.tasks import Generate
-from .errors import problem
-from .generations import delivered_of_each, write_beyond
+from .generations import StreamWriter, delivered_of_each, event_stream, write_beyond
 from .in_flight import HttpRequest, InFlight, InFlightRequest, idempotency_key
 from .request_body import unless_gone
 from .sse import Events, EventStream
@@ -28,7 +27,7 @@ class Part(NamedTuple):
     result: Result | None = None
 
 
-class ChoicesWriter(Protocol):
+class ChoicesWriter(StreamWriter, Protocol):
     """Writes the events of an answer with several choices, in the shape of one API."""
 
     @property
@@ -42,14 +41,6 @@ class ChoicesWriter(Protocol):
 
     def end(self, choice: int, result: Result) -> Iterator[bytes]:
         """Write why a choice is over, and behind the last one what it took in all."""
-        ...
-
-    def idle(self) -> bytes:
-        """Write what says that it goes on."""
-        ...
-
-    def failure(self, told: object) -> bytes:
-        """Write the last event of an answer that failed; `told` is the body of such a refusal."""
         ...
 
 
@@ -143,15 +134,8 @@ def stream_choices(
     """Start a generation for each choice, and answer with the events of all. Raises as `start`, and BadHeaderError."""
     delivered = delivered_of_each(request, len(tasks))
     choices = start(in_flight, tasks, request, stream=True, model=model)
-    path, request_id = request.path, request.caller.request_id
-    return EventStream(
-        _events(choices, writer, delivered, request_id if idempotency_key(request) else ""),
-        close=choices.close,
-        idle=writer.idle,
-        keep_alives=in_flight.keep_alives,
-        failure=lambda error: writer.failure(problem(error, path, request_id)),
-        request_id=request_id,
-    )
+    name = request.caller.request_id if idempotency_key(request) else ""
+    return event_stream(in_flight, request, writer, _events(choices, writer, delivered, name), choices.close)
 
 
 async def _events(choices: Choices, writer: ChoicesWriter, delivered: list[int], name: str) -> Events:

@@ -21,7 +21,19 @@ from .sse import Events, EventStream
 _EVENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}/(?P<delivered>[0-9]{1,9}(?:\.[0-9]{1,9})*)")
 
 
-class EventWriter(Protocol):
+class StreamWriter(Protocol):
+    """Writes what stands beside an answer in a stream, in the shape of one API."""
+
+    def idle(self) -> bytes:
+        """Write what says that it goes on."""
+        ...
+
+    def failure(self, told: object) -> bytes:
+        """Write the last event of an answer that failed; `told` is the body of such a refusal."""
+        ...
+
+
+class EventWriter(StreamWriter, Protocol):
     """Writes the events of one answer, in the shape of one API."""
 
     def of(self, chunk: Chunk) -> Iterator[bytes]:
@@ -30,14 +42,6 @@ class EventWriter(Protocol):
 
     def end(self, result: Result) -> Iterator[bytes]:
         """Write why it is over, and of how many tokens."""
-        ...
-
-    def idle(self) -> bytes:
-        """Write what says that it goes on."""
-        ...
-
-    def failure(self, told: object) -> bytes:
-        """Write the last event of an answer that failed; `told` is the body of such a refusal."""
         ...
 
 
@@ -50,10 +54,18 @@ def stream(
     """
     delivered = delivered_before(request)
     pending = in_flight.generate(task, request, stream=True, model=model)
+    name = request.caller.request_id if idempotency_key(request) else ""
+    return event_stream(in_flight, request, writer, _events(pending, writer, delivered, name), pending.close)
+
+
+def event_stream(
+    in_flight: InFlight, request: HttpRequest, writer: StreamWriter, events: Events, close: Callable[[], None]
+) -> EventStream:
+    """Answer with events in the shape of one API; `close` notes that nobody reads them any more."""
     path, request_id = request.path, request.caller.request_id
     return EventStream(
-        _events(pending, writer, delivered, request_id if idempotency_key(request) else ""),
-        close=pending.close,
+        events,
+        close=close,
         idle=writer.idle,
         keep_alives=in_flight.keep_alives,
         failure=lambda error: writer.failure(problem(error, path, request_id)),
