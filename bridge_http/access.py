@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..client.calls import new_rid
+from ..protocol.api_keys import ApiKey, digest_of
 from ..protocol.origins import (
     ANY,
     Host,
@@ -30,6 +31,7 @@ from ..protocol.origins import (
 from .config import BridgeSettings
 from .cors import is_preflight
 from .errors import BadApiKeyError, ForbiddenHostError, HttpError, refusal
+from .key_ring import KeyRing
 from .paths import FILES
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
@@ -60,35 +62,34 @@ def rid_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> b
 
 
 class ApiKeys:
-    """The keys that are let in. Kept as digests, so that a look-up takes as long for a near miss as for any other.
+    """Finds the key of a request in its headers. By its digest, so that a near miss takes as long as any other.
 
     Of bytes, not of text: what stands in a header is ISO-8859-1 to some clients and UTF-8 to others, so a key with
     other letters than ASCII is known in both.
     """
 
-    def __init__(self, tenants: Mapping[bytes, str]) -> None:
-        self._tenants = {_digest(key): tenant for key, tenant in tenants.items()}
+    def __init__(self, ring: KeyRing) -> None:
+        self._ring = ring
 
     def __bool__(self) -> bool:
-        return bool(self._tenants)
+        return bool(self._ring)
 
-    def tenant_of(self, headers: Mapping[str, str]) -> str:
-        """Return whose key came with the request. Raises BadApiKeyError."""
+    def key_of(self, headers: Mapping[str, str]) -> ApiKey:
+        """Return the key that came with the request. Raises BadApiKeyError."""
+        self._ring.look_on()
         scheme, *credentials = headers.get("authorization", "").split(maxsplit=1) or ("",)
         given = [headers.get("x-api-key", "").strip()]
         if scheme.lower() == "bearer":  # many clients send one whether or not it means anything: either may be right
             given += [credential.strip() for credential in credentials]
         if not any(given):
             raise BadApiKeyError("this bridge asks for a key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-        for key in given:
-            tenant = self._tenants.get(_digest(key.encode("latin-1", "replace")))  # as it came over the wire
-            if tenant is not None:
-                return tenant
-        raise BadApiKeyError("this key is not one of those that the bridge was given (API_KEYS)")
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+        why = "this key is not one of those that the bridge was given (API_KEYS)"
+        for sent in given:
+            key = self._ring.find(digest_of(sent.encode("latin-1", "replace")))  # as it came over the wire
+            if key is not None and not (reason := self._ring.why_not(key)):
+                return key
+            why = reason if key is not None else why
+        raise BadApiKeyError(why)
 
 
 class AllowedNames:
@@ -174,39 +175,42 @@ class Caller(NamedTuple):
     rid: Its name on the wire: never the caller's, for two equal X-Request-Ids must not disturb one another.
     tenant: Whose key came with it; "" where there are no keys.
     refused: Why it is not let in; None = it is.
+    key: That key, and what goes for it.
     """
 
     rid: bytes
     request_id: str
     tenant: str = ""
     refused: HttpError | None = None
+    key: ApiKey | None = None
 
 
 class Access:
     """Looks at each request before anybody answers it."""
 
-    def __init__(self, settings: BridgeSettings) -> None:
-        self._keys = ApiKeys(settings.tenants)
+    def __init__(self, settings: BridgeSettings, ring: KeyRing) -> None:
+        self._keys = ApiKeys(ring)
         self._names = None if settings.is_open_to_names else AllowedNames(settings.known_hosts, settings.known_origins)
 
     def caller_of(self, method: str, path: str, headers: Mapping[str, str]) -> Caller:
         """Return who asks, and by what names the request goes."""
         rid = new_rid()
         try:
-            tenant = self._admit(method, path, headers)
+            key = self._admit(method, path, headers)
         except (BadApiKeyError, ForbiddenHostError) as error:
             return Caller(rid, request_id_of(headers, rid), refused=error)
+        tenant = key.tenant if key is not None else ""
         rid = rid_of(headers, tenant, method, path) or rid  # an answer that is given again has the ids that it had
-        return Caller(rid, request_id_of(headers, rid), tenant)
+        return Caller(rid, request_id_of(headers, rid), tenant, key=key)
 
-    def _admit(self, method: str, path: str, headers: Mapping[str, str]) -> str:
+    def _admit(self, method: str, path: str, headers: Mapping[str, str]) -> ApiKey | None:
         if is_preflight(method, headers):  # of an origin that is not allowed: else it has been answered
             raise ForbiddenHostError(_foreign_preflight(headers["origin"]))
         if not self._keys:
             if self._names is not None:
                 self._names.check(headers)
-            return ""
-        return "" if path in OPEN_PATHS or method == "OPTIONS" else self._keys.tenant_of(headers)
+            return None
+        return None if path in OPEN_PATHS or method == "OPTIONS" else self._keys.key_of(headers)
 
 
 class AccessCheck:
@@ -220,7 +224,7 @@ class AccessCheck:
         """Pass a request on, or refuse it."""
         method, path = str(scope["method"]), str(scope["path"])
         caller = self._access.caller_of(method, path, Headers(scope=scope))
-        scope.setdefault("state", {}).update(request_id=caller.request_id, tenant=caller.tenant)
+        scope.setdefault("state", {}).update(request_id=caller.request_id, tenant=caller.tenant, key=caller.key)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

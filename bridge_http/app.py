@@ -27,6 +27,7 @@ from .config import BridgeSettings
 from .cors import Cors, Origins
 from .errors import NoRouteError, refusal
 from .in_flight import InFlight
+from .key_ring import KeyRing
 from .metrics import Metrics
 from .middleware import Counted, OneSpelling, Traced
 from .openai import response_routes as responses
@@ -38,17 +39,19 @@ from .work import Endpoint, Work, failure
 
 def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     """Build the ASGI application."""
+    ring = KeyRing(settings)
     snapshots = SnapshotCache(broker.status, brokers=settings.broker)
-    metrics = Metrics(snapshots)
+    metrics = Metrics(snapshots, ring)
     in_flight = InFlight(broker, settings, metrics)
+    ring.watch(in_flight.end_those_of)
     work = _work(in_flight, BodyReader(settings), snapshots)
-    routes = _routes(in_flight, work, snapshots, metrics)
+    routes = _routes(in_flight, work, snapshots, metrics, ring)
     # Not among the `exception_handlers`: what handles Exception there raises it once more.
     failures = Middleware(ExceptionMiddleware, handlers={Exception: _failed})
     app = Starlette(routes=routes, middleware=[failures], exception_handlers={HTTPException: _misrouted})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
     known = {route.endpoint: route.path for route in routes}
-    access, origins = Access(settings), Origins(settings.cors_origins)
+    access, origins = Access(settings, ring), Origins(settings.cors_origins)
     others = Counted(Cors(AccessCheck(app, access), origins), metrics, known)
     every = Work(others, work, access, origins, metrics)
     return OneSpelling(every if settings.traces == "none" else Traced(every, known))
@@ -69,15 +72,15 @@ def _work(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache) -> 
 
 
 def _routes(
-    in_flight: InFlight, work: Mapping[str, Endpoint], snapshots: SnapshotCache, metrics: Metrics
+    in_flight: InFlight, work: Mapping[str, Endpoint], snapshots: SnapshotCache, metrics: Metrics, ring: KeyRing
 ) -> list[Route]:
     return [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in work.items()),  # for all other methods
         Route("/infer/{request_id}", partial(infer.delete, in_flight), methods=["DELETE"]),
         Route("/v1/models", partial(openai.models, snapshots)),
         Route("/v1/models/{model:path}", partial(openai.model, snapshots)),
-        Route("/health", partial(health.ready, snapshots)),
-        Route("/readyz", partial(health.ready, snapshots)),
+        Route("/health", partial(health.ready, snapshots, ring)),
+        Route("/readyz", partial(health.ready, snapshots, ring)),
         Route("/startupz", partial(health.started, snapshots)),
         Route("/livez", health.alive),
         Route("/status", partial(health.status, snapshots, TokenRates())),

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..protocol.addresses import check_endpoints, is_loopback_host, join_host
+from ..protocol.api_keys import ApiKey, are_foreign_keys, check_keys, read_key_file, read_ring
 from ..protocol.errors import ConfigurationError
 from ..protocol.names import check_service
 from ..protocol.origins import ANY, Host, Origin, host_pattern, is_address, origin_pattern
 from ..protocol.settings import CommonSettings, setting
-from .api_keys import are_foreign_keys, check_keys, read_keys, tenants_of
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,9 @@ class BridgeSettings(CommonSettings):
         help="Who may ask: as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
     )
     api_keys_file: Path | None = setting(
-        None, metavar="FILE", help="File with one TENANT:KEY a line, which the list of processes does not show."
+        None,
+        metavar="FILE",
+        help="File with a TENANT:KEY a line, or its hash and what goes for it; read again when changed.",
     )
     allow_host: tuple[str, ...] = setting(
         (),
@@ -139,14 +141,14 @@ class BridgeSettings(CommonSettings):
         check_keys(self.api_keys)
         check_hosts(self.allow_host)
         check_origins(self.cors_origin)
-        _ = self.tenants  # reads the file of keys: a mistake there is known at the start, too
+        _ = self.key_ring  # reads the file of keys: a mistake there is known at the start, too
 
     @functools.cached_property
-    def tenants(self) -> dict[bytes, str]:
-        """Key, as it may stand in a header -> tenant."""
-        in_file = read_keys(self.api_keys_file) if self.api_keys_file is not None else []
+    def key_ring(self) -> dict[bytes, ApiKey]:
+        """Hash of a key, as it may stand in a header -> the key."""
+        in_file = read_key_file(self.api_keys_file) if self.api_keys_file is not None else []
         try:
-            return tenants_of([*self.api_keys, *in_file])
+            return read_ring([*self.api_keys, *in_file])
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
 
@@ -174,10 +176,10 @@ class BridgeSettings(CommonSettings):
 
     def warn(self) -> None:
         """Log what an operator should know about these settings."""
-        keyed = "whoever has a key" if self.tenants else "everybody, since there are no API keys"
+        keyed = "whoever has a key" if self.key_ring else "everybody, since there are no API keys"
         if any(origin.scheme == ANY for origin in self.cors_origins):
             log.warning("cors_origin is *: any page in any browser may use this bridge, of %s", keyed)
-        if ANY in self.allow_host and not self.tenants:
+        if ANY in self.allow_host and not self.key_ring:
             log.warning("allow_host is *: a page that makes its name point here (DNS rebinding) may use this bridge")
 
     def check_exposure(self) -> None:
@@ -186,7 +188,7 @@ class BridgeSettings(CommonSettings):
         Raises:
             ConfigurationError: not loopback, no API keys, and not overridden.
         """
-        if self.tenants or self.insecure or is_loopback_host(self.host):
+        if self.key_ring or self.insecure or is_loopback_host(self.host):
             return
         raise ConfigurationError(
             f"http://{join_host(self.host.strip('[]'), self.port)} is reachable from other machines, and no API keys "

@@ -19,7 +19,7 @@ from ..protocol.tasks import Classify, Embed, Generate, Rerank
 from .anthropic.message_schema import MessagesError, TypedError
 from .json_body import MEDIA_TYPE, NotJsonError, encode
 from .openai.schema import ErrorBody, ErrorReply
-from .paths import COUNT_TOKENS, MESSAGES, RERANK, RESPONSES, shape_of
+from .paths import ANTHROPIC, COUNT_TOKENS, MESSAGES, OPENAI, RERANK, RESPONSES, shape_of
 
 CLIENT_GONE: Final = 499
 """Nobody reads this status; it is for the access log."""
@@ -152,6 +152,17 @@ class ForbiddenHostError(HttpError):
     """A foreign Host or Origin, with no keys to tell friend from foe."""
 
     status, reason, openai_type = 403, "forbidden_host", "permission_error"
+
+
+class ForbiddenModelError(HttpError):
+    """The key may not ask this model. OpenAI says of such a one that it is not found; the locked contract has a 403."""
+
+    reason, param = "model_not_found", "model"
+
+    def __init__(self, model: str | None, allowed: Sequence[str], path: str) -> None:
+        what = f"may not ask {model[:128]!r}" if model else "has to name a model"
+        super().__init__(f"this key {what}; it may ask {', '.join(allowed)}")
+        self.status = 404 if path in OPENAI or path in ANTHROPIC else 403
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

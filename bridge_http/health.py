@@ -15,12 +15,14 @@ from ..client.rates import Rates, TokenRates
 from ..protocol.errors import ConnectError
 from ..protocol.snapshot import NodeStatus, Snapshot, for_everybody
 from .errors import json_response, refusal
+from .key_ring import KeyRing
 from .snapshot_cache import SnapshotCache
 
 _PHASES: Final = (
     *("failed", "draining", "starting", "restarting", "downloading", "converting", "loading", "warming", "ready"),
 )
 """Those that come later are nearer to serving."""
+_OLD_KEYS: Final = "the file of API keys cannot be read as it is now, so older keys count: see the log of this bridge"
 _NEVER_STORED: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 State = Literal["ok", "starting", "no_nodes", "draining", "broker_unreachable"]
 
@@ -59,9 +61,13 @@ class FleetStatus(Snapshot, frozen=True, kw_only=True):
     tokens_per_s: Rates
 
 
-async def ready(snapshots: SnapshotCache, _request: Request) -> Response:
+async def ready(snapshots: SnapshotCache, ring: KeyRing, _request: Request) -> Response:
     """Answer /readyz and /health: whether requests are served now."""
-    return _probe(await _health(snapshots))
+    ring.look_on()
+    health = await _health(snapshots)
+    if ring.problem:  # which names a file, and so stands in the log alone: nobody needs a key to ask here
+        health = msgspec.structs.replace(health, detail=f"{health.detail}; {_OLD_KEYS}")
+    return _probe(health)
 
 
 async def started(snapshots: SnapshotCache, _request: Request) -> Response:

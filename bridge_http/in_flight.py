@@ -27,7 +27,8 @@ from ..protocol.tasks import Classify, Embed, Generate, Rerank
 from .access import KEY, Caller
 from .broker_client import BrokerClient, RequestHandle
 from .config import BridgeSettings
-from .errors import BadHeaderError
+from .errors import BadApiKeyError, BadHeaderError, ForbiddenModelError, HttpError
+from .key_ring import WhyNot
 from .metrics import Metrics
 from .request_body import unless_gone
 from .sse import KeepAlives
@@ -60,7 +61,9 @@ class InFlightRequest(Generic[R]):
         self._handle: RequestHandle[R] = handle
         self._name = _name(request)
         self._may_return = bool(idempotency_key(request))
+        self._ended_by: HttpError | None = None
         self._began_at = time.monotonic()
+        self.key = request.caller.key
         self._first_s: float | None = None
 
     @property
@@ -85,7 +88,7 @@ class InFlightRequest(Generic[R]):
         try:
             result = await self._handle.result()
         except RequestError as error:
-            raise _out_of_time(error, self._in_flight.settings) from None
+            raise self._ended_by or _out_of_time(error, self._in_flight.settings) from None
         if isinstance(result, Result) and self._first_s is not None:
             self._in_flight.metrics.streamed(result, self._first_s)
         return result
@@ -95,13 +98,18 @@ class InFlightRequest(Generic[R]):
         try:
             chunks = await self._handle.next_chunks()
         except RequestError as error:
-            raise _out_of_time(error, self._in_flight.settings) from None
+            raise self._ended_by or _out_of_time(error, self._in_flight.settings) from None
         if self._first_s is None:
             self._first_s = time.monotonic() - self._began_at
         return chunks
 
     def cancel(self) -> None:
         """Give it up now, because its caller says so."""
+        self._handle.cancel()
+
+    def end(self, error: HttpError) -> None:
+        """Give it up now, and tell its caller why."""
+        self._ended_by = error
         self._handle.cancel()
 
     def close(self) -> None:
@@ -148,7 +156,7 @@ class InFlight:
         `is_v1`: by the locked contract, where the time of a whole answer is its whole time. `choice`: which it is of
         several for one caller.
         """
-        options = self._options(request, model or self.settings.default_model)
+        options = self._options(request, model, self.settings.default_model)
         if is_v1 and not stream:
             options["total_s"] = options.get("timeout_s")
         rid = _rid_of_choice(request.caller.rid, choice) if choice else request.caller.rid
@@ -187,6 +195,12 @@ class InFlight:
             pending.cancel()
         return bool(found)
 
+    def end_those_of(self, why_not: WhyNot) -> None:
+        """End every request whose key is not let in any more."""
+        for pending in [pending for named in self._under_way.values() for pending in named]:
+            if pending.key is not None and not pending.is_done and (why := why_not(pending.key)):
+                pending.end(BadApiKeyError(why))
+
     def forget(self, name: tuple[str, str], pending: InFlightRequest[R]) -> None:
         """Drop a request that is over, or that nobody comes back for."""
         here = self._under_way.get(name, [])
@@ -200,10 +214,10 @@ class InFlight:
         self._under_way.setdefault(_name(request), []).append(pending)
         return pending
 
-    def _options(self, request: HttpRequest, model: str | None) -> CallOptions:
+    def _options(self, request: HttpRequest, model: str | None, default: str | None = None) -> CallOptions:
         idempotency_key(request)  # one that cannot be meant is refused before anything is sent
         options = CallOptions(
-            model=model,
+            model=_allowed(request, model, default),
             timeout_s=asked_timeout_s(request, self.settings),
             total_s=self.settings.request_total_timeout_s,
             request_id=request.caller.request_id,
@@ -227,6 +241,18 @@ def _rid_of_choice(rid: bytes, choice: int) -> bytes:
 def _party(tenant: str) -> str:
     """Return for whom a request is, so that tenants wait in turn; the broker need not know their names."""
     return hashlib.sha256(tenant.encode()).hexdigest()[:16]
+
+
+def _allowed(request: HttpRequest, model: str | None, default: str | None) -> str | None:
+    """Return the model that is asked, if its caller may ask it. Raises ForbiddenModelError."""
+    key = request.caller.key
+    if key is None or not key.models:
+        return model or default
+    only = key.models[0] if len(key.models) == 1 and not set("*?[") & set(key.models[0]) else None
+    model = model or (default if default and key.may_ask(default) else only)
+    if model is None or not key.may_ask(model):
+        raise ForbiddenModelError(model, key.models, request.path)
+    return model
 
 
 def _traceparent(request: HttpRequest) -> str | None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from ..client.response import Result
 from ..protocol.prometheus import FleetCollector
+from .key_ring import KeyRing
 from .snapshot_cache import SnapshotCache
 
 REFUSED: Final = Counter(
@@ -28,7 +29,7 @@ _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Metrics:
     """What this bridge counts, in a registry of its own."""
 
-    def __init__(self, snapshots: SnapshotCache) -> None:
+    def __init__(self, snapshots: SnapshotCache, ring: KeyRing) -> None:
         self._snapshots = snapshots
         self.registry = CollectorRegistry()
         own = self.registry
@@ -48,6 +49,10 @@ class Metrics:
         self._left = Counter("zmqrt_http_callers_left", "Callers who left before the end.", ["stage"], registry=own)
         for stage in ("waiting", "streaming"):
             self._left.labels(stage)  # a series exists once it is named, and alerts want it from the start
+        old_keys = Gauge(
+            "zmqrt_http_keys_file_broken", "1: the file of API keys cannot be read, and older keys count.", registry=own
+        )
+        old_keys.set_function(lambda: float(bool(ring.problem)))
         own.register(REFUSED)
         own.register(FleetCollector(lambda: snapshots.latest))
 

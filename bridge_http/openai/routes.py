@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...client.response import Result
+from ...protocol.api_keys import ApiKey
 from ...protocol.capabilities import EXTRA
 from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
@@ -32,27 +33,28 @@ _STARTED: Final = int(time.time())
 """When models were made is not known; since when this bridge serves them is."""
 
 
-async def models(snapshots: SnapshotCache, _request: Request) -> Response:
-    """Answer GET /v1/models."""
-    return json_response(200, ModelList(data=list((await _listed(snapshots)).values())))
+async def models(snapshots: SnapshotCache, request: Request) -> Response:
+    """Answer GET /v1/models: those that the key may ask."""
+    return json_response(200, ModelList(data=list((await _listed(snapshots, request)).values())))
 
 
 async def model(snapshots: SnapshotCache, request: Request) -> Response:
     """Answer GET /v1/models/{model}."""
     name: str = request.path_params["model"]
-    listed = await _listed(snapshots)
+    listed = await _listed(snapshots, request)
     if name not in listed:
         text = f"there is no model {name[:128]!r}; there are {', '.join(listed) or 'none yet'}"
         raise request_error(ErrorKind.NOT_FOUND, text)
     return json_response(200, listed[name])
 
 
-async def _listed(snapshots: SnapshotCache) -> dict[str, Model]:
+async def _listed(snapshots: SnapshotCache, request: Request) -> dict[str, Model]:
     snapshot = await snapshots.snapshot(news=True)
+    key: ApiKey | None = request.state.key
     return {
         service.service: Model(id=service.service, created=_STARTED, capabilities=list(service.capabilities))
         for service in snapshot.services
-        if service.is_listed
+        if service.is_listed and (key is None or key.may_ask(service.service))
     }
 
 

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "models": "List the models that can be asked; fetch and convert others.",
     "demo": "Start everything, ask one question in two ways, stop everything.",
     "keygen": "Make the keys of a fleet of several machines.",
+    "keys": "Make, list, revoke and rotate keys.",
     "config": "Write a settings file, or show each setting and where it comes from.",
     "completion": "Print the script that completes commands in your shell.",
 }

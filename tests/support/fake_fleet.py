@@ -9,7 +9,7 @@ from support.snapshots import EMPTY
 from zmqrt.client.calls import CallOptions
 from zmqrt.client.response import Chunk, Embeddings, Result
 from zmqrt.client.scoring import Classification, Ranking
-from zmqrt.protocol.errors import ZmqrtError
+from zmqrt.protocol.errors import ErrorKind, ZmqrtError, request_error
 from zmqrt.protocol.snapshot import Snapshot
 from zmqrt.protocol.tasks import Classify, Embed, Rerank, Usage
 
@@ -23,21 +23,30 @@ class FakeHandle:
         self._error = error
         self._gate = gate
         self._index = 0
+        self._given_up = asyncio.Event()
         self.is_done = False
         self.was_cancelled = False
 
     def cancel(self) -> None:
         """Remember that it was given up before its end."""
         self.was_cancelled = self.was_cancelled or not self.is_done
+        self._given_up.set()
 
     def done(self) -> bool:
         """Say whether its end has been read."""
         return self.is_done
 
     async def result(self) -> Any:
-        """End as told."""
-        await self._gate.wait()
+        """End as told, or given up."""
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._gate, self._given_up)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
         self.is_done = True
+        if not self._gate.is_set():
+            raise request_error(ErrorKind.CANCELLED, "cancelled here")
         if self._error is not None:
             raise self._error
         usage = Usage(prompt_tokens=1, completion_tokens=len(self._text))

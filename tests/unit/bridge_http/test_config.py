@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.protocol.api_keys import ApiKey, read_ring
 from zmqrt.protocol.errors import ConfigurationError
 from zmqrt.protocol.settings import Resolved, Surroundings, resolve
 
@@ -19,6 +20,11 @@ def settings(folder: Path, environ: dict[str, str] | None = None, **flags: objec
         environ=environ or {}, directory=folder, user_directory=folder, roles={"bridge": BridgeSettings}
     )
     return resolve(BridgeSettings, flags, surroundings=around)
+
+
+def ring(*entries: str) -> dict[bytes, ApiKey]:
+    """Return the keys that entries mean."""
+    return read_ring(entries)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_what_may_be_ours_is_ours(tmp_path: Path) -> None:
 )
 def test_quotes_and_spaces_around_keys_are_no_part_of_them(tmp_path: Path, written: str) -> None:
     """`docker --env-file` keeps quotes."""
-    assert settings(tmp_path, {"API_KEYS": written}).settings.tenants == {b"secret": "acme", b"other": "globex"}
+    assert settings(tmp_path, {"API_KEYS": written}).settings.key_ring == ring("acme:secret", "globex:other")
 
 
 @pytest.mark.parametrize("written", ['"acme:secret', "acme:secret'", 'acme:secret"'])
@@ -79,7 +85,7 @@ def test_keys_may_stand_in_a_file(tmp_path: Path) -> None:
         file.write_bytes("# who may ask\r\nacme:secret\r\n\r\n'globex:a,b'\r\n".encode(encoding))
         file.chmod(0o600)
         found = settings(tmp_path, {"API_KEYS": "third:x"}, api_keys_file=str(file)).settings
-        assert found.tenants == {b"x": "third", b"secret": "acme", b"a,b": "globex"}
+        assert found.key_ring == ring("third:x", "acme:secret", "globex:a,b")
         found.check_exposure()
 
 
@@ -111,4 +117,4 @@ def test_a_file_of_keys_that_others_may_read_is_refused(tmp_path: Path) -> None:
 
     if os.geteuid() == 0:
         os.chown(file, 54321, 54321)
-        assert settings(tmp_path, api_keys_file=str(file)).settings.tenants == {b"secret": "acme"}
+        assert settings(tmp_path, api_keys_file=str(file)).settings.key_ring == ring("acme:secret")

@@ -1,0 +1,93 @@
+"""Entries of API keys: what is read of one, and what is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from zmqrt.protocol.api_keys import HASH, NO_LIMITS, ApiKey, Limits, digest_of, read_count, read_moment, read_ring
+
+SECRET = b"a key"
+HEX = digest_of(SECRET).hex()
+
+
+def only(*entries: str) -> ApiKey:
+    """Return the one key that entries mean."""
+    (key,) = set(read_ring(entries).values())
+    return key
+
+
+def test_a_hash_is_the_key_that_it_is_of() -> None:
+    """In any case of its letters, and with nothing behind it."""
+    for written in (HEX, HEX.upper()):
+        key = only(f"acme:{HASH}{written}")
+        assert (key.tenant, key.digest, key.name) == ("acme", digest_of(SECRET), HEX[:8])
+        assert (key.models, key.priority, key.limits, key.expires, key.why_not(0)) == (
+            (),
+            "default",
+            NO_LIMITS,
+            None,
+            "",
+        )
+
+
+def test_words_say_what_goes_for_a_key() -> None:
+    """All of them, in any order."""
+    words = "tpm=100k name=ci budget=5M concurrency=4 rpm=60 models=a,b* priority=interactive expires=2027-01-31"
+    key = only(f"acme:{HASH}{HEX} {words}")
+
+    assert key.limits == Limits(60, 100_000, 4, 5_000_000)
+    assert (key.name, key.priority) == ("ci", "interactive")
+    assert [key.may_ask(model) for model in ("a", "aa", "bee")] == [True, False, True]
+    assert key.expires is not None
+    assert key.why_not(key.expires - 1) == ""
+    assert "expired at 2027-01-31T00:00:00Z" in key.why_not(key.expires)
+
+
+def test_a_tenant_has_limits_of_its_own() -> None:
+    """Wherever its line stands."""
+    for entries in ((f"acme:{HASH}{HEX}", "acme:* budget=1G"), ("acme:* budget=1G", f"acme:{HASH}{HEX}")):
+        assert only(*entries).tenant_limits == Limits(budget=10**9)
+
+
+def test_a_plain_key_that_looks_like_words_is_a_key() -> None:
+    """Words stand behind hashes alone: what was a key before stays one."""
+    key = only("acme:secret rpm=60")
+    assert (key.digest, key.limits) == (digest_of(b"secret rpm=60"), NO_LIMITS)
+    assert only("acme:*").digest == digest_of(b"*")
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (f"acme:{HASH}12", "64 hexadecimal digits"),
+        (f"acme:{HASH}{HEX} rps=5", "a name of name, models, .* not 'rps'"),
+        (f"acme:{HASH}{HEX} rpm", "not 'rpm'"),
+        (f"acme:{HASH}{HEX} rpm=1 rpm=2", "rpm stands there twice"),
+        (f"acme:{HASH}{HEX} rpm=-1", "a whole number from 1"),
+        (f"acme:{HASH}{HEX} priority=vip", "interactive, default, bulk"),
+        (f"acme:{HASH}{HEX} expires=never", "a day or a time"),
+        (f"acme:{HASH}{HEX} name=a/b", "a name of at most 64"),
+        ("acme:* models=a", "a name of rpm"),
+    ],
+)
+def test_mistakes_are_named(entry: str, why: str) -> None:
+    """Without the hash."""
+    with pytest.raises(ValueError, match=why) as caught:
+        read_ring([entry])
+
+    assert HEX not in str(caught.value)
+
+
+def test_one_key_cannot_have_two_meanings() -> None:
+    """Nor two tenants, hashed or not."""
+    with pytest.raises(ValueError, match="is given twice"):
+        read_ring([f"acme:{HASH}{HEX}", f"acme:{HASH}{HEX} rpm=5"])
+    with pytest.raises(ValueError, match="given twice, to 'acme' and to 'other'"):
+        read_ring(["acme:a key", f"other:{HASH}{HEX}"])
+
+
+def test_numbers_and_times() -> None:
+    """As people write them; times without a zone are UTC."""
+    assert [read_count(text) for text in ("7", "2k", "3M", "1G")] == [7, 2000, 3_000_000, 10**9]
+    assert read_moment("1970-01-02") == 86400
+    assert read_moment("1970-01-01T02:00+01:00") == 3600
