@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from ..protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning
+from ..protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, Tools
 
 
 class DeltaReader:
     """One answer, by the tools that it may call; `is_one`: one of them at most, and what comes behind is left out."""
 
-    def __init__(self, tools: Collection[str] = (), *, is_one: bool = False) -> None:
+    def __init__(self, tools: Tools = (), *, is_one: bool = False) -> None:
         self._parser = AnswerParser(tools)
         self._is_one = is_one
 
@@ -18,6 +18,11 @@ class DeltaReader:
     def has_called(self) -> bool:
         """Whether the answer called a tool."""
         return self._parser.has_called
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the answer ended within a call."""
+        return self._parser.is_cut_short
 
     def whole(self, text: str) -> list[Delta]:
         """Read all of it."""

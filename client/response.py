@@ -49,6 +49,7 @@ class Result:
     """A generation, whole: `text` is what was added to the prompt, without special tokens.
 
     `stop_index`: which of the texts in `stop` ended it; None if none did, or if its node did not tell.
+    `reasoning_tokens`: how many of its tokens are thoughts, with their marks; 0 where its node did not tell.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Result:
     request_id: str
     logprobs: list[TokenLogprobs] | None = None
     stop_index: int | None = None
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,7 @@ def _result(
     logprobs: list[TokenLogprobs] | None,
     request_id: str,
 ) -> Result:
-    stop_index = final.meta.get("stop_index")
+    stop_index, thoughts = final.meta.get("stop_index"), final.meta.get("reasoning_tokens")
     return Result(
         text=text,
         token_ids=ids,
@@ -164,6 +166,7 @@ def _result(
         request_id=request_id,
         logprobs=logprobs,
         stop_index=stop_index if isinstance(stop_index, int) else None,
+        reasoning_tokens=thoughts if isinstance(thoughts, int) else 0,
     )
 
 

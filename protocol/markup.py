@@ -3,38 +3,50 @@
 Models write calls and thoughts as markup in their text, each family in its own. A node passes the text on as it is,
 and whoever reads the stream for a program feeds it to an `AnswerParser`: what comes of it depends on the text alone,
 however that was cut and whichever node or bridge it came through, so an answer that goes on elsewhere has the same
-calls with the same places and ids. Known families: Hermes, Qwen and GLM (`<tool_call>`), Llama (`<|python_tag|>`, or
-bare JSON), Mistral (`[TOOL_CALLS]`), gpt-oss (Harmony's channels); thoughts in `<think>` or `[THINK]`. Pure.
+calls with the same places and ids. Known families: Hermes, Qwen and GLM (`<tool_call>`), Qwen's coder and Llama
+(`<function=`), Llama (`<|python_tag|>`, or bare JSON), Mistral (`[TOOL_CALLS]`), DeepSeek, gpt-oss (Harmony's
+channels); thoughts in `<think>` or `[THINK]`. Pure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
-from .tool_calls import FoundCall, JsonScan, calls_in
+from .thoughts import HARMONY, HEADS, THOUGHTS
+from .tool_calls import DEEPSEEK, FoundCall, JsonScan, calls_in
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"
+_FUNCTION: Final = "<function="
+_FUNCTION_CLOSE: Final = "</function>"
 _MISTRAL: Final = "[TOOL_CALLS]"
 _LLAMA: Final = "<|python_tag|>"
-_HEADS: Final = ("<|start|>", "<|channel|>")
 _BODY: Final = "<|message|>"
 _ENDS: Final = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
-_THOUGHTS: Final = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+_DEEPSEEK_OPEN, _DEEPSEEK_CLOSE = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
+_DEEPSEEK_AROUND: Final = ("<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>")
+_NOTHING: Final = (_CLOSE, *_DEEPSEEK_AROUND)
+"""What stands around calls, or closes one whose beginning a model forgot."""
 MARKUP: Final = frozenset(
-    {_OPEN, _CLOSE, _MISTRAL, _LLAMA, _BODY, *_HEADS, *_ENDS, *_THOUGHTS, *_THOUGHTS.values()}
-    | {"[ARGS]", "[CALL_ID]", "<|constrain|>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"}
+    {_OPEN, _CLOSE, _MISTRAL, _LLAMA, *HARMONY, *THOUGHTS, *THOUGHTS.values()}
+    | {"[ARGS]", "[CALL_ID]", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"}
+    | {_DEEPSEEK_OPEN, _DEEPSEEK_CLOSE, *_DEEPSEEK_AROUND, DEEPSEEK}
 )
 """Texts of tokens that some tokenizers call special: without them nobody could tell a call from words."""
 _DIRECT: Final = "to=functions."
 """How Harmony's header goes on where the prompt began it."""
 _MISTRAL_JSON: Final = re.compile(r"\{|\[(?=\s*[{\]])")
+_WORDS: Final = re.compile(r"\s*[^{}\[\]\s]+\s+[^{}\[\]]+")
+"""Behind Mistral's mark: several words, and so no name of a tool."""
 _BARE: Final = ('{"name":"', '{"type":"function","name":"')
 """How Llama begins a call that has no markup at all."""
+_HAS_ARGUMENTS: Final = re.compile(r'"(?:parameters|arguments)"\s*:')
 _BARE_LOOK: Final = 64
+_LONGEST_BARE: Final = 400
+"""Characters within which a call without markup says that it is one, behind words."""
 _TO: Final = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 _CHANNEL: Final = re.compile(r"<\|channel\|>\s*(\w+)")
 _ID_CHARS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -53,16 +65,30 @@ class Reasoning(NamedTuple):
 
 
 class CalledTool(NamedTuple):
-    """A call of a tool, whole: the text of its arguments is as the model wrote it; cut short if the answer was."""
+    """A call of a tool: the text of its arguments is as the model wrote it; `is_whole`: nothing of it was cut off."""
 
     number: int
     name: str
     arguments: str
+    is_whole: bool = True
 
 
 Delta = Content | Reasoning | CalledTool
-_State = Literal["start", "text", "thought", "plain", "call", "mistral", "llama", "bare", "head", "body"]
-_CALLS: Final[dict[str, _State]] = {_OPEN: "call", _MISTRAL: "mistral", _LLAMA: "llama"}
+Tools = Collection[str] | Mapping[str, Collection[str]]
+"""Names of tools; with which of their arguments are texts, where that is known."""
+_State = Literal[
+    "start", "text", "thought", "plain", "call", "function", "mistral", "llama", "bare", "deepseek", "head", "body"
+]
+_CALLS: Final[dict[str, _State]] = {
+    _OPEN: "call",
+    _FUNCTION: "function",
+    _MISTRAL: "mistral",
+    _LLAMA: "llama",
+    _DEEPSEEK_OPEN: "deepseek",
+    "{": "bare",
+}
+_CALLS_IN_THOUGHTS: Final = (_OPEN, _MISTRAL, _DEEPSEEK_AROUND[0])
+"""What ends thoughts that a model forgot to close."""
 
 
 def call_id(rid: bytes, index: int) -> str:
@@ -78,24 +104,30 @@ def call_id(rid: bytes, index: int) -> str:
 class AnswerParser:
     """One answer. Without `tools` only thoughts are told apart: whoever asked for no tool gets its text as it is.
 
+    `tools` may tell of each which of its arguments are texts (`tool_calls.text_arguments`): families that write
+    arguments one by one do not say whether `12` is one.
+
     Each state says what the unread text belongs to:
     start    Nothing was said: thoughts, or a call without markup, may begin here.
     text     Words; markup may begin anywhere.
     thought  Thoughts, until their closing tag.
     plain    Words to the end, whatever they look like.
-    call, mistral, llama, bare   A call of that family, read when it is whole.
+    call, function, mistral, llama, bare, deepseek   A call of that family, read when it is whole.
     head     Harmony's header of a message.
     body     Harmony's message, of the channel that its header named.
     """
 
-    def __init__(self, tools: Collection[str] = ()) -> None:
+    def __init__(self, tools: Tools = ()) -> None:
         self._tools = frozenset(tools)
-        self._directs = (_DIRECT,) if tools else ()
+        self._texts: Mapping[str, Collection[str]] = tools if isinstance(tools, Mapping) else {}
+        self._bare_calls = [f'{begin}{name}","parameters":' for name in self._tools for begin in _BARE]
+        self._begins = (*THOUGHTS, *((_DIRECT,) if tools else HEADS))
         self._has_thought = False
-        self._openers = (_OPEN, _CLOSE, _MISTRAL, _LLAMA, *_HEADS) if tools else ()
+        openers = (_OPEN, _FUNCTION, _MISTRAL, _LLAMA, _DEEPSEEK_OPEN, *_NOTHING, *HEADS)
+        self._openers: Collection[str] = openers if tools else ()
         self._state: _State = "start"
         self._unread: str = ""
-        self._closer = ""
+        self._closers: tuple[str, ...] = ()
         self._channel: Callable[[str], Delta] = Content
         self._call_name = ""
         self._calls = 0
@@ -103,15 +135,19 @@ class AnswerParser:
         self._looked = 0
         """How much of a call was looked through for its end: none is read twice, however small the pieces."""
         self._is_over = False
+        self.is_cut_short = False
+        """Whether the answer ended within a call."""
         self._steps: dict[_State, Callable[[], Iterator[Delta]]] = {
             "start": self._start,
             "text": self._text,
             "thought": self._thought,
             "plain": self._plain,
-            "call": self._call,
+            "call": lambda: self._tagged(_CLOSE),
+            "function": lambda: self._tagged(_FUNCTION_CLOSE),
             "mistral": self._mistral,
             "llama": self._llama,
             "bare": self._bare,
+            "deepseek": lambda: self._tagged(_DEEPSEEK_CLOSE),
             "head": self._head,
             "body": self._body,
         }
@@ -148,14 +184,16 @@ class AnswerParser:
             self._unread = text
         if not text and not self._is_over:
             return
-        for opener, closer in _THOUGHTS.items():
+        for opener, closer in THOUGHTS.items():
             if text.startswith(opener):
-                self._unread, self._closer, self._state = text[len(opener) :], closer, "thought"
-                self._has_thought = True
+                self._unread, self._state, self._has_thought = text[len(opener) :], "thought", True
+                self._closers = (closer, *_CALLS_IN_THOUGHTS) if self._tools else (closer,)
                 return
-        if not self._is_over and any(opener.startswith(text) for opener in (*_THOUGHTS, *self._directs)):
+        if not self._is_over and any(begin.startswith(text) for begin in self._begins):
             return
-        if self._tools and text.startswith(_DIRECT):
+        if not self._tools and text.startswith(HEADS):
+            self._openers, self._state = HEADS, "text"
+        elif self._tools and text.startswith(_DIRECT):
             self._state = "head"
         elif self._tools and self._may_be_bare(text):
             self._begin_call("bare")
@@ -164,12 +202,14 @@ class AnswerParser:
         yield from ()
 
     def _thought(self) -> Iterator[Delta]:
-        before, closer = self._until((self._closer,))
+        before, closer = self._until(self._closers)
         if before:
             yield Reasoning(before)
-        if closer:
+        if closer == self._closers[0]:
             self._unread = self._unread[len(closer) :]
             self._state = "start"
+        elif closer:
+            self._state, self._openers = "text", (*self._openers, self._closers[0])
         elif self._is_over:
             self._state = "plain"
 
@@ -179,26 +219,28 @@ class AnswerParser:
             yield Content(text)
 
     def _text(self) -> Iterator[Delta]:
-        words, opener = self._until(self._openers, spaces=True)
+        words, opener = self._until(self._openers, is_text=True)
         if words:
             yield Content(words)
         if opener:
             self._unread = self._unread.lstrip()
-            if opener in _HEADS:
+            if opener in HEADS:
                 self._state = "head"
                 return
-            self._unread = self._unread[len(opener) :]
-            if opener != _CLOSE:  # which stands alone where a model forgot how it began
+            if opener not in (_FUNCTION, "{"):  # which are part of what is read
+                self._unread = self._unread[len(opener) :]
+            if opener in _CALLS:
                 self._begin_call(_CALLS[opener])
         elif self._is_over and self._unread:
             text, self._unread = self._unread, ""
             if not (self._calls and text.isspace()):
                 yield Content(text)
 
-    def _until(self, markers: Collection[str], *, spaces: bool = False) -> tuple[str, str]:
+    def _until(self, markers: Collection[str], *, is_text: bool = False) -> tuple[str, str]:
         """Take the text before the first of some markers, and name that; else all that can begin none of them.
 
-        `spaces`: what is between words and a marker is held back with it, and at the end of all.
+        `is_text`: a call without markup counts too, and what is between words and a marker is held back with it, and
+        at the end of all.
         """
         text = self._unread
         found = min(((at, marker) for marker in markers if (at := text.find(marker)) >= 0), default=None)
@@ -206,24 +248,41 @@ class AnswerParser:
             at, marker = found
         else:
             at, marker = (len(text) if self._is_over else _beginning(text, markers)), ""
-        if spaces:
+        if is_text:
+            bare_at, is_call = self._bare_call(text[:at], is_open=not marker and not self._is_over)
+            if bare_at < at:
+                at, marker = bare_at, "{" if is_call else ""
             at = len(text[:at].rstrip())
         self._unread = text[at:]
         return text[:at], marker
 
+    def _bare_call(self, text: str, *, is_open: bool) -> tuple[int, bool]:
+        """Find where a call without markup begins behind words, or may do so when more has come; else the end."""
+        at = text.find("{") if self._bare_calls else -1
+        while at >= 0:
+            compact = re.sub(r"\s+", "", text[at : at + _LONGEST_BARE])
+            if any(compact.startswith(call) for call in self._bare_calls):
+                return at, True
+            is_short = at + _LONGEST_BARE > len(text)
+            if is_open and is_short and any(call.startswith(compact) for call in self._bare_calls):
+                return at, False
+            at = text.find("{", at + 1)
+        return len(text), False
+
     # --- calls -------------------------------------------------------------------------------------------------------
 
-    def _call(self) -> Iterator[Delta]:
-        """Hermes, Qwen, GLM: until the closing tag, which may also stand inside a JSON string."""
+    def _tagged(self, closer: str) -> Iterator[Delta]:
+        """Read until the closing tag, which may also stand inside a JSON string."""
         body = self._unread
         if not body.strip() and not self._is_over:
             return
         is_json = body.lstrip().startswith("{")
         begin = self._json.end_in(body) if is_json else self._looked
-        self._looked = max(0, len(body) - len(_CLOSE))
-        end = -1 if begin is None else body.find(_CLOSE, begin)
+        self._looked = max(0, len(body) - len(closer))
+        end = -1 if begin is None else body.find(closer, begin)
         if end >= 0:
-            self._unread = body[end + len(_CLOSE) :]
+            end += len(closer) if closer == _FUNCTION_CLOSE else 0
+            self._unread = body[end:].removeprefix(closer)
             yield from self._end_calls(body[:end])
         elif self._is_over:
             yield from self._cut_short()
@@ -233,9 +292,10 @@ class AnswerParser:
         body = self._unread
         begin = _MISTRAL_JSON.search(body)
         end = self._json.end_in(body, begin.start()) if begin else None
-        if end is not None:
+        if begin is not None and end is not None:
             self._unread = body[end:]
-            yield from self._end_calls(body[:end])
+            found = self._found(body[:end])
+            yield from self._end_calls(body[:end] if found else body[begin.start() : end])
         elif self._is_over:
             yield from self._cut_short()
 
@@ -255,13 +315,16 @@ class AnswerParser:
         end = self._json.end_in(self._unread)
         if end is None and not self._is_over:
             return
-        found = calls_in(text if end is None else self._unread[:end].lstrip(" ;\n"))
+        text = text if end is None else self._unread[:end].lstrip(" ;\n")
+        found = self._found(text) if _HAS_ARGUMENTS.search(text) else []
         if found and found[0].name in self._tools:
             self._unread = "" if end is None else self._unread[end:]
             self._json = JsonScan()
-            yield from self._told(found)
+            yield from self._told(found, is_over=end is None)
         else:
-            self._state = "text"
+            at = self._unread.find("{") + 1  # so that it is not looked at again
+            yield Content(self._unread[:at])
+            self._unread, self._state = self._unread[at:], "text"
 
     def _may_be_bare(self, text: str) -> bool:
         compact = re.sub(r"\s+", "", text[:_BARE_LOOK])
@@ -270,8 +333,11 @@ class AnswerParser:
     def _begin_call(self, state: _State) -> None:
         self._state, self._json, self._looked = state, JsonScan(), 0
 
+    def _found(self, body: str) -> list[FoundCall]:
+        return calls_in(body, self._texts)
+
     def _end_calls(self, body: str) -> Iterator[Delta]:
-        found = calls_in(body)
+        found = self._found(body)
         if found:
             yield from self._told(found)
         elif body.strip():
@@ -281,13 +347,22 @@ class AnswerParser:
     def _cut_short(self) -> Iterator[Delta]:
         """Tell a call that the end of the answer cut off, if it names its tool; half a name helps nobody."""
         body, self._unread = self._unread, ""
-        is_code = self._state == "llama" and not body.lstrip().startswith("{")
-        yield from self._end_calls(body) if is_code else self._told(calls_in(body))
+        is_json = body.lstrip().startswith(("{", "["))
+        is_named = self._state != "mistral" or "{" in body
+        found = self._found(body) if is_named else []
+        if (self._state == "llama" and not is_json) or (self._state == "mistral" and _WORDS.fullmatch(body)):
+            yield from self._end_calls(body)
+        else:
+            yield from self._told([one._replace(is_whole=one.is_whole and is_json) for one in found], is_over=True)
+            self.is_cut_short |= not found and bool(body.strip())
         self._state = "text"
 
-    def _told(self, found: list[FoundCall]) -> Iterator[Delta]:
+    def _told(self, found: list[FoundCall], *, is_over: bool = False) -> Iterator[Delta]:
+        """Tell calls; only at the end of the answer one can have been cut off: others are as the model wrote them."""
         for one in found:
-            yield CalledTool(self._calls, one.name, one.arguments)
+            is_whole = one.is_whole or not is_over
+            self.is_cut_short |= not is_whole
+            yield CalledTool(self._calls, one.name, one.arguments, is_whole)
             self._calls += 1
 
     # --- Harmony -----------------------------------------------------------------------------------------------------
@@ -300,7 +375,7 @@ class AnswerParser:
             return
         head, self._unread = self._unread[:at], self._unread[at + len(_BODY) :]
         to, channel = _TO.search(head), _CHANNEL.search(head)
-        self._call_name, self._json = to[1] if to else "", JsonScan()
+        self._call_name, self._json = to[1] if to and self._tools else "", JsonScan()
         self._channel = Reasoning if channel and channel[1] == "analysis" else Content
         self._state = "body"
         yield from ()
@@ -317,7 +392,13 @@ class AnswerParser:
             self._state = "text"
 
     def _harmony_call(self) -> Iterator[Delta]:
-        end = self._json.end_in(self._unread)
+        text = self._unread.lstrip()
+        if not text and not self._is_over:
+            return
+        is_json = text.startswith(("{", "["))
+        end = self._json.end_in(self._unread) if is_json else None
+        if not is_json:
+            end = min((at for one in _ENDS if (at := self._unread.find(one)) >= 0), default=None)
         if end is None and not self._is_over:
             return
         arguments, rest = self._unread[:end], self._unread[end:] if end is not None else ""
@@ -327,13 +408,15 @@ class AnswerParser:
             return
         self._unread = rest if marker == "<|start|>" else rest[len(marker) :]
         self._state, name, self._call_name = "text", self._call_name, ""
-        yield from self._told([FoundCall(name, arguments.strip())])
+        call = FoundCall(name, arguments.strip() or "{}", is_whole=not is_json)
+        yield from self._told([call], is_over=end is None)
 
 
 def _beginning(text: str, markers: Collection[str]) -> int:
     """Return where the end of a text may be the beginning of a marker; its length if it is none."""
     longest = max(map(len, markers), default=1) - 1
+    first = {marker[0] for marker in markers}
     for at in range(max(0, len(text) - longest), len(text)):
-        if any(marker.startswith(text[at:]) for marker in markers):
+        if text[at] in first and any(marker.startswith(text[at:]) for marker in markers):
             return at
     return len(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -18,6 +20,12 @@ _PARAMETER: Final = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", 
 _NAMED: Final = re.compile(
     r"\s*([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\]\s*[A-Za-z0-9]*\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL
 )
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_CODE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.call(\(.*\))", re.DOTALL)
+"""How Llama calls a tool that it was trained with."""
+_MOST_CODE: Final = 64 << 10
+DEEPSEEK: Final = "<\uff5ctool\u2581sep\uff5c>"
+"""Stands between the name of a tool and its arguments."""
 _BROKEN: Final = re.compile(
     r'"(?:name|function)"\s*:\s*"((?:[^"\\]|\\.)+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(.*)', re.DOTALL
 )
@@ -25,10 +33,11 @@ _BROKEN: Final = re.compile(
 
 
 class FoundCall(NamedTuple):
-    """A call as a model wrote it."""
+    """A call as a model wrote it; `is_whole`: it reads as one, to its end."""
 
     name: str
     arguments: str
+    is_whole: bool = True
 
 
 class JsonScan:
@@ -60,19 +69,48 @@ class JsonScan:
         return self._end
 
 
-def calls_in(body: str) -> list[FoundCall]:
-    """Return the calls of one piece of markup, their tags taken off; none if it is no call."""
+def calls_in(body: str, texts: Mapping[str, Collection[str]] | None = None) -> list[FoundCall]:
+    """Return the calls of one piece of markup, their tags taken off; none if it is no call.
+
+    `texts`: which arguments of each tool are texts, whatever they look like.
+    """
     body = body.strip()
     if body.startswith(("{", "[")):
         return _of_json(body) or _of_broken(body)
     if function := _FUNCTION.search(body):
-        return [_of_pairs(function[1], _PARAMETER.findall(function[2]))]
+        given = function[2].strip()
+        if given.startswith("{"):
+            return [FoundCall(function[1].strip(), given)]
+        return [_of_pairs(function[1], _PARAMETER.findall(given), texts)]
+    if DEEPSEEK in body:
+        return _of_deepseek(body)
+    if code := _CODE.fullmatch(body):
+        return _of_code(code[1], code[2])
     if named := _NAMED.fullmatch(body):
         return [FoundCall(named[1], named[2].strip())]
     name = body.partition("<arg_key>")[0].strip()
-    if name and re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        return [_of_pairs(name, _ARG.findall(body))]
-    return []
+    return [_of_pairs(name, _ARG.findall(body), texts)] if _NAME.fullmatch(name) else []
+
+
+def text_arguments(parameters: object) -> frozenset[str]:
+    """Return which arguments are texts and nothing else, of the JSON schema of a tool."""
+    schema = cast("dict[str, Any]", parameters) if isinstance(parameters, dict) else {}
+    properties: Any = schema.get("properties")
+    if not isinstance(properties, dict):
+        return frozenset()
+    return frozenset(name for name, one in cast("dict[str, Any]", properties).items() if _is_text(one))
+
+
+def _is_text(schema: object) -> bool:
+    if not isinstance(schema, dict):
+        return False
+    said = cast("dict[str, Any]", schema)
+    if isinstance(said.get("type"), str):
+        return bool(said["type"] == "string")
+    values: object = said.get("enum")
+    return (
+        isinstance(values, list) and bool(values) and all(isinstance(one, str) for one in cast("list[object]", values))
+    )
 
 
 def _of_json(body: str) -> list[FoundCall]:
@@ -125,12 +163,36 @@ def _of_object(text: str) -> FoundCall | None:
 
 def _of_broken(body: str) -> list[FoundCall]:
     broken = _BROKEN.search(body)
-    return [FoundCall(broken[1], broken[2].rstrip())] if broken else []
+    return [FoundCall(broken[1], broken[2].rstrip(), is_whole=False)] if broken else []
 
 
-def _of_pairs(name: str, pairs: list[tuple[str, str]]) -> FoundCall:
-    """Make JSON of arguments that are told one by one: what is JSON is taken as that, and the rest is text."""
-    return FoundCall(name.strip(), json.dumps({key.strip(): _value(value) for key, value in pairs}, ensure_ascii=False))
+def _of_deepseek(body: str) -> list[FoundCall]:
+    """Read a name and its arguments; before version 3.1 what kind of tool it is, and arguments as a block of code."""
+    name, _, given = body.partition(DEEPSEEK)
+    if name.strip() == "function":
+        name, _, given = given.partition("\n")
+        given = given.strip().removeprefix("```json").removesuffix("```")
+    return [FoundCall(name.strip(), given.strip() or "{}")] if _NAME.fullmatch(name.strip()) else []
+
+
+def _of_code(name: str, arguments: str) -> list[FoundCall]:
+    """Read a call in Python whose arguments are named values."""
+    try:
+        call = ast.parse(f"f{arguments}", mode="eval").body if len(arguments) <= _MOST_CODE else None
+        if not isinstance(call, ast.Call) or call.args:
+            return []
+        given = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
+        return [FoundCall(name, json.dumps(given, ensure_ascii=False))]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return []
+
+
+def _of_pairs(name: str, pairs: list[tuple[str, str]], texts: Mapping[str, Collection[str]] | None = None) -> FoundCall:
+    """Make JSON of arguments that are told one by one: what is JSON is taken as that, unless it is to be a text."""
+    name = name.strip()
+    known = (texts or {}).get(name, ())
+    given = {key.strip(): value if key.strip() in known else _value(value) for key, value in pairs}
+    return FoundCall(name, json.dumps(given, ensure_ascii=False))
 
 
 def _value(text: str) -> object:

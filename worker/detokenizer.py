@@ -182,3 +182,18 @@ class TextStream:
         if self.is_stopped:
             return ""
         return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
+
+
+class BegunStream(TextStream):
+    """The text of an answer whose first words the prompt had: they stand in its first piece, and no stop sees them."""
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: Sequence[str] = (), *, min_tokens: int = 0, begun: str = ""
+    ) -> None:
+        super().__init__(detokenizer, stops, min_tokens=min_tokens)
+        self._begun = begun
+
+    def step(self, token_id: int) -> str:
+        """Return the piece of one more id."""
+        begun, self._begun = self._begun, ""
+        return begun + super().step(token_id)

@@ -20,6 +20,7 @@ from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.errors import TABLE, ErrorKind, clip
 from ..protocol.tasks import FinishReason, GenerateChunk, GenerateResult, TokenLogprobs, Usage
+from ..protocol.thoughts import thought_units
 from .engines import ipc
 from .engines.base import AnswerEnd, TokenEvent
 from .engines.sampling_state import GREEDY_BELOW
@@ -221,6 +222,9 @@ class Job:
             meta["resumed"] = "lossless"
         if prepared is not None and prepared.text.stop_index is not None:
             meta["stop_index"] = prepared.text.stop_index
+        thoughts = ending.reasoning_tokens if ending is not None else thought_units(self.pieces)
+        if thoughts:
+            meta["reasoning_tokens"] = thoughts
         self.end_well(tasks.encode(result), meta)
 
     def _usage(self, ending: AnswerEnd) -> Usage:

@@ -170,6 +170,8 @@ class _Node:
         self._agent.tokenizers = TokenizerPool(files.path)
         loaded = await self._agent.tokenizers.load()
         known = Known(frozenset(loaded.eos_ids), loaded.has_template)
+        if loaded.has_template and not loaded.knows_tools:
+            log.info("the chat template of this model knows no tools: requests with tools tell it of them in words")
         preprocessor = self._core.requests.preprocessor
         preprocessor.tokenizer = await asyncio.to_thread(load_tokenizer, files.path, known)
         preprocessor.has_tokenizer_pool = True

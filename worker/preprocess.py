@@ -13,21 +13,24 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from ..protocol import tasks
+from ..protocol import tasks, thoughts
 from ..protocol.capabilities import GRAMMAR
 from ..protocol.errors import ErrorKind, RequestError, request_error, too_long
 from ..protocol.limits import MAX_INT
+from ..protocol.markup import MARKUP
 from ..protocol.messages import Dispatch
 from ..protocol.tasks import ChatMessage, Embed, FinishReason, Generate, GenerateChunk, Rendering, TokenLogprobs
-from .detokenizer import TextStream
+from .detokenizer import BegunStream, TextStream
 from .engines import ipc
 from .engines.base import SamplingParams, TokenRequest
 from .grammar_check import compile_grammar
-from .tokenizer import ByteTokenizer, Tokenizer, TooLongError
+from .tokenizer import NO_MARKS, ByteTokenizer, Tokenizer, TooLongError
 from .tool_grammar import compile_calls
 
 T = TypeVar("T")
 _MOST_NAME: Final = 100
+_PROMPT_END: Final = 16
+"""Tokens at the end of a prompt in which it may begin a thought: a mark, and white space."""
 LONG_BYTES: Final = 8 << 10
 """From here on a prompt may take more than 5 ms to render and encode."""
 
@@ -164,6 +167,7 @@ def _prepare_generation(
     _check_ids("logit_bias", task.logit_bias, tokenizer)
     room = limits.context - len(prompt_ids)
     max_new = min(task.max_tokens or limits.default_max_tokens, room)
+    grammar = _grammar(task)
     eos_ids = frozenset[int]() if task.ignore_eos else tokenizer.eos_ids
     prepared = PreparedGeneration(
         prompt_ids=prompt_ids,
@@ -171,15 +175,43 @@ def _prepare_generation(
         min_new_tokens=min(task.min_tokens, max_new),
         stop_ids=eos_ids | frozenset(task.stop_token_ids),
         ignore_eos=task.ignore_eos,
-        grammar=_grammar(task),
+        grammar=grammar,
         sampling=_sampling(task, dispatch),
-        text=TextStream(tokenizer.detokenizer(with_markup=_calls_tools(task)), task.stop, min_tokens=task.min_tokens),
+        text=_text_stream(task, prompt_ids, tokenizer, grammar),
         spell=tokenizer.spell,
         logprobs=None if task.logprobs is None else [],
     )
     if dispatch.resume_n:
         _catch_up(prepared, dispatch)
     return prepared
+
+
+def _text_stream(task: Generate, prompt_ids: list[int], tokenizer: Tokenizer, grammar: str) -> TextStream:
+    """Make what turns the ids of an answer into text.
+
+    What the prompt has begun of a thought stands before it, so that whoever reads the answer sees where that ends: the
+    grammar of an answer knows of no thoughts. JSON that keeps to one is not cut by stop texts: it would say that it is
+    whole.
+    """
+    is_rendered = task.messages is not None or (task.prompt is not None and not task.raw and tokenizer.has_template)
+    marks = MARKUP if _calls_tools(task) else thoughts.MARKS if is_rendered else NO_MARKS
+    is_json = bool(grammar) and (task.grammar is None or task.grammar.kind == "json_schema")
+    stops = () if is_json else task.stop
+    begun = "" if grammar or not is_rendered or _goes_on(task) else _begun_thought(prompt_ids, tokenizer)
+    if begun:
+        return BegunStream(tokenizer.detokenizer(marks), stops, min_tokens=task.min_tokens, begun=begun)
+    return TextStream(tokenizer.detokenizer(marks), stops, min_tokens=task.min_tokens)
+
+
+def _goes_on(task: Generate) -> bool:
+    """Whether the answer is the rest of a message, and of what that began."""
+    return task.rendering is not None and task.rendering.continue_final_message
+
+
+def _begun_thought(prompt_ids: list[int], tokenizer: Tokenizer) -> str:
+    """Return the mark of the thought that a rendered prompt ends in."""
+    text = tokenizer.detokenizer(thoughts.MARKS)
+    return thoughts.begun_by("".join(map(text.step, prompt_ids[-_PROMPT_END:])))
 
 
 def _calls_tools(task: Generate) -> bool:

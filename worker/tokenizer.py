@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
 
+from ..protocol import thoughts
 from ..protocol.errors import ErrorKind, PortableError, request_error
-from ..protocol.markup import MARKUP
 from ..protocol.tasks import ChatMessage, Rendering, Tool
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .model_files import ModelError, entry, read_json_object
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _LONG_CHARS: Final = 64 << 10
 """From here on it is worth its while to look whether a text can fit at all."""
 _USUAL: Final = Rendering()
+NO_MARKS: Final[frozenset[str]] = frozenset()
+"""Of what is said, and nothing else."""
 ANY: Final = 1 << 62
 """As many tokens as there may be."""
 
@@ -75,8 +77,8 @@ class Tokenizer(Protocol):
         """Render a conversation and encode it; special tokens come from the template alone. Raises TooLongError."""
         ...
 
-    def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:
-        """Return a fresh detokenizer for one stream; `with_markup`: special tokens of tool calls have their text."""
+    def detokenizer(self, marks: frozenset[str] = NO_MARKS) -> Detokenizer:
+        """Return a fresh detokenizer for one stream; special tokens that are among the `marks` have their text."""
         ...
 
     def spell(self, token_id: int) -> bytes:
@@ -125,7 +127,7 @@ class ByteTokenizer:
             return ids[:-1]
         return [*ids, self.MARKERS["assistant"]] if rendering.add_generation_prompt else ids
 
-    def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:  # noqa: ARG002 - nothing is special in bytes
+    def detokenizer(self, marks: frozenset[str] = NO_MARKS) -> Detokenizer:  # noqa: ARG002 - nothing is special in bytes
         """Bytes as they are; markers have no text."""
         return ByteDetokenizer(self.spell)
 
@@ -175,8 +177,9 @@ class FileTokenizer:
         self.markers: dict[int, str] = {token_id: token.content for token_id, token in added.items() if token.special}
         """Special tokens by what they are called; in a text they say nothing."""
         self._special_ids = frozenset(self.markers)
-        self._markup = {id_: _utf8(one.content) for id_, one in added.items() if one.content in MARKUP}
-        """What says where a call of a tool begins and ends: special to many models, and no end of an answer."""
+        self._added = {token.content: token_id for token_id, token in added.items()}
+        self._marks: dict[frozenset[str], dict[int, bytes]] = {}
+        """What tokens say that are marks, by which marks are wanted: most are special, and silent otherwise."""
         self._shield = Shield(self.markers.values())
         self._is_byte_level = _is_byte_level(tokenizer)
         self._keeps_bytes = cast("dict[str, Any]", json.loads(tokenizer.to_str())).get("normalizer") is None
@@ -188,6 +191,11 @@ class FileTokenizer:
     def has_template(self) -> bool:
         """Whether the model directory has a chat template."""
         return self._has_template
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template tells the model of tools; else it is told in words."""
+        return self._template is not None and self._template.knows_tools
 
     def is_known(self, token_id: int) -> bool:
         """Whether the id is in the vocabulary."""
@@ -253,19 +261,21 @@ class FileTokenizer:
             return ids
         return _encode(self._ordinary, text.replace(mark, ""), add_special_tokens=False)
 
-    def detokenizer(self, *, with_markup: bool = False) -> Detokenizer:
+    def detokenizer(self, marks: frozenset[str] = NO_MARKS) -> Detokenizer:
         """Return the exact one for byte-level vocabularies, else the one that looks at a window."""
+        if marks and marks not in self._marks:
+            shown = thoughts.shown(marks, self._added)
+            ids = [self._added[text] for text in shown]
+            self._marks[marks] = {id_: _utf8(self.markers[id_]) for id_ in ids if id_ in self.markers}
+        said = self._marks[marks] if marks else {}
         if self._is_byte_level:
-            return ByteDetokenizer(self._spell_markup if with_markup else self.spell)
-        if with_markup:
-            return WindowDetokenizer(self._decode_markup)
+            return ByteDetokenizer((lambda id_: said[id_] if id_ in said else self.spell(id_)) if said else self.spell)
+        if said:
+            return WindowDetokenizer(lambda ids: self._decode_markup(ids, said))
         return WindowDetokenizer(lambda ids: self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _spell_markup(self, token_id: int) -> bytes:
-        return self._markup[token_id] if token_id in self._markup else self.spell(token_id)
-
-    def _decode_markup(self, ids: Sequence[int]) -> str:
-        shown = [token_id for token_id in ids if token_id not in self._special_ids or token_id in self._markup]
+    def _decode_markup(self, ids: Sequence[int], said: Mapping[int, bytes]) -> str:
+        shown = [token_id for token_id in ids if token_id not in self._special_ids or token_id in said]
         return self._tokenizer.decode(shown, skip_special_tokens=False)
 
     def spell(self, token_id: int) -> bytes:

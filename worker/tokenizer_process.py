@@ -57,6 +57,7 @@ class TokenizerLoaded(msgspec.Struct, frozen=True, array_like=True):
     eos_ids: list[int] = []
     has_template: bool = False
     error: str = ""
+    knows_tools: bool = False
 
 
 def allowed_s(body_bytes: int) -> float:
@@ -104,7 +105,9 @@ def _load(directory: Path) -> tuple[FileTokenizer | None, TokenizerLoaded]:
         return None, TokenizerLoaded(error=str(error))
     except MemoryError:
         return None, TokenizerLoaded(error=f"tokenizer and chat template of {directory} need more than 2 GiB of memory")
-    return tokenizer, TokenizerLoaded(eos_ids=sorted(tokenizer.eos_ids), has_template=tokenizer.has_template)
+    return tokenizer, TokenizerLoaded(
+        eos_ids=sorted(tokenizer.eos_ids), has_template=tokenizer.has_template, knows_tools=tokenizer.knows_tools
+    )
 
 
 def _answer(tokenizer: FileTokenizer, request: EncodeRequest) -> EncodeReply:

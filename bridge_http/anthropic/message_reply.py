@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from ...client.response import Chunk, Result
-from ...protocol.markup import CalledTool, Content, Delta, Reasoning, call_id
+from ...protocol.markup import CalledTool, Content, Delta, Reasoning, Tools, call_id
 from ..deltas import DeltaReader
 from ..json_body import event
 from . import message_schema as s
@@ -25,7 +25,7 @@ class AskedMessage:
     model: str
     max_tokens: int
     stops: Sequence[str] = ()
-    tools: Sequence[str] = ()
+    tools: Tools = ()
     is_one_call: bool = False
 
     @property
@@ -37,12 +37,14 @@ class AskedMessage:
         """Make what takes the answer apart."""
         return DeltaReader(self.tools, is_one=self.is_one_call)
 
-    def ending(self, result: Result, *, has_called: bool) -> tuple[s.StopReason, str | None]:
+    def ending(self, result: Result, reader: DeltaReader) -> tuple[s.StopReason, str | None]:
         """Return why an answer is over, and the stop sequence that ended it."""
         if result.finish_reason == "length":
             is_full = result.usage.completion_tokens < self.max_tokens
             return ("model_context_window_exceeded" if is_full else "max_tokens"), None
-        if has_called:
+        if reader.is_cut_short:
+            return "max_tokens", None  # whatever cut the call off: its input is not whole
+        if reader.has_called:
             return "tool_use", None
         at = result.stop_index
         if at is not None and 0 <= at < len(self.stops):
@@ -63,7 +65,7 @@ def whole(result: Result, asked: AskedMessage) -> s.MessageReply:
     """Build the answer to a request. Without any text it has no block, as there."""
     reader = asked.reader()
     blocks = [_block(delta, asked) for delta in reader.whole(result.text)]
-    reason, stop = asked.ending(result, has_called=reader.has_called)
+    reason, stop = asked.ending(result, reader)
     return s.MessageReply(
         id=asked.id,
         model=result.model,
@@ -110,7 +112,7 @@ class MessageEvents:
         for delta in self._reader.finish():
             yield from self._write(delta)
         yield from self._close()
-        reason, stop = self._asked.ending(result, has_called=self._reader.has_called)
+        reason, stop = self._asked.ending(result, self._reader)
         yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=_usage(result))
         yield _event("message_stop")
 

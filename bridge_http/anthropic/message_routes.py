@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
+from ...protocol.tool_calls import text_arguments
 from ..errors import json_response
 from ..generations import stream
 from ..in_flight import HttpRequest, InFlight
@@ -22,7 +23,7 @@ async def message(in_flight: InFlight, bodies: BodyReader, request: HttpRequest)
         model=body.model,
         max_tokens=body.max_tokens,
         stops=task.stop,
-        tools=[] if task.tool_choice == "none" else [tool.name for tool in task.tools],
+        tools={one.name: text_arguments(one.input_schema) for one in body.tools or () if task.tool_choice != "none"},
         is_one_call=not task.parallel_tool_calls,
     )
     if body.stream:

@@ -68,7 +68,8 @@ _NOTHING: Final[tuple[object, ...]] = ("", False, [])
 _BEAMS: Final = "there is no search with beams"
 _SAMPLER: Final = "no engine here draws tokens so"
 _GRAMMAR: Final = "say what the answer keeps to as response_format, or as structured_outputs"
-_THINKING: Final = "how a model thinks is between it and its chat template: say it as chat_template_kwargs"
+_THINKING: Final = "how long a model thinks is its own affair; max_tokens bounds all of an answer"
+_NO_THOUGHTS: Final = "chats say how their model thinks, by its chat template"
 _RAW: Final = "this bridge answers with text, and keeps the rest for itself"
 _TEMPLATE: Final = "a conversation is rendered by its model's own chat template; chat_template_kwargs are given to that"
 _NO_CHAT: Final = "no chat template sees what is no conversation"
@@ -134,11 +135,11 @@ EXTRAS: Final[dict[str, Extra]] = {
     **_rows(_TOOLS, ("none", "auto"), "tool_choice function_call"),
     **_rows("nothing is looked up elsewhere", _NOTHING, "web_search_options moderation"),
     # --- thinking ----------------------------------------------------------------------------------------------------
-    **_rows(_THINKING, ("none",), "reasoning_effort"),
-    **_rows(_THINKING, ({}, {"enabled": False}, {"effort": "none"}), "reasoning"),
-    **_rows(_THINKING, ({"type": "disabled"},), "thinking"),
-    **_rows(_THINKING, (False,), "think enable_thinking"),
-    **_rows(_THINKING, (True,), "include_reasoning"),
+    **_rows(_NO_THOUGHTS, ("none",), "reasoning_effort"),
+    **_rows(_NO_THOUGHTS, ({}, {"enabled": False}, {"effort": "none"}), "reasoning"),
+    **_rows(_NO_THOUGHTS, ({"type": "disabled"},), "thinking"),
+    **_rows(_NO_THOUGHTS, (False,), "think enable_thinking"),
+    **_rows("what a model thinks first stands in reasoning_content", (True,), "include_reasoning"),
     **_rows(_THINKING, (-1,), "thinking_token_budget reasoning_budget thinking_budget_tokens"),
     **_rows("no engine here controls how much a model says", ("medium",), "verbosity"),
     # --- the prompt --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ...protocol.capabilities import GRAMMAR, RENDERING, TOOLS
 from ...protocol.tasks import ChatRole
 from ..errors import InvalidRequestError
 from ..json_body import encode
-from . import grammars, tools
+from . import grammars, thinking, tools
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS
 from .requests import parse
 from .schema import ChatRequest, CompletionRequest
@@ -20,7 +20,7 @@ from .schema import ChatRequest, CompletionRequest
 _ROLES: Final = frozenset(get_args(ChatRole))
 _ELSEWHERE: Final = frozenset({"options", *ALIASES})
 """Names that `requests.py` understands though they stand in no schema."""
-RENDERING_NAMES: Final = frozenset({"chat_template_kwargs", "add_generation_prompt", "continue_final_message"})
+RENDERING_NAMES: Final = thinking.NAMES | {"chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
 """The fields of a request that are about how a conversation is rendered."""
 
 

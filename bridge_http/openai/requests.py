@@ -21,6 +21,7 @@ from . import tools
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS, MESSAGE_EXTRAS, PART_EXTRAS, TEXT_EXTRAS, Extra, same
 from .grammars import grammar_of
 from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingRequest, Generation, Message, Texts
+from .thinking import thinking_kwargs
 
 DEFAULT_TEMPERATURE: Final = 1.0
 _MOST_STOPS: Final = 16
@@ -232,7 +233,7 @@ def chat_task(request: ChatRequest) -> Generate:
 
 
 def _rendering(request: ChatRequest) -> Rendering | None:
-    kwargs = request.chat_template_kwargs or {}
+    kwargs = {**thinking_kwargs(request), **(request.chat_template_kwargs or {})}
     if fault := kwargs_fault(kwargs):
         raise InvalidRequestError(f"chat_template_kwargs: {fault}", param="chat_template_kwargs")
     if request.continue_final_message:

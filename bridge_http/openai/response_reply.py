@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import msgspec
 
 from ...client.response import Chunk, Result
-from ...protocol.markup import CalledTool, Content, Delta, Reasoning, call_id
+from ...protocol.markup import CalledTool, Content, Delta, Reasoning, Tools, call_id
+from ...protocol.tool_calls import text_arguments
 from ..deltas import DeltaReader
 from ..json_body import KEEP_ALIVE, event
 from . import response_schema as s
 from .requests import DEFAULT_TEMPERATURE
+from .schema import ThoughtTokens
 
 _TEXT: Final = s.TextConfig(format=s.TextFormat(type="text"))
 
@@ -23,7 +25,8 @@ class AnswerFrame:
     def __init__(self, request: s.ResponsesRequest, rid: bytes, created_at: int) -> None:
         self._rid = rid
         tools = list(request.tools or [])
-        self._callable: Sequence[str] = [] if request.tool_choice == "none" else [tool.name for tool in tools]
+        asked = () if request.tool_choice == "none" else tools
+        self._callable: Tools = {tool.name: text_arguments(tool.parameters) for tool in asked}
         self.begun = s.ResponseReply(
             id=f"resp_{rid.hex()}",
             created_at=created_at,
@@ -58,14 +61,15 @@ class AnswerFrame:
 
     def whole(self, result: Result) -> s.ResponseReply:
         """Build the answer; of one that says nothing there is a message without words."""
-        parts = self.reader().whole(result.text) or [Content("")]
-        last, status = len(parts) - 1, _status(result)
+        reader = self.reader()
+        parts = reader.whole(result.text) or [Content("")]
+        last, status = len(parts) - 1, _status(result, reader)
         items = [self.item(at, part, status if at == last else "completed") for at, part in enumerate(parts)]
-        return self.ended(result, items)
+        return self.ended(result, items, status)
 
-    def ended(self, result: Result, items: list[s.OutputItem]) -> s.ResponseReply:
+    def ended(self, result: Result, items: list[s.OutputItem], status: s.Status) -> s.ResponseReply:
         """Build the answer from its items."""
-        usage, status = result.usage, _status(result)
+        usage = result.usage
         return msgspec.structs.replace(
             self.begun,
             status=status,
@@ -73,13 +77,16 @@ class AnswerFrame:
             model=result.model,
             output=items,
             usage=s.ResponseUsage(
-                input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
+                input_tokens=usage.prompt_tokens,
+                output_tokens=usage.completion_tokens,
+                output_tokens_details=ThoughtTokens(reasoning_tokens=result.reasoning_tokens),
+                total_tokens=usage.total_tokens,
             ),
         )
 
 
-def _status(result: Result) -> s.Status:
-    return "incomplete" if result.finish_reason == "length" else "completed"
+def _status(result: Result, reader: DeltaReader) -> s.Status:
+    return "incomplete" if result.finish_reason == "length" or reader.is_cut_short else "completed"
 
 
 class ResponseEvents:
@@ -118,8 +125,9 @@ class ResponseEvents:
             yield from self._write(delta)
         if not self._items and self._kind is None:
             yield from self._begin(Content)
-        yield from self._close(_status(result))
-        whole = self._frame.ended(result, self._items)
+        status = _status(result, self._reader)
+        yield from self._close(status)
+        whole = self._frame.ended(result, self._items, status)
         yield self._event(f"response.{whole.status}", response=whole)
 
     def failure(self, told: object) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from ...protocol.tasks import ToolName
-from .schema import ContentPart, Count, Int64, Schema, Share
+from .schema import ContentPart, Count, Int64, ReasoningType, Schema, Share, ThoughtTokens
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -81,6 +81,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: Annotated[list[ResponseTool], Meta(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolName | None = None
     parallel_tool_calls: bool | None = None
+    reasoning: ReasoningType | None = None
     metadata: dict[str, str] | None = None
     seed: Int64 | None = None
     stream: bool | None = None
@@ -149,12 +150,6 @@ class CachedTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
-
-
-class ThoughtTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens in which a model thought; they are not told apart."""
-
-    reasoning_tokens: int = 0
 
 
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from ...protocol.faults import show
-from ...protocol.tasks import ChatMessage, Generate, Grammar, Tool, ToolCall
+from ...protocol.tasks import ChatMessage, Generate, Grammar, Rendering, Tool, ToolCall
 from ..errors import InvalidRequestError
 from ..json_body import encode
 from .extras import EXTRAS, Extra
@@ -36,6 +36,7 @@ from .response_schema import (
     TextConfig,
 )
 from .schema import ContentPart
+from .thinking import reasoning_kwargs
 
 _STATELESS: Final = "nothing is kept here, so send the whole conversation as input"
 _KNOWN: Final = frozenset(ResponsesRequest.__struct_fields__)
@@ -130,11 +131,13 @@ def response_task(request: ResponsesRequest) -> Generate:
         "seed": None if request.seed is None else request.seed % 2**63,
     }
     rest: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    kwargs = reasoning_kwargs(request.reasoning)
     return Generate(
         messages=_conversation(request),
         max_tokens=request.max_output_tokens,
         temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
         grammar=_grammar(request.text),
+        rendering=Rendering(kwargs=kwargs) if kwargs else None,
         **_tools(request),
         **rest,
     )

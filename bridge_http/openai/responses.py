@@ -31,15 +31,20 @@ def event(body: object) -> bytes:
     return b"data: " + encode(body) + b"\n\n"
 
 
-def _usage(prompt_tokens: int, completion_tokens: int) -> s.TokenUsage:
-    total = prompt_tokens + completion_tokens
-    return s.TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
+def _usage(prompt_tokens: int, completion_tokens: int, thoughts: int = 0) -> s.TokenUsage:
+    return s.TokenUsage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        completion_tokens_details=s.ThoughtTokens(reasoning_tokens=thoughts) if thoughts else UNSET,
+    )
 
 
 def _usage_of_all(results: Sequence[Result], per_prompt: int) -> s.TokenUsage:
     """Add up what choices took; a prompt counts once, however many answers it got."""
     read = sum(result.usage.prompt_tokens for result in results[::per_prompt])
-    return _usage(read, sum(result.usage.completion_tokens for result in results))
+    thoughts = sum(result.reasoning_tokens for result in results)
+    return _usage(read, sum(result.usage.completion_tokens for result in results), thoughts)
 
 
 def _finish_reason(result: Result) -> s.FinishReason:
@@ -48,6 +53,8 @@ def _finish_reason(result: Result) -> s.FinishReason:
 
 
 def _chat_finish_reason(result: Result, reader: ChatReader) -> s.ChatFinishReason:
+    if reader.is_cut_short:
+        return "length"  # whatever cut the call off: its arguments are not whole
     reason = _finish_reason(result)
     return "tool_calls" if reason == "stop" and reader.has_called else reason
 

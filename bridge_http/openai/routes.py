@@ -130,7 +130,7 @@ async def _generate(
 ) -> Response:
     id_, created = f"{kind.prefix}-{request.caller.rid.hex()}", in_flight.begun_at(request)
     spelling = r.as_id if body.return_tokens_as_token_ids else r.as_text
-    asked = AskedTools.of(body, request.caller.rid)
+    asked = AskedTools.of(body, request.caller.rid, tasks[0].extra)
     per_prompt, tasks = body.n or 1, choices_of(tasks, body.n)
     if not body.stream:
         choices = start(in_flight, tasks, request, stream=False, model=body.model)

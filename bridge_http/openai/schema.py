@@ -16,6 +16,8 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 ToolName = Annotated[str, Meta(min_length=1, max_length=128)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Effort = Annotated[str, Meta(min_length=1, max_length=32)]
+"""How hard to think: a word that the model's template knows."""
 Schema = dict[str, Any] | bool
 """A JSON schema."""
 Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
@@ -167,6 +169,22 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     format: Schema | str | None = None
 
 
+class ThinkingType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether a model thinks, as DeepSeek, GLM and Kimi say it; `adaptive` and `auto` leave it to the model."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
+
+
+class ReasoningType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same, as OpenRouter and the Responses API say it; thoughts are always told, and never summed up."""
+
+    effort: Effort | None = None
+    enabled: bool | None = None
+    exclude: Literal[False] | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
 class ChatRequest(Generation, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -174,6 +192,11 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: ReasoningType | None = None
+    thinking: ThinkingType | None = None
+    think: bool | Effort | None = None
+    enable_thinking: bool | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     tools: Annotated[list[ChatTool], Meta(max_length=128)] | None = None
@@ -208,12 +231,19 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
 # --- replies ---------------------------------------------------------------------------------------------------------
 
 
+class ThoughtTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of an answer that the model thought, and did not say."""
+
+    reasoning_tokens: int = 0
+
+
 class TokenUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the prompt, after the template, and of the answer."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: ThoughtTokens | UnsetType = UNSET
 
 
 class Likely(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgspec import UNSET, UnsetType
 
 from ...protocol import markup
 from ...protocol.faults import show
 from ...protocol.tasks import ChatMessage, Tool, ToolCall
+from ...protocol.tool_calls import text_arguments
 from ..errors import InvalidRequestError
 from ..json_body import encode
 from . import schema as s
@@ -71,17 +72,35 @@ class AskedTools:
     """What the calls of an answer are read by. Of `rid` their ids are made."""
 
     rid: bytes = b""
-    names: Sequence[str] = ()
+    names: markup.Tools = ()
     is_one: bool = False
     """Whether one call is wanted at most."""
 
     @classmethod
-    def of(cls, request: s.Generation, rid: bytes) -> AskedTools:
-        """Take from a request what its answer has to be read by."""
+    def of(cls, request: s.Generation, rid: bytes, extra: Mapping[str, Any]) -> AskedTools:
+        """Take from a request what its answer has to be read by; tools may be among the `extra` of another server."""
+        if "tools" in extra:
+            return cls._of_extra(rid, extra)
         if not isinstance(request, s.ChatRequest) or request.tool_choice == "none":
             return cls(rid=rid)
-        names = [tool.function.name for tool in request.tools or ()]
+        functions = [tool.function for tool in request.tools or ()]
+        names = {one.name: text_arguments(one.parameters) for one in functions}
         return cls(rid=rid, names=names, is_one=request.parallel_tool_calls is False)
+
+    @classmethod
+    def _of_extra(cls, rid: bytes, extra: Mapping[str, Any]) -> AskedTools:
+        """Read tools that their server has yet to look at."""
+        listed: object = extra["tools"]
+        if extra.get("tool_choice") == "none" or not isinstance(listed, list):
+            return cls(rid=rid)
+        tools = [
+            cast("dict[str, Any]", one).get("function") for one in cast("list[object]", listed) if isinstance(one, dict)
+        ]
+        named = [cast("dict[str, Any]", one) for one in tools if isinstance(one, dict)]
+        names = {
+            one["name"]: text_arguments(one.get("parameters")) for one in named if isinstance(one.get("name"), str)
+        }
+        return cls(rid=rid, names=names, is_one=extra.get("parallel_tool_calls") is False)
 
 
 class ChatReader:
@@ -96,6 +115,11 @@ class ChatReader:
     def has_called(self) -> bool:
         """Whether the answer called a tool."""
         return self._parser.has_called
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the answer ended within a call."""
+        return self._parser.is_cut_short
 
     def feed(self, text: str) -> Iterator[s.ChatDelta]:
         """Take a part of the answer."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
-from support.http import answer_of
+from support.http import answer_of, asked, events_of
 from support.openai_server import MODEL, OpenAIServer, answer, chat_answer, serving
 from support.stack import Process, Stack, eventually
 from zmqrt.client import BadRequestError, Handle, RequestError, Result, WorkerLostError
@@ -170,3 +171,49 @@ def test_what_the_bridge_does_not_know_reaches_the_server(
     (listed,) = answer_of(bridge, "GET", "/v1/models")[1]["data"]
     assert listed["capabilities"] == ["extra"]
     assert answer_of(bridge, "POST", "/v1/chat/completions", {**body, "n": 99})[0] == 400
+
+
+@pytest.mark.slow
+def test_tools_thoughts_and_schemas_are_the_server_s(servers: tuple[Stack, OpenAIServer, OpenAIServer]) -> None:
+    """Asked for unchanged, answered as its own clients would be, whole and streamed."""
+    stack, one, other = servers
+    bridge = stack.bridge()
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}
+    call = {"index": 0, "id": "x", "type": "function", "function": {"name": "weather", "arguments": '{"city":'}}
+    deltas: list[dict[str, object]] = [
+        {"reasoning_content": "Hm"},
+        {"reasoning_content": "."},
+        {"content": "A moment."},
+        {"tool_calls": [call]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"Bonn"}'}}]},
+    ]
+    script = [{"delta": delta} for delta in deltas] + [{"delta": {}, "finish_reason": "tool_calls"}]
+    for server in (one, other):
+        server.control(script=script)
+    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Rain?"}], "tools": [tool]}
+    body |= {"tool_choice": "required", "response_format": schema}
+    status, answered, _ = answer_of(bridge, "POST", "/v1/chat/completions", body)
+    with asked(bridge, "POST", "/v1/chat/completions", {**body, "stream": True}) as answer:
+        events = events_of(answer)
+        streamed = list[dict[str, Any]]()
+        while not streamed or streamed[-1]["finish_reason"] is None:
+            streamed.append(next(events).data["choices"][0])
+    seen = [found for server in (one, other) for found in server.seen().bodies if "tools" in found]
+    for server in (one, other):
+        server.control()
+
+    assert status == 200, answered
+    choice = answered["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "A moment.")
+    assert choice["message"]["reasoning_content"] == "Hm."
+    assert [one["function"] for one in choice["message"]["tool_calls"]] == [
+        {"name": "weather", "arguments": '{"city":"Bonn"}'}
+    ]
+    assert answered["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert streamed[-1]["finish_reason"] == "tool_calls"
+    assert "".join(one["delta"].get("content") or "" for one in streamed) == "A moment."
+    assert sum("tool_calls" in one["delta"] for one in streamed) == 1
+    assert [(one["tools"], one["tool_choice"], one["response_format"]) for one in seen] == [
+        ([tool], "required", schema)
+    ] * 2

@@ -11,7 +11,7 @@ import pytest
 
 from support.engines import describe, run
 from support.tiny import silent
-from zmqrt.protocol.markup import AnswerParser, CalledTool
+from zmqrt.protocol.markup import MARKUP, AnswerParser, CalledTool
 from zmqrt.protocol.tasks import ChatMessage, Generate, Tool
 from zmqrt.worker.engines.base import SamplingParams, TokenRequest
 from zmqrt.worker.engines.generate.factory import factory
@@ -61,7 +61,7 @@ def test_two_hundred_forced_calls_are_valid() -> None:
                 )
             )
         for outcome in run(engine, requests).values():
-            parser, text = AnswerParser(SCHEMAS), tokenizer.detokenizer(with_markup=True)
+            parser, text = AnswerParser(list(SCHEMAS)), tokenizer.detokenizer(MARKUP)
             pieces = [text.step(token) for token in outcome.token_ids if token not in tokenizer.eos_ids]
             (call,) = [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
             assert isinstance(call, CalledTool)

@@ -28,6 +28,7 @@ ENV: Final = {"PYTHONPATH": str(Path(__file__).parents[1])}
 STRICT: Final = frozenset(
     {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "temperature", "top_p", "stop", "seed"}
     | {"presence_penalty", "add_generation_prompt", "continue_final_message", "reasoning_effort", "images"}
+    | {"tools", "tool_choice", "parallel_tool_calls", "response_format"}
 )
 """Fields that it knows; others are 400, as at a strict server."""
 
@@ -75,6 +76,8 @@ class Faults:
     """Every POST gets this status."""
     unwell: bool = False
     """Whether /health is 503."""
+    script: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Every chat is answered with these choices, one an event."""
 
 
 @dataclass
@@ -156,11 +159,23 @@ class _Server:
             self.plain(writer, 400, {"error": {"message": f"unexpected fields: {unknown}", "code": None}})
         elif self.faults.status:
             self.plain(writer, self.faults.status, {"error": {"message": "told to"}})
+        elif self.faults.script and "messages" in fields:
+            self.follow_script(writer)
         elif self.faults.busy:
             self.faults.busy -= 1
             self.plain(writer, 503, {"error": "all places are taken"})
         else:
             await self.stream(fields, reader, writer)
+
+    def follow_script(self, writer: asyncio.StreamWriter) -> None:
+        """Send what it was told to say."""
+        writer.write(_HEAD)
+        for choice in self.faults.script:
+            self.event(writer, choice)
+        details = {"reasoning_tokens": 2}
+        usage = {"prompt_tokens": 3, "completion_tokens": len(self.faults.script), "completion_tokens_details": details}
+        self.chunk(writer, {"choices": [], "usage": usage})
+        writer.write(b"0\r\n\r\n")
 
     async def stream(self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Send words as they are made; the reader may hang up."""

@@ -234,6 +234,8 @@ class AnswerEnd(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of these, those of thoughts."""
 
 
 class Row(msgspec.Struct, frozen=True):

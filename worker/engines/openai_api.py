@@ -6,20 +6,26 @@ in; nothing here knows an address, a key or a connection.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
 import msgspec
 
-from ...protocol.limits import MAX_ANSWER_TOKENS
+from ...protocol.limits import MAX_ANSWER_TOKENS, MAX_TOOLS
 from ...protocol.sanitize import printable
 from ...protocol.tasks import DEFAULT_TEMPERATURE
+from ...protocol.thoughts import THOUGHTS
 from .base import AnswerEnd, FinishReason, RequestFailedError
 
 Continuation = Literal["", "continue_final_message", "apply_template"]
 """How an answer of a chat that has begun is gone on with: not at all; by vLLM's field of that name; by having llama.cpp
 render the conversation, and completing that text."""
 
+_THOUGHT: Final = "<think>"
+_NO_ARGUMENTS: Final = "{}"
+_MOST_CALL_CHARS: Final = 1 << 20
+"""Of all calls of an answer."""
 CHAT: Final = "/chat/completions"
 COMPLETIONS: Final = "/completions"
 _MOST_LINE_BYTES: Final = 1 << 20
@@ -111,6 +117,8 @@ def _completion(task: Mapping[str, Any], delivered: str, dialect: Dialect) -> As
 def _chat(task: Mapping[str, Any], messages: list[dict[str, object]], delivered: str, dialect: Dialect) -> Ask:
     if not delivered:
         return Ask(path=CHAT, body={**_fields(task, dialect, dialect.max_tokens), "messages": messages})
+    if delivered.lstrip().startswith(_THOUGHT):
+        raise RequestFailedError("an answer that has begun with thoughts cannot be gone on with", "not_resumable")
     if dialect.resumes and dialect.continuation == "continue_final_message":
         begun = [*messages, {"role": "assistant", "content": delivered}]
         on = {"messages": begun, "add_generation_prompt": False, "continue_final_message": True}
@@ -149,9 +157,21 @@ def _fields(task: Mapping[str, Any], dialect: Dialect, max_tokens: str) -> dict[
 # --- events as text ---------------------------------------------------------------------------------------------------
 
 
+class _CalledFunction(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallDelta(msgspec.Struct):
+    index: int | None = None
+    function: _CalledFunction | None = None
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
-    tool_calls: list[Any] | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    tool_calls: list[_CallDelta] | None = None
 
 
 class _AnswerChoice(msgspec.Struct):
@@ -160,9 +180,14 @@ class _AnswerChoice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _Thoughts(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class _Counted(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    completion_tokens_details: _Thoughts | None = None
 
 
 class _AnswerEvent(msgspec.Struct):
@@ -183,6 +208,7 @@ class AnswerReader:
         self._unread = bytearray()
         self._reason: str | None = None
         self._usage = _Counted()
+        self._marks = _Marks()
         self.has_text = False
         self.is_over = False
         """Whether the answer has said that it is whole. A connection that closes before that has broken."""
@@ -209,8 +235,12 @@ class AnswerReader:
         """Tell why it is over, and of how many tokens: those that were delivered before belong to the answer."""
         prompt, made = _tokens(self._usage.prompt_tokens), _tokens(self._usage.completion_tokens)
         reason: FinishReason = "length" if self._reason == "length" else "stop"
+        details = self._usage.completion_tokens_details
+        thoughts = min(_tokens(details.reasoning_tokens), made) if details is not None else 0
         if not self._delivered:
-            return AnswerEnd(finish_reason=reason, prompt_tokens=prompt, completion_tokens=made)
+            return AnswerEnd(
+                finish_reason=reason, prompt_tokens=prompt, completion_tokens=made, reasoning_tokens=thoughts
+            )
         return AnswerEnd(
             finish_reason=reason,
             prompt_tokens=max(0, prompt - self._delivered),
@@ -220,7 +250,7 @@ class AnswerReader:
     def _take(self, data: bytes | bytearray) -> list[str]:
         if data == b"[DONE]":
             self.is_over = True
-            return []
+            return [self._marks.end()]
         try:
             event = _event.decode(data)
         except _NO_JSON as error:
@@ -234,10 +264,65 @@ class AnswerReader:
         if choice.finish_reason:
             self._reason, self.is_over = choice.finish_reason, True
         if choice.delta is None:
-            return choice.text or ""
-        if choice.delta.tool_calls:
-            raise RequestFailedError("the answer is a call of a tool, which this engine cannot pass on", "bad_request")
-        return choice.delta.content or ""
+            return (choice.text or "") + (self._marks.end() if self.is_over else "")
+        return self._marks.write(choice.delta, is_over=self.is_over)
+
+
+class _Marks:
+    """Writes thoughts and calls, which come apart from the words, into the text: in the marks that every edge reads.
+
+    A call is written when the answer is over, whole; then it is no beginning that nobody could go on with.
+    """
+
+    def __init__(self) -> None:
+        self._thinks = False
+        self._has_spoken = False
+        self._calls: dict[int, tuple[str, str]] = {}
+        self._room = _MOST_CALL_CHARS
+
+    def write(self, delta: _Delta, *, is_over: bool) -> str:
+        """Return the text of a part."""
+        text = self._thought(delta.reasoning_content or (delta.reasoning if isinstance(delta.reasoning, str) else ""))
+        if delta.content:
+            text += self._closer() + delta.content
+            self._has_spoken = True
+        for call in delta.tool_calls or ():
+            self._collect(call)
+        return text + (self.end() if is_over else "")
+
+    def end(self) -> str:
+        """Return what is told at the end: the calls."""
+        calls = [_call_markup(name, arguments) for _, (name, arguments) in sorted(self._calls.items()) if name]
+        self._calls = {}
+        return self._closer() + "\n".join(calls) if calls else ""
+
+    def _thought(self, words: str) -> str:
+        if not words or self._has_spoken:  # thoughts between words have no marks
+            return ""
+        opener = "" if self._thinks else _THOUGHT
+        self._thinks = True
+        return opener + words
+
+    def _closer(self) -> str:
+        thought, self._thinks = self._thinks, False
+        return THOUGHTS[_THOUGHT] if thought else ""
+
+    def _collect(self, call: _CallDelta) -> None:
+        """Put the parts of a call together; a server that numbers none begins one with each name."""
+        function = call.function or _CalledFunction()
+        last = max(self._calls, default=-1)
+        place = call.index if call.index is not None else last + bool(function.name)
+        name, arguments = self._calls.get(place, ("", ""))
+        self._calls[place] = (name or function.name or "", arguments + (function.arguments or ""))
+        self._room -= len(function.arguments or "") + len(function.name or "")
+        if len(self._calls) > MAX_TOOLS or self._room < 0:
+            raise RequestFailedError("the server calls more tools, or at greater length, than can be passed on")
+
+
+def _call_markup(name: str, arguments: str) -> str:
+    """Write a call in the form of Hermes; its arguments as the server sent them."""
+    named = json.dumps(name, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {named}, "arguments": {arguments or _NO_ARGUMENTS}}}\n</tool_call>'
 
 
 def _tokens(said: int | None) -> int:

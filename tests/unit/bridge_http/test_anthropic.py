@@ -12,9 +12,10 @@ import pytest
 from support.asgi import Exchange, call, exchange
 from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http import sse
-from zmqrt.bridge_http.anthropic.message_reply import AskedMessage
+from zmqrt.bridge_http.anthropic.message_reply import AskedMessage, whole
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.deltas import DeltaReader
 from zmqrt.client.response import Result
 from zmqrt.protocol.errors import ErrorKind, request_error
 from zmqrt.protocol.tasks import ChatMessage, FinishReason, Generate, Grammar, Rendering, Tool, ToolCall, Usage
@@ -337,7 +338,7 @@ def test_why_an_answer_is_over(
     said: dict[str, Any] = {"text": "", "token_ids": [], "seed": 0, "model": "m", "revision": "r", "request_id": ""}
     result = Result(finish_reason=finish_reason, stop_index=stop_index, usage=usage, **said)
 
-    assert AskedMessage(rid=b"", model="m", max_tokens=5, stops=["a", "b"]).ending(result, has_called=False) == ending
+    assert AskedMessage(rid=b"", model="m", max_tokens=5, stops=["a", "b"]).ending(result, DeltaReader()) == ending
 
 
 # --- calls of tools --------------------------------------------------------------------------------------------------
@@ -434,3 +435,13 @@ def test_one_call_is_one_block_where_no_more_are_wanted() -> None:
         streamed = events_of(post({**given, "stream": True}, fleet=FakeFleet(*two), idempotency_key="k"))
         assert sum(block["type"] == "tool_use" for block in whole) == count
         assert blocks_of(streamed) == whole
+
+
+def test_a_call_that_was_cut_off_is_no_use_of_a_tool() -> None:
+    """Whatever cut it: its input is not whole."""
+    text = '<tool_call>{"name": "f", "arguments": {"a": "b'
+    said: dict[str, Any] = {"token_ids": [], "seed": 0, "model": "m", "revision": "r", "request_id": ""}
+    result = Result(text=text, finish_reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=3), **said)
+    asked = AskedMessage(rid=b"", model="m", max_tokens=5, tools=["f"])
+
+    assert whole(result, asked).stop_reason == "max_tokens"

@@ -18,7 +18,7 @@ from support.examples import examples
 from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.openai import extras, schema, tools
+from zmqrt.bridge_http.openai import extras, schema, thinking, tools
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import RequestError
 
@@ -196,10 +196,10 @@ def test_true_is_not_one(name: str, value: object) -> None:
 
 
 def test_no_name_is_both_obeyed_and_let_pass() -> None:
-    """Or one of the two would be forgotten. Completions have no tools: there the same names are let pass or refused."""
+    """Or one of the two would be forgotten. Completions have no tools and no thoughts: there such names are extras."""
     obeyed = {*schema.ChatRequest.__struct_fields__, *schema.CompletionRequest.__struct_fields__}
 
-    assert obeyed & {*extras.EXTRAS, *extras.CHAT_EXTRAS, *extras.ALIASES} == tools.NAMES
+    assert obeyed & {*extras.EXTRAS, *extras.CHAT_EXTRAS, *extras.ALIASES} == tools.NAMES | thinking.NAMES
 
 
 def test_a_window_of_the_penalty_matters_only_with_a_penalty() -> None:
@@ -465,3 +465,44 @@ def test_what_no_chat_template_can_get_is_refused_by_name() -> None:
     assert error_of(both)[0] == "add_generation_prompt"
     for name, value in {"chat_template_kwargs": {"a": 1}, "continue_final_message": True}.items():
         assert error_of({name: value}, "/v1/completions")[0] == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "kwargs"),
+    [
+        ({"enable_thinking": False}, {"enable_thinking": False, "thinking": False}),
+        ({"think": True}, {"enable_thinking": True, "thinking": True}),
+        ({"think": "low"}, {"reasoning_effort": "low"}),
+        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False, "thinking": False}),
+        ({"thinking": {"type": "enabled"}}, {"enable_thinking": True, "thinking": True}),
+        ({"thinking": {"type": "auto"}}, {}),
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+        ({"reasoning": {"effort": "high", "enabled": True}}, {"reasoning_effort": "high", "enable_thinking": True}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False, "thinking": False}),
+        ({"reasoning": {}, "think": None}, {}),
+        ({"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True}}, {"enable_thinking": True}),
+    ],
+)
+def test_how_a_model_is_to_think_is_for_its_template(fields: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """In the words of vLLM, SGLang, Ollama, DeepSeek, OpenRouter and OpenAI; what the template reads, it obeys."""
+    rendering = task_of(fields).rendering
+    assert (rendering.kwargs if rendering is not None else {}).items() >= kwargs.items()
+    assert bool(rendering) == bool(kwargs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "much"}}, "thinking.type"),
+        ({"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens"),
+        ({"reasoning_effort": 5}, "reasoning_effort"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
+        ({"messages": [{"role": "assistant", "content": "x", "prefix": True}]}, "messages[0].prefix"),
+        ({"messages": [{"role": "assistant", "content": "x", "partial": True}]}, "messages[0].partial"),
+    ],
+)
+def test_what_nobody_could_obey_of_it_is_refused_by_name(fields: dict[str, Any], name: str) -> None:
+    """A budget of thoughts, a word that means nothing, and a turn to go on with, with what to say instead."""
+    assert error_of(fields)[0] == name
+    assert error_of({"reasoning_effort": "high"}, "/v1/completions")[0] == "reasoning_effort"

@@ -14,6 +14,8 @@ from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.json_body import encode
 from zmqrt.bridge_http.openai import responses as r
+from zmqrt.bridge_http.openai import schema as s
+from zmqrt.bridge_http.openai.requests import parse
 from zmqrt.bridge_http.openai.tools import AskedTools
 from zmqrt.client.response import Chunk, Result
 from zmqrt.protocol import tasks
@@ -203,3 +205,44 @@ def test_choices_have_calls_of_their_own_ids() -> None:
     ids = [one.id for choice in choices for one in choice.message.tool_calls or []]
 
     assert len(set(ids)) == 4
+
+
+def test_a_call_that_was_cut_off_says_so_whatever_cut_it() -> None:
+    """By a stop text too: arguments that are not whole are no reason to run a tool."""
+    cut = '<tool_call>\n{"name": "weather", "arguments": {"city": "Pa'
+    choice = r.chat([result_of(cut)], 1, "i", 1, r.as_text, ASKED).choices[0]
+
+    assert choice.finish_reason == "length"
+    assert [one.function.arguments for one in choice.message.tool_calls or []] == ['{"city": "Pa']
+    assert r.chat([result_of('<tool_call>{"nam')], 1, "i", 1, r.as_text, ASKED).choices[0].finish_reason == "length"
+    whole = cut + 'ris"}}'  # a model may forget the tag
+    assert r.chat([result_of(whole)], 1, "i", 1, r.as_text, ASKED).choices[0].finish_reason == "tool_calls"
+
+
+def test_arguments_that_stand_one_by_one_are_texts_where_the_schema_says_so() -> None:
+    """A number of a house is a text there, and a number where none is said."""
+    ask = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
+    body = parse(json.dumps({"model": "m", "messages": HI, "tools": ask}).encode(), s.ChatRequest)
+    pairs = "".join(f"<arg_key>{name}</arg_key><arg_value>12</arg_value>" for name in ("city", "n"))
+    text = f"<tool_call>weather{pairs}</tool_call>"
+    for tools in (AskedTools.of(body, b"r", {}), AskedTools.of(body, b"r", {"tools": ask})):
+        message = r.chat([result_of(text)], 1, "i", 1, r.as_text, tools).choices[0].message
+        assert [one.function.arguments for one in message.tool_calls or []] == ['{"city": "12", "n": 12}']
+
+
+@pytest.mark.parametrize("tools", [5, ["x"], [{"function": 5}], [{"function": {"name": 5}}], [{"type": "web"}]])
+def test_tools_of_another_server_may_be_anything(tools: object) -> None:
+    """Only that server knows what is wrong with them."""
+    body = parse(json.dumps({"model": "m", "messages": HI}).encode(), s.ChatRequest)
+    assert not AskedTools.of(body, b"r", {"tools": tools}).names
+
+
+def test_usage_tells_how_many_tokens_were_thoughts() -> None:
+    """As OpenAI has it, whole and streamed; of all choices together."""
+    results = [result_of("<think>a</think>b", reasoning_tokens=4), result_of("c", reasoning_tokens=0)]
+    usage = json.loads(encode(r.chat(results, 2, "i", 1, r.as_text, AskedTools())))["usage"]
+    stream = r.ChatStream(id="i", created=1, model="m", with_usage=True, spelling=r.as_text)
+    last = b"".join(stream.close(results, 2)).split(b"\n\n")[0]
+
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 4}
+    assert json.loads(last[6:])["usage"] == usage

@@ -15,9 +15,10 @@ from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.openai import response_reply as r
 from zmqrt.bridge_http.openai.response_schema import ResponsesRequest
-from zmqrt.client.response import Chunk
+from zmqrt.bridge_http.openai.response_task import parse_response, response_task
+from zmqrt.client.response import Chunk, Result
 from zmqrt.protocol.errors import ErrorKind, request_error
-from zmqrt.protocol.tasks import ChatMessage, Generate, Grammar, Tool, ToolCall
+from zmqrt.protocol.tasks import ChatMessage, Generate, Grammar, Rendering, Tool, ToolCall, Usage
 
 PATH = "/v1/responses"
 ASK: dict[str, Any] = {"model": "m", "input": "hi"}
@@ -274,3 +275,30 @@ def test_a_call_is_told_once_after_a_cut() -> None:
     for at, last in ids.items():
         again = [event for event in stream_of(*pieces, last_id=last).body.split(b"\n\n") if event]
         assert again[:-1] == whole[at + 1 : -1]
+
+
+def test_how_a_model_is_to_think_is_for_its_template() -> None:
+    """As of chats; and how many tokens it thought is told."""
+    raw = json.dumps({"model": "m", "input": "hi", "reasoning": {"effort": "low", "summary": "auto"}}).encode()
+    task = response_task(parse_response(raw))
+
+    assert task.rendering == Rendering(kwargs={"reasoning_effort": "low"})
+    assert response_task(parse_response(b'{"model": "m", "input": "hi", "reasoning": {}}')).rendering is None
+
+
+def test_an_answer_that_ends_within_a_call_is_incomplete() -> None:
+    """By a stop text too; and how many tokens were thoughts stands in its usage."""
+    request = parse_response(
+        json.dumps({"model": "m", "input": "hi", "tools": [{"type": "function", "name": "f"}]}).encode()
+    )
+    frame = r.AnswerFrame(request, b"r" * 16, 1)
+    said: dict[str, Any] = {"token_ids": [], "seed": 0, "model": "m", "revision": "r", "request_id": ""}
+    usage = Usage(prompt_tokens=1, completion_tokens=3)
+    texts = ('<tool_call>{"name": "f", "arguments": {"a": "b', '<tool_call>{"name": "f", "arguments": {}}</tool_call>')
+    cut, whole = (
+        frame.whole(Result(text=text, finish_reason="stop", usage=usage, reasoning_tokens=2, **said)) for text in texts
+    )
+
+    assert (cut.status, whole.status) == ("incomplete", "completed")
+    assert whole.usage is not None
+    assert whole.usage.output_tokens_details.reasoning_tokens == 2

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrt.protocol.limits import MAX_ANSWER_TOKENS
+from zmqrt.protocol.markup import AnswerParser, CalledTool, Content, Reasoning
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.base import AnswerEnd, RequestFailedError
 from zmqrt.worker.engines.openai_api import CHAT, COMPLETIONS, AnswerReader, Ask, Dialect, ask_for, failure_of, is_busy
@@ -32,6 +33,11 @@ def events(*events: dict[str, Any], done: bool = True) -> bytes:
 def said(text: str, reason: str | None = None) -> dict[str, Any]:
     """Write a piece of a chat."""
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
+
+
+def part(reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    """Write a part of a chat that is more than text."""
+    return {"choices": [{"delta": delta, "finish_reason": reason}]}
 
 
 def test_a_prompt_is_a_chat_and_a_raw_one_a_completion() -> None:
@@ -145,13 +151,61 @@ def test_usage_that_cannot_be_is_no_more_than_a_wrong_number(given: int, taken: 
         (b'data: {"error": {"message": "out of memory"}}\n', "out of memory"),
         (b'data: {"error": "died"}\n', "died"),
         (b"data: {no json\n", "none of this API"),
-        (events({"choices": [{"delta": {"tool_calls": [{"id": "1"}]}}]}), "call of a tool"),
+        (events({"choices": [{"delta": {"tool_calls": [{"index": n} for n in range(129)]}}]}), "more tools"),
+        (events(*[part(tool_calls=[{"index": 0, "function": {"arguments": "x" * 600_000}}])] * 2), "at greater length"),
     ],
 )
 def test_an_event_that_is_no_text_ends_the_request(event: bytes, words: str) -> None:
     """With the server's own words."""
     with pytest.raises(RequestFailedError, match=words):
         AnswerReader().feed(event)
+
+
+def test_thoughts_and_calls_become_marks_that_every_edge_reads() -> None:
+    """Thoughts as they come, by either name; calls when all is said, put together by their numbers, or their names."""
+    usage = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 4}}
+    first = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": ""}}
+    more = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"city": "Zü', 'rich"}')]
+    other = {"index": 1, "id": "b", "function": {"name": "time"}}
+    told = [
+        part(role="assistant", content=""),
+        part(reasoning_content="Hm, "),
+        part(reasoning="hm."),
+        part(content="A moment."),
+        part(reasoning="too late"),
+        *(part(tool_calls=[one]) for one in (first, *more, other)),
+    ]
+    reader = AnswerReader()
+    pieces = reader.feed(events(*told, part("tool_calls"), {"choices": [], "usage": usage}))
+    parser = AnswerParser(["weather", "time"])
+    deltas = [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
+
+    assert deltas == [
+        Reasoning("Hm, "),
+        Reasoning("hm."),
+        Content("A moment."),
+        CalledTool(0, "weather", '{"city": "Zürich"}'),
+        CalledTool(1, "time", "{}"),
+    ]
+    assert reader.ending() == AnswerEnd(finish_reason="stop", completion_tokens=9, reasoning_tokens=4)
+
+
+def test_calls_without_numbers_and_of_a_server_that_says_no_reason() -> None:
+    """Each begins with its name, and [DONE] ends them."""
+    parts = [{"name": "f", "arguments": "{}"}, {"name": "g"}, {"arguments": '{"a": 1}'}]
+    reader = AnswerReader()
+    text = "".join(reader.feed(events(*(part(tool_calls=[{"function": one}]) for one in parts))))
+
+    assert [call for call in AnswerParser(["f", "g"]).feed(text) if isinstance(call, CalledTool)] == [
+        CalledTool(0, "f", "{}"),
+        CalledTool(1, "g", '{"a": 1}'),
+    ]
+
+
+def test_thoughts_that_were_delivered_cannot_be_gone_on_with() -> None:
+    """Their marks are ours: the server would read them as words."""
+    with pytest.raises(RequestFailedError, match="begun with thoughts"):
+        asked(Dialect(model="m", continuation="continue_final_message"), messages=MESSAGES, delivered=["<think>", "hm"])
 
 
 @pytest.mark.parametrize(

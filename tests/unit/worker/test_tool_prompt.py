@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.byte_level import CHATML, SPECIALS, add_specials, byte_level_tokenizer
+from zmqrt.protocol.markup import MARKUP
 from zmqrt.protocol.tasks import ChatMessage, Tool, ToolCall
+from zmqrt.protocol.thoughts import MARKS
 from zmqrt.worker.chat_template import ChatTemplate
-from zmqrt.worker.tokenizer import ByteTokenizer, FileTokenizer
+from zmqrt.worker.tokenizer import NO_MARKS, ByteTokenizer, FileTokenizer
 from zmqrt.worker.tool_prompt import in_words
 
 KNOWING = (
@@ -114,8 +116,18 @@ def test_markup_that_a_vocabulary_calls_special_has_its_text_where_tools_were_as
     assert marker is not None
     assert other is not None
     texts = [
-        "".join(map(vocabulary.detokenizer(with_markup=shown).step, [marker, other, *made.encode("x").ids]))
-        for shown in (True, False)
+        "".join(map(vocabulary.detokenizer(shown).step, [marker, other, *made.encode("x").ids]))
+        for shown in (MARKUP, MARKS, NO_MARKS)
     ]
 
-    assert texts == ["[TOOL_CALLS]x", "x"]
+    assert texts == ["[TOOL_CALLS]x", "x", "x"]
+
+
+def test_marks_of_thoughts_have_their_text_and_harmony_s_only_where_the_model_speaks_it() -> None:
+    """To other models `<|end|>` is the end of a turn."""
+    for marks, text in ((["<think>", "<|end|>"], "<think>x"), (["<|channel|>", "<|end|>"], "<|channel|><|end|>x")):
+        made = byte_level_tokenizer()
+        add_specials(made, marks)
+        ids = [token for mark in marks if (token := made.token_to_id(mark)) is not None]
+        said = FileTokenizer(made).detokenizer(MARKS)
+        assert "".join(map(said.step, [*ids, *made.encode("x").ids])) == text
