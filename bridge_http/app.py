@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from ..client.rates import TokenRates
 from ..protocol.origins import read_host
-from . import classify, health, infer, paths, rerank, static_files
+from . import classify, health, infer, models, paths, rerank, static_files
 from .access import Access, AccessCheck
 from .anthropic import message_routes as anthropic
 from .broker_client import BrokerClient
@@ -62,9 +62,9 @@ def _work(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache) -> 
         "/infer": partial(infer.post, in_flight, bodies),
         "/v1/chat/completions": partial(openai.chat, in_flight, bodies, snapshots),
         "/v1/completions": partial(openai.completion, in_flight, bodies, snapshots),
-        paths.RESPONSES: partial(responses.respond, in_flight, bodies),
+        paths.RESPONSES: partial(responses.respond, in_flight, bodies, snapshots),
         "/v1/embeddings": partial(openai.embeddings, in_flight, bodies),
-        paths.MESSAGES: partial(anthropic.message, in_flight, bodies),
+        paths.MESSAGES: partial(anthropic.message, in_flight, bodies, snapshots),
         paths.COUNT_TOKENS: partial(anthropic.count, in_flight, bodies),
         "/v1/classify": partial(classify.post, in_flight, bodies),
         **{path: partial(rerank.post, in_flight, bodies) for path in paths.RERANK},
@@ -77,8 +77,8 @@ def _routes(
     return [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in work.items()),  # for all other methods
         Route("/infer/{request_id}", partial(infer.delete, in_flight), methods=["DELETE"]),
-        Route("/v1/models", partial(openai.models, snapshots)),
-        Route("/v1/models/{model:path}", partial(openai.model, snapshots)),
+        Route("/v1/models", partial(models.models, snapshots)),
+        Route("/v1/models/{model:path}", partial(models.model, snapshots)),
         Route("/health", partial(health.ready, snapshots, ring)),
         Route("/readyz", partial(health.ready, snapshots, ring)),
         Route("/startupz", partial(health.started, snapshots)),

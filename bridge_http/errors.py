@@ -104,7 +104,7 @@ class InvalidFieldError(HttpError):
 class InvalidRequestError(HttpError):
     """JSON, but not what the OpenAI API takes."""
 
-    def __init__(self, text: str, *, param: str | None = None, code: str = "") -> None:
+    def __init__(self, text: str, *, param: str | None = None, code: str = ErrorKind.BAD_REQUEST.value) -> None:
         super().__init__(text)
         self.param = param
         self.reason = code

@@ -149,3 +149,23 @@ class MessagesError(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["error"] = "error"
     error: TypedError
     request_id: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One service of the fleet; `max_input_tokens` is its context, where a node has told."""
+
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: str
+    max_input_tokens: int | None
+    max_tokens: int | None = None
+
+
+class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to GET /v1/models in this API: all of them at once."""
+
+    data: list[ModelInfo]
+    has_more: bool = False
+    first_id: str | None
+    last_id: str | None

@@ -26,6 +26,7 @@ from ..openai.requests import (
     stops_of,
     without_extras,
 )
+from ..server_tools import kept_tools
 from .message_schema import (
     CountRequest,
     MessagesRequest,
@@ -47,16 +48,22 @@ def _rows(why: str, at: tuple[object, ...] | None, *names: str) -> dict[str, Ext
     return dict.fromkeys(names, Extra(why, at))
 
 
-def _as_it_does(value: object, _fields: Mapping[str, object]) -> bool:
-    """Whether thinking is left to the model, or not asked for."""
-    return isinstance(value, dict) and cast("dict[str, object]", value).get("type") in ("disabled", "adaptive")
+def _only_thoughts(value: object, _fields: Mapping[str, object]) -> bool:
+    """Whether nothing else is to be taken out of a history than thoughts: those are left out anyway."""
+    edits = cast("dict[str, object]", value).get("edits", []) if isinstance(value, dict) else None
+    return isinstance(edits, list) and all(map(_clears_thoughts, cast("list[object]", edits)))
+
+
+def _clears_thoughts(edit: object) -> bool:
+    kind = cast("dict[str, object]", edit).get("type") if isinstance(edit, dict) else None
+    return isinstance(kind, str) and kind.startswith("clear_thinking_")
 
 
 EXTRAS: Final[dict[str, Extra]] = {
     **_rows("changes no answer", None, "metadata", "service_tier", "cache_control", "inference_geo", "speed", "betas"),
     **_rows("is about the account", None, "user_profile_id", "workspace_id", "diagnostics"),
-    **_rows("a history is taken as it comes", ({}, {"edits": []}), "context_management"),
-    "thinking": Extra(_THINKING, _as_it_does),
+    "context_management": Extra("a history is taken as it comes", _only_thoughts),
+    **_rows("a model thinks as its chat template has it, and a budget is a target", None, "thinking"),
     **_rows(_SERVERS, ([],), "mcp_servers"),
     **_rows(_SERVERS, (), "container"),
 }
@@ -106,7 +113,8 @@ def parse(body: bytes, schema: type[Q]) -> Q:
     if isinstance(system := kept.get("system"), list):
         kept["system"] = _blocks("system", cast("list[object]", system), ("text",))
     if isinstance(tools := kept.get("tools"), list):
-        kept["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in enumerate(cast("list[object]", tools))]
+        offered = kept_tools(cast("list[object]", tools), kept.get("tool_choice"))
+        kept["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in offered]
     if isinstance(turns := kept.get("messages"), list):
         kept["messages"] = _turns(cast("list[object]", turns))
     return convert(kept, {}, schema)

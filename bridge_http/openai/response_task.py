@@ -5,6 +5,7 @@ Nothing is kept here: what refers to an answer from before is refused by name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -13,6 +14,7 @@ from ...protocol.faults import show
 from ...protocol.tasks import ChatMessage, Generate, Grammar, Rendering, Tool, ToolCall
 from ..errors import InvalidRequestError
 from ..json_body import encode
+from ..server_tools import kept_tools
 from .extras import EXTRAS, Extra
 from .grammars import ANY_OBJECT, schema_grammar
 from .requests import (
@@ -40,6 +42,19 @@ from .thinking import reasoning_kwargs
 
 _STATELESS: Final = "nothing is kept here, so send the whole conversation as input"
 _KNOWN: Final = frozenset(ResponsesRequest.__struct_fields__)
+_IN_OTHER_ANSWERS: Final = (
+    *("reasoning.encrypted_content", "web_search_call", "file_search_call", "code_interpreter_call", "computer_call"),
+    "message.input_image",
+)
+"""How names begin of what could be told beside an answer, and is in none of ours."""
+
+
+def _includes_nothing(value: object, _fields: Mapping[str, object]) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, str) and one.startswith(_IN_OTHER_ANSWERS) for one in cast("list[object]", value)
+    )
+
+
 RESPONSE_EXTRAS: Final[dict[str, Extra]] = EXTRAS | {
     "store": Extra(_STATELESS, (False,)),
     "previous_response_id": Extra(_STATELESS, ()),
@@ -47,7 +62,8 @@ RESPONSE_EXTRAS: Final[dict[str, Extra]] = EXTRAS | {
     "prompt": Extra("nothing is kept here, prompts neither", ()),
     "background": Extra("nothing is kept here, so an answer is waited for", (False,)),
     "context_management": Extra("a history is taken as it comes", ([],)),
-    "include": Extra("this bridge answers with text alone", ([], ["reasoning.encrypted_content"])),
+    "client_metadata": Extra("says who asks, or in which connection", None),
+    "include": Extra("this bridge answers with text alone", _includes_nothing),
     "max_tool_calls": Extra("says more about tools", None),
     "stream_options": Extra("there is no padding", None),
     "top_logprobs": Extra("log probabilities are told by /v1/chat/completions alone", (0,)),
@@ -80,7 +96,8 @@ def parse_response(body: bytes) -> ResponsesRequest:
         known = frozenset(TextConfig.__struct_fields__)
         fields["text"] = nested("text", cast("dict[str, object]", text), known, _OF_TEXT)
     if isinstance(tools := fields.get("tools"), list):
-        fields["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in enumerate(cast("list[object]", tools))]
+        offered = kept_tools(cast("list[object]", tools), fields.get("tool_choice"))
+        fields["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in offered]
     if isinstance(items := fields.get("input"), list):
         fields["input"] = _turns(cast("list[object]", items))
     return convert(fields, {}, ResponsesRequest)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ...client.response import Result
-from ...protocol.api_keys import ApiKey
 from ...protocol.capabilities import EXTRA
-from ...protocol.errors import ErrorKind, request_error
 from ...protocol.tasks import Generate
 from ..choices import start, stream_choices
 from ..errors import InvalidRequestError, json_response
@@ -25,37 +21,10 @@ from ..snapshot_cache import SnapshotCache
 from . import responses as r
 from .passing import divide, needs_here
 from .requests import chat_task, choices_of, completion_tasks, embedding_task, parse
-from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Model, ModelList, StreamOptions
+from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, StreamOptions
 from .tools import AskedTools
 
 G = TypeVar("G", ChatRequest, CompletionRequest)
-_STARTED: Final = int(time.time())
-"""When models were made is not known; since when this bridge serves them is."""
-
-
-async def models(snapshots: SnapshotCache, request: Request) -> Response:
-    """Answer GET /v1/models: those that the key may ask."""
-    return json_response(200, ModelList(data=list((await _listed(snapshots, request)).values())))
-
-
-async def model(snapshots: SnapshotCache, request: Request) -> Response:
-    """Answer GET /v1/models/{model}."""
-    name: str = request.path_params["model"]
-    listed = await _listed(snapshots, request)
-    if name not in listed:
-        text = f"there is no model {name[:128]!r}; there are {', '.join(listed) or 'none yet'}"
-        raise request_error(ErrorKind.NOT_FOUND, text)
-    return json_response(200, listed[name])
-
-
-async def _listed(snapshots: SnapshotCache, request: Request) -> dict[str, Model]:
-    snapshot = await snapshots.snapshot(news=True)
-    key: ApiKey | None = request.state.key
-    return {
-        service.service: Model(id=service.service, created=_STARTED, capabilities=list(service.capabilities))
-        for service in snapshot.services
-        if service.is_listed and (key is None or key.may_ask(service.service))
-    }
 
 
 async def chat(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest) -> Response:
@@ -83,18 +52,18 @@ async def _read(
     except InvalidRequestError:
         value = read_value(raw)
         given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-        if not given or not await _may_pass(snapshots, given.get("model")):
+        if not given or not await may_pass(snapshots, given.get("model")):
             raise
     else:
         needs = needs_here(body)
-        if not needs or not await _may_pass(snapshots, body.model, unless=needs):
+        if not needs or not await may_pass(snapshots, body.model, unless=needs):
             return body, {}
         given = cast("dict[str, Any]", read_value(raw))
     rest, extra = divide(given, schema)
     return parse(encode(rest), schema), extra
 
 
-async def _may_pass(snapshots: SnapshotCache, model: object, *, unless: set[str] | None = None) -> bool:
+async def may_pass(snapshots: SnapshotCache, model: object, *, unless: set[str] | None = None) -> bool:
     """Whether a node of a model passes on what is not ours; `unless`: not where nodes of it can do this themselves."""
     latest = (await snapshots.look()).snapshot
     services = latest.services if latest is not None else []

@@ -192,7 +192,7 @@ def test_a_tool_is_called_and_what_it_came_to_comes_back(client: Any) -> None:
     [
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, r"tools\[0\].type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"output_config": {"effort": "max"}}, "output_config.effort"),
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),

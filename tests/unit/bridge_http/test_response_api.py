@@ -90,7 +90,8 @@ def test_a_request_becomes_a_task() -> None:
         {"tools": [], "tool_choice": "none", "parallel_tool_calls": False, "max_tool_calls": 3, "reasoning": {}},
         {"include": ["reasoning.encrypted_content"], "truncation": "disabled", "top_logprobs": 0, "stream": False},
         {"text": {"format": {"type": "text"}, "verbosity": "medium"}, "service_tier": "auto", "prompt_cache_key": "k"},
-        {"input": [HI]},
+        {"input": [HI], "client_metadata": {"a": "b"}, "reasoning": {"summary": "auto"}, "include": []},
+        {"include": ["web_search_call.action.sources", "message.input_image.image_url"]},
         {
             "input": [{**HI, "type": "message", "phase": "final_answer"}],
             "stream_options": {"include_obfuscation": False},
@@ -119,6 +120,7 @@ def test_what_asks_for_nothing_is_let_pass(fields: dict[str, Any]) -> None:
         ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"truncation": "auto"}, "truncation"),
+        ({"tools": [{"type": "web_search"}, {"type": "local_shell"}]}, "tools[1].type"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"colour": 1}}, "text.colour"),
