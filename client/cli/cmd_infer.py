@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ...protocol.settings import options
@@ -10,16 +12,23 @@ from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..response import Result
 from ..sync import Client
+from .answer_view import AnswerView, answer_fields
 from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
-from .stdio import answer, data, is_terminal, read_prompt
+from .stdio import data, is_terminal, read_prompt
+from .tool_flags import TOOL_HELP, names_of, tool_fields, tool_options
 
 
-@click.command(help="Send one prompt and print the answer as it is made.")
+@click.command(
+    help="Send one prompt and print the answer as it is made.",
+    epilog="Words go to standard output, what the model thinks first to standard error. Each call of a tool is a line "
+    f"of JSON, with name and arguments; --json tells everything apart.\n\n{TOOL_HELP}",
+)
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="What the model is told beforehand.")
 @click.option("--raw", is_flag=True, help="Let the model go on with the text as it is, without its chat template.")
 @click.option("--stream/--no-stream", default=None, help="Print while it is made [default: on a terminal].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+@tool_options
 @sampling_options
 @options(ClientSettings)
 def command(
@@ -31,33 +40,41 @@ def command(
     raw: bool,
     stream: bool | None,
     as_json: bool,
+    tools: list[dict[str, Any]],
+    tool_choice: str | None,
 ) -> None:
     """Ask, and print. PROMPT may be - or left out, to read it from a pipe."""
-    if raw and system:
-        raise click.UsageError("--raw sends the text as it is, so there is no place for --system")
+    if raw and (system or tools):
+        flag = "--system" if system else "--tools"
+        raise click.UsageError(f"--raw sends the text as it is, so there is no place for {flag}")
     text = read_prompt(prompt)
-    asked: GenerateOptions = {**sampling.options()}
-    if system:
+    asked: GenerateOptions = {**sampling.options(), **tool_fields(tools, tool_choice)}
+    if system or tools:
         asked["messages"] = messages(system, ChatMessage(role="user", content=text))
     elif raw:
         asked["raw"] = True
+    callable_ = [] if tool_choice == "none" else names_of(tools)
     with naming_the_flag(), Client.from_settings(settings, name="zmqrt infer") as client:
-        wanted = None if system else text
+        wanted = None if "messages" in asked else text
         if as_json:
-            data(to_fields(client.infer(wanted, **asked)))
-        elif stream if stream is not None else is_terminal():
-            _print_stream(client, wanted, asked)
+            result = client.infer(wanted, **asked)
+            data(to_fields(result) | answer_fields(result.text, callable_))
         else:
-            answer(client.infer(wanted, **asked).text)
+            is_streamed = stream if stream is not None else is_terminal()
+            _print(client, wanted, asked, AnswerView(None if raw else callable_), is_streamed=is_streamed)
 
 
-def _print_stream(client: Client, prompt: str | None, asked: GenerateOptions) -> None:
+def _print(client: Client, prompt: str | None, asked: GenerateOptions, view: AnswerView, *, is_streamed: bool) -> None:
+    if not is_streamed:
+        view.show(client.infer(prompt, **asked).text)
+        view.close()
+        return
     try:
         with client.stream(prompt, **asked) as stream:
             for chunk in stream:
-                answer(chunk.text, nl=False)
+                view.show(chunk.text)
     finally:
-        click.echo()  # an error, or the shell's prompt, starts on a line of its own
+        view.close()  # an error, or the shell's prompt, starts on a line of its own
 
 
 def to_fields(result: Result) -> dict[str, object]:

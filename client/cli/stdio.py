@@ -31,6 +31,11 @@ def answer(text: str, *, nl: bool = True) -> None:
         click.echo(text, nl=nl, color=True)  # which means: take nothing out of it
 
 
+def thought(text: str) -> None:
+    """Print a piece of what a model thought: beside its answer, never in it."""
+    click.secho(readable(text), dim=True, nl=False, err=True)
+
+
 def note(text: str) -> None:
     """Print a sentence on standard error; more lines of it stand further in, and cannot be taken for another."""
     click.echo(indented(text), err=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.cli import zmqrt
 from support.http import answer_of, asked
 from support.http import events_of as events_in
 from support.lazily import lazily
@@ -197,3 +199,21 @@ def events_of(bridge: Process, body: dict[str, Any], headers: dict[str, str]) ->
     with asked(bridge, "POST", "/v1/chat/completions", body, headers) as answer:
         text = re.sub('"created":[0-9]+', "", answer.read().decode())
     return [event for event in text.split("\n\n") if event and not event.startswith(":")]
+
+
+def test_a_shell_calls_a_tool_and_tells_what_it_returned(fleet: tuple[Stack, list[Process]], tmp_path: Path) -> None:
+    """`zmqrt infer` shows a call as a line of JSON; `zmqrt chat` reads what it came to, and goes on."""
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps([TOOL, TIME["function"]]))
+    words = ("--broker", fleet[0].clients, "-m", "mock", "--tools", str(file))
+    asking = zmqrt("infer", *words, "Rain?")
+    told = json.loads(zmqrt("infer", *words, "--json", "Rain?").stdout)
+    forced = json.loads(zmqrt("infer", *words, "--tool-choice", "time", "-n", "2000", "Rain?").stdout)
+    talking = zmqrt("chat", *words, given="Rain?\ndry\nnoon\n/exit\n")
+
+    calls = [{"name": "weather", "arguments": {"city": "Zürich"}}, {"name": "time", "arguments": {}}]
+    assert (asking.returncode, asking.stderr) == (0, "Where?\n")
+    assert asking.stdout.splitlines() == ["One moment.", *(json.dumps(call, ensure_ascii=False) for call in calls)]
+    assert (told["content"], told["reasoning"], told["tool_calls"]) == ("One moment.", "Where?", calls)
+    assert forced["name"] == "time"
+    assert talking.stdout.splitlines() == [*asking.stdout.splitlines(), "No rain in Zürich."]

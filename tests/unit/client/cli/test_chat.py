@@ -3,6 +3,7 @@
 import pytest
 
 from zmqrt.client.cli.cmd_chat import ChatCommand, Conversation, command_of
+from zmqrt.protocol.tasks import ToolCall
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
@@ -73,3 +74,19 @@ def test_an_unknown_order_is_not_sent_to_the_model() -> None:
     """It was a slip."""
     with pytest.raises(ValueError, match=r"there is no /rest; /reset forgets"):
         command_of("/rest")
+
+
+def test_what_a_call_came_to_is_a_turn_behind_it() -> None:
+    """And a question of which nothing came takes them all back."""
+    call = ToolCall(id="a", name="weather", arguments="{}")
+    conversation = Conversation()
+    conversation.ask("Hi")
+    conversation.answered("Hello!")
+    conversation.ask("Rain?")
+    conversation.answered("", [call])
+    sent = conversation.returned(call, "dry")
+
+    assert [turn.role for turn in sent] == ["user", "assistant", "user", "assistant", "tool"]
+    assert (sent[3].tool_calls, sent[4].tool_call_id, sent[4].name) == ([call], "a", "weather")
+    conversation.answered("")
+    assert said(conversation) == [("user", "Hi"), ("assistant", "Hello!")]
