@@ -243,8 +243,18 @@ function offerModels(names) {
 
 // --- the chat -------------------------------------------------------------------------------------------------------
 
+const EXAMPLE = {
+  type: "function",
+  function: {
+    name: "weather",
+    description: "Tells how the weather is in a city.",
+    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+  },
+};
+
 let turns = [];
 let running = null; // the AbortController of the answer that is being made
+let called = null; // the newest answer's turn and its calls, as long as nothing was returned for them
 
 function addTurn(role, text) {
   const element = $("turn").content.firstElementChild.cloneNode(true);
@@ -254,6 +264,31 @@ function addTurn(role, text) {
   $("log").append(element);
   $("log").scrollTop = $("log").scrollHeight;
   return element;
+}
+
+/** Read a field that holds JSON, or nothing. Throws what is wrong with it, after it was shown. */
+function json(id, what) {
+  $(id).removeAttribute("aria-invalid");
+  const text = $(id).value.trim();
+  if (!text) return undefined;
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    $("more").open = true;
+    $(id).setAttribute("aria-invalid", "true");
+    $(id).focus();
+    throw new Error(`${what}: ${error.message}`);
+  }
+}
+
+/** What a request says of tools and of a schema; tools may be written without what OpenAI puts around them. */
+function extras() {
+  const [tools, schema] = [json("tools", "Tools"), json("schema", "Schema")];
+  const list = tools === undefined ? [] : [tools].flat();
+  return {
+    ...(list.length && { tools: list.map((tool) => (tool?.function ? tool : { type: "function", function: tool })) }),
+    ...(schema !== undefined && { response_format: { type: "json_schema", json_schema: { name: "answer", schema } } }),
+  };
 }
 
 /** Yield the data of each server-sent event. Comments, which keep the connection alive, have none. */
@@ -287,7 +322,8 @@ async function answer(request, signal, onPiece) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     const choice = chunk.choices?.[0];
-    if (choice?.delta?.content) onPiece(choice.delta.content);
+    const { content, reasoning_content: thought, tool_calls: calls } = choice?.delta ?? {};
+    if (content || thought || calls?.length) onPiece({ content, thought, calls });
     end.finish = choice?.finish_reason ?? end.finish;
     end.tokens = chunk.usage?.completion_tokens ?? end.tokens;
   }
@@ -305,18 +341,64 @@ function timing(sent, first, end) {
   return parts;
 }
 
-async function send(text) {
-  const question = { role: "user", content: text };
+/** Returns what shows the parts of an answer in its turn, each apart, and what is left of them for the next request. */
+function partsOf(element) {
+  const said = slot(element, "said").appendChild(document.createTextNode(""));
+  const thought = slot(element, "thought").appendChild(document.createTextNode(""));
+  const calls = [];
+  const show = (piece) => {
+    if (piece.thought) {
+      slot(element, "thoughts").hidden = false;
+      if (!thought.data) slot(element, "thoughts").open = true;
+      thought.appendData(piece.thought);
+    }
+    if (piece.content) said.appendData(piece.content);
+    for (const call of piece.calls ?? []) {
+      calls.push({ id: call.id, type: "function", function: call.function });
+      showCall(element, call.function);
+    }
+  };
+  return { show, said, calls };
+}
+
+function showCall(element, { name, arguments: text }) {
+  const card = $("call").content.firstElementChild.cloneNode(true);
+  let pretty = text;
+  try {
+    pretty = JSON.stringify(JSON.parse(text), null, 2);
+  } catch {} // an answer that was cut off
+  fill(card, { name, arguments: pretty });
+  slot(card, "returned").setAttribute("aria-label", `What ${name} returned`);
+  slot(element, "calls").append(card);
+  slot(element, "calls").hidden = false;
+}
+
+/** What the reader says that the newest calls returned, as turns; templates choke on calls without them. */
+function returned() {
+  const fields = called ? [...called.element.querySelectorAll('[data-is="returned"]')] : [];
+  return fields.map((field, at) => ({ role: "tool", tool_call_id: called.calls[at].id, content: field.value }));
+}
+
+/** Let the fields below calls be written, or not: while an answer to them is made, and after it. */
+function offerReturn({ element, calls }, isOffered) {
+  slot(element, "return").hidden = !isOffered || !calls.length;
+  for (const field of element.querySelectorAll('[data-is="returned"]')) field.readOnly = !isOffered;
+}
+
+/** Ask with what is new in the conversation; `more`: tools and schema; `giveBack`: what to do if nothing came of it. */
+async function goOn(news, more, giveBack) {
   const sent = performance.now();
   let first = 0;
-  addTurn("user", text);
+  const before = called;
+  if (before) offerReturn(before, false);
   const element = addTurn("assistant", "");
-  const said = slot(element, "said").appendChild(document.createTextNode(""));
+  const parts = partsOf(element);
   const request = {
     model: $("model").value,
-    messages: [...turns, question],
+    messages: [...turns, ...news],
     max_tokens: $("max-tokens").valueAsNumber,
     temperature: $("temperature").valueAsNumber,
+    ...more,
   };
   running = new AbortController();
   const { signal } = running;
@@ -327,7 +409,7 @@ async function send(text) {
       first ||= performance.now();
       const log = $("log");
       const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-      said.appendData(piece);
+      parts.show(piece);
       if (isAtEnd) log.scrollTop = log.scrollHeight;
     });
     notes = timing(sent, first, end);
@@ -336,14 +418,41 @@ async function send(text) {
     notes.unshift(signal.aborted ? "stopped" : error.message);
     element.classList.toggle("failed", !signal.aborted);
   }
+  const { said, calls } = parts;
   // An answer that was cut short counts as far as it went; one that never began takes its question back.
-  if (element.isConnected && said.data) turns.push(question, { role: "assistant", content: said.data });
-  else if (element.isConnected && !$("text").value) $("text").value = text;
+  if (element.isConnected && (said.data || calls.length)) {
+    turns.push(...news, { role: "assistant", content: said.data, ...(calls.length && { tool_calls: calls }) });
+    called = calls.length ? { element, calls } : null;
+    offerReturn({ element, calls }, true);
+  } else if (element.isConnected) {
+    if (before) offerReturn(before, true);
+    giveBack();
+  }
   slot(element, "note").hidden = false;
   show(slot(element, "note"), notes.join(" · "));
   running = null;
   busy(element, false);
   show($("doing"), signal.aborted ? "stopped" : element.classList.contains("failed") ? "failed" : "answered");
+}
+
+function send(text, more) {
+  const news = [...returned(), { role: "user", content: text }];
+  addTurn("user", text);
+  goOn(news, more, () => {
+    if (!$("text").value) $("text").value = text;
+  });
+}
+
+/** Read the fields of tools and schema; undefined after it was told what is wrong with them. */
+function readExtras() {
+  try {
+    $("more-problem").hidden = true;
+    return extras();
+  } catch (error) {
+    show($("more-problem"), error.message);
+    $("more-problem").hidden = false;
+    return undefined;
+  }
 }
 
 function busy(element, isBusy) {
@@ -358,9 +467,11 @@ $("chat").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
   if (running || !text) return;
+  const more = readExtras();
+  if (!more) return;
   $("text").value = "";
   $("text").focus();
-  send(text);
+  send(text, more);
 });
 $("text").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -370,6 +481,14 @@ $("text").addEventListener("keydown", (event) => {
 $("play").addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
 });
+$("log").addEventListener("click", (event) => {
+  if (!event.target.matches('[data-is="return"]') || running) return;
+  const more = readExtras();
+  if (more) goOn(returned(), more, () => {});
+});
+$("example").addEventListener("click", () => {
+  $("tools").value = JSON.stringify([EXAMPLE], null, 1);
+});
 $("stop").addEventListener("click", () => {
   running?.abort();
   $("text").focus();
@@ -377,6 +496,7 @@ $("stop").addEventListener("click", () => {
 $("clear").addEventListener("click", () => {
   running?.abort();
   turns = [];
+  called = null;
   for (const element of $("log").querySelectorAll(".turn")) element.remove();
   $("hint").hidden = false;
   show($("doing"), "");

@@ -1,5 +1,6 @@
 """The page as a reader sees it: a real browser, bridge, broker and workers."""
 
+import json
 import re
 from collections.abc import Generator
 from pathlib import Path
@@ -38,6 +39,20 @@ def fleet() -> Generator[tuple[Stack, Process]]:
     """Two nodes that take 50 ms a token, and a bridge to them."""
     with running(nodes=2, worker=STEADY) as stack:
         yield stack, stack.bridge()
+
+
+CALLED: Final = (
+    '<think>Where?</think>One moment.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+)
+
+
+@pytest.fixture(scope="module")
+def calling(tmp_path_factory: pytest.TempPathFactory) -> Generator[Process]:
+    """A bridge to a node that thinks and calls a tool, then speaks."""
+    script = tmp_path_factory.mktemp("script") / "script.json"
+    script.write_text(json.dumps([CALLED, "No rain in Zürich."]))
+    with running(worker=("--engine-opt", f"script={script}")) as stack:
+        yield stack.bridge()
 
 
 def read(page: Page, bridge: Process, *, state: str = "ready") -> None:
@@ -185,6 +200,57 @@ def test_a_refusal_is_told_and_the_question_kept(page: Page, fleet: tuple[Stack,
     assert page.value("document.querySelector('.turn.failed') !== null") is True
 
 
+def call_weather(page: Page, bridge: Process) -> None:
+    """Give the model the tool of the example, and let it call that."""
+    read(page, bridge)
+    page.click("#more-title")
+    page.click("#example")
+    say(page, "Rain?", max_tokens=500)
+    eventually(lambda: note(page), what="the end")
+
+
+def test_thoughts_words_and_calls_stand_apart_and_what_a_tool_returned_goes_back(page: Page, calling: Process) -> None:
+    """The model goes on with it, and nowhere is markup."""
+    call_weather(page, calling)
+
+    assert page.text(".turn.assistant [data-is=thought]") == "Where?"
+    assert said(page).strip() == "One moment."
+    assert page.text(".call [data-is=name]") == "weather"
+    assert json.loads(page.text(".call [data-is=arguments]")) == {"city": "Zürich"}
+    page.value("document.querySelector('.call textarea').focus()")
+    page.type("dry")
+    page.click(".turn.assistant [data-is=return]")
+    eventually(lambda: said(page) == "No rain in Zürich.", what="the answer")
+    assert page.value("document.querySelector('.call textarea').readOnly") is True
+    assert page.value("[...document.querySelectorAll('[data-is=return]')].every((one) => one.hidden)") is True
+    assert "<" not in str(page.value("document.querySelector('#log').innerText"))
+    assert page.complaints == []
+
+
+def test_an_answer_keeps_to_a_schema(page: Page, calling: Process) -> None:
+    """Whatever the model would say."""
+    read(page, calling)
+    page.value("document.querySelector('#schema').value = '{\"enum\": [\"dry\"]}'")
+    say(page, "Rain?", max_tokens=50)
+    eventually(lambda: note(page), what="the end")
+
+    assert said(page) == '"dry"'
+
+
+def test_a_field_that_is_no_json_is_named_and_nothing_sent(page: Page, calling: Process) -> None:
+    """The message stays where it is."""
+    read(page, calling)
+    page.value("document.querySelector('#tools').value = '[{'")
+    say(page, "Rain?", max_tokens=50)
+
+    assert page.text("#more-problem").startswith("Tools: ")
+    assert page.value("[document.activeElement.id, document.querySelector('#text').value]") == ["tools", "Rain?"]
+    assert page.value("document.querySelectorAll('.turn').length") == 0
+    page.value("document.querySelector('#tools').value = ''; document.querySelector('#chat').requestSubmit()")
+    eventually(lambda: note(page), what="the end")
+    assert page.value("document.querySelector('#more-problem').hidden") is True
+
+
 def test_words_are_never_html(page: Page, fleet: tuple[Stack, Process]) -> None:
     """Neither a reader's nor a model's: all goes in as text, and the policy stands behind that."""
     script = (STATIC / "page.js").read_text(encoding="utf-8")
@@ -285,6 +351,20 @@ def test_it_can_be_read_and_used_on_a_phone(page: Page, fleet: tuple[Stack, Proc
     read(page, fleet[1])
     say(page, "hello", max_tokens=1)
     eventually(lambda: note(page), what="the end")
+    check_readable(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_calls_can_be_read_and_answered_on_a_phone(page: Page, calling: Process, theme: str) -> None:
+    """The same, with all fields open."""
+    page.look(width=360, height=740, theme=theme)
+    call_weather(page, calling)
+
+    check_readable(page)
+
+
+def check_readable(page: Page) -> None:
+    """Look at a narrow page: how wide it is, how its texts stand out, what its controls are called."""
     contrasts = page.value(CONTRASTS)
     nodes = page.command("Accessibility.getFullAXTree")["nodes"]
     roles = ("button", "textbox", "spinbutton", "combobox", "meter", "progressbar")
@@ -301,9 +381,10 @@ def test_the_keyboard_reaches_everything_in_order(page: Page, fleet: tuple[Stack
     """First the way past the fleet; and what has the focus shows it."""
     read(page, fleet[1])
     reached: list[str] = []
-    for _ in range(9):
+    for _ in range(10):
         page.press("Tab", 9)
         reached.append(str(page.value("document.activeElement.id || document.activeElement.className")))
         assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
-    assert reached == ["skip", "theme", "clear", "log", "model", "max-tokens", "temperature", "text", "send"]
+    settings = ["model", "max-tokens", "temperature", "more-title"]
+    assert reached == ["skip", "theme", "clear", "log", *settings, "text", "send"]
