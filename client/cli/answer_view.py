@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import click
 import msgspec
 
-from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning
+from ...protocol.markup import AnswerParser, CalledTool, Content, Delta, Reasoning, Tools
 from .stdio import answer, data, thought
 
 
 class AnswerView:
     """One answer, shown as it comes. `tools` may be called in it; None: it is text, whatever it looks like."""
 
-    def __init__(self, tools: Collection[str] | None = ()) -> None:
+    def __init__(self, tools: Tools | None = ()) -> None:
         self._parser = None if tools is None else AnswerParser(tools)
         self._line: Literal["", "words", "thoughts"] = ""
         """What the unfinished line holds."""
@@ -66,7 +66,7 @@ def call_fields(call: CalledTool) -> dict[str, Any]:
     return {"name": call.name, "arguments": arguments}
 
 
-def answer_fields(text: str, tools: Collection[str]) -> dict[str, Any]:
+def answer_fields(text: str, tools: Tools) -> dict[str, Any]:
     """Take a whole answer apart, for programs."""
     parser = AnswerParser(tools)
     deltas = [*parser.feed(text), *parser.finish()]

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ...protocol.errors import RequestError
-from ...protocol.markup import CalledTool, call_id
+from ...protocol.markup import CalledTool, Tools, call_id
 from ...protocol.settings import options
 from ...protocol.tasks import ChatMessage, ToolCall
 from ..calls import GenerateOptions
@@ -23,7 +23,7 @@ from ..sync import Client
 from .answer_view import AnswerView
 from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
 from .stdio import is_terminal, note
-from .tool_flags import TOOL_HELP, names_of, tool_fields, tool_options
+from .tool_flags import TOOL_HELP, callable_tools, tool_fields, tool_options
 
 
 class ChatCommand(enum.Enum):
@@ -110,7 +110,7 @@ def command(
             if not _obeyed(line, conversation):
                 return
             if line.strip() and not line.lstrip().startswith("/"):
-                _answer(client, conversation, line, asked, [] if tool_choice == "none" else names_of(tools))
+                _answer(client, conversation, line, asked, callable_tools(tools, tool_choice))
 
 
 def _read_line(prompt: str) -> str | None:
@@ -135,20 +135,18 @@ def _obeyed(line: str, conversation: Conversation) -> bool:
     return command is not ChatCommand.EXIT
 
 
-def _answer(
-    client: Client, conversation: Conversation, line: str, asked: GenerateOptions, names: Sequence[str]
-) -> None:
+def _answer(client: Client, conversation: Conversation, line: str, asked: GenerateOptions, tools: Tools) -> None:
     """Answer a line; for each call that the model makes read what it came to, and go on."""
     asked = {**asked, "messages": conversation.ask(line)}
-    while calls := _say(client, conversation, asked, names):
+    while calls := _say(client, conversation, asked, tools):
         for call in calls:
             asked["messages"] = conversation.returned(call, _read_line(f"{call.name} returned> ") or "")
         asked.pop("tool_choice", None)  # a call that must be is one, not one behind each other
 
 
-def _say(client: Client, conversation: Conversation, asked: GenerateOptions, names: Sequence[str]) -> list[ToolCall]:
+def _say(client: Client, conversation: Conversation, asked: GenerateOptions, tools: Tools) -> list[ToolCall]:
     """Show one answer, keep it, and return what it calls."""
-    view = AnswerView(names)
+    view = AnswerView(tools)
     try:
         with naming_the_flag(), client.stream(**asked) as stream:
             for chunk in stream:

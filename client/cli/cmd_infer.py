@@ -15,7 +15,7 @@ from ..sync import Client
 from .answer_view import AnswerView, answer_fields
 from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
 from .stdio import data, is_terminal, read_prompt
-from .tool_flags import TOOL_HELP, names_of, tool_fields, tool_options
+from .tool_flags import TOOL_HELP, callable_tools, tool_fields, tool_options
 
 
 @click.command(
@@ -53,7 +53,7 @@ def command(
         asked["messages"] = messages(system, ChatMessage(role="user", content=text))
     elif raw:
         asked["raw"] = True
-    callable_ = [] if tool_choice == "none" else names_of(tools)
+    callable_ = callable_tools(tools, tool_choice)
     with naming_the_flag(), Client.from_settings(settings, name="zmqrt infer") as client:
         wanted = None if "messages" in asked else text
         if as_json:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import click
 import msgspec
 
+from ...protocol.tool_calls import text_arguments
 from ..calls import GenerateOptions
 
 F = TypeVar("F")
@@ -40,9 +42,12 @@ def _name_of(tool: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def names_of(tools: list[dict[str, Any]]) -> list[str]:
-    """Return what tools are called."""
-    return [name for name in map(_name_of, tools) if name is not None]
+def callable_tools(tools: list[dict[str, Any]], choice: str | None) -> Mapping[str, Collection[str]]:
+    """Return the tools that an answer may call, as its parser wants them: with their arguments that are texts."""
+    if choice == "none":
+        return {}
+    inner = [tool.get("function", tool) for tool in tools]
+    return {one["name"]: text_arguments(one.get("parameters")) for one in inner}
 
 
 _OPTIONS: Final = (

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from zmqrt.client.cli.main import cli
-from zmqrt.client.cli.tool_flags import names_of, tool_fields
+from zmqrt.client.cli.tool_flags import callable_tools, tool_fields
 
 PLAIN = {"name": "weather", "parameters": {"type": "object"}}
 NESTED = {"type": "function", "function": PLAIN}
@@ -60,7 +60,8 @@ def test_tools_have_no_place_in_raw_text(tmp_path: Path) -> None:
 def test_a_choice_is_a_word_or_the_name_of_a_tool(choice: str | None, said: dict[str, Any]) -> None:
     """In OpenAI's shape or plain."""
     assert tool_fields([NESTED], choice) == {"tools": [NESTED], **said}
-    assert names_of([NESTED, PLAIN]) == ["weather", "weather"]
+    assert set(callable_tools([NESTED], choice)) == set(callable_tools([PLAIN], choice)) == {"weather"}
+    assert callable_tools([PLAIN], "none") == {}
 
 
 def test_a_choice_without_tools_says_nothing() -> None:
