@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits
 
 _SHORT: Final = 300
+_MOST_IN_ROW: Final = 5000
+"""Ways to go on at one place: four for each property that may be left out, of which an object has 1000 at most."""
+_TOO_MANY: Final = "items; max is"
+"""Stands in what llguidance says where there are more."""
 _MOST_S: Final = 1.0
 """Processor time that one grammar may take of the batch it runs in, beyond `_TOKEN_S` for each token."""
 _TOKEN_S: Final = 0.005
@@ -29,11 +33,15 @@ def is_installed() -> bool:
 
 
 def bounds() -> LLParserLimits:
-    """Return what one grammar may cost: 20 ms to compile, and 10 ms for a mask, for which a whole batch waits."""
+    """Return what one grammar may cost: 20 ms to compile, and 20 ms for a mask, for which a whole batch waits."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(
-        initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000, verbose_errors=False
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=100_000,
+        step_max_items=20_000,
+        max_items_in_row=_MOST_IN_ROW,
+        verbose_errors=False,
     )
 
 
@@ -157,6 +165,8 @@ class Matcher:
 
 def in_short(words: str) -> str:
     """Write what llguidance says on one line of bounded length."""
+    if _TOO_MANY in words:
+        return f"{_MOST_IN_ROW} ways to go on at one place are too many; let fewer properties be left out"
     return " ".join(words.replace("<non-verbose/>", "").split())[:_SHORT]
 
 

@@ -300,3 +300,25 @@ def test_every_kind_of_vocabulary_keeps_to_grammars(tmp_path: Path, made: Any, r
 
     assert not matcher.error
     assert re.fullmatch(b"a b?[ab]{2}", text)
+
+
+def optional(count: int) -> dict[str, Any]:
+    """Make the schema of an object, all of whose properties may be left out."""
+    return {
+        "type": "object",
+        "properties": {f"p{number}": {"type": "integer"} for number in range(count)},
+        "additionalProperties": False,
+    }
+
+
+def test_as_many_properties_may_be_left_out_as_an_object_may_have(bytewise: Grammars) -> None:
+    """All that are let in: a schema that is taken is kept to. More at one place are an error in words."""
+    matcher = bytewise.matcher(schema(optional(1000)), [], [EOS])
+    for byte in b'{"p999":2}':
+        matcher.take(byte)
+    assert matcher.is_over
+
+    too_many = bytewise.matcher(schema({"anyOf": [optional(700), {"properties": optional(600)["properties"]}]}), [], [])
+    for byte in b'{"p':
+        too_many.take(byte)
+    assert "let fewer properties be left out" in too_many.error
