@@ -108,9 +108,8 @@ def _is_text(schema: object) -> bool:
     if isinstance(said.get("type"), str):
         return bool(said["type"] == "string")
     values: object = said.get("enum")
-    return (
-        isinstance(values, list) and bool(values) and all(isinstance(one, str) for one in cast("list[object]", values))
-    )
+    listed = cast("list[object]", values) if isinstance(values, list) else []
+    return bool(listed) and all(isinstance(one, str) for one in listed)
 
 
 def _of_json(body: str) -> list[FoundCall]:

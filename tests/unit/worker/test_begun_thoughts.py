@@ -40,7 +40,8 @@ def ids_of(vocabulary: FileTokenizer, text: str) -> list[int]:
 
 def prepared(vocabulary: FileTokenizer, delivered: list[int] | None = None, **fields: Any) -> PreparedGeneration:
     """Preprocess a request, some of whose answer was delivered before."""
-    task = Generate(**({"messages": HI} | fields))
+    given: dict[str, Any] = {"messages": HI, **fields}
+    task = Generate(**given)
     resume = b""
     if delivered:
         resume = msgspec.msgpack.encode([tasks.encode(GenerateChunk(ids=delivered, text=[""] * len(delivered)))])
