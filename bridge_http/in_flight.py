@@ -2,13 +2,14 @@
 
 What a caller may say about a request beside its body stands in headers, for /infer and the OpenAI paths alike:
 `Idempotency-Key` makes equal requests one, `X-Request-Id` names it, `X-Request-Timeout` gives it another time than the
-settings do, `traceparent` goes along to the node. A caller who leaves ends the work at once; with an Idempotency-Key
-only after a while, since it may come back for the rest.
+settings do, `X-Priority` lets it wait for others, `traceparent` goes along to the node. A caller who leaves ends the
+work at once; with an Idempotency-Key only after a while, since it may come back for the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import re
 import time
@@ -23,6 +24,7 @@ from ..client.response import Chunk, Embeddings, Result
 from ..client.scoring import Classification, Ranking
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
+from ..protocol.priority import CLASSES, LOWEST, NUMBERS, class_of
 from ..protocol.tasks import Classify, Embed, Generate, Rerank
 from .access import KEY, Caller
 from .broker_client import BrokerClient, RequestHandle
@@ -37,6 +39,7 @@ _MOST_BEGUN: Final = 4096
 """Requests with a key whose beginning is remembered, some 200 bytes each: about what a broker keeps of answers."""
 RETURN_S: Final = 5.0
 """How long a request with an Idempotency-Key goes on after its caller has left."""
+_NUMBER: Final = re.compile(r"-?[0-9]{1,3}")
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _LEAST_S: Final = 0.001
 R = TypeVar("R")
@@ -224,8 +227,11 @@ class InFlight:
             traceparent=_traceparent(request),
             retries=0,  # the caller is told when to come back, and holds nothing open here meanwhile
         )
-        if request.caller.tenant:
-            options["party"] = _party(request.caller.tenant)
+        key = request.caller.key
+        if key is not None:
+            options["party"] = _party(key.tenant, key.name)
+        if priority := asked_priority(request):
+            options["priority"] = priority
         return options
 
 
@@ -238,9 +244,31 @@ def _rid_of_choice(rid: bytes, choice: int) -> bytes:
     return hashlib.sha256(rid + choice.to_bytes(4, "big")).digest()[: len(rid)]
 
 
-def _party(tenant: str) -> str:
-    """Return for whom a request is, so that tenants wait in turn; the broker need not know their names."""
-    return hashlib.sha256(tenant.encode()).hexdigest()[:16]
+@functools.lru_cache(4096)
+def _party(tenant: str, name: str) -> str:
+    """Return for whom a request is: tenants wait in turn, and users of each. The broker need not know their names."""
+    shared = hashlib.sha256(tenant.encode()).hexdigest()[:16]
+    return f"{shared}/{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else shared
+
+
+def asked_priority(request: HttpRequest) -> int:
+    """Return how soon a request is due: as its key has it, or lower if its caller says so. Raises BadHeaderError."""
+    key, given = request.caller.key, request.headers.get("x-priority")
+    most = NUMBERS[key.priority] if key is not None else -LOWEST
+    if given is None:
+        return most if key is not None else 0
+    if _NUMBER.fullmatch(given):
+        asked = int(given)
+    elif (word := class_of(given.strip().lower())) is not None:
+        asked = NUMBERS[word]
+    else:
+        asked = -2 * LOWEST
+    if abs(asked) > -LOWEST:
+        words = ", ".join(CLASSES)
+        raise BadHeaderError(
+            "x-priority", f"{words} or a number from {LOWEST} to {-LOWEST} is meant, not {given[:64]!r}"
+        )
+    return min(asked, most)
 
 
 def _allowed(request: HttpRequest, model: str | None, default: str | None) -> str | None:

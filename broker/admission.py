@@ -28,7 +28,7 @@ from .duplicates import FROM_THE_BEGINNING, Start, refuse, resolve
 from .leases import grant, reindex
 from .model_selection import select_service
 from .nodes import Demand
-from .requests import LOOKS, Request, Session
+from .requests import LOOKS, Request, Session, tenant_of
 from .services import Service
 from .state import BrokerState
 
@@ -44,7 +44,7 @@ def take_request(state: BrokerState, session: Session, ask: m.Request, now: floa
     state.counters.requests += 1
     if state.touched:
         reindex(state)
-    if ask.prio > bounds.priority and not state.is_admin(user.name):
+    if ask.prio > bounds.priority and not session.is_bridge and not state.is_admin(user.name):
         ask = msgspec.structs.replace(ask, prio=bounds.priority)
     if not ask.service:
         named = _name_service(state, session, ask, now)
@@ -149,7 +149,8 @@ def _find_room_in_queue(
 ) -> Service[Request] | None:
     bounds, queue = state.bounds, service.queue
     bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
-    if queue.has_room(_party(session, ask), session.user, len(ask.body), bound, bounds.queue_bytes):
+    party = _party(session, ask)
+    if queue.has_room(party, tenant_of(party, session.user), len(ask.body), bound, bounds.queue_bytes):
         return service
     state.counters.rejected_queue_full += 1
     retry_after_s = service.retry_after_s()
@@ -230,9 +231,14 @@ def _begin(
 
 
 def _party(session: Session, ask: m.Request) -> Hashable:
-    """Return whose turn it is in queues: a bridge asks for many, and says for whom each time."""
+    """Return whose turn it is in queues: a bridge asks for many, and says for whom each time.
+
+    Who is no bridge may part what it has among its own, and no more: else it could take the turns of anybody.
+    """
     name = ask.ext.get(PARTY_KEY)
-    return (session, name) if isinstance(name, str) else session
+    if not isinstance(name, str):
+        return session
+    return name if session.is_bridge else (session, name)
 
 
 def _why_queued(service: Service[Request], request: Request) -> str:

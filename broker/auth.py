@@ -55,6 +55,11 @@ class Gate:
         clients = self._lists[b"zmqrt.client"].values()
         return any(principal.is_admin for principal in clients if principal.name == user)
 
+    def is_bridge(self, user: str) -> bool:
+        """Say whether a client's principal may ask for others."""
+        clients = self._lists[b"zmqrt.client"].values()
+        return any(principal.is_bridge for principal in clients if principal.name == user)
+
     def _serve(self) -> None:
         try:
             while not self._stop.is_set():

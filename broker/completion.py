@@ -74,11 +74,16 @@ def record_end(
         lost = trace.lost if trace is not None else None
         queued_s = lost[0].dispatched_s if lost else request.dispatched_at - request.admitted_at
         context = request.offer.spec.context if request.offer is not None else 0
-        service.note_result(ending.meta, context, queued_s, now - request.dispatched_at, now - request.admitted_at)
+        ran_s, whole_s = now - request.dispatched_at, now - request.admitted_at
+        tokens = service.note_result(ending.meta, context, queued_s, ran_s, whole_s)
+        if request.charged and tokens:
+            service.queue.settle(request, tokens)
         further = ending.total_n - request.from_unit - request.first_n
         if first_at is not None and further > 0:
             service.token_time.add((now - first_at) / further)
     elif type(ending) is m.Error:
+        if request.charged:
+            request.service.queue.settle(request, request.tokens_so_far)
         reason = ending.reason
         if reason == ErrorKind.CANCELLED.value and not request.subscribers:  # else a node gave it up by itself
             counters.cancelled += 1

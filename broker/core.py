@@ -64,8 +64,9 @@ class Broker:
         now: float,
         unix_s: float = 0.0,
         is_admin: Callable[[str], bool] = lambda user: not user,
+        is_bridge: Callable[[str], bool] = lambda user: not user,
     ) -> None:
-        self.state = BrokerState(timing, bounds, ids, broker_id, broker_epoch, now, unix_s, is_admin)
+        self.state = BrokerState(timing, bounds, ids, broker_id, broker_epoch, now, unix_s, is_admin, is_bridge)
         """The tables; for looking in, only their owners write."""
         self._status = StatusView()
         self._version_answers = full_bucket(10.0, 20.0, now)

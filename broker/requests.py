@@ -9,8 +9,9 @@ A lease is the right of one node to answer one request. Each dispatch makes a fr
 is needed to make a late answer harmless.
 
 A session is one connection of a client. A user is the principal that its key maps to; ids that clients choose are
-looked up under the user and never alone, so that equal ids of two users cannot meet. A subscriber is one session that
-waits for one request: a request has several when its client came back, or when clients share an idempotency key.
+looked up under the user and never alone, so that equal ids of two users cannot meet. A tenant is whose share of the
+nodes a request takes: a user, or for whom a bridge asks, at whichever bridge. A subscriber is one session that waits
+for one request: a request has several when its client came back, or when clients share an idempotency key.
 
 The fields of a request change here, by methods that keep them consistent; who calls them, and when, is decided
 elsewhere.
@@ -67,6 +68,9 @@ _ENDED: Final = RequestEvent.ENDED
 # Names of their own for the members that each message needs: looking one up in its class costs 80 ns.
 _MOST_ATTEMPTS: Final = 20
 """Lost attempts that are remembered: the first and the newest tell most."""
+_BYTES_PER_TOKEN: Final = 4
+_ANSWER_TOKENS: Final = 256
+"""Of an answer without a bound: a guess, until its end tells."""
 _SMALL_BYTES: Final = 512
 """Bodies that an ended request may keep: to take them out costs more than they do."""
 
@@ -103,6 +107,7 @@ class Session:
     """One connection of a client.
 
     Attributes:
+        is_bridge: Whether it may ask for tenants of others.
         is_open: Whether anything can be sent to it; a lost one stays a while so that its client can come back.
         window_bytes: How much may be sent and not yet consumed.
         send_until: How far `sent_bytes` may go before the window is shut; one message may overshoot it.
@@ -120,6 +125,7 @@ class Session:
     queries: TokenBucket
     deferrals: TokenBucket
     subscribers: dict[bytes, Subscriber] = field(default_factory=dict[bytes, Any])
+    is_bridge: bool = False
     is_open: bool = True
     send_until: int = 0
     sent_bytes: int = 0
@@ -192,7 +198,8 @@ class Request:
 
     Attributes:
         ask: What the client sent; its body is kept until the end.
-        party: Whose turn it takes in the queue: its connection, or somebody for whom that asks.
+        party: Whose turn it takes in the queue: its connection, or somebody for whom that asks. A text is the word of a
+            bridge: TENANT, or TENANT/USER.
         is_patient: Its time is time without progress (streams, and who says so); else it is the whole time.
         ttl_s: That time.
         deadline: When that is over; moves on with each progress of a patient one.
@@ -202,6 +209,7 @@ class Request:
         held_bytes: What it adds to the broker's total: bodies, journal, overhead. Written by MemoryBudget alone.
         is_waiting: Whether it stands in the queue of its service. Written by ServiceQueue alone, as the next one.
         is_parked: Whether it waits there for another node than those that are free.
+        charged: What its turn there has cost its tenant.
         node: Who has its lease …
         last_node: … or had the last one.
         attempts: Dispatches since the last new unit.
@@ -234,6 +242,7 @@ class Request:
     state: RequestState = QUEUED
     is_waiting: bool = False
     is_parked: bool = False
+    charged: int = 0
     offer: Offer | None = None
     node: Node | None = None
     last_node: Node | None = None
@@ -266,6 +275,23 @@ class Request:
         """How much it asks for before its node can say anything: what is read, and made for a whole answer."""
         ask = self.ask
         return len(ask.body) + (0 if ask.flags & m.STREAM else ask.cost)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it is thought to take, read and made."""
+        ask = self.ask
+        made = ask.cost or (_ANSWER_TOKENS if ask.flags & m.RESUMABLE else 0)  # nothing but text is resumable
+        return len(ask.body) // _BYTES_PER_TOKEN + made + 1
+
+    @property
+    def tokens_so_far(self) -> int:
+        """How many it has taken if it ends now."""
+        return len(self.ask.body) // _BYTES_PER_TOKEN + self.next_n if self.last_node or self.node else 0
+
+    @property
+    def tenant(self) -> Hashable:
+        """Whose share of the nodes it takes."""
+        return tenant_of(self.party, self.user)
 
     @property
     def demand(self) -> Demand:
@@ -397,3 +423,10 @@ class Request:
         if self.trace is None:
             self.trace = TraceNotes()
         return self.trace
+
+
+def tenant_of(party: Hashable, user: User) -> Hashable:
+    """Return whose share a party takes: what a bridge says, else its principal's; without keys its own."""
+    if type(party) is str:
+        return party.partition("/")[0]
+    return user if user.name else party

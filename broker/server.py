@@ -84,6 +84,7 @@ class Server:
             now=time.monotonic(),
             unix_s=time.time(),
             is_admin=self._is_admin,
+            is_bridge=self._is_bridge,
         )
         self._look = transport.watch_for_input([router.socket for router in self._routers])
         self._router_of: dict[object, RouterSocket] = {router.socket: router for router in self._routers}
@@ -121,6 +122,10 @@ class Server:
     def _is_admin(self, user: str) -> bool:
         """Say whether a client may change things; without keys everybody may."""
         return self._gate is None or self._gate.is_admin(user)
+
+    def _is_bridge(self, user: str) -> bool:
+        """Without keys everybody may ask for others."""
+        return self._gate is None or self._gate.is_bridge(user)
 
     # --- life --------------------------------------------------------------------------------------------------------
 

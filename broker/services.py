@@ -126,8 +126,8 @@ class Service(Generic[R]):
         """Guess how long the first sign of a request of that size takes; 0 = nothing is known yet."""
         return self.first_s * max(1.0, size / max(self.first_size, 1.0))
 
-    def note_result(self, meta: Ext, context: int, queued_s: float, ran_s: float, whole_s: float) -> None:
-        """Learn from a request that was answered.
+    def note_result(self, meta: Ext, context: int, queued_s: float, ran_s: float, whole_s: float) -> int:
+        """Learn from a request that was answered; return how many tokens it took, 0 if its node does not say.
 
         Args:
             meta: What its node says of it.
@@ -141,7 +141,7 @@ class Service(Generic[R]):
         self.duration.add(whole_s)
         if not meta:
             self.finished[""] += 1
-            return
+            return 0
         reason = meta.get("finish_reason", "")
         if reason in self.finished:
             self.finished[reason] += 1
@@ -152,6 +152,8 @@ class Service(Generic[R]):
         if type(prompt) is int and type(generated) is int and 0 <= prompt <= most >= generated >= 0:
             self.prompt_tokens += prompt
             self.generated_tokens += generated
+            return prompt + generated
+        return 0
 
     def retry_after_s(self) -> float:
         """Estimate when what waits now will have been started (Little's law).

@@ -45,6 +45,7 @@ def _open(state: BrokerState, peer: bytes, user: str, hello: m.Hello, now: float
         full_bucket(CONTROL_RATE, CONTROL_BURST, now),
         full_bucket(QUERY_RATE, 2 * QUERY_RATE, now),
         full_bucket(QUERY_RATE, 2 * QUERY_RATE, now),
+        is_bridge=state.is_bridge(user),
         send_until=window_bytes,
     )
     state.sessions[peer] = session

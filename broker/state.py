@@ -69,6 +69,8 @@ class BrokerState:
     unix_s: float
     """The time of day at `started_at`; 0 = not known."""
     is_admin: Callable[[str], bool]
+    is_bridge: Callable[[str], bool]
+    """Whether a principal may ask for others."""
     params: m.Params = field(init=False)
     out: list[Out] = field(default_factory=list[Out])
     """What to send: (side, peer, message)."""

@@ -23,6 +23,7 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_TTL_MS
 from ..protocol.names import HALF, half_in, is_service, is_unicode
+from ..protocol.priority import PriorityClass, number_of
 from ..protocol.tasks import ChatMessage, Rendering
 from . import arguments, grammars, tools
 from .config import ClientConfig
@@ -42,18 +43,20 @@ class CallOptions(TypedDict, total=False):
     model: Service to ask; else the client's `default_model`, else the only one for the task.
     timeout_s: Longest time without progress: new tokens, a part of the prompt read, a queue that moves.
     total_s: Whole time, however it goes on; None = none.
-    priority: -100 .. 100, higher first; above 0 only for keys marked admin (or as the broker's `max_priority` says).
+    priority: interactive, default or bulk, or -100 .. 100, higher first; lower ones have a turn after so many others.
+        Above 0 only for keys marked admin or bridge (or as the broker's `max_priority` says).
     idempotent: False = never run twice, not even after a loss; then a loss is an error (`OUTCOME_UNKNOWN`).
     request_id: Your name for it in logs and errors; it does not make two requests one.
     traceparent: W3C trace context, carried along.
     party: For whom you ask, if for many: at a broker they wait in turn, and none fills the queue for the others.
+        TENANT or TENANT/USER; of a key marked bridge, and without keys, they are the same at every connection.
     retries: How often a busy or unavailable fleet is asked again; None = as long as there is time.
     """
 
     model: str | None
     timeout_s: float | None
     total_s: float | None
-    priority: int
+    priority: int | PriorityClass
     idempotent: bool
     request_id: str | None
     traceparent: str | None
@@ -130,7 +133,7 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str | None = None
     timeout_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_MS / 1000)] | None = None
     total_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_MS / 1000)] | None = None
-    priority: m.Priority = 0
+    priority: m.Priority | PriorityClass = 0
     idempotent: bool = True
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")] | None = None
     traceparent: m.ExtText | None = None
@@ -224,7 +227,7 @@ def _make(
             flags=_flags(task, stream=stream, idempotent=options.idempotent),
             timeout_s=options.timeout_s or config.timeout_s,
             total_s=options.total_s or config.total_s,
-            priority=options.priority,
+            priority=number_of(options.priority),
             retries=options.retries,
             cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
             ext=_ext(options, task, service=service, default_model=config.default_model, stream=stream),

@@ -50,11 +50,12 @@ class Operation:
 _REQUEST_HEADERS: Final = {
     "Idempotency-Key": "Equal keys of a tenant make equal requests one; it may be asked for again, through any bridge.",
     "X-Request-Id": "A name for logs and answers: letters, digits, dot, dash, underscore. Minted if absent.",
+    "X-Priority": "interactive, default or bulk, or a number; at most what the API key may have.",
     "X-Request-Timeout": "Seconds, in place of the bridge's own time for an answer; as far as its settings allow.",
     "Last-Event-ID": "The last event of a stream that was cut: it goes on after that. Needs its Idempotency-Key.",
     "traceparent": "W3C trace context, carried along to the node.",
 }
-_ASKING: Final = ("Idempotency-Key", "X-Request-Id", "X-Request-Timeout", "traceparent")
+_ASKING: Final = ("Idempotency-Key", "X-Request-Id", "X-Request-Timeout", "X-Priority", "traceparent")
 _MEANING: Final = {
     200: "Done.",
     400: "Not JSON in UTF-8, or a header that says nothing; on OpenAI's paths also a field that is wrong.",

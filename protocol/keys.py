@@ -4,7 +4,7 @@
     DIR/worker/public.key, secret.key          the pair of workers
     DIR/client/public.key, secret.key          the pair of clients
     DIR/admin/public.key, secret.key           the pair of whoever may drain, load and see everybody's requests
-    DIR/authorized_workers, authorized_clients one "<public key in Z85> <principal>" a line
+    DIR/authorized_workers, authorized_clients one "<public key in Z85> <principal> [admin] [bridge]" a line
 
 A worker or client machine needs only its own folder and broker/public.key. Secrets are written 0600, refused when
 others may read them, and never logged. Folders from before there was admin/ work as they did: their client/ is listed
@@ -29,6 +29,8 @@ from .own_files import LooseFileError, everybody_may_write, read_text, refuse_re
 
 _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _ADMIN: Final = "admin"
+_BRIDGE: Final = "bridge"
+_RIGHTS: Final = frozenset({_ADMIN, _BRIDGE})
 _ROLES: Final = ("broker", "worker", "client", _ADMIN)
 
 
@@ -50,10 +52,11 @@ class PeerKeys:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a listed key stands for. Admins may drain, load and unload."""
+    """Whom a listed key stands for. Admins may drain, load and unload; bridges ask for others, and say for whom."""
 
     name: str
     is_admin: bool = False
+    is_bridge: bool = False
 
 
 def generate(directory: Path) -> list[Path]:
@@ -79,7 +82,7 @@ def generate(directory: Path) -> list[Path]:
         written += _write_pair(directory / role, pair)
     listed = {"workers": ["worker"], "clients": ["client", f"{_ADMIN} {_ADMIN}"]}
     for group, entries in listed.items():
-        lines = [f"# public keys of {group}, one a line: <key> <name> [{_ADMIN}]"]
+        lines = [f"# public keys of {group}, one a line: <key> <name> [{_ADMIN}] [{_BRIDGE}]"]
         lines += [f"{pairs[entry.split()[0]].public.decode()} {entry}" for entry in entries]
         written.append(_write_open(directory / f"authorized_{group}", "\n".join(lines) + "\n"))
     return written
@@ -134,18 +137,20 @@ def load_allowed(directory: Path, group: Literal["workers", "clients"]) -> dict[
     """Read an allow-list: public key in Z85 -> principal. Raises ConfigurationError naming file and line."""
     path = directory / f"authorized_{group}"
     allowed: dict[bytes, Principal] = {}
-    rights: dict[str, bool] = {}
+    rights: dict[str, Principal] = {}
     for number, line in enumerate(_read(path).splitlines(), 1):
         words = line.split()
         if not words or words[0] == "#":  # a key may begin with #, but a word of its own is a comment
             continue
-        if not _Z85.fullmatch(words[0]) or len(words) > 3 or words[2:] not in ([], [_ADMIN]):
-            raise ConfigurationError(f"{path}, line {number}: expected '<40 characters of key> <name> [{_ADMIN}]'")
+        if not _Z85.fullmatch(words[0]) or len(words) > 4 or not _RIGHTS.issuperset(words[2:]):
+            form = f"<40 characters of key> <name> [{_ADMIN}] [{_BRIDGE}]"
+            raise ConfigurationError(f"{path}, line {number}: expected '{form}'")
         name = words[1] if len(words) > 1 else words[0][:8]
-        principal = Principal(name, is_admin=_ADMIN in words[2:])
-        if principal.is_admin != rights.setdefault(name, principal.is_admin):
+        principal = Principal(name, is_admin=_ADMIN in words[2:], is_bridge=_BRIDGE in words[2:])
+        if principal != (other := rights.setdefault(name, principal)):
+            what = _ADMIN if principal.is_admin != other.is_admin else _BRIDGE
             raise ConfigurationError(
-                f"{path}, line {number}: {name} is {_ADMIN} on one line and not on another, and rights go by the name; "
+                f"{path}, line {number}: {name} is {what} on one line and not on another, and rights go by the name; "
                 "give the keys two names"
             )
         allowed[words[0].encode()] = principal

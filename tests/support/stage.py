@@ -26,14 +26,19 @@ class Stage:
     """One broker, its clock, and what it has said since it was last asked."""
 
     def __init__(
-        self, timing: Timing | None = None, is_admin: Callable[[str], bool] | None = None, **bounds: Any
+        self,
+        timing: Timing | None = None,
+        is_admin: Callable[[str], bool] | None = None,
+        is_bridge: Callable[[str], bool] | None = None,
+        **bounds: Any,
     ) -> None:
         self.now: float = 1000.0
         self.timing = timing or Timing()
         self.said: dict[tuple[Side, bytes], list[Any]] = {}
         self._numbers = itertools.count(1)
         self._ids = itertools.count(100)
-        more: dict[str, Any] = {} if is_admin is None else {"is_admin": is_admin}
+        rights = {"is_admin": is_admin, "is_bridge": is_bridge}
+        more: dict[str, Any] = {name: right for name, right in rights.items() if right is not None}
         self.broker = Broker(
             self.timing,
             Bounds(**bounds),
@@ -222,10 +227,12 @@ class Worker(Peer):
         """Send units, of a byte each unless told otherwise."""
         self.send(m.WorkerPartial(self.epoch, lease, seq, n, b"u" * n if body is None else body))
 
-    def final(self, lease: int, total_n: int = 0, body: bytes = b"done", *, credit: int = 1) -> None:
+    def final(
+        self, lease: int, total_n: int = 0, body: bytes = b"done", *, credit: int = 1, meta: m.Ext | None = None
+    ) -> None:
         """Send a result, and credit for the slot it frees."""
         self.limit += credit
-        self.send(m.WorkerFinal(self.epoch, lease, total_n, self.limit, {}, body))
+        self.send(m.WorkerFinal(self.epoch, lease, total_n, self.limit, meta or {}, body))
 
     def error(
         self, lease: int, code: int, reason: str, text: str = "", *, credit: int = 0, ext: m.Ext | None = None

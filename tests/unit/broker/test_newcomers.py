@@ -111,7 +111,7 @@ def test_a_priority_above_the_bound_is_for_admins(user: str, order: list[int]) -
 
 def test_the_bound_of_priorities_is_a_setting() -> None:
     """Up to it everybody may; below nought everybody may, too."""
-    stage = Stage(is_admin=lambda _: False, priority=5)
+    stage = Stage(is_admin=lambda _: False, is_bridge=lambda _: False, priority=5)
     worker = stage.worker(capacity=1, credit=100)
     client = stage.client()
     client.request(0)

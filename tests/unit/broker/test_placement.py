@@ -22,7 +22,7 @@ from zmqrt.protocol.timing import Timing
 
 def index_anew(service: Service[Request], node: Node) -> None:
     """Do what a broker does after a node has changed."""
-    state = BrokerState(Timing(), Bounds(), int, "b", 1, 0.0, 0.0, lambda _: True)
+    state = BrokerState(Timing(), Bounds(), int, "b", 1, 0.0, 0.0, lambda _: True, lambda _: True)
     state.services[service.name] = service
     state.touched[node] = None
     reindex(state)

@@ -80,6 +80,7 @@ def _task(task: Any, rid: Any = None) -> calls.Call:
         ({"timeout_s": 1e6}, "timeout_s"),
         ({"priority": HUGE}, "priority"),
         ({"priority": -101}, "priority"),
+        ({"priority": "urgent"}, "priority"),
         ({"idempotent": "yes"}, "idempotent"),
         ({"request_id": HALF}, "request_id"),
         ({"request_id": "a\0b"}, "request_id"),

@@ -15,6 +15,7 @@ from zmqrt.client.config import ClientConfig, read_endpoints
 from zmqrt.protocol import messages as m
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import BadRequestError, NotFoundError
+from zmqrt.protocol.priority import PriorityClass
 from zmqrt.protocol.tasks import ChatMessage
 
 CONFIG = ClientConfig(endpoints=("tcp://a:1",))
@@ -134,3 +135,9 @@ def test_how_a_conversation_is_rendered_is_a_map_or_a_struct() -> None:
         task = tasks.decode_task(call.body)
         assert isinstance(task, tasks.Generate)
         assert task.rendering == rendering
+
+
+@pytest.mark.parametrize(("word", "number"), [("interactive", 10), ("default", 0), ("bulk", -10)])
+def test_a_class_of_priority_is_a_word_for_a_number(word: PriorityClass, number: int) -> None:
+    """Which travels as any other."""
+    assert calls.generate(CONFIG, "x", stream=False, options={"priority": word}).priority == number

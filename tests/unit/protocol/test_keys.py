@@ -174,3 +174,22 @@ def test_allow_lists_take_comments_and_name_bad_lines(tmp_path: Path) -> None:
     listing.write_text("short alice\n")
     with pytest.raises(ConfigurationError, match="line 1"):
         keys.load_allowed(tmp_path, "clients")
+
+
+def test_rights_stand_behind_the_name(tmp_path: Path) -> None:
+    """In any order, and the same on each line of a name."""
+    one, two = "1" * 40, "2" * 40
+    path = tmp_path / "authorized_clients"
+    path.write_text(f"{one} edge bridge\n{two} boss bridge admin\n")
+    path.chmod(0o600)
+    assert keys.load_allowed(tmp_path, "clients") == {
+        one.encode(): keys.Principal("edge", is_bridge=True),
+        two.encode(): keys.Principal("boss", is_admin=True, is_bridge=True),
+    }
+
+    path.write_text(f"{one} edge bridge\n{two} edge\n")
+    with pytest.raises(ConfigurationError, match="edge is bridge on one line and not on another"):
+        keys.load_allowed(tmp_path, "clients")
+    path.write_text(f"{one} edge bidge\n")
+    with pytest.raises(ConfigurationError, match=r"\[admin\] \[bridge\]"):
+        keys.load_allowed(tmp_path, "clients")
