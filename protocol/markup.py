@@ -26,6 +26,7 @@ _MISTRAL: Final = "[TOOL_CALLS]"
 _LLAMA: Final = "<|python_tag|>"
 _BODY: Final = "<|message|>"
 _ENDS: Final = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+_LONGEST_END: Final = max(map(len, _ENDS))
 _DEEPSEEK_OPEN, _DEEPSEEK_CLOSE = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
 _DEEPSEEK_AROUND: Final = ("<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>")
 _NOTHING: Final = (_CLOSE, *_DEEPSEEK_AROUND)
@@ -290,8 +291,11 @@ class AnswerParser:
     def _mistral(self) -> Iterator[Delta]:
         """Read an array of calls, or a name and its arguments."""
         body = self._unread
-        begin = _MISTRAL_JSON.search(body)
+        begin = _MISTRAL_JSON.search(body, self._looked)
         end = self._json.end_in(body, begin.start()) if begin else None
+        if begin is None:  # a bracket at the end may still begin one
+            said = body.rstrip()
+            self._looked = len(said) - said.endswith("[")
         if begin is not None and end is not None:
             self._unread = body[end:]
             found = self._found(body[:end])
@@ -375,7 +379,7 @@ class AnswerParser:
             return
         head, self._unread = self._unread[:at], self._unread[at + len(_BODY) :]
         to, channel = _TO.search(head), _CHANNEL.search(head)
-        self._call_name, self._json = to[1] if to and self._tools else "", JsonScan()
+        self._call_name, self._json, self._looked = to[1] if to and self._tools else "", JsonScan(), 0
         self._channel = Reasoning if channel and channel[1] == "analysis" else Content
         self._state = "body"
         yield from ()
@@ -398,7 +402,9 @@ class AnswerParser:
         is_json = text.startswith(("{", "["))
         end = self._json.end_in(self._unread) if is_json else None
         if not is_json:
-            end = min((at for one in _ENDS if (at := self._unread.find(one)) >= 0), default=None)
+            found = (self._unread.find(one, self._looked) for one in _ENDS)
+            end = min((at for at in found if at >= 0), default=None)
+            self._looked = max(0, len(self._unread) - _LONGEST_END)
         if end is None and not self._is_over:
             return
         arguments, rest = self._unread[:end], self._unread[end:] if end is not None else ""

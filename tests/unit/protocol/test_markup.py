@@ -225,3 +225,15 @@ def test_ids_of_calls_depend_on_the_request_and_their_place_alone() -> None:
 def test_ways_to_write_a_call(body: str, found: list[FoundCall]) -> None:
     """Models vary."""
     assert calls_in(body) == found
+
+
+@pytest.mark.parametrize(
+    "begin", ["[TOOL_CALLS] ", "<|channel|>commentary to=functions.weather<|message|>", "<function=a>"]
+)
+def test_a_long_call_that_is_none_costs_no_more_than_its_length_either(begin: str) -> None:
+    """Whatever a model writes behind a mark."""
+    text = begin + "x " * 60_000
+    began = time.process_time()
+    parsed([text[at : at + 4] for at in range(0, len(text), 4)])
+
+    assert time.process_time() - began < 2.0  # a second reading of each piece would take 5 s
