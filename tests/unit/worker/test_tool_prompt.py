@@ -131,3 +131,10 @@ def test_marks_of_thoughts_have_their_text_and_harmony_s_only_where_the_model_sp
         ids = [token for mark in marks if (token := made.token_to_id(mark)) is not None]
         said = FileTokenizer(made).detokenizer(MARKS)
         assert "".join(map(said.step, [*ids, *made.encode("x").ids])) == text
+
+
+def test_whether_a_template_knows_tools_is_for_the_log_of_its_node() -> None:
+    """A model that is told of them in words calls them less well."""
+    made = byte_level_tokenizer()
+    templates = (ChatTemplate(KNOWING, {}), ChatTemplate(CHATML, {}), None)
+    assert [FileTokenizer(made, template=one).knows_tools for one in templates] == [True, False, False]
