@@ -13,7 +13,7 @@ import psutil
 
 from zmqrt.worker.device_discovery import DeviceSpec
 from zmqrt.worker.engines import ipc
-from zmqrt.worker.engines.base import EngineSpec, ItemResult, SamplingParams, TokenEvent, TokenRequest
+from zmqrt.worker.engines.base import EngineSpec, EngineStats, ItemResult, SamplingParams, TokenEvent, TokenRequest
 from zmqrt.worker.engines.mock_tokens import expected_tokens
 from zmqrt.worker.supervisor import EngineSupervisor
 
@@ -127,6 +127,10 @@ class EngineFleet:
     def results(self, device: str = "mock:0") -> dict[int, ItemResult]:
         """Return the results of batches by ticket."""
         return {result.ticket: result for step in self.of(ipc.StepReport, device) for result in step.results}
+
+    def stats(self, device: str = "mock:0") -> dict[str, EngineStats]:
+        """Return the last counters of each service: a step tells of those that have moved."""
+        return {name: stats for step in self.of(ipc.StepReport, device) for name, stats in step.stats.items()}
 
     def text(self, ticket: int) -> list[str]:
         """Return the pieces of text of a ticket."""

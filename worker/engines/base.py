@@ -19,7 +19,7 @@ Phase = Literal["starting", "downloading", "converting", "loading", "warming", "
 TaskName = Literal["generate", "embed", "rerank", "classify"]
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How the next token is drawn; every field is already resolved (no None means "default" here).
 
     `temperature` below 1e-5 is greedy. `seed` is 0..2**63-1; noise is a pure function of (seed, position, token id).
@@ -37,7 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
 
 
-class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One generation for a `TokenEngine`.
 
     `resume_ids` were generated (and delivered) before, elsewhere: they count towards `max_new_tokens`, penalties and
@@ -58,7 +58,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
 
 
-class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """What one step did for one request: new token ids, and at the very end a finish reason.
 
     An event with neither says that the request has come further without a token: a piece of its prompt is done. Without
@@ -86,7 +86,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary: int = 0
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Counters since the start of the engine, and gauges of this moment."""
 
     running: int = 0
@@ -194,7 +194,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     length: int
 
 
-class ItemResult(msgspec.Struct, frozen=True, kw_only=True):
+class ItemResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One output of a batch, in the order of the items: a FINAL body, or the words of what went wrong with it.
 
     `refused` says that the item is at fault and not the model: the caller is told by a 400 with those words, which

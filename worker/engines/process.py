@@ -34,6 +34,7 @@ from .base import (
     Engine,
     EngineFatalError,
     EngineSpec,
+    EngineStats,
     Phase,
     RowEngine,
     StartAgainError,
@@ -73,6 +74,10 @@ class EngineLoop:
         self._is_stopped = False
         self._looked_at = time.monotonic()
         """When something was sent, or would have been if all adapters were alive."""
+        self._busy: dict[str, EngineAdapter] = {}
+        """Those that had something to do in this pass."""
+        self._counted_at = -math.inf
+        """When the counters of all were read; in between those of the busy ones are, for they alone move."""
         self._poll = select.poll()
         self._poll.register(wakeups, select.POLLIN)
 
@@ -131,8 +136,8 @@ class EngineLoop:
             adapter.submit(message)
 
     def _advance(self) -> None:
-        busy = [adapter for adapter in self._adapters.values() if adapter.is_busy]
-        for adapter in busy:
+        busy = self._busy = {name: adapter for name, adapter in self._adapters.items() if adapter.is_busy}
+        for adapter in busy.values():
             adapter.advance(_STEP_WAIT_S / len(busy))
 
     def _report(self) -> None:
@@ -142,7 +147,7 @@ class EngineLoop:
         if self._out.has_step() or is_sign_due:
             self._looked_at = now
             if self._out.has_step() or all(adapter.is_alive for adapter in self._adapters.values()):
-                stats = {name: adapter.stats() for name, adapter in self._adapters.items()}
+                stats = self._stats(now)
         messages = self._out.take(stats)
         if messages:
             self._channel.send(ipc.encode(messages))
@@ -150,6 +155,12 @@ class EngineLoop:
         while self._channel.has_unsent and time.monotonic() < give_up_at:  # a large result, and all that is behind it
             select.select([], [self._channel], [], _PIECE_S)
             self._channel.flush()
+
+    def _stats(self, now: float) -> dict[str, EngineStats]:
+        counted: Mapping[str, EngineAdapter] = self._busy
+        if now - self._counted_at >= _SIGN_S:
+            self._counted_at, counted = now, self._adapters
+        return {name: adapter.stats() for name, adapter in counted.items()}
 
     def close(self) -> None:
         """Close every engine; one that fails to does not keep the others."""

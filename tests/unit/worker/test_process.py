@@ -6,6 +6,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -15,7 +16,7 @@ from support.engine_fleet import spec
 from zmqrt.protocol import messages as m
 from zmqrt.worker.engines import ipc
 from zmqrt.worker.engines.adapters import EngineAdapter, Outbox
-from zmqrt.worker.engines.base import CannotLoadError, Capacity, EngineStats, Item, ItemResult
+from zmqrt.worker.engines.base import CannotLoadError, Capacity, EngineStats, Item, ItemResult, TokenEvent
 from zmqrt.worker.engines.channel import Channel, WakePipe, make_channel
 from zmqrt.worker.engines.mock import MockEngine
 from zmqrt.worker.engines.mock_batches import MockBatches, MockEmbedder, MockReranker
@@ -64,6 +65,57 @@ def test_an_idle_loop_waits_whether_it_shows_itself_or_not(monkeypatch: pytest.M
     assert len(waits) == 6
     assert min(waits) >= 199
     assert len(agent.receive()) == (6 if is_alive else 0)
+    loop.close()
+    agent.close()
+    channel.close()
+
+
+class Steady(Still):
+    """An adapter that makes a token in each step, or (`is_busy` False) nothing; it counts how often it is asked."""
+
+    is_alive = True
+
+    def __init__(self, out: Outbox, after_step: Callable[[], None] | None) -> None:
+        self._out = out
+        self._after_step = after_step
+        self.is_busy = after_step is not None
+        self.asked = 0
+
+    def advance(self, _timeout_s: float) -> None:
+        """Make one."""
+        assert self._after_step is not None
+        self._out.events.append(TokenEvent(ticket=1, token_ids=[7]))
+        self._after_step()
+
+    def stats(self) -> EngineStats:
+        """Count the question."""
+        self.asked += 1
+        return EngineStats(steps=self.asked)
+
+
+def test_a_step_tells_the_counters_of_who_took_part_and_now_and_then_those_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counters of a step come with it; to ask all services each time took as long as several tokens."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    channel, its_end = make_channel()
+    agent, out = Channel(its_end), Outbox()
+
+    def after_step() -> None:
+        nonlocal now
+        now += 0.06
+        if busy.asked == 7:
+            agent.send(ipc.encode([ipc.Stop()]))
+
+    busy, idle = Steady(out, after_step), Steady(out, None)
+    adapters: Any = {"": busy, "embed": idle}
+    loop = EngineLoop(channel, adapters, out, wakeups=WakePipe())
+    loop.run()
+    reports = [one for data in agent.receive() for one in ipc.decode_from_engine(data)]
+
+    told = [sorted(one.stats) for one in reports if isinstance(one, ipc.StepReport)]
+    assert told == [["", "embed"], [""], [""], [""], ["", "embed"], [""], [""], [""], ["", "embed"]]
     loop.close()
     agent.close()
     channel.close()

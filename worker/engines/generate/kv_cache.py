@@ -42,11 +42,8 @@ class KvCache:
         self._free = [Extent(0, tokens)]
         self._kept: OrderedDict[Extent, Sequence[int]] = OrderedDict()
         self._by_head: dict[tuple[int, ...], dict[Extent, None]] = {}
-
-    @property
-    def used_tokens(self) -> int:
+        self.used_tokens = 0
         """Tokens in use; kept ones are not, for they go when asked."""
-        return self.tokens - sum(extent.size for extent in self._free) - sum(extent.size for extent in self._kept)
 
     def is_kept(self, extent: Extent) -> bool:
         """Whether an extent holds a finished sequence."""
@@ -68,10 +65,12 @@ class KvCache:
                 oldest = next(extent for extent in self._kept if extent != spare)
                 self.forget(oldest)
                 found = self._first_fit(size)
+        self.used_tokens += size
         return found
 
     def release(self, extent: Extent) -> None:
         """Give an extent back."""
+        self.used_tokens -= extent.size
         index = bisect.bisect_left(self._free, extent.start, key=lambda hole: hole.start)
         start, end = extent.start, extent.end
         if index < len(self._free) and self._free[index].start == end:
@@ -86,6 +85,7 @@ class KvCache:
         if len(ids) < HEAD:
             self.release(extent)
             return
+        self.used_tokens -= extent.size
         self._kept[extent] = ids
         self._by_head.setdefault(tuple(ids[:HEAD]), {})[extent] = None
         if len(self._kept) > _MOST_KEPT:
@@ -93,6 +93,7 @@ class KvCache:
 
     def take(self, extent: Extent) -> None:
         """Use a kept extent again as it is."""
+        self.used_tokens += extent.size
         head = tuple(self._kept.pop(extent)[:HEAD])
         alike = self._by_head[head]
         del alike[extent]

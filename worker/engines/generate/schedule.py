@@ -58,6 +58,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ..base import FinishReason, TokenRequest
 from ..grammar import Matcher
 from ..sampling_state import SamplingState
@@ -73,6 +75,7 @@ class Sequence:
         ids: Prompt, what it resumes from, and what was made here: all that is known.
         total: Its length once everything planned is done, a sampled token counting as soon as its step is planned.
         computed: Tokens whose keys and values are in the pool, or will be by then.
+        given: How many tokens came with the request.
     """
 
     request: TokenRequest
@@ -84,6 +87,11 @@ class Sequence:
     total: int
     computed: int
     has_ended: bool = False
+    given: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count what came with the request: it is asked for with each token."""
+        self.given = len(self.request.prompt_ids) + len(self.request.resume_ids)
 
     @classmethod
     def of(
@@ -93,11 +101,6 @@ class Sequence:
         ids = [*request.prompt_ids, *request.resume_ids]
         state = SamplingState.of(request, stop_ids, matcher)
         return cls(request, state, stop_ids, max_new_tokens, ids, Extent(0, 0), len(ids), 0)
-
-    @property
-    def given(self) -> int:
-        """How many tokens came with the request."""
-        return len(self.request.prompt_ids) + len(self.request.resume_ids)
 
     @property
     def in_prompt(self) -> bool:
@@ -110,8 +113,7 @@ class Sequence:
         return self.total - len(self.request.prompt_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceStep:
+class SequenceStep(msgspec.Struct, frozen=True):
     """What one sequence does in a step: tokens `begin` .. `end` - 1 are computed, and the next is drawn if `draws`.
 
     `ids` are those tokens; None if the only one is what the step before draws and nobody has read yet. `is_prompt`: a
@@ -372,7 +374,7 @@ class Scheduler:
         ids = sequence.ids
         if not self.limits.may_reuse or len(ids) <= HEAD:
             return best
-        head = ids[:HEAD]
+        head, most = ids[:HEAD], self._reusable(sequence, len(ids) - 1)
         running = (
             (other.extent, other.ids[: self._reusable(other, other.computed)])
             for other in self.running.values()
@@ -382,6 +384,8 @@ class Scheduler:
             length = self._reusable(sequence, min(common_prefix(ids, known), len(ids) - 1))
             if length > best[1]:
                 best = (extent, length)
+            if length == most:
+                break
         return best
 
     def _reusable(self, sequence: Sequence, length: int) -> int:
