@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, assert_never
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _WATCHDOG_S: Final = 0.1
 """Looks at every socket without being asked: a belt for a wake-up that was missed."""
+_EARLY_S: Final = 0.05
+"""It may look so much earlier than need be, so that a timer is not set anew in each pass."""
 _LEVELS: Final = logging.getLevelNamesMapping()
 
 
@@ -51,6 +55,10 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="zmqrt-encode")  # one: long prompts keep their order
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = -math.inf
+        """When that timer looks at everything."""
+        self._due = -math.inf
+        """When the core wants to do something by itself."""
         self._is_scheduled = False
         self._probed: set[int] = set()
         self._exit: asyncio.Future[int] = self._loop.create_future()
@@ -99,7 +107,7 @@ class Agent:
         try:
             now = self._loop.time()
             self._take_in(now)
-            if now >= self.core.next_deadline():
+            if now >= self._due:
                 self.core.tick(now)
             self.core.settle(now)
             self._carry_out(now)
@@ -120,6 +128,8 @@ class Agent:
             for device, reason, is_restarted in self._engines.exits():
                 self.core.engine_exited(device, reason, is_restarted=is_restarted, now=now)
         for index, link in enumerate(self.links):
+            if not link.has_input():
+                continue
             for messages in link.receive():
                 self.core.received(index, messages, now)
             for ending in link.events():
@@ -132,12 +142,17 @@ class Agent:
         return any(link.has_input() for link in self.links)
 
     def _set_timer(self) -> None:
+        now, self._due = self._loop.time(), self.core.next_deadline()
+        look_at = min(now + _WATCHDOG_S, max(now, self._due))
+        if look_at - _EARLY_S <= self._look_at <= look_at:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        now = self._loop.time()
-        self._timer = self._loop.call_at(min(now + _WATCHDOG_S, max(now, self.core.next_deadline())), self._look_at_all)
+        self._look_at = look_at
+        self._timer = self._loop.call_at(look_at, self._look_at_all)
 
     def _look_at_all(self) -> None:
+        self._look_at = -math.inf
         for link in self.links:
             link.look_again()
         self.wake()
@@ -145,14 +160,14 @@ class Agent:
     # --- what the core wants -----------------------------------------------------------------------------------------
 
     def _carry_out(self, now: float) -> None:
-        to_brokers: dict[int, list[m.FromWorker]] = {}
-        to_engines: dict[str, list[ipc.ToEngine]] = {}
+        to_brokers = defaultdict[int, list[m.FromWorker]](list)
+        to_engines = defaultdict[str, list[ipc.ToEngine]](list)
         for action in self.core.out:
             match action:
                 case a.Send(broker, message):
-                    to_brokers.setdefault(broker, []).append(message)
+                    to_brokers[broker].append(message)
                 case a.ToEngine(device, request):
-                    to_engines.setdefault(device, []).append(request)
+                    to_engines[device].append(request)
                 case a.Preprocess():
                     self._preprocess(action)
                 case a.HangUp(broker):

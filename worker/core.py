@@ -171,8 +171,10 @@ class WorkerCore:
 
     def settle(self, now: float) -> None:
         """End a pass: send news of the devices, and credit that no other message carried."""
-        self._follow_devices()
-        is_news = any(device.has_news() for device in self.pool.devices.values())
+        has_engine = is_news = False
+        for device in self.pool.devices.values():
+            has_engine, is_news = has_engine or device.is_ready, is_news or device.has_news()
+        self._follow_devices(has_engine=has_engine)
         for session in self.sessions:
             if not session.is_active:
                 continue
@@ -195,8 +197,7 @@ class WorkerCore:
         self._known_at = now if self._known_at is None else self._known_at
         return now >= self._known_at + _OTHERS_S or not any(session.is_coming for session in self.sessions)
 
-    def _follow_devices(self) -> None:
-        has_engine = any(device.is_ready for device in self.pool.devices.values())
+    def _follow_devices(self, *, has_engine: bool) -> None:
         if has_engine and self.state is WorkerState.JOINING:
             self._move(WorkerState.READY)
         elif not has_engine and self.state is WorkerState.READY:

@@ -65,6 +65,8 @@ class EngineChild:
         self._pid_descriptor = _pid_descriptor(self._process.pid)
         self._timer: asyncio.TimerHandle | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
+        self.may_have_ended = False
+        """Whether to ask for its exit code: that is a system call, and most passes are about what it has sent."""
         self.is_given_up = False
         """Whether it was killed, and runs."""
         self._is_watched_for_room = False
@@ -72,7 +74,7 @@ class EngineChild:
         """Whether its channel is at its end."""
         self._loop.add_reader(self._channel, wake)
         if self._pid_descriptor is not None:
-            self._loop.add_reader(self._pid_descriptor, wake)
+            self._loop.add_reader(self._pid_descriptor, self._on_end)
         else:
             self._look()
 
@@ -135,7 +137,11 @@ class EngineChild:
         if self.exit_code() is None:
             self.is_given_up = True
             self.last_words += "; it cannot be killed, its driver holds it: the device may need a reset, or the machine"
-            self._wake()
+            self._on_end()
+
+    def _on_end(self) -> None:
+        self.may_have_ended = True
+        self._wake()
 
     def _end_what_is_left(self) -> None:
         """Kill a process that nobody can hear any more: a thread of its loader may keep it alive."""
@@ -165,7 +171,7 @@ class EngineChild:
 
     def _look(self) -> None:
         if self._process.poll() is not None:
-            self._wake()
+            self._on_end()
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
 
 

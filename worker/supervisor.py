@@ -122,7 +122,8 @@ class EngineSupervisor:
         for name, process in self._processes.items():
             if process.child is None:
                 continue
-            code = process.child.exit_code()  # looked at first: what is read after it is all that there will ever be
+            # Looked at first: what is read after it is all that there will ever be.
+            code = process.child.exit_code() if process.child.may_have_ended else None
             messages = process.child.receive()
             if code is not None:
                 process.end = describe_end(code, process.child.last_words, was_ready=process.child.is_ready)
