@@ -1,9 +1,13 @@
-"""What the worker's core wants done; the agent does it."""
+"""What the worker's core wants done; the agent does it.
+
+Structs: one is made for each token that goes out, and a frozen dataclass takes several times as long.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from ..protocol import messages as m
 from .engines import ipc
@@ -12,46 +16,40 @@ from .preprocess import ServiceLimits
 Level = Literal["debug", "info", "warning", "error"]
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
+class Dial(msgspec.Struct, frozen=True):
     """Make a new socket to a broker (by its place in the list) and connect it."""
 
     broker: int
 
 
-@dataclass(frozen=True, slots=True)
-class HangUp:
+class HangUp(msgspec.Struct, frozen=True):
     """Close the socket to a broker."""
 
     broker: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeBroker:
+class ProbeBroker(msgspec.Struct, frozen=True):
     """Find out who answers where a broker should, and hand the result to `explained`."""
 
     broker: int
     broke_off: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send a message to a broker; all of one pass travel in one envelope."""
 
     broker: int
     message: m.FromWorker
 
 
-@dataclass(frozen=True, slots=True)
-class ToEngine:
+class ToEngine(msgspec.Struct, frozen=True):
     """Send a message to the engine process of a device; all of one pass travel in one envelope."""
 
     device: str
     message: ipc.ToEngine
 
 
-@dataclass(frozen=True, slots=True)
-class Preprocess:
+class Preprocess(msgspec.Struct, frozen=True):
     """Preprocess a dispatch beside the loop, and hand the result to `prepared`; short ones the core does itself."""
 
     job: int
@@ -60,24 +58,21 @@ class Preprocess:
     needs_pool: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RestartEngine:
+class RestartEngine(msgspec.Struct, frozen=True):
     """Kill the engine process of a device; its supervisor starts another."""
 
     device: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """The node is gone: leave."""
 
     code: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """Log a line."""
 
     level: Level

@@ -37,15 +37,19 @@ class ByteDetokenizer:
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
         self._token_bytes = token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
 
     def step(self, token_id: int) -> str:
         """Decode one id; bytes that may still become a character wait."""
-        return self._decoder.decode(self._token_bytes(token_id))
+        data = self._held + self._token_bytes(token_id)
+        text, read = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[read:]
+        return text
 
     def flush(self) -> str:
         """Give up waiting."""
-        return self._decoder.decode(b"", final=True)
+        data, self._held = self._held, b""
+        return codecs.utf_8_decode(data, "replace", True)[0]
 
 
 class WindowDetokenizer:
@@ -175,7 +179,7 @@ class TextStream:
         if self._deaf_steps > 0:
             self._deaf_steps -= 1
             return text
-        return self._matcher.feed(text) if text else ""
+        return self._matcher.feed(text) if text and self._stops else text
 
     def finish(self) -> str:
         """Return the tail: everything held back, unless a stop string cut it off."""

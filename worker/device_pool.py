@@ -231,6 +231,10 @@ class DevicePool:
         self._served = served
         self._offers: dict[str, m.ServiceOffer] = {}
         """Services as last known; one whose engines are all gone is offered with no room, so that requests wait."""
+        self._lanes: dict[str, list[tuple[Device, Lane]]] = {}
+        """By service, on devices that are ready: looked at for each request, changed when an engine comes or goes."""
+        self._room: dict[str, int] = {}
+        self._capacity = 0
         self._batch = batch_max_size
         self._most_context = context
 
@@ -257,25 +261,41 @@ class DevicePool:
         named = {self.service_name(service.name): service for service in services}
         device.lanes = {name: Lane(name, service) for name, service in named.items()}
         device.phase, device.percent, device.last_step_at = "ready", 100.0, now
+        self._regroup()
+
+    def forget_process(self, device: Device, *, is_restarted: bool) -> list[Job]:
+        """Close the lanes of a device whose process is gone; return the jobs that it leaves behind."""
+        left = device.forget_process(is_restarted=is_restarted)
+        self._regroup()
+        return left
+
+    def _regroup(self) -> None:
+        self._lanes, self._room = {}, {}
+        for device in self.serving:
+            for name, lane in device.lanes.items():
+                self._lanes.setdefault(name, []).append((device, lane))
+        for name, lanes in self._lanes.items():
+            self._room[name] = sum(lane.info.capacity.slots + self._batch for _, lane in lanes)
+        self._capacity = sum(self._room.values())
 
     def lanes(self, service: str) -> list[tuple[Device, Lane]]:
         """Return the lanes of a service on devices that are ready."""
-        return [(device, device.lanes[service]) for device in self.serving if service in device.lanes]
+        return self._lanes.get(service, [])
 
     def choose(self, service: str, now: float) -> tuple[Device, Lane] | None:
         """Return the least loaded device with a free slot; one whose loop stands still only if there is no other."""
         free = [(device, lane) for device, lane in self.lanes(service) if lane.free > 0]
-        if not free:
-            return None
+        if len(free) < 2:
+            return free[0] if free else None
         return min(free, key=lambda pair: (pair[0].loop_age_s(now) > _STALE_S, pair[1].load, pair[0].restarts))
 
     def room(self, service: str) -> int:
         """Say how many requests of a service the node holds: slots, and one batch more so that no device idles."""
-        return sum(lane.info.capacity.slots + self._batch for _, lane in self.lanes(service))
+        return self._room.get(service, 0)
 
     def capacity(self) -> int:
         """Say how many requests all engines hold."""
-        return sum(lane.info.capacity.slots + self._batch for device in self.serving for lane in device.lanes.values())
+        return self._capacity
 
     def info(self, service: str) -> ipc.EngineService | None:
         """Return what the engines say of a service."""

@@ -170,7 +170,7 @@ class DeviceScheduler:
     def exited(self, device: Device, reason: str, *, is_restarted: bool, now: float) -> list[Job]:
         """Run the jobs of an engine process that is gone elsewhere on this node, or end them."""
         services = list(device.lanes)
-        for job in device.forget_process(is_restarted=is_restarted):
+        for job in self._pool.forget_process(device, is_restarted=is_restarted):
             job.crashes += job.total_n == job.run_from  # what ran well for a while did not kill it
             job.first_at, job.is_accounted = None, False
             self._run_again(job)
@@ -204,8 +204,9 @@ class DeviceScheduler:
         self._fill_all(device, now)
 
     def _fill_all(self, device: Device, now: float) -> None:
-        for service in list(device.lanes):
-            self._fill(service, now)
+        for service, queue in self._waiting.items():
+            if queue and service in device.lanes:
+                self._fill(service, now)
 
     def _on_event(self, device: Device, event: TokenEvent, batch: int, now: float) -> None:
         lane, job = device.find(event.ticket)

@@ -252,6 +252,8 @@ class Job:
     def end_of_partial(self) -> int:
         """Say up to which unit the next PARTIAL goes: to the end, if that is not too much at once."""
         end, total = self.sent_n + 1, self.total_n
+        if end == total:  # most often it is the one new unit
+            return end
         size = self._size(self.sent_n)
         while end < total and (size := size + self._size(end)) <= _MOST_BYTES:
             end += 1

@@ -35,8 +35,7 @@ LONG_BYTES: Final = 8 << 10
 """From here on a prompt may take more than 5 ms to render and encode."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceLimits:
+class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the service allows: `context` counts prompt and answer together."""
 
     service: str

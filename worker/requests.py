@@ -235,7 +235,10 @@ class JobTable:
 
     def send_partial(self, session: BrokerSession, job: Job) -> None:
         """Send the units that have not been sent, if anybody wants them before the end."""
-        while job.has_partials and job.sent_n < job.total_n:
+        if not job.has_partials:
+            return
+        total_n = job.total_n
+        while job.sent_n < total_n:
             job.reported_at = job.moved_at
             ext: m.Ext = {} if job.is_accounted else job.account()
             first, end = job.sent_n, job.end_of_partial()
