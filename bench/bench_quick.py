@@ -1,8 +1,9 @@
 """Has anything become dearer? Counts and ratios beside those that were accepted last, in expected.json; under 90 s.
 
-Counts (core_counts.py) are the same on every machine and may grow by 2 %. Ratios are CPU times beside those of a bare
-Starlette and of libzmq's proxy, loaded in turn; a busy machine moves them, so they may grow by 40 %. What has become
-cheaper is told and fails nothing. `--accept` writes what was found into expected.json, for a commit that says why.
+Counts (core_counts.py, bridge_counts.py) are the same on every machine and may grow by 2 %. Ratios are CPU times beside
+those of a bare Starlette and of libzmq's proxy, loaded in turn; a busy machine moves them, so they may grow by 40 %.
+What has become cheaper is told and fails nothing. `--accept` writes what was found into expected.json, for a commit
+that says why.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 
 import bench_path
 import bench_roundtrip
+import bridge_counts
 import click
 import core_counts
 import msgspec
@@ -58,9 +60,14 @@ class Finding(msgspec.Struct, frozen=True):
         return "cheaper" if self.found < self.expected / self.may_grow else "as before"
 
 
+def measure_counts() -> dict[str, core_counts.Count]:
+    """Count what the cores and the bridge do."""
+    return core_counts.measure() | bridge_counts.measure()
+
+
 def count(expected: Expected) -> tuple[list[Finding], dict[str, core_counts.Count]]:
     """Count, and compare."""
-    found = core_counts.measure()
+    found = measure_counts()
     before = expected.counts.get(_PYTHON, {})
     findings: list[Finding] = []
     for name, one in found.items():

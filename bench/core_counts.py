@@ -38,8 +38,8 @@ _ROOM: Final = 100_000
 _PASS_S: Final = 0.0001
 """How far each pass moves the clock: little, so that no timer fires."""
 _CLIENT, _NODE = b"client", b"node"
-_CHUNK: Final = tasks.encode(tasks.GenerateChunk(ids=[97], text=["a"]))
-_RESULT: Final = tasks.encode(
+CHUNK: Final = tasks.encode(tasks.GenerateChunk(ids=[97], text=["a"]))
+RESULT: Final = tasks.encode(
     tasks.GenerateResult(
         finish_reason="length",
         usage=tasks.Usage(prompt_tokens=1, completion_tokens=1),
@@ -48,7 +48,7 @@ _RESULT: Final = tasks.encode(
         revision="r",
     )
 )
-_PARAMS: Final = m.Params(5000, 10_000, 30_000, 256, 8 << 20)
+PARAMS: Final = m.Params(5000, 10_000, 30_000, 256, 8 << 20)
 
 
 class Count(msgspec.Struct):
@@ -128,7 +128,7 @@ class BrokerTalk:
         """Give the broker one envelope, and take apart what it says."""
         self._now += _PASS_S
         (frames,) = codec.pack(messages)
-        with counting(self.count) if self.is_counting else _idle():
+        with counting(self.count) if self.is_counting else idle():
             known = codec.FROM_WORKER if side is WORKERS else codec.FROM_CLIENT
             self._broker.handle(side, _NODE if side is WORKERS else _CLIENT, known.unpack(frames).messages, self._now)
             out = self._broker.out[:]
@@ -151,13 +151,13 @@ class BrokerTalk:
 
     def token(self, asked: list[int], seq: int) -> None:
         """Let each lease have its next token, in one envelope."""
-        self._pass(WORKERS, [m.WorkerPartial(self._epoch, lease, seq, 1, _CHUNK) for lease in asked])
+        self._pass(WORKERS, [m.WorkerPartial(self._epoch, lease, seq, 1, CHUNK) for lease in asked])
         assert sum(isinstance(one, m.Partial) for one in self.told_client) == len(asked)
 
     def end(self, asked: list[int]) -> None:
         """End each lease, in one envelope."""
         self._limit += len(asked)
-        finals = [m.WorkerFinal(self._epoch, lease, 0, self._limit, {}, _RESULT) for lease in asked]
+        finals = [m.WorkerFinal(self._epoch, lease, 0, self._limit, {}, RESULT) for lease in asked]
         self._pass(WORKERS, [*finals])
         assert sum(isinstance(one, m.Final) for one in self.told_client) == len(asked)
 
@@ -188,7 +188,7 @@ class ClientTalk:
         (self._connection,) = [one.connection for one in self._core.take_actions() if isinstance(one, OpenSocket)]
         self._core.connection_ready(self._connection, self._now)
         self._said()
-        self._hear([m.Welcome("b", 1, _PARAMS)])
+        self._hear([m.Welcome("b", 1, PARAMS)])
 
     def _said(self) -> list[m.FromClient]:
         messages = self._connection.outbox[:]
@@ -203,7 +203,7 @@ class ClientTalk:
         """Give the core one envelope, and hand its events out."""
         self._now += _PASS_S
         (frames,) = codec.pack(messages)
-        with counting(self.count) if self.is_counting else _idle():
+        with counting(self.count) if self.is_counting else idle():
             self._core.received(self._connection, codec.TO_CLIENT.unpack(frames).messages, self._now)
             for sink, event in self._core.take_events():
                 sink.put(event)
@@ -211,7 +211,7 @@ class ClientTalk:
     def ask(self, number: int, *, stream: bool) -> list[bytes]:
         """Submit requests in one pass; return their rids."""
         self._now += _PASS_S
-        with counting(self.count) if self.is_counting else _idle():
+        with counting(self.count) if self.is_counting else idle():
             for _ in range(number):
                 call = calls.generate(self._config, "x" * 100, stream=stream, options={"model": SERVICE, "raw": True})
                 self._core.submit(ClientRequest(call, _Ear(), self._now), self._now)
@@ -223,34 +223,35 @@ class ClientTalk:
 
     def token(self, asked: list[bytes], seq: int) -> None:
         """Let each stream have its next token, in one envelope."""
-        self._hear([m.Partial(rid, seq, 1, _CHUNK) for rid in asked])
+        self._hear([m.Partial(rid, seq, 1, CHUNK) for rid in asked])
 
     def end(self, asked: list[bytes]) -> None:
         """End each request, in one envelope."""
-        self._hear([m.Final(rid, 0, {}, _RESULT) for rid in asked])
+        self._hear([m.Final(rid, 0, {}, RESULT) for rid in asked])
         assert not self._core.table.live
 
 
 @contextmanager
-def _idle() -> Generator[None]:
+def idle() -> Generator[None]:
+    """Count nothing."""
     yield
 
 
-def _requests(talk: Talk[T], depth: int) -> Count:
+def requests(talk: Talk[T], depth: int, rounds: int = _ROUNDS) -> Count:
     """Count whole answers, `depth` at a time."""
-    for number in range(_WARM_UP + _ROUNDS):
+    for number in range(_WARM_UP + rounds):
         talk.is_counting = number >= _WARM_UP
         talk.end(talk.ask(depth, stream=False))
-    return _per(talk.count, depth * _ROUNDS)
+    return _per(talk.count, depth * rounds)
 
 
-def _tokens(talk: Talk[T], streams: int) -> Count:
+def tokens(talk: Talk[T], streams: int, rounds: int = _ROUNDS) -> Count:
     """Count the tokens of streams that run at the same time, not their beginnings and ends."""
     asked = talk.ask(streams, stream=True)
-    for seq in range(_WARM_UP + _ROUNDS):
+    for seq in range(_WARM_UP + rounds):
         talk.is_counting = seq >= _WARM_UP
         talk.token(asked, seq)
-    return _per(talk.count, streams * _ROUNDS)
+    return _per(talk.count, streams * rounds)
 
 
 def _per(count: Count, units: int) -> Count:
@@ -265,8 +266,8 @@ def measure() -> dict[str, Count]:
 def _of(name: str, make: Callable[[], Talk[T]]) -> dict[str, Count]:
     counts: dict[str, Count] = {}
     for depth in (1, 64):
-        counts[f"{name}: a request, {depth} at once"] = _requests(make(), depth)
-        counts[f"{name}: a token, {depth} at once"] = _tokens(make(), depth)
+        counts[f"{name}: a request, {depth} at once"] = requests(make(), depth)
+        counts[f"{name}: a token, {depth} at once"] = tokens(make(), depth)
     return counts
 
 
