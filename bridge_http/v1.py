@@ -5,6 +5,7 @@ Pure: it knows no HTTP and no broker. Nothing is ever added to this contract; wh
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -44,6 +45,9 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+_decoder: Final = msgspec.json.Decoder(InferRequest)
+
+
 def parse(body: bytes) -> InferRequest:
     """Read the body of a request.
 
@@ -53,7 +57,9 @@ def parse(body: bytes) -> InferRequest:
         NotJsonError: (400)
         InvalidFieldError: (422)
     """
-    value = read_value(body)
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _decoder.decode(body)
+    value = read_value(body)  # once more, in the order of the contract and for its words
     try:
         return msgspec.convert(value, InferRequest)
     except msgspec.ValidationError as error:

@@ -219,11 +219,16 @@ OPERATIONS: Final = (
     ),
 )
 
+_WITH_EXTRAS: Final = (s.ChatRequest, s.Message, s.ContentPart, s.CompletionRequest, s.EmbeddingRequest)
+"""Beside the fields of these, `openai/extras.py` lets more pass."""
+
 
 def document() -> dict[str, Any]:
     """Build the OpenAPI 3.1 document."""
     structs = list(dict.fromkeys(_structs()))
     references, components = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for struct in _WITH_EXTRAS:
+        del components[struct.__name__]["additionalProperties"]
     of = dict(zip(structs, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:

@@ -27,7 +27,7 @@ Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a message; only text is understood."""
 
     type: Literal["text", "input_text", "output_text"]
@@ -49,7 +49,7 @@ class MessageCall(msgspec.Struct, frozen=True, kw_only=True):
     function: FunctionCall
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One turn; `tool_call_id` and `name` say which call the turn of a tool answers."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -185,7 +185,7 @@ class ReasoningType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     generate_summary: str | None = None
 
 
-class ChatRequest(Generation, frozen=True, kw_only=True):
+class ChatRequest(Generation, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
@@ -206,7 +206,7 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
-class CompletionRequest(Generation, frozen=True, kw_only=True):
+class CompletionRequest(Generation, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions: plain text to go on from, or several."""
 
     prompt: Texts
@@ -214,7 +214,7 @@ class CompletionRequest(Generation, frozen=True, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
-class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/embeddings.
 
     `truncate_prompt_tokens` is vLLM's: so many tokens of each input, -1 = as many as the model takes.

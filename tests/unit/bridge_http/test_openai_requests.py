@@ -57,6 +57,20 @@ def error_of(body: object, path: str = "/v1/chat/completions") -> tuple[str | No
     return reply.json["error"]["param"], reply.json["error"]["message"]
 
 
+@pytest.mark.parametrize("tools", [b"\xff", b"\xc3\xa9"])
+def test_a_body_is_utf_8_also_where_nobody_reads_it(tools: bytes) -> None:
+    """What a tool has beside our fields is let pass, and still has to be text."""
+    body = json.dumps({**CHAT, "tools": [{"type": "function", "function": {"name": "f", "x": "?"}}]}).encode()
+    reply, task = post("/v1/chat/completions", body.replace(b"?", tools))
+
+    assert (reply.status, task is not None) == ((400, False) if tools == b"\xff" else (200, True))
+
+
+def test_minus_one_is_no_seed() -> None:
+    """Though it would be one: other servers take it for none."""
+    assert [task_of({"seed": seed}).seed for seed in (-1, -2)] == [None, 2**63 - 2]
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
