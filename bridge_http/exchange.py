@@ -6,7 +6,7 @@ import asyncio
 import http
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -22,8 +22,7 @@ WHOLE_BODY: Final = "zmqrt.whole_body"
 _CLIENT_GONE: Final = 499
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _VERSION: Final = b"HTTP/1.1 "
-_UNNAMED: Final = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
-_UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELDS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
 _WITHOUT_BODY: Final = (204, 304)
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("uvicorn.access")
@@ -53,13 +52,15 @@ class Exchange:
     An answer has a length, or comes in chunks, or (to HTTP/1.0) ends with its connection.
     """
 
-    def __init__(self, head: Head, scope: Scope, wire: _Wire, default_fields: Iterable[Field], *, logs: bool) -> None:
+    def __init__(self, head: Head, scope: Scope, wire: _Wire, default_fields: Sequence[Field], *, logs: bool) -> None:
         self._head = head
-        self._scope = {**scope, "extensions": {LEAVING: self.on_left, WHOLE_BODY: self.whole_body}}
+        scope["extensions"] = {LEAVING: self.on_left, WHOLE_BODY: self.whole_body}
+        self._scope = scope
         self._wire = wire
         self._default_fields = default_fields
         self._logs = logs
-        self._news = asyncio.Event()
+        self._has_news = False  # that `receive` has not told yet
+        self._news: asyncio.Event | None = None  # made for an app that waits; most bodies are here at once
         self._body = bytearray()
         self._waits_for_continue = head.expects_continue
         self._on_left: Callable[[], object] | None = None
@@ -79,7 +80,7 @@ class Exchange:
         """Take a piece of the body. Nobody asks for it after the answer."""
         if not self.is_complete:
             self._body += piece
-            self._news.set()
+            self._tell()
 
     @property
     def origin(self) -> str | None:
@@ -94,12 +95,12 @@ class Exchange:
     def end_body(self) -> None:
         """Note that the body is complete."""
         self.has_whole_body = True
-        self._news.set()
+        self._tell()
 
     def leave(self) -> None:
         """Note that the caller has left; the app is told as soon as it asks."""
         self.is_left = not self.is_complete
-        self._news.set()
+        self._tell()
         if self.is_left and self._on_left is not None:
             self._on_left()
 
@@ -130,6 +131,7 @@ class Exchange:
             await self._fail()
         if not self.has_started:
             self._log_access(_CLIENT_GONE)
+        self._scope.pop("extensions")  # which lead back here: no garbage is left that has to be looked for
 
     async def _fail(self) -> None:
         if self.is_complete:
@@ -166,12 +168,23 @@ class Exchange:
         self._waits_for_continue = False
         if not self.is_left and not self.is_complete:
             self._wire.want_body()
-            await self._news.wait()
-            self._news.clear()
+            await self._wait_for_news()
         if self.is_left or self.is_complete:
             return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), bytearray()
         return {"type": "http.request", "body": body, "more_body": not self.has_whole_body}
+
+    def _tell(self) -> None:
+        self._has_news = True
+        if self._news is not None:
+            self._news.set()
+
+    async def _wait_for_news(self) -> None:
+        if not self._has_news:
+            self._news = self._news or asyncio.Event()
+            self._news.clear()
+            await self._news.wait()
+        self._has_news = False
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
@@ -192,25 +205,28 @@ class Exchange:
         if self._waits_for_continue and not self.has_whole_body:
             self.keeps_alive = False  # it may send the body or not, so what comes next cannot be told
         self._waits_for_continue = False  # too late: it would stand within the answer
-        lines = [STATUS_LINES[status][self._sent_ahead :]]
-        for name, value in (*self._default_fields, *message.get("headers", ())):
-            lines.append(self._field(name.lower(), value))
-        lines += self._frame(status)
-        head = b"".join((*lines, b"\r\n"))
+        fields = self._fields((*self._default_fields, *message.get("headers", ())))
+        head = b"".join((STATUS_LINES[status][self._sent_ahead :], fields, *self._frame(status), b"\r\n"))
         if self._left:  # its body is there, and goes out with it
             self._held_head = head
         else:
             self._wire.write(head)
 
-    def _field(self, name: bytes, value: bytes) -> bytes:
-        if _UNNAMED.search(name) or _UNWRITABLE.search(value):
+    def _fields(self, fields: Sequence[Field]) -> bytes:
+        """Write the fields of an answer; those about its frame are looked at, and `connection` is written with it."""
+        lines: list[bytes] = []
+        for name, value in fields:
+            name = name.lower()  # noqa: PLW2901
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection":
+                self.keeps_alive = self.keeps_alive and value.lower() != b"close"
+                continue
+            lines.append(b"%s: %s\r\n" % (name, value))
+        written = b"".join(lines)
+        if not _FIELDS.fullmatch(written) or written.count(b"\n") > len(lines):
             raise RuntimeError("a field of an answer cannot be written: it would end the line")
-        if name == b"content-length":
-            self._left = int(value)
-        elif name == b"connection":
-            self.keeps_alive = self.keeps_alive and value.lower() != b"close"
-            return b""  # written once, with the frame
-        return b"%s: %s\r\n" % (name, value)
+        return written
 
     def _frame(self, status: int) -> list[bytes]:
         """Decide where the answer ends, and say so."""
@@ -237,7 +253,7 @@ class Exchange:
         if is_last:
             self.is_complete = True
             self._body.clear()
-            self._news.set()
+            self._tell()
             if not self.is_left:
                 self._wire.answered()
 

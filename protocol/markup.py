@@ -138,20 +138,6 @@ class AnswerParser:
         self._is_over = False
         self.is_cut_short = False
         """Whether the answer ended within a call."""
-        self._steps: dict[_State, Callable[[], Iterator[Delta]]] = {
-            "start": self._start,
-            "text": self._text,
-            "thought": self._thought,
-            "plain": self._plain,
-            "call": lambda: self._tagged(_CLOSE),
-            "function": lambda: self._tagged(_FUNCTION_CLOSE),
-            "mistral": self._mistral,
-            "llama": self._llama,
-            "bare": self._bare,
-            "deepseek": lambda: self._tagged(_DEEPSEEK_CLOSE),
-            "head": self._head,
-            "body": self._body,
-        }
 
     @property
     def has_called(self) -> bool:
@@ -173,9 +159,36 @@ class AnswerParser:
     def _run(self) -> Iterator[Delta]:
         while True:
             before = self._state, len(self._unread)
-            yield from self._steps[self._state]()
+            yield from self._step()
             if (self._state, len(self._unread)) == before:
                 return
+
+    def _step(self) -> Iterator[Delta]:  # noqa: C901 - a table would be made anew for each answer
+        match self._state:
+            case "start":
+                return self._start()
+            case "text":
+                return self._text()
+            case "thought":
+                return self._thought()
+            case "plain":
+                return self._plain()
+            case "call":
+                return self._tagged(_CLOSE)
+            case "function":
+                return self._tagged(_FUNCTION_CLOSE)
+            case "mistral":
+                return self._mistral()
+            case "llama":
+                return self._llama()
+            case "bare":
+                return self._bare()
+            case "deepseek":
+                return self._tagged(_DEEPSEEK_CLOSE)
+            case "head":
+                return self._head()
+            case "body":
+                return self._body()
 
     # --- words and thoughts ------------------------------------------------------------------------------------------
 
