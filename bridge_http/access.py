@@ -46,8 +46,8 @@ _REPEATED: Final = 100
 
 def request_id_of(headers: Mapping[str, str], rid: bytes) -> str:
     """Return the caller's id if it is one that may go into logs and headers, else our own in hex."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else rid.hex()
+    given = headers.get("x-request-id")
+    return given if given and _REQUEST_ID.fullmatch(given) else rid.hex()
 
 
 def rid_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> bytes | None:
@@ -55,8 +55,8 @@ def rid_of(headers: Mapping[str, str], tenant: str, method: str, path: str) -> b
 
     It is the same at every bridge; other tenants' never meet it.
     """
-    key = headers.get("idempotency-key", "")
-    if not KEY.fullmatch(key):
+    key = headers.get("idempotency-key")
+    if not key or not KEY.fullmatch(key):
         return None
     return hashlib.sha256(f"{tenant}\0{method}\0{path}\0{key}".encode()).digest()[:16]
 

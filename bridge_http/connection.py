@@ -98,7 +98,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio has it
         """Stop all clocks, and tell whoever works for it."""
         for clock in (self._deadline, self._write_deadline, self._probe):
-            clock.stop()
+            clock.end()
         self._is_over = True
         self._parser.drop()
         self.limit.remove(self)
@@ -166,7 +166,8 @@ class HttpConnection(asyncio.Protocol):
         """Wait until a reader has taken enough of what was sent."""
         if self._transport.is_closing():  # nothing holds up who writes any more, and the news needs a turn of the loop
             await asyncio.sleep(0)
-        await self._writable.wait()
+        if not self._writable.is_set():
+            await self._writable.wait()
 
     def want_body(self) -> None:
         """Read on, if reading stood still for a body that nobody asked for."""
@@ -222,13 +223,12 @@ class HttpConnection(asyncio.Protocol):
         self._is_reading_head = False
         self._deadline.stop()
         self.limit.mark_busy(self)
-        scope = self._scope_of(head)
-        fields = self._state.default_headers
+        scope, fields = self._scope_of(head), self._state.default_headers
         self._exchange = Exchange(head, scope, self, fields, logs=self._config.access_log)
-        if self._parser.is_in_body:
-            self._deadline.start(self.settings.body_timeout_s, self._body_is_late)
-        else:
+        if not self._parser.is_in_body:
             self._body_is_whole(self._exchange)
+        elif not self._parser.has_rest:
+            self._deadline.start(self.settings.body_timeout_s, self._body_is_late)
         task = asyncio.get_running_loop().create_task(self._exchange.run(self._app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)

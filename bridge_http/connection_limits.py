@@ -98,21 +98,50 @@ class ConnectionLimit:
 
 
 class Clock:
-    """Calls once, so long after it was started last."""
+    """Calls once, so long after it was started last.
+
+    Nearly every wait ends before its time. So a timer of the loop that rings too early for the present wait is left to
+    ring, and set anew then: a connection that answers many requests sets one every two minutes, and not for each.
+    """
 
     def __init__(self) -> None:
+        self._call: Callable[[], object] | None = None
+        self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
 
     def start(self, seconds: float, call: Callable[[], object]) -> None:
         """Begin anew."""
-        self.stop()
-        self._timer = asyncio.get_running_loop().call_later(seconds, call)
+        loop = asyncio.get_running_loop()
+        self._call, self._due = call, loop.time() + seconds
+        if self._timer is None or self._due < self._rings_at:
+            self._set(loop)
 
     def stop(self) -> None:
-        """Call nobody any more."""
+        """Call nobody any more, unless it is started again."""
+        self._call = None
+
+    def end(self) -> None:
+        """Stop for good, and leave nothing behind."""
+        self._call = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _set(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = self._due
+        self._timer = loop.call_at(self._due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        call, loop = self._call, asyncio.get_running_loop()
+        if call is not None and self._due > self._rings_at:
+            self._set(loop)
+        elif call is not None:
+            self._call = None
+            call()
 
 
 class _Answer(Protocol):
@@ -135,6 +164,10 @@ class PeerProbe:
     def stop(self) -> None:
         """Send nothing any more."""
         self._clock.stop()
+
+    def end(self) -> None:
+        """Stop for good."""
+        self._clock.end()
 
     def _wait(self, answer: _Answer, at: int) -> None:
         def now() -> None:

@@ -68,6 +68,7 @@ _ANTHROPIC_TYPE: Final = {
     504: "timeout_error",
 }
 """What Anthropic calls a failure, by its status; all others are `invalid_request_error` below 500, else `api_error`."""
+_MEDIA_TYPE: Final = MEDIA_TYPE.encode()
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _PARAM: Final = {ErrorKind.NOT_FOUND: "model", ErrorKind.WRONG_TASK: "model"}
 
@@ -215,9 +216,20 @@ def problem(error: Exception, path: str, request_id: str) -> object:
     return _body(_describe(error, path), path, request_id)
 
 
-def json_response(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
+class _JsonResponse(Response):
+    """An answer whose fields are known: the framework takes a tenth of a request to find them."""
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        latin = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self.raw_headers = [*latin, (b"content-length", b"%d" % len(body)), (b"content-type", _MEDIA_TYPE)]
+
+
+def json_response(status: int, body: object, headers: Mapping[str, str] = _NO_HEADERS) -> Response:
     """Answer with JSON."""
-    return Response(encode(body), status, headers, MEDIA_TYPE)
+    return _JsonResponse(status, encode(body), headers)
 
 
 def _body(failure: _Failure, path: str, request_id: str) -> object:

@@ -71,17 +71,18 @@ def read_head(raw: bytes) -> Head:
         text = f"the head has more than {MAX_FIELDS} fields, the limit of this bridge"
         raise RefusedError(431, "head_too_large", text)
     fields = _read_fields(raw)
-    once = _single(fields)
+    first = dict(reversed(fields))  # of two with one name the first counts
+    if len(first) < len(fields):
+        _refuse_doubles(fields)
     path, host = _path_of(method, target)
     if host is not None:  # RFC 9112 3.2.2: a target with a name counts, and the field does not
         fields = [(b"host", host), *(field for field in fields if field[0] != b"host")]
-    elif b"host" not in once and version == "1.1":
+    elif b"host" not in first and version == "1.1":
         raise RefusedError(400, "bad_host", "the request has no Host field, and HTTP/1.1 asks for one")
-    if not _HOST.fullmatch(once.get(b"host", b"") if host is None else host):
+    if not _HOST.fullmatch(first.get(b"host", b"") if host is None else host):
         raise RefusedError(400, "bad_host", "the Host field is neither a name nor an address")
     raw_path, _, query = path.partition(b"?")
-    connection = b",".join(value for name, value in fields if name == b"connection").lower()
-    options = [option.strip() for option in connection.split(b",")] if connection else []
+    options = _connection_options(fields) if b"connection" in first else ()
     return Head(
         method=method,
         version=version,
@@ -90,8 +91,8 @@ def read_head(raw: bytes) -> Head:
         query=query,
         fields=fields,
         keeps_alive=b"close" not in options and (version == "1.1" or b"keep-alive" in options),
-        expects_continue=version == "1.1" and _expects_continue(fields),
-        length=_length_of(once, version),
+        expects_continue=version == "1.1" and b"expect" in first and _expects_continue(fields),
+        length=_length_of(first, version),
     )
 
 
@@ -155,17 +156,19 @@ def _read_fields(raw: bytes) -> list[Field]:
     return listener.fields
 
 
-def _single(fields: list[Field]) -> dict[bytes, bytes]:
-    """Return those that may come once; two of them are two readings."""
-    once: dict[bytes, bytes] = {}
-    for name, value in fields:
-        if name not in _ONLY_ONCE:
-            continue
-        if name in once:
+def _refuse_doubles(fields: list[Field]) -> None:
+    """Refuse two of those that may come once: they are two readings."""
+    seen: set[bytes] = set()
+    for name, _ in fields:
+        if name in seen and name in _ONLY_ONCE:
             reason = "bad_host" if name == b"host" else "not_http"
             raise RefusedError(400, reason, f"the request has two {name.decode().title()} fields")
-        once[name] = value
-    return once
+        seen.add(name)
+
+
+def _connection_options(fields: list[Field]) -> list[bytes]:
+    values = b",".join(value for name, value in fields if name == b"connection").lower()
+    return [option.strip() for option in values.split(b",")]
 
 
 def _path_of(method: str, target: bytes) -> tuple[bytes, bytes | None]:
@@ -180,8 +183,8 @@ def _path_of(method: str, target: bytes) -> tuple[bytes, bytes | None]:
     raise RefusedError(400, "not_http", "the target of the request is neither a path nor a URL")
 
 
-def _length_of(once: dict[bytes, bytes], version: str) -> int | None:
-    encoding, length = once.get(b"transfer-encoding"), once.get(b"content-length")
+def _length_of(first: dict[bytes, bytes], version: str) -> int | None:
+    encoding, length = first.get(b"transfer-encoding"), first.get(b"content-length")
     if encoding is not None:
         if length is not None or version == "1.0":
             raise RefusedError(400, "not_http", "Transfer-Encoding is said beside Content-Length, or in HTTP/1.0")

@@ -86,7 +86,9 @@ _INSTEAD: Final[Mapping[str, str]] = {
 
 def tidy(path: str) -> str:
     """Write a path in the one way that is looked up: clients join addresses with a slash too many, or leave one."""
-    return _SLASHES.sub("/", path).rstrip("/") or "/"
+    if "//" in path:
+        path = _SLASHES.sub("/", path)
+    return path.rstrip("/") or "/"
 
 
 def shape_of(path: str) -> ApiShape:

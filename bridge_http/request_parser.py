@@ -78,6 +78,11 @@ class RequestParser:
         return self._left > 0 or self._chunks is not None
 
     @property
+    def has_rest(self) -> bool:
+        """Whether all that is missing of a body with a length lies here: nobody need be waited for."""
+        return self._chunks is None and self._left <= len(self._buffer)
+
+    @property
     def origin(self) -> str | None:
         """Which page asks, in a head that cannot be read; None where that has not come."""
         return origin_in(self._buffer)
