@@ -38,7 +38,10 @@ class Metrics:
         self._duration = Histogram(
             "zmqrt_http_request_duration_seconds", "From head to end.", path, buckets=_SECONDS, registry=own
         )
-        self.in_flight = Gauge("zmqrt_http_requests_in_flight", "Requests without an end.", registry=own)
+        self.in_flight = 0
+        under_way = Gauge("zmqrt_http_requests_in_flight", "Requests without an end.", registry=own)
+        under_way.set_function(lambda: self.in_flight)
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._first = Histogram(
             "zmqrt_http_time_to_first_token_seconds",
             "From asking the fleet to the first token, of streams.",
@@ -58,8 +61,12 @@ class Metrics:
 
     def answered(self, path: str, method: str, status: int, seconds: float) -> None:
         """Count an answer; `path` is a route, not what the client wrote."""
-        self._requests.labels(path, method, str(status)).inc()
-        self._duration.labels(path, method).observe(seconds)
+        series = self._series.get((path, method, status))
+        if series is None:  # the library takes longer to find them than to count
+            counter, histogram = self._requests.labels(path, method, str(status)), self._duration.labels(path, method)
+            series = self._series[path, method, status] = counter, histogram
+        series[0].inc()
+        series[1].observe(seconds)
 
     def streamed(self, result: Result, first_s: float) -> None:
         """Count a stream that has its result."""

@@ -57,14 +57,14 @@ class Counted:
             await send(message)
 
         in_flight = 0 if scope["path"] == _SCRAPE else 1  # who counts is not counted
-        self._metrics.in_flight.inc(in_flight)
+        self._metrics.in_flight += in_flight
         try:
             await self._app(scope, receive, watched)
         except Exception:
             status = status or 500  # the server answers so
             raise
         finally:
-            self._metrics.in_flight.dec(in_flight)
+            self._metrics.in_flight -= in_flight
             status = status or CLIENT_GONE  # a stream whose reader has left before its head
             route = self._routes.get(scope.get("endpoint"), "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"

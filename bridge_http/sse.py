@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 
 def wants_stream(accept: str) -> bool:
     """Return whether an Accept header asks for events (a weight of 0 refuses them)."""
-    for choice in accept.lower().split(","):
+    accept = accept.lower()
+    if "text/event-stream" not in accept:
+        return False
+    for choice in accept.split(","):
         media, *parameters = (part.strip() for part in choice.split(";"))
         if media == "text/event-stream":
             return not any(parameter in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
@@ -42,30 +45,29 @@ class KeepAlives:
     """One timer for all streams: it rings each that has been silent for KEEP_ALIVE_S, and again."""
 
     def __init__(self) -> None:
-        self._since: dict[EventStream, float] = {}  # who has been silent longest comes first
+        self._streams: set[EventStream] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, stream: EventStream) -> None:
+    def add(self, stream: EventStream) -> None:
         """Count its silence from now on."""
         loop = asyncio.get_running_loop()
-        self._since.pop(stream, None)
-        self._since[stream] = loop.time()
+        stream.spoke_at = loop.time()
+        self._streams.add(stream)
         if self._timer is None:
             self._timer = loop.call_later(KEEP_ALIVE_S, self._ring)
 
-    def stop(self, stream: EventStream) -> None:
+    def remove(self, stream: EventStream) -> None:
         """Ring it no more."""
-        self._since.pop(stream, None)
+        self._streams.discard(stream)
 
     def _ring(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for stream, since in list(self._since.items()):
-            if now - since < KEEP_ALIVE_S - _TICK_S:
-                break
-            self.start(stream)  # which sets no timer while this one is ringing
-            stream.ring()
-        first = next(iter(self._since.values()), None)
+        for stream in list(self._streams):
+            if now - stream.spoke_at >= KEEP_ALIVE_S - _TICK_S:
+                stream.spoke_at = now
+                stream.ring()
+        first = min((stream.spoke_at for stream in self._streams), default=None)
         self._timer = None if first is None else loop.call_later(first + KEEP_ALIVE_S - now, self._ring)
 
 
@@ -97,9 +99,10 @@ class EventStream(Response):
         self._idle = idle
         self._failure = failure
         self._keep_alives = keep_alives
-        self._sending = asyncio.Lock()  # two may have something to say: the events, and the silence between them
         self.has_begun = False
+        self.spoke_at = 0.0
         self._is_over = False
+        self._is_sending = False  # what comes next of the events
         self._idling: asyncio.Task[None] | None = None
         self._request_id = request_id
 
@@ -116,33 +119,43 @@ class EventStream(Response):
 
     async def _feed(self) -> None:
         try:
-            self._keep_alives.start(self)
+            self._keep_alives.add(self)
             async for piece in self._events:
                 await self._send_part(piece)
-                self._keep_alives.start(self)
         except Exception as error:
             if not self.has_begun:
                 raise
             log.info("stream failed: %s", error, extra={"request_id": self._request_id})
             await self._send_part(self._failure(error))
         finally:
-            self._keep_alives.stop(self)
-        async with self._sending:
-            self._is_over = True
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._keep_alives.remove(self)
+        await self._send_part(b"", is_last=True)
 
     def ring(self) -> None:
         """Send what is sent when nothing has come for a while."""
-        if not self._sending.locked():  # else its reader has not even taken what came before
-            self._idling = asyncio.ensure_future(self._send_part(None))
+        is_idling = self._idling is not None and not self._idling.done()
+        if not (self._is_sending or is_idling):  # else its reader has not even taken what came before
+            self._idling = asyncio.ensure_future(self._send_idle())
 
-    async def _send_part(self, piece: bytes | None) -> None:
-        """Send one; None = what `idle` says now."""
-        async with self._sending:
-            if self._is_over:
-                return
-            if not self.has_begun:
-                self.has_begun = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            body = self._idle() if piece is None else piece
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _send_idle(self) -> None:
+        if not self._is_over:
+            await self._begin()
+            await self._send({"type": "http.response.body", "body": self._idle(), "more_body": True})
+
+    async def _send_part(self, piece: bytes, *, is_last: bool = False) -> None:
+        """Send what comes next of the events; two may have something to say: they, and the silence between them."""
+        self._is_sending = True
+        if self._idling is not None:
+            await asyncio.wait([self._idling])
+            self._idling = None
+        self._is_over = is_last
+        if not self.has_begun:
+            await self._begin()
+        await self._send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+        self._is_sending = False
+        self.spoke_at = asyncio.get_running_loop().time()
+
+    async def _begin(self) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

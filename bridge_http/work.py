@@ -55,7 +55,7 @@ class Work:
         request = HttpRequest(path, headers, scope, receive, caller, traceparent)
         began_at, status = time.monotonic(), CLIENT_GONE
         streams: list[EventStream] = []
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             response = await self._answer(endpoint, request, send, streams)
             status = response.status_code
@@ -63,7 +63,7 @@ class Work:
             status = 500  # the server answers so
             raise
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
             for stream in streams:  # what its reader has seen, however it ended; without a head its reader has left
                 if stream.has_begun:
                     status = stream.status_code

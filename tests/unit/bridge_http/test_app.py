@@ -253,12 +253,12 @@ def test_streams_that_began_at_different_moments_share_one_clock(monkeypatch: py
             for _ in "123456"
         ]
         for stream in streams:
-            clock.start(stream)
+            clock.add(stream)
             await asyncio.sleep(0.003)
         for _ in streams:
             await enough.acquire()
         for stream in streams:
-            clock.stop(stream)
+            clock.remove(stream)
         return clock.calls, sum(stream.rung for stream in streams)
 
     enough = asyncio.Semaphore(0)
