@@ -12,7 +12,6 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypedDict, Unpack, cast
 
 import msgspec
@@ -109,8 +108,7 @@ class GenerateOptions(CallOptions, total=False):
 _COMMON: Final = frozenset(CallOptions.__annotations__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One request, ready to be sent. An empty `service` is chosen by the broker."""
 
     rid: bytes
@@ -124,7 +122,7 @@ class Call:
     priority: int = 0
     retries: int | None = None
     cost: int = 0
-    ext: dict[str, str | int | bool | None] = field(default_factory=dict[str, "str | int | bool | None"])
+    ext: dict[str, str | int | bool | None] = {}
 
 
 class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -306,16 +304,21 @@ def _checked_service(name: str) -> str:
 def _ext(
     options: _Checked, task: tasks.Task, *, service: str, default_model: str | None, stream: bool
 ) -> dict[str, str | int | bool | None]:
-    given: dict[str, str | int | bool | None] = {
-        # The broker reads no body: where no model is named it chooses by these.
-        "task": None if service else tasks.task_name(task),
-        "prefer": None if service else default_model,
-        "progress": None if stream else True,  # the time of a stream is time without progress anyway
-        "request_id": options.request_id,
-        "traceparent": options.traceparent,
-        "party": options.party,
-        prefix.EXT_KEY: prefix.prefix_hint(task),
-    }
+    ext: dict[str, str | int | bool | None] = {}
+    if not service:  # the broker reads no body: where no model is named it chooses by these
+        ext["task"] = tasks.task_name(task)
+        if default_model is not None:
+            ext["prefer"] = default_model
+    if not stream:  # the time of a stream is time without progress anyway
+        ext["progress"] = True
+    if options.request_id is not None:
+        ext["request_id"] = options.request_id
+    if options.traceparent is not None:
+        ext["traceparent"] = options.traceparent
+    if options.party is not None:
+        ext["party"] = options.party
+    if (hint := prefix.prefix_hint(task)) is not None:
+        ext[prefix.EXT_KEY] = hint
     if (needs := tasks.needs_of(task)) is not None:
-        given[capabilities.EXT_KEY] = needs
-    return {name: value for name, value in given.items() if value is not None}
+        ext[capabilities.EXT_KEY] = needs
+    return ext

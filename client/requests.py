@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class ClientRequestState(enum.Enum):
     """Where a request is; the module says what each means."""
 
+    __hash__ = object.__hash__  # each is one object; the hash of an Enum is a function in Python, called for each move
+
     WAITING = "waiting"
     SENT = "sent"
     ACKED = "acked"
@@ -253,7 +255,7 @@ class ClientRequest:
 
 def trimmed(partial: m.Partial, skip: int) -> m.Partial:
     """Drop the first units of a PARTIAL. Raises RequestError when its body is not a chunk."""
-    chunk = tasks.decode(partial.body, tasks.GenerateChunk)
+    chunk = tasks.decode_answer(partial.body, tasks.GenerateChunk)
     logprobs = chunk.logprobs[skip:] if chunk.logprobs is not None else None
     rest = tasks.GenerateChunk(ids=chunk.ids[skip:], text=chunk.text[skip:], logprobs=logprobs)
     return m.Partial(partial.rid, partial.seq + skip, partial.n - skip, tasks.encode(rest), partial.ext)

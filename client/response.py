@@ -78,13 +78,13 @@ class Embeddings:
 
 def read_result(final: m.Final, request_id: str) -> Result:
     """Read the end of a unary generation."""
-    body = tasks.decode(final.body, tasks.GenerateResult)
+    body = tasks.decode_answer(final.body, tasks.GenerateResult)
     return _result(final, body, (body.text or "") + body.tail, body.ids or [], body.logprobs, request_id)
 
 
 def read_embeddings(final: m.Final, request_id: str) -> Embeddings:
     """Read the end of an embedding."""
-    body = tasks.decode(final.body, tasks.EmbedResult)
+    body = tasks.decode_answer(final.body, tasks.EmbedResult)
     return Embeddings(
         vectors=_rows(body.vectors, request_id),
         usage=body.usage,
@@ -107,7 +107,7 @@ class StreamFold:
 
     def chunk(self, partial: m.Partial) -> Chunk:
         """Read one PARTIAL."""
-        body = tasks.decode(partial.body, tasks.GenerateChunk)
+        body = tasks.decode_answer(partial.body, tasks.GenerateChunk)
         if len(body.text) != partial.n:
             text = f"{partial.n} units were announced, and {len(body.text)} came"
             raise request_error(ErrorKind.MODEL_RAISED, text)
@@ -120,7 +120,7 @@ class StreamFold:
 
     def end(self, final: m.Final) -> tuple[Chunk | None, Result]:
         """Read FINAL: a last chunk if text was held back, and the result."""
-        body = tasks.decode(final.body, tasks.GenerateResult)
+        body = tasks.decode_answer(final.body, tasks.GenerateResult)
         if body.tail:
             self._pieces.append(body.tail)
         tail = tasks.GenerateChunk(ids=[], text=[])

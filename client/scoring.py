@@ -61,7 +61,7 @@ def read_ranking(request_id: str, documents: int) -> ResponseReader[Ranking]:
     """Read a score for each of so many documents."""
 
     def read(final: m.Final, request_id: str) -> Ranking:
-        body = tasks.decode(final.body, tasks.RerankResult)
+        body = tasks.decode_answer(final.body, tasks.RerankResult)
         if len(body.scores) != documents:
             text = f"the node answered {len(body.scores)} scores for {documents} documents"
             raise request_error(ErrorKind.MODEL_RAISED, text, request_id=request_id)
@@ -77,7 +77,7 @@ def read_classification(request_id: str, inputs: int) -> ResponseReader[Classifi
     """Read the classes of so many inputs."""
 
     def read(final: m.Final, request_id: str) -> Classification:
-        body = tasks.decode(final.body, tasks.ClassifyResult)
+        body = tasks.decode_answer(final.body, tasks.ClassifyResult)
         if [len(row) for row in body.probabilities] != [len(body.labels)] * inputs:
             text = f"the node answered other than {len(body.labels)} probabilities for each of {inputs} inputs"
             raise request_error(ErrorKind.MODEL_RAISED, text, request_id=request_id)

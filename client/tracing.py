@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from ..protocol import messages as m
 from ..protocol.errors import CancelledError, RequestError, ZmqrtError
@@ -47,7 +48,7 @@ def begin(call: Call, sink: Sink) -> tuple[Call, Sink]:
     if not span.is_recording():
         return call, sink
     ext = {**call.ext, "traceparent": traceparent_of(span)}
-    return replace(call, ext=ext), TracedSink(sink, Trace(span))
+    return msgspec.structs.replace(call, ext=ext), TracedSink(sink, Trace(span))
 
 
 def context_of(traceparent: str) -> Context | None:

@@ -25,8 +25,10 @@ def prefix_hint(task: Task) -> str | None:
     token ids four bytes each. Each hash is BLAKE2b (RFC 7693) with 8 bytes.
     """
     start = _start_of(task) if isinstance(task, Generate) else b""
+    if len(start) < BORDERS[0]:
+        return None
     hashes = [hashlib.blake2b(start[:at], digest_size=_HASH_BYTES).hexdigest() for at in BORDERS if len(start) >= at]
-    return ",".join(hashes) or None
+    return ",".join(hashes)
 
 
 def _start_of(task: Generate) -> bytes:

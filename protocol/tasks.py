@@ -6,6 +6,7 @@ against the structs below; unknown fields are refused, so that a misspelt parame
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import msgpack
@@ -311,6 +312,24 @@ def check(values: dict[str, Any], schema: type[B]) -> B:
 def decode(body: bytes, schema: type[B]) -> B:
     """Unpack and check a body. Raises RequestError (400) with the field named."""
     return check(unpack_map(body), schema)
+
+
+def decode_answer(body: bytes, schema: type[B]) -> B:
+    """Read what a node answers, in one step; what does not fit is read again as any body, which has words for it.
+
+    Raises:
+        RequestError: (400) with the field named.
+    """
+    decoder: msgspec.msgpack.Decoder[B] = _answer_decoder(schema)
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return decode(body, schema)
+
+
+@cache
+def _answer_decoder(schema: type[B]) -> msgspec.msgpack.Decoder[B]:
+    return msgspec.msgpack.Decoder(schema)
 
 
 def decode_task(body: bytes) -> Task:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from support.tiny_broker import TinyBroker
 from zmqrt.client import AsyncClient, BadRequestError, Client, NotFoundError, calls
@@ -111,7 +111,7 @@ def test_what_slips_through_and_cannot_be_packed_ends_alone(broken: dict[str, An
         other = client.submit("stay", stream=True, model="toy")
         call = calls.generate(CONFIG, "x", stream=False, options={"model": "toy"})
         mailbox = Mailbox()
-        client._io.submit(replace(call, **broken), mailbox)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way leads there
+        client._io.submit(structs.replace(call, **broken), mailbox)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way leads there
         end = mailbox.take(client._io, 10)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         assert isinstance(end, RequestError)
