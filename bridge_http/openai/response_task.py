@@ -5,7 +5,7 @@ Nothing is kept here: what refers to an answer from before is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -17,6 +17,7 @@ from ..json_body import encode
 from ..server_tools import kept_tools
 from .extras import EXTRAS, Extra
 from .grammars import ANY_OBJECT, schema_grammar
+from .passing import list_of, map_of
 from .requests import (
     DEFAULT_TEMPERATURE,
     LEAST_TOP_P,
@@ -97,7 +98,7 @@ def parse_response(body: bytes) -> ResponsesRequest:
         fields["text"] = nested("text", cast("dict[str, object]", text), known, _OF_TEXT)
     if isinstance(tools := fields.get("tools"), list):
         offered = kept_tools(cast("list[object]", tools), fields.get("tool_choice"))
-        fields["tools"] = [_tool(f"tools[{at}]", tool) for at, tool in offered]
+        fields["tools"] = [one for at, tool in offered for one in _tools_in(f"tools[{at}]", tool)]
     if isinstance(items := fields.get("input"), list):
         fields["input"] = _turns(cast("list[object]", items))
     return convert(fields, {}, ResponsesRequest)
@@ -128,6 +129,16 @@ def _item(path: str, given: object) -> object:
         text = f"{path}.type: items of type {show(kind)} are not understood, only {', '.join(_KINDS)}"
         raise InvalidRequestError(text, param=f"{path}.type", code=UNSUPPORTED)
     return nested(path, item, _CALLS[kind], _BESIDE)
+
+
+def _tools_in(path: str, given: object) -> Iterator[object]:
+    """Take a tool, or those of a namespace, each of which then knows its own."""
+    group = map_of(given) or {}
+    if group.get("type") != "namespace":
+        yield _tool(path, given)
+        return
+    for at, tool in enumerate(list_of(group.get("tools")) or []):
+        yield _tool(f"{path}.tools[{at}]", {**tool, "namespace": group.get("name")} if isinstance(tool, dict) else tool)
 
 
 def _tool(path: str, given: object) -> object:

@@ -13,11 +13,13 @@ from support.asgi import Exchange, call
 from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.errors import InvalidRequestError
 from zmqrt.bridge_http.openai import response_reply as r
 from zmqrt.bridge_http.openai.response_schema import ResponsesRequest
 from zmqrt.bridge_http.openai.response_task import parse_response, response_task
 from zmqrt.client.response import Chunk, Result
 from zmqrt.protocol.errors import ErrorKind, request_error
+from zmqrt.protocol.markup import CalledTool
 from zmqrt.protocol.tasks import ChatMessage, Generate, Grammar, Rendering, Tool, ToolCall, Usage
 
 PATH = "/v1/responses"
@@ -304,3 +306,17 @@ def test_an_answer_that_ends_within_a_call_is_incomplete() -> None:
     assert (cut.status, whole.status) == ("incomplete", "completed")
     assert whole.usage is not None
     assert whole.usage.output_tokens_details.reasoning_tokens == 2
+
+
+def test_functions_of_a_namespace_are_called_in_it() -> None:
+    """Codex offers some so, and finds them by it."""
+    group = {"type": "namespace", "name": "agents", "description": "Some.", "tools": [TOOL]}
+    request = parse_response(json.dumps({**ASK, "tools": [{**TOOL, "name": "g"}, group]}).encode())
+    frame = r.AnswerFrame(request, b"rid", 0)
+    calls = [msgspec.to_builtins(frame.item(0, CalledTool(0, name, "{}"), "completed")) for name in "gf"]
+
+    assert [tool.name for tool in response_task(request).tools] == ["g", "f"]
+    assert ["namespace" in call for call in calls] == [False, True]
+    assert calls[1]["namespace"] == "agents"
+    with pytest.raises(InvalidRequestError, match=r"tools\[0\]\.tools\[0\]\.type"):
+        parse_response(json.dumps({**ASK, "tools": [{**group, "tools": [{"type": "custom", "name": "c"}]}]}).encode())
