@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,6 +33,7 @@ from .cors import is_preflight
 from .errors import BadApiKeyError, ForbiddenHostError, HttpError, refusal
 from .key_ring import KeyRing
 from .paths import FILES
+from .standing import Standing
 
 _PROBES: Final = ("/health", "/livez", "/readyz", "/startupz")
 OPEN_PATHS: Final = frozenset({*_PROBES, *FILES})
@@ -176,6 +177,7 @@ class Caller(NamedTuple):
     tenant: Whose key came with it; "" where there are no keys.
     refused: Why it is not let in; None = it is.
     key: That key, and what goes for it.
+    standing: What becomes known of it on its way; None where nobody wants to know.
     """
 
     rid: bytes
@@ -183,13 +185,17 @@ class Caller(NamedTuple):
     tenant: str = ""
     refused: HttpError | None = None
     key: ApiKey | None = None
+    standing: Standing | None = None
 
 
 class Access:
     """Looks at each request before anybody answers it."""
 
-    def __init__(self, settings: BridgeSettings, ring: KeyRing) -> None:
+    def __init__(
+        self, settings: BridgeSettings, ring: KeyRing, is_noted: Callable[[ApiKey | None], bool] = lambda _: False
+    ) -> None:
         self._keys = ApiKeys(ring)
+        self._is_noted = is_noted
         self._names = None if settings.is_open_to_names else AllowedNames(settings.known_hosts, settings.known_origins)
 
     def caller_of(self, method: str, path: str, headers: Mapping[str, str]) -> Caller:
@@ -198,10 +204,13 @@ class Access:
         try:
             key = self._admit(method, path, headers)
         except (BadApiKeyError, ForbiddenHostError) as error:
-            return Caller(rid, request_id_of(headers, rid), refused=error)
+            return Caller(rid, request_id_of(headers, rid), refused=error, standing=self._standing(None))
         tenant = key.tenant if key is not None else ""
         rid = rid_of(headers, tenant, method, path) or rid  # an answer that is given again has the ids that it had
-        return Caller(rid, request_id_of(headers, rid), tenant, key=key)
+        return Caller(rid, request_id_of(headers, rid), tenant, key=key, standing=self._standing(key))
+
+    def _standing(self, key: ApiKey | None) -> Standing | None:
+        return Standing() if self._is_noted(key) else None
 
     def _admit(self, method: str, path: str, headers: Mapping[str, str]) -> ApiKey | None:
         if is_preflight(method, headers):  # of an origin that is not allowed: else it has been answered

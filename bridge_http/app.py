@@ -22,12 +22,15 @@ from ..protocol.origins import read_host
 from . import classify, health, infer, models, paths, rerank, static_files
 from .access import Access, AccessCheck
 from .anthropic import message_routes as anthropic
+from .audit import AuditLog
+from .audit_trail import AuditTrail
 from .broker_client import BrokerClient
 from .config import BridgeSettings
 from .cors import Cors, Origins
 from .errors import NoRouteError, refusal
 from .in_flight import InFlight
 from .key_ring import KeyRing
+from .metering import UsageMeter
 from .metrics import Metrics
 from .middleware import Counted, OneSpelling, Traced
 from .openai import response_routes as responses
@@ -37,12 +40,15 @@ from .snapshot_cache import SnapshotCache
 from .work import Endpoint, Work, failure
 
 
-def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
+def make_app(
+    broker: BrokerClient, settings: BridgeSettings, meter: UsageMeter | None = None, audit: AuditLog | None = None
+) -> ASGIApp:
     """Build the ASGI application."""
-    ring = KeyRing(settings)
+    ring, meter = KeyRing(settings), meter or UsageMeter(settings)
     snapshots = SnapshotCache(broker.status, brokers=settings.broker)
     metrics = Metrics(snapshots, ring)
-    in_flight = InFlight(broker, settings, metrics)
+    metrics.add(meter.metrics)
+    in_flight = InFlight(broker, settings, metrics, meter)
     ring.watch(in_flight.end_those_of)
     work = _work(in_flight, BodyReader(settings), snapshots)
     routes = _routes(in_flight, work, snapshots, metrics, ring)
@@ -51,9 +57,10 @@ def make_app(broker: BrokerClient, settings: BridgeSettings) -> ASGIApp:
     app = Starlette(routes=routes, middleware=[failures], exception_handlers={HTTPException: _misrouted})
     app.router.redirect_slashes = False  # a redirect names the scheme and host that the bridge sees, not its caller's
     known = {route.endpoint: route.path for route in routes}
-    access, origins = Access(settings, ring), Origins(settings.cors_origins)
+    access = Access(settings, ring, meter.wants if audit is None else lambda _: True)
+    origins = Origins(settings.cors_origins)
     others = Counted(Cors(AccessCheck(app, access), origins), metrics, known)
-    every = Work(others, work, access, origins, metrics)
+    every = Work(others, work, access, origins, metrics, AuditTrail(audit, settings) if audit is not None else None)
     return OneSpelling(every if settings.traces == "none" else Traced(every, known))
 
 

@@ -128,6 +128,17 @@ class BridgeSettings(CommonSettings):
         check=check_origins,
         help="Pages that browsers let read answers: https://NAME, https://*.NAME, app://NAME, null, or * for all.",
     )
+    usage_file: Path | None = setting(
+        None, metavar="FILE", help="Count what each tenant has had here (SQLite); bridges of one machine may share it."
+    )
+    audit_log: Path | None = setting(
+        None, metavar="FILE", help="Write a line of JSON for each request for work, without prompts and answers."
+    )
+    unrecorded: str = setting(
+        "serve",
+        choices=("serve", "refuse"),
+        help="What becomes of requests while usage file or audit log cannot be written: answered, or 503.",
+    )
     drain_timeout_s: float = setting(30.0, minimum=0.0, help="Time to finish what runs after SIGTERM.")
     traces: str = setting(
         "none",

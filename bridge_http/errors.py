@@ -166,6 +166,21 @@ class ForbiddenModelError(HttpError):
         self.status = 404 if path in OPENAI or path in ANTHROPIC else 403
 
 
+class LimitError(HttpError):
+    """More than the key, or its tenant, may ask for. The budget of a month is told as OpenAI tells it, for clients that
+    come back after a while else would come back all month.
+    """
+
+    status = 429
+
+    def __init__(self, text: str, wait_s: float, *, is_budget: bool) -> None:
+        super().__init__(text)
+        self.reason = "insufficient_quota" if is_budget else "rate_limit_exceeded"
+        self.openai_type = "insufficient_quota" if is_budget else "rate_limit_error"
+        again = {"x-should-retry": "false"} if is_budget else _NO_HEADERS
+        self.headers = {"retry-after": str(max(1, math.ceil(wait_s))), **again}
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Body of an answer that is no success: a sentence for people, a word for programs, and which request it was."""
 

@@ -14,7 +14,7 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from starlette.types import Receive, Scope
@@ -25,12 +25,13 @@ from ..client.scoring import Classification, Ranking
 from ..protocol.errors import ErrorKind, RequestError, request_error
 from ..protocol.limits import MAX_EXT_VALUE_CHARS
 from ..protocol.priority import CLASSES, LOWEST, NUMBERS, class_of
-from ..protocol.tasks import Classify, Embed, Generate, Rerank
+from ..protocol.tasks import Classify, Embed, Generate, Rerank, Task
 from .access import KEY, Caller
 from .broker_client import BrokerClient, RequestHandle
 from .config import BridgeSettings
 from .errors import BadApiKeyError, BadHeaderError, ForbiddenModelError, HttpError
 from .key_ring import WhyNot
+from .metering import UsageMeter
 from .metrics import Metrics
 from .request_body import unless_gone
 from .sse import KeepAlives
@@ -136,8 +137,9 @@ class InFlightRequest(Generic[R]):
 class InFlight:
     """Starts requests, and knows those under way by tenant and request id, so that they can be given up by name."""
 
-    def __init__(self, broker: BrokerClient, settings: BridgeSettings, metrics: Metrics) -> None:
+    def __init__(self, broker: BrokerClient, settings: BridgeSettings, metrics: Metrics, meter: UsageMeter) -> None:
         self.metrics = metrics
+        self._meter = meter
         self.settings = settings
         self.keep_alives = KeepAlives()
         self._broker = broker
@@ -163,24 +165,40 @@ class InFlight:
         if is_v1 and not stream:
             options["total_s"] = options.get("timeout_s")
         rid = _rid_of_choice(request.caller.rid, choice) if choice else request.caller.rid
-        return self._remember(self._broker.submit_task(task, stream=stream, rid=rid, **options), request)
+
+        def submit() -> RequestHandle[Result]:
+            return self._broker.submit_task(task, stream=stream, rid=rid, **options)
+
+        return self._remember(self._metered(submit, task, request, options, rid), request)
 
     def embed(self, task: Embed, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
         options = self._options(request, model)
-        return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
+
+        def submit() -> RequestHandle[Embeddings]:
+            return self._broker.submit_task(task, rid=request.caller.rid, **options)
+
+        return self._remember(self._metered(submit, task, request, options, request.caller.rid), request)
 
     def rerank(self, task: Rerank, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Ranking]:
         """Start a reranking; close what is returned. Raises as `embed`."""
         options = self._options(request, model)
-        return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
+
+        def submit() -> RequestHandle[Ranking]:
+            return self._broker.submit_task(task, rid=request.caller.rid, **options)
+
+        return self._remember(self._metered(submit, task, request, options, request.caller.rid), request)
 
     def classify(
         self, task: Classify, request: HttpRequest, *, model: str | None = None
     ) -> InFlightRequest[Classification]:
         """Start a classification; close what is returned. Raises as `embed`."""
         options = self._options(request, model)
-        return self._remember(self._broker.submit_task(task, rid=request.caller.rid, **options), request)
+
+        def submit() -> RequestHandle[Classification]:
+            return self._broker.submit_task(task, rid=request.caller.rid, **options)
+
+        return self._remember(self._metered(submit, task, request, options, request.caller.rid), request)
 
     def begun_at(self, request: HttpRequest) -> int:
         """Return when it was asked for first, in seconds since 1970: an answer given again is as old as it was."""
@@ -211,6 +229,17 @@ class InFlight:
             here.remove(pending)
         if not here:
             self._under_way.pop(name, None)
+
+    def _metered(
+        self, submit: Callable[[], RequestHandle[R]], task: Task, request: HttpRequest, options: CallOptions, rid: bytes
+    ) -> RequestHandle[R]:
+        """Start a request, when it has its reservation if it needs one."""
+        if not self._meter.wants(request.caller.key):
+            return submit()
+        is_first = rid == request.caller.rid
+        return self._meter.start(
+            submit, task, request.caller, rid=rid, model=options.get("model") or "", is_first=is_first
+        )
 
     def _remember(self, handle: RequestHandle[R], request: HttpRequest) -> InFlightRequest[R]:
         pending = InFlightRequest(self, handle, request)

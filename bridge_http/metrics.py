@@ -17,6 +17,7 @@ from ..client.response import Result
 from ..protocol.prometheus import FleetCollector
 from .key_ring import KeyRing
 from .snapshot_cache import SnapshotCache
+from .tenant_metrics import TenantMetrics
 
 REFUSED: Final = Counter(
     "zmqrt_http_refused", "Requests and connections refused before any path was looked at.", ["status"], registry=None
@@ -75,6 +76,10 @@ class Metrics:
     def left(self, stage: str) -> None:
         """Count a caller who did not wait for the end."""
         self._left.labels(stage).inc()
+
+    def add(self, tenants: TenantMetrics) -> None:
+        """Tell what is counted by tenant, too."""
+        tenants.register(self.registry)
 
     async def scrape(self, _request: Request) -> Response:
         """Answer GET /metrics; the fleet is asked at most once a second."""

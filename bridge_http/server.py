@@ -30,8 +30,10 @@ from ..protocol.addresses import addresses_of, join_host
 from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING_BRIDGE
 from .app import make_app
+from .audit import AuditLog
 from .config import BridgeSettings
 from .connection import protocol_for
+from .metering import UsageMeter
 from .middleware import start_traces
 
 BACKLOG: Final = 2048
@@ -126,12 +128,19 @@ def _serve(settings: BridgeSettings) -> None:
         name="bridge",
         max_outstanding=MAX_OUTSTANDING_BRIDGE,
     )
-    config = uvicorn_config(make_app(client, settings), settings)
+    meter = UsageMeter(settings)
+    audit = AuditLog(settings.audit_log) if settings.audit_log is not None else None
+    config = uvicorn_config(make_app(client, settings, meter, audit), settings)
     if settings.log_level == "info":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # that it starts and stops, our own lines say
     with contextlib.ExitStack() as held, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         listeners = [held.enter_context(listener) for listener in listen(settings)]
         server = _Server(config, ready_line(settings, listeners[0]))
+        held.callback(meter.close)
+        if audit is not None:
+            held.callback(audit.close)
+            if sys.platform != "win32":
+                signal.signal(signal.SIGHUP, lambda *_: audit.reopen())
         runner.run(_run(server, listeners, client))
 
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import Access
+from .audit_trail import AuditTrail
 from .cors import Origins
 from .errors import CLIENT_GONE, refusal
 from .in_flight import HttpRequest
@@ -30,13 +31,20 @@ class Work:
     """An ASGI app: those of its paths that are asked by POST, before another app."""
 
     def __init__(
-        self, app: ASGIApp, endpoints: Mapping[str, Endpoint], access: Access, origins: Origins, metrics: Metrics
+        self,
+        app: ASGIApp,
+        endpoints: Mapping[str, Endpoint],
+        access: Access,
+        origins: Origins,
+        metrics: Metrics,
+        audit: AuditTrail | None = None,
     ) -> None:
         self._app = app
         self._endpoints = endpoints
         self._access = access
         self._origins = origins
         self._metrics = metrics
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass a request on."""
@@ -48,6 +56,10 @@ class Work:
         fields = reversed(scope["headers"])  # of two with one name the first counts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
         caller = self._access.caller_of("POST", path, headers)
+        if self._audit is not None:
+            caller = self._audit.admit(caller)
+        if caller.standing is not None:
+            send = caller.standing.signing(send)
         route = "other"  # a stranger's refusals say nothing of how long answers take
         if caller.refused is None:
             scope["endpoint"], route = endpoint, path  # who traces looks it up there
@@ -69,7 +81,10 @@ class Work:
                     status = stream.status_code
                 elif status == stream.status_code:
                     status = CLIENT_GONE
-            self._metrics.answered(route, "POST", status, time.monotonic() - began_at)
+            took_s = time.monotonic() - began_at
+            self._metrics.answered(route, "POST", status, took_s)
+            if self._audit is not None:
+                self._audit.note(request, status, took_s)
 
     async def _answer(
         self, endpoint: Endpoint, request: HttpRequest, send: Send, streams: list[EventStream]

@@ -81,6 +81,11 @@ class ApiKey:
     revoked: str = ""
 
     @property
+    def is_limited(self) -> bool:
+        """Whether there is anything to count for it."""
+        return self.limits is not NO_LIMITS or self.tenant_limits is not NO_LIMITS
+
+    @property
     def id(self) -> str:
         """What people call it by: the beginning of its hash."""
         return id_of(self.digest)
@@ -213,7 +218,8 @@ def _key(entry: KeyEntry, digest: bytes, together: Limits) -> ApiKey:
 
 
 def _limits(words: Mapping[str, str]) -> Limits:
-    return Limits(*(read_count(words[name]) if name in words else None for name in _LIMITS))
+    found = Limits(*(read_count(words[name]) if name in words else None for name in _LIMITS))
+    return found if found != NO_LIMITS else NO_LIMITS
 
 
 def _class_of(word: str) -> PriorityClass:

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "demo": "Start everything, ask one question in two ways, stop everything.",
     "keygen": "Make the keys of a fleet of several machines.",
     "keys": "Make, list, revoke and rotate keys.",
+    "usage": "Show what each tenant has had, from the --usage-file of a bridge.",
     "config": "Write a settings file, or show each setting and where it comes from.",
     "completion": "Print the script that completes commands in your shell.",
 }

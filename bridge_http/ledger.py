@@ -1,0 +1,242 @@
+"""May a request go out, by what its key and its tenant have had; and what it took: transactions on the usage file.
+
+A request that is let in has a *reservation* from before it goes out until it is settled, and what is reserved counts
+like what was had. So a budget is never overdrawn by more than the one request that reaches its end: not by many at
+once, not by several bridges, not if one of them dies. What a dead bridge had reserved is settled by the others, or by
+the next one, as if all of it had been used.
+
+Everything here blocks, and runs in the thread of `ledger_thread.py`. Time comes in.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, NamedTuple
+
+from ..protocol.api_keys import Limits
+from ..protocol.usage_file import day_of, month_of, next_month
+
+SIGN_EVERY_S: Final = 2.0
+DEAD_AFTER_S: Final = 15.0
+"""Without a sign of life a bridge is dead: seven were due. One that was only stopped finds its requests settled."""
+_MINUTE_S: Final = 60.0
+Limit = Literal["rpm", "tpm", "concurrency", "budget"]
+
+
+class Subject(NamedTuple):
+    """Whose limits: a key's by its name, or ("" as name, None as that of counts) all of a tenant."""
+
+    tenant: str
+    name: str | None
+    limits: Limits
+
+
+class Reservation(NamedTuple):
+    """A request that wants to go out.
+
+    Attributes:
+        rid: Its name on the wire. Equal ones are one request, and counted once while it runs.
+        subjects: Whose limits it has to keep to.
+        requests: 0 for the further answers to one request.
+        prompt_tokens, completion_tokens: What it is thought to take.
+        most: What it can take.
+    """
+
+    rid: bytes
+    tenant: str
+    name: str
+    model: str
+    subjects: tuple[Subject, ...]
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    most: int
+
+
+class Settlement(NamedTuple):
+    """What a request took."""
+
+    reservation: Reservation
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    has_failed: bool
+
+
+class Left(NamedTuple):
+    """How much of a minute's limit is left, and in how long all of it is there again."""
+
+    limit: int
+    left: int
+    reset_s: float
+
+
+class Verdict(NamedTuple):
+    """Whether a request may go out: `refused_by` None = it may."""
+
+    requests: Left | None = None
+    tokens: Left | None = None
+    refused_by: Limit | None = None
+    limit: int = 0
+    retry_after_s: float = 0.0
+    is_of_tenant: bool = False
+
+
+class Ledger:
+    """One bridge's view of the usage file."""
+
+    def __init__(self, connection: sqlite3.Connection, bridge: str) -> None:
+        self._db = connection
+        self._bridge = bridge
+        self._signed_at = 0.0
+
+    def sign(self, now: float) -> None:
+        """Give a sign of life, and settle what dead bridges left."""
+        if now - self._signed_at < SIGN_EVERY_S:
+            return
+        self._signed_at = now
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._db.execute("INSERT OR REPLACE INTO bridges VALUES(?, ?)", (self._bridge, now))
+            dead = self._db.execute(
+                "SELECT rid, tenant, name, model, requests, prompt_tokens, completion_tokens FROM reservations"
+                " WHERE bridge NOT IN (SELECT bridge FROM bridges WHERE seen >= ?)",
+                (now - DEAD_AFTER_S,),
+            ).fetchall()
+            for rid, tenant, name, model, requests, prompt, completion in dead:
+                self._db.execute("DELETE FROM reservations WHERE rid = ?", (rid,))
+                self._add((tenant, name, model), (requests, 0, 1, prompt, completion), now)
+            self._db.execute("DELETE FROM bridges WHERE seen < ?", (now - 10 * DEAD_AFTER_S,))
+
+    def work(self, reserve: Sequence[Reservation], settle: Iterable[Settlement], now: float) -> list[Verdict]:
+        """Settle what has ended, then decide on what wants to go out; all in one transaction."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            for settlement in settle:
+                self._settle(settlement, now)
+            return [self._reserve(reservation, now) for reservation in reserve]
+
+    def close(self) -> None:
+        """Leave; what is still reserved is settled by others, in time."""
+        self._db.close()
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def _reserve(self, wanted: Reservation, now: float) -> Verdict:
+        known = self._db.execute("SELECT 1 FROM reservations WHERE rid = ?", (wanted.rid,)).fetchone()
+        if known is not None:  # its caller came back for it: the same request
+            self._db.execute("UPDATE reservations SET bridge = ? WHERE rid = ?", (self._bridge, wanted.rid))
+            return Verdict()
+        for subject in wanted.subjects:
+            refusal = self._refusal(subject, wanted, now)
+            if refusal is not None:
+                return refusal
+        left = [self._take(subject, wanted, now) for subject in wanted.subjects]
+        row = (*wanted[:1], self._bridge, *wanted[1:4], *wanted[5:], now)
+        self._db.execute("INSERT INTO reservations VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        return Verdict(_tightest(pair[0] for pair in left), _tightest(pair[1] for pair in left))
+
+    def _refusal(self, subject: Subject, wanted: Reservation, now: float) -> Verdict | None:
+        limits, is_of_tenant = subject.limits, subject.name is None
+        if limits.budget is not None:
+            had, reserved = self._had(subject, now)
+            if had + reserved >= limits.budget:
+                # What is only reserved may come free; else it is the next month that helps.
+                wait_s = 1.0 if had < limits.budget else next_month(now) - now
+                return Verdict(None, None, "budget", limits.budget, wait_s, is_of_tenant)
+        if limits.concurrency is not None:
+            count, wait_s = self._under_way(subject, now)
+            if count >= limits.concurrency:
+                return Verdict(None, None, "concurrency", limits.concurrency, wait_s, is_of_tenant)
+        for what, limit, wants in (("rpm", limits.rpm, wanted.requests), ("tpm", limits.tpm, _tokens(wanted))):
+            if limit is None or not wants:
+                continue
+            left = self._left(subject, what, limit, now)
+            missing = min(wants, limit) - left
+            if missing > 0:
+                named: Limit = "rpm" if what == "rpm" else "tpm"
+                return Verdict(None, None, named, limit, missing * _MINUTE_S / limit, is_of_tenant)
+        return None
+
+    def _had(self, subject: Subject, now: float) -> tuple[int, int]:
+        """Return the tokens that a month has seen, and those that are reserved."""
+        whose = (subject.tenant, subject.name, subject.name)
+        (had,) = self._db.execute(
+            "SELECT TOTAL(tokens) FROM months WHERE month = ? AND tenant = ? AND (? IS NULL OR name = ?)",
+            (month_of(now), *whose),
+        ).fetchone()
+        (reserved,) = self._db.execute(
+            "SELECT TOTAL(most) FROM reservations WHERE tenant = ? AND (? IS NULL OR name = ?)", whose
+        ).fetchone()
+        return int(had), int(reserved)
+
+    def _under_way(self, subject: Subject, now: float) -> tuple[int, float]:
+        """Return how many run, and when the next of them may end: each is on average half done."""
+        values = (now, subject.tenant, subject.name, subject.name)
+        query = "SELECT COUNT(*), AVG(? - at) FROM reservations WHERE tenant = ? AND (? IS NULL OR name = ?)"
+        count, age_s = self._db.execute(query, values).fetchone()
+        return int(count), max(1.0, age_s / count) if count else 1.0
+
+    def _left(self, subject: Subject, what: str, limit: int, now: float) -> float:
+        """Return how much of a minute's limit is left: it comes back evenly, and no more than all of it."""
+        row = self._db.execute(
+            "SELECT left, at FROM buckets WHERE tenant = ? AND name = ? AND what = ?",
+            (subject.tenant, _bucket(subject), what),
+        ).fetchone()
+        if row is None:
+            return float(limit)
+        left, at = float(row[0]), float(row[1])
+        return min(float(limit), left + max(0.0, now - at) * limit / _MINUTE_S)
+
+    def _take(self, subject: Subject, wanted: Reservation, now: float) -> tuple[Left | None, Left | None]:
+        limits = subject.limits
+        return (
+            self._draw(subject, "rpm", limits.rpm, wanted.requests, now),
+            self._draw(subject, "tpm", limits.tpm, _tokens(wanted), now),
+        )
+
+    def _draw(self, subject: Subject, what: str, limit: int | None, wants: int, now: float) -> Left | None:
+        if limit is None:
+            return None
+        left = min(float(limit), self._left(subject, what, limit, now) - wants)
+        row = (subject.tenant, _bucket(subject), what, left, now)
+        self._db.execute("INSERT OR REPLACE INTO buckets VALUES(?, ?, ?, ?, ?)", row)
+        return Left(limit, max(0, int(left)), (limit - left) * _MINUTE_S / limit)
+
+    # --- back --------------------------------------------------------------------------------------------------------
+
+    def _settle(self, ended: Settlement, now: float) -> None:
+        wanted = ended.reservation
+        if not self._db.execute("DELETE FROM reservations WHERE rid = ?", (wanted.rid,)).rowcount:
+            return  # by another of those that waited for it, or by others who took this bridge for dead
+        took = ended.prompt_tokens + ended.completion_tokens
+        counts = (wanted.requests, int(ended.has_failed), 0, ended.prompt_tokens, ended.completion_tokens)
+        self._add((wanted.tenant, wanted.name, ended.model), counts, now)
+        for subject in wanted.subjects:
+            self._draw(subject, "tpm", subject.limits.tpm, took - _tokens(wanted), now)
+
+    def _add(self, whose: tuple[str, str, str], counts: tuple[int, int, int, int, int], now: float) -> None:
+        self._db.execute(
+            "INSERT INTO usage VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " requests = requests + excluded.requests, failed = failed + excluded.failed,"
+            " unsettled = unsettled + excluded.unsettled, prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
+            " completion_tokens = completion_tokens + excluded.completion_tokens",
+            (day_of(now), *whose, *counts),
+        )
+        self._db.execute(
+            "INSERT INTO months VALUES(?, ?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens",
+            (month_of(now), *whose[:2], counts[3] + counts[4]),
+        )
+
+
+def _tokens(wanted: Reservation) -> int:
+    return wanted.prompt_tokens + wanted.completion_tokens
+
+
+def _bucket(subject: Subject) -> str:
+    return "*" if subject.name is None else f"={subject.name}"
+
+
+def _tightest(lefts: Iterable[Left | None]) -> Left | None:
+    return min((left for left in lefts if left is not None), key=lambda left: left.left, default=None)
