@@ -90,7 +90,7 @@ class Server:
         self._router_of: dict[object, RouterSocket] = {router.socket: router for router in self._routers}
         self._garbage = _GarbageCollection()
         self._done = asyncio.Event()
-        self._due = -math.inf
+        self._passed_at = self._due = -math.inf
         self._wake_at = math.inf
         self._wake: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
@@ -194,7 +194,10 @@ class Server:
     def _watch(self) -> None:
         """Look by the clock, too: broken connections, sockets, deadlines."""
         self._watchdog = asyncio.get_running_loop().call_later(_WATCHDOG_S, self._watch)
-        self._probe_broken()
+        if any(router.has_events() for router in self._routers):
+            self._probe_broken()
+        elif time.monotonic() - self._passed_at > _WATCHDOG_S / 2:  # else one has just looked into the same sockets
+            self._pass()
         self._cut_oversized()
         self._log_events(time.monotonic())
         self._log_starvation(time.monotonic())
@@ -237,7 +240,7 @@ class Server:
     def _work(self) -> bool:
         """Read, decide and send until nothing is left or the time of a pass is up; True if something is left."""
         core = self._core
-        begin = now = time.monotonic()
+        self._passed_at = begin = now = time.monotonic()
         stop_at = begin + _MAX_PASS_S
         waiting = self._look()
         while True:

@@ -207,6 +207,10 @@ class RouterSocket:
             if not peers:
                 del self._peers_of[fd]
 
+    def has_events(self) -> bool:
+        """Say whether connections have come or gone since the last call of `broken`."""
+        return transport.has_input(self._monitor)
+
     def broken(self) -> list[bytes]:
         """Return the sessions that may be gone: their descriptor was closed since the last call."""
         peers: list[bytes] = []
