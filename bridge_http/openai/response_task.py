@@ -138,7 +138,8 @@ def _tools_in(path: str, given: object) -> Iterator[object]:
         yield _tool(path, given)
         return
     for at, tool in enumerate(list_of(group.get("tools")) or []):
-        yield _tool(f"{path}.tools[{at}]", {**tool, "namespace": group.get("name")} if isinstance(tool, dict) else tool)
+        fields = map_of(tool)
+        yield _tool(f"{path}.tools[{at}]", tool if fields is None else {**fields, "namespace": group.get("name")})
 
 
 def _tool(path: str, given: object) -> object:

@@ -43,7 +43,7 @@ def test_a_recorded_request_is_answered(recorded: dict[str, Any], bridge: Proces
     """With success, in the shape of its API; or with the refusal that docs/agents.md names."""
     method, path, headers, body = (recorded[name] for name in ("method", "path", "headers", "body"))
     bare = path.partition("?")[0]
-    if not (body or {}).get("stream") or recorded["status"] != 200:
+    if body is None or not body.get("stream") or recorded["status"] != 200:
         if method == "HEAD":
             with asked(bridge, method, path, None, headers) as answer:
                 assert answer.status == recorded["status"]
