@@ -36,7 +36,7 @@ from rounds import CallOrder, CallOutcome
 TOKENS: Final = 128
 _WARM_UP_S: Final = 0.3
 _QUIET: Final = ("--log-format", "json", "--log-level", "warning")
-_INFER_END: Final = "event: done"
+INFER_END: Final = "event: done"
 _CHAT_END: Final = "data: [DONE]"
 
 
@@ -345,7 +345,7 @@ class Asker:
             max_tokens=TOKENS if load.is_stream else 1,
             is_stream=load.is_stream,
             model=contestant.model,
-            end_mark="" if not load.is_stream else _CHAT_END if contestant.model else _INFER_END,
+            end_mark="" if not load.is_stream else _CHAT_END if contestant.model else INFER_END,
         )
         process, said = (self._native, self._native_said) if contestant.is_native else (self._http, self._http_said)
         tell(process, msgspec.json.encode(order).decode())
