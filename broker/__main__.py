@@ -12,6 +12,7 @@ from ..protocol.descriptors import raise_limit
 from ..protocol.logs import configure_logging
 from ..protocol.settings import command
 from .config import BrokerSettings
+from .join_lines import open_to_others, show_lines
 from .server import Server
 
 log = logging.getLogger(__name__)
@@ -26,13 +27,21 @@ def main(settings: BrokerSettings) -> None:
     """Run a broker until it is told to leave."""
     configure_logging(settings.log_level, settings.log_format, role="broker")
     raise_limit()
+    if settings.print_join:
+        settings = open_to_others(settings)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 
 
 async def _serve(settings: BrokerSettings) -> None:
     server = Server(settings)
-    await server.run(lambda: click.echo(ready_line(settings, server.endpoints)))
+
+    def ready() -> None:
+        click.echo(ready_line(settings, server.endpoints))
+        if settings.print_join:
+            show_lines(settings, server.endpoints)
+
+    await server.run(ready)
     log.info("left")
 
 

@@ -14,9 +14,9 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from ..protocol import keys, transport
+from ..protocol import transport
+from ..protocol.authorized_keys import Principal, load_allowed
 from ..protocol.errors import ConfigurationError
-from ..protocol.keys import Principal
 from ..protocol.limits import MAX_NAME_CHARS
 
 _POLL_MS: Final = 200
@@ -29,8 +29,8 @@ class Gate:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], directory: Path) -> None:
         self._lists: dict[bytes, dict[bytes, Principal]] = {
-            b"zmqrt.client": keys.load_allowed(directory, "clients"),
-            b"zmqrt.worker": keys.load_allowed(directory, "workers"),
+            b"zmqrt.client": load_allowed(directory, "clients"),
+            b"zmqrt.worker": load_allowed(directory, "workers"),
         }
         for principal in (principal for listed in self._lists.values() for principal in listed.values()):
             name = principal.name

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ..protocol import limits
+from ..protocol.addresses import check_endpoint, join_host
+from ..protocol.errors import ConfigurationError
 from ..protocol.names import check_name
 from ..protocol.settings import CommonSettings, setting
 from ..protocol.timing import Timing
@@ -14,6 +16,14 @@ from .bounds import Bounds
 
 DEFAULT_CLIENTS: Final = "tcp://127.0.0.1:7555"
 DEFAULT_WORKERS: Final = "tcp://127.0.0.1:7556"
+
+
+def check_host(host: str) -> None:
+    """Refuse what could not stand in an endpoint. Raises ValueError."""
+    try:
+        check_endpoint(f"tcp://{join_host(host, 1)}")
+    except ConfigurationError:
+        raise ValueError("expected a name or an address, without a port") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,12 @@ class BrokerSettings(CommonSettings):
     )
     metrics_port: int | None = setting(
         None, minimum=0, maximum=65535, help="Serve /metrics on 127.0.0.1 at this port; 0 picks a free one."
+    )
+    print_join: bool = setting(
+        False, help="Let other machines join: make keys if there are none, listen for them, print a line for each role."
+    )
+    advertise: str | None = setting(
+        None, metavar="HOST", check=check_host, help="Name or address of this machine in those lines; else guessed."
     )
     io_threads: int = setting(2, minimum=1, maximum=16, help="Threads of libzmq; 4 pay off with keys and many peers.")
 

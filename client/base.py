@@ -13,7 +13,7 @@ from ..protocol.errors import ZmqrtError
 from ..protocol.limits import MAX_OUTSTANDING
 from . import calls, tracing
 from .calls import CallOptions, GenerateOptions
-from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, read_endpoints, read_folder
+from .config import DEFAULT_BROKER, ClientConfig, ClientSettings, read_client_line, read_endpoints, read_folder
 from .io_base import BaseIo
 from .io_thread import IoThread
 from .queries import QuerySpec
@@ -95,9 +95,10 @@ class BaseClient:
 
     def __init__(
         self,
-        brokers: str | Sequence[str] = DEFAULT_BROKER,
+        brokers: str | Sequence[str] | None = None,
         *,
         keys: str | os.PathLike[str] | None = None,
+        join: str | None = None,
         insecure: bool = False,
         connect_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
@@ -110,7 +111,8 @@ class BaseClient:
         """Keep the settings; nothing is connected yet.
 
         Args:
-            brokers: One endpoint, several, or several in one string, parted by commas.
+            brokers: One endpoint, several, or several in one string, parted by commas; else this machine's.
+            join: A line of `zmqrt keys fleet invite client`: brokers and a key in one.
             keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
             insecure: Go without keys even off this machine.
             connect_timeout_s: Longest wait for a broker to answer.
@@ -121,9 +123,13 @@ class BaseClient:
             max_outstanding: Requests at the broker at once, as far as it allows; the rest waits here.
             as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
         """
+        line = None if join is None else read_client_line(join)
+        if brokers is None:
+            brokers = line.brokers if line is not None else DEFAULT_BROKER
         self._config = ClientConfig(
             endpoints=read_endpoints(brokers),
             keys=read_folder(keys),
+            line_keys=None if line is None else line.peer_keys(),
             insecure=insecure,
             connect_timeout_s=connect_timeout_s,
             timeout_s=timeout_s,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from ..protocol.addresses import EXAMPLE, check_endpoint
 from ..protocol.errors import ConfigurationError
@@ -14,6 +14,10 @@ from ..protocol.limits import MAX_BROKERS, MAX_OUTSTANDING, MAX_OUTSTANDING_BRID
 from ..protocol.names import check_service, is_service, is_unicode
 from ..protocol.settings import LOG_LEVELS, CommonSettings, setting
 from . import arguments
+
+if TYPE_CHECKING:
+    from ..protocol.join_line import JoinLine
+    from ..protocol.keys import PeerKeys
 
 DEFAULT_BROKER: Final = "tcp://127.0.0.1:7555"
 MAX_WAITING: Final = 16_384
@@ -50,6 +54,8 @@ class ClientConfig:
 
     endpoints: tuple[str, ...]
     keys: Path | None = None
+    line_keys: PeerKeys | None = None
+    """Those of a line to join by; `keys` does not count then."""
     insecure: bool = False
     connect_timeout_s: float = 5.0
     timeout_s: float = 30.0
@@ -93,6 +99,19 @@ def read_endpoints(brokers: object) -> tuple[str, ...]:
             raise ConfigurationError(f"brokers: expected endpoints, which are text, got {arguments.shown(endpoint)}")
         found.append(endpoint.strip())
     return tuple(filter(None, found))
+
+
+def read_client_line(text: object) -> JoinLine:
+    """Read a line to join by that opens the port of clients. Raises ConfigurationError."""
+    from ..protocol.join_line import read_line, refuse_expired  # few programs have one
+
+    if not isinstance(text, str):
+        raise ConfigurationError(f"join: expected a line to join by, got {arguments.kind_of(text)}")
+    line = read_line(text)
+    refuse_expired(line)
+    if line.is_worker:
+        raise ConfigurationError("join: this line is for workers; ask for one for clients")
+    return line
 
 
 def read_folder(keys: object) -> Path | None:

@@ -81,10 +81,9 @@ class BaseIo(ABC):
 
     def _load_keys(self) -> key_files.PeerKeys | None:
         """Refuse what is unsafe before anything is opened."""
-        directory = self._config.keys
-        keys = (
-            key_files.load_peer(directory, "client", as_admin=self._config.as_admin) if directory is not None else None
-        )
+        directory, keys = self._config.keys, self._config.line_keys
+        if keys is None and directory is not None:
+            keys = key_files.load_peer(directory, "client", as_admin=self._config.as_admin)
         for endpoint in self._config.endpoints:
             transport.check_exposure(endpoint, has_keys=keys is not None, insecure=self._config.insecure)
         return keys

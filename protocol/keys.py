@@ -4,7 +4,7 @@
     DIR/worker/public.key, secret.key          the pair of workers
     DIR/client/public.key, secret.key          the pair of clients
     DIR/admin/public.key, secret.key           the pair of whoever may drain, load and see everybody's requests
-    DIR/authorized_workers, authorized_clients one "<public key in Z85> <principal> [admin] [bridge]" a line
+    DIR/authorized_workers, authorized_clients who may connect (authorized_keys.py)
 
 A worker or client machine needs only its own folder and broker/public.key. Secrets are written 0600, refused when
 others may read them, and never logged. Folders from before there was admin/ work as they did: their client/ is listed
@@ -19,18 +19,17 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import zmq
 
 from .errors import ConfigurationError
 from .failure import PeerRole
+from .file_edits import replace_text
 from .own_files import LooseFileError, everybody_may_write, read_text, refuse_readable
 
-_Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+Z85_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _ADMIN: Final = "admin"
-_BRIDGE: Final = "bridge"
-_RIGHTS: Final = frozenset({_ADMIN, _BRIDGE})
 _ROLES: Final = ("broker", "worker", "client", _ADMIN)
 
 
@@ -48,15 +47,6 @@ class PeerKeys:
 
     own: KeyPair
     server_public: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Whom a listed key stands for. Admins may drain, load and unload; bridges ask for others, and say for whom."""
-
-    name: str
-    is_admin: bool = False
-    is_bridge: bool = False
 
 
 def generate(directory: Path) -> list[Path]:
@@ -77,12 +67,12 @@ def generate(directory: Path) -> list[Path]:
             f"{present[0]} already holds a secret key; choose an empty directory, or delete it first"
         )
     written: list[Path] = []
-    pairs = {role: _new_pair() for role in _ROLES}
+    pairs = {role: new_pair() for role in _ROLES}
     for role, pair in pairs.items():
         written += _write_pair(directory / role, pair)
     listed = {"workers": ["worker"], "clients": ["client", f"{_ADMIN} {_ADMIN}"]}
     for group, entries in listed.items():
-        lines = [f"# public keys of {group}, one a line: <key> <name> [{_ADMIN}] [{_BRIDGE}]"]
+        lines = [f"# public keys of {group}, one a line: <key> <name> [admin] [bridge]"]
         lines += [f"{pairs[entry.split()[0]].public.decode()} {entry}" for entry in entries]
         written.append(_write_open(directory / f"authorized_{group}", "\n".join(lines) + "\n"))
     return written
@@ -96,7 +86,8 @@ def _write_open(path: Path, text: str) -> Path:
     return path
 
 
-def _new_pair() -> KeyPair:
+def new_pair() -> KeyPair:
+    """Make a pair that nobody else has."""
     public, secret = zmq.curve_keypair()
     return KeyPair(public, secret)
 
@@ -130,37 +121,42 @@ def load_peer(directory: Path, role: PeerRole, *, as_admin: bool = False) -> Pee
     is_admin_here = (directory / _ADMIN / "secret.key").exists()
     is_plain_here = (directory / role / "secret.key").exists()
     folder = _ADMIN if role == "client" and is_admin_here and (as_admin or not is_plain_here) else role
-    return PeerKeys(_load_pair(directory / folder), _read_key(directory / "broker" / "public.key"))
+    own = _load_pair(directory / folder, may_lack_public=True)
+    return PeerKeys(own, _read_key(directory / "broker" / "public.key"))
 
 
-def load_allowed(directory: Path, group: Literal["workers", "clients"]) -> dict[bytes, Principal]:
-    """Read an allow-list: public key in Z85 -> principal. Raises ConfigurationError naming file and line."""
-    path = directory / f"authorized_{group}"
-    allowed: dict[bytes, Principal] = {}
-    rights: dict[str, Principal] = {}
-    for number, line in enumerate(_read(path).splitlines(), 1):
-        words = line.split()
-        if not words or words[0] == "#":  # a key may begin with #, but a word of its own is a comment
-            continue
-        if not _Z85.fullmatch(words[0]) or len(words) > 4 or not _RIGHTS.issuperset(words[2:]):
-            form = f"<40 characters of key> <name> [{_ADMIN}] [{_BRIDGE}]"
-            raise ConfigurationError(f"{path}, line {number}: expected '{form}'")
-        name = words[1] if len(words) > 1 else words[0][:8]
-        principal = Principal(name, is_admin=_ADMIN in words[2:], is_bridge=_BRIDGE in words[2:])
-        if principal != (other := rights.setdefault(name, principal)):
-            what = _ADMIN if principal.is_admin != other.is_admin else _BRIDGE
-            raise ConfigurationError(
-                f"{path}, line {number}: {name} is {what} on one line and not on another, and rights go by the name; "
-                "give the keys two names"
-            )
-        allowed[words[0].encode()] = principal
-    return allowed
+def keep_joined(directory: Path, role: str, keys: PeerKeys) -> None:
+    """Keep the keys of a machine that joins in its folder. What is cut off in the middle leaves a pair that fits.
+
+    Args:
+        role: Whose pair it is; that of a bridge is where clients look.
+
+    Raises:
+        ConfigurationError: the folder is of another fleet, or cannot be written.
+    """
+    folder = directory / ("client" if role == "bridge" else role)
+    public = directory / "broker" / "public.key"
+    try:
+        for made in (directory, folder, public.parent):
+            made.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # a file system without modes
+                made.chmod(0o700)
+        if public.exists() and _read_key(public) != keys.server_public:
+            raise ConfigurationError(f"{directory} holds the keys of another fleet; choose a folder with --keys DIR")
+        replace_text(public, keys.server_public.decode() + "\n", mode=0o644)
+        (folder / "public.key").unlink(missing_ok=True)
+        replace_text(folder / "secret.key", keys.own.secret.decode() + "\n", mode=0o600)
+        replace_text(folder / "public.key", keys.own.public.decode() + "\n", mode=0o644)
+    except OSError as error:
+        raise ConfigurationError(f"{directory} cannot be written: {error.strerror}") from None
 
 
-def _load_pair(folder: Path) -> KeyPair:
+def _load_pair(folder: Path, *, may_lack_public: bool = False) -> KeyPair:
     secret = folder / "secret.key"
     with contextlib.suppress(FileNotFoundError):  # said below
         refuse_readable(secret)
+    if may_lack_public and secret.exists() and not (folder / "public.key").exists():  # `keep_joined` was cut off
+        return KeyPair(zmq.curve_public(_read_key(secret)), _read_key(secret))
     pair = KeyPair(_read_key(folder / "public.key"), _read_key(secret))
     if zmq.curve_public(pair.secret) != pair.public:
         raise ConfigurationError(f"{folder}: public.key and secret.key do not belong together")
@@ -168,13 +164,14 @@ def _load_pair(folder: Path) -> KeyPair:
 
 
 def _read_key(path: Path) -> bytes:
-    text = _read(path).strip()
-    if not _Z85.fullmatch(text):
+    text = read_key_text(path).strip()
+    if not Z85_KEY.fullmatch(text):
         raise ConfigurationError(f"{path} is not a key: expected 40 characters of Z85")
     return text.encode("ascii")
 
 
-def _read(path: Path) -> str:
+def read_key_text(path: Path) -> str:
+    """Read a file of keys. Raises ConfigurationError where it is missing, or everybody may change it."""
     try:
         text = read_text(path)
         is_loose = everybody_may_write(path)

@@ -5,9 +5,11 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Final
 
 from ..protocol.addresses import check_endpoints
+from ..protocol.join_line import check_line
 from ..protocol.limits import MAX_SERVICE_CHARS
 from ..protocol.names import check_name, check_service
 from ..protocol.settings import CommonSettings, setting
@@ -44,6 +46,14 @@ class WorkerSettings(CommonSettings):
         check=check_endpoints,
         help="Where brokers listen for workers; it serves all of them.",
     )
+    join: str | None = setting(
+        None,
+        metavar="LINE",
+        secret=True,
+        check=check_line,
+        help="Line from `zmqrt keys fleet invite worker` or `zmqrt-broker --print-join`: brokers and a key in one.",
+    )
+    join_file: Path | None = setting(None, metavar="FILE", help="A file that holds the line of --join.")
     node_id: str | None = setting(
         None, env=("NODE_ID",), check=check_name, help="Name of this node; else host name and process id."
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from ..protocol import transport
 from ..protocol.errors import EXIT_INTERRUPTED, ZmqrtError
-from ..protocol.keys import PeerKeys, load_peer
+from ..protocol.keys import PeerKeys
 from ..protocol.metrics_server import ask_loop, serve_metrics
 from ..protocol.timing import Backoff
 from ..protocol.version import VERSION
@@ -35,6 +35,7 @@ from .device_discovery import find_devices, largest_memory
 from .device_pool import DevicePool, GpuStats
 from .engines.base import EngineSpec, Phase, dtype_on
 from .gpu_monitor import GpuMonitor
+from .joining import joined
 from .memory_fit import ServingPlan
 from .model_files import ModelError
 from .model_resolver import Room, resolve_apart
@@ -50,9 +51,9 @@ log = logging.getLogger(__name__)
 
 async def serve(settings: WorkerSettings, *, client_endpoint: str | None = None) -> int:
     """Run a node until it is told to leave; return its exit code."""
+    settings, keys = joined(settings)
     for endpoint in settings.broker:
-        transport.check_exposure(endpoint, has_keys=settings.keys is not None, insecure=settings.insecure)
-    keys = load_peer(settings.keys, "worker") if settings.keys is not None else None
+        transport.check_exposure(endpoint, has_keys=keys is not None, insecure=settings.insecure)
     context = transport.make_context()
     try:
         return await _Node(settings, context, keys, client_endpoint).run()

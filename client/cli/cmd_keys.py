@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .fleet_keys import fleet
 from .http_keys import http
 
 
@@ -12,4 +13,5 @@ def command() -> None:
     """Do nothing but hold the kinds of keys."""
 
 
+command.add_command(fleet)
 command.add_command(http)

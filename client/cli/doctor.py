@@ -27,7 +27,7 @@ from typing import Final, Literal
 import msgspec
 import zmq
 
-from ...protocol import diagnose, keys
+from ...protocol import authorized_keys, diagnose, keys
 from ...protocol.children import UTF8_OUTPUT, python
 from ...protocol.errors import ConfigurationError, ZmqrtError
 from ...protocol.own_files import LooseFileError
@@ -220,8 +220,8 @@ def _key_loaders(directory: Path) -> dict[str, Callable[[], object]]:
 
     def load_broker() -> None:
         keys.load_server(directory)
-        keys.load_allowed(directory, "clients")
-        keys.load_allowed(directory, "workers")
+        authorized_keys.load_allowed(directory, "clients")
+        authorized_keys.load_allowed(directory, "workers")
 
     found: dict[str, Callable[[], object]] = {}
     if (directory / "client").exists():

@@ -49,8 +49,8 @@ def _checked(read: Callable[[str], object]) -> Callable[[click.Context, click.Pa
     return check
 
 
-def _moment_of(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
-    """Read when a key expires: a day, a time, or how long from now."""
+def moment_of(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    """Read a moment given as a day, a time, or how long from now; return it as files of keys have it."""
     if given is None:
         return None
     if (found := _FROM_NOW.fullmatch(given)) is not None:
@@ -85,7 +85,7 @@ def http() -> None:
 @click.option("--models", metavar="NAME[,NAME]", help="Models that it may ask, such as tiny,llama-*; else all.")
 @click.option("--priority", type=click.Choice(CLASSES), help="The highest class of its requests [default: default].")
 @_limits
-@click.option("--expires", metavar="WHEN", callback=_moment_of, help="A day, a time, or how long from now (30d).")
+@click.option("--expires", metavar="WHEN", callback=moment_of, help="A day, a time, or how long from now (30d).")
 def add(tenant: str, path: Path, **words: str | None) -> None:
     """Write the hash into the file, and the key to standard output."""
     _add(path, tenant, {name: value for name, value in words.items() if value is not None})
@@ -133,7 +133,7 @@ def revoke(key: str, path: Path) -> None:
 @click.argument("key")
 @_FILE
 @click.option(
-    "--overlap", default="1d", show_default=True, callback=_moment_of, help="How long the old one still works."
+    "--overlap", default="1d", show_default=True, callback=moment_of, help="How long the old one still works."
 )
 def rotate(key: str, path: Path, overlap: str) -> None:
     """Keep the name, and so what has been counted for it."""

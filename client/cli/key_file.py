@@ -6,12 +6,9 @@ form of a line is read by `protocol/api_keys.py`, as the bridge does.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
-import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +23,7 @@ from ...protocol.api_keys import (
     read_ring,
 )
 from ...protocol.errors import ConfigurationError
+from ...protocol.file_edits import alone, replace_text
 from ...protocol.own_files import read_text, refuse_readable
 from ...protocol.settings import unquoted
 
@@ -103,14 +101,14 @@ def find(path: Path, wanted: str) -> ApiKey:
 def edit(path: Path, change: Edit, *, make: bool = False) -> None:
     """Replace a file by what `change` makes of it. Raises ConfigurationError; nothing is written then."""
     path = path.resolve()  # a link goes on pointing to the file
-    with _alone(path.parent):
+    with alone(path.parent):
         text = _read(path, make=make)
         changed = change(text)
         try:
             check_keys([line for line in map(unquoted, changed.splitlines()) if line and not line.startswith("#")])
         except ValueError as error:
             raise ConfigurationError(f"{path}: {error}") from None
-        _replace(path, changed)
+        replace_text(path, changed, mode=0o600)
 
 
 def _read(path: Path, *, make: bool) -> str:
@@ -121,35 +119,6 @@ def _read(path: Path, *, make: bool) -> str:
         if make:
             return _HEAD
         raise ConfigurationError(f"{path} is not there; `zmqrt keys http add` makes it") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Generator[None]:
-    """Keep others of us from editing in a folder meanwhile: of two at once, the first one's line would be lost."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _entry_of(line: str, digest: bytes) -> tuple[str, dict[str, str]] | None:

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "drain": "Have a node finish what it runs and leave, and wait for it.",
     "models": "List the models that can be asked; fetch and convert others.",
     "demo": "Start everything, ask one question in two ways, stop everything.",
+    "join": "Join a fleet by the line that its operator has sent.",
     "keygen": "Make the keys of a fleet of several machines.",
     "keys": "Make, list, revoke and rotate keys.",
     "usage": "Show what each tenant has had, from the --usage-file of a bridge.",

@@ -19,7 +19,9 @@ from support.warm_start import Popen
 _PATIENCE_S = 60.0
 
 
-def zmqrt(*words: str, given: str | None = None, timeout_s: float = _PATIENCE_S) -> subprocess.CompletedProcess[str]:
+def zmqrt(
+    *words: str, given: str | None = None, timeout_s: float = _PATIENCE_S, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     with Popen(
         [sys.executable, "-m", "zmqrt.client.cli", *words],
@@ -27,6 +29,7 @@ def zmqrt(*words: str, given: str | None = None, timeout_s: float = _PATIENCE_S)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
+        env=env,
     ) as command:
         try:
             out, err = command.communicate(given, timeout_s)

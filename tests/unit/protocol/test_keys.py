@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from zmqrt.protocol import keys, own_files
+from zmqrt.protocol.authorized_keys import Principal, load_allowed
 from zmqrt.protocol.errors import ConfigurationError
 
 
@@ -21,11 +22,11 @@ def test_a_fleets_keys_are_made_and_read_back(tmp_path: Path) -> None:
     worker = keys.load_peer(tmp_path, "worker")
     client = keys.load_peer(tmp_path, "client")
     assert worker.server_public == client.server_public == server.public
-    assert keys.load_allowed(tmp_path, "workers") == {worker.own.public: keys.Principal("worker")}
+    assert load_allowed(tmp_path, "workers") == {worker.own.public: Principal("worker")}
     admin = keys.load_peer(tmp_path, "client", as_admin=True)
-    assert keys.load_allowed(tmp_path, "clients") == {
-        client.own.public: keys.Principal("client"),
-        admin.own.public: keys.Principal("admin", is_admin=True),
+    assert load_allowed(tmp_path, "clients") == {
+        client.own.public: Principal("client"),
+        admin.own.public: Principal("admin", is_admin=True),
     }
 
 
@@ -42,7 +43,7 @@ def test_a_client_is_an_admin_only_where_it_is_asked_for(tmp_path: Path) -> None
     (tmp_path / "admin").rename(tmp_path / "away")
     assert keys.load_peer(tmp_path, "client", as_admin=True).own.public == plain
     (tmp_path / "authorized_clients").write_text(f"{plain.decode()} client admin\n")
-    assert keys.load_allowed(tmp_path, "clients") == {plain: keys.Principal("client", is_admin=True)}
+    assert load_allowed(tmp_path, "clients") == {plain: Principal("client", is_admin=True)}
 
 
 def test_one_name_cannot_have_two_kinds_of_rights(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_one_name_cannot_have_two_kinds_of_rights(tmp_path: Path) -> None:
     listing.write_text(f"{'a' * 40} alice admin\n{'b' * 40} alice\n")
 
     with pytest.raises(ConfigurationError, match=r"line 2: alice is admin on one line and not on another"):
-        keys.load_allowed(tmp_path, "clients")
+        load_allowed(tmp_path, "clients")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
@@ -68,7 +69,7 @@ def test_files_from_windows_are_read(tmp_path: Path, encoding: str) -> None:
         return
     assert keys.load_peer(tmp_path, "client") == before
     keys.load_server(tmp_path)
-    assert len(keys.load_allowed(tmp_path, "clients")) == 2
+    assert len(load_allowed(tmp_path, "clients")) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
@@ -99,12 +100,12 @@ def test_what_everybody_may_change_is_refused(tmp_path: Path, name: str) -> None
         keys.generate(tmp_path)
     finally:
         os.umask(before)
-    keys.load_allowed(tmp_path, "clients")
+    load_allowed(tmp_path, "clients")
     keys.load_peer(tmp_path, "worker")
 
     (tmp_path / name).chmod(0o666)
     with pytest.raises(ConfigurationError, match=f"{name} may be changed by every user"):
-        _ = keys.load_allowed(tmp_path, "clients"), keys.load_peer(tmp_path, "worker")
+        _ = load_allowed(tmp_path, "clients"), keys.load_peer(tmp_path, "worker")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file modes there")
@@ -166,14 +167,14 @@ def test_allow_lists_take_comments_and_name_bad_lines(tmp_path: Path) -> None:
     odd = "#" + "a" * 39
     listing = tmp_path / "authorized_clients"
     listing.write_text(f"# a comment\n\n{odd} alice\n{'b' * 40}\n")
-    assert keys.load_allowed(tmp_path, "clients") == {
-        odd.encode(): keys.Principal("alice"),
-        b"b" * 40: keys.Principal("bbbbbbbb"),
+    assert load_allowed(tmp_path, "clients") == {
+        odd.encode(): Principal("alice"),
+        b"b" * 40: Principal("bbbbbbbb"),
     }
 
     listing.write_text("short alice\n")
     with pytest.raises(ConfigurationError, match="line 1"):
-        keys.load_allowed(tmp_path, "clients")
+        load_allowed(tmp_path, "clients")
 
 
 def test_rights_stand_behind_the_name(tmp_path: Path) -> None:
@@ -182,14 +183,14 @@ def test_rights_stand_behind_the_name(tmp_path: Path) -> None:
     path = tmp_path / "authorized_clients"
     path.write_text(f"{one} edge bridge\n{two} boss bridge admin\n")
     path.chmod(0o600)
-    assert keys.load_allowed(tmp_path, "clients") == {
-        one.encode(): keys.Principal("edge", is_bridge=True),
-        two.encode(): keys.Principal("boss", is_admin=True, is_bridge=True),
+    assert load_allowed(tmp_path, "clients") == {
+        one.encode(): Principal("edge", is_bridge=True),
+        two.encode(): Principal("boss", is_admin=True, is_bridge=True),
     }
 
     path.write_text(f"{one} edge bridge\n{two} edge\n")
     with pytest.raises(ConfigurationError, match="edge is bridge on one line and not on another"):
-        keys.load_allowed(tmp_path, "clients")
+        load_allowed(tmp_path, "clients")
     path.write_text(f"{one} edge bidge\n")
     with pytest.raises(ConfigurationError, match=r"\[admin\] \[bridge\]"):
-        keys.load_allowed(tmp_path, "clients")
+        load_allowed(tmp_path, "clients")

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from zmqrt.client.cli.main import cli
-from zmqrt.protocol.keys import load_allowed, load_peer, load_server
+from zmqrt.protocol.authorized_keys import load_allowed
+from zmqrt.protocol.keys import load_peer, load_server
 
 
 @pytest.fixture(autouse=True)
