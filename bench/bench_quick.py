@@ -1,7 +1,8 @@
 """Has anything become dearer? Counts and ratios beside those that were accepted last, in expected.json; under 90 s.
 
-Counts (core_counts.py, bridge_counts.py) are the same on every machine and may grow by 2 %. Ratios are CPU times beside
-those of a bare Starlette and of libzmq's proxy, loaded in turn; a busy machine moves them, so they may grow by 40 %.
+Counts (core_counts.py, node_counts.py, bridge_counts.py) are the same on every machine and may grow by 2 %. Ratios are
+CPU times beside those of a bare Starlette and of libzmq's proxy, loaded in turn; a busy machine moves them, so they may
+grow by 40 %.
 What has become cheaper is told and fails nothing. `--accept` writes what was found into expected.json, for a commit
 that says why.
 """
@@ -19,6 +20,7 @@ import bridge_counts
 import click
 import core_counts
 import msgspec
+import node_counts
 from processes import HERE
 from rich.console import Console
 from rich.table import Table
@@ -61,8 +63,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def measure_counts() -> dict[str, core_counts.Count]:
-    """Count what the cores and the bridge do."""
-    return core_counts.measure() | bridge_counts.measure()
+    """Count what the cores, a node and the bridge do."""
+    return core_counts.measure() | node_counts.measure() | bridge_counts.measure()
 
 
 def count(expected: Expected) -> tuple[list[Finding], dict[str, core_counts.Count]]:

@@ -84,12 +84,16 @@ class EngineLoop:
     def run(self) -> None:
         """Go round. Raises what breaks an engine; what the step before it made has been sent."""
         while not (self._is_stopped or self._channel.is_over):
-            self._wait()
-            self._take_in()
-            try:
-                self._advance()
-            finally:
-                self._report()
+            self.turn()
+
+    def turn(self) -> None:
+        """Go round once: wait for something to do, do it, and tell the agent."""
+        self._wait()
+        self._take_in()
+        try:
+            self._advance()
+        finally:
+            self._report()
 
     def _wait(self) -> None:
         if self._is_anyone_busy() or self._out.has_step() or self._out.messages:
