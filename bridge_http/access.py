@@ -87,9 +87,11 @@ class ApiKeys:
         why = "this key is not one of those that the bridge was given (API_KEYS)"
         for sent in given:
             key = self._ring.find(digest_of(sent.encode("latin-1", "replace")))  # as it came over the wire
-            if key is not None and not (reason := self._ring.why_not(key)):
+            if key is None:
+                continue
+            why = self._ring.why_not(key)
+            if not why:
                 return key
-            why = reason if key is not None else why
         raise BadApiKeyError(why)
 
 

@@ -140,7 +140,7 @@ def _serve(settings: BridgeSettings) -> None:
         if audit is not None:
             held.callback(audit.close)
             if sys.platform != "win32":
-                signal.signal(signal.SIGHUP, lambda *_: audit.reopen())
+                signal.signal(signal.SIGHUP, lambda _number, _frame: audit.reopen())
         runner.run(_run(server, listeners, client))
 
 

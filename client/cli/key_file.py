@@ -74,7 +74,8 @@ def with_words(text: str, digest: bytes, words: Mapping[str, str]) -> str:
 def words_of(path: Path, digest: bytes) -> dict[str, str]:
     """Return the words that stand on the line of a key."""
     text = _read(path, make=False)
-    return next((found[1] for line in text.splitlines() if (found := _entry_of(line, digest)) is not None), {})
+    found = next(filter(None, (_entry_of(line, digest) for line in text.splitlines())), None)
+    return found[1] if found is not None else {}
 
 
 def listed(path: Path) -> list[ApiKey]:

@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import itertools
 import json
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def check_sums(team: Team, tenant: str, number: int) -> None:
     """Ask so many mixed questions, and compare what was counted with what the answers say."""
     key = team.key(tenant, "--name", "ci")
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        said = list(pool.map(lambda each: mixed(team, key, each)(), range(number)))
+        said = [one.result() for one in [pool.submit(mixed(team, key, each)) for each in range(number)]]
 
     expected = (number, sum(one["prompt_tokens"] for one in said), sum(one["completion_tokens"] for one in said))
     assert team.sums(tenant) == expected
@@ -175,6 +176,24 @@ def test_a_revoked_keys_stream_ends_with_the_reason(team: Team) -> None:
     assert team.models(team.bridges[0], keys[0]) == 401
     lines = [json.loads(line) for line in (team.folder / "audit.jsonl").read_text().splitlines()]
     assert "gone" in {line.get("name") for line in lines}
+
+
+def test_the_audit_log_goes_on_under_its_name(team: Team) -> None:
+    """After it was moved away, and the bridge told so."""
+    path, key = team.folder / "audit.jsonl", team.key("audited")
+    path.rename(team.folder / "audit.old")
+    team.bridges[0].signal(signal.SIGHUP)
+    assert chat(team.bridges[0], key)["completion_tokens"] == TOKENS
+
+    line = json.loads(eventually(lambda: path.read_text() if path.exists() else None, what="a line is written"))
+    facts = {name: line[name] for name in ("tenant", "path", "status", "model", "completion_tokens")}
+    assert facts == {
+        "tenant": "audited",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "model": "mock",
+        "completion_tokens": TOKENS,
+    }
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ class House:
     def __init__(self, folder: Path, *keys: str, fleet: FakeFleet | None = None, **more: Any) -> None:
         self.file = folder / "usage.db"
         self.fleet = fleet or FakeFleet("Hello")
-        self.settings = BridgeSettings(api_keys=keys, **{"usage_file": self.file, **more})
+        more.setdefault("usage_file", self.file)
+        self.settings = BridgeSettings(api_keys=keys, **more)
         self.meter = UsageMeter(self.settings)
         self.audit = AuditLog(self.settings.audit_log) if self.settings.audit_log else None
         self.app: ASGIApp = make_app(self.fleet, self.settings, self.meter, self.audit)

@@ -100,7 +100,7 @@ def test_users_of_a_tenant_share_its_turns() -> None:
 
 def test_only_a_bridge_speaks_for_others() -> None:
     """Who is none parts what it has among its own: all of that is one tenant's."""
-    stage, worker = busy(is_bridge=lambda user: user == "bridge")
+    stage, worker = busy(is_bridge="bridge".__eq__)
     sly, bridge = stage.client(user="sly"), stage.client(user="bridge")
     for party in range(10):
         ask(sly, range(100 * party, 100 * party + 10), f"made-up-{party}")
@@ -112,7 +112,7 @@ def test_only_a_bridge_speaks_for_others() -> None:
 
 def test_a_bridge_may_ask_for_what_is_urgent() -> None:
     """Its callers' classes are its own business; another client's priority is lowered."""
-    stage, worker = busy(is_bridge=lambda user: user == "bridge", is_admin=lambda user: False)
+    stage, worker = busy(is_bridge="bridge".__eq__, is_admin="root".__eq__)
     ask(stage.client(user="plain"), range(1, 3), prio=10)
     ask(stage.client(user="bridge"), range(11, 13), "acme", prio=10)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zmqrt.protocol.api_keys import HASH, NO_LIMITS, ApiKey, Limits, digest_of, read_count, read_moment, read_ring
 
@@ -91,3 +95,22 @@ def test_numbers_and_times() -> None:
     assert [read_count(text) for text in ("7", "2k", "3M", "1G")] == [7, 2000, 3_000_000, 10**9]
     assert read_moment("1970-01-02") == 86400
     assert read_moment("1970-01-01T02:00+01:00") == 3600
+
+
+@given(st.lists(st.text(max_size=80), max_size=5))
+def test_whatever_stands_in_a_file_is_a_key_or_a_mistake(lines: list[str]) -> None:
+    """Never another exception, and no key in an error."""
+    with contextlib.suppress(ValueError):
+        assert all(key.tenant for key in read_ring(lines).values())
+
+
+@given(st.text(alphabet="=, *abrpmk0159$:-", max_size=40))
+def test_whatever_stands_behind_a_hash_is_read_or_named(words: str) -> None:
+    """A line that is read says what it says: no word is passed over."""
+    try:
+        key = only(f"acme:{HASH}{HEX} {words}")
+    except ValueError as error:
+        assert HEX not in str(error)
+        return
+    assert key.digest == digest_of(SECRET)
+    assert bool(words.split()) == (key != only(f"acme:{HASH}{HEX}") or "name=" in words or "priority=default" in words)
