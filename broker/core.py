@@ -19,12 +19,12 @@ from typing import cast
 from ..protocol import messages as m
 from ..protocol.codec import BadMessage
 from ..protocol.errors import ErrorKind, ProtocolError, clip
-from ..protocol.snapshot import Snapshot
+from ..protocol.snapshot import EventKind, Snapshot
 from ..protocol.timing import Timing
 from .availability import forget, wait_until
 from .bounds import Bounds
 from .client_handler import handle_client
-from .completion import abandon_unpackable, fail
+from .completion import abandon_unpackable, dismiss, fail
 from .counters import Counters
 from .delivery import acknowledge, next_acknowledgement
 from .dispatch import end_grace, expire, pump, take_back
@@ -156,6 +156,23 @@ class Broker:
             self.peer_gone(side, peer, now)
         pump(self.state, now)
 
+    def shut_out(self, side: Side, peer: bytes, why: str, now: float) -> None:
+        """End what a peer has here, for its key is let in no more: streams with the reason, leases go elsewhere."""
+        text = clip(why)
+        session = self.state.sessions.get(peer) if side is CLIENTS else None
+        if side is WORKERS:
+            self._send_off(peer, 403, text, now)
+        elif session is not None:
+            for subscriber in list(session.subscribers.values()):
+                dismiss(self.state, subscriber, ErrorKind.FORBIDDEN, text, now)
+            self.state.tell_client(session, error(None, ErrorKind.FORBIDDEN, text))
+            close_session(self.state, session, now, why)
+        pump(self.state, now)
+
+    def note_gate(self, kind: EventKind, subject: str, text: str, now: float) -> None:
+        """Record what the gate did: whom it refused, and whose key it lets in no more."""
+        self.state.events.record(kind, subject, text, now)
+
     def tick(self, now: float) -> None:
         """Act on everything that is due."""
         state = self.state
@@ -282,12 +299,15 @@ class Broker:
         state.events.record("muted", side.value, f"a peer: {why}; it is ignored for a minute", now)
         text = clip(f"{why}: this session is closed, and ignored for a minute")
         if side is WORKERS:
-            self.out.append((side, peer, m.Dismiss(400, text)))
-            node = state.nodes.get(peer)
-            if node is not None:
-                leave(state, node, now)
+            self._send_off(peer, 400, text, now)
         else:
             self.out.append((side, peer, error(None, ErrorKind.FORBIDDEN, text)))
             session = state.sessions.get(peer)
             if session is not None:
                 close_session(state, session, now, why)
+
+    def _send_off(self, peer: bytes, code: int, text: str, now: float) -> None:
+        self.out.append((WORKERS, peer, m.Dismiss(code, text)))
+        node = self.state.nodes.get(peer)
+        if node is not None:
+            leave(self.state, node, now)

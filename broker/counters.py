@@ -82,12 +82,13 @@ class Stage(enum.Enum):
 class LabelledCounters:
     """Counters by a label; those that are known beforehand stand at 0 from the start, as alerts want it."""
 
-    __slots__ = ("cancellations", "failures", "redispatches")
+    __slots__ = ("cancellations", "failures", "redispatches", "zap_refused")
 
     def __init__(self) -> None:
         self.failures = {kind.value: 0 for kind, row in TABLE.items() if row.code >= _SERVER_ERROR}
         self.redispatches = {reason.value: 0 for reason in LossReason}
         self.cancellations = {stage.value: 0 for stage in Stage}
+        self.zap_refused: dict[str, int] = {}
 
     def copy(self) -> dict[str, dict[str, int]]:
         """Return copies by name, for a snapshot."""
@@ -95,4 +96,5 @@ class LabelledCounters:
             "failures": dict(self.failures),
             "redispatches": dict(self.redispatches),
             "cancellations": dict(self.cancellations),
+            "zap_refused": dict(self.zap_refused),
         }

@@ -36,12 +36,14 @@ _LEVELS: Final[dict[EventKind, EventLevel]] = {
     "rejected": "warning",
     "request_failed": "warning",
     "muted": "warning",
+    "key_refused": "warning",
+    "key_ended": "warning",
 }
 """info: as it should be. warning: somebody may have waited longer, or was refused. error: a machine needs a look."""
 
 
-NODE_EVENTS: Final = frozenset(_LEVELS) - {"rejected", "request_failed", "muted"}
-"""Those whose subject is a node; that of the others is a reason, or a side."""
+NODE_EVENTS: Final = frozenset(_LEVELS) - {"rejected", "request_failed", "muted", "key_refused", "key_ended"}
+"""Those whose subject is a node; that of the others is a reason, a side, an address or a principal."""
 
 
 class _Entry(msgspec.Struct, eq=False):

@@ -47,6 +47,8 @@ _WATCHDOG_S: Final = 0.1
 """A pass by the clock, in case a wake-up was lost all the same."""
 _FAREWELL_S: Final = 2.0
 _STARVED_LOG_S: Final = 60.0
+_LAST_WORDS_S: Final = 0.3
+"""For the reason to reach a peer before its connection is reset."""
 _LINGER_MS: Final = 250
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
 _GC_IDLE_S: Final = 2.0
@@ -54,6 +56,10 @@ _GC_BUSY_OBJECTS: Final = 500
 """New objects between two looks: a heartbeat makes a handful, a request dozens."""
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 log = logging.getLogger(__name__)
+
+
+class GateError(ZmqrtError):
+    """Nobody can say any more who may connect."""
 
 
 class Server:
@@ -90,6 +96,7 @@ class Server:
         self._router_of: dict[object, RouterSocket] = {router.socket: router for router in self._routers}
         self._garbage = _GarbageCollection()
         self._done = asyncio.Event()
+        self._fatal: GateError | None = None
         self._passed_at = self._due = -math.inf
         self._wake_at = math.inf
         self._wake: asyncio.TimerHandle | None = None
@@ -153,6 +160,8 @@ class Server:
                 loop.remove_reader(descriptor)
             await self._say_goodbye()
             self._close()
+        if self._fatal is not None:
+            raise self._fatal
 
     def _collector(self, loop: asyncio.AbstractEventLoop) -> Collector:
         from ..protocol.prometheus import FleetCollector  # prometheus-client is an extra
@@ -201,7 +210,29 @@ class Server:
         self._cut_oversized()
         self._log_events(time.monotonic())
         self._log_starvation(time.monotonic())
+        if self._gate is not None:
+            self._follow(self._gate, time.monotonic())
         self._garbage.tick(time.monotonic())
+
+    def _follow(self, gate: Gate, now: float) -> None:
+        """End what came under keys that are let in no more, and tell whom the gate refused; end with the gate."""
+        core = self._core
+        if gate.failure is not None and not self._done.is_set():
+            self._fatal = GateError(f"nobody could say any more who may connect, so this broker ends: {gate.failure!r}")
+            self._done.set()
+        for ended in gate.take_ended():
+            router = next(each for each in self._routers if each.group == ended.group)
+            peers = router.under_key(ended.key)
+            core.note_gate("key_ended", ended.key[:8], f"{ended.why}; {len(peers)} sessions end", now)
+            for peer in peers:
+                core.shut_out(router.side, peer, ended.why, now)
+                asyncio.get_running_loop().call_later(_LAST_WORDS_S, router.cut, peer)
+        for refusal in gate.take_refusals():
+            core.note_gate("key_refused", refusal.address, refusal.text, now)
+        half_open = sum(router.half_open_cut for router in self._routers)
+        core.state.labelled.zap_refused = {**gate.refused, "half_open": half_open}
+        if core.out:
+            self._pass()
 
     def _pass_again(self) -> None:
         self._again = None
@@ -267,10 +298,14 @@ class Server:
             received = router.receive()
             if received is None:
                 return now
-            peer, user, fd, frames = received
-            left -= self._take(router, peer, user, frames, now)
-            if not router.is_noted(peer, fd) and self._core.is_known(router.side, peer):
-                router.note(peer, fd)
+            peer, key, fd, frames = received
+            user = key if self._gate is None else self._gate.name_of(router.group, key)
+            if user is None:  # its key was let in when it came
+                left -= 1
+            else:
+                left -= self._take(router, peer, user, frames, now)
+                if not router.is_noted(peer, fd) and self._core.is_known(router.side, peer):
+                    router.note(peer, fd, key)
             now = time.monotonic()
             if left <= 0 or now >= stop_at or not router.has_input():
                 return now

@@ -22,12 +22,16 @@ from zmq.utils.monitor import parse_monitor_message
 
 from ..protocol import codec, descriptors, transport
 from ..protocol import messages as m
+from ..protocol.authorized_keys import Group
 from ..protocol.errors import ProtocolError
 from .core import SendFailure, Side
 from .oversized_messages import OversizedMessages, reset_connection
 
 FIRST_RETRY_S: Final = 0.005
 LAST_RETRY_S: Final = 0.05
+MAX_HALF_OPEN: Final = 4096
+"""Connections of a socket without a session: twice a fleet that comes back at once. Beyond it the oldest is reset: a
+stranger's, sooner than that of somebody who has just come."""
 MAX_PENDING_BYTES: Final = 16 << 20
 """For one peer, beyond what libzmq holds: twice the default window, so only a peer that reads nothing meets it."""
 _MAX_EVENTS: Final = 2000
@@ -161,14 +165,19 @@ class RouterSocket:
 
     def __init__(self, side: Side, socket: zmq.Socket[bytes], decoder: codec.Codec[Any], *, with_user: bool) -> None:
         self.side = side
+        self.group: Group = "workers" if side is Side.WORKERS else "clients"
         self.codec = decoder
         self.sender = Sender(socket)
         self.socket = socket
         self._with_user = with_user
         self._monitor = transport.monitor_connections(socket)
         self._fd_of: dict[bytes, int] = {}
+        self._key_of: dict[bytes, str] = {}
         self._peers_of: dict[int, set[bytes]] = {}
         self._oversized = OversizedMessages()
+        self._half_open: dict[int, None] = {}
+        """Connections that have no session yet, the oldest first."""
+        self.half_open_cut = 0
         self.turned_away = 0
         """Connections refused because they had one of the last descriptors, and …"""
         self.starved = 0
@@ -183,7 +192,7 @@ class RouterSocket:
         return transport.has_input(self.socket)
 
     def receive(self) -> tuple[bytes, str, int, list[transport.Frame]] | None:
-        """Take one envelope: (peer, user, descriptor, frames)."""
+        """Take one envelope: (peer, key it came under, descriptor, frames)."""
         received = transport.receive_routed(self.socket, with_user=self._with_user)
         if received is not None:
             self._oversized.completed.add(received[2])
@@ -193,14 +202,18 @@ class RouterSocket:
         """Whether this session is known to come over this descriptor."""
         return self._fd_of.get(peer) == fd
 
-    def note(self, peer: bytes, fd: int) -> None:
-        """Remember over which descriptor a session comes."""
+    def note(self, peer: bytes, fd: int, key: str) -> None:
+        """Remember over which descriptor a session comes, and under which key."""
+        self._half_open.pop(fd, None)
         self._fd_of[peer] = fd
+        if key:
+            self._key_of[peer] = key
         self._peers_of.setdefault(fd, set()).add(peer)
 
     def forget(self, peer: bytes) -> None:
         """Drop what is known of a session that has ended."""
         fd = self._fd_of.pop(peer, None)
+        self._key_of.pop(peer, None)
         if fd is not None:
             peers = self._peers_of[fd]
             peers.discard(peer)
@@ -225,8 +238,10 @@ class RouterSocket:
                 self.starved += 1
             else:
                 self._oversized.closed(fd)
+                self._half_open.pop(fd, None)
                 for peer in self._peers_of.pop(fd, ()):
                     del self._fd_of[peer]
+                    self._key_of.pop(peer, None)
                     peers.append(peer)
         return peers
 
@@ -238,6 +253,22 @@ class RouterSocket:
             reset_connection(fd)
         else:
             self._oversized.opened(fd)
+            self._half_open[fd] = None
+            if len(self._half_open) > MAX_HALF_OPEN:
+                oldest = next(iter(self._half_open))
+                del self._half_open[oldest]
+                self.half_open_cut += 1
+                reset_connection(oldest)
+
+    def under_key(self, key: str) -> list[bytes]:
+        """Return the sessions that came under a key."""
+        return [peer for peer, own in self._key_of.items() if own == key]
+
+    def cut(self, peer: bytes) -> None:
+        """Reset the connection of a session, if it is still there."""
+        fd = self._fd_of.get(peer)
+        if fd is not None:
+            reset_connection(fd)
 
     def cut_oversized(self) -> int:
         """Reset connections that send an envelope without end; return how many."""

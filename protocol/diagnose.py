@@ -72,8 +72,8 @@ def of_handshake(event: int, value: int, endpoint: str, *, has_keys: bool, role:
         return _Attempt(endpoint, role, has_keys).mismatch()
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         text = (
-            f"{endpoint}: the broker does not allow this {role}'s key (answer {value}): it is missing in "
-            f"`authorized_{role}s`, or this is the broker's port for {other(role)}s"
+            f"{endpoint}: the broker does not allow this {role}'s key (answer {value}): it is not listed in "
+            f"`authorized_{role}s`, or revoked or expired there, or this is the broker's port for {other(role)}s"
         )
         return Failure(text, is_final=True, not_authorised=True)
     return None  # the other side just closed the connection: the first words it says to a stranger tell why

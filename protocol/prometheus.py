@@ -218,6 +218,7 @@ def _of_tallies(tallies: Mapping[str, Mapping[str, int]]) -> Iterable[Metric]:
     for name, field, label, text in (
         ("redispatches", "redispatches", "reason", "Requests given to another node after a loss."),
         ("cancellations", "cancellations", "stage", "Requests that nobody waited for any more."),
+        ("zap_refused", "zap_refused", "reason", "Connections that were not let in."),
         ("request_failures", "failures", "reason", "Requests that ended in an error."),
     ):
         family = CounterMetricFamily(f"zmqrt_{name}", text, labels=[label])

@@ -49,6 +49,8 @@ EventKind = Literal[
     "rejected",
     "request_failed",
     "muted",
+    "key_refused",
+    "key_ended",
 ]
 RequestPhase = Literal["queued", "dispatched", "streaming"]
 

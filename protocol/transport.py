@@ -230,7 +230,7 @@ def receive_routed(socket: zmq.Socket[bytes], *, with_user: bool = False) -> tup
     """Take one envelope off a ROUTER without waiting.
 
     Returns:
-        (routing id, user id that ZAP gave the key, file descriptor it came from, frames), or None if nothing is there.
+        (routing id, user id that ZAP gave: the key, file descriptor it came from, frames), or None if nothing is there.
         The descriptor is a hint: after a disconnection the system gives it to the next peer. -1 = not known.
     """
     try:

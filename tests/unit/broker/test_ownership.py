@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3] / "broker"
-SHELLS = {"auth", "join_lines", "oversized_messages", "server", "sockets"}
+SHELLS = {"allow_lists", "auth", "join_lines", "oversized_messages", "server", "sockets"}
 """Modules that hold sockets and no records."""
 RECORDS = {
     "request": "Request",
