@@ -7,10 +7,11 @@ everything again, here or at another bridge, and sent what is beyond that event.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
+
+import msgspec
 
 from ..client.response import Chunk, Result
 from ..protocol.tasks import Generate
@@ -134,7 +135,7 @@ def cut(chunk: Chunk, delivered: int) -> list[tuple[Chunk, int]]:
 
 def _part(chunk: Chunk, begin: int, end: int) -> Chunk:
     pieces = chunk.pieces[begin:end]
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         chunk,
         text="".join(pieces),
         token_ids=chunk.token_ids[begin:end],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncIterator, Sequence
-from contextlib import nullcontext
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from ..protocol import tasks
@@ -45,11 +44,14 @@ class AsyncHandle(BaseHandle[R]):
             TimeoutError: not ready within `timeout` seconds; the request goes on.
             RequestError: it ended without a result.
         """
-        arguments.wait("timeout", timeout)
-        async with asyncio.timeout(timeout) if timeout is not None else nullcontext():
-            while not self._reader.is_done:
-                self._reader.feed(await self._mailbox.take())
-        return self._reader.outcome()
+        if timeout is not None:
+            arguments.wait("timeout", timeout)
+            async with asyncio.timeout(timeout):
+                return await self.result()
+        reader = self._reader
+        while not reader.is_done:
+            reader.feed(await self._mailbox.take())
+        return reader.outcome()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """Read the chunks of a stream (`stream=True`); afterwards `result()` returns at once."""
@@ -68,17 +70,17 @@ class AsyncHandle(BaseHandle[R]):
 
     async def next_chunks(self) -> list[Chunk]:
         """Wait for the next chunk, and take those that are here with it; none at the end. Raises as `next_chunk`."""
-        while not self._reader.is_done:
+        reader = self._reader
+        while not reader.is_done:
             chunks: list[Chunk] = []
             for event in await self._mailbox.take_some():
-                chunk = self._reader.feed(event)
-                if chunk is not None:
+                if (chunk := reader.feed(event)) is not None:
                     chunks.append(chunk)
-                if self._reader.is_done:
+                elif reader.is_done:
                     break
             if chunks:
                 return chunks
-        self._reader.outcome()
+        reader.outcome()
         return []
 
 

@@ -29,6 +29,9 @@ from .config import ClientConfig
 
 Text = str | Sequence[str | Sequence[int]]
 _RID_BYTES: Final = 16
+_CHANCE_BITS: Final = ~(0xF << 76 | 0x3 << 62)
+"""Of a rid, all but version and variant."""
+_VERSION_BITS: Final = 7 << 76 | 2 << 62
 _task: Final = msgspec.msgpack.Decoder(tasks.Task)
 # Seeded by the system once: ids must be unique, not secret, and the system's own generator costs 26 us a request.
 _chance: Final = random.Random(secrets.randbits(256))
@@ -206,14 +209,16 @@ def _make(
     is_checked: bool = True,
 ) -> Call:
     options = tasks.check(common, _Checked)
-    for name in ("traceparent", "party"):
-        value: str | None = getattr(options, name)
-        if value is not None and not is_unicode(value):
-            raise arguments.bad(name, HALF)
+    if options.traceparent is not None and not is_unicode(options.traceparent):
+        raise arguments.bad("traceparent", HALF)
+    if options.party is not None and not is_unicode(options.party):
+        raise arguments.bad("party", HALF)
     rid = rid or new_rid()
-    is_generation = isinstance(task, tasks.Generate)
-    # The default is meant for text; which model embeds is then found by its task.
-    service = options.model or (config.default_model if is_generation else None) or ""
+    flags = (m.STREAM if stream else 0) | (m.IDEMPOTENT if options.idempotent else 0)
+    service, cost = options.model or "", 0
+    if isinstance(task, tasks.Generate):  # the default is meant for text; which model embeds is found by its task
+        service, cost = service or config.default_model or "", task.max_tokens or 0
+        flags |= m.RESUMABLE if task.seed is None else m.RESUMABLE | m.SEEDED
     request_id = options.request_id or rid.hex()
     try:
         return Call(
@@ -222,12 +227,12 @@ def _make(
             service=_checked_service(service),
             task=tasks.task_name(task),
             body=_pack(task, is_checked=is_checked),
-            flags=_flags(task, stream=stream, idempotent=options.idempotent),
+            flags=flags,
             timeout_s=options.timeout_s or config.timeout_s,
             total_s=options.total_s or config.total_s,
             priority=number_of(options.priority),
             retries=options.retries,
-            cost=(task.max_tokens or 0) if isinstance(task, tasks.Generate) else 0,
+            cost=cost,
             ext=_ext(options, task, service=service, default_model=config.default_model, stream=stream),
         )
     except RequestError as error:
@@ -236,11 +241,8 @@ def _make(
 
 def new_rid() -> bytes:
     """Make a UUIDv7 (RFC 9562): ids sort by the time they were made."""
-    milliseconds = time.time_ns() // 1_000_000
-    number = (milliseconds << 80) | _chance.getrandbits(80)
-    number = number & ~(0xF << 76) | 7 << 76
-    number = number & ~(0x3 << 62) | 2 << 62
-    return number.to_bytes(16, "big")
+    number = time.time_ns() // 1_000_000 << 80 | _chance.getrandbits(80)
+    return (number & _CHANCE_BITS | _VERSION_BITS).to_bytes(16, "big")
 
 
 def rid_of(text: str) -> bytes | None:
@@ -284,13 +286,6 @@ def _culprit(task: tasks.Task) -> str:
         except (TypeError, ValueError, OverflowError, RecursionError):
             return name
     return "the task"
-
-
-def _flags(task: tasks.Task, *, stream: bool, idempotent: bool) -> int:
-    flags = (m.STREAM if stream else 0) | (m.IDEMPOTENT if idempotent else 0)
-    if isinstance(task, tasks.Generate):
-        flags |= m.RESUMABLE | (m.SEEDED if task.seed is not None else 0)
-    return flags
 
 
 def _checked_service(name: str) -> str:

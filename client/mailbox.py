@@ -69,12 +69,13 @@ class Mailbox:
 class AsyncMailbox:
     """For a task that waits; its event loop is called once for many events."""
 
+    _reader: asyncio.Future[None] | None = None
+    _bytes_in = 0
+    _bytes_out = 0
+
     def __init__(self, wakeup: ReaderWakeup) -> None:
         self._wakeup = wakeup
         self._events: deque[Event] = deque()
-        self._reader: asyncio.Future[None] | None = None
-        self._bytes_in = 0
-        self._bytes_out = 0
 
     def put(self, event: Event) -> bool:
         """Add an event; False when more bytes lie unread than a stream may hold. Called by the shell."""
@@ -86,13 +87,16 @@ class AsyncMailbox:
         return True
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader = self._reader
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     async def take_some(self) -> list[Event]:
         """Wait for the next event, and take those that are there with it, until they are TOGETHER_BYTES."""
-        enough = self._bytes_out + TOGETHER_BYTES
-        events = [await self.take()]
+        first = await self.take()
+        if not self._events:
+            return [first]
+        events, enough = [first], self._bytes_out + TOGETHER_BYTES
         while self._events and self._bytes_out < enough:
             events.append(self._take())
         return events

@@ -147,7 +147,8 @@ class RequestTable:
 
     def deliver(self, request: ClientRequest, partial: m.Partial) -> None:
         """Hand units to whoever reads."""
-        self._tell(request, partial)
+        for reader in request.readers:
+            self.events.append((reader, partial))
 
     def finish(self, request: ClientRequest, final: m.Final) -> None:
         """End with a result."""
@@ -167,7 +168,8 @@ class RequestTable:
         request.leave()
         del self.live[rid]
         self._deadlines.drop(request)
-        self._back_offs.drop(request)
+        if request.refusals:
+            self._back_offs.drop(request)
         self.queue.pop(rid, None)
         self._tell(request, event)
 

@@ -77,6 +77,7 @@ class ClientRequest:
     Attributes:
         expect: Units received so far; the next PARTIAL must begin there.
         home: The broker that was last given it.
+        is_stream: Units are delivered as they come.
         service: The one it names, or the one that the broker told with the first units of the stream.
         readers: Where its events go; more than one when the same request was made again meanwhile.
         journal: The units received so far; None when they cannot be given to another broker or reader.
@@ -88,33 +89,30 @@ class ClientRequest:
         resyncs: Gaps in a row with no new unit between them.
     """
 
+    state = ClientRequestState.WAITING
+    connection: BrokerConnection | None = None
+    home: Identity | None = None
+    known_to: Identity | None = None
+    was_accepted = False
+    was_sent = False
+    sent_at = 0.0
+    was_resent = False
+    expect = 0
+    journal_bytes = 0
+    refusals = 0
+    wake_at = 0.0
+    resyncs = 0
+    is_resyncing = False
+
     def __init__(self, call: Call, sink: Sink, now: float) -> None:
         self.call = call
         self.readers = [sink]
-        self.state = ClientRequestState.WAITING
         self.service = call.service
         self.submitted_at = now
         self.deadline = now + call.timeout_s
         self.ends_at = now + call.total_s if call.total_s is not None else INFINITY
-        self.connection: BrokerConnection | None = None
-        self.home: Identity | None = None
-        self.known_to: Identity | None = None
-        self.was_accepted = False
-        self.was_sent = False
-        self.sent_at = 0.0
-        self.was_resent = False
-        self.expect = 0
+        self.is_stream = bool(call.flags & m.STREAM)
         self.journal: list[m.Partial] | None = [] if call.flags & m.RESUMABLE else None
-        self.journal_bytes = 0
-        self.refusals = 0
-        self.wake_at = 0.0
-        self.resyncs = 0
-        self.is_resyncing = False
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether units are delivered as they come."""
-        return bool(self.call.flags & m.STREAM)
 
     @property
     def due_at(self) -> float:
@@ -152,6 +150,9 @@ class ClientRequest:
 
     def acknowledge(self, connection: BrokerConnection, *, streaming: bool = False) -> None:
         """Note that the broker has it; any answer proves that."""
+        if self.state is ClientRequestState.STREAMING and streaming and self.known_to is connection.identity:
+            self.is_resyncing = False  # as it was with the unit before
+            return
         connection.unacked.pop(self.call.rid, None)
         self.known_to = connection.identity
         self.was_accepted = True
@@ -235,16 +236,12 @@ class ClientRequest:
         self.expect = partial.seq + partial.n
         self.move_on(now)
         self.resyncs = 0
-        self._keep(partial)
+        if self.journal is not None:
+            self.journal_bytes += len(partial.body)
+            self.journal.append(partial)
+            if self.journal_bytes > MAX_RESUME_BYTES:
+                self.journal = None  # no broker would take it back
         return partial
-
-    def _keep(self, partial: m.Partial) -> None:
-        if self.journal is None:
-            return
-        self.journal_bytes += len(partial.body)
-        self.journal.append(partial)
-        if self.journal_bytes > MAX_RESUME_BYTES:
-            self.journal = None  # no broker would take it back
 
     def error(self, kind: ErrorKind, text: str, *, retry_after_s: float = 0.0) -> RequestError:
         """Build the exception that ends this request."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import msgspec
 
 from ..protocol import messages as m
 from ..protocol import tasks
@@ -22,8 +23,7 @@ Event = m.Partial | m.Final | m.Status | m.Welcome | ZmqrtError
 """What the core reports of a request, a query or a wait for a connection. All but PARTIAL are the last."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """Some tokens of a stream.
 
     Attributes:
@@ -38,14 +38,13 @@ class Chunk:
     text: str
     token_ids: list[int]
     index: int
-    pieces: list[str] = field(default_factory=list[str])
+    pieces: list[str] = []
     logprobs: list[TokenLogprobs] | None = None
     revision: str = ""
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A generation, whole: `text` is what was added to the prompt, without special tokens.
 
     `stop_index`: which of the texts in `stop` ended it; None if none did, or if its node did not tell.
@@ -65,8 +64,7 @@ class Result:
     reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embeddings:
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     """One vector (`array('f')`) for each input, in its order."""
 
     vectors: list[array[float]]
@@ -113,7 +111,8 @@ class StreamFold:
             raise request_error(ErrorKind.MODEL_RAISED, text)
         self._pieces += body.text
         self._ids += body.ids
-        self._logprobs += body.logprobs or ()
+        if body.logprobs:
+            self._logprobs += body.logprobs
         if partial.ext:
             self._learn(partial.ext)
         return self._chunk("".join(body.text), body, partial.seq)
@@ -154,7 +153,9 @@ def _result(
     logprobs: list[TokenLogprobs] | None,
     request_id: str,
 ) -> Result:
-    stop_index, thoughts = final.meta.get("stop_index"), final.meta.get("reasoning_tokens")
+    stop_index = thoughts = None
+    if final.meta:
+        stop_index, thoughts = final.meta.get("stop_index"), final.meta.get("reasoning_tokens")
     return Result(
         text=text,
         token_ids=ids,
@@ -186,6 +187,10 @@ def _rows(tensor: tasks.Tensor, request_id: str) -> list[array[float]]:
 class ResponseReader(Generic[R]):
     """Feed on the events of a request until it is done; then `outcome` returns its value or raises its error."""
 
+    is_done = False
+    _value: R | None = None
+    _error: BaseException | None = None
+
     def __init__(
         self,
         request_id: str,
@@ -193,11 +198,8 @@ class ResponseReader(Generic[R]):
         read_end: Callable[[m.Final], tuple[Chunk | None, R]],
     ) -> None:
         self.request_id = request_id
-        self.is_done = False
         self._read_chunk = read_chunk
         self._read_end = read_end
-        self._value: R | None = None
-        self._error: BaseException | None = None
 
     def feed(self, event: Event) -> Chunk | None:
         """Take one event; return the chunk that it brings."""
@@ -233,11 +235,11 @@ class ResponseReader(Generic[R]):
 
 def read_unary(request_id: str, read: Callable[[m.Final, str], R]) -> ResponseReader[R]:
     """Read an answer that comes whole."""
+    return ResponseReader(request_id, _no_chunk, lambda final: (None, read(final, request_id)))
 
-    def no_chunk(partial: m.Partial) -> Chunk:
-        raise AssertionError(partial)  # the core passes none on
 
-    return ResponseReader(request_id, no_chunk, lambda final: (None, read(final, request_id)))
+def _no_chunk(partial: m.Partial) -> Chunk:
+    raise AssertionError(partial)  # the core passes none on
 
 
 def read_stream(request_id: str) -> ResponseReader[Result]:

@@ -32,7 +32,8 @@ class Timers(Generic[T]):
 
     def add(self, when: float, thing: T) -> None:
         """Wake it then; a time that it had before is forgotten."""
-        self.drop(thing)
+        if thing in self._numbers:
+            self.drop(thing)
         self._count += 1  # breaks ties, so that the things themselves are never compared
         self._things[self._count] = thing
         self._numbers[thing] = self._count

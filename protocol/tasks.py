@@ -371,7 +371,9 @@ def needs_of(task: Task) -> str | None:
     """Return what a node has to be able to do for it, as `ext["needs"]` says it; None: what every node can."""
     if not isinstance(task, Generate):
         return None
-    names = [LOGPROBS] if task.logprobs is not None else []
+    names: list[str] = []
+    if task.logprobs is not None:
+        names.append(LOGPROBS)
     if task.token_ids is not None:
         names.append(TOKEN_IDS)
     if task.grammar is not None or (task.tools and is_forced(task)):
@@ -382,7 +384,7 @@ def needs_of(task: Task) -> str | None:
         names.append(RENDERING)
     if task.extra:
         names.append(EXTRA)
-    return ",".join(names) or None
+    return ",".join(names) if names else None
 
 
 def _has_calls(turn: ChatMessage) -> bool:
@@ -396,12 +398,12 @@ def is_forced(task: Generate) -> bool:
 
 def check_generate(task: Generate) -> None:
     """Check what a schema cannot say. Raises RequestError (400)."""
-    given = [name for name in ("prompt", "messages", "token_ids") if getattr(task, name) is not None]
-    if len(given) != 1:
+    if (task.prompt is not None) + (task.messages is not None) + (task.token_ids is not None) != 1:
+        given = [name for name in ("prompt", "messages", "token_ids") if getattr(task, name) is not None]
         raise _bad(f"exactly one of prompt, messages and token_ids is needed, not {' and '.join(given) or 'none'}")
     if task.max_tokens is not None and task.min_tokens > task.max_tokens:
         raise _bad(f"min_tokens ({task.min_tokens}) is above max_tokens ({task.max_tokens})")
-    if (task.grammar is not None or is_forced(task)) and task.min_tokens:
+    if task.min_tokens and (task.grammar is not None or is_forced(task)):
         raise _bad("min_tokens: an answer that keeps to a grammar ends where that ends; leave it out")
     if task.tools or task.tool_choice != "auto" or task.tool_name is not None:
         _check_tools(task)
