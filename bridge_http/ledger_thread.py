@@ -42,7 +42,7 @@ _Job = _Asked | Settlement | None
 
 
 class LedgerThread:
-    """The usage file as the event loop sees it. The thread begins with the first request, and ends with `close`."""
+    """The usage file as the event loop sees it. Its thread begins with the first need of it, and ends with `close`."""
 
     def __init__(self, path: Path | None, bridge: str, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -57,8 +57,9 @@ class LedgerThread:
         """Settlements that were given up."""
 
     def start(self) -> None:
-        """Open the file, so that a wrong one is known at once. Raises ConfigurationError."""
+        """Open the file: a wrong one is known at once, and what others left is settled. Raises ConfigurationError."""
         open_usage(self._path).close()
+        self._begin()
 
     def reserve(self, reservation: Reservation) -> asyncio.Future[Verdict]:
         """Ask whether a request may go out; what is awaited may raise UnrecordedError."""
@@ -87,6 +88,9 @@ class LedgerThread:
 
     def _put(self, job: _Job) -> None:
         self._jobs.put(job)
+        self._begin()
+
+    def _begin(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
             self._thread.start()
@@ -95,6 +99,7 @@ class LedgerThread:
 
     def _run(self) -> None:
         ledger: Ledger | None = None
+        opened: tuple[int, int] | None = None
         is_over = False
         while not is_over:
             jobs = self._next()
@@ -102,7 +107,12 @@ class LedgerThread:
             asked = [job for job in jobs if isinstance(job, _Asked)]
             self._unsettled += [job for job in jobs if isinstance(job, Settlement)]
             try:
-                ledger = ledger or Ledger(open_usage(self._path), self._bridge)
+                if ledger is not None and self._identity() != opened:  # deleted, or another one in its place
+                    _close(ledger)
+                    ledger = None
+                if ledger is None:
+                    ledger = Ledger(open_usage(self._path), self._bridge)
+                    opened = self._identity()
                 now = self._clock()
                 ledger.sign(now)
                 verdicts = ledger.work([one.reservation for one in asked], self._unsettled, now)
@@ -117,6 +127,16 @@ class LedgerThread:
                 _answer(asked, verdicts)
         if ledger is not None:
             ledger.close()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Say which file it is; None: none, or one in memory."""
+        if self._path is None:
+            return None
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _next(self) -> list[_Job]:
         """Wait for work, or until a sign of life is due; take what has come with it."""

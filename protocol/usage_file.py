@@ -63,6 +63,8 @@ _SUMS: Final = ("requests", "failed", "unsettled", "prompt_tokens", "completion_
 def open_usage(path: Path | None) -> sqlite3.Connection:
     """Open a usage file for a bridge, made if absent; None: one in memory. Raises ConfigurationError."""
     try:
+        if path is not None:
+            path.touch(0o600)  # who asked how much is nobody else's business
         connection = sqlite3.connect(path or ":memory:", BUSY_S, isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # survives the death of any process, not a power cut
@@ -71,7 +73,7 @@ def open_usage(path: Path | None) -> sqlite3.Connection:
             raise ConfigurationError(f"{path} is of another version of zmqrt (schema {number}, not {SCHEMA_NUMBER})")
         connection.executescript(_SCHEMA)
         connection.execute(f"PRAGMA user_version={SCHEMA_NUMBER}")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise ConfigurationError(f"{path} cannot be used as usage file: {error}") from None
     return connection
 

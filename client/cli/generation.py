@@ -14,6 +14,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 import click
 
 from ...protocol.errors import ErrorKind, RequestError, request_error
+from ...protocol.priority import CLASSES, class_of
 from ...protocol.tasks import ChatMessage
 from ..calls import GenerateOptions
 
@@ -41,6 +42,7 @@ class SamplingFlags:
     schema: str | None = None
     regex: str | None = None
     template: dict[str, Any] | None = None
+    priority: str | int | None = None
 
     def options(self) -> GenerateOptions:
         """Return what was given, as the library's verbs take it; they check it."""
@@ -62,6 +64,17 @@ def _read_schema(_context: click.Context, _param: click.Parameter, given: str | 
     except (OSError, UnicodeDecodeError) as error:
         words = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise click.BadParameter(f"{given}: {words}", param_hint="--schema") from None
+
+
+def _read_priority(_context: click.Context, _param: click.Parameter, given: str | None) -> str | int | None:
+    """Read a class, or a number."""
+    if given is None or class_of(given) is not None:
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        words = ", ".join(CLASSES)
+        raise click.BadParameter(f"{given}: one of {words}, or a number", param_hint="--priority") from None
 
 
 def _read_values(_context: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:
@@ -99,6 +112,12 @@ _OPTIONS: Final = (
         help="Answer with JSON that keeps to the JSON Schema in this file.",
     ),
     click.option("--regex", metavar="PATTERN", help="Answer with a text that this regular expression matches whole."),
+    click.option(
+        "--priority",
+        metavar="CLASS",
+        callback=_read_priority,
+        help="interactive, default or bulk, or a number: who waits with a higher one goes first.",
+    ),
     click.option(
         "--template",
         multiple=True,

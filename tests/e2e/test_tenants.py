@@ -146,7 +146,7 @@ def check_sums(team: Team, tenant: str, number: int) -> None:
 
 def test_what_is_counted_is_what_was_answered(team: Team) -> None:
     """Whole, streamed and several at once, through two bridges."""
-    check_sums(team, "sums", 150)
+    check_sums(team, "sums", 48)
 
 
 @pytest.mark.slow
@@ -228,10 +228,10 @@ def test_a_budget_is_exact_to_one_request_whatever_is_killed(team: Team) -> None
 
     _, prompt, completion = team.sums("exact")
     (row,) = read_usage(team.usage, ["tenant"], tenant="exact")
-    assert row.unsettled > 0
     assert budget <= prompt + completion < budget + cost + 40
     answered = sum(isinstance(answer, dict) for answer in answers)
-    assert row.requests - row.failed - row.unsettled >= answered
+    broken = sum(not isinstance(answer, dict) and answer[0] != 429 for answer in answers)
+    assert answered <= row.requests <= answered + broken  # each counts once, also what no caller saw the end of
     assert chat(team.bridges[1], key) == (429, "insufficient_quota")
 
 

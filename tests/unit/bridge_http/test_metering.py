@@ -180,9 +180,7 @@ def test_limits_are_kept_without_a_file_and_nothing_else_is_metered(tmp_path: Pa
 def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path, setting: str, status: int) -> None:
     """Requests go on, or not, as the settings say; it is counted, and the file is tried again."""
     house = House(tmp_path, hashed("rpm=100"), unrecorded=setting)
-    house.file.unlink(missing_ok=True)
-    for more in ("-wal", "-shm"):
-        house.file.with_name(house.file.name + more).unlink(missing_ok=True)
+    house.file.unlink()
     house.file.mkdir()
     assert house.ask("/infer", {"prompt": "x"}).status == status
     metrics = asyncio.run(call(house.app, "GET", "/metrics", headers={"x-api-key": "k"})).body.decode()
@@ -192,6 +190,18 @@ def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path, setting: str, 
     house.file.rmdir()
     assert house.ask("/infer", {"prompt": "x"}).status == 200
     assert [row.requests for row in house.rows()] == [1]
+
+
+def test_a_file_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    """What is counted from then on is in the file of that name; for its owner alone."""
+    house = House(tmp_path, hashed(""))
+    house.ask("/infer", {"prompt": "x"})
+    for file in tmp_path.glob("usage.db*"):
+        file.unlink()
+    house.ask("/infer", {"prompt": "x"})
+
+    assert [row.requests for row in house.rows()] == [1]
+    assert house.file.stat().st_mode & 0o077 == 0
 
 
 def test_a_wrong_file_is_known_at_the_start(tmp_path: Path) -> None:

@@ -41,3 +41,18 @@ def test_values_for_the_chat_template_are_json_or_text() -> None:
 
     assert "{'rendering': {'kwargs': {'enable_thinking': False, 'effort': 'high', 'a': [1]}}}" in said.output
     assert (wrong.exit_code, "NAME=VALUE is meant" in wrong.output) == (2, True)
+
+
+def test_a_priority_is_a_class_or_a_number() -> None:
+    """Any other word is refused, and the classes are named."""
+
+    @click.command()
+    @sampling_options
+    def command(flags: SamplingFlags) -> None:
+        click.echo(repr(flags.options()))
+
+    said = [CliRunner().invoke(command, ["--priority", given]).output.strip() for given in ("bulk", "-7", "0")]
+    wrong = CliRunner().invoke(command, ["--priority", "urgent"])
+
+    assert said == ["{'priority': 'bulk'}", "{'priority': -7}", "{'priority': 0}"]
+    assert (wrong.exit_code, "interactive, default, bulk, or a number" in wrong.output) == (2, True)
