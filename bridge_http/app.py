@@ -127,6 +127,5 @@ def _method(request: Request, allowed: list[str], text: str = "") -> Response:
 
 def _address(request: Request) -> str:
     """Return where its caller found this bridge, as well as can be known; it goes into a sentence and nowhere else."""
-    is_tls = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
     host = read_host(request.headers.get("host", ""))
-    return f"{'https' if is_tls else 'http'}://{host or 'HOST:PORT'}"
+    return f"{request.url.scheme}://{host or 'HOST:PORT'}"

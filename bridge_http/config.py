@@ -16,6 +16,7 @@ from ..protocol.errors import ConfigurationError
 from ..protocol.names import check_service
 from ..protocol.origins import ANY, Host, Origin, host_pattern, is_address, origin_pattern
 from ..protocol.settings import CommonSettings, setting
+from .forwarded import Network, read_networks
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ def check_origins(values: Sequence[str]) -> None:
         origin_pattern(value)
 
 
+def check_networks(values: Sequence[str]) -> None:
+    """Refuse what no address could be in. Raises ValueError."""
+    _ = read_networks(values)
+
+
 def _is_app(value: str) -> bool:
     """Return whether a value of allow_host is the origin of an app, which names itself where browsers name a page."""
     return value == "null" or ("://" in value and not value.lower().startswith(("http:", "https:")))
@@ -59,6 +65,18 @@ class BridgeSettings(CommonSettings):
         help="Address to listen on; `::` is all of them.",
     )
     port: int = setting(8000, env=("PORT",), minimum=0, maximum=65535, help="Port to listen on; 0 picks a free one.")
+    tls_cert: Path | None = setting(
+        None, metavar="FILE", help="Speak TLS by this certificate (PEM, with its chain); read again when changed."
+    )
+    tls_key: Path | None = setting(
+        None, metavar="FILE", help="Private key of the certificate; without it the same file holds both."
+    )
+    trusted_proxy: tuple[str, ...] = setting(
+        (),
+        metavar="ADDRESS[,NETWORK]",
+        check=check_networks,
+        help="Proxies whose X-Forwarded-For, X-Forwarded-Proto and Forwarded are believed.",
+    )
     broker: tuple[str, ...] = setting(
         ("tcp://127.0.0.1:7555",),
         metavar="ENDPOINT[,ENDPOINT]",
@@ -152,6 +170,9 @@ class BridgeSettings(CommonSettings):
         check_keys(self.api_keys)
         check_hosts(self.allow_host)
         check_origins(self.cors_origin)
+        check_networks(self.trusted_proxy)
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ConfigurationError("tls_key is set and tls_cert is not: name the certificate as well")
         _ = self.key_ring  # reads the file of keys: a mistake there is known at the start, too
 
     @functools.cached_property
@@ -162,6 +183,16 @@ class BridgeSettings(CommonSettings):
             return read_ring([*self.api_keys, *in_file])
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
+
+    @property
+    def scheme(self) -> str:
+        """What is spoken at the port."""
+        return "http" if self.tls_cert is None else "https"
+
+    @functools.cached_property
+    def proxies(self) -> tuple[Network, ...]:
+        """What `trusted_proxy` means."""
+        return read_networks(self.trusted_proxy)
 
     @functools.cached_property
     def cors_origins(self) -> tuple[Origin, ...]:
@@ -190,6 +221,13 @@ class BridgeSettings(CommonSettings):
         keyed = "whoever has a key" if self.key_ring else "everybody, since there are no API keys"
         if any(origin.scheme == ANY for origin in self.cors_origins):
             log.warning("cors_origin is *: any page in any browser may use this bridge, of %s", keyed)
+        if self.tls_cert is None and not self.trusted_proxy and self.key_ring and not is_loopback_host(self.host):
+            log.warning(
+                "API keys, prompts and answers come to %s:%s in clear: give --tls-cert, or name the proxy that speaks "
+                "TLS before this bridge with --trusted-proxy",
+                self.host,
+                self.port,
+            )
         if ANY in self.allow_host and not self.key_ring:
             log.warning("allow_host is *: a page that makes its name point here (DNS rebinding) may use this bridge")
 
@@ -201,8 +239,9 @@ class BridgeSettings(CommonSettings):
         """
         if self.key_ring or self.insecure or is_loopback_host(self.host):
             return
+        address = f"{self.scheme}://{join_host(self.host.strip('[]'), self.port)}"
         raise ConfigurationError(
-            f"http://{join_host(self.host.strip('[]'), self.port)} is reachable from other machines, and no API keys "
-            "are set: anybody could use the models. Set API_KEYS=tenant:key (or --api-keys-file), or stay on "
+            f"{address} is reachable from other machines, and no API keys are "
+            "set: anybody could use the models. Set API_KEYS=tenant:key (or --api-keys-file), or stay on "
             "127.0.0.1. '--insecure' overrides this on a network you trust."
         )

@@ -33,9 +33,11 @@ from .connection_limits import Clock, ConnectionLimit, PeerProbe, most_connectio
 from .cors import Origins
 from .errors import RefusedError, refusal
 from .exchange import STATUS_LINES, Exchange
+from .forwarded import TrustedProxies
 from .heads import Head
 from .metrics import REFUSED
 from .request_parser import RequestParser
+from .tls import Certificate, TlsConnection
 
 READ_AHEAD_BYTES: Final = 64 << 10
 """Of requests whose turn has not come; a read may bring a quarter of a megabyte more."""
@@ -52,6 +54,7 @@ class HttpConnection(asyncio.Protocol):
     settings: ClassVar[BridgeSettings]
     limit: ClassVar[ConnectionLimit]
     origins: ClassVar[Origins]
+    proxies: ClassVar[TrustedProxies]
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._client: tuple[str, int] | None
         self._server: tuple[str, int] | None
+        self._is_proxy = False
         self._parser = RequestParser()
         self._is_reading_head = False
         self._exchange: Exchange | None = None
@@ -86,6 +90,7 @@ class HttpConnection(asyncio.Protocol):
         """Begin to wait for the first request."""
         self._transport = cast("asyncio.Transport", transport)
         self._client, self._server = _address(self._transport, "peername"), _address(self._transport, "sockname")
+        self._is_proxy = self._client is not None and self.proxies.include(self._client[0])
         self._transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
         self._state.connections.add(cast("Any", self))
         if not self.limit.admit(self):
@@ -149,6 +154,11 @@ class HttpConnection(asyncio.Protocol):
         self._exchange.keeps_alive = False
         if self._exchange.is_complete:  # of its body nobody reads the rest
             self._linger()
+
+    def refuse(self, error: RefusedError) -> None:
+        """Refuse what is no HTTP at all, and take nothing more."""
+        self._deadline.stop()
+        self._give_up(error)
 
     def make_room(self) -> None:
         """Close: no request is under way here."""
@@ -239,18 +249,23 @@ class HttpConnection(asyncio.Protocol):
             self._probe.start(exchange)
 
     def _scope_of(self, head: Head) -> dict[str, Any]:
+        client, scheme = self._client, self.settings.scheme
+        if self._is_proxy and client is not None:
+            asked_by = self.proxies.asked_by(client[0], head.fields)
+            scheme = asked_by.scheme or scheme
+            client = client if asked_by.address == client[0] else (asked_by.address, 0)  # its port nobody says
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": head.version,
             "method": head.method,
-            "scheme": "http",
+            "scheme": scheme,
             "path": head.path,
             "raw_path": head.raw_path,
             "query_string": head.query,
             "root_path": "",
             "headers": head.fields,
-            "client": self._client,
+            "client": client,
             "server": self._server,
             "state": self._app_state.copy(),
         }
@@ -368,5 +383,20 @@ def protocol_for(bridge: BridgeSettings) -> type[asyncio.Protocol]:
         settings = bridge
         limit = ConnectionLimit(most_connections(bridge.max_connections))
         origins = Origins(bridge.cors_origins)
+        proxies = TrustedProxies(bridge.proxies)
 
-    return Configured
+    if bridge.tls_cert is None:
+        return Configured
+    certificate = Certificate(bridge.tls_cert, bridge.tls_key)
+
+    class Encrypted(TlsConnection):
+        def __init__(
+            self,
+            config: uvicorn.Config,
+            server_state: ServerState,
+            app_state: dict[str, Any],
+            _loop: asyncio.AbstractEventLoop | None = None,
+        ) -> None:
+            super().__init__(Configured(config, server_state, app_state, _loop), certificate)
+
+    return Encrypted

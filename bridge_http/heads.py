@@ -112,7 +112,7 @@ def _read_line(line: bytes) -> tuple[str, bytes, str]:
 def _not_http(beginning: bytes) -> RefusedError:
     text = "this is not a request of HTTP/1.1"
     if beginning[:1] == b"\x16":
-        text += "; it looks like TLS, which belongs in a proxy before this bridge: use http://, not https://"
+        text += "; it looks like TLS, which this bridge was not told to speak (--tls-cert): use http://, not https://"
     return RefusedError(400, "not_http", text)
 
 

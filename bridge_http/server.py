@@ -64,11 +64,11 @@ UVICORN: Final[dict[str, tuple[object, str]]] = {
     # What is spoken.
     "http2": (False, "a proxy before the bridge speaks it; h2c is never taken, and asking for it does no harm"),
     "ws": ("none", "nothing here is a WebSocket: an Upgrade is ignored, as any that is not known"),
-    "ssl_keyfile": (None, "TLS ends at a proxy, docs/security.md"),
+    "ssl_keyfile": (None, "TLS is ours, tls.py: that of the loop counts nobody before the handshake is done"),
     "ssl_certfile": (None, "as above"),
     "ssl_keyfile_password": (None, "as above"),
     # Whom to believe.
-    "proxy_headers": (False, "X-Forwarded-* from anybody would be believed"),
+    "proxy_headers": (False, "forwarded.py believes those that --trusted-proxy names, and no others"),
     "forwarded_allow_ips": ("", "nobody; else uvicorn reads FORWARDED_ALLOW_IPS"),
     "root_path": ("", "no link leads back here, so no path before ours matters"),
     "headers": (None, "each answer says what it needs"),
@@ -174,7 +174,7 @@ def listen(settings: BridgeSettings) -> list[socket.socket]:
             listener.close()
         taken = "is in use by another process; choose another with --port"
         reason = taken if isinstance(error, OSError) and error.errno == errno.EADDRINUSE else f"cannot be used: {error}"
-        raise ZmqrtError(f"http://{join_host(host, port)} {reason}") from None
+        raise ZmqrtError(f"{settings.scheme}://{join_host(host, port)} {reason}") from None
     return listeners
 
 
@@ -198,7 +198,7 @@ def _listen(address: str, port: int) -> socket.socket:
 
 def ready_line(settings: BridgeSettings, listener: socket.socket) -> str:
     """Write where requests are taken, for a person or for the program that started this one."""
-    url = f"http://{join_host(*listener.getsockname()[:2])}"
+    url = f"{settings.scheme}://{join_host(*listener.getsockname()[:2])}"
     if settings.log_format == "json":
         return json.dumps({"event": "ready", "role": "bridge", "endpoints": {"http": url}})
     return f"zmqrt-bridge ready at {url} (broker {', '.join(settings.broker)})"

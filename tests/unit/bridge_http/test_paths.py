@@ -116,12 +116,12 @@ def test_an_unknown_path_is_told_the_nearest_in_both_shapes(path: str, words: st
 
 
 def test_the_base_url_is_the_callers() -> None:
-    """Behind TLS, its proxy's; and a name that is none is not repeated."""
+    """Its scheme is what connection or trusted proxy say, and no header; a name that is none is not repeated."""
     keyed = BridgeSettings(insecure=True)
     behind = ask("POST", "/chat/completions", settings=keyed, host="api.example", x_forwarded_proto="https")
     odd = ask("POST", "/chat/completions", settings=keyed, host="<b>")
 
-    assert "https://api.example/v1" in behind.json["detail"]
+    assert "http://api.example/v1" in behind.json["detail"]
     assert "<b>" not in odd.json["detail"]
 
 
