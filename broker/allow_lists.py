@@ -36,6 +36,8 @@ class AllowList:
         self.group: Final = group
         self.allowed: Allowed = {}
         """Replaced as a whole, so that another thread may look into it."""
+        self.once: Allowed = {}
+        """Those that may list a key of their own, and nothing else; replaced likewise."""
         self._directory = directory
         self._stamp = self._look()
         self._listed = load_list(directory, group)
@@ -65,13 +67,18 @@ class AllowList:
     def _replace(self, now: float) -> list[Ended]:
         before = self.allowed
         alive = {key.public.decode(): key for key in self._listed.values() if not key.why_not(now)}
-        self.allowed = {public: key.principal for public, key in alive.items()}
+        self.allowed = {public: key.principal for public, key in alive.items() if not key.is_once}
+        self.once = {public: key.principal for public, key in alive.items() if key.is_once}
         self._next_expiry = min((key.expires for key in alive.values() if key.expires is not None), default=math.inf)
         return [
             Ended(self.group, key, self._why_ended(key, principal, now))
             for key, principal in before.items()
             if self.allowed.get(key) != principal
         ]
+
+    def knows(self, key: str) -> bool:
+        """Say whether a key may connect, if only to list another one."""
+        return key in self.allowed or key in self.once
 
     def find(self, key: str) -> ListedKey | None:
         """Return the line of a key, let in or not."""

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import zmq
 from zmq.utils import z85
 
+from ..protocol import authorized_keys as lists
 from ..protocol import transport
 from ..protocol.authorized_keys import GROUPS, Group
 from .allow_lists import Ended, principals, read_lists
@@ -28,6 +29,7 @@ from .rate_limits import TokenBucket, full_bucket
 _POLL_MS: Final = 200
 _LOOK_S: Final = 0.2
 """Between two looks at the lists: what changes there is to take effect within a second."""
+_IN_FORCE_S: Final = 5.0
 _VERSION: Final = b"1.0"
 _DOMAINS: Final[dict[bytes, Group]] = {b"zmqrt.client": "clients", b"zmqrt.worker": "workers"}
 _TOLD_RATE: Final = 1.0
@@ -35,7 +37,7 @@ _TOLD_BURST: Final = 20.0
 """Refusals of one address that are told and named: a fleet that was started with the wrong keys, once, and then …"""
 _MOST_ADDRESSES: Final = 1024
 _MOST_UNREAD: Final = 1000
-REFUSALS: Final = ("unlisted", "other_port", "expired", "revoked", "no_key", "too_often")
+REFUSALS: Final = ("unlisted", "other_port", "expired", "revoked", "used", "no_key", "too_often")
 """Why a connection was not let in, as `zmqrt_zap_refused_total` has it."""
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Gate:
     """The allow-lists, and the thread that answers by them. Started before a socket is bound, closed after them."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], directory: Path) -> None:
+        self._directory = directory
         self._lists = read_lists(directory, time.time())
         self.refused = dict.fromkeys(REFUSALS, 0)
         """How often each; only this thread writes."""
@@ -80,6 +83,19 @@ class Gate:
         principal = self._lists[group].allowed.get(key)
         return principal.name if principal is not None else None
 
+    def is_once(self, group: Group, key: str) -> bool:
+        """Say whether a connection came by a line that is good once, and may do nothing but enrol."""
+        return key in self._lists[group].once
+
+    def enrol(self, group: Group, line_key: str, public: str) -> str:
+        """List a key in place of a line, and wait until it is let in. Raises ConfigurationError saying why not."""
+        principal = lists.enrol(self._directory, group, line_key.encode(), public.encode(), time.time())
+        give_up_at = time.monotonic() + _IN_FORCE_S
+        while self.name_of(group, public) is None and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_S / 4)
+        log.info("%s has joined with the key %s", principal.name, public)
+        return principal.name
+
     def is_admin(self, user: str) -> bool:
         """Say whether a client's principal may change things."""
         return any(principal.is_admin for principal in principals(self._lists["clients"].allowed, user))
@@ -103,15 +119,18 @@ class Gate:
             while not self._stop.is_set():
                 if self._socket.poll(_POLL_MS):
                     self._answer(self._socket.recv_multipart())
-                if (now := time.monotonic()) >= self._look_at:
-                    self._look_at = now + _LOOK_S
-                    for group in GROUPS:
-                        self._ended += self._lists[group].refresh(time.time())
+                if time.monotonic() >= self._look_at:
+                    self._look_at = time.monotonic() + _LOOK_S
+                    self._look()
         except Exception as error:
             log.exception("the thread that says who may connect has failed")
             self.failure = error
         finally:
             self._socket.close(0)
+
+    def _look(self) -> None:
+        for group in GROUPS:
+            self._ended += self._lists[group].refresh(time.time())
 
     def _answer(self, question: list[bytes]) -> None:
         """Reply to one request: [routing, empty, version, sequence, domain, address, identity, mechanism, key …].
@@ -125,8 +144,9 @@ class Gate:
         group, credentials = _DOMAINS.get(domain), question[8:]
         is_key = mechanism == b"CURVE" and len(credentials) == 1 and len(credentials[0]) == 32
         key = z85.encode(credentials[0]).decode() if is_key and group is not None else ""
-        principal = self._lists[group].allowed.get(key) if group is not None else None
-        if principal is not None:
+        if group is not None and not self._lists[group].knows(key):
+            self._look()  # who was listed a moment ago need not try twice
+        if group is not None and self._lists[group].knows(key):
             status, text = b"200", b"OK"
         else:
             status, text = self._refuse(address.decode("ascii", "replace"), group, key), b"not on the list"
@@ -147,7 +167,7 @@ class Gate:
             return "no_key", "no key"
         listed, now = self._lists[group].find(key), time.time()
         if listed is not None and (why := listed.why_not(now)):
-            return "revoked" if listed.revoked else "expired", why
+            return "revoked" if listed.revoked else "used" if listed.used else "expired", why
         other = next(each for each in GROUPS if each != group)
         if (elsewhere := self._lists[other].allowed.get(key)) is not None:
             return "other_port", f"the key of {elsewhere.name} is for the port of {other}"

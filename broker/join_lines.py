@@ -21,7 +21,7 @@ from ..protocol.authorized_keys import Group, load_allowed
 from ..protocol.errors import ConfigurationError
 from ..protocol.join_line import LineRole, write_line
 from ..protocol.keys import generate, load_peer
-from ..protocol.settings import is_named
+from ..protocol.settings import is_named, joined_folder
 from .config import BrokerSettings
 
 _ROLES: Final[tuple[tuple[Group, LineRole, str], ...]] = (
@@ -35,7 +35,7 @@ _ELSEWHERE: Final = ("192.0.2.1", 9)
 
 def open_to_others(settings: BrokerSettings) -> BrokerSettings:
     """Return settings with keys, which are made where there are none, and ports that other machines reach."""
-    keys = settings.keys or Path(click.get_app_dir("zmqrt")) / "fleet-keys"
+    keys = settings.keys or joined_folder()
     if not (keys / "broker" / "secret.key").exists():
         generate(keys)
         click.echo(f"made keys in {keys}", err=True)

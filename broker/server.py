@@ -21,6 +21,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import zmq
@@ -28,9 +29,9 @@ import zmq
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-from ..protocol import codec, descriptors, transport
+from ..protocol import codec, descriptors, enrolment, transport
 from ..protocol import messages as m
-from ..protocol.errors import ProtocolError, ZmqrtError
+from ..protocol.errors import ConfigurationError, ProtocolError, ZmqrtError
 from ..protocol.keys import load_server
 from ..protocol.metrics_server import ask_loop, serve_metrics
 from .auth import Gate
@@ -47,6 +48,8 @@ _WATCHDOG_S: Final = 0.1
 """A pass by the clock, in case a wake-up was lost all the same."""
 _FAREWELL_S: Final = 2.0
 _STARVED_LOG_S: Final = 60.0
+_MOST_ENROLLING: Final = 64
+"""At once: each is a write to disk."""
 _LAST_WORDS_S: Final = 0.3
 """For the reason to reach a peer before its connection is reset."""
 _LINGER_MS: Final = 250
@@ -97,6 +100,7 @@ class Server:
         self._garbage = _GarbageCollection()
         self._done = asyncio.Event()
         self._fatal: GateError | None = None
+        self._enrolling: set[bytes] = set()
         self._passed_at = self._due = -math.inf
         self._wake_at = math.inf
         self._wake: asyncio.TimerHandle | None = None
@@ -300,8 +304,9 @@ class Server:
                 return now
             peer, key, fd, frames = received
             user = key if self._gate is None else self._gate.name_of(router.group, key)
-            if user is None:  # its key was let in when it came
+            if user is None:  # its key was let in when it came, or is good for one thing alone
                 left -= 1
+                self._enrol(router, peer, key, frames)
             else:
                 left -= self._take(router, peer, user, frames, now)
                 if not router.is_noted(peer, fd) and self._core.is_known(router.side, peer):
@@ -309,6 +314,35 @@ class Server:
             now = time.monotonic()
             if left <= 0 or now >= stop_at or not router.has_input():
                 return now
+
+    def _enrol(self, router: RouterSocket, peer: bytes, key: str, frames: list[transport.Frame]) -> None:
+        """List the key that a machine has made, if it came by a line that is good once; its answer follows."""
+        gate = self._gate
+        if gate is None or not gate.is_once(router.group, key) or peer in self._enrolling:
+            return
+        try:
+            messages = router.codec.unpack(frames).messages
+        except ProtocolError:
+            return
+        asked = next((found for found in map(enrolment.key_in, messages) if found), "")
+        if len(self._enrolling) >= _MOST_ENROLLING:
+            return
+        self._enrolling.add(peer)
+        task = asyncio.get_running_loop().run_in_executor(None, gate.enrol, router.group, key, asked)
+        task.add_done_callback(partial(self._enrolled, router, peer))
+
+    def _enrolled(self, router: RouterSocket, peer: bytes, done: asyncio.Future[str]) -> None:
+        self._enrolling.discard(peer)
+        if done.cancelled() or self._done.is_set():
+            return
+        error = done.exception()
+        if error is not None and not isinstance(error, ConfigurationError):
+            log.error("a machine could not be enrolled", exc_info=error)
+        refusal = (
+            str(error) if isinstance(error, ConfigurationError) else "" if error is None else "see the broker's log"
+        )
+        for frames in codec.pack([enrolment.answer(router.group, refusal)]):
+            router.sender.send_once(peer, frames)
 
     def _take(self, router: RouterSocket, peer: bytes, user: str, frames: list[transport.Frame], now: float) -> int:
         """Give one envelope to the core; return what it counts for in the budget."""

@@ -109,6 +109,8 @@ def read_client_line(text: object) -> JoinLine:
         raise ConfigurationError(f"join: expected a line to join by, got {arguments.kind_of(text)}")
     line = read_line(text)
     refuse_expired(line)
+    if line.is_once:
+        raise ConfigurationError("join: this line is good once; 'zmqrt join' makes keys by it that a program can use")
     if line.is_worker:
         raise ConfigurationError("join: this line is for workers; ask for one for clients")
     return line

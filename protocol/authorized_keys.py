@@ -1,9 +1,10 @@
 """The lists of who may connect, `authorized_workers` and `authorized_clients`: read, and edited line by line.
 
-    <public key, 40 characters> <name> [admin] [bridge] [expires=WHEN] [revoked=WHEN]
+    <public key, 40 characters> <name> [admin] [bridge] [once] [expires=WHEN] [revoked=WHEN] [used=WHEN]
 
-A key that is revoked or has expired stays on its line, so that whoever is refused is told by name. Comments, order and
-other lines stay as they are when one is edited; a broker that reads meanwhile sees the old list or the new one.
+A key that is marked `once` lets nobody in: its holder may list another one with its name and rights instead, once. One
+that is revoked or has expired stays on its line, so that whoever is refused is told by name. Comments, order and other
+lines stay as they are when one is edited; a broker that reads meanwhile sees the old list or the new one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from .limits import MAX_NAME_CHARS
 
 _ADMIN: Final = "admin"
 _BRIDGE: Final = "bridge"
-_FORM: Final = "<40 characters of key> <name> [admin] [bridge] [expires=WHEN] [revoked=WHEN]"
+_ONCE: Final = "once"
+_FLAGS: Final = (_ADMIN, _BRIDGE, _ONCE)
+_TIMES: Final = ("expires", "revoked", "used")
+_FORM: Final = "<40 characters of key> <name> [admin] [bridge] [once] [expires=WHEN] [revoked=WHEN]"
 Group = Literal["workers", "clients"]
 GROUPS: Final[tuple[Group, ...]] = ("workers", "clients")
 
@@ -38,12 +42,14 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class ListedKey:
-    """One line. `expires`: in seconds since 1970; `revoked`: since when, in the words of the file."""
+    """One line. `expires`: in seconds since 1970; `revoked` and `used`: since when, in the words of the file."""
 
     public: bytes
     principal: Principal
     expires: float | None = None
     revoked: str = ""
+    is_once: bool = False
+    used: str = ""
 
     @property
     def id(self) -> str:
@@ -54,6 +60,8 @@ class ListedKey:
         """Say why it is not let in any more; "" while it is."""
         if self.revoked:
             return f"the key of {self.principal.name} was revoked ({self.revoked})"
+        if self.used:
+            return f"the line for {self.principal.name} was used up ({self.used})"
         if self.expires is not None and now >= self.expires:
             return f"the key of {self.principal.name} expired at {moment(self.expires)}"
         return ""
@@ -67,7 +75,8 @@ def list_path(directory: Path, group: Group) -> Path:
 def load_allowed(directory: Path, group: Group) -> dict[bytes, Principal]:
     """Read whom a list lets in now: public key in Z85 -> principal. Raises ConfigurationError naming file and line."""
     now = time.time()
-    return {key.public: key.principal for key in load_list(directory, group).values() if not key.why_not(now)}
+    found = load_list(directory, group).values()
+    return {key.public: key.principal for key in found if not key.is_once and not key.why_not(now)}
 
 
 def load_list(directory: Path, group: Group) -> dict[bytes, ListedKey]:
@@ -111,24 +120,27 @@ def _read_words(words: list[str]) -> ListedKey:
     if len(name) > MAX_NAME_CHARS:
         raise ValueError(f"the name {name[:20]!r}… has {len(name)} characters, over {MAX_NAME_CHARS}")
     said = dict(mark.partition("=")[::2] for mark in marks)
-    if len(said) != len(marks) or not said.keys() <= {_ADMIN, _BRIDGE, "expires", "revoked"}:
+    if len(said) != len(marks) or not said.keys() <= {*_FLAGS, *_TIMES}:
         raise ValueError(f"expected '{_FORM}'")
-    if said.get(_ADMIN) or said.get(_BRIDGE) or "" in (said.get("expires"), said.get("revoked")):
+    if any(said.get(flag) for flag in _FLAGS) or "" in [said.get(name) for name in _TIMES]:
         raise ValueError(f"expected '{_FORM}'")
     return ListedKey(
         key.encode(),
         Principal(name, is_admin=_ADMIN in said, is_bridge=_BRIDGE in said),
         expires=read_moment(said["expires"]) if "expires" in said else None,
         revoked=said.get("revoked", ""),
+        is_once=_ONCE in said,
+        used=said.get("used", ""),
     )
 
 
 # --- edits -----------------------------------------------------------------------------------------------------------
 
 
-def line_of(public: bytes, principal: Principal, expires: float | None) -> str:
+def line_of(public: bytes, principal: Principal, expires: float | None, *, is_once: bool = False) -> str:
     """Write the line of a key. Raises ConfigurationError where it would not be read as that."""
-    marks = [word for word, is_so in ((_ADMIN, principal.is_admin), (_BRIDGE, principal.is_bridge)) if is_so]
+    flags = ((_ADMIN, principal.is_admin), (_BRIDGE, principal.is_bridge), (_ONCE, is_once))
+    marks = [word for word, is_so in flags if is_so]
     marks += [f"expires={moment(expires)}"] if expires is not None else []
     line = " ".join([public.decode(), principal.name, *marks])
     try:
@@ -167,6 +179,26 @@ def marked(text: str, public: bytes, said: Mapping[str, str]) -> str:
             kept = [word for word in named[2:] if word.partition("=")[0] not in said]
             lines[at] = " ".join([*named[:2], *kept, *(f"{name}={value}" for name, value in said.items())]) + "\n"
     return "".join(lines)
+
+
+def enrol(directory: Path, group: Group, line_key: bytes, public: bytes, now: float) -> Principal:
+    """List a key in place of a line that is good once, both in one step. Raises ConfigurationError saying why not."""
+    found: list[Principal] = []
+
+    def change(text: str) -> str:
+        listed = parse(text, list_path(directory, group))
+        line, own = listed.get(line_key), listed.get(public)
+        if line is None or not line.is_once or (why := line.why_not(now)):
+            raise ConfigurationError(
+                why if line is not None and line.is_once else "this line is not listed as good once"
+            )
+        if own is not None or not Z85_KEY.fullmatch(public.decode("ascii", "replace")):
+            raise ConfigurationError("a machine that joins needs a key of its own")
+        found.append(line.principal)
+        return with_line(marked(text, line_key, {"used": moment(now)}), line_of(public, line.principal, None))
+
+    edit(directory, group, change)
+    return found[0]
 
 
 def edit(directory: Path, group: Group, change: Callable[[str], str]) -> None:

@@ -36,7 +36,10 @@ Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class JoinLine(msgspec.Struct, frozen=True, array_like=True):
-    """What a line holds. `expires`: in whole seconds since 1970; None: it lasts until it is revoked."""
+    """What a line holds. `expires`: in whole seconds since 1970; None: it lasts until it is revoked.
+
+    `is_once`: its key can do nothing but list another one, which its machine has made itself (enrolment.py).
+    """
 
     role: LineRole
     brokers: Annotated[tuple[Annotated[str, Meta(max_length=MAX_ENDPOINT_CHARS)], ...], Meta(max_length=MAX_BROKERS)]
@@ -44,6 +47,7 @@ class JoinLine(msgspec.Struct, frozen=True, array_like=True):
     secret: Key
     name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
     expires: int | None = None
+    is_once: bool = False
 
     def __repr__(self) -> str:
         return f"JoinLine({self.role!r}, {self.brokers!r}, name={self.name!r})"
@@ -60,11 +64,18 @@ class JoinLine(msgspec.Struct, frozen=True, array_like=True):
 
 
 def write_line(
-    role: LineRole, brokers: tuple[str, ...], server_public: bytes, secret: bytes, name: str, expires: float | None
+    role: LineRole,
+    brokers: tuple[str, ...],
+    server_public: bytes,
+    secret: bytes,
+    name: str,
+    expires: float | None,
+    *,
+    is_once: bool = False,
 ) -> str:
     """Write a line; keys are given in Z85. Raises ConfigurationError where it could not be read."""
     ends = None if expires is None else int(expires)
-    line = JoinLine(role, brokers, z85.decode(server_public), z85.decode(secret), name, ends)
+    line = JoinLine(role, brokers, z85.decode(server_public), z85.decode(secret), name, ends, is_once)
     body = msgspec.msgpack.encode(line)
     whole = len(body).to_bytes(_LENGTH_BYTES) + body + hashlib.sha256(body).digest()[:_SUM_BYTES]
     text = f"{PREFIX}{_VERSION}.{base64.urlsafe_b64encode(whole).decode().rstrip('=')}"

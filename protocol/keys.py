@@ -86,6 +86,17 @@ def _write_open(path: Path, text: str) -> Path:
     return path
 
 
+def pair_of(secret: bytes) -> KeyPair:
+    """Return the pair of a secret key."""
+    return KeyPair(zmq.curve_public(secret), secret)
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a secret key. Raises ConfigurationError where others may read it, or it is none."""
+    refuse_readable(path)
+    return _read_key(path)
+
+
 def new_pair() -> KeyPair:
     """Make a pair that nobody else has."""
     public, secret = zmq.curve_keypair()
@@ -156,7 +167,7 @@ def _load_pair(folder: Path, *, may_lack_public: bool = False) -> KeyPair:
     with contextlib.suppress(FileNotFoundError):  # said below
         refuse_readable(secret)
     if may_lack_public and secret.exists() and not (folder / "public.key").exists():  # `keep_joined` was cut off
-        return KeyPair(zmq.curve_public(_read_key(secret)), _read_key(secret))
+        return pair_of(_read_key(secret))
     pair = KeyPair(_read_key(folder / "public.key"), _read_key(secret))
     if zmq.curve_public(pair.secret) != pair.public:
         raise ConfigurationError(f"{folder}: public.key and secret.key do not belong together")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..protocol.enrolment import enrol
 from ..protocol.errors import ConfigurationError
 from ..protocol.join_line import JoinLine, read_line, refuse_expired
 from ..protocol.keys import PeerKeys, load_peer
 from ..protocol.own_files import read_text, refuse_readable
+from ..protocol.settings import joined_folder
 from .config import WorkerSettings
 
 
@@ -18,8 +20,10 @@ def joined(settings: WorkerSettings) -> tuple[WorkerSettings, PeerKeys | None]:
         return settings, load_peer(settings.keys, "worker") if settings.keys is not None else None
     if not line.is_worker:
         raise ConfigurationError(f"join: this line is for {line.role}s; ask for one for workers")
-    refuse_expired(line)
-    return dataclasses.replace(settings, broker=line.brokers), line.peer_keys()
+    if not line.is_once:  # else what it got may outlive it
+        refuse_expired(line)
+    keys = enrol(line, settings.keys or joined_folder()) if line.is_once else line.peer_keys()
+    return dataclasses.replace(settings, broker=line.brokers), keys
 
 
 def _line(settings: WorkerSettings) -> JoinLine | None:

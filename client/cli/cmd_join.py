@@ -8,10 +8,11 @@ from typing import Final
 
 import click
 
+from ...protocol.enrolment import enrol
 from ...protocol.join_line import JoinLine, read_line, refuse_expired
 from ...protocol.keys import keep_joined
 from ...protocol.own_files import read_text
-from ...protocol.settings import CONFIG_ENV, FILE_NAME
+from ...protocol.settings import CONFIG_ENV, FILE_NAME, joined_folder
 from .settings_file import set_values
 from .stdio import note
 
@@ -21,8 +22,6 @@ _NEXT: Final = {
     "admin": "zmqrt top",
     "bridge": "zmqrt-bridge",
 }
-
-
 _TABLES: Final = {"worker": ("worker",), "client": ("client", "bridge"), "admin": ("client",), "bridge": ("bridge",)}
 """Whose settings name the fleet afterwards; what a client may, a bridge may."""
 
@@ -50,11 +49,13 @@ _TABLES: Final = {"worker": ("worker",), "client": ("client", "bridge"), "admin"
 def command(line: str | None, file: Path | None, directory: Path | None, config: Path | None) -> None:
     """Keep the keys first, then what names them, so that a cut in between leaves nothing half."""
     read = read_line(_given(line, file))
-    refuse_expired(read)
-    home = Path(click.get_app_dir("zmqrt"))
-    folder = (directory or home / "fleet-keys").absolute()
-    keep_joined(folder, read.role, read.peer_keys())
-    path = config or home / FILE_NAME
+    folder = (directory or joined_folder()).absolute()
+    if read.is_once:
+        enrol(read, folder)
+    else:
+        refuse_expired(read)
+        keep_joined(folder, read.role, read.peer_keys())
+    path = config or Path(click.get_app_dir("zmqrt")) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     set_values(path, {table: {"broker": list(read.brokers), "keys": str(folder)} for table in _TABLES[read.role]})
     _say(read, folder, path)

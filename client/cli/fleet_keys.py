@@ -52,8 +52,11 @@ def fleet() -> None:
 @_FOLDER
 @click.option("--name", metavar="NAME", help="Who it is in logs and for the broker [default: its role and a number].")
 @click.option("--address", "addresses", multiple=True, metavar="HOST[:PORT]", help="Where it finds the broker.")
+@click.option("--once", is_flag=True, help="Good for one machine, which makes its own key by it.")
 @_EXPIRES
-def invite(role: LineRole, directory: Path, name: str | None, addresses: tuple[str, ...], expires: str | None) -> None:
+def invite(
+    role: LineRole, directory: Path, name: str | None, addresses: tuple[str, ...], expires: str | None, *, once: bool
+) -> None:
     """List the public half; the line with the secret one goes to standard output."""
     group = group_of(role)
     brokers = tuple(endpoint_of(address, group) for address in addresses)
@@ -62,8 +65,8 @@ def invite(role: LineRole, directory: Path, name: str | None, addresses: tuple[s
     pair = new_pair()
     name = name or f"{role}-{pair.public[:4].hex()}"
     ends = read_moment(expires) if expires is not None else None
-    line = write_line(role, brokers, load_server(directory).public, pair.secret, name, ends)
-    lists.add(directory, group, lists.line_of(pair.public, principal_of(role, name), ends))
+    line = write_line(role, brokers, load_server(directory).public, pair.secret, name, ends, is_once=once)
+    lists.add(directory, group, lists.line_of(pair.public, principal_of(role, name), ends, is_once=once))
     until = f" until {expires}" if expires is not None else ""
     how = "zmqrt-worker --join" if role == "worker" else "zmqrt join"
     note(f"{name} may join{until}: {how} LINE, where LINE is what follows; it is a secret, shown this once:")
@@ -188,7 +191,8 @@ def _state(key: ListedKey, now: float) -> str:
         return why.removeprefix(f"the key of {key.principal.name} was ").removeprefix(
             f"the key of {key.principal.name} "
         )
-    return f"until {moment(key.expires)}" if key.expires is not None else "in use"
+    state = "good once" if key.is_once else "in use"
+    return f"{state}, until {moment(key.expires)}" if key.expires is not None else state
 
 
 def _facts(group: Group, key: ListedKey, now: float) -> dict[str, object]:

@@ -20,7 +20,17 @@ A subcommand of a group takes the same flags with `@options(ClientSettings)`. `r
 
 from .commands import SETTINGS_LOGGER, command, is_named, options, version_text
 from .declare import LOG_LEVELS, CommonSettings, Setting, setting, settings_of
-from .sources import DEFAULT, FILE_NAME, SHARED_TABLE, EffectiveValue, Resolved, Surroundings, known_roles, resolve
+from .sources import (
+    DEFAULT,
+    FILE_NAME,
+    SHARED_TABLE,
+    EffectiveValue,
+    Resolved,
+    Surroundings,
+    joined_folder,
+    known_roles,
+    resolve,
+)
 from .values import duration_type, unquoted
 from .variables import API_KEY_ENV, CACHE_ENV, CONFIG_ENV, wants_tracebacks
 
@@ -41,6 +51,7 @@ __all__ = [
     "command",
     "duration_type",
     "is_named",
+    "joined_folder",
     "known_roles",
     "options",
     "resolve",

@@ -64,6 +64,11 @@ class Surroundings:
         )
 
 
+def joined_folder() -> Path:
+    """Return the folder of this user where keys are kept of which nobody has said where."""
+    return Path(click.get_app_dir("zmqrt")) / "fleet-keys"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EffectiveValue:
     """What a setting is, and where that comes from: also the file, if it is one."""

@@ -100,3 +100,27 @@ def test_no_text_ends_the_reader_and_edits_keep_what_was_read(text: str, key: by
         after = lists.parse(lists.marked(whole, key, {"revoked": "now"}), Path("list"))
         assert before.keys() == after.keys()
         assert (key in after) is (key in after and after[key].revoked == "now")
+
+
+def test_a_line_that_is_good_once_is_replaced_by_a_key_of_its_name(path: Path) -> None:
+    """In one step, and once; it lets nobody in itself. The new key lasts, whatever the line did."""
+    now = time.time()
+    lists.add(path.parent, "clients", lists.line_of(THREE, Principal("carol", is_bridge=True), now + 60, is_once=True))
+    assert THREE not in lists.load_allowed(path.parent, "clients")
+    own = b"4" * 40
+    assert lists.enrol(path.parent, "clients", THREE, own, now).name == "carol"
+
+    assert lists.load_list(path.parent, "clients")[own] == lists.ListedKey(own, Principal("carol", is_bridge=True))
+    before = path.read_text()
+    for line_key, why in ((THREE, "the line for carol was used up"), (ONE, "not listed as good once")):
+        with pytest.raises(ConfigurationError, match=why):
+            lists.enrol(path.parent, "clients", line_key, b"5" * 40, now)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("public", [b"", b"short", b"6" * 41, "é".encode() * 20, TWO, b"7" * 39 + b" "])
+def test_what_is_no_key_of_a_machines_own_is_not_listed(path: Path, public: bytes) -> None:
+    """Nor one that is listed already: it would come back with other rights."""
+    lists.add(path.parent, "clients", lists.line_of(THREE, Principal("carol"), None, is_once=True))
+    with pytest.raises(ConfigurationError, match="a key of its own"):
+        lists.enrol(path.parent, "clients", THREE, public, 0.0)
