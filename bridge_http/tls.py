@@ -2,7 +2,7 @@
 
 The TLS of event loops would tell of a connection only after its handshake: until then nobody counts it, and it may
 take a minute. And it cannot end one direction, which is how a refused caller gets its answer (`connection.py`). So the
-bytes go through `ssl.MemoryBIO` here (docs/adr/0027): a connection is one of the limit from its first moment, and what
+bytes go through `ssl.MemoryBIO` here (docs/adr/0028): a connection is one of the limit from its first moment, and what
 bounds the wait for a head bounds the handshake too.
 """
 

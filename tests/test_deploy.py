@@ -9,6 +9,8 @@ import configparser
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -373,6 +375,22 @@ def test_a_worker_may_use_its_gpu_and_keeps_its_engines_while_it_drains() -> Non
 
     assert not names & {"PrivateDevices", "ProtectClock", "ProtectKernelTunables", "MemoryDenyWriteExecute"}
     assert "KillMode=mixed" in lines
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd itself reads the units here")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_knows_every_word_of_a_unit_and_finds_it_closed(name: str, tmp_path: Path) -> None:
+    """A misspelt directive protects nobody, and is no error. A worker needs devices, so it is open a little wider."""
+    unit = tmp_path / name
+    text = (DEPLOY / "systemd" / name).read_text(encoding="utf-8")
+    unit.write_text(re.sub("(?m)^ExecStart=.*", "ExecStart=/bin/true", text), encoding="utf-8")
+    verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    threshold = "22" if "worker" in name else "15"  # tenths: 0 is closed, 10 open
+    judge = ["systemd-analyze", "security", "--offline=true", f"--threshold={threshold}", str(unit)]
+    judged = subprocess.run(judge, capture_output=True, text=True, check=False)
+
+    assert [line for line in verified.stderr.splitlines() if name in line] == []
+    assert judged.returncode == 0, judged.stdout[-300:]
 
 
 # --- packaging --------------------------------------------------------------------------------------------------------
