@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import Final, Literal, NamedTuple
 
 from .thoughts import HARMONY, HEADS, THOUGHTS
@@ -39,11 +40,19 @@ MARKUP: Final = frozenset(
 """Texts of tokens that some tokenizers call special: without them nobody could tell a call from words."""
 _DIRECT: Final = "to=functions."
 """How Harmony's header goes on where the prompt began it."""
-_MISTRAL_JSON: Final = re.compile(r"\{|\[(?=\s*[{\]])")
-_WORDS: Final = re.compile(r"\s*[^{}\[\]\s]+\s+[^{}\[\]]+")
+_MOST_BLANK: Final = 256
+"""White space that is held back, since it belongs to a mark and not to words if one follows it."""
+_PIECE: Final = 4096
+"""An answer that comes at once is read in pieces of so many characters: each step looks at all that is unread."""
+_MISTRAL_JSON: Final = re.compile(rf"\{{|\[(?=\s{{0,{_MOST_BLANK}}}[{{\]])")
+_WORDS: Final = re.compile(r"[^{}\[\]\s]++\s++[^{}\[\]]++")
 """Behind Mistral's mark: several words, and so no name of a tool."""
 _BARE: Final = ('{"name":"', '{"type":"function","name":"')
 """How Llama begins a call that has no markup at all."""
+_BRACE: Final = re.compile(r'\{(?=["\s]|\Z)')
+"""Where a call without markup may begin."""
+_BETWEEN: Final = re.compile(r"[\s;]*")
+"""What stands between two of them."""
 _HAS_ARGUMENTS: Final = re.compile(r'"(?:parameters|arguments)"\s*:')
 _BARE_LOOK: Final = 64
 _LONGEST_BARE: Final = 400
@@ -94,7 +103,8 @@ _CALLS_IN_THOUGHTS: Final = (_OPEN, _MISTRAL, _DEEPSEEK_AROUND[0])
 
 def call_id(rid: bytes, index: int) -> str:
     """Name a call of an answer: the same at every bridge. Nine letters, since Mistral's templates take no others."""
-    number = int.from_bytes(hashlib.sha256(rid + index.to_bytes(2, "big")).digest()[:8], "big")
+    place = index.to_bytes(2 if index < 1 << 16 else 8, "big")
+    number = int.from_bytes(hashlib.sha256(rid + place).digest()[:8], "big")
     letters = ""
     for _ in range(9):
         number, at = divmod(number, len(_ID_CHARS))
@@ -121,11 +131,11 @@ class AnswerParser:
     def __init__(self, tools: Tools = ()) -> None:
         self._tools = frozenset(tools)
         self._texts: Mapping[str, Collection[str]] = tools if isinstance(tools, Mapping) else {}
-        self._bare_calls = [f'{begin}{name}","parameters":' for name in self._tools for begin in _BARE]
+        self._bare_calls = tuple(f'{begin}{name}","parameters":' for name in self._tools for begin in _BARE)
         self._begins = (*THOUGHTS, *((_DIRECT,) if tools else HEADS))
         self._has_thought = False
         openers = (_OPEN, _FUNCTION, _MISTRAL, _LLAMA, _DEEPSEEK_OPEN, *_NOTHING, *HEADS)
-        self._openers: Collection[str] = openers if tools else ()
+        self._openers: tuple[str, ...] = openers if tools else ()
         self._state: _State = "start"
         self._unread: str = ""
         self._closers: tuple[str, ...] = ()
@@ -148,8 +158,14 @@ class AnswerParser:
         """Take a piece of the answer; return what is certain by now."""
         if self._state == "plain" and not self._unread:
             return [Content(text)] if text else []
-        self._unread += text
-        return list(self._run())
+        deltas: list[Delta] = []
+        for at in range(0, len(text), _PIECE):
+            unread, self._unread = self._unread, ""
+            unread += text[at : at + _PIECE]  # in place; a field would be copied with each piece of a long call
+            self._unread = unread
+            del unread  # so that nothing but the field holds it the next time
+            deltas += self._run()
+        return deltas
 
     def finish(self) -> list[Delta]:
         """Return what waited for more: the answer is over."""
@@ -196,6 +212,9 @@ class AnswerParser:
         text = self._unread.lstrip()
         if self._has_thought:
             self._unread = text
+        if len(self._unread) - len(text) > _MOST_BLANK:
+            self._state = "text" if self._tools else "plain"
+            return
         if not text and not self._is_over:
             return
         for opener, closer in THOUGHTS.items():
@@ -208,9 +227,9 @@ class AnswerParser:
         if not self._tools and text.startswith(HEADS):
             self._openers, self._state = HEADS, "text"
         elif self._tools and text.startswith(_DIRECT):
-            self._state = "head"
+            self._enter("head")
         elif self._tools and self._may_be_bare(text):
-            self._begin_call("bare")
+            self._enter("bare")
         else:
             self._state = "text" if self._tools else "plain"
         yield from ()
@@ -239,76 +258,77 @@ class AnswerParser:
         if opener:
             self._unread = self._unread.lstrip()
             if opener in HEADS:
-                self._state = "head"
+                self._enter("head")
                 return
             if opener not in (_FUNCTION, "{"):  # which are part of what is read
                 self._unread = self._unread[len(opener) :]
             if opener in _CALLS:
-                self._begin_call(_CALLS[opener])
+                self._enter(_CALLS[opener])
         elif self._is_over and self._unread:
             text, self._unread = self._unread, ""
             if not (self._calls and text.isspace()):
                 yield Content(text)
 
-    def _until(self, markers: Collection[str], *, is_text: bool = False) -> tuple[str, str]:
+    def _until(self, texts: tuple[str, ...], *, is_text: bool = False) -> tuple[str, str]:
         """Take the text before the first of some markers, and name that; else all that can begin none of them.
 
         `is_text`: a call without markup counts too, and what is between words and a marker is held back with it, and
         at the end of all.
         """
-        text = self._unread
-        found = min(((at, marker) for marker in markers if (at := text.find(marker)) >= 0), default=None)
+        text, markers = self._unread, _markers(texts)
+        found = markers.pattern.search(text)
         if found is not None:
-            at, marker = found
+            at, marker = found.start(), found[0]
         else:
-            at, marker = (len(text) if self._is_over else _beginning(text, markers)), ""
+            at, marker = (len(text) if self._is_over else markers.beginning_in(text)), ""
         if is_text:
             bare_at, is_call = self._bare_call(text[:at], is_open=not marker and not self._is_over)
             if bare_at < at:
                 at, marker = bare_at, "{" if is_call else ""
-            at = len(text[:at].rstrip())
+            at = max(len(text[:at].rstrip()), at - _MOST_BLANK)
         self._unread = text[at:]
         return text[:at], marker
 
     def _bare_call(self, text: str, *, is_open: bool) -> tuple[int, bool]:
         """Find where a call without markup begins behind words, or may do so when more has come; else the end."""
-        at = text.find("{") if self._bare_calls else -1
-        while at >= 0:
-            compact = re.sub(r"\s+", "", text[at : at + _LONGEST_BARE])
-            if any(compact.startswith(call) for call in self._bare_calls):
+        for found in _BRACE.finditer(text) if self._bare_calls else ():
+            at = found.start()
+            compact = "".join(text[at : at + _LONGEST_BARE].split())
+            if not self._may_be_bare(compact):
+                continue
+            if compact.startswith(self._bare_calls):
                 return at, True
             is_short = at + _LONGEST_BARE > len(text)
             if is_open and is_short and any(call.startswith(compact) for call in self._bare_calls):
                 return at, False
-            at = text.find("{", at + 1)
         return len(text), False
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
     def _tagged(self, closer: str) -> Iterator[Delta]:
         """Read until the closing tag, which may also stand inside a JSON string."""
-        body = self._unread
-        if not body.strip() and not self._is_over:
+        body = self._unread_call()
+        if not body and not self._is_over:
             return
-        is_json = body.lstrip().startswith("{")
+        is_json = body.startswith("{")
         begin = self._json.end_in(body) if is_json else self._looked
         self._looked = max(0, len(body) - len(closer))
         end = -1 if begin is None else body.find(closer, begin)
         if end >= 0:
-            end += len(closer) if closer == _FUNCTION_CLOSE else 0
-            self._unread = body[end:].removeprefix(closer)
+            self._unread = body[end + len(closer) :]
             yield from self._end_calls(body[:end])
         elif self._is_over:
             yield from self._cut_short()
 
     def _mistral(self) -> Iterator[Delta]:
         """Read an array of calls, or a name and its arguments."""
-        body = self._unread
+        body = self._unread_call()
         begin = _MISTRAL_JSON.search(body, self._looked)
         end = self._json.end_in(body, begin.start()) if begin else None
         if begin is None:  # a bracket at the end may still begin one
-            said = body.rstrip()
-            self._looked = len(said) - said.endswith("[")
+            tail = body[-_MOST_BLANK - 1 :]
+            said = tail.rstrip()
+            self._looked = len(body) - (len(tail) - len(said) + 1 if said.endswith("[") else 0)
         if begin is not None and end is not None:
             self._unread = body[end:]
             found = self._found(body[:end])
@@ -323,16 +343,18 @@ class AnswerParser:
 
     def _bare(self) -> Iterator[Delta]:
         """JSON from the first character on: a call if it names a tool, else words that look like one."""
-        text = self._unread.lstrip(" ;\n") if self._calls else self._unread
-        if not text and not self._is_over:
+        between = _BETWEEN.match(self._unread) if self._calls else None
+        text = self._unread[between.end() if between else 0 :]
+        is_far = len(self._unread) - len(text) > _MOST_BLANK
+        if not text and not is_far and not self._is_over:
             return
-        if not self._may_be_bare(text.lstrip()):
+        if is_far or not self._may_be_bare(text.lstrip()):
             self._state = "text"
             return
         end = self._json.end_in(self._unread)
         if end is None and not self._is_over:
             return
-        text = text if end is None else self._unread[:end].lstrip(" ;\n")
+        text = text if end is None else text[: len(text) - len(self._unread) + end]
         found = self._found(text) if _HAS_ARGUMENTS.search(text) else []
         if found and found[0].name in self._tools:
             self._unread = "" if end is None else self._unread[end:]
@@ -344,10 +366,16 @@ class AnswerParser:
             self._unread, self._state = self._unread[at:], "text"
 
     def _may_be_bare(self, text: str) -> bool:
-        compact = re.sub(r"\s+", "", text[:_BARE_LOOK])
+        compact = "".join(text[:_BARE_LOOK].split())
         return any(begin.startswith(compact) or compact.startswith(begin) for begin in _BARE) and bool(compact)
 
-    def _begin_call(self, state: _State) -> None:
+    def _unread_call(self) -> str:
+        """Return what is unread of a call, without what is blank before it."""
+        if self._unread[:1].isspace():
+            self._unread = self._unread.lstrip()
+        return self._unread
+
+    def _enter(self, state: _State) -> None:
         self._state, self._json, self._looked = state, JsonScan(), 0
 
     def _found(self, body: str) -> list[FoundCall]:
@@ -364,7 +392,8 @@ class AnswerParser:
     def _cut_short(self) -> Iterator[Delta]:
         """Tell a call that the end of the answer cut off, if it names its tool; half a name helps nobody."""
         body, self._unread = self._unread, ""
-        is_json = body.lstrip().startswith(("{", "["))
+        body = body.lstrip()
+        is_json = body.startswith(("{", "["))
         is_named = self._state != "mistral" or "{" in body
         found = self._found(body) if is_named else []
         if (self._state == "llama" and not is_json) or (self._state == "mistral" and _WORDS.fullmatch(body)):
@@ -385,8 +414,9 @@ class AnswerParser:
     # --- Harmony -----------------------------------------------------------------------------------------------------
 
     def _head(self) -> Iterator[Delta]:
-        at = self._unread.find(_BODY)
+        at = self._unread.find(_BODY, self._looked)
         if at < 0:
+            self._looked = max(0, len(self._unread) - len(_BODY))
             if self._is_over:
                 self._unread = ""
             return
@@ -409,21 +439,22 @@ class AnswerParser:
             self._state = "text"
 
     def _harmony_call(self) -> Iterator[Delta]:
-        text = self._unread.lstrip()
+        text = self._unread_call()
         if not text and not self._is_over:
             return
         is_json = text.startswith(("{", "["))
-        end = self._json.end_in(self._unread) if is_json else None
+        end = self._json.end_in(text) if is_json else None
         if not is_json:
-            found = (self._unread.find(one, self._looked) for one in _ENDS)
+            found = (text.find(one, self._looked) for one in _ENDS)
             end = min((at for at in found if at >= 0), default=None)
-            self._looked = max(0, len(self._unread) - _LONGEST_END)
+            self._looked = max(0, len(text) - _LONGEST_END)
         if end is None and not self._is_over:
             return
-        arguments, rest = self._unread[:end], self._unread[end:] if end is not None else ""
-        rest = rest.lstrip()
-        marker = next((one for one in _ENDS if rest.startswith(one)), "")
-        if not marker and not self._is_over and any(one.startswith(rest) for one in _ENDS):
+        arguments, rest = text[:end], text[end:] if end is not None else ""
+        blank, rest = len(rest), rest.lstrip()
+        ends = _ENDS if blank - len(rest) <= _MOST_BLANK else ()
+        marker = next((one for one in ends if rest.startswith(one)), "")
+        if not marker and not self._is_over and any(one.startswith(rest) for one in ends):
             return
         self._unread = rest if marker == "<|start|>" else rest[len(marker) :]
         self._state, name, self._call_name = "text", self._call_name, ""
@@ -431,11 +462,21 @@ class AnswerParser:
         yield from self._told([call], is_over=end is None)
 
 
-def _beginning(text: str, markers: Collection[str]) -> int:
-    """Return where the end of a text may be the beginning of a marker; its length if it is none."""
-    longest = max(map(len, markers), default=1) - 1
-    first = {marker[0] for marker in markers}
-    for at in range(max(0, len(text) - longest), len(text)):
-        if text[at] in first and any(marker.startswith(text[at:]) for marker in markers):
-            return at
-    return len(text)
+class _Markers:
+    """Some markers, to be found in a text by looking at it once."""
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        self._texts = texts
+        self._first = frozenset(text[0] for text in texts)
+        self._longest = max(map(len, texts))
+        self.pattern: Final = re.compile("|".join(map(re.escape, texts)))
+
+    def beginning_in(self, text: str) -> int:
+        """Return where the end of a text may be the beginning of a marker; its length if it is none."""
+        for at in range(max(0, len(text) - self._longest + 1), len(text)):
+            if text[at] in self._first and any(marker.startswith(text[at:]) for marker in self._texts):
+                return at
+        return len(text)
+
+
+_markers: Final = cache(_Markers)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
 from typing import Final
 
 THOUGHTS: Final = {"<think>": "</think>", "[THINK]": "[/THINK]"}
@@ -15,6 +17,7 @@ _ANALYSIS: Final = re.compile(
     r"(?:<\|start\|>[^<]*)?<\|channel\|>\s*analysis[^<]*<\|message\|>.*?(?:<\|end\|>|(?=<\|start\|>)|$)", re.DOTALL
 )
 _BEGUN: Final = re.compile("(" + "|".join(map(re.escape, THOUGHTS)) + r")\s*")
+_OPENER: Final = re.compile(r"\s*(" + "|".join(map(re.escape, THOUGHTS)) + ")")
 _LOOK: Final = 16
 """Units within which thoughts begin, if there are any."""
 
@@ -36,8 +39,8 @@ def thought_units(pieces: Sequence[str]) -> int:
     if not "".join(pieces[:_LOOK]).lstrip().startswith((*THOUGHTS, *HEADS)):
         return 0
     text = "".join(pieces)
-    spans = list(_spans(text))
-    return sum(_units_to(pieces, end) - _units_to(pieces, begin) for begin, end in spans)
+    ends = list(accumulate(map(len, pieces)))
+    return sum(_units_to(ends, end) - _units_to(ends, begin) for begin, end in _spans(text))
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
@@ -46,19 +49,14 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         yield from (found.span() for found in _ANALYSIS.finditer(text))
         return
     begin = 0
-    while found := next((one for one in THOUGHTS if text[begin:].lstrip().startswith(one)), None):
-        end = text.find(THOUGHTS[found], begin)
-        end = len(text) if end < 0 else end + len(THOUGHTS[found])
+    while found := _OPENER.match(text, begin):
+        closer = THOUGHTS[found[1]]
+        end = text.find(closer, found.end())
+        end = len(text) if end < 0 else end + len(closer)
         yield begin, end
         begin = end
 
 
-def _units_to(pieces: Sequence[str], chars: int) -> int:
-    """Count the units that it takes to write so many characters."""
-    units = 0
-    for piece in pieces:
-        if chars <= 0:
-            break
-        chars -= len(piece)
-        units += 1
-    return units
+def _units_to(ends: Sequence[int], chars: int) -> int:
+    """Count the units that it takes to write so many characters; `ends`: how many there are up to each."""
+    return min(bisect_left(ends, chars) + 1, len(ends)) if chars > 0 else 0

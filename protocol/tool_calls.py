@@ -14,11 +14,11 @@ _OUTSIDE: Final = re.compile(r'["{}\[\]]')
 _IN_STRING: Final = re.compile(r'["\\]')
 _NAMES: Final = ("name", "function")
 _ARGUMENTS: Final = ("arguments", "parameters")
-_ARG: Final = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
-_FUNCTION: Final = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|$)", re.DOTALL)
-_PARAMETER: Final = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_ARG: Final = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>", re.DOTALL)
+_FUNCTION: Final = re.compile(r"<function=([^<>\n]++)>(.*?)(?:</function>|$)", re.DOTALL)
+_PARAMETER: Final = re.compile(r"<parameter=([^<>\n]++)>\n?", re.DOTALL)
 _NAMED: Final = re.compile(
-    r"\s*([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\]\s*[A-Za-z0-9]*\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL
+    r"([A-Za-z0-9_.-]++)\s*+(?:\[CALL_ID\]\s*+[A-Za-z0-9]*+\s*+)?(?:\[ARGS\])?\s*+(\{.*)", re.DOTALL
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _CODE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.call(\(.*\))", re.DOTALL)
@@ -30,6 +30,10 @@ _BROKEN: Final = re.compile(
     r'"(?:name|function)"\s*:\s*"((?:[^"\\]|\\.)+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(.*)', re.DOTALL
 )
 """A call that was cut off: its name, and what there is of its arguments."""
+
+
+_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class FoundCall(NamedTuple):
@@ -81,7 +85,8 @@ def calls_in(body: str, texts: Mapping[str, Collection[str]] | None = None) -> l
         given = function[2].strip()
         if given.startswith("{"):
             return [FoundCall(function[1].strip(), given)]
-        return [_of_pairs(function[1], _PARAMETER.findall(given), texts)]
+        pairs = [(key, value.removesuffix("\n")) for key, value in _pairs(given, _PARAMETER, "</parameter>")]
+        return [_of_pairs(function[1], pairs, texts)]
     if DEEPSEEK in body:
         return _of_deepseek(body)
     if code := _CODE.fullmatch(body):
@@ -89,7 +94,7 @@ def calls_in(body: str, texts: Mapping[str, Collection[str]] | None = None) -> l
     if named := _NAMED.fullmatch(body):
         return [FoundCall(named[1], named[2].strip())]
     name = body.partition("<arg_key>")[0].strip()
-    return [_of_pairs(name, _ARG.findall(body), texts)] if _NAME.fullmatch(name) else []
+    return [_of_pairs(name, _pairs(body, _ARG, "</arg_value>"), texts)] if _NAME.fullmatch(name) else []
 
 
 def text_arguments(parameters: object) -> frozenset[str]:
@@ -122,7 +127,7 @@ def _of_json(body: str) -> list[FoundCall]:
             break
         text = body[at:end].strip(" ;,\n")
         if text.startswith("["):
-            return [call for one in _elements(text) for call in _of_json(one)]
+            return [call for one in _elements(text) if (call := _of_object(one)) is not None]
         one = _of_object(text)
         if one is None:
             break
@@ -138,17 +143,17 @@ def _of_json(body: str) -> list[FoundCall]:
 
 def _elements(text: str) -> list[str]:
     try:
-        return [bytes(one).decode() for one in msgspec.json.decode(text, type=list[msgspec.Raw])]
+        return [bytes(one).decode() for one in _array.decode(text)]
     except (msgspec.DecodeError, RecursionError):
         return []
 
 
-def _of_object(text: str) -> FoundCall | None:
+def _of_object(text: str, *, is_inner: bool = False) -> FoundCall | None:
     try:
-        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        raw = _object.decode(text)
         name = next((msgspec.json.decode(raw[key]) for key in _NAMES if key in raw), None)
-        if isinstance(name, dict):  # {"function": {"name": …}}
-            return _of_object(bytes(raw["function"]).decode())
+        if isinstance(name, dict) and "function" in raw and not is_inner:  # {"function": {"name": …}}
+            return _of_object(bytes(raw["function"]).decode(), is_inner=True)
     except (msgspec.DecodeError, RecursionError):
         return None
     if not isinstance(name, str) or not name:
@@ -184,6 +189,12 @@ def _of_code(name: str, arguments: str) -> list[FoundCall]:
         return [FoundCall(name, json.dumps(given, ensure_ascii=False))]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
+
+
+def _pairs(text: str, opener: re.Pattern[str], closer: str) -> list[tuple[str, str]]:
+    """Return keys and values; each value ends at the first closer behind its opener, so nothing is looked at twice."""
+    *closed, _ = text.split(closer)
+    return [(found[1], one[found.end() :]) for one in closed if (found := opener.search(one))]
 
 
 def _of_pairs(name: str, pairs: list[tuple[str, str]], texts: Mapping[str, Collection[str]] | None = None) -> FoundCall:

@@ -150,9 +150,12 @@ def test_no_markup_is_content_wherever_an_answer_ends(family: str) -> None:
         assert not any(markup in content for markup in MARKUP)
 
 
-@given(
-    st.lists(st.sampled_from([*sorted(MARKUP), "{", "}", '"', "weather", "\\", " ", "\n", "[", "x", ";", '{"name":"']))
-)
+NONSENSE = [*sorted(MARKUP), "{", "}", '"', "weather", "\\", " ", "\n", "[", "x", ";", '{"name":"', '{"name":{}}']
+NONSENSE += ["<function=weather>", "</function>", "<parameter=city>", "</parameter>", " " * 200]
+NONSENSE += ['{"name":"weather","parameters":{}}', "\t"]
+
+
+@given(st.lists(st.sampled_from(NONSENSE)))
 def test_nonsense_is_taken_apart_alike_however_it_is_cut(pieces: list[str]) -> None:
     """And never fails."""
     text = "".join(pieces)
@@ -220,6 +223,10 @@ def test_ids_of_calls_depend_on_the_request_and_their_place_alone() -> None:
         ("", []),
         ("[1]", []),
         ('{"name": ""}', []),
+        ('{"name": {}}', []),
+        ('{"name": {}, "function": 5}', []),
+        ('{"function": {"function": {"name": "f"}}}', []),
+        ("[" * 400 + "]" * 400, []),
     ],
 )
 def test_ways_to_write_a_call(body: str, found: list[FoundCall]) -> None:
@@ -227,13 +234,48 @@ def test_ways_to_write_a_call(body: str, found: list[FoundCall]) -> None:
     assert calls_in(body) == found
 
 
-@pytest.mark.parametrize(
-    "begin", ["[TOOL_CALLS] ", "<|channel|>commentary to=functions.weather<|message|>", "<function=a>"]
-)
-def test_a_long_call_that_is_none_costs_no_more_than_its_length_either(begin: str) -> None:
-    """Whatever a model writes behind a mark."""
-    text = begin + "x " * 60_000
-    began = time.process_time()
-    parsed([text[at : at + 4] for at in range(0, len(text), 4)])
+LONG = 60_000
+HOSTILE = {
+    "words behind a mark": "[TOOL_CALLS] " + "x " * (LONG // 2),
+    "words where arguments are meant": "<|channel|>commentary to=functions.weather<|message|>" + "x " * (LONG // 2),
+    "words in a function": "<function=a>" + "x " * (LONG // 2),
+    "blanks": " " * (4 * LONG),
+    "blanks behind words": "x" + " " * (2 * LONG) + "x",
+    "blanks in a call": "<tool_call>" + " " * (4 * LONG),
+    "blanks behind a bracket": "[TOOL_CALLS][" + " " * LONG,
+    "blanks between words and what is none": "[TOOL_CALLS]a" + " " * LONG + "{",
+    "blanks behind a name": "<tool_call>a" + " " * LONG + "x</tool_call>",
+    "blanks behind a call": "<|channel|>commentary to=functions.weather<|message|>{}" + " " * (4 * LONG),
+    "a header without an end": "<|channel|>" + "a" * (4 * LONG),
+    "functions that are not named": "<function=" * (LONG // 10),
+    "arguments that do not end": "<function=a>" + "<parameter=a>" * (LONG // 13) + "</function>",
+    "keys that do not end": "<tool_call>a" + "<arg_key>" * (LONG // 9) + "</tool_call>",
+    "values that do not end": "<tool_call>a" + "<arg_key></arg_key><arg_value>" * (LONG // 30) + "</tool_call>",
+    "tags that close nothing": "</tool_call>" * (LONG // 6),
+    "many calls": '<tool_call>{"name":"weather","arguments":{}}</tool_call>' * (LONG // 12),
+    "a long call": '<tool_call>{"name":"weather","arguments":{"city":"' + "x{" * (LONG // 2),
+}
 
-    assert time.process_time() - began < 2.0  # a second reading of each piece would take 5 s
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_an_answer_costs_no_more_than_its_length(text: str) -> None:
+    """Whatever a model is made to write: a bridge reads it between the tokens of all others, whole or in pieces."""
+    began = time.process_time()
+    parsed([text])
+    parsed([text[at : at + 8] for at in range(0, len(text), 8)])
+
+    assert time.process_time() - began < 1.0  # a second reading of each piece takes up to a minute
+
+
+def test_braces_cost_little_however_many_tools_there_are() -> None:
+    """Each of them may begin a call without markup."""
+    began = time.process_time()
+    parsed(["x" + "{" * 20_000], tuple(f"tool_{number}" for number in range(128)))
+
+    assert time.process_time() - began < 1.0  # a look at each tool for each of them takes 1.5 s
+
+
+def test_calls_have_ids_however_many_there_are() -> None:
+    """Those of the first 65,536 stay what they were: an answer may go on at a bridge from before."""
+    assert call_id(b"r" * 16, 7) == "z4agpqgsc"
+    assert len({call_id(b"r" * 16, number) for number in (0, 65_535, 65_536, 1 << 24)}) == 4
