@@ -206,17 +206,16 @@ class HttpConnection(asyncio.Protocol):
         """Read as far as it is this connection's turn."""
         self._advance_later = None
         try:
-            while self._parser and not self._is_over:
+            while self._parser.waiting and not self._is_over:
                 if self._parser.is_in_body:
-                    self._take_piece()
-                    if self._parser and self._parser.is_in_body:  # others come first
+                    if self._take_piece() and self._parser.waiting:  # others come first
                         self._advance_later = asyncio.get_running_loop().call_soon(self._advance)
                         break
                 elif self._exchange is not None or not self._take_head():
                     break
         except RefusedError as error:
             self._give_up(error)
-        if self._has_eof and self._parser.is_in_body and not (self._parser or self._is_over):
+        if self._has_eof and self._parser.is_in_body and not (self._parser.waiting or self._is_over):
             self._give_up(RefusedError(400, "not_http", "the body of the request ended before its length"))
         self._throttle()
 
@@ -224,7 +223,7 @@ class HttpConnection(asyncio.Protocol):
         head = self._parser.next_head()
         if head is not None:
             self._begin(head)
-        elif self._parser and not self._is_reading_head:
+        elif self._parser.waiting and not self._is_reading_head:
             self._deadline.start(self.settings.head_timeout_s, self._close)
             self._is_reading_head = True
         return head is not None
@@ -270,18 +269,20 @@ class HttpConnection(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
 
-    def _take_piece(self) -> None:
+    def _take_piece(self) -> bool:
+        """Pass a piece of a body on; return whether something of it is missing still."""
         exchange = self._exchange
         assert exchange is not None
         piece = self._parser.next_piece()
         if piece:
             exchange.feed(piece)
         if self._parser.is_in_body:
-            return
+            return True
         self._deadline.stop()
         self._body_is_whole(exchange)
         if exchange.is_complete:
             self._go_on(keeps_alive=exchange.keeps_alive)
+        return False
 
     def _body_is_late(self) -> None:
         """Wait no longer; an app that waits has a clock of its own, and its answer is let out."""
@@ -292,14 +293,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on(self, *, keeps_alive: bool) -> None:
         self._exchange = None
-        if not keeps_alive or (self._has_eof and not self._parser):
-            if self._parser:
+        if not keeps_alive or (self._has_eof and not self._parser.waiting):
+            if self._parser.waiting:
                 self._linger()
             else:
                 self._close()
             return
         self._deadline.start(self.settings.keep_alive_timeout_s, self._close)
-        if self._parser:
+        if self._parser.waiting:
             self._advance()
         if self._has_eof and self._exchange is None:
             self._close()  # what is left is half a request
@@ -308,7 +309,7 @@ class HttpConnection(asyncio.Protocol):
     def _throttle(self) -> None:
         """Read on, or not: what waits for its turn is bounded, and so is a body that nobody asks for."""
         is_ahead = self._exchange is not None and self._exchange.is_ahead
-        reads = self._is_over or not (is_ahead or len(self._parser) > READ_AHEAD_BYTES)
+        reads = self._is_over or not (is_ahead or len(self._parser.waiting) > READ_AHEAD_BYTES)
         if reads == self._reads or self._transport.is_closing() or self._has_eof:
             return
         self._reads = reads

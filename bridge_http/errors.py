@@ -238,8 +238,9 @@ class _JsonResponse(Response):
         self.status_code = status
         self.background = None
         self.body = body
-        latin = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        self.raw_headers = [*latin, (b"content-length", b"%d" % len(body)), (b"content-type", _MEDIA_TYPE)]
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", _MEDIA_TYPE)]
+        for name, value in headers.items() if headers else ():
+            self.raw_headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
 
 
 def json_response(status: int, body: object, headers: Mapping[str, str] = _NO_HEADERS) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import http
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -19,6 +19,10 @@ LEAVING: Final = "zmqrt.leaving"
 """Extension of a scope: takes what is to be called when the caller leaves."""
 WHOLE_BODY: Final = "zmqrt.whole_body"
 """Extension of a scope: returns the body if all of it has come, else None; so nobody has to wait for what is here."""
+HEADERS: Final = "zmqrt.headers"
+"""Extension of a scope: its headers as text, by names in small letters."""
+ANSWER: Final = "zmqrt.answer"
+"""Extension of a scope: sends a whole answer (status, fields, body). Whoever wraps `send` to see answers removes it."""
 _CLIENT_GONE: Final = 499
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _VERSION: Final = b"HTTP/1.1 "
@@ -52,26 +56,32 @@ class Exchange:
     An answer has a length, or comes in chunks, or (to HTTP/1.0) ends with its connection.
     """
 
+    _has_news = False  # that `receive` has not told yet
+    _news: asyncio.Event | None = None  # made for an app that waits; most bodies are here at once
+    _on_left: Callable[[], object] | None = None
+    _sent_ahead = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
+    _left: int | None = None  # bytes of an answer that has a length; None: it has none
+    _is_chunked = False
+    _held_head = b""
+    has_whole_body = False
+    is_left = False
+    has_started = False
+    is_complete = False
+
     def __init__(self, head: Head, scope: Scope, wire: _Wire, default_fields: Sequence[Field], *, logs: bool) -> None:
         self._head = head
-        scope["extensions"] = {LEAVING: self.on_left, WHOLE_BODY: self.whole_body}
+        scope["extensions"] = {
+            LEAVING: self.on_left,
+            WHOLE_BODY: self.whole_body,
+            HEADERS: head.headers,
+            ANSWER: self.answer,
+        }
         self._scope = scope
         self._wire = wire
         self._default_fields = default_fields
         self._logs = logs
-        self._has_news = False  # that `receive` has not told yet
-        self._news: asyncio.Event | None = None  # made for an app that waits; most bodies are here at once
         self._body = bytearray()
         self._waits_for_continue = head.expects_continue
-        self._on_left: Callable[[], object] | None = None
-        self._sent_ahead = 0  # bytes of an answer's first line that went out ahead, to see whether anybody is there
-        self._left: int | None = None  # bytes of an answer that has a length; None: it has none
-        self._is_chunked = False
-        self._held_head = b""
-        self.has_whole_body = False
-        self.is_left = False
-        self.has_started = False
-        self.is_complete = False
         self.keeps_alive = head.keeps_alive
 
     # Called by the connection.
@@ -85,7 +95,7 @@ class Exchange:
     @property
     def origin(self) -> str | None:
         """Which page asked."""
-        return next((value.decode("latin-1") for name, value in self._head.fields if name == b"origin"), None)
+        return self._head.headers.get("origin")
 
     @property
     def is_ahead(self) -> bool:
@@ -129,7 +139,7 @@ class Exchange:
         except Exception:
             log.exception("an answer broke off")
             await self._fail()
-        if not self.has_started:
+        if self._logs and not self.has_started:
             self._log_access(_CLIENT_GONE)
         self._scope.pop("extensions")  # which lead back here: no garbage is left that has to be looked for
 
@@ -141,8 +151,8 @@ class Exchange:
             return
         body = b"Internal Server Error"
         fields = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        self._start({"status": 500, "headers": fields})
-        self._continue({"body": body})
+        self._start(500, fields)
+        self._continue(body, is_last=True)
 
     def on_left(self, call: Callable[[], object] | None) -> None:
         """Have `call` called when the caller leaves, at once if it has left; None = nobody any more.
@@ -190,23 +200,29 @@ class Exchange:
         """Send a part of the answer."""
         await self._wire.drain()
         if message["type"] == "http.response.start" and not self.has_started:
-            self._start(message)
+            self._start(message["status"], message.get("headers", ()))
         elif message["type"] == "http.response.body" and self.has_started and not self.is_complete:
-            self._continue(message)
+            self._continue(message.get("body", b""), is_last=not message.get("more_body", False))
         elif not self.is_left:
             raise RuntimeError(f"{message['type']} is out of turn")
 
-    def _start(self, message: Message) -> None:
-        status: int = message["status"]
+    async def answer(self, status: int, fields: Iterable[Field], body: bytes) -> None:
+        """Send a whole answer; ANSWER offers it in the scope."""
+        await self._wire.drain()
+        self._start(status, fields)
+        self._continue(body, is_last=True)
+
+    def _start(self, status: int, fields: Iterable[Field]) -> None:
         self.has_started = True
-        self._log_access(status)
+        if self._logs:
+            self._log_access(status)
         if self.is_left:
             return
         if self._waits_for_continue and not self.has_whole_body:
             self.keeps_alive = False  # it may send the body or not, so what comes next cannot be told
         self._waits_for_continue = False  # too late: it would stand within the answer
-        fields = self._fields((*self._default_fields, *message.get("headers", ())))
-        head = b"".join((STATUS_LINES[status][self._sent_ahead :], fields, *self._frame(status), b"\r\n"))
+        written = self._fields((*self._default_fields, *fields))
+        head = b"".join((STATUS_LINES[status][self._sent_ahead :], written, *self._frame(status), b"\r\n"))
         if self._left:  # its body is there, and goes out with it
             self._held_head = head
         else:
@@ -214,7 +230,8 @@ class Exchange:
 
     def _fields(self, fields: Sequence[Field]) -> bytes:
         """Write the fields of an answer; those about its frame are looked at, and `connection` is written with it."""
-        lines: list[bytes] = []
+        lines = 0
+        written = b""
         for name, value in fields:
             name = name.lower()  # noqa: PLW2901
             if name == b"content-length":
@@ -222,9 +239,9 @@ class Exchange:
             elif name == b"connection":
                 self.keeps_alive = self.keeps_alive and value.lower() != b"close"
                 continue
-            lines.append(b"%s: %s\r\n" % (name, value))
-        written = b"".join(lines)
-        if not _FIELDS.fullmatch(written) or written.count(b"\n") > len(lines):
+            written += b"%s: %s\r\n" % (name, value)
+            lines += 1
+        if not _FIELDS.fullmatch(written) or written.count(b"\n") > lines:
             raise RuntimeError("a field of an answer cannot be written: it would end the line")
         return written
 
@@ -244,12 +261,12 @@ class Exchange:
             lines.append(b"connection: keep-alive\r\n")
         return lines
 
-    def _continue(self, message: Message) -> None:
-        body: bytes = message.get("body", b"")
-        is_last = not message.get("more_body", False)
+    def _continue(self, body: bytes, *, is_last: bool) -> None:
         if not self.is_left:
-            head, self._held_head = self._held_head, b""
-            self._wire.write(head + self._framed(body, is_last=is_last))
+            body = self._framed(body, is_last=is_last)
+            if self._held_head:
+                body, self._held_head = self._held_head + body, b""
+            self._wire.write(body)
         if is_last:
             self.is_complete = True
             self._body.clear()
@@ -270,9 +287,8 @@ class Exchange:
         return body
 
     def _log_access(self, status: int) -> None:
-        if self._logs:
-            query = b"?" + self._head.query if self._head.query else b""
-            target = (self._head.raw_path + query).decode("ascii")
-            caller: Any = self._scope["client"]
-            peer = f"{caller[0]}:{caller[1]}" if caller else ""
-            access_log.info('%s - "%s %s HTTP/%s" %d', peer, self._head.method, target, self._head.version, status)
+        query = b"?" + self._head.query if self._head.query else b""
+        target = (self._head.raw_path + query).decode("ascii")
+        caller: Any = self._scope["client"]
+        peer = f"{caller[0]}:{caller[1]}" if caller else ""
+        access_log.info('%s - "%s %s HTTP/%s" %d', peer, self._head.method, target, self._head.version, status)

@@ -6,13 +6,12 @@ request is smuggled past the first of them. Upgrades are never taken, so a head 
 
 from __future__ import annotations
 
-import contextlib
 import re
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
 import httptools
+import msgspec
 
 from .errors import RefusedError
 
@@ -22,7 +21,10 @@ MAX_FIELDS: Final = 100
 """A request through three proxies has some forty."""
 _END: Final = b"\r\n\r\n"
 _LINE: Final = re.compile(rb"([A-Z][A-Z_-]*) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
+_NAMES: Final = re.compile(rb"\r\n([^:\r\n]+):")
+_VALUES: Final = re.compile(rb"\r\n[^:\r\n]+:[ \t]*((?:[^\r\n]*[^\r\n \t])?)")
+"""Without the spaces around them."""
+_HOST: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _ONLY_ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _MAX_DIGITS: Final = 18
@@ -30,9 +32,11 @@ _MAX_DIGITS: Final = 18
 Field = tuple[bytes, bytes]
 
 
-@dataclass(slots=True)
-class Head:
-    """What a head says. `length` is that of the body; None: it comes in chunks. Fields have names in small letters."""
+class Head(msgspec.Struct):
+    """What a head says. `length` is that of the body; None: it comes in chunks. Fields have names in small letters.
+
+    `headers` are the same as text; of two with one name the first counts.
+    """
 
     method: str
     version: str
@@ -40,6 +44,7 @@ class Head:
     raw_path: bytes
     query: bytes
     fields: list[Field]
+    headers: dict[str, str]
     keeps_alive: bool
     expects_continue: bool
     length: int | None
@@ -67,22 +72,28 @@ def end_of_head(raw: bytearray, seen: int) -> int:
 def read_head(raw: bytes) -> Head:
     """Read a whole head. Raises RefusedError."""
     method, target, version = _read_line(raw[: raw.index(b"\r\n")])
-    if raw.count(b"\r\n") > MAX_FIELDS + 2:
+    count = raw.count(b"\r\n") - 2
+    if count > MAX_FIELDS:
         text = f"the head has more than {MAX_FIELDS} fields, the limit of this bridge"
         raise RefusedError(431, "head_too_large", text)
-    fields = _read_fields(raw)
-    first = dict(reversed(fields))  # of two with one name the first counts
-    if len(first) < len(fields):
+    _judge(raw)
+    names, values = _NAMES.findall(raw.lower()), _VALUES.findall(raw)
+    if not len(names) == len(values) == count:
+        raise RefusedError(400, "not_http", "the head of the request is not HTTP/1.1: a line of it is no field")
+    fields = list(zip(names, values, strict=True))
+    headers = dict(zip(_texts(names[::-1]), _texts(values[::-1]), strict=True)) if fields else {}
+    if len(headers) < count:
         _refuse_doubles(fields)
     path, host = _path_of(method, target)
     if host is not None:  # RFC 9112 3.2.2: a target with a name counts, and the field does not
         fields = [(b"host", host), *(field for field in fields if field[0] != b"host")]
-    elif b"host" not in first and version == "1.1":
+        headers["host"] = host.decode("ascii")
+    elif "host" not in headers and version == "1.1":
         raise RefusedError(400, "bad_host", "the request has no Host field, and HTTP/1.1 asks for one")
-    if not _HOST.fullmatch(first.get(b"host", b"") if host is None else host):
+    if not _HOST.fullmatch(headers.get("host", "")):
         raise RefusedError(400, "bad_host", "the Host field is neither a name nor an address")
     raw_path, _, query = path.partition(b"?")
-    options = _connection_options(fields) if b"connection" in first else ()
+    options = _connection_options(fields) if "connection" in headers else ()
     return Head(
         method=method,
         version=version,
@@ -90,9 +101,10 @@ def read_head(raw: bytes) -> Head:
         raw_path=raw_path,
         query=query,
         fields=fields,
+        headers=headers,
         keeps_alive=b"close" not in options and (version == "1.1" or b"keep-alive" in options),
-        expects_continue=version == "1.1" and b"expect" in first and _expects_continue(fields),
-        length=_length_of(first, version),
+        expects_continue=version == "1.1" and "expect" in headers and _expects_continue(fields),
+        length=_length_of(headers, version),
     )
 
 
@@ -127,33 +139,33 @@ def _too_long() -> RefusedError:
 
 
 class _Listener:
-    """Notes what llhttp finds in a head. It sees nothing else: a body is never fed to the parser of its head."""
+    """Hears from llhttp that a head is whole. It sees nothing else: a body is never fed to the parser of its head."""
 
-    def __init__(self) -> None:
-        self.fields: list[Field] = []
-        self.is_complete = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep one; spaces around a value are none of it."""
-        self.fields.append((name.lower(), value.strip(b" \t")))
+    is_complete = False
 
     def on_headers_complete(self) -> None:
         """Have all."""
         self.is_complete = True
 
 
-def _read_fields(raw: bytes) -> list[Field]:
+def _judge(raw: bytes) -> None:
+    """Refuse what is no head by its syntax. Its fields are read apart: a call for each took longer than all of this."""
     listener = _Listener()
     try:
-        with contextlib.suppress(httptools.HttpParserUpgrade):  # one that is not taken
-            httptools.HttpRequestParser(listener).feed_data(raw)
+        httptools.HttpRequestParser(listener).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # one that is not taken
     except httptools.HttpParserInvalidMethodError:
         raise RefusedError(501, "method_unknown", "the method of the request is not known") from None
     except httptools.HttpParserError as error:
         raise RefusedError(400, "not_http", f"the head of the request is not HTTP/1.1: {error}") from None
     if not listener.is_complete:
         raise _not_http(raw)
-    return listener.fields
+
+
+def _texts(each: list[bytes]) -> list[str]:
+    """Decode each, in one call; no name and no value holds the end of a line."""
+    return b"\n".join(each).decode("latin-1").split("\n")
 
 
 def _refuse_doubles(fields: list[Field]) -> None:
@@ -183,17 +195,17 @@ def _path_of(method: str, target: bytes) -> tuple[bytes, bytes | None]:
     raise RefusedError(400, "not_http", "the target of the request is neither a path nor a URL")
 
 
-def _length_of(first: dict[bytes, bytes], version: str) -> int | None:
-    encoding, length = first.get(b"transfer-encoding"), first.get(b"content-length")
+def _length_of(headers: dict[str, str], version: str) -> int | None:
+    encoding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if encoding is not None:
         if length is not None or version == "1.0":
             raise RefusedError(400, "not_http", "Transfer-Encoding is said beside Content-Length, or in HTTP/1.0")
-        if encoding.lower() != b"chunked":
+        if encoding.lower() != "chunked":
             raise RefusedError(501, "encoding_unknown", "the only transfer encoding here is 'chunked'")
         return None
     if length is None:
         return 0
-    if not length.isdigit() or len(length) > _MAX_DIGITS:
+    if not (length.isascii() and length.isdigit()) or len(length) > _MAX_DIGITS:
         raise RefusedError(400, "not_http", "the Content-Length is not a number of bytes")
     return int(length)
 

@@ -40,6 +40,8 @@ def encode(value: object) -> bytes:
     `requests` with `decode_unicode`) would cut an event in two there.
     """
     encoded = _encoder.encode(value)
+    if encoded.isascii():
+        return encoded
     for character, escaped in _LINE_ENDS:
         if character in encoded:
             encoded = encoded.replace(character, escaped)

@@ -15,6 +15,7 @@ from ..client.tracing import context_of, traceparent_of
 from ..protocol.errors import ConfigurationError
 from . import paths
 from .errors import CLIENT_GONE
+from .exchange import ANSWER
 from .metrics import Metrics
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"})
@@ -96,6 +97,7 @@ class Traced:
         with trace.get_tracer("zmqrt").start_as_current_span(method, parent, trace.SpanKind.SERVER) as span:
             traceparent = traceparent_of(span)
             scope.setdefault("state", {})["traceparent"] = traceparent
+            scope.get("extensions", {}).pop(ANSWER, None)  # the span is to see each answer
 
             async def watched(message: Message) -> None:
                 if message["type"] == "http.response.start":

@@ -63,64 +63,63 @@ class RequestParser:
     """What one peer sends. Feed bytes, then ask for a head, or for pieces of its body while `is_in_body`."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._searched = 0  # so many bytes of it hold no end of a head
+        self.waiting = bytearray()
+        """What came and nobody has asked for yet."""
+        self.is_in_body = False
+        """Whether something is missing of the body of the last head."""
+        self._searched = 0  # so many bytes of what waits hold no end of a head
         self._left = 0  # bytes that are missing of a body with a length
         self._chunks: ChunkedBody | None = None  # a body in chunks, while its end is missing
-
-    def __len__(self) -> int:
-        """Count the bytes that nobody has asked for."""
-        return len(self._buffer)
-
-    @property
-    def is_in_body(self) -> bool:
-        """Whether something is missing of the body of the last head."""
-        return self._left > 0 or self._chunks is not None
 
     @property
     def has_rest(self) -> bool:
         """Whether all that is missing of a body with a length lies here: nobody need be waited for."""
-        return self._chunks is None and self._left <= len(self._buffer)
+        return self._chunks is None and self._left <= len(self.waiting)
 
     @property
     def origin(self) -> str | None:
         """Which page asks, in a head that cannot be read; None where that has not come."""
-        return origin_in(self._buffer)
+        return origin_in(self.waiting)
 
     def feed(self, data: bytes) -> None:
         """Keep what came."""
-        self._buffer += data
+        self.waiting += data
 
     def drop(self) -> None:
         """Forget all that waits."""
-        self._buffer.clear()
-        self._left, self._chunks = 0, None
+        self.waiting.clear()
+        self._left, self._chunks, self.is_in_body = 0, None, False
 
     def next_head(self) -> Head | None:
         """Return the next head; None while its end has not come. Raises RefusedError."""
-        if self._buffer[:1] in b"\r\n":  # RFC 9112 2.2: empty lines before a request are none of it
-            self._buffer = self._buffer.lstrip(b"\r\n")
+        if self.waiting[:1] in b"\r\n":  # RFC 9112 2.2: empty lines before a request are none of it
+            self.waiting = self.waiting.lstrip(b"\r\n")
             self._searched = 0
-        size = end_of_head(self._buffer, self._searched)
-        self._searched = len(self._buffer)
+        size = end_of_head(self.waiting, self._searched)
+        self._searched = len(self.waiting)
         if not size:
             return None
-        head = read_head(bytes(self._buffer[:size]))
-        del self._buffer[:size]
+        head = read_head(bytes(self.waiting[:size]))
+        del self.waiting[:size]
         self._searched = 0
-        self._left, self._chunks = (0, ChunkedBody()) if head.length is None else (head.length, None)
+        if head.length is None:
+            self._chunks = ChunkedBody()
+        else:
+            self._left = head.length
+        self.is_in_body = head.length != 0
         return head
 
     def next_piece(self) -> bytes:
         """Return of the body what others need not wait for; ask again while `is_in_body`. Raises RefusedError."""
         if self._chunks is None:
-            piece = bytes(self._buffer[: min(self._left, _AT_ONCE_BYTES)])
-            del self._buffer[: len(piece)]
+            piece = bytes(self.waiting[: min(self._left, _AT_ONCE_BYTES)])
+            del self.waiting[: len(piece)]
             self._left -= len(piece)
+            self.is_in_body = self._left > 0
             return piece
-        data = bytes(self._buffer[:_CHUNKS_AT_ONCE_BYTES])
+        data = bytes(self.waiting[:_CHUNKS_AT_ONCE_BYTES])
         piece, rest = self._chunks.feed(data)
-        del self._buffer[: len(data) - len(rest)]
+        del self.waiting[: len(data) - len(rest)]
         if self._chunks.is_complete:
-            self._chunks = None
+            self._chunks, self.is_in_body = None, False
         return piece

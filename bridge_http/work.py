@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, cast
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from .access import Access
 from .audit_trail import AuditTrail
 from .cors import Origins
 from .errors import CLIENT_GONE, refusal
+from .exchange import ANSWER, HEADERS
 from .in_flight import HttpRequest
 from .metrics import Metrics
 from .sse import EventStream
@@ -53,13 +54,10 @@ class Work:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        fields = reversed(scope["headers"])  # of two with one name the first counts
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+        headers = _headers_of(scope)
         caller = self._access.caller_of("POST", path, headers)
         if self._audit is not None:
             caller = self._audit.admit(caller)
-        if caller.standing is not None:
-            send = caller.standing.signing(send)
         route = "other"  # a stranger's refusals say nothing of how long answers take
         if caller.refused is None:
             scope["endpoint"], route = endpoint, path  # who traces looks it up there
@@ -94,6 +92,7 @@ class Work:
         A stream is put into `streams` before it begins.
         """
         path, scope, caller = request.path, request.scope, request.caller
+        standing = caller.standing
         try:
             if caller.refused is not None:
                 response = refusal(caller.refused, path, caller.request_id)
@@ -101,8 +100,8 @@ class Work:
                 response = await endpoint(request)
                 if isinstance(response, EventStream):
                     streams.append(response)
-                    self._sign(response, request.headers, caller.request_id)
-                    await response(scope, request.receive, send)
+                    self._sign(response, request)
+                    await response(scope, request.receive, send if standing is None else standing.signing(send))
                     return response
         except ClientDisconnect:
             response = left(caller.request_id)
@@ -110,14 +109,27 @@ class Work:
             if streams and streams[0].has_begun:
                 raise
             response = failure(error, path, caller.request_id)
-        self._sign(response, request.headers, caller.request_id)
-        await response(scope, request.receive, send)
+        self._sign(response, request)
+        if standing is not None:
+            response.raw_headers.extend(standing.headers())
+        answer = scope["extensions"].get(ANSWER) if "extensions" in scope else None
+        if answer is not None:
+            await answer(response.status_code, response.raw_headers, response.body)
+        else:
+            await response(scope, request.receive, send)
         return response
 
-    def _sign(self, response: Response, headers: Mapping[str, str], request_id: str) -> None:
-        response.raw_headers.append((b"x-request-id", request_id.encode("latin-1")))
+    def _sign(self, response: Response, request: HttpRequest) -> None:
+        response.raw_headers.append((b"x-request-id", request.caller.request_id.encode("latin-1")))
         if self._origins:
-            self._origins.mark(response.headers, headers.get("origin"))
+            self._origins.mark(response.headers, request.headers.get("origin"))
+
+
+def _headers_of(scope: Scope) -> Mapping[str, str]:
+    """Return the headers; of two with one name the first counts."""
+    if "extensions" in scope and HEADERS in scope["extensions"]:  # our own server has read them
+        return cast("Mapping[str, str]", scope["extensions"][HEADERS])
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def failure(error: Exception, path: str, request_id: str) -> Response:

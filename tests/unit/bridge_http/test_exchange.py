@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from zmqrt.bridge_http.exchange import Exchange
+from zmqrt.bridge_http.exchange import ANSWER, Exchange
 from zmqrt.bridge_http.heads import read_head
 
 DATE = (b"date", b"today")
@@ -61,6 +61,19 @@ def test_an_answer_with_a_length_goes_out_in_one_piece() -> None:
     asyncio.run(exchange(wire).run(answering([(b"Content-Length", b"2"), (b"Connection", b"close")], b"ok")))
 
     assert wire.written == b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+
+
+def test_a_whole_answer_goes_out_as_one_in_parts_does() -> None:
+    """What its server offers an app saves it two messages; the bytes are the same."""
+    fields, whole, parts = [(b"Content-Length", b"2"), (b"a", b"b")], Wire(), Wire()
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        await scope["extensions"][ANSWER](200, fields, b"ok")
+
+    asyncio.run(exchange(whole).run(app))
+    asyncio.run(exchange(parts).run(answering(fields, b"ok")))
+
+    assert whole.written == parts.written != b""
 
 
 @pytest.mark.parametrize("field", [(b"a", b"1\r\nb: 2"), (b"a", b"\n"), (b"a\r\nb", b"1"), (b"a:b", b""), (b"", b"")])

@@ -1,6 +1,11 @@
 """Heads of requests: what they mean, what is refused, and with which status."""
 
+from types import SimpleNamespace
+
+import httptools
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zmqrt.bridge_http.errors import RefusedError
 from zmqrt.bridge_http.heads import MAX_FIELDS, MAX_HEAD_BYTES, end_of_head, read_head
@@ -167,6 +172,29 @@ def test_what_is_no_request_of_http_1_1_says_so(line: bytes, status: int) -> Non
         assert read_head(raw).length == 0
     else:
         assert refusal(raw)[0] == status
+
+
+def test_headers_are_the_fields_as_text() -> None:
+    """Of two with one name the first counts; spaces within a value stay, those around it are none of it."""
+    head = read_head(get(HOST + b"A:\t b  c \xe9 \t\r\na: second\r\nEmpty:  \r\nb:\r\n"))
+
+    assert head.fields[1:] == [(b"a", b"b  c \xe9"), (b"a", b"second"), (b"empty", b""), (b"b", b"")]
+    assert head.headers == {"host": head.fields[0][1].decode(), "a": "b  c \xe9", "empty": "", "b": ""}
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"a", b"B-c", b"X_9"]), st.binary(max_size=8)), max_size=5))
+def test_fields_are_those_that_llhttp_sees(given_fields: list[tuple[bytes, bytes]]) -> None:
+    """It judges the syntax, and the fields are read apart: what both do not see alike would be two readings."""
+    seen: list[tuple[bytes, bytes]] = []
+    raw = get(HOST + b"".join(name + b":" + value + b"\r\n" for name, value in given_fields))
+    try:
+        head = read_head(raw)
+    except RefusedError:
+        return
+    listener = SimpleNamespace(on_header=lambda name, value: seen.append((name.lower(), value.strip(b" \t"))))
+    httptools.HttpRequestParser(listener).feed_data(raw)
+
+    assert head.fields == seen
 
 
 def test_bare_line_feeds_end_no_head() -> None:

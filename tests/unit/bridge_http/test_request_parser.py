@@ -28,7 +28,7 @@ def ours(pieces: Sequence[bytes]) -> list[Asked]:
     try:
         for piece in pieces:
             intake.feed(piece)
-            while intake:
+            while intake.waiting:
                 if intake.is_in_body:
                     body += intake.next_piece()
                 elif (head := intake.next_head()) is not None:
