@@ -28,8 +28,9 @@ from .duplicates import FROM_THE_BEGINNING, Start, refuse, resolve
 from .leases import grant, reindex
 from .model_selection import select_service
 from .nodes import Demand
-from .requests import LOOKS, Request, Session, tenant_of
-from .services import Service
+from .predictor import Forecast
+from .requests import LOOKS, Request, Session, tenant_of, work_of
+from .services import Service, within_bounds
 from .state import BrokerState
 
 PARTY_KEY: Final = "party"
@@ -151,12 +152,48 @@ def _find_room_in_queue(
     bound = min(bounds.queue_requests, bounds.in_flight * max(1, service.healthy))
     party = _party(session, ask)
     if queue.has_room(party, tenant_of(party, session.user), len(ask.body), bound, bounds.queue_bytes):
-        return service
+        return service if _is_in_time(state, session, ask, service, now) else None
     state.counters.rejected_queue_full += 1
     retry_after_s = service.retry_after_s()
     text = f"all nodes of {service.name!r} are busy and {queue.count} requests wait; retry in {retry_after_s:.2f} s"
     refuse(state, session, ask, ErrorKind.QUEUE_FULL, text, now, retry_after_s=retry_after_s)
     return None
+
+
+def _is_in_time(state: BrokerState, session: Session, ask: m.Request, service: Service[Request], now: float) -> bool:
+    """Whether a request that has to wait can be done within its time, by what was measured; else it is refused here.
+
+    The time of a patient one does not run while its queue moves, so only the bound of its whole time counts.
+    """
+    time_s = _end_of(ask, now) - now if _is_patient(ask) else ask.ttl_ms / 1000
+    if time_s == math.inf:
+        return True
+    party = _party(session, ask)
+    before = service.queue.before_new(ask.prio, tenant_of(party, session.user), party)
+    forecast = service.forecast(before, work_of(ask), ask.prio)
+    if forecast is None or forecast.sure_s <= time_s:
+        return True
+    state.counters.rejected_too_late += 1
+    retry_after_s = within_bounds(forecast.wait_s)
+    refuse(
+        state,
+        session,
+        ask,
+        ErrorKind.QUEUE_FULL,
+        _too_late(service, forecast, time_s, retry_after_s),
+        now,
+        retry_after_s=retry_after_s,
+    )
+    return False
+
+
+def _too_late(service: Service[Request], forecast: Forecast, time_s: float, retry_after_s: float) -> str:
+    """Say in numbers why a request is not let in that could not be done in its time."""
+    return (
+        f"{service.name!r} is busy: {forecast.before} requests come before this one, so it would begin in about"
+        f" {forecast.wait_s:.2f} s and take {forecast.run_s:.2f} s, and that is not sure to end within its"
+        f" {time_s:.2f} s; retry in {retry_after_s:.2f} s"
+    )
 
 
 def _is_able(state: BrokerState, session: Session, ask: m.Request, service: Service[Request], now: float) -> bool:
@@ -226,8 +263,15 @@ def _begin(
             return
     state.request_timers.set(request, min(now + ttl_s / LOOKS, ends_at) if is_patient else deadline)
     request.note_queued(queue.count, _why_queued(service, request))
+    if journal is None and needs <= service.shared:
+        request.expect(service.forecast(queue.before_new(ask.prio, request.tenant, party), request.work, ask.prio))
     (queue.push if journal is None else queue.push_begun)(request)
     state.dirty[service] = None
+
+
+def _is_patient(ask: m.Request) -> bool:
+    """Whether its time is time without progress."""
+    return bool(ask.flags & m.STREAM) or ask.ext.get("progress") is True
 
 
 def _party(session: Session, ask: m.Request) -> Hashable:

@@ -23,6 +23,8 @@ from .result_cache import CachedResult, fingerprint
 from .state import BrokerState, error
 
 _CANCELLED: Final = 499
+_LEARN_EVERY: Final = 32
+"""While nobody waits, so many answers teach as much as one: how long they take matters where somebody does."""
 _UNSENDABLE: Final = "the broker has an answer that no message can carry; see its log"
 _EXPIRED: Final = frozenset({ErrorKind.DEADLINE.value, ErrorKind.STALLED.value})
 _STAGES: Final = {
@@ -76,6 +78,8 @@ def record_end(
         context = request.offer.spec.context if request.offer is not None else 0
         ran_s, whole_s = now - request.dispatched_at, now - request.admitted_at
         tokens = service.note_result(ending.meta, context, queued_s, ran_s, whole_s)
+        if service.queue.count or service.answers % _LEARN_EVERY == 1:
+            service.predictor.times.learn(request.work, ran_s)
         if request.charged and tokens:
             service.queue.settle(request, tokens)
         further = ending.total_n - request.from_unit - request.first_n

@@ -20,6 +20,7 @@ class Counters:
     cancelled: int = 0
     expired: int = 0
     rejected_queue_full: int = 0
+    rejected_too_late: int = 0
     rejected_memory_full: int = 0
     rejected_no_worker: int = 0
     rejected_not_found: int = 0

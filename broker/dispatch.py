@@ -55,6 +55,15 @@ def pump(state: BrokerState, now: float) -> None:
                 _park(state, request, now)
             else:
                 grant(state, request, offer, now)
+                if request.forecast is not None:
+                    _learn_wait(request, now)
+
+
+def _learn_wait(request: Request, now: float) -> None:
+    """Compare what was expected of a wait with what it was."""
+    if request.forecast is not None:
+        request.service.predictor.learn_wait(request.forecast, request.priority, now - request.admitted_at)
+        request.expect(None)
 
 
 def _park(state: BrokerState, request: Request, now: float) -> None:
@@ -152,6 +161,7 @@ def expire(state: BrokerState, request: Request, now: float) -> None:
         _report_progress(state, request)
     if now >= request.due_at:
         _doubt_late(state, request, now)
+        _learn_wait(request, now)
         fail(state, request, *_deadline_error(request, now), now)
     elif now >= request.hopeless_at and (refusal := _why_hopeless(state, request, now)) is not None:
         kind, text, retry_after_s = refusal

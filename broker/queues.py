@@ -21,7 +21,9 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..protocol import messages as m
+from .backlog import Backlog, Piece
 from .nodes import Demand, Supply
+from .service_times import Workload
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
@@ -35,7 +37,7 @@ _arrivals: Final = itertools.count()
 """Of equals who came first; and names need no order."""
 
 
-class Waiting(Protocol):
+class Waiting(Piece, Protocol):
     """What can wait: a request. The queue knows no more of it."""
 
     is_waiting: bool
@@ -49,14 +51,6 @@ class Waiting(Protocol):
     def ask(self) -> m.Request:
         """What the client sent."""
         raise NotImplementedError
-
-    @property
-    def party(self) -> Hashable:
-        """Whose turn it takes within its tenant."""
-
-    @property
-    def tenant(self) -> Hashable:
-        """Whose share of the nodes it takes."""
 
     @property
     def tokens(self) -> int:
@@ -121,6 +115,11 @@ class _Accounts:
                 self._forget()
             account = self._accounts[tenant] = _Account(self.clock)
         return account
+
+    def standing(self, tenant: Hashable) -> int:
+        """Return what a tenant has had when it waits next; who is not known is not noted for that."""
+        account = self._accounts.get(tenant)
+        return self.clock if account is None else max(account.had, self.clock)
 
     def begin_turn(self, account: _Account) -> None:
         """Set the clock."""
@@ -311,9 +310,21 @@ class ServiceQueue(Generic[R]):
         due: What a new request has to wait behind: those that wait for their turn alone, and demands that are awake.
         parked: Those whose turn has come while no node was free that meets their demand: they hold up nobody …
         awake: … and the demands of those for which a node may be free now.
+        backlog: Sums over those that wait for their turn alone.
     """
 
-    __slots__ = ("_accounts", "_dead", "_main", "_waiting_of", "awake", "count", "due", "parked", "size_bytes")
+    __slots__ = (
+        "_accounts",
+        "_dead",
+        "_main",
+        "_waiting_of",
+        "awake",
+        "backlog",
+        "count",
+        "due",
+        "parked",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
         self.count = 0
@@ -324,6 +335,7 @@ class ServiceQueue(Generic[R]):
         self._accounts = _Accounts()
         self._main: _Lane[R] = _Lane(self._accounts)
         self._dead = 0
+        self.backlog = Backlog(PATIENCE)
         self._waiting_of: dict[Hashable, int] = {}
         """By party, and by tenant."""
 
@@ -344,16 +356,19 @@ class ServiceQueue(Generic[R]):
         """Add a new request at the end of its client's line."""
         self._main.push(request)
         self._count_in(request)
+        self.backlog.add(request)
 
     def push_front(self, request: R) -> None:
         """Add a request that has been with a node: it has waited before."""
         self._main.front.appendleft(request)
         self._count_in(request)
+        self.backlog.add(request, is_front=True)
 
     def push_begun(self, request: R) -> None:
         """Add a request that was begun at another broker: behind those that were with a node of this one."""
         self._main.front.append(request)
         self._count_in(request)
+        self.backlog.add(request, is_front=True)
 
     def park(self, request: R, *, has_begun: bool) -> None:
         """Set a request aside that none of the free nodes may take, so that it does not hold up the others."""
@@ -395,6 +410,14 @@ class ServiceQueue(Generic[R]):
     def settle(self, request: R, tokens: int) -> None:
         """Note what a request really took, at its end."""
         self._accounts.correct(request.tenant, tokens - request.charged)
+
+    def before(self, request: R) -> Workload:
+        """Return what has its turn before a request that waits for its own, roughly."""
+        return self.backlog.before(request, self._accounts.standing)
+
+    def before_new(self, priority: int, tenant: Hashable, party: Hashable) -> Workload:
+        """Return what would have its turn before a request of somebody that comes now, roughly."""
+        return self.backlog.before_new(priority, tenant, party, self._accounts.standing)
 
     def waiting(self) -> list[R]:
         """List what waits, for a look from outside."""
@@ -442,6 +465,7 @@ class ServiceQueue(Generic[R]):
             request.is_parked = False
         else:
             self.due -= 1
+            self.backlog.take(request)
         self.size_bytes -= len(request.ask.body)
         for name in {request.party, request.tenant}:
             left = self._waiting_of[name] - 1

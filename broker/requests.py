@@ -33,8 +33,10 @@ from ..protocol.capabilities import NOTHING
 from ..protocol.request_trace import Attempt
 from .journal import Journal
 from .nodes import Demand, Node, Offer
+from .predictor import Forecast
 from .rate_limits import TokenBucket
 from .result_cache import CachedResult
+from .service_times import Workload
 from .services import Service
 
 
@@ -210,6 +212,8 @@ class Request:
         is_waiting: Whether it stands in the queue of its service. Written by ServiceQueue alone, as the next one.
         is_parked: Whether it waits there for another node than those that are free.
         charged: What its turn there has cost its tenant.
+        place: How many its party had there, with it. Written by Backlog alone.
+        forecast: What was expected when it began to wait, until it is started.
         node: Who has its lease …
         last_node: … or had the last one.
         attempts: Dispatches since the last new unit.
@@ -243,6 +247,8 @@ class Request:
     is_waiting: bool = False
     is_parked: bool = False
     charged: int = 0
+    place: int = 0
+    forecast: Forecast | None = None
     offer: Offer | None = None
     node: Node | None = None
     last_node: Node | None = None
@@ -277,11 +283,19 @@ class Request:
         return len(ask.body) + (0 if ask.flags & m.STREAM else ask.cost)
 
     @property
+    def priority(self) -> int:
+        """Of which class it is."""
+        return self.ask.prio
+
+    @property
+    def work(self) -> Workload:
+        """How much it asks for, in tokens."""
+        return work_of(self.ask)
+
+    @property
     def tokens(self) -> int:
         """How many tokens it is thought to take, read and made."""
-        ask = self.ask
-        made = ask.cost or (_ANSWER_TOKENS if ask.flags & m.RESUMABLE else 0)  # nothing but text is resumable
-        return len(ask.body) // _BYTES_PER_TOKEN + made + 1
+        return int(self.work.tokens) + 1
 
     @property
     def tokens_so_far(self) -> int:
@@ -332,6 +346,10 @@ class Request:
         trace = self._trace()
         if trace.queued_behind is None:
             trace.queued_behind, trace.queued_why = behind, why
+
+    def expect(self, forecast: Forecast | None) -> None:
+        """Note what is expected of its waiting; None: it is over."""
+        self.forecast = forecast
 
     def start_attempt(self, offer: Offer, lease: int, now: float) -> None:
         """Hand it to a node. The first time ends its waiting; later, the last progress of its service counts."""
@@ -423,6 +441,12 @@ class Request:
         if self.trace is None:
             self.trace = TraceNotes()
         return self.trace
+
+
+def work_of(ask: m.Request) -> Workload:
+    """Return how much a client asks for."""
+    made = ask.cost or (_ANSWER_TOKENS if ask.flags & m.RESUMABLE else 0)  # nothing but text is resumable
+    return Workload(1, len(ask.body) // _BYTES_PER_TOKEN, made)
 
 
 def tenant_of(party: Hashable, user: User) -> Hashable:

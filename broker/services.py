@@ -14,7 +14,9 @@ from ..protocol.prefix import EXT_KEY
 from ..protocol.tasks import FinishReason
 from .nodes import Demand, Node, Offer, Supply
 from .placement import LoadIndex, Prefixes
+from .predictor import Forecast, WaitPredictor
 from .queues import R, ServiceQueue
+from .service_times import Workload
 
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
@@ -50,6 +52,7 @@ class Service(Generic[R]):
     queue: ServiceQueue[R] = field(default_factory=ServiceQueue[R])
     load_index: LoadIndex = field(default_factory=LoadIndex)
     prefixes: Prefixes = field(default_factory=Prefixes)
+    predictor: WaitPredictor = field(default_factory=WaitPredictor)
     offers: dict[Node, Offer] = field(default_factory=dict[Node, Offer])
     spec: ServiceOffer | None = None
     healthy: int = 0
@@ -71,6 +74,7 @@ class Service(Generic[R]):
     finished: dict[str, int] = field(default_factory=_no_results)
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    answers: int = 0
 
     @property
     def is_wanted(self) -> bool:
@@ -137,6 +141,7 @@ class Service(Generic[R]):
             whole_s: From its coming in.
         """
         self.mean_s += (ran_s - self.mean_s) * (_SMOOTHING if self.mean_s else 1.0)
+        self.answers += 1
         self.queue_time.add(queued_s)
         self.duration.add(whole_s)
         if not meta:
@@ -163,10 +168,19 @@ class Service(Generic[R]):
         """
         if not self.mean_s:
             return 1.0
+        return within_bounds((self.queue.count + 1) * self.mean_s / self._at_once())
+
+    def forecast(self, before: Workload, own: Workload, priority: int) -> Forecast | None:
+        """Say what is expected of a request that has so much before it; None: nothing is known."""
+        return self.predictor.foresee(before, own, priority, self._at_once()) if self.healthy else None
+
+    def _at_once(self) -> int:
+        """Return how many run beside each other: those that do while no node is free, and no node is just coming."""
+        if self.running > self.healthy and not self.load_index.mask:
+            return self.running
         able = [(node, offer) for node, offer in self.offers.items() if node.is_usable]
         room = sum(min(node.capacity, node.most, offer.max_inflight) for node, offer in able)  # not what it claims
-        at_once = max(1, self.running, room)
-        return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, (self.queue.count + 1) * self.mean_s / at_once))
+        return max(1, self.running, room)
 
     def count_healthy(self, supply: Supply, change: int, now: float) -> None:
         """Count a node in (1) or out (-1)."""
@@ -186,3 +200,8 @@ class Service(Generic[R]):
         self.gone[supply] = now
         if len(self.gone) > _MOST_GONE:
             del self.gone[next(iter(self.gone))]
+
+
+def within_bounds(wait_s: float) -> float:
+    """Return a wait as a client is told it: not so short that it comes at once, nor so long that it gives up."""
+    return min(_MOST_RETRY_S, max(_LEAST_RETRY_S, wait_s))

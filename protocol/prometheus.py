@@ -22,6 +22,7 @@ from .snapshot import DeviceStatus, NodeStatus, ServiceStatus, Snapshot
 
 _REJECTIONS: Final = {
     "rejected_queue_full": "queue_full",
+    "rejected_too_late": "too_late",
     "rejected_memory_full": "memory_full",
     "rejected_no_worker": "no_worker",
     "rejected_not_found": "not_found",

@@ -330,3 +330,68 @@ def test_bodies_of_what_was_cancelled_in_the_queue_do_not_stay() -> None:
         client.send(m.Cancel(rid_of(number), "enough"))
 
     assert held(stage.broker) * 100 < 6 << 20
+
+
+def slow_service(*, waiting: int = 0) -> tuple[Stage, Client, Worker]:
+    """Give a broker that knows that answers take two seconds, and a node with one place, which is taken."""
+    stage = Stage()
+    client = stage.client()
+    worker = stage.worker(capacity=1, credit=1000)
+    for number in range(1000, 1020):
+        client.request(number)
+        (job,) = worker.work()
+        stage.stay_alive(2, client, worker)
+        worker.final(job.lease)
+    for number in range(2000, 2001 + waiting):
+        client.request(number)
+    client.hear()
+    return stage, client, worker
+
+
+def test_what_cannot_be_done_in_its_time_is_refused_at_once() -> None:
+    """With when to come back, and the numbers it follows from; what can be is taken."""
+    stage, client, _ = slow_service(waiting=4)
+
+    client.request(1, ttl_s=5.0)
+    client.request(2, ttl_s=60.0)
+
+    error = refusal_of(client)
+    assert (error.rid, error.code, error.reason, error.retryable) == (rid_of(1), 429, "queue_full", True)
+    assert 8_000 <= error.retry_after_ms <= 11_000
+    assert "4 requests come before this one" in error.text
+    assert "take 2.00 s" in error.text
+    assert stage.counters.rejected_too_late == 1
+
+
+def test_whoever_has_patience_waits_while_the_queue_moves() -> None:
+    """Its time is time without progress; a bound of its whole time counts."""
+    _, client, _ = slow_service(waiting=4)
+
+    client.request(1, ttl_s=5.0, flags=STREAM)
+    client.request(2, ttl_s=5.0, ext={"progress": True})
+    assert client.hear_only(m.Error) == []
+    client.request(3, ttl_s=5.0, flags=STREAM, ext={"total_ms": 5000})
+
+    assert refusal_of(client).rid == rid_of(3)
+
+
+def test_while_a_node_is_free_nobody_is_asked_how_long_it_takes() -> None:
+    """One that may take longer than its time has it, all the same."""
+    _, client, worker = slow_service()
+    (job,) = worker.work()
+    worker.final(job.lease)
+
+    client.request(1, ttl_s=0.5)
+
+    assert [job.rid for job in worker.work()] == [rid_of(1)]
+
+
+def test_a_fleet_that_has_answered_nothing_yet_takes_all() -> None:
+    """There is nothing to judge by."""
+    stage = Stage()
+    client, worker = stage.client(), stage.worker(capacity=1, credit=1)
+    for number in range(10):
+        client.request(number, ttl_s=0.1)
+
+    assert len(worker.work()) == 1
+    assert client.hear_only(m.Error) == []
