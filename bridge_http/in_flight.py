@@ -236,9 +236,10 @@ class InFlight:
         """Start a request, when it has its reservation if it needs one."""
         if not self._meter.wants(request.caller.key):
             return submit()
-        is_first = rid == request.caller.rid
+        is_first, is_named = rid == request.caller.rid, bool(idempotency_key(request))
+        model = options.get("model") or ""
         return self._meter.start(
-            submit, task, request.caller, rid=rid, model=options.get("model") or "", is_first=is_first
+            submit, task, request.caller, rid=rid, model=model, is_first=is_first, is_named=is_named
         )
 
     def _remember(self, handle: RequestHandle[R], request: HttpRequest) -> InFlightRequest[R]:

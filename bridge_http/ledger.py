@@ -18,6 +18,8 @@ from ..protocol.api_keys import Limits
 from ..protocol.usage_file import day_of, month_of, next_month
 
 SIGN_EVERY_S: Final = 2.0
+REPLAY_S: Final = 60.0
+"""So long a broker gives an answer again instead of computing it, as it comes (twice its --request-timeout)."""
 DEAD_AFTER_S: Final = 15.0
 """Without a sign of life a bridge is dead: seven were due. One that was only stopped finds its requests settled."""
 _MINUTE_S: Final = 60.0
@@ -41,6 +43,7 @@ class Reservation(NamedTuple):
         requests: 0 for the further answers to one request.
         prompt_tokens, completion_tokens: What it is thought to take.
         most: What it can take.
+        is_named: Whether its caller may ask for it again, by an Idempotency-Key.
     """
 
     rid: bytes
@@ -52,16 +55,18 @@ class Reservation(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     most: int
+    is_named: bool = False
 
 
 class Settlement(NamedTuple):
-    """What a request took."""
+    """What a request took. `is_whole`: it was answered to its end, so a broker may give it again."""
 
     reservation: Reservation
     model: str
     prompt_tokens: int
     completion_tokens: int
     has_failed: bool
+    is_whole: bool = False
 
 
 class Left(NamedTuple):
@@ -108,6 +113,7 @@ class Ledger:
                 self._db.execute("DELETE FROM reservations WHERE rid = ?", (rid,))
                 self._add((tenant, name, model), (requests, 0, 1, prompt, completion), now)
             self._db.execute("DELETE FROM bridges WHERE seen < ?", (now - 10 * DEAD_AFTER_S,))
+            self._db.execute("DELETE FROM settled WHERE at < ?", (now - REPLAY_S,))
 
     def work(self, reserve: Sequence[Reservation], settle: Iterable[Settlement], now: float) -> list[Verdict]:
         """Settle what has ended, then decide on what wants to go out; all in one transaction."""
@@ -128,14 +134,20 @@ class Ledger:
         if known is not None:  # its caller came back for it: the same request
             self._db.execute("UPDATE reservations SET bridge = ? WHERE rid = ?", (self._bridge, wanted.rid))
             return Verdict()
+        if wanted.is_named and self._was_settled(wanted.rid, now):
+            wanted = wanted._replace(prompt_tokens=0, completion_tokens=0, most=0)
         for subject in wanted.subjects:
             refusal = self._refusal(subject, wanted, now)
             if refusal is not None:
                 return refusal
         left = [self._take(subject, wanted, now) for subject in wanted.subjects]
-        row = (*wanted[:1], self._bridge, *wanted[1:4], *wanted[5:], now)
+        row = (*wanted[:1], self._bridge, *wanted[1:4], *wanted[5:9], now)
         self._db.execute("INSERT INTO reservations VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return Verdict(_tightest(pair[0] for pair in left), _tightest(pair[1] for pair in left))
+
+    def _was_settled(self, rid: bytes, now: float) -> bool:
+        query = "SELECT 1 FROM settled WHERE rid = ? AND at >= ?"
+        return self._db.execute(query, (rid, now - REPLAY_S)).fetchone() is not None
 
     def _refusal(self, subject: Subject, wanted: Reservation, now: float) -> Verdict | None:
         limits, is_of_tenant = subject.limits, subject.name is None
@@ -155,8 +167,10 @@ class Ledger:
             left = self._left(subject, what, limit, now)
             missing = min(wants, limit) - left
             if missing > 0:
-                named: Limit = "rpm" if what == "rpm" else "tpm"
-                return Verdict(None, None, named, limit, missing * _MINUTE_S / limit, is_of_tenant)
+                told, wait_s = _told(limit, left), missing * _MINUTE_S / limit
+                if what == "rpm":
+                    return Verdict(told, None, "rpm", limit, wait_s, is_of_tenant)
+                return Verdict(None, told, "tpm", limit, wait_s, is_of_tenant)
         return None
 
     def _had(self, subject: Subject, now: float) -> tuple[int, int]:
@@ -202,19 +216,25 @@ class Ledger:
         left = min(float(limit), self._left(subject, what, limit, now) - wants)
         row = (subject.tenant, _bucket(subject), what, left, now)
         self._db.execute("INSERT OR REPLACE INTO buckets VALUES(?, ?, ?, ?, ?)", row)
-        return Left(limit, max(0, int(left)), (limit - left) * _MINUTE_S / limit)
+        return _told(limit, left)
 
     # --- back --------------------------------------------------------------------------------------------------------
 
     def _settle(self, ended: Settlement, now: float) -> None:
         wanted = ended.reservation
-        if not self._db.execute("DELETE FROM reservations WHERE rid = ?", (wanted.rid,)).rowcount:
-            return  # by another of those that waited for it, or by others who took this bridge for dead
-        took = ended.prompt_tokens + ended.completion_tokens
-        counts = (wanted.requests, int(ended.has_failed), 0, ended.prompt_tokens, ended.completion_tokens)
+        # It is another bridge's where its caller has gone on there, and nobody's where this one was taken for dead.
+        mine = (wanted.rid, self._bridge)
+        row = self._db.execute("SELECT most FROM reservations WHERE rid = ? AND bridge = ?", mine).fetchone()
+        if row is None:
+            return
+        self._db.execute("DELETE FROM reservations WHERE rid = ?", (wanted.rid,))
+        prompt, completion = (ended.prompt_tokens, ended.completion_tokens) if row[0] else (0, 0)
+        counts = (wanted.requests, int(ended.has_failed), 0, prompt, completion)
         self._add((wanted.tenant, wanted.name, ended.model), counts, now)
-        for subject in wanted.subjects:
-            self._draw(subject, "tpm", subject.limits.tpm, took - _tokens(wanted), now)
+        if wanted.is_named and ended.is_whole:
+            self._db.execute("INSERT OR REPLACE INTO settled VALUES(?, ?)", (wanted.rid, now))
+        for subject in wanted.subjects if row[0] else ():
+            self._draw(subject, "tpm", subject.limits.tpm, prompt + completion - _tokens(wanted), now)
 
     def _add(self, whose: tuple[str, str, str], counts: tuple[int, int, int, int, int], now: float) -> None:
         self._db.execute(
@@ -232,6 +252,10 @@ class Ledger:
 
 def _tokens(wanted: Reservation) -> int:
     return wanted.prompt_tokens + wanted.completion_tokens
+
+
+def _told(limit: int, left: float) -> Left:
+    return Left(limit, max(0, int(left)), (limit - left) * _MINUTE_S / limit)
 
 
 def _bucket(subject: Subject) -> str:

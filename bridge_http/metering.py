@@ -41,6 +41,7 @@ class UsageMeter:
         self._serves_unrecorded = settings.unrecorded == "serve"
         self.ledger = LedgerThread(settings.usage_file, secrets.token_hex(8), clock=clock)
         self.metrics = TenantMetrics(lambda: self.ledger.problem)
+        self._held: dict[bytes, _Held] = {}
         if self._has_file:
             self.ledger.start()
 
@@ -57,9 +58,11 @@ class UsageMeter:
         rid: bytes,
         model: str,
         is_first: bool,
+        is_named: bool = False,
     ) -> MeteredHandle[R_co]:
         """Reserve, and have the request go out by `submit` then."""
-        wanted = reservation_of(task, caller, rid=rid, model=model, is_first=is_first)
+        wanted = reservation_of(task, caller, rid=rid, model=model, is_first=is_first, is_named=is_named)
+        self._held.setdefault(rid, _Held()).count += 1
         return MeteredHandle(self, submit, wanted, caller.standing or Standing())
 
     async def admit(self, wanted: Reservation, standing: Standing) -> None:
@@ -78,10 +81,23 @@ class UsageMeter:
             raise _refusal(verdict)
 
     def settle(self, ended: Settlement, standing: Standing) -> None:
-        """Count what a request took."""
+        """Count what a request took; of several readers of one, the last to go counts what most was had."""
         standing.add(ended)
-        self.metrics.settled(ended)
-        self.ledger.settle(ended)
+        held = self._held[ended.reservation.rid]
+        if held.most is None or _share(ended) > _share(held.most):
+            held.most = ended
+        self.let_go(ended.reservation.rid)
+
+    def let_go(self, rid: bytes) -> None:
+        """Note that somebody waits no more for a request."""
+        held = self._held[rid]
+        held.count -= 1
+        if held.count:
+            return
+        del self._held[rid]
+        if held.most is not None:
+            self.metrics.settled(held.most)
+            self.ledger.settle(held.most)
 
     def close(self) -> None:
         """Write the last counts."""
@@ -127,7 +143,7 @@ class MeteredHandle(Generic[R_co]):
             self._settle_so_far(has_failed=True)
             raise
         usage: tasks.Usage = result.usage
-        self._settle(result.model, usage.prompt_tokens, usage.completion_tokens, has_failed=False)
+        self._settle(result.model, usage.prompt_tokens, usage.completion_tokens, has_failed=False, is_whole=True)
         return result  # type: ignore[no-any-return]  # its handle's own
 
     async def next_chunks(self) -> list[Chunk]:
@@ -148,7 +164,7 @@ class MeteredHandle(Generic[R_co]):
             try:
                 await asyncio.shield(self._admission)
             except HttpError:
-                self._is_settled = True  # there is nothing reserved
+                self._end_unadmitted()
                 raise
             if self._is_given_up:
                 raise request_error(ErrorKind.CANCELLED, "given up before it went out")
@@ -160,22 +176,47 @@ class MeteredHandle(Generic[R_co]):
         return self._handle
 
     def _give_back(self, admission: asyncio.Future[None]) -> None:
-        if not admission.cancelled() and admission.exception() is None:
+        if admission.cancelled() or admission.exception() is not None:
+            self._end_unadmitted()
+        else:
             self._settle(self._wanted.model, 0, 0, has_failed=True)
+
+    def _end_unadmitted(self) -> None:
+        if not self._is_settled:
+            self._is_settled = True
+            self._meter.let_go(self._wanted.rid)
 
     def _settle_so_far(self, *, has_failed: bool) -> None:
         """Count what was read of it: all that anybody has had of it."""
         prompt = (self._prompt_tokens or self._wanted.prompt_tokens) if self._made else 0
         self._settle(self._wanted.model, prompt, self._made, has_failed=has_failed)
 
-    def _settle(self, model: str, prompt_tokens: int, completion_tokens: int, *, has_failed: bool) -> None:
+    def _settle(
+        self, model: str, prompt_tokens: int, completion_tokens: int, *, has_failed: bool, is_whole: bool = False
+    ) -> None:
         if not self._is_settled:
             self._is_settled = True
-            ended = Settlement(self._wanted, model, prompt_tokens, completion_tokens, has_failed)
+            ended = Settlement(self._wanted, model, prompt_tokens, completion_tokens, has_failed, is_whole)
             self._meter.settle(ended, self._standing)
 
 
-def reservation_of(task: tasks.Task, caller: Caller, *, rid: bytes, model: str, is_first: bool) -> Reservation:
+class _Held:
+    """How many wait for one request here, and the most that one of them had of it."""
+
+    __slots__ = ("count", "most")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.most: Settlement | None = None
+
+
+def _share(ended: Settlement) -> tuple[bool, int]:
+    return ended.is_whole, ended.completion_tokens
+
+
+def reservation_of(
+    task: tasks.Task, caller: Caller, *, rid: bytes, model: str, is_first: bool, is_named: bool
+) -> Reservation:
     """Say what a request may take. A token is a byte at least, so there are no more of them in a prompt than bytes."""
     size = len(tasks.encode(task)) + _TEMPLATE_BYTES
     answer = (task.max_tokens or ANSWER_TOKENS) if isinstance(task, tasks.Generate) else 0
@@ -184,7 +225,8 @@ def reservation_of(task: tasks.Task, caller: Caller, *, rid: bytes, model: str, 
     limits = ((name, key.limits), (None, key.tenant_limits)) if key is not None else ()
     subjects = tuple(Subject(caller.tenant, who, limit) for who, limit in limits if limit is not NO_LIMITS)
     prompt = -(-size // _BYTES_PER_TOKEN)
-    return Reservation(rid, caller.tenant, name, model, subjects, int(is_first), prompt, answer, size + answer)
+    most = size + answer
+    return Reservation(rid, caller.tenant, name, model, subjects, int(is_first), prompt, answer, most, is_named)
 
 
 def _refusal(verdict: Verdict) -> HttpError:

@@ -3,6 +3,7 @@
     usage         what was asked and had, by day, tenant, name and model
     months        the tokens of a calendar month, by tenant and name: what budgets are compared with
     reservations  requests under way, by their names on the wire, and how much they may still take
+    settled       requests that have ended a moment ago and may be asked for again, which costs nothing
     buckets       how much of a minute's requests and tokens is left
     bridges       who writes here, and when each gave its last sign of life
 
@@ -38,6 +39,7 @@ CREATE INDEX IF NOT EXISTS reservations_by_tenant ON reservations(tenant, name, 
 CREATE TABLE IF NOT EXISTS buckets(
     tenant TEXT, name TEXT, what TEXT, left REAL NOT NULL, at REAL NOT NULL,
     PRIMARY KEY(tenant, name, what)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS settled(rid BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS bridges(bridge TEXT PRIMARY KEY, seen REAL NOT NULL) WITHOUT ROWID;
 """
 

@@ -23,14 +23,14 @@ class FakeHandle:
         self._error = error
         self._gate = gate
         self._index = 0
-        self._given_up = asyncio.Event()
+        self.given_up = asyncio.Event()
         self.is_done = False
         self.was_cancelled = False
 
     def cancel(self) -> None:
         """Remember that it was given up before its end."""
         self.was_cancelled = self.was_cancelled or not self.is_done
-        self._given_up.set()
+        self.given_up.set()
 
     def done(self) -> bool:
         """Say whether its end has been read."""
@@ -38,7 +38,7 @@ class FakeHandle:
 
     async def result(self) -> Any:
         """End as told, or given up."""
-        ends = [asyncio.ensure_future(event.wait()) for event in (self._gate, self._given_up)]
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._gate, self.given_up)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqrt.bridge_http.ledger import DEAD_AFTER_S, Ledger, Reservation, Settlement, Subject, Verdict
+from zmqrt.bridge_http.ledger import DEAD_AFTER_S, REPLAY_S, Ledger, Reservation, Settlement, Subject, Verdict
 from zmqrt.protocol.api_keys import Limits
 from zmqrt.protocol.usage_file import next_month, open_usage, read_usage
 
@@ -73,7 +73,8 @@ def test_what_is_reserved_counts_for_a_budget(path: Path) -> None:
 
     assert [verdict.refused_by for verdict in verdicts] == [None] * 4 + ["budget"] * 4
     assert verdicts[-1].retry_after_s == 1.0
-    one.work([], [ended(request, 5) for request in requests[:4]], NOW)
+    for at, request in enumerate(requests[:4]):
+        (one, two)[at % 2].work([], [ended(request, 5)], NOW)
     assert reserve(two, wanted(limits)).refused_by is None
     assert read_usage(path, ["tenant"])[0].prompt_tokens == 20
 
@@ -132,15 +133,33 @@ def test_no_more_run_at_once_than_may(path: Path) -> None:
 
 
 def test_a_request_counts_once_whoever_comes_back_for_it(path: Path) -> None:
-    """At another bridge too, with its name on the wire; and it ends once."""
+    """At another bridge too, with its name on the wire; the one where it goes on says what it took."""
     one, two = bridge(path), bridge(path, "b2")
     request = wanted(Limits(budget=15))
     assert [reserve(ledger, request).refused_by for ledger in (one, two)] == [None, None]
-    for ledger in (one, two):
-        ledger.work([], [ended(request, 7)], NOW)
+    one.work([], [ended(request, 3)], NOW)
+    assert read_usage(path) == []
+    two.work([], [ended(request, 7)], NOW)
 
     (row,) = read_usage(path)
     assert (row.requests, row.prompt_tokens) == (1, 7)
+
+
+def test_an_answer_that_is_given_again_costs_no_tokens(path: Path) -> None:
+    """As long as brokers give it again; it is a request all the same."""
+    ledger = bridge(path)
+    request = wanted(Limits(budget=100, tpm=25))._replace(is_named=True)
+    whole = ended(request, 10)._replace(is_whole=True)
+
+    def ask(settlement: Settlement, now: float = NOW) -> tuple[int, int]:
+        assert reserve(ledger, request, now).refused_by is None
+        ledger.work([], [settlement], now)
+        (row,) = read_usage(path, ["tenant"])
+        return row.requests, row.prompt_tokens
+
+    assert ask(ended(request, 4)) == (1, 4)  # given up: what comes next goes on with it
+    assert [ask(whole) for _ in range(3)] == [(2, 14), (3, 14), (4, 14)]
+    assert ask(whole, NOW + REPLAY_S + 1) == (5, 24)
 
 
 def test_what_a_dead_bridge_had_reserved_is_settled_once(path: Path) -> None:

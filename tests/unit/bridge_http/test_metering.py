@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from support.asgi import Exchange, call, exchange
 from support.fake_fleet import FakeFleet
+from zmqrt.bridge_http import in_flight
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.audit import AuditLog
 from zmqrt.bridge_http.config import BridgeSettings
@@ -114,6 +115,30 @@ def test_a_stream_whose_reader_has_left_costs_what_was_read(tmp_path: Path) -> N
     assert (row.requests, row.completion_tokens) == (2, 1 + len("Hello"))
 
 
+def test_a_caller_who_comes_back_pays_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what its stream took in all, while it goes on or has just ended."""
+    house = House(tmp_path, hashed(""))
+    body = {**CHAT, "stream": True}
+
+    async def come_back() -> None:
+        house.fleet.gate.clear()
+        first = house.begin("/v1/chat/completions", body, idempotency_key="one").start()
+        await first.until(b"Hello")
+        first.leave()
+        await first.finish()
+        second = house.begin("/v1/chat/completions", body, idempotency_key="one").start()
+        await second.until(b"Hello")
+        await house.fleet.handles[0].given_up.wait()
+        house.fleet.gate.set()
+        await second.finish()
+
+    monkeypatch.setattr(in_flight, "RETURN_S", 0.2)
+    asyncio.run(asyncio.wait_for(come_back(), 30))
+    house.ask("/v1/chat/completions", body, idempotency_key="one")
+    (row,) = house.rows()
+    assert (row.requests, row.prompt_tokens, row.completion_tokens) == (2, 1, len("Hello"))
+
+
 REFUSED: dict[str, tuple[object, str, str]] = {
     "/v1/chat/completions": (CHAT, "code", "rate_limit_exceeded"),
     "/v1/completions": ({"model": "m", "prompt": "x", "stream": True}, "code", "rate_limit_exceeded"),
@@ -133,6 +158,7 @@ def test_what_is_too_much_is_a_429_that_says_when(tmp_path: Path, path: str) -> 
 
     assert refused.status == 429
     assert 25 <= int(refused.headers["retry-after"]) <= 30
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     assert (refused.json.get("error") or refused.json)[field] == word
     assert "2 requests a minute are the limit of this key" in refused.body.decode()
     assert len(house.fleet.asked) == 2
