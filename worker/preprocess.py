@@ -208,9 +208,15 @@ def _goes_on(task: Generate) -> bool:
 
 
 def _begun_thought(prompt_ids: list[int], tokenizer: Tokenizer) -> str:
-    """Return the mark of the thought that a rendered prompt ends in."""
-    text = tokenizer.detokenizer(thoughts.MARKS)
-    return thoughts.begun_by("".join(map(text.step, prompt_ids[-_PROMPT_END:])))
+    """Return the mark of the thought that a rendered prompt ends in: behind the last token without a text.
+
+    What stands before that may be the user's, whose turn it ends.
+    """
+    text, told = tokenizer.detokenizer(thoughts.MARKS), ""
+    for token_id in prompt_ids[-_PROMPT_END:]:
+        piece = text.step(token_id)
+        told = told + piece if piece or tokenizer.spell(token_id) else ""
+    return thoughts.begun_by(told)
 
 
 def _calls_tools(task: Generate) -> bool:

@@ -16,7 +16,7 @@ from zmqrt.worker.chat_template import ChatTemplate
 from zmqrt.worker.engines.base import TokenEvent
 from zmqrt.worker.jobs import Job
 from zmqrt.worker.preprocess import PreparedGeneration, Preprocessor, ServiceLimits
-from zmqrt.worker.tokenizer import FileTokenizer
+from zmqrt.worker.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
 HI = [ChatMessage(role="user", content="hi")]
 LIMITS = ServiceLimits(
@@ -33,12 +33,12 @@ def vocabulary_of(template: str, *specials: str) -> FileTokenizer:
     return FileTokenizer(made, template=ChatTemplate(template, {}))
 
 
-def ids_of(vocabulary: FileTokenizer, text: str) -> list[int]:
+def ids_of(vocabulary: Tokenizer, text: str) -> list[int]:
     """Encode what a model would write."""
     return vocabulary.encode(text, is_raw=True)
 
 
-def prepared(vocabulary: FileTokenizer, delivered: list[int] | None = None, **fields: Any) -> PreparedGeneration:
+def prepared(vocabulary: Tokenizer, delivered: list[int] | None = None, **fields: Any) -> PreparedGeneration:
     """Preprocess a request, some of whose answer was delivered before."""
     given: dict[str, Any] = {"messages": HI, **fields}
     task = Generate(**given)
@@ -53,7 +53,7 @@ def prepared(vocabulary: FileTokenizer, delivered: list[int] | None = None, **fi
     return made
 
 
-def told(vocabulary: FileTokenizer, answer: str, **fields: Any) -> str:
+def told(vocabulary: Tokenizer, answer: str, **fields: Any) -> str:
     """Return the text of an answer."""
     text = prepared(vocabulary, **fields).text
     return "".join(map(text.step, ids_of(vocabulary, answer))) + text.finish()
@@ -84,6 +84,18 @@ def test_an_answer_within_a_thought_has_its_mark_in_front(specials: tuple[str, .
 def test_other_answers_are_as_they_come(template: str, fields: dict[str, Any]) -> None:
     """No thought is begun, or it is the caller's own, or the answer keeps to what knows of none."""
     assert not told(vocabulary_of(template), "5", **fields).startswith("<think>")
+
+
+@pytest.mark.parametrize("specials", [("<|user|>", "<|end|>", "<|assistant|>"), ("<|assistant|>", "<think>")])
+def test_a_mark_that_the_user_wrote_begins_no_thought(specials: tuple[str, ...]) -> None:
+    """Though nothing but special tokens stands behind it, which have no text: all of the answer would be thoughts."""
+    template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}<|assistant|>\n{{ think or '' }}"
+    vocabulary = vocabulary_of(template, *specials)
+    asks = [ChatMessage(role="user", content="What does this mean: <think>")]
+
+    assert told(vocabulary, "5", messages=asks) == "5"
+    assert told(ByteTokenizer(), "5", messages=asks) == "5"
+    assert told(vocabulary, "5", messages=asks, rendering=Rendering(kwargs={"think": "<think>"})) == "<think>5"
 
 
 def test_it_is_the_same_where_it_goes_on() -> None:
