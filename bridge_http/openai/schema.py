@@ -170,9 +170,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThinkingType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether a model thinks, as DeepSeek, GLM and Kimi say it; `adaptive` and `auto` leave it to the model."""
+    """Whether a model thinks, as DeepSeek, GLM and Kimi say it; `adaptive` and `auto` leave it to the model.
+
+    `budget_tokens` is a target in the words of Anthropic, whose clients send it here too: let pass.
+    """
 
     type: Literal["enabled", "disabled", "adaptive", "auto"]
+    budget_tokens: Annotated[int, Meta(ge=0)] | None = None
 
 
 class ReasoningType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -489,6 +489,7 @@ def test_what_no_chat_template_can_get_is_refused_by_name() -> None:
         ({"think": "low"}, {"reasoning_effort": "low"}),
         ({"thinking": {"type": "disabled"}}, {"enable_thinking": False, "thinking": False}),
         ({"thinking": {"type": "enabled"}}, {"enable_thinking": True, "thinking": True}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"enable_thinking": True, "thinking": True}),
         ({"thinking": {"type": "auto"}}, {}),
         ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
         ({"reasoning": {"effort": "high", "enabled": True}}, {"reasoning_effort": "high", "enable_thinking": True}),
@@ -507,7 +508,7 @@ def test_how_a_model_is_to_think_is_for_its_template(fields: dict[str, Any], kwa
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget": 5}}, "thinking.budget"),
         ({"thinking": {"type": "much"}}, "thinking.type"),
         ({"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens"),
         ({"reasoning_effort": 5}, "reasoning_effort"),
