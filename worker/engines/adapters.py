@@ -144,8 +144,9 @@ class TokenAdapter:
 
     def advance(self, timeout_s: float) -> None:
         """Run or await one step."""
-        for event in self._engine.poll(0.0 if self._computes_elsewhere else timeout_s):
-            self._out.events.append(event)
+        events = self._engine.poll(0.0 if self._computes_elsewhere else timeout_s)
+        self._out.events += events
+        for event in events:
             if event.finish_reason is not None:
                 self._live.discard(event.ticket)
 

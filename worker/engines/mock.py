@@ -122,10 +122,12 @@ class MockRunner:
         prompt_tokens = sum(part.end - part.begin for part in step.parts if part.is_prompt)
         begins = max(self._clock(), self._under_way[-1][0] if self._under_way else 0.0)
         over = begins + self._timing.step_s(len(step.drawing), prompt_tokens)
-        tops = [part.sequence.request.sampling.logprobs for part in step.drawing]
         tokens = [token for token in drawn if token is not None]
-        reports = [None if top is None else {token: -0.5} for token, top in zip(tokens, tops, strict=True)]
-        self._under_way.append((over, Drawn(tokens, reports)))
+        reports = [
+            None if part.sequence.request.sampling.logprobs is None else {token: -0.5}
+            for part, token in zip(step.drawing, tokens, strict=True)
+        ]
+        self._under_way.append((over, Drawn(tokens, reports if any(reports) else None)))
         return []
 
     def collect(self, timeout_s: float) -> Drawn | None:
@@ -146,27 +148,29 @@ class MockRunner:
 
     def _run(self, part: SequenceStep) -> int | None:
         """Store the tokens of a part behind what lies before them, and draw from all that can be read back."""
-        start = part.sequence.extent.start
-        given = self._ids[start + part.begin : start + part.end] if part.ids is None else part.ids
-        chain = self._chains[start + part.begin - 1] if part.begin else 0
-        for at, token in enumerate(given, start + part.begin):
+        sequence, at, ids, chains = part.sequence, part.begin, self._ids, self._chains
+        request, (start, size) = sequence.request, sequence.extent
+        given = ids[start + at : start + part.end] if part.ids is None else part.ids
+        chain = chains[start + at - 1] if at else 0
+        at += start
+        for token in given:
             chain = extend(chain, token)
-            self._ids[at], self._chains[at] = token, chain
+            ids[at], chains[at] = token, chain
+            at += 1
         if not part.draws:
             return None
-        request, length = part.sequence.request, part.end
-        made = length - len(request.prompt_ids)
+        made = part.end - len(request.prompt_ids)
         may_end = self._may_end and not request.ignore_eos and made >= request.min_new_tokens
-        last = list(self._ids[start + max(0, length - 3) : start + length])
         noise = noise_of(request.sampling.seed, request.sampling.temperature)
-        token = next_token(self._chains[start + length - 1], noise, last, may_end=may_end)
+        last = ids[max(start, at - 3) : at] if ids[at - 1] >= 0x80 else ()  # else no character is half written
+        token = next_token(chain, noise, last, may_end=may_end)
         if self._script:
             token = self._scripted(request.prompt_ids, made)
-        matcher = part.sequence.sampling_state.matcher
+        matcher = sequence.sampling_state.matcher
         if matcher is not None:
-            token = token_under(matcher.mask, self._chains[start + length - 1], noise)
-        if length < part.sequence.extent.size:
-            self._ids[start + length] = token  # for a next step that is launched before this one is read
+            token = token_under(matcher.mask, chain, noise)
+        if part.end < size:
+            ids[at] = token  # for a next step that is launched before this one is read
         return token
 
     def _scripted(self, prompt_ids: Sequence[int], made: int) -> int:

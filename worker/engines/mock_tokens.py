@@ -7,6 +7,7 @@ same from scratch, so that a test, or a load generator, can say what the right a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 REVISION: Final = "hash-1"
@@ -39,6 +40,7 @@ def extend(chain: int, token_id: int) -> int:
     return mix(chain ^ (token_id + 1))
 
 
+@lru_cache(256)  # as many answers as run at a time: it is asked for with each token of them
 def noise_of(seed: int, temperature: float) -> int:
     """Turn a seed into what is mixed in; greedy decoding has no noise."""
     return 0 if temperature < _GREEDY_BELOW else mix(seed)
@@ -50,7 +52,8 @@ def next_token(chain: int, noise: int, last: Sequence[int], *, may_end: bool) ->
     Args:
         chain: Hash of all tokens before it (`extend`).
         noise: What the seed adds (`noise_of`).
-        last: The three tokens before it, or fewer: a character that is half written is finished first.
+        last: The three tokens before it, or fewer: a character that is half written is finished first. None at all
+            will do where the one before is ASCII.
         may_end: Whether EOS is allowed here.
     """
     if last and 0x80 <= last[-1] < 256:  # else no character is half written

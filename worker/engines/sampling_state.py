@@ -6,7 +6,7 @@ Needs no torch; `generate/batch_sampler.py` says what is done with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -97,22 +97,32 @@ def check(request: TokenRequest, *, vocabulary: int) -> None:
     An id outside the vocabulary would end the whole engine in an index error, so all of them are looked at.
     """
     sampling = request.sampling
-    _require(sampling.temperature >= 0.0, "temperature", sampling.temperature, "0 or above")
-    _require(0.0 < sampling.top_p <= 1.0, "top_p", sampling.top_p, "above 0 and at most 1")
-    _require(sampling.top_k >= 0, "top_k", sampling.top_k, "0 (off) or above")
-    _require(0.0 <= sampling.min_p <= 1.0, "min_p", sampling.min_p, "from 0 to 1")
-    _require(sampling.repetition_penalty > 0.0, "repetition_penalty", sampling.repetition_penalty, "above 0")
-    _require(sampling.logprobs is None or sampling.logprobs >= 0, "logprobs", sampling.logprobs, "0 or above")
-    _require(0 <= sampling.seed < 2**63, "seed", sampling.seed, "from 0 to 2**63-1")
-    for name, ids in (
-        ("prompt_ids", request.prompt_ids),
-        ("resume_ids", request.resume_ids),
-        ("logit_bias", sampling.logit_bias),
-    ):
-        for token_id in (min(ids), max(ids)) if ids else ():
-            _require(0 <= token_id < vocabulary, name, token_id, f"ids from 0 to {vocabulary - 1}")
+    if not sampling.temperature >= 0.0:
+        raise _not_as_wanted("temperature", sampling.temperature, "0 or above")
+    if not 0.0 < sampling.top_p <= 1.0:
+        raise _not_as_wanted("top_p", sampling.top_p, "above 0 and at most 1")
+    if sampling.top_k < 0:
+        raise _not_as_wanted("top_k", sampling.top_k, "0 (off) or above")
+    if not 0.0 <= sampling.min_p <= 1.0:
+        raise _not_as_wanted("min_p", sampling.min_p, "from 0 to 1")
+    if not sampling.repetition_penalty > 0.0:
+        raise _not_as_wanted("repetition_penalty", sampling.repetition_penalty, "above 0")
+    if sampling.logprobs is not None and sampling.logprobs < 0:
+        raise _not_as_wanted("logprobs", sampling.logprobs, "0 or above")
+    if not 0 <= sampling.seed < 2**63:
+        raise _not_as_wanted("seed", sampling.seed, "from 0 to 2**63-1")
+    _check_ids("prompt_ids", request.prompt_ids, vocabulary)
+    if request.resume_ids:
+        _check_ids("resume_ids", request.resume_ids, vocabulary)
+    if sampling.logit_bias:
+        _check_ids("logit_bias", sampling.logit_bias, vocabulary)
 
 
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:  # noqa: FBT001 - reads as a sentence
-    if not holds:
-        raise RequestRefusedError(f"{name} is {value}, but must be {wanted}")
+def _check_ids(name: str, ids: Collection[int], vocabulary: int) -> None:
+    for token_id in (min(ids), max(ids)) if ids else ():
+        if not 0 <= token_id < vocabulary:
+            raise _not_as_wanted(name, token_id, f"ids from 0 to {vocabulary - 1}")
+
+
+def _not_as_wanted(name: str, value: object, wanted: str) -> RequestRefusedError:
+    return RequestRefusedError(f"{name} is {value}, but must be {wanted}")

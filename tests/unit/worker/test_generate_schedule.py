@@ -438,7 +438,7 @@ def free_one_step_early(patch: pytest.MonkeyPatch) -> None:
 
     def plan_early(self: Scheduler) -> EngineStep | None:
         for sequence in self.running.values():
-            if not sequence.in_prompt and sequence.planned_new == sequence.max_new_tokens - 1 and sequence not in freed:
+            if not sequence.in_prompt and sequence.total == sequence.most - 1 and sequence not in freed:
                 freed.add(sequence)
                 self.cache.release(sequence.extent)
         return plan(self)

@@ -10,8 +10,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from ....protocol.capabilities import BEFORE, GRAMMAR, TOOLS
 from ..base import (
@@ -34,16 +35,14 @@ _STEP_S: Final = 0.2
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(msgspec.Struct, frozen=True):
     """What a step drew: for each drawing part in order a token, and log probabilities if its request wants them."""
 
     tokens: list[int]
     logprobs: list[dict[int, float] | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Launched:
+class _Launched(msgspec.Struct, frozen=True):
     """What the runner was given: a step, or a portion of one; `is_last`: no other portion of the step follows."""
 
     step: EngineStep
@@ -213,10 +212,9 @@ class GenerateEngine:
         self._moved_at = time.monotonic()
         step = self._steps.popleft().step
         self._scheduler.learn(step, self._moved_at - self._launched_at)
-        logprobs = {
-            part.sequence: each
-            for part, each in zip(step.drawing, drawn.logprobs or (), strict=drawn.logprobs is not None)
-        }
+        logprobs: dict[Sequence, dict[int, float] | None] = {}
+        if drawn.logprobs is not None:
+            logprobs = {part.sequence: each for part, each in zip(step.drawing, drawn.logprobs, strict=True)}
         self._events += [  # no tokens, but a piece of their prompts is done
             TokenEvent(ticket=part.sequence.request.ticket)
             for part in step.parts
@@ -226,7 +224,7 @@ class GenerateEngine:
         for sequence, token_id, reason in self._scheduler.finish(step, drawn.tokens):
             if reason is not None:
                 self._live.remove(sequence.request.ticket)
-            report = logprobs.get(sequence)
+            report = logprobs.get(sequence) if logprobs else None
             self._events.append(
                 TokenEvent(
                     ticket=sequence.request.ticket,

@@ -11,8 +11,7 @@ import bisect
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 HEAD: Final = 16
 """Ids that a prefix has at least: a shorter one is computed as fast as it is looked up."""
@@ -21,9 +20,8 @@ _MOST_TRIED: Final = 16
 """Sequences with the same head that one prompt is compared with, the newest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """`size` tokens of the pool from `start` on."""
+class Extent(NamedTuple):
+    """`size` tokens of the pool from `start` on. A tuple: it is looked up with each request, and hashes in C."""
 
     start: int
     size: int

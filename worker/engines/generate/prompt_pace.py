@@ -80,7 +80,10 @@ class _Cost:
 
 
 class PromptPace:
-    """The rule, and what it has measured. Its owner asks before each step, and tells after it how long it took."""
+    """The rule, and what it has measured.
+
+    Its owner asks before each step that a prompt waits for, and tells after every step how long it took.
+    """
 
     def __init__(self) -> None:
         self._plain: dict[int, deque[float]] = {}

@@ -55,8 +55,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import msgspec
 
@@ -76,6 +76,7 @@ class Sequence:
         total: Its length once everything planned is done, a sampled token counting as soon as its step is planned.
         computed: Tokens whose keys and values are in the pool, or will be by then.
         given: How many tokens came with the request.
+        most: Its length once it has all new tokens that it may have.
     """
 
     request: TokenRequest
@@ -88,10 +89,12 @@ class Sequence:
     computed: int
     has_ended: bool = False
     given: int = field(init=False)
+    most: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Count what came with the request: it is asked for with each token."""
+        """Count what came with the request, and may come: it is asked for with each token."""
         self.given = len(self.request.prompt_ids) + len(self.request.resume_ids)
+        self.most = len(self.request.prompt_ids) + self.max_new_tokens
 
     @classmethod
     def of(
@@ -106,11 +109,6 @@ class Sequence:
     def in_prompt(self) -> bool:
         """Whether no token has been drawn here, not even in plan."""
         return self.total == self.given
-
-    @property
-    def planned_new(self) -> int:
-        """New tokens once everything planned is done, those it resumes from included."""
-        return self.total - len(self.request.prompt_ids)
 
 
 class SequenceStep(msgspec.Struct, frozen=True):
@@ -138,19 +136,20 @@ class KvCopy:
 
 
 _NO_COPY = KvCopy(0, 0, 0)
+_draws = attrgetter("draws")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineStep:
-    """One step: copies first, then all parts at once; those that draw stand in front."""
+    """One step: copies first, then all parts at once; those that draw (`drawing`) stand in front."""
 
     copies: list[KvCopy]
     parts: list[SequenceStep]
+    drawing: list[SequenceStep] = field(init=False)
 
-    @property
-    def drawing(self) -> list[SequenceStep]:
-        """The parts that draw a token."""
-        return [part for part in self.parts if part.draws]
+    def __post_init__(self) -> None:
+        """Pick out who draws: all who have to do with a step ask for them."""
+        self.drawing = [part for part in self.parts if part.draws]
 
     def portions(self) -> list[EngineStep]:
         """Return the step in two: those who run, and the pieces of prompts; one where there is nothing else."""
@@ -236,19 +235,25 @@ class Scheduler:
     def plan(self) -> EngineStep | None:
         """Plan a step on the assumption that everything under way goes on; None if nobody can do anything now."""
         copies = self._admit()
-        single = [part for sequence in self.running.values() if (part := self._next_token(sequence)) is not None]
-        room = self._room_for_prompts(len(single))
-        pieces = self._pieces(room) if room else []
-        drawing = [part for part in (*single, *pieces) if part.draws]
-        parts = [*drawing, *(part for part in (*single, *pieces) if not part.draws)]
+        parts: list[SequenceStep] = []
+        prompts: list[Sequence] = []
+        for sequence in self.running.values():
+            if self._is_in_pieces(sequence):
+                prompts.append(sequence)
+            elif (part := self._next_token(sequence)) is not None:
+                parts.append(part)
+        if prompts and (room := self._room_for_prompts(len(parts))):
+            parts += self._pieces(room, prompts)
         if not parts:
             return None
         for part in parts:
             part.sequence.computed = part.end
             part.sequence.total += part.draws
+        parts.sort(key=_draws, reverse=True)
+        step = EngineStep(copies, parts)
         self.counts.steps += 1
-        self.counts.largest_batch = max(self.counts.largest_batch, len(drawing))
-        return EngineStep(copies, parts)
+        self.counts.largest_batch = max(self.counts.largest_batch, len(step.drawing))
+        return step
 
     def _room_for_prompts(self, running: int) -> int:
         """Return how many tokens of prompts a step takes beside so many running sequences: see rule 3."""
@@ -259,14 +264,15 @@ class Scheduler:
         return max(1, self.limits.chunk_tokens - running)
 
     def _next_token(self, sequence: Sequence) -> SequenceStep | None:
-        """Let a sequence go on by one token, if its prompt is done."""
-        if self._is_in_pieces(sequence) or sequence.planned_new >= sequence.max_new_tokens:
+        """Let a sequence whose prompt is done go on by one token."""
+        total = sequence.total
+        if total >= sequence.most:
             return None
-        at = sequence.computed if sequence.in_prompt else sequence.total - 1
-        ids = sequence.ids[at : at + 1] if at < len(sequence.ids) else None
+        end = total if total > sequence.given else sequence.computed + 1
+        ids = sequence.ids[end - 1 : end] or None
         if ids is None and sequence.sampling_state.matcher is not None:
             return None  # what may follow a token is known once it is read
-        return SequenceStep(sequence, at, at + 1, draws=at + 1 == sequence.total, ids=ids, is_prompt=False)
+        return SequenceStep(sequence, end - 1, end, end == total, ids, is_prompt=False)
 
     def _is_in_pieces(self, sequence: Sequence) -> bool:
         """Whether a prompt is still computed piece by piece."""
@@ -274,10 +280,10 @@ class Scheduler:
             return sequence.computed < len(sequence.request.prompt_ids)
         return sequence.in_prompt
 
-    def _pieces(self, budget: int) -> list[SequenceStep]:
+    def _pieces(self, budget: int, prompts: list[Sequence]) -> list[SequenceStep]:
         """Share what the step has left among the prompts."""
         pieces: list[SequenceStep] = []
-        for sequence in self._prompts_in_turn():
+        for sequence in self._in_turn(prompts):
             begin = sequence.computed
             if self.limits.is_deterministic:
                 end = min(begin + self.limits.chunk_tokens, len(sequence.request.prompt_ids))
@@ -294,13 +300,12 @@ class Scheduler:
                 break
         return pieces
 
-    def _prompts_in_turn(self) -> Iterable[Sequence]:
+    def _in_turn(self, prompts: list[Sequence]) -> list[Sequence]:
         """Give the oldest prompt and the shortest one the first word by turns: neither waits for the other."""
-        sequences = [sequence for sequence in self.running.values() if self._is_in_pieces(sequence)]
-        if len(sequences) > 1 and self._turn % 2:
-            sequences.sort(key=lambda sequence: sequence.total - sequence.computed)
-        self._turn += bool(sequences)
-        return sequences
+        if len(prompts) > 1 and self._turn % 2:
+            prompts.sort(key=lambda sequence: sequence.total - sequence.computed)
+        self._turn += 1
+        return prompts
 
     def learn(self, step: EngineStep, seconds: float) -> None:
         """Take in how long a step took from its launch, where it has the processor to itself."""
@@ -317,11 +322,11 @@ class Scheduler:
                 continue
             sequence.ids.append(token_id)
             sequence.sampling_state.take(token_id)
-            self.counts.tokens += 1
             reason = finish_reason(sequence)
             if reason is not None:
                 self._end(sequence)
             made.append((sequence, token_id, reason))
+        self.counts.tokens += len(made)
         return made
 
     # --- admission ---------------------------------------------------------------------------------------------------
@@ -410,9 +415,10 @@ class Scheduler:
 
 def finish_reason(sequence: Sequence) -> FinishReason | None:
     """Say why a sequence is over after its last token, or that it is not."""
-    made, matcher = sequence.sampling_state.generated_count, sequence.sampling_state.matcher
+    state = sequence.sampling_state
+    made, matcher = state.generated_count, state.matcher
     if matcher is not None and (matcher.is_over or matcher.error):
         return "error" if matcher.error else "stop"
-    if made and sequence.ids[-1] in sequence.stop_ids and made > sequence.sampling_state.min_new_tokens:
+    if made and sequence.ids[-1] in sequence.stop_ids and made > state.min_new_tokens:
         return "stop"
     return "length" if made >= sequence.max_new_tokens else None
