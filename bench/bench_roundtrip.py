@@ -1,8 +1,8 @@
 """Requests per second, latency and CPU of the broker, beside what others put between a client and a worker.
 
-zmq.proxy is libzmq's own (C: no queues, no routing, no leases), NATS has its server, gRPC aio nothing in the middle:
-its figures are the server's. docs/benchmarks.md says how to read them. The load is in zrt_peers.py, plain_peers.py,
-nats_peers.py and grpc_peers.py: a process for each peer.
+The broker runs twice, without and with keys (CURVE). zmq.proxy is libzmq's own (C: no queues, no routing, no leases),
+NATS has its server, gRPC aio nothing in the middle: its figures are the server's. docs/benchmarks.md says how to read
+them. The load is in zrt_peers.py, plain_peers.py, nats_peers.py and grpc_peers.py: a process for each peer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import click
@@ -22,8 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from rounds import Order, Outcome
 
+from zmqrt.protocol.keys import generate
+
 _WARM_UP_S: Final = 0.3
 BROKER_NAME: Final = "broker"
+KEYED: Final = "broker, keys"
 PROXY: Final = "zmq.proxy"
 LOADS: Final = ((1, 100), (32, 100), (512, 100), (1, 10_000), (32, 10_000), (1, 1_000_000), (8, 1_000_000))
 """In flight, and bytes of a body."""
@@ -71,12 +76,20 @@ class Route:
     """A client, what stands in the middle, a worker."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, middle: int, peers: str, client_at: str, worker_at: str, python: str
+        self,
+        stack: contextlib.ExitStack,
+        middle: int,
+        peers: str,
+        client_at: str,
+        worker_at: str,
+        python: str,
+        *,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._middle = middle
         if worker_at:
-            start_peer(stack, peers, "worker", worker_at, python=python)
-        self._client, self._said = start_peer(stack, peers, "client", client_at, python=python)
+            start_peer(stack, peers, "worker", worker_at, python=python, env=env)
+        self._client, self._said = start_peer(stack, peers, "client", client_at, python=python, env=env)
 
     def measure(self, depth: int, body_bytes: int, seconds: float) -> Sample:
         """Run a short round to warm up and one that counts."""
@@ -108,11 +121,23 @@ class Route:
         return main.user_time + main.system_time if main else 0.0
 
 
-def _route(stack: contextlib.ExitStack, middle: list[str], peers: str, python: str = sys.executable) -> Route:
+def _route(
+    stack: contextlib.ExitStack,
+    middle: list[str],
+    peers: str,
+    python: str = sys.executable,
+    env: Mapping[str, str] | None = None,
+) -> Route:
     """Start something in the middle that says in a line where it is."""
-    process, out = start(stack, *middle, python=python)
+    process, out = start(stack, *middle, python=python, env=env)
     ends = msgspec.json.decode(out.readline(), type=Ready).endpoints
-    return Route(stack, process.pid, peers, ends["clients"], ends.get("workers", ""), python)
+    return Route(stack, process.pid, peers, ends["clients"], ends.get("workers", ""), python, env=env)
+
+
+def _with_keys(stack: contextlib.ExitStack) -> Route:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keys"
+    generate(folder)
+    return _route(stack, BROKER, "zrt_peers.py", env={"ZMQRT_KEYS": str(folder)})
 
 
 def _nats(stack: contextlib.ExitStack, programs: dict[str, str]) -> Route:
@@ -125,6 +150,7 @@ def _nats(stack: contextlib.ExitStack, programs: dict[str, str]) -> Route:
 Start = Callable[[contextlib.ExitStack, dict[str, str]], Route]
 MIDDLES: Final[dict[str, tuple[Start, tuple[str, ...]]]] = {
     BROKER_NAME: (lambda stack, _: _route(stack, BROKER, "zrt_peers.py"), ()),
+    KEYED: (lambda stack, _: _with_keys(stack), ()),
     PROXY: (lambda stack, _: _route(stack, [str(HERE / "plain_peers.py"), "proxy"], "plain_peers.py"), ()),
     "NATS": (_nats, ("nats-server", "nats")),
     "gRPC aio": (
@@ -175,6 +201,11 @@ def make_table(cases: list[Case]) -> Table:
                 f"{statistics.median(one.cpu_us for one in samples):.1f}",
                 f"{statistics.median(one.main_thread_us for one in samples):.1f}",
             )
+        if KEYED in case.samples:
+            dearer = (
+                statistics.median(case.ratios(KEYED, f)) for f in ("requests_per_s", "p50_us", "p99_us", "cpu_us")
+            )
+            table.add_row("", "no keys / keys", *(f"{each:.2f}" for each in dearer))
         ratio = f"[bold]{_spread(case.ratios(PROXY), '{:.2f}')}[/bold]"
         fields = ("p50_us", "p99_us", "cpu_us")
         rest = (f"{statistics.median(case.ratios(PROXY, field)):.2f}" for field in fields)

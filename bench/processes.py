@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import IO, Final
 
@@ -41,12 +41,17 @@ def _unwind_when_told_to_leave() -> None:
 
 
 def start(
-    stack: contextlib.ExitStack, *arguments: str, python: str = sys.executable
+    stack: contextlib.ExitStack, *arguments: str, python: str = sys.executable, env: Mapping[str, str] | None = None
 ) -> tuple[subprocess.Popen[str], IO[str]]:
     """Start a Python program; it ends with the stack."""
     _unwind_when_told_to_leave()
     process = subprocess.Popen(
-        [python, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [python, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env={**os.environ, **(env or {})},
     )
     stack.callback(_stop, process)
     assert process.stdout is not None
@@ -67,10 +72,16 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def start_peer(
-    stack: contextlib.ExitStack, program: str, role: str, endpoint: str, *, python: str = sys.executable
+    stack: contextlib.ExitStack,
+    program: str,
+    role: str,
+    endpoint: str,
+    *,
+    python: str = sys.executable,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[subprocess.Popen[str], IO[str]]:
     """Start a peer and wait until it is connected."""
-    process, out = start(stack, str(HERE / program), role, endpoint, python=python)
+    process, out = start(stack, str(HERE / program), role, endpoint, python=python, env=env)
     if out.readline().strip() != "ready":
         raise click.ClickException(f"the {role} of {program} did not start; what it wrote stands above")
     return process, out

@@ -1,6 +1,6 @@
 """A toy client and a toy worker that speak ZRT/1 through the project's own codec and sockets, and do nothing else.
 
-    python bench/zrt_peers.py client|worker ENDPOINT
+    python bench/zrt_peers.py client|worker ENDPOINT        with ZMQRT_KEYS set: with the keys of that folder
 
 Neither ever waits in order to fill a batch: whatever one look at the socket brings is answered in one envelope.
 """
@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TypeVar
 
 import zmq
@@ -18,6 +19,8 @@ from rounds import Order, Outcome, Tally, say, serve
 
 from zmqrt.protocol import codec, transport
 from zmqrt.protocol import messages as m
+from zmqrt.protocol.failure import PeerRole
+from zmqrt.protocol.keys import load_peer
 
 SERVICE = "toy"
 _ROOM = 100_000
@@ -31,8 +34,10 @@ T = TypeVar("T", bound=m.Message)
 class Peer:
     """A DEALER that sends and takes batches of messages."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.socket = transport.make_dealer(transport.make_context())
+    def __init__(self, endpoint: str, role: PeerRole = "client") -> None:
+        folder = os.environ.get("ZMQRT_KEYS")
+        keys = load_peer(Path(folder), role) if folder else None
+        self.socket = transport.make_dealer(transport.make_context(), keys=keys)
         transport.connect(self.socket, endpoint)
         if not self.socket.poll(_PATIENCE_MS, zmq.POLLOUT):
             raise TimeoutError(f"nobody at {endpoint}")
@@ -53,7 +58,7 @@ class Peer:
 
 def work(endpoint: str) -> None:
     """Answer every DISPATCH with a FINAL of the same body, for ever."""
-    peer = Peer(endpoint)
+    peer = Peer(endpoint, "worker")
     offer = m.ServiceOffer(SERVICE, _ROOM, "generate")
     peer.say([m.Ready(os.urandom(16), f"bench-{os.getpid()}", _ROOM, [offer], [])])
     epoch = next(one.epoch for one in peer.hear(codec.TO_WORKER, _PATIENCE_MS) if isinstance(one, m.WorkerWelcome))
@@ -77,7 +82,7 @@ class Client:
     """Keeps a fixed number of requests in flight."""
 
     def __init__(self, endpoint: str) -> None:
-        self._peer = Peer(endpoint)
+        self._peer = Peer(endpoint, "client")
         self._rids = itertools.count(time.time_ns())
         self._sent_at: dict[bytes, float] = {}
         self._consumed = self._told = 0

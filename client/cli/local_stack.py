@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ...protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ZmqrtError
+from ...protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigurationError, ZmqrtError
 from ...protocol.messages import TaskName
 from ...protocol.sanitize import printable
-from ...protocol.settings import SETTINGS_LOGGER
+from ...protocol.settings import SETTINGS_LOGGER, known_roles, resolve
 from ...protocol.snapshot import Snapshot
 from ..config import ClientSettings
 from .interrupts import Interrupts
@@ -71,6 +71,20 @@ class StackPlan:
         return [] if self.request_timeout_s is None else ["--request-timeout", f"{self.request_timeout_s}s"]
 
 
+def check_keys(plan: StackPlan) -> None:
+    """Refuse roles that could not meet, such as one that has joined another fleet. Raises ConfigurationError."""
+    if plan.keys is not None:
+        return
+    roles = known_roles()
+    found = {name: resolve(roles[name]).settings.keys for name in ("broker", "worker", "bridge")}
+    if len(set(found.values())) > 1:
+        named = ", ".join(f"{name}: {keys or 'none'}" for name, keys in found.items())
+        raise ConfigurationError(
+            f"by their settings the roles have different keys ({named}) and could not meet, as on a machine that has "
+            "joined a fleet; give them a folder of their own: --keys DIR, which is made if it is not there"
+        )
+
+
 def has_bridge() -> bool:
     """Say whether the HTTP stack is installed: it is an extra."""
     return all(importlib.util.find_spec(name) is not None for name in ("starlette", "uvicorn"))
@@ -83,6 +97,7 @@ class LocalStack:
     """
 
     def __init__(self, plan: StackPlan, display: StackDisplay, interrupts: Interrupts) -> None:
+        check_keys(plan)
         self.plan = plan
         self._display = display
         self._interrupts = interrupts

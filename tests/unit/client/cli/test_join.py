@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from zmqrt.client.cli.local_stack import StackPlan, check_keys
 from zmqrt.client.cli.main import cli
 from zmqrt.client.cli.settings_file import set_values, with_values
 from zmqrt.client.config import ClientSettings
@@ -152,3 +153,13 @@ def test_settings_of_others_stay_in_a_file_that_is_edited(tmp_path: Path) -> Non
     with pytest.raises(ConfigurationError, match=r"set there yourself: \[client\] broker = "):
         set_values(path, {"client": {"broker": ["new"]}})
     assert path.read_text() == 'client.broker = [\n"a"]\n'
+
+
+def test_a_machine_that_has_joined_says_why_its_own_broker_cannot_use_those_keys(keys: Path, tmp_path: Path) -> None:
+    """`zmqrt up` would start a worker that demands keys of a broker that has none."""
+    check_keys(StackPlan())
+    assert run("join", invite(keys, "worker", "--address", "host")).exit_code == 0
+
+    check_keys(StackPlan(keys=tmp_path / "own"))
+    with pytest.raises(ConfigurationError, match=r"could not meet.* give them a folder of their own: --keys DIR"):
+        check_keys(StackPlan())
