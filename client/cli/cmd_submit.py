@@ -8,13 +8,17 @@ from click.core import ParameterSource
 from ...protocol.settings import API_KEY_ENV, is_named, options, unquoted
 from ..config import ClientSettings
 from ..sync import Client
+from .answer_view import AnswerView, answer_fields
 from .cmd_infer import to_fields
 from .generation import SamplingFlags, naming_the_flag, sampling_options
 from .http_submit import post
-from .stdio import answer, data, note, read_prompt
+from .stdio import data, note, read_prompt
 
 
-@click.command(help="Send one prompt, natively or to a bridge (--url), and print request id and answer.")
+@click.command(
+    help="Send one prompt, natively or to a bridge (--url), and print request id and answer.",
+    epilog="What the model thinks first goes to standard error.",
+)
 @click.option("--prompt", metavar="TEXT", help="What to ask; - or none reads it from a pipe.")
 @click.option("--url", metavar="URL", help="Bridge to ask over HTTP, such as http://127.0.0.1:8000.")
 @click.option("--api-key", metavar="KEY", envvar=API_KEY_ENV, show_envvar=True, help="With --url: key for the bridge.")
@@ -37,7 +41,7 @@ def command(
             handle = client.submit(text, **sampling.options())
             note(f"request {handle.request_id}")
             result = handle.result()
-        data(to_fields(result)) if as_json else answer(result.text)
+        data(to_fields(result) | answer_fields(result.text, ())) if as_json else _print(result.text)
         return
     if click.get_current_context().get_parameter_source("api_key") is ParameterSource.COMMANDLINE:
         note(f"warning: --api-key shows the key in the list of processes; set {API_KEY_ENV} instead")
@@ -46,7 +50,14 @@ def command(
     timeout_s = settings.total_timeout_s or (settings.timeout_s if is_named("timeout") else None)
     got = post(url, _v1(sampling, text), timeout_s=timeout_s, api_key=key)
     note(f"request {got.get('request_id', '')}")
-    data(got) if as_json else answer(str(got.get("text", "")))
+    data(got) if as_json else _print(str(got.get("text", "")))
+
+
+def _print(text: str) -> None:
+    """Print an answer: its words alone go on through a pipe."""
+    view = AnswerView()
+    view.show(text)
+    view.close()
 
 
 def _v1(sampling: SamplingFlags, prompt: str) -> dict[str, object]:

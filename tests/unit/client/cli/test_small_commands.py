@@ -1,14 +1,19 @@
 """Commands that need no fleet: keygen, config, completion; and what the others refuse before they connect."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
+from zmqrt.client.cli import cmd_submit
 from zmqrt.client.cli.main import cli
+from zmqrt.client.response import Result as Generated
 from zmqrt.protocol.authorized_keys import load_allowed
 from zmqrt.protocol.keys import load_peer, load_server
+from zmqrt.protocol.tasks import Usage
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +94,26 @@ def test_submit_over_http_refuses_what_v1_does_not_have() -> None:
 
     assert result.exit_code == 2
     assert "--top-k, --seed: POST /infer has no such field" in result.output
+
+
+@pytest.mark.parametrize("flags", [[], ["--url", "http://127.0.0.1:1"]])
+def test_submit_prints_words_alone(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Natively and over HTTP: what the model thought stands on standard error, without its marks; --json has it all."""
+    text = "<think>Hm.</think>\n\nYes."
+    usage = Usage(prompt_tokens=1, completion_tokens=2)
+    result = Generated(
+        text=text, token_ids=[], finish_reason="stop", usage=usage, seed=0, model="m", revision="r", request_id="q"
+    )
+    handle = SimpleNamespace(request_id="q", result=lambda: result)
+    client = SimpleNamespace(submit=lambda *_words, **_flags: handle)
+    library = SimpleNamespace(from_settings=lambda *_settings, **_names: nullcontext(client))
+    monkeypatch.setattr(cmd_submit, "Client", library)
+    monkeypatch.setattr(cmd_submit, "post", lambda *_body, **_times: {"request_id": "q", "text": text})
+    ran, as_json = run("submit", *flags, "--prompt", "hi"), run("submit", *flags, "--prompt", "hi", "--json")
+
+    assert (ran.stdout, ran.stderr) == ("Yes.\n", "request q\nHm.\n")
+    assert json.loads(as_json.stdout)["text"] == text
+    assert flags or json.loads(as_json.stdout)["reasoning"] == "Hm."
 
 
 def test_up_refuses_two_engines() -> None:
