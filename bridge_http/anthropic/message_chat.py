@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 from ..errors import InvalidRequestError
 from ..json_body import encode
 from ..openai.passing import list_of, map_of
+from ..server_tools import kept_tools
 from .message_schema import MessagesRequest
 from .message_task import EXTRAS
 
@@ -38,10 +39,11 @@ def as_chat(given: Json) -> Json:
     if not turns:
         raise InvalidRequestError("messages: a list of turns is meant", param="messages")
     chat["messages"] = [*_system(given.get("system")), *(one for turn in turns for one in _messages(turn))]
+    choice = given.get("tool_choice")
     said = {
         "stop": given.get("stop_sequences"),
-        "tools": [_tool(tool) for tool in list_of(given.get("tools")) or []] or None,
-        **_choice(map_of(given.get("tool_choice")) or {}),
+        "tools": [_tool(tool) for _, tool in kept_tools(list_of(given.get("tools")) or [], choice)] or None,
+        **_choice(map_of(choice) or {}),
         **_config(map_of(given.get("output_config")) or {}),
     }
     return chat | {name: value for name, value in said.items() if value is not None}

@@ -6,9 +6,11 @@ an answer from before is refused all the same: it would be ours, and nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 from ..errors import InvalidRequestError
+from ..server_tools import kept_tools
 from .passing import list_of, map_of
 from .response_schema import ResponsesRequest
 from .response_task import RESPONSE_EXTRAS
@@ -38,7 +40,7 @@ def as_chat(given: Json) -> Json:
     }
     said = {
         "max_tokens": given.get("max_output_tokens"),
-        "tools": [_tool(tool) for tool in list_of(given.get("tools")) or []] or None,
+        "tools": [_tool(tool) for tool in _offered(given)] or None,
         "tool_choice": _choice(given.get("tool_choice")),
         "reasoning_effort": (map_of(given.get("reasoning")) or {}).get("effort"),
         **_text(map_of(given.get("text")) or {}),
@@ -93,6 +95,13 @@ def _part(part: Json) -> Json:
         return part
     detail = {} if part.get("detail") is None else {"detail": part["detail"]}
     return {"type": "image_url", "image_url": {"url": part.get("image_url"), **detail}}
+
+
+def _offered(given: Json) -> Iterator[object]:
+    """Yield the tools that a model is told of, those of a namespace each by itself."""
+    for _, tool in kept_tools(list_of(given.get("tools")) or [], given.get("tool_choice")):
+        group: Json = map_of(tool) or {}
+        yield from (list_of(group.get("tools")) or []) if group.get("type") == "namespace" else [tool]
 
 
 def _tool(given: object) -> object:

@@ -128,6 +128,44 @@ def test_what_we_can_do_too_is_asked_of_our_own_nodes_where_there_are_some(path:
         assert (task.extra, bool(task.tools)) == (extra, not extra)
 
 
+SEARCH = {
+    "/v1/messages": {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+    "/v1/responses": {"type": "web_search"},
+}
+SHELL = {"/v1/messages": {"type": "bash_20250124", "name": "bash"}, "/v1/responses": {"type": "local_shell"}}
+
+
+@PATHS
+def test_tools_that_a_server_runs_are_never_made_functions(path: str) -> None:
+    """Its caller could run none of them: left out beside functions, as from our own models."""
+    tools = [SEARCH[path], *BODIES[path]["tools"]]
+    task = post(path, {**BODIES[path], "tools": tools}, "extra")[1].asked[0][0]
+
+    assert isinstance(task, Generate)
+    assert task.extra["tools"] == [FUNCTION]
+
+
+@PATHS
+@pytest.mark.parametrize("kinds", [SEARCH, SHELL])
+def test_what_is_no_function_is_refused_where_it_cannot_be_left_out(
+    path: str, kinds: dict[str, dict[str, Any]]
+) -> None:
+    """Chats have no words for it, whatever server stands behind."""
+    body = {name: value for name, value in BODIES[path].items() if name != "tool_choice"}
+    reply, fleet = post(path, {**body, "tools": [kinds[path]]}, "extra")
+
+    assert (reply.status, fleet.asked) == (400, [])
+
+
+def test_functions_of_a_namespace_are_functions_there_too() -> None:
+    """Codex offers some so."""
+    group = {"type": "namespace", "name": "box", "tools": RESPONSES["tools"]}
+    task = post("/v1/responses", {**RESPONSES, "tools": [group]}, "extra")[1].asked[0][0]
+
+    assert isinstance(task, Generate)
+    assert task.extra["tools"] == [FUNCTION]
+
+
 @PATHS
 def test_where_no_server_stands_behind_it_is_refused_by_name(path: str) -> None:
     """As ever."""
