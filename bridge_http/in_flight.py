@@ -60,15 +60,16 @@ class HttpRequest(NamedTuple):
 class InFlightRequest(Generic[R]):
     """One request under way, as its caller sees it."""
 
+    _ended_by: HttpError | None = None
+    _first_s: float | None = None
+
     def __init__(self, in_flight: InFlight, handle: RequestHandle[R], request: HttpRequest) -> None:
         self._in_flight = in_flight
         self._handle: RequestHandle[R] = handle
-        self._name = _name(request)
-        self._may_return = bool(idempotency_key(request))
-        self._ended_by: HttpError | None = None
+        self.name = request.caller.tenant, request.caller.request_id
+        self._may_return = "idempotency-key" in request.headers
         self._began_at = time.monotonic()
         self.key = request.caller.key
-        self._first_s: float | None = None
 
     @property
     def is_done(self) -> bool:
@@ -130,7 +131,7 @@ class InFlightRequest(Generic[R]):
             self._end()
 
     def _end(self) -> None:
-        self._in_flight.forget(self._name, self)
+        self._in_flight.forget(self.name, self)
         self._handle.cancel()  # nothing happens where it has ended
 
 
@@ -244,11 +245,12 @@ class InFlight:
 
     def _remember(self, handle: RequestHandle[R], request: HttpRequest) -> InFlightRequest[R]:
         pending = InFlightRequest(self, handle, request)
-        self._under_way.setdefault(_name(request), []).append(pending)
+        self._under_way.setdefault(pending.name, []).append(pending)
         return pending
 
     def _options(self, request: HttpRequest, model: str | None, default: str | None = None) -> CallOptions:
-        idempotency_key(request)  # one that cannot be meant is refused before anything is sent
+        if "idempotency-key" in request.headers:
+            idempotency_key(request)  # one that cannot be meant is refused before anything is sent
         options = CallOptions(
             model=_allowed(request, model, default),
             timeout_s=asked_timeout_s(request, self.settings),
@@ -263,10 +265,6 @@ class InFlight:
         if priority := asked_priority(request):
             options["priority"] = priority
         return options
-
-
-def _name(request: HttpRequest) -> tuple[str, str]:
-    return request.caller.tenant, request.caller.request_id
 
 
 def _rid_of_choice(rid: bytes, choice: int) -> bytes:

@@ -64,9 +64,10 @@ async def _events(pending: InFlightRequest[Result], request_id: str, delivered: 
     at = 0
     while chunks := await pending.next_chunks():
         told = b""
-        for part, at in (part for chunk in chunks for part in cut(chunk, delivered)):
-            if part.text and at > delivered:
-                told += event("token", {"text": part.text}, id_=f"{request_id}/{at}")
+        for chunk in chunks:
+            for part, at in cut(chunk, delivered):
+                if part.text and at > delivered:
+                    told += event("token", {"text": part.text}, id_=f"{request_id}/{at}")
         if told:
             yield told
     whole = InferResponse(text=(await pending.result()).text, request_id=request_id)

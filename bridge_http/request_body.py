@@ -36,8 +36,8 @@ class BodyReader:
                 room for it (503).
             ClientDisconnect: the caller left before its end.
         """
-        coding = headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):
+        coding = headers.get("content-encoding")
+        if coding is not None and (coding := coding.strip().lower()) not in ("", "identity"):
             text = f"content-encoding {coding[:40]!r} is not understood here: send the body as it is"
             raise RefusedError(415, "encoded_body", text, {"accept-encoding": "identity"})
         whole: Callable[[], bytes | None] | None = scope.get("extensions", {}).get(WHOLE_BODY)

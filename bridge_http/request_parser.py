@@ -112,8 +112,12 @@ class RequestParser:
     def next_piece(self) -> bytes:
         """Return of the body what others need not wait for; ask again while `is_in_body`. Raises RefusedError."""
         if self._chunks is None:
-            piece = bytes(self.waiting[: min(self._left, _AT_ONCE_BYTES)])
-            del self.waiting[: len(piece)]
+            if len(self.waiting) == self._left <= _AT_ONCE_BYTES:  # as usual
+                piece = bytes(self.waiting)
+                self.waiting.clear()
+            else:
+                piece = bytes(self.waiting[: min(self._left, _AT_ONCE_BYTES)])
+                del self.waiting[: len(piece)]
             self._left -= len(piece)
             self.is_in_body = self._left > 0
             return piece

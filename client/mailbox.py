@@ -93,16 +93,21 @@ class AsyncMailbox:
 
     async def take_some(self) -> list[Event]:
         """Wait for the next event, and take those that are there with it, until they are TOGETHER_BYTES."""
-        first = await self.take()
-        if not self._events:
-            return [first]
-        events, enough = [first], self._bytes_out + TOGETHER_BYTES
+        if self._reader is not None or not self._events:
+            await self._wait()
+        enough = self._bytes_out + TOGETHER_BYTES
+        events = [self._take()]
         while self._events and self._bytes_out < enough:
             events.append(self._take())
         return events
 
     async def take(self) -> Event:
         """Wait for the next event. Raises RuntimeError if another task does."""
+        if self._reader is not None or not self._events:
+            await self._wait()
+        return self._take()
+
+    async def _wait(self) -> None:
         if self._reader is not None:
             raise RuntimeError(ONE_AT_A_TIME)
         while not self._events:
@@ -111,7 +116,6 @@ class AsyncMailbox:
                 await self._reader
             finally:
                 self._reader = None
-        return self._take()
 
     def _take(self) -> Event:
         event = self._events.popleft()

@@ -177,23 +177,23 @@ class ClientRequest:
 
     def _message(self, now: float, home: Identity) -> m.Request:
         """Build the REQUEST for a broker. One that may not know it gets the units received so far along with it."""
-        flags = self.call.flags
+        call, flags = self.call, self.call.flags
         resume = b""
         if self.expect and self.known_to != home:
             flags |= m.RESUME
             resume = _blob.encode([partial.body for partial in self.journal or ()])
-        ext = self.call.ext
+        ext = call.ext
         if self.ends_at != INFINITY:
             ext = {**ext, "total_ms": max(1, int((self.ends_at - now) * 1000))}
         return m.Request(
-            self.call.rid,
-            self.service if self.expect else self.call.service,
-            max(1, int(self.call.timeout_s * 1000)),
+            call.rid,
+            self.service if self.expect else call.service,
+            max(1, int(call.timeout_s * 1000)),
             flags,
-            self.call.priority,
+            call.priority,
             self.expect,
-            self.call.cost,
-            self.call.body,
+            call.cost,
+            call.body,
             resume,
             ext,
         )

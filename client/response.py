@@ -95,13 +95,14 @@ def read_embeddings(final: m.Final, request_id: str) -> Embeddings:
 class StreamFold:
     """Fold the chunks of one stream into its result: chunk texts joined are always the result's text."""
 
+    _revision = ""
+    _prompt_tokens: int | None = None
+
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
-        self._revision = ""
-        self._prompt_tokens: int | None = None
 
     def chunk(self, partial: m.Partial) -> Chunk:
         """Read one PARTIAL."""
@@ -115,15 +116,26 @@ class StreamFold:
             self._logprobs += body.logprobs
         if partial.ext:
             self._learn(partial.ext)
-        return self._chunk("".join(body.text), body, partial.seq)
+        return Chunk(
+            text="".join(body.text),
+            token_ids=body.ids,
+            index=partial.seq,
+            pieces=body.text,
+            logprobs=body.logprobs,
+            revision=self._revision,
+            prompt_tokens=self._prompt_tokens,
+        )
 
     def end(self, final: m.Final) -> tuple[Chunk | None, Result]:
         """Read FINAL: a last chunk if text was held back, and the result."""
         body = tasks.decode_answer(final.body, tasks.GenerateResult)
+        last = None
         if body.tail:
             self._pieces.append(body.tail)
-        tail = tasks.GenerateChunk(ids=[], text=[])
-        last = self._chunk(body.tail, tail, len(self._ids)) if body.tail else None
+            revision, prompt_tokens = self._revision, self._prompt_tokens
+            last = Chunk(
+                text=body.tail, token_ids=[], index=len(self._ids), revision=revision, prompt_tokens=prompt_tokens
+            )
         result = _result(final, body, "".join(self._pieces), self._ids, self._logprobs or None, self._request_id)
         return last, result
 
@@ -132,17 +144,6 @@ class StreamFold:
         revision, prompt_tokens = ext.get("revision"), ext.get("prompt_tokens")
         self._revision = revision if isinstance(revision, str) else self._revision
         self._prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else self._prompt_tokens
-
-    def _chunk(self, text: str, body: tasks.GenerateChunk, index: int) -> Chunk:
-        return Chunk(
-            text=text,
-            token_ids=body.ids,
-            index=index,
-            pieces=body.text,
-            logprobs=body.logprobs,
-            revision=self._revision,
-            prompt_tokens=self._prompt_tokens,
-        )
 
 
 def _result(

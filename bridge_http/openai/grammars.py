@@ -12,7 +12,7 @@ from ...protocol.limits import MAX_GRAMMAR_CHARS
 from ...protocol.tasks import Grammar
 from ..errors import InvalidRequestError
 from ..json_body import encode
-from .schema import Generation, ResponseFormat, Schema, StructuredOutputs
+from .schema import Generation, ResponseFormat, Schema, StructuredOutputs, says_any
 
 NAMES: Final = frozenset(
     {"response_format", "structured_outputs", "json_schema", "regex", "ebnf", "format"}
@@ -25,6 +25,8 @@ ANY_OBJECT: Final[Schema] = {"type": "object"}
 
 def grammar_of(request: Generation) -> Grammar | None:
     """Return the one grammar that a request names, whatever it calls it. Raises InvalidRequestError."""
+    if not says_any(request, NAMES):
+        return None
     each = {
         "response_format": _of_format(request.response_format),
         "structured_outputs": _of_vllm(request.structured_outputs),

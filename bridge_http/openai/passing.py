@@ -17,7 +17,7 @@ from ..json_body import encode
 from . import grammars, thinking, tools
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS
 from .requests import chat_task, parse
-from .schema import ChatRequest, CompletionRequest
+from .schema import ChatRequest, CompletionRequest, says_any
 
 _ROLES: Final = frozenset(get_args(ChatRole))
 _ELSEWHERE: Final = frozenset({"options", *ALIASES})
@@ -29,9 +29,10 @@ RENDERING_NAMES: Final = thinking.NAMES | {"chat_template_kwargs", "add_generati
 def needs_here(body: ChatRequest | CompletionRequest) -> set[str]:
     """Name what a node of ours has to be able to do for a request, though another server may do it in its own way."""
     needs = {TOOLS} if tools.speaks_of_tools(body) else set[str]()
-    for capability, names in ((GRAMMAR, grammars.NAMES), (RENDERING, RENDERING_NAMES)):
-        if any(getattr(body, name, None) is not None for name in names):
-            needs.add(capability)
+    if says_any(body, grammars.NAMES):
+        needs.add(GRAMMAR)
+    if says_any(body, RENDERING_NAMES):
+        needs.add(RENDERING)
     return needs
 
 

@@ -21,7 +21,7 @@ from ..json_body import read_value
 from . import tools
 from .extras import ALIASES, CHAT_EXTRAS, EXTRAS, MESSAGE_EXTRAS, PART_EXTRAS, TEXT_EXTRAS, Extra, same
 from .grammars import grammar_of
-from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingRequest, Generation, Message, Texts
+from .schema import ChatRequest, CompletionRequest, ContentPart, EmbeddingRequest, Generation, Message, Texts, says_any
 from .thinking import thinking_kwargs
 
 DEFAULT_TEMPERATURE: Final = 1.0
@@ -48,6 +48,10 @@ _OF_CHATS: Final = EXTRAS | CHAT_EXTRAS
 _OF_TEXTS: Final = EXTRAS | TEXT_EXTRAS
 _OF_MESSAGES: Final = frozenset(Message.__struct_fields__)
 _OF_PARTS: Final = frozenset(ContentPart.__struct_fields__)
+_SAMPLING: Final = frozenset(
+    {"top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"}
+    | {"stop_token_ids", "ignore_eos", "logit_bias", "stop", "seed"}
+)
 _DEFAULT_BY_MINUS_ONE: Final = frozenset(
     {"max_tokens", "max_completion_tokens", "min_tokens", "top_k", "seed", "n", "logprobs", "top_logprobs"}
     | {"dimensions", "top_n"}
@@ -328,6 +332,9 @@ def embedding_task(request: EmbeddingRequest) -> Embed:
 
 def _sampling(request: Generation) -> dict[str, Any]:
     """Return the fields that both kinds share; what is not given keeps the default of the task."""
+    temperature = DEFAULT_TEMPERATURE if request.temperature is None else request.temperature
+    if not says_any(request, _SAMPLING):
+        return {"temperature": temperature}
     given = {
         "top_p": None if request.top_p is None else max(request.top_p, LEAST_TOP_P),
         "top_k": request.top_k,
@@ -342,7 +349,6 @@ def _sampling(request: Generation) -> dict[str, Any]:
         "stop": stops_of("stop", request.stop),
         "seed": None if request.seed is None else request.seed % 2**63,
     }
-    temperature = DEFAULT_TEMPERATURE if request.temperature is None else request.temperature
     return {"temperature": temperature, **{name: value for name, value in given.items() if value is not None}}
 
 

@@ -5,6 +5,9 @@ Pure. Names and meanings are OpenAI's; `docs/openai.md` says where this bridge d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,6 +25,20 @@ Schema = dict[str, Any] | bool
 """A JSON schema."""
 Texts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 """A text, or the token ids of one; or a list of several of either kind."""
+
+
+def says_any(request: msgspec.Struct, names: frozenset[str]) -> bool:
+    """Whether a request says anything in these fields, of which it need not have all: most requests say little."""
+    values = _values_of(type(request), names)(request)
+    return values.count(None) < len(values)
+
+
+@cache
+def _values_of(schema: type[msgspec.Struct], names: frozenset[str]) -> Callable[[msgspec.Struct], tuple[object, ...]]:
+    known = sorted(names & set(schema.__struct_fields__))
+    if not known:
+        return lambda _: ()
+    return attrgetter(known[0], *known)  # of one name it would return no tuple
 
 
 # --- requests --------------------------------------------------------------------------------------------------------

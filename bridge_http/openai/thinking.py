@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .schema import ChatRequest, ReasoningType
+from .schema import ChatRequest, ReasoningType, says_any
 
 NAMES: Final = frozenset({"reasoning_effort", "reasoning", "thinking", "think", "enable_thinking"})
 """The fields of a chat that are about this."""
@@ -17,6 +17,8 @@ _OFF: Final = "none"
 
 def thinking_kwargs(request: ChatRequest) -> dict[str, object]:
     """Return what the template is given; nothing where nothing is said. Of several words the most exact one counts."""
+    if not says_any(request, NAMES):
+        return {}
     asked = request.reasoning or ReasoningType()
     word = request.think if isinstance(request.think, str) else None
     effort = request.reasoning_effort or asked.effort or word

@@ -19,6 +19,7 @@ from support.fake_fleet import FakeFleet
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.openai import extras, schema, thinking, tools
+from zmqrt.bridge_http.openai.requests import chat_task, parse
 from zmqrt.protocol import tasks
 from zmqrt.protocol.errors import RequestError
 
@@ -521,3 +522,19 @@ def test_what_nobody_could_obey_of_it_is_refused_by_name(fields: dict[str, Any],
     """A budget of thoughts, a word that means nothing, and a turn to go on with, with what to say instead."""
     assert error_of(fields)[0] == name
     assert error_of({"reasoning_effort": "high"}, "/v1/completions")[0] == "reasoning_effort"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("top_p", 0.5), ("top_k", 3), ("min_p", 0.1), ("repetition_penalty", 1.5), ("presence_penalty", 0.5)],
+        *[("frequency_penalty", 0.5), ("min_tokens", 2), ("stop_token_ids", [7]), ("ignore_eos", True)],
+        *[("logit_bias", {"7": 1.0}), ("stop", "x"), ("seed", 5), ("temperature", 0.25)],
+    ],
+)
+def test_one_field_of_sampling_alone_is_obeyed(name: str, value: object) -> None:
+    """Those that say none of them are the usual ones, and are not looked at field by field."""
+    bodies = (CHAT, {**CHAT, name: value})
+    bare, said = (chat_task(parse(json.dumps(body).encode(), schema.ChatRequest)) for body in bodies)
+
+    assert getattr(said, name) != getattr(bare, name)
