@@ -1,22 +1,40 @@
 """How much waits for a service, and how much of it comes before one request.
 
 The queue decides whose turn it is; here are only sums by priority, tenant and party, so that nobody has to walk the
-queue to say where somebody stands. What is said is an estimate: who comes later may come before, and of a tenant with
-requests of many sizes the mean is taken.
+queue to say where somebody stands. What is said is an estimate: of a tenant with requests of many sizes the mean is
+taken. Who comes later may come before, so it is said twice: what waits now, and what it can become when all others that
+wait go on asking, and each has the turns that the queue gives it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .service_times import NO_WORK, Workload
 
 _SAMPLE: Final = 64
 """Of more tenants or parties than these, so many are looked at, and stand for all."""
+_OF_LATE: Final = 0.02
+"""One turn among those that tell who has them: some fifty count."""
+_LEAST_SHARE: Final = 0.001
 Had = Callable[[Hashable], float]
 """Tells how many tokens a tenant has had, on the clock of the queue."""
+
+
+class Before(NamedTuple):
+    """What has its turn before a request."""
+
+    now: Workload
+    """As things stand."""
+    at_most: Workload
+    """If the other tenants go on asking."""
+    pace: float = 1.0
+    """The share of turns that higher priorities have left to it of late."""
+
+
+_NOTHING_BEFORE: Final = Before(NO_WORK, NO_WORK)
 
 
 class Piece(Protocol):
@@ -88,7 +106,7 @@ class _LevelSum(_Sum):
 class Backlog:
     """Sums over what waits for its turn; parked requests hold up nobody, and are not among it."""
 
-    __slots__ = ("_all", "_front", "_levels", "_patience")
+    __slots__ = ("_all", "_front", "_levels", "_patience", "_turns")
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
@@ -96,6 +114,8 @@ class Backlog:
         self._front: dict[Piece, None] = {}
         """Those that were with a node before: first of all."""
         self._levels: dict[int, _LevelSum] = {}
+        self._turns: dict[int, float] = {}
+        """Which share of them each priority had of late."""
 
     @property
     def work(self) -> Workload:
@@ -129,6 +149,7 @@ class Backlog:
         if request in self._front:
             del self._front[request]
             return
+        self._note_turn(request.priority)
         level = self._levels[request.priority]
         tenant = level.tenants[request.tenant]
         party = tenant.parties[request.party]
@@ -141,22 +162,39 @@ class Backlog:
                 if not level.requests:
                     del self._levels[request.priority]
 
-    def before(self, request: Piece, had: Had) -> Workload:
+    def before(self, request: Piece, had: Had) -> Before:
         """Return what comes before a request that waits here."""
         if request in self._front:
             earlier = itertools.takewhile(lambda other: other is not request, self._front)
-            return _total(other.work for other in itertools.islice(earlier, _SAMPLE))
+            front = _total(other.work for other in itertools.islice(earlier, _SAMPLE))
+            return Before(front, front)
         party = self._levels[request.priority].tenants[request.tenant].parties[request.party]
         ahead = request.place - 1 - (party.came - party.requests)
         return self._before(request.priority, request.tenant, request.party, had, max(0, ahead))
 
-    def before_new(self, priority: int, tenant: Hashable, party: Hashable, had: Had) -> Workload:
+    def before_new(self, priority: int, tenant: Hashable, party: Hashable, had: Had) -> Before:
         """Return what would come before a request of somebody that comes now."""
         return self._before(priority, tenant, party, had, None)
 
-    def _before(self, priority: int, tenant: Hashable, party: Hashable, had: Had, ahead: int | None) -> Workload:
+    def _note_turn(self, priority: int) -> None:
+        turns = self._turns
+        if priority not in turns:
+            turns[priority] = 0.0 if turns else 1.0
+        if len(turns) > 1:
+            kept = {each: share * (1 - _OF_LATE) for each, share in turns.items() if share > _LEAST_SHARE}
+            kept[priority] = kept.get(priority, 0.0) + _OF_LATE
+            self._turns = kept
+
+    def _pace(self, priority: int) -> float:
+        """Return the share of turns that higher priorities leave; one of so many they always do."""
+        if len(self._turns) < 2:
+            return 1.0
+        higher = sum(share for each, share in self._turns.items() if each > priority)
+        return max(1 / (self._patience + 1), 1 - higher)
+
+    def _before(self, priority: int, tenant: Hashable, party: Hashable, had: Had, ahead: int | None) -> Before:
         level = self._levels.get(priority)
-        mine = _before_in_level(level, tenant, party, had, ahead) if level is not None else NO_WORK
+        mine = _before_in_level(level, tenant, party, had, ahead) if level is not None else _NOTHING_BEFORE
         higher = lower = NO_WORK
         for other, its in self._levels.items():
             if other > priority:
@@ -165,24 +203,29 @@ class Backlog:
                 lower = lower.plus(its.work)
         front = _total(request.work for request in itertools.islice(self._front, _SAMPLE))
         # One of a lower class has its turn after so many of higher ones: so no more of these come before it, …
-        before = NO_WORK.plus(front, max(1.0, len(self._front) / _SAMPLE)).plus(mine)
-        before = before.plus(higher, _share(self._patience * (mine.requests + 1), higher.requests))
+        begun = NO_WORK.plus(front, max(1.0, len(self._front) / _SAMPLE))
+        before = begun.plus(mine.now).plus(higher, _share(self._patience * (mine.now.requests + 1), higher.requests))
+        at_most = before.plus(mine.at_most).plus(mine.now, -1.0)
         # … and of those below one for so many.
-        return before.plus(lower, _share(before.requests // self._patience, lower.requests))
+        few = _share(before.requests // self._patience, lower.requests)
+        return Before(before.plus(lower, few), at_most.plus(lower, few), self._pace(priority))
 
 
-def _before_in_level(level: _LevelSum, tenant: Hashable, party: Hashable, had: Had, ahead: int | None) -> Workload:
+def _before_in_level(level: _LevelSum, tenant: Hashable, party: Hashable, had: Had, ahead: int | None) -> Before:
     """Return what of one priority comes before: each tenant's, up to where this one will have had as much."""
     own = level.tenants.get(tenant)
     mine = _before_in_tenant(own, party, ahead) if own is not None else NO_WORK
     mark = had(tenant) + mine.tokens + mine.requests
     others = [(name, its) for name, its in itertools.islice(level.tenants.items(), _SAMPLE + 1) if name != tenant]
-    before, seen = NO_WORK, 0
+    before, at_most, seen = NO_WORK, NO_WORK, 0
     for name, its in others:
         seen += its.requests
-        before = before.plus(its.work, _share(_turns_until(mark - had(name), its), its.requests))
+        turns = _turns_until(mark - had(name), its)
+        before = before.plus(its.work, _share(turns, its.requests))
+        at_most = at_most.plus(its.work, turns / its.requests)
     rest = level.requests - (own.requests if own is not None else 0)
-    return mine.plus(before, rest / seen if seen else 0.0)
+    whole = rest / seen if seen else 0.0
+    return Before(mine.plus(before, whole), mine.plus(at_most, whole))
 
 
 def _before_in_tenant(own: _TenantSum, party: Hashable, ahead: int | None) -> Workload:

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from .backlog import Before
 from .service_times import ServiceTimes, Workload
 
 _SMOOTHING: Final = 0.05
@@ -23,7 +24,8 @@ _MOST_RATIO: Final = 4.0
 """A wait is not thought to be longer, or shorter, than so many times what the arithmetic says."""
 _ERRORS: Final = 6.0
 """So many mean errors are allowed for: of a bell curve next to none is further off …"""
-_MOST_ALLOWANCE: Final = 1.0
+_MOST_WAIT_ALLOWANCE: Final = 3.0
+_MOST_RUN_ALLOWANCE: Final = 1.0
 """… but no more than this share of it: whose answers differ tenfold in length is not refused for what may happen."""
 _MOST_PRIORITIES: Final = 16
 
@@ -36,7 +38,7 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
         raw_s: The wait by arithmetic alone; what is measured is measured against this.
         wait_s: The wait as experience has it.
         run_s: From the start to the end.
-        sure_s: Until its end, with as much more as such forecasts are usually wrong by.
+        sure_s: Until its end, if the others go on asking, with as much more as forecasts are usually wrong by.
     """
 
     before: int
@@ -84,18 +86,21 @@ class WaitPredictor:
         self.times = ServiceTimes()
         self._accuracies: dict[int, _Accuracy] = {}
 
-    def foresee(self, before: Workload, own: Workload, priority: int, at_once: int) -> Forecast | None:
+    def foresee(self, before: Before, own: Workload, priority: int, at_once: int) -> Forecast | None:
         """Say when a request is started that has so much before it; None: nothing is known yet."""
         times = self.times
         if not times.are_known or at_once < 1:
             return None
         first_s = times.mean_s / (at_once + 1)  # until the first of those that run now ends: they began at any time
-        raw_s = first_s + times.expected_s(before) / at_once
+        places = at_once * before.pace
+        raw_s = first_s + times.expected_s(before.now) / places
         accuracy = self._accuracies.get(priority)
         ratio, error = (accuracy.ratio, accuracy.error) if accuracy is not None else (1.0, _FIRST_ERROR)
         wait_s, run_s = ratio * raw_s, times.expected_s(own)
-        sure_s = wait_s * _allowing(error) + run_s * _allowing(times.relative_error)
-        return Forecast(round(before.requests), raw_s, wait_s, run_s, sure_s)
+        at_most_s = first_s + times.expected_s(before.at_most) / places
+        sure_s = max(wait_s, at_most_s) * (1 + min(_MOST_WAIT_ALLOWANCE, _ERRORS * error))
+        sure_s += run_s * (1 + min(_MOST_RUN_ALLOWANCE, _ERRORS * times.relative_error))
+        return Forecast(round(before.now.requests), raw_s, wait_s, run_s, sure_s)
 
     def learn_wait(self, forecast: Forecast, priority: int, waited_s: float) -> None:
         """Learn how long one has waited, or that it has waited so long in vain."""
@@ -105,7 +110,3 @@ class WaitPredictor:
                 self._accuracies.clear()
             accuracy = self._accuracies[priority] = _Accuracy()
         accuracy.learn(forecast.raw_s, waited_s)
-
-
-def _allowing(error: float) -> float:
-    return 1.0 + min(_MOST_ALLOWANCE, _ERRORS * error)

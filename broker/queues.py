@@ -21,9 +21,8 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..protocol import messages as m
-from .backlog import Backlog, Piece
+from .backlog import Backlog, Before, Piece
 from .nodes import Demand, Supply
-from .service_times import Workload
 
 _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
@@ -411,11 +410,11 @@ class ServiceQueue(Generic[R]):
         """Note what a request really took, at its end."""
         self._accounts.correct(request.tenant, tokens - request.charged)
 
-    def before(self, request: R) -> Workload:
+    def before(self, request: R) -> Before:
         """Return what has its turn before a request that waits for its own, roughly."""
         return self.backlog.before(request, self._accounts.standing)
 
-    def before_new(self, priority: int, tenant: Hashable, party: Hashable) -> Workload:
+    def before_new(self, priority: int, tenant: Hashable, party: Hashable) -> Before:
         """Return what would have its turn before a request of somebody that comes now, roughly."""
         return self.backlog.before_new(priority, tenant, party, self._accounts.standing)
 

@@ -12,6 +12,7 @@ from ..protocol.limits import MAX_ANSWER_TOKENS
 from ..protocol.messages import Ext, ServiceOffer
 from ..protocol.prefix import EXT_KEY
 from ..protocol.tasks import FinishReason
+from .backlog import Before
 from .nodes import Demand, Node, Offer, Supply
 from .placement import LoadIndex, Prefixes
 from .predictor import Forecast, WaitPredictor
@@ -170,7 +171,7 @@ class Service(Generic[R]):
             return 1.0
         return within_bounds((self.queue.count + 1) * self.mean_s / self._at_once())
 
-    def forecast(self, before: Workload, own: Workload, priority: int) -> Forecast | None:
+    def forecast(self, before: Before, own: Workload, priority: int) -> Forecast | None:
         """Say what is expected of a request that has so much before it; None: nothing is known."""
         return self.predictor.foresee(before, own, priority, self._at_once()) if self.healthy else None
 

@@ -35,6 +35,7 @@ def late(outcomes: list[Outcome]) -> list[Outcome]:
 
 MIXES = [
     pytest.param(Pressure(), id="alike"),
+    pytest.param(Pressure(tenants=5), id="five tenants"),
     pytest.param(Pressure(nodes=1, slots=1, ttl_s=(8.0, 20.0), seconds=100.0), id="one slot"),
 ]
 
@@ -50,6 +51,15 @@ def test_at_three_times_the_load_nothing_let_in_is_late(pressure: Pressure, seed
     assert all(outcome.ended_at == outcome.asked_at for outcome in refused)
     done_per_s = sum(outcome.was_answered for outcome in outcomes) / pressure.seconds
     assert done_per_s >= 0.95 * pressure.capacity_per_s
+
+
+def test_classes_of_priority_are_promised_what_the_higher_ones_leave() -> None:
+    """Who comes later and goes first was counted on: of what is let in next to nothing is late."""
+    outcomes = OverloadedFleet(0, Pressure(tenants=2, prios=(0, 0, 1, -1))).run()
+
+    taken = [outcome for outcome in outcomes if not outcome.was_refused]
+    assert len(late(outcomes)) <= 0.02 * len(taken)
+    assert {outcome.prio for outcome in taken if outcome.was_answered} == {-1, 0, 1}
 
 
 def test_a_fleet_that_keeps_up_refuses_next_to_nobody() -> None:

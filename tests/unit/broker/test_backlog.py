@@ -32,7 +32,7 @@ def waiting(stage: Stage) -> list[Request]:
 
 def before(stage: Stage, request: Request) -> int:
     """Return how many are thought to come before a request."""
-    return round(request.service.queue.before(request).requests)
+    return round(request.service.queue.before(request).now.requests)
 
 
 def order(worker: Worker) -> list[bytes]:
@@ -98,8 +98,8 @@ def test_a_newcomer_is_told_of_its_own_turn(many: int) -> None:
         client.request(number, ext={"party": "hot"})
 
     (service,) = stage.broker.state.services.values()
-    assert service.queue.before_new(0, "calm", "calm").requests <= 1
-    assert service.queue.before_new(0, "hot", "hot").requests == many
+    assert service.queue.before_new(0, "calm", "calm").now.requests <= 1
+    assert service.queue.before_new(0, "hot", "hot").now.requests == many
 
 
 def test_with_many_tenants_some_stand_for_all() -> None:
