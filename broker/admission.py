@@ -261,7 +261,8 @@ def _begin(
         if offer is not None:
             grant(state, request, offer, now)  # which sets its timer
             return
-    state.request_timers.set(request, min(now + ttl_s / LOOKS, ends_at) if is_patient else deadline)
+    look_at = min(now + ttl_s / LOOKS, ends_at) if is_patient else deadline
+    state.request_timers.set(request, min(look_at, now + queue.tell_every_s) if request.hears_place else look_at)
     request.note_queued(queue.count, _why_queued(service, request))
     if journal is None and needs <= service.shared:
         request.expect(service.forecast(queue.before_new(ask.prio, request.tenant, party), request.work, ask.prio))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..protocol import messages as m
 from ..protocol.capabilities import NOTHING
 from ..protocol.errors import ErrorKind
 from .availability import in_words, why_absent, why_unable
@@ -25,7 +26,7 @@ from .leases import fence, grant, reindex, release
 from .nodes import Demand, Node
 from .requests import LEASED, LOOKS, QUEUED, Request
 from .services import Service
-from .state import BrokerState
+from .state import BrokerState, milliseconds
 
 _LEAST_DOUBT_S: Final = 0.05
 """Timers are that exact, and no request is looked at more often."""
@@ -157,8 +158,7 @@ def _begin_anew(state: BrokerState, request: Request) -> None:
 
 def expire(state: BrokerState, request: Request, now: float) -> None:
     """Act on the timer of a request; its deadline may have moved on since it was set."""
-    if request.is_patient and now < request.ends_at:
-        _report_progress(state, request)
+    _report_progress(state, request, now)
     if now >= request.due_at:
         _doubt_late(state, request, now)
         _learn_wait(request, now)
@@ -175,6 +175,8 @@ def expire(state: BrokerState, request: Request, now: float) -> None:
 def _watch(state: BrokerState, request: Request, now: float) -> None:
     """Set the timer of a request to whatever is next."""
     when = min(request.due_at, now + request.ttl_s / LOOKS) if request.is_patient else request.due_at
+    if request.hears_place and request.state is QUEUED:
+        when = min(when, now + request.service.queue.tell_every_s)
     if request.is_parked:
         if now >= request.hopeless_at:
             request.hopeless_at = now + state.timing.eviction_s
@@ -245,13 +247,29 @@ def _silence(state: BrokerState, node: Node, request: Request, now: float) -> No
     state.events.record("suspect", node.node_id, text, now)
 
 
-def _report_progress(state: BrokerState, request: Request) -> None:
-    """Count waiting in a queue that moves as progress, and tell subscribers of progress that they do not see."""
-    if request.state is QUEUED:
-        request.move_on(request.service.moved_at)
-    if request.announce_deadline():
+def _report_progress(state: BrokerState, request: Request, now: float) -> None:
+    """Count waiting in a queue that moves as progress; tell subscribers of progress that they do not see, and of theirs
+    those who asked to hear it where their request stands."""
+    told: m.Ext = {}
+    if request.is_patient and now < request.ends_at:
+        if request.state is QUEUED:
+            request.move_on(request.service.moved_at)
+        if request.announce_deadline():
+            told["units"] = request.next_n
+    if request.hears_place and request.state is QUEUED and not request.is_parked:
+        told |= _place_of(request)
+    if told:
         for subscriber in request.subscribers:
-            send_progress(state, subscriber, {"units": request.next_n})
+            send_progress(state, subscriber, told)
+
+
+def _place_of(request: Request) -> m.Ext:
+    """Say how many have their turn before a request, and how long that will take; nothing before anything is known."""
+    service = request.service
+    forecast = service.forecast(service.queue.before(request), request.work, request.priority)
+    if forecast is None:
+        return {}
+    return {"before": forecast.before, "wait_ms": milliseconds(forecast.wait_s)}
 
 
 def _why_hopeless(state: BrokerState, request: Request, now: float) -> tuple[ErrorKind, str, float] | None:

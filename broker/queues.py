@@ -28,6 +28,8 @@ _SWEEP_FROM: Final = 64
 """Below this many dead entries sweeping is not worth its while."""
 _NEWCOMER: Final = 8
 """Who has less than an eighth of the bound waiting finds room beyond it."""
+_TELL_EVERY_S: Final = 1.0
+_TOLD_PER_S: Final = 1000
 PATIENCE: Final = 16
 """So many of higher priority go first, then one of a lower: bulk work moves on whatever else there is."""
 _MOST_ACCOUNTS: Final = 4096
@@ -421,6 +423,11 @@ class ServiceQueue(Generic[R]):
     def waiting(self) -> list[R]:
         """List what waits, for a look from outside."""
         return [request for lane in (self._main, *self.parked.values()) for request in _alive(lane.entries())]
+
+    @property
+    def tell_every_s(self) -> float:
+        """Return how often those who wait hear where they stand: so that all of them together cost little."""
+        return max(_TELL_EVERY_S, self.count / _TOLD_PER_S)
 
     @property
     def remembered(self) -> int:

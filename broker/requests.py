@@ -58,6 +58,8 @@ class RequestEvent(enum.IntEnum):
     ENDED = 3
 
 
+PLACE_KEY: Final = "place"
+"""In ext: whoever asks hears where it stands."""
 LOOKS: Final = 4
 """How often within its time a patient request is looked at, and its subscribers are told whether it has moved."""
 FIRST_DOUBT: Final = 0.25
@@ -306,6 +308,11 @@ class Request:
     def tenant(self) -> Hashable:
         """Whose share of the nodes it takes."""
         return tenant_of(self.party, self.user)
+
+    @property
+    def hears_place(self) -> bool:
+        """Whether its client asked to hear where it stands while it waits."""
+        return self.ext.get(PLACE_KEY) is True
 
     @property
     def demand(self) -> Demand:

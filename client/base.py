@@ -33,6 +33,7 @@ class BaseHandle(Generic[R]):
         self._client = client  # a client nobody else holds must not end before its answer is here
         self._io = io
         self._reader = reader
+        reader.on_wait = call.on_wait
         self._call, self._sink = tracing.begin(call, mailbox)
         if isinstance(self._sink, tracing.TracedSink):
             weakref.finalize(self, self._sink.trace.cancel)

@@ -11,7 +11,7 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, TypedDict, Unpack, cast
 
 import msgspec
@@ -26,6 +26,7 @@ from ..protocol.priority import PriorityClass, number_of
 from ..protocol.tasks import ChatMessage, Rendering
 from . import arguments, grammars, tools
 from .config import ClientConfig
+from .queue_place import PLACE_KEY, QueuePlace
 
 Text = str | Sequence[str | Sequence[int]]
 _RID_BYTES: Final = 16
@@ -53,6 +54,7 @@ class CallOptions(TypedDict, total=False):
     party: For whom you ask, if for many: at a broker they wait in turn, and none fills the queue for the others.
         TENANT or TENANT/USER; of a key marked bridge, and without keys, they are the same at every connection.
     retries: How often a busy or unavailable fleet is asked again; None = as long as there is time.
+    on_wait: Called while the request waits in a queue, once a second, with a `QueuePlace`; by whoever reads the answer.
     """
 
     model: str | None
@@ -64,6 +66,7 @@ class CallOptions(TypedDict, total=False):
     traceparent: str | None
     party: str | None
     retries: int | None
+    on_wait: Callable[[QueuePlace], None] | None
 
 
 class GenerateOptions(CallOptions, total=False):
@@ -126,6 +129,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     retries: int | None = None
     cost: int = 0
     ext: dict[str, str | int | bool | None] = {}
+    on_wait: Callable[[QueuePlace], None] | None = None
 
 
 class _Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,6 +212,7 @@ def _make(
     rid: bytes | None = None,
     is_checked: bool = True,
 ) -> Call:
+    on_wait = common.pop("on_wait") if "on_wait" in common else None
     options = tasks.check(common, _Checked)
     if options.traceparent is not None and not is_unicode(options.traceparent):
         raise arguments.bad("traceparent", HALF)
@@ -233,7 +238,8 @@ def _make(
             priority=number_of(options.priority),
             retries=options.retries,
             cost=cost,
-            ext=_ext(options, task, service=service, default_model=config.default_model, stream=stream),
+            ext=_ext(options, task, service, config.default_model, stream=stream, hears_place=on_wait is not None),
+            on_wait=on_wait,
         )
     except RequestError as error:
         raise request_error(error.kind, error.text, request_id=request_id) from None
@@ -297,7 +303,7 @@ def _checked_service(name: str) -> str:
 
 
 def _ext(
-    options: _Checked, task: tasks.Task, *, service: str, default_model: str | None, stream: bool
+    options: _Checked, task: tasks.Task, service: str, default_model: str | None, *, stream: bool, hears_place: bool
 ) -> dict[str, str | int | bool | None]:
     ext: dict[str, str | int | bool | None] = {}
     if not service:  # the broker reads no body: where no model is named it chooses by these
@@ -306,6 +312,8 @@ def _ext(
             ext["prefer"] = default_model
     if not stream:  # the time of a stream is time without progress anyway
         ext["progress"] = True
+    if hears_place:
+        ext[PLACE_KEY] = True
     if options.request_id is not None:
         ext["request_id"] = options.request_id
     if options.traceparent is not None:

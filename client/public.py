@@ -27,6 +27,7 @@ from ..protocol.tasks import ChatMessage, Classify, Embed, Generate, Rerank, Tok
 from .aio import AsyncClient, AsyncHandle, AsyncStream
 from .calls import CallOptions, GenerateOptions
 from .config import ClientSettings
+from .queue_place import QueuePlace
 from .response import Chunk, Embeddings, Result
 from .scoring import Classification, RankedDocument, Ranking
 from .sync import Client, Handle, Stream
@@ -60,6 +61,7 @@ __all__ = [
     "GenerateOptions",
     "Handle",
     "NotFoundError",
+    "QueuePlace",
     "RankedDocument",
     "Ranking",
     "Reasoning",

@@ -14,6 +14,7 @@ from ..protocol.failure import Failure
 from ..protocol.timing import backoff_s
 from .connection import BrokerConnection
 from .failover import Connections
+from .queue_place import place_in
 from .request_table import RequestTable
 from .requests import ClientRequest
 
@@ -42,6 +43,8 @@ class Replies:
         if request is None:
             return
         request.acknowledge(connection)
+        if request.call.on_wait is not None and (place := place_in(accepted.ext)) is not None:
+            self._table.tell_place(request, place)
         if "units" in accepted.ext:
             request.sent_at = now  # it is known to be there
             request.move_on(now)

@@ -13,6 +13,7 @@ from ..protocol import messages as m
 from ..protocol.errors import ErrorKind, ZmqrtError
 from ..protocol.limits import MAX_FLEET_SERVICES
 from .connection import BrokerConnection
+from .queue_place import QueuePlace
 from .requests import ClientRequest, ClientRequestState, Sink
 from .response import Event
 from .timers import Timers
@@ -149,6 +150,11 @@ class RequestTable:
         """Hand units to whoever reads."""
         for reader in request.readers:
             self.events.append((reader, partial))
+
+    def tell_place(self, request: ClientRequest, place: QueuePlace) -> None:
+        """Tell whoever reads where it stands in its queue."""
+        for reader in request.readers:
+            self.events.append((reader, place))
 
     def finish(self, request: ClientRequest, final: m.Final) -> None:
         """End with a result."""

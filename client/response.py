@@ -17,10 +17,11 @@ from ..protocol import messages as m
 from ..protocol import tasks
 from ..protocol.errors import ErrorKind, RequestError, ZmqrtError, request_error
 from ..protocol.tasks import FinishReason, TokenLogprobs, Usage
+from .queue_place import QueuePlace
 
 R = TypeVar("R")
-Event = m.Partial | m.Final | m.Status | m.Welcome | ZmqrtError
-"""What the core reports of a request, a query or a wait for a connection. All but PARTIAL are the last."""
+Event = m.Partial | m.Final | m.Status | m.Welcome | QueuePlace | ZmqrtError
+"""What the core reports of a request, a query or a wait for a connection. All but PARTIAL and places are the last."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +190,8 @@ class ResponseReader(Generic[R]):
     """Feed on the events of a request until it is done; then `outcome` returns its value or raises its error."""
 
     is_done = False
+    on_wait: Callable[[QueuePlace], None] | None = None
+    """Who wants to hear where the request stands while it waits."""
     _value: R | None = None
     _error: BaseException | None = None
 
@@ -214,6 +217,9 @@ class ResponseReader(Generic[R]):
                     return chunk
                 case ZmqrtError():
                     self.fail(event)
+                case QueuePlace():
+                    if self.on_wait is not None:
+                        self.on_wait(event)
                 case m.Status() | m.Welcome():
                     raise AssertionError(event)
         except RequestError as error:  # raised by a body that is no answer at all

@@ -24,6 +24,7 @@ from .answer_view import AnswerView
 from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
 from .stdio import is_terminal, note
 from .tool_flags import TOOL_HELP, callable_tools, tool_fields, tool_options
+from .wait_line import WaitLine
 
 
 class ChatCommand(enum.Enum):
@@ -146,15 +147,19 @@ def _answer(client: Client, conversation: Conversation, line: str, asked: Genera
 
 def _say(client: Client, conversation: Conversation, asked: GenerateOptions, tools: Tools) -> list[ToolCall]:
     """Show one answer, keep it, and return what it calls."""
-    view = AnswerView(tools)
+    view, wait = AnswerView(tools), WaitLine()
+    asked["on_wait"] = wait.show
     try:
         with naming_the_flag(), client.stream(**asked) as stream:
             for chunk in stream:
+                wait.clear()
                 view.show(chunk.text)
     except KeyboardInterrupt:
         click.echo(" …", nl=False)
     except RequestError as error:  # a conversation outlives one bad answer
         note(f"error: {error}")
+    finally:
+        wait.clear()
     view.close()
     calls = [_named(call, number) for number, call in enumerate(view.calls)]
     conversation.answered("".join(view.words), calls)

@@ -11,11 +11,12 @@ from ...protocol.tasks import ChatMessage
 from ..calls import GenerateOptions
 from ..config import ClientSettings
 from ..response import Result
-from ..sync import Client
+from ..sync import Client, Stream
 from .answer_view import AnswerView, answer_fields
 from .generation import SamplingFlags, messages, naming_the_flag, sampling_options
 from .stdio import data, is_terminal, read_prompt
 from .tool_flags import TOOL_HELP, callable_tools, tool_fields, tool_options
+from .wait_line import WaitLine
 
 
 @click.command(
@@ -65,16 +66,27 @@ def command(
 
 
 def _print(client: Client, prompt: str | None, asked: GenerateOptions, view: AnswerView, *, is_streamed: bool) -> None:
-    if not is_streamed:
-        view.show(client.infer(prompt, **asked).text)
-        view.close()
-        return
+    wait = WaitLine()
+    asked["on_wait"] = wait.show
     try:
-        with client.stream(prompt, **asked) as stream:
-            for chunk in stream:
-                view.show(chunk.text)
+        if not is_streamed:
+            text = client.infer(prompt, **asked).text
+            wait.clear()
+            view.show(text)
+            view.close()
+        else:
+            _print_as_it_comes(client.stream(prompt, **asked), view, wait)
     finally:
-        view.close()  # an error, or the shell's prompt, starts on a line of its own
+        wait.clear()
+        if is_streamed:
+            view.close()  # an error, or the shell's prompt, starts on a line of its own
+
+
+def _print_as_it_comes(stream: Stream, view: AnswerView, wait: WaitLine) -> None:
+    with stream:
+        for chunk in stream:
+            wait.clear()
+            view.show(chunk.text)
 
 
 def to_fields(result: Result) -> dict[str, object]:

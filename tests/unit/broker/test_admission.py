@@ -395,3 +395,43 @@ def test_a_fleet_that_has_answered_nothing_yet_takes_all() -> None:
 
     assert len(worker.work()) == 1
     assert client.hear_only(m.Error) == []
+
+
+def places(client: Client) -> list[tuple[int, int]]:
+    """Return what a client was told of places, by request."""
+    told = [said for said in client.hear_only(m.Accepted) if "before" in said.ext]
+    return [(int.from_bytes(said.rid, "big"), int(said.ext["before"] or 0)) for said in told]
+
+
+def test_who_asks_hears_where_it_stands_once_a_second() -> None:
+    """And how long it will take; who has not asked hears nothing of it, nor does who has a node."""
+    stage, client, worker = slow_service(waiting=3)
+    client.request(1, ext={"place": True})
+    client.request(2)
+    stage.pass_time(0.9)
+    assert places(client) == []
+    stage.pass_time(0.2)
+    told = [said for said in client.hear_only(m.Accepted) if "before" in said.ext]
+    assert [(said.rid, said.ext["before"]) for said in told] == [(rid_of(1), 3)]
+    assert 5_000 <= int(told[0].ext["wait_ms"] or 0) <= 9_000
+
+    for job in worker.work():
+        worker.final(job.lease)
+    stage.pass_time(1.0)
+    assert places(client) == [(1, 2)]
+    for _ in range(3):
+        (job,) = worker.work()
+        worker.final(job.lease)
+    stage.pass_time(5.0)
+    assert places(client) == []
+
+
+def test_what_is_told_of_places_costs_a_bounded_time() -> None:
+    """Of many thousands that wait each hears less often."""
+    stage, _, _ = slow_service()
+    queue = next(iter(stage.broker.state.services.values())).queue
+    assert queue.tell_every_s == 1.0
+    queue.count += 5000
+
+    assert queue.tell_every_s == 5.0
+    queue.count -= 5000

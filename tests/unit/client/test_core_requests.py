@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from support.client_core import A, B, Talk, error, final, partial, started
+from zmqrt.client.queue_place import QueuePlace
 from zmqrt.client.requests import MOVES, ClientRequest, ClientRequestState
+from zmqrt.client.response import read_stream
 from zmqrt.protocol import messages as m
 from zmqrt.protocol.errors import (
     CancelledError,
@@ -259,6 +261,26 @@ def test_progress_of_a_whole_answer_gives_it_new_time() -> None:
 
     talk.after(2.0)
     assert isinstance(ear.error, DeadlineError)
+
+
+def test_who_wants_to_hear_where_a_request_stands_asks_and_is_told() -> None:
+    """By whoever reads its answer; a place is no progress, and others are told nothing."""
+    heard: list[QueuePlace] = []
+    talk = Talk()
+    ear, other = talk.submit(timeout_s=3, on_wait=heard.append), talk.submit(timeout_s=3)
+    connection = talk.up()
+    assert [one.ext.get("place") for one in talk.sent(connection, m.Request)] == [True, None]
+    told: m.Ext = {"before": 2, "wait_ms": 4500}
+    talk.hear(connection, m.Accepted(ear.rid, told), m.Accepted(other.rid, told))
+
+    place = QueuePlace(2, 4.5)
+    assert (ear.events, other.events) == ([place], [])
+    reader = read_stream("r")
+    reader.on_wait = heard.append
+    assert reader.feed(place) is None
+    assert heard == [place]
+    talk.after(4.0)
+    assert [type(end) for end in ear.events[1:]] == [DeadlineError]
 
 
 def test_a_whole_time_ends_what_goes_on_and_is_told_as_what_is_left() -> None:
