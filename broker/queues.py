@@ -318,6 +318,7 @@ class ServiceQueue(Generic[R]):
         "_accounts",
         "_dead",
         "_main",
+        "_passed",
         "_waiting_of",
         "awake",
         "backlog",
@@ -336,6 +337,8 @@ class ServiceQueue(Generic[R]):
         self._accounts = _Accounts()
         self._main: _Lane[R] = _Lane(self._accounts)
         self._dead = 0
+        self._passed = 0
+        """Of higher priority that went before parked ones which were due."""
         self.backlog = Backlog(PATIENCE)
         self._waiting_of: dict[Hashable, int] = {}
         """By party, and by tenant."""
@@ -443,12 +446,15 @@ class ServiceQueue(Generic[R]):
         """Return the lane whose first entry is due; the parked ones come before equals, for they were due before."""
         main = self._main
         if self.awake:
+            is_overdue = self._passed >= PATIENCE
             for demand in sorted(self.awake, key=lambda demand: self.parked[demand].rank, reverse=True):
                 lane = self.parked[demand]
-                if main.rank > lane.rank > -math.inf:
+                if main.rank > lane.rank > -math.inf and not is_overdue:
+                    self._passed += 1
                     break
                 del self.awake[demand]
                 if lane and is_met(demand):
+                    self._passed = 0
                     self.awake[demand] = None  # behind the others: its turn is over
                     return lane
                 self.due -= 1

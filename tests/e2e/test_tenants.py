@@ -174,8 +174,22 @@ def test_a_revoked_keys_stream_ends_with_the_reason(team: Team) -> None:
         assert "this key was revoked" in last.data["detail"]
         assert [event.name for event in itertools.islice(others, 3)] == ["token"] * 3
     assert team.models(team.bridges[0], keys[0]) == 401
-    lines = [json.loads(line) for line in (team.folder / "audit.jsonl").read_text().splitlines()]
-    assert "gone" in {line.get("name") for line in lines}
+    log = team.folder / "audit.jsonl"
+    eventually(lambda: '"name":"gone"' in log.read_text(), what="the audit log tells of it")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_limits_are_told_and_kept_by_both_bridges_together(team: Team, *, stream: bool) -> None:
+    """What one of them lets in is missing at the other."""
+    key = team.key(f"limited-{stream}", "--rpm", "2")
+    body = {"model": "mock", "prompt": "x", "max_tokens": 2, "stream": stream}
+    told: list[tuple[int, str | None]] = []
+    for number in range(3):
+        with asked(team.bridges[number % 2], "POST", "/v1/completions", body, {"x-api-key": key}) as answer:
+            answer.read()
+            told.append((answer.status, answer.getheader("x-ratelimit-remaining-requests")))
+
+    assert told == [(200, "1"), (200, "0"), (429, "0")]
 
 
 def test_the_audit_log_goes_on_under_its_name(team: Team) -> None:

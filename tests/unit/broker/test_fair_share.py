@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.stage import STREAM, Client, Stage, Worker
+from support.stage import STREAM, Client, Stage, Worker, offer
 from zmqrt.broker import queues
 from zmqrt.broker.queues import PATIENCE
 from zmqrt.protocol import messages as m
@@ -145,6 +145,21 @@ def test_no_class_starves() -> None:
         assert len(turns) >= 5
         assert max(b - a for a, b in itertools.pairwise(turns)) <= 2 * PATIENCE
     assert sum(number < 1000 for number in served) >= 0.85 * len(served) - 2
+
+
+def test_who_waits_for_another_node_does_not_starve_either() -> None:
+    """Its class is lower than that of all others which that node could serve, too."""
+    stage = Stage(in_flight=4096, outstanding=4096)
+    client = stage.client()
+    skilled = stage.worker(services=[offer(can=["logprobs"])], capacity=1, credit=100_000)
+    client.request(9001, ext={"needs": "logprobs"})
+    plain = stage.worker(services=[offer(can=[])], capacity=1, credit=1)
+    client.request(5000, ext={"needs": "logprobs"}, prio=-10)
+    ask(client, range(1, 100))
+    assert [job.rid for job in plain.work()] == [(1).to_bytes(16, "big")]
+
+    served = serve(skilled, 3 * PATIENCE)
+    assert 5000 in served[: PATIENCE + 2]
 
 
 def test_what_is_remembered_of_tenants_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
