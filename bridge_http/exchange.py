@@ -199,10 +199,10 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
         await self._wire.drain()
-        if message["type"] == "http.response.start" and not self.has_started:
-            self._start(message["status"], message.get("headers", ()))
-        elif message["type"] == "http.response.body" and self.has_started and not self.is_complete:
+        if message["type"] == "http.response.body" and self.has_started and not self.is_complete:
             self._continue(message.get("body", b""), is_last=not message.get("more_body", False))
+        elif message["type"] == "http.response.start" and not self.has_started:
+            self._start(message["status"], message.get("headers", ()))
         elif not self.is_left:
             raise RuntimeError(f"{message['type']} is out of turn")
 

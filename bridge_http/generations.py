@@ -127,6 +127,8 @@ def cut(chunk: Chunk, delivered: int) -> list[tuple[Chunk, int]]:
     Text held back until the end is a unit of its own.
     """
     end = chunk.index + (len(chunk.token_ids) or 1)
+    if not delivered:
+        return [(chunk, end)]
     known = delivered - chunk.index
     if not 0 < known < end - chunk.index:
         return [(chunk, end)]

@@ -33,8 +33,10 @@ class OneSpelling:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        path = paths.tidy(scope["path"])
-        await self._app(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
+        path = scope["path"]
+        if path.endswith("/") or "//" in path:
+            scope = {**scope, "path": paths.tidy(path)}
+        await self._app(scope, receive, send)
 
 
 class Counted:

@@ -63,7 +63,7 @@ class BrokerConnection:
         self._ack_ping: tuple[int, float] | None = None
         self._window = 0
         self._bytes_in = 0
-        self._bytes_acknowledged = 0
+        self._window_due = INFINITY  # so many bytes in, and the window is opened again
 
     # --- session
 
@@ -88,7 +88,8 @@ class BrokerConnection:
             request_timeout_s=max(1, params.request_timeout_ms) / 1000,
         )
         self._window = params.window_bytes
-        self._bytes_in = self._bytes_acknowledged = 0
+        self._bytes_in = 0
+        self._window_due = self._window // 4 if self._window else INFINITY
 
     def take_outstanding(self) -> list[bytes]:
         """Let everything go that is outstanding, and return the requests in the order they were sent."""
@@ -152,8 +153,8 @@ class BrokerConnection:
     def count(self, body_bytes: int) -> None:
         """Count bytes of PARTIAL and FINAL on receipt, and open the window again every quarter of it."""
         self._bytes_in += body_bytes
-        if self._window and self._bytes_in - self._bytes_acknowledged >= self._window // 4:
-            self._bytes_acknowledged = self._bytes_in
+        if self._bytes_in >= self._window_due:
+            self._window_due = self._bytes_in + self._window // 4
             self.outbox.append(m.Window(self._bytes_in))
 
     def pong(self, pong: m.Pong) -> list[bytes]:

@@ -7,6 +7,7 @@ import random
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NoReturn
 
 from ..protocol import keys as key_files
@@ -47,18 +48,20 @@ class BaseIo(ABC):
 
     def submit(self, call: Call, sink: Sink) -> None:
         """Send a call; its events go to the sink."""
-        core = self._core
-        self._post(_alone(sink, lambda now: core.submit(ClientRequest(call, sink, now), now)))
+        self._post(partial(_alone, sink, partial(self._submit, call, sink)))
 
     def cancel(self, rid: bytes, sink: Sink) -> None:
         """Give a request up; nothing happens once it has ended or the client is closed."""
         core = self._core
-        self._post_if_used(_alone(None, lambda now: core.cancel(rid, now, reader=sink)))
+        self._post_if_used(partial(_alone, None, lambda now: core.cancel(rid, now, reader=sink)))
 
     def ask(self, message: Callable[[int], m.Query | m.Admin] | None, sink: Sink, *, timeout_s: float) -> None:
         """Ask the broker something; the answer goes to the sink."""
         core = self._core
-        self._post(_alone(sink, lambda now: core.ask(PendingQuery(message, sink, now, timeout_s), now)))
+        self._post(partial(_alone, sink, lambda now: core.ask(PendingQuery(message, sink, now, timeout_s), now)))
+
+    def _submit(self, call: Call, sink: Sink, now: float) -> None:
+        self._core.submit(ClientRequest(call, sink, now), now)
 
     @abstractmethod
     def check_alive(self) -> None:
@@ -89,15 +92,11 @@ class BaseIo(ABC):
         return keys
 
 
-def _alone(sink: Sink | None, command: Command) -> Command:
+def _alone(sink: Sink | None, command: Command, now: float) -> None:
     """Let a command that fails end for whoever gave it, and the shell go on for all others."""
-
-    def run(now: float) -> None:
-        try:
-            command(now)
-        except Exception as error:
-            log.exception("the client could not carry out what it was asked for")
-            if sink is not None:
-                sink.put(request_error(ErrorKind.BAD_REQUEST, f"this request cannot be carried out: {error!r}"))
-
-    return run
+    try:
+        command(now)
+    except Exception as error:
+        log.exception("the client could not carry out what it was asked for")
+        if sink is not None:
+            sink.put(request_error(ErrorKind.BAD_REQUEST, f"this request cannot be carried out: {error!r}"))
