@@ -31,6 +31,8 @@ FILES: Final = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/openapi.json": ("openapi.json", "application/json; charset=utf-8"),
+    "/client.sh": ("client.sh", "text/x-shellscript; charset=utf-8"),
+    "/client.ps1": ("client.ps1", "text/plain; charset=utf-8"),
 }
 """Path -> file in static/, media type (which the system's own list would have otherwise on some machines)."""
 OWN: Final[Mapping[str, str]] = {

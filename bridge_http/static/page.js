@@ -503,6 +503,15 @@ $("clear").addEventListener("click", () => {
   $("text").focus();
 });
 
+// --- clients for bare machines ----------------------------------------------------------------------------------------
+
+const here = location.origin;
+const downloads = {
+  shell: `curl -O ${here}/client.sh; ZMQRT_URL=${here} sh client.sh "Hello"`,
+  powershell: `iwr ${here}/client.ps1 -OutFile client.ps1; powershell -ExecutionPolicy Bypass -File client.ps1 -Url ${here} "Hello"`,
+};
+for (const [kind, command] of Object.entries(downloads)) show($("bare").querySelector(`[data-is="${kind}"]`), command);
+
 // --- light and dark -------------------------------------------------------------------------------------------------
 
 const THEME = "zmqrt-theme";

@@ -1,6 +1,7 @@
 """The files of the page, and the status that it shows."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -33,6 +34,8 @@ def get(path: str, settings: BridgeSettings | None = None, headers: Mapping[str,
         ("/page.js", "text/javascript"),
         ("/docs", "text/html"),
         ("/openapi.json", "application/json"),
+        ("/client.sh", "text/x-shellscript"),
+        ("/client.ps1", "text/plain"),
     ],
 )
 def test_the_files_need_no_key_and_are_bound_by_a_policy(path: str, media_type: str) -> None:
@@ -65,6 +68,19 @@ def test_who_has_a_file_is_not_sent_it_again(path: str) -> None:
     assert known.headers["etag"] == tag
     assert known.headers["content-security-policy"] == POLICY
     assert get(path, headers={"if-none-match": '"other"'}).status == 200
+
+
+def test_clients_for_bare_machines_are_text_that_each_of_them_can_read() -> None:
+    """PowerShell 5.1 takes what is not ASCII for Windows-1252, and knows none of the operators that came with 7."""
+    script, powershell = get("/client.sh").body.decode("ascii"), get("/client.ps1").body.decode("ascii")
+
+    assert script.startswith("#!/bin/sh\n")
+    assert "\r" not in script + powershell
+    code = re.sub(r"(?m)^\s*#.*|(?s:<#.*?#>)|'[^']*'", "", powershell)
+    assert re.findall(r"\?\?|\?\.|&&|\|\||-Parallel|\bclean\b|\s\?\s", code) == []
+    assert code.count("{") == code.count("}")
+    assert "ZMQRT_API_KEY" in script
+    assert "ZMQRT_API_KEY" in powershell
 
 
 def test_docs_names_every_operation() -> None:
