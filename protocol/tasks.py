@@ -1,13 +1,14 @@
 """The bodies of requests and replies: one schema for the native client, /infer, the OpenAI paths and the engines.
 
 Bodies are MessagePack maps, opaque to the broker. They are unpacked by `msgpack` under hard limits, then checked
-against the structs below; unknown fields are refused, so that a misspelt parameter never silently changes an answer.
+against the structs below (tasks too short to be over a limit: in one step). Unknown fields are refused, so that a
+misspelt parameter never silently changes an answer.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, cast, get_args
 
 import msgpack
 import msgspec
@@ -338,6 +339,9 @@ def decode_task(body: bytes) -> Task:
     Raises:
         RequestError: (400) with the field named.
     """
+    task = _read_short(body) if len(body) <= _SHORT_BYTES else None
+    if task is not None:
+        return task
     values = unpack_map(body)
     match values.setdefault("task", "generate"):
         case "embed":
@@ -352,6 +356,24 @@ def decode_task(body: bytes) -> Task:
             return task
         case other:
             raise _bad(f"task: one of {', '.join(get_args(TaskName))} is meant, not {show(other)}")
+
+
+_SHORT_BYTES: Final = BODY_MAX_MAP
+"""No array, map or text of so few bytes is over a limit."""
+_any_task: Final[msgspec.msgpack.Decoder[Task]] = msgspec.msgpack.Decoder(Task)
+
+
+def _read_short(body: bytes) -> Task | None:
+    """Read a task in one step; None: it has to be read as any body, which has words for what does not fit."""
+    try:
+        task = _any_task.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if isinstance(task, Generate):
+        if task.extra or task.rendering is not None:  # of any type, also such as only the other reader refuses
+            return None
+        check_generate(task)
+    return task
 
 
 def task_name(task: Task) -> TaskName:
@@ -376,7 +398,7 @@ def needs_of(task: Task) -> str | None:
         names.append(LOGPROBS)
     if task.token_ids is not None:
         names.append(TOKEN_IDS)
-    if task.grammar is not None or (task.tools and is_forced(task)):
+    if needs_grammar(task):
         names.append(GRAMMAR)
     if task.tools or (task.messages is not None and any(map(_has_calls, task.messages))):
         names.append(TOOLS)
@@ -385,6 +407,11 @@ def needs_of(task: Task) -> str | None:
     if task.extra:
         names.append(EXTRA)
     return ",".join(names) if names else None
+
+
+def needs_grammar(task: Generate) -> bool:
+    """Whether its answer is to keep to a grammar: one of its own, or that of calls which must be."""
+    return task.grammar is not None or is_forced(task)
 
 
 def _has_calls(turn: ChatMessage) -> bool:

@@ -160,8 +160,8 @@ class Agent:
     # --- what the core wants -----------------------------------------------------------------------------------------
 
     def _carry_out(self, now: float) -> None:
-        to_brokers = defaultdict[int, list[m.FromWorker]](list)
-        to_engines = defaultdict[str, list[ipc.ToEngine]](list)
+        to_brokers: defaultdict[int, list[m.FromWorker]] = defaultdict(list)
+        to_engines: defaultdict[str, list[ipc.ToEngine]] = defaultdict(list)
         for action in self.core.out:
             match action:
                 case a.Send(broker, message):

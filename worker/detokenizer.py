@@ -141,6 +141,10 @@ class StopMatcher:
         return complete
 
 
+_NO_STOPS: Final = StopMatcher(())
+"""For all texts that nothing stops: it holds nothing."""
+
+
 def _failure_table(stop: str) -> list[int]:
     """For each prefix of the stop string: the length of its longest proper suffix that is a prefix too."""
     table = [0] * len(stop)
@@ -159,7 +163,7 @@ class TextStream:
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = (), *, min_tokens: int = 0) -> None:
         self._detokenizer = detokenizer
         self._stops = tuple(stops)
-        self._matcher = StopMatcher(stops)
+        self._matcher = StopMatcher(stops) if stops else _NO_STOPS
         self._deaf_steps = min_tokens if stops else 0
         """Stop strings do not count before `min_tokens`."""
 

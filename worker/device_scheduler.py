@@ -149,6 +149,8 @@ class DeviceScheduler:
 
     def _take(self, device: Device, message: ipc.FromEngine, now: float) -> None:
         match message:
+            case ipc.StepReport():  # first: nearly all are
+                self._on_step(device, message, now)
             case ipc.EngineLoading(phase, percent, elapsed_s):
                 device.loading(phase, percent, elapsed_s)
             case ipc.EngineReady(services):
@@ -162,8 +164,6 @@ class DeviceScheduler:
                 self._on_text(device, message, now)
             case ipc.Refused():
                 self._on_refused(device, message, now)
-            case ipc.StepReport():
-                self._on_step(device, message, now)
             case _:
                 assert_never(message)
 
@@ -212,27 +212,29 @@ class DeviceScheduler:
         lane, job = device.find(event.ticket)
         if lane is None:
             return
-        if job is not None and job.first_at is None and (event.token_ids or event.finish_reason):
-            job.begin(batch, now)
-        if event.ticket in lane.cancelled:
+        if job is None and event.ticket in lane.cancelled:
             device.tokens_after_cancel += len(event.token_ids)
         if event.finish_reason is not None:
             device.release(lane, event.ticket, now)
         if job is None:
             return
+        if job.first_at is None and (event.token_ids or event.finish_reason):
+            job.begin(batch, now)
         lane.moved_at = job.moved_at = now
         if event.error is not None or job.prepared is None:
             text = event.error or "the engine answered with tokens where none were asked for"
             self._fail(job, ErrorKind.MODEL_RAISED, text)
             return
-        before_n = job.total_n
+        before_n = len(job.pieces)
         reason = job.absorb(event)
-        if job.total_n > before_n:
+        if len(job.pieces) > before_n:
             job.crashes = 0
             self._moved[job] = None
+        if reason is None:
+            return
         if reason == "cancelled":
             self._fail(job, ErrorKind.CANCELLED, "the engine gave the request up")
-        elif reason is not None:
+        else:
             self._cancel_ticket(job)  # the engine does not know of a stop string
             job.finish(reason, lane.info.model, lane.info.revision)
             self._moved[job] = None

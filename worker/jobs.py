@@ -65,6 +65,11 @@ class Job:
         self.service = dispatch.service
         self.flags = dispatch.flags
         self.kind: ipc.Kind = kind
+        self.is_stream = bool(dispatch.flags & m.STREAM)
+        """Whether the client wants units as they come."""
+        self.has_partials = self.is_stream or (kind == "token" and bool(dispatch.flags & m.RESUMABLE))
+        """Whether PARTIALs are sent: for streams, and for what the broker journals so that it can resume. Only tokens
+        can be gone on with: a whole answer of an engine that deals in text begins anew instead."""
         self.ttl_s = dispatch.ttl_ms / 1000
         self.ext = dispatch.ext
         self.received_at = now
@@ -121,11 +126,6 @@ class Job:
         return found[1] if found is not None else ""
 
     @property
-    def is_stream(self) -> bool:
-        """Whether the client wants units as they come."""
-        return bool(self.flags & m.STREAM)
-
-    @property
     def is_patient(self) -> bool:
         """Whether its time is time without progress, as that of every stream is; else it is the whole time."""
         return self.is_stream or self.ext.get("progress") is True
@@ -134,14 +134,6 @@ class Job:
     def waits_in_line(self) -> bool:
         """Whether it has made nothing yet where it is: then it moves with the line that it stands in."""
         return self.total_n == self.run_from
-
-    @property
-    def has_partials(self) -> bool:
-        """Whether PARTIALs are sent: for streams, and for what the broker journals so that it can resume.
-
-        Only tokens can be gone on with. A whole answer of an engine that deals in text begins anew instead.
-        """
-        return self.is_stream or (self.kind == "token" and bool(self.flags & m.RESUMABLE))
 
     @property
     def total_n(self) -> int:
@@ -167,15 +159,16 @@ class Job:
 
         Ids after a stop string are dropped: the engine did not know of it. The id of a stop has no text.
         """
-        prepared = self.prepared
+        prepared, ids = self.prepared, self.ids
         assert prepared is not None
+        text = prepared.text
         for index, token_id in enumerate(event.token_ids):
-            is_stop_id = prepared.ends_with(token_id, len(self.ids))
-            self.ids.append(token_id)
-            self.pieces.append("" if is_stop_id else prepared.text.step(token_id))
+            is_stop_id = prepared.ends_with(token_id, len(ids))
+            ids.append(token_id)
+            self.pieces.append("" if is_stop_id else text.step(token_id))
             if self.logprobs is not None:
                 self.logprobs.append(_logprobs(token_id, event, index, prepared))
-            if is_stop_id or prepared.text.is_stopped:
+            if is_stop_id or text.is_stopped:
                 return "stop"
         return event.finish_reason
 
@@ -251,7 +244,7 @@ class Job:
 
     def end_of_partial(self) -> int:
         """Say up to which unit the next PARTIAL goes: to the end, if that is not too much at once."""
-        end, total = self.sent_n + 1, self.total_n
+        end, total = self.sent_n + 1, len(self.pieces)
         if end == total:  # most often it is the one new unit
             return end
         size = self._size(self.sent_n)

@@ -51,8 +51,7 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine can do beyond its task."""
 
 
-@dataclass(slots=True, kw_only=True)
-class PreparedGeneration:
+class PreparedGeneration(msgspec.Struct, kw_only=True, eq=False):
     """A generation ready to run: `text` has stepped over the prefix; `finish_reason` is set if nothing is left."""
 
     prompt_ids: list[int]
@@ -65,9 +64,9 @@ class PreparedGeneration:
     text: TextStream
     spell: Callable[[int], bytes]
     """Bytes of a token, for those who asked for log probabilities."""
-    ids: list[int] = field(default_factory=list[int])
+    ids: list[int] = []
     """Ids delivered before, by another node; the next unit has the number len(ids)."""
-    pieces: list[str] = field(default_factory=list[str])
+    pieces: list[str] = []
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
 
@@ -163,7 +162,8 @@ def _prepare_generation(
         prompt_ids = _encode(task, tokenizer, limits)
     if not tokenizer.is_known(max(prompt_ids)):  # some tokenizers name one or two more than their model was made with
         raise _bad(f"the prompt holds a token (id {max(prompt_ids)}) that the model's tokenizer names but it lacks")
-    _check_ids("logit_bias", task.logit_bias, tokenizer)
+    if task.logit_bias:
+        _check_ids("logit_bias", task.logit_bias, tokenizer)
     room = limits.context - len(prompt_ids)
     max_new = min(task.max_tokens or limits.default_max_tokens, room)
     grammar = _grammar(task)
@@ -274,7 +274,7 @@ def _check_task(task: tasks.Task, limits: ServiceLimits) -> None:
     if asked != limits.task:
         raise request_error(ErrorKind.WRONG_TASK, f"{limits.service} serves the task {limits.task!r}, not {asked!r}")
     # Brokers know what needs what, but not those from before: an engine would ignore it, and answer with anything.
-    if GRAMMAR in (tasks.needs_of(task) or "").split(",") and GRAMMAR not in limits.capabilities:
+    if isinstance(task, Generate) and tasks.needs_grammar(task) and GRAMMAR not in limits.capabilities:
         raise _bad(f"grammar: {limits.service} cannot keep to one, which schemas and required calls of tools need")
 
 

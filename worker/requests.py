@@ -18,7 +18,7 @@ from ..protocol import messages as m
 from ..protocol.errors import TABLE, ErrorKind, RequestError, clip
 from .actions import Action, Level, Note, Preprocess, Send
 from .broker_sessions import BrokerSession
-from .device_pool import Device, DevicePool
+from .device_pool import Device, DevicePool, Lane
 from .device_scheduler import DeviceScheduler
 from .engines import ipc
 from .jobs import Job
@@ -67,6 +67,8 @@ class JobTable:
         self._per_service: Counter[str] = Counter()
         self._finished: deque[tuple[float, BrokerSession, Job]] = deque()
         self._swept_at = 0.0
+        self._limits: dict[str, tuple[list[tuple[Device, Lane]], ServiceLimits]] = {}
+        """By service, with the lanes that they are of: the pool makes new lists when engines come and go."""
 
     # --- from brokers ------------------------------------------------------------------------------------------------
 
@@ -81,17 +83,26 @@ class JobTable:
         job = Job(next(self._numbers), session.broker, dispatch, info.kind, now)
         self.jobs[job.key] = session.leases[job.lease] = self._preparing[job.number] = job
         self._per_service[job.service] += 1
+        self._preprocess(job, dispatch, self._limits_of(job.service, info), now)
+
+    def _limits_of(self, service: str, info: ipc.EngineService) -> ServiceLimits:
+        """Return what a service allows; it stays as long as its lanes do."""
+        lanes = self._pool.lanes(service)
+        known = self._limits.get(service)
+        if known is not None and known[0] is lanes:
+            return known[1]
         limits = ServiceLimits(
-            service=job.service,
+            service=service,
             kind=info.kind,
             task=info.task,
-            context=self._pool.context(job.service),
+            context=self._pool.context(service),
             default_max_tokens=self._config.default_max_tokens,
             vocabulary=info.capacity.vocabulary,
             resumes=info.resumes,
             capabilities=frozenset(info.capabilities),
         )
-        self._preprocess(job, dispatch, limits, now)
+        self._limits[service] = lanes, limits
+        return limits
 
     def _preprocess(self, job: Job, dispatch: m.Dispatch, limits: ServiceLimits, now: float) -> None:
         """Do it at once if it takes milliseconds; else the agent does it beside its loop."""
@@ -237,15 +248,14 @@ class JobTable:
         """Send the units that have not been sent, if anybody wants them before the end."""
         if not job.has_partials:
             return
-        total_n = job.total_n
-        while job.sent_n < total_n:
+        total_n, first = len(job.pieces), job.sent_n
+        while first < total_n:
             job.reported_at = job.moved_at
             ext: m.Ext = {} if job.is_accounted else job.account()
-            first, end = job.sent_n, job.end_of_partial()
-            self._send(
-                session, m.WorkerPartial(session.epoch, job.lease, first, end - first, job.body(first, end), ext)
-            )
-            job.sent_n = end
+            end = job.end_of_partial()
+            partial = m.WorkerPartial(session.epoch, job.lease, first, end - first, job.body(first, end), ext)
+            self._out.append(Send(session.broker, partial))
+            job.sent_n = first = end
 
     def _send_outcome(self, session: BrokerSession, job: Job) -> None:
         outcome = job.outcome

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrt.protocol import tasks
-from zmqrt.protocol.errors import BadRequestError
+from zmqrt.protocol.errors import BadRequestError, RequestError
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,50 @@ def test_hostile_bodies_are_refused(body: bytes) -> None:
     """Depth, claimed sizes, extension types and emptiness are a 400."""
     with pytest.raises(BadRequestError):
         tasks.decode_task(body)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "x"},
+        {"task": "generate", "prompt": "x", "max_tokens": 5, "temperature": 1, "logit_bias": {7: -1.5}},
+        {"task": "generate", "prompt": b"x"},
+        {"task": "generate", "prompt": "x", "max_tokens": True},
+        {"task": "generate", "prompt": "x", "max_tokens": 0},
+        {"task": "generate", "prompt": "x", "temperature": float("nan")},
+        {"task": "generate", "prompt": "x", "logit_bias": {"7": 1.0}},
+        {"task": "generate", "prompt": "x", "no_such": 1},
+        {"task": "generate", "prompt": "x", "extra": {"when": msgspec.msgpack.Ext(-1, bytes(4))}},
+        {"task": "generate", "prompt": "x", "extra": {"what": msgspec.msgpack.Ext(5, b"x")}},
+        {"task": "generate", "prompt": "x", "extra": {"what": [1, None, "x"]}},
+        {"task": "generate", "prompt": "x", "rendering": {"kwargs": {"when": msgspec.msgpack.Ext(-1, bytes(4))}}},
+        {"task": "generate", "messages": [{"role": "user", "content": "x"}], "stop": ["a"]},
+        {"task": "generate", "messages": [{"role": "user"}]},
+        {"task": "generate", "prompt": "x", "token_ids": [1]},
+        {"task": "generate", "token_ids": [1, -1]},
+        {"task": "generate", 7: 1},
+        {"task": "sing"},
+        {"task": 7},
+        {"task": "embed", "input": ["a", [1, 2]], "truncate": True},
+        {"task": "embed", "input": 7},
+        {"task": "rerank", "query": "q", "documents": ["d"]},
+        {"task": "classify", "input": "a"},
+    ],
+)
+@pytest.mark.parametrize("tail", [b"", b"\xc0"])
+def test_a_short_body_means_what_a_long_one_does(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[object, object], tail: bytes
+) -> None:
+    """It is read in one step: the same tasks come of it, and the same words."""
+
+    def read() -> object:
+        try:
+            return repr(tasks.decode_task(body))
+        except RequestError as error:
+            return error.kind, error.text
+
+    body = msgspec.msgpack.encode(fields) + tail
+    at_once = read()
+    monkeypatch.setattr(tasks, "_SHORT_BYTES", 0)
+
+    assert at_once == read()
