@@ -100,7 +100,7 @@ class AllowList:
 
 def read_lists(directory: Path, now: float) -> dict[Group, AllowList]:
     """Read both lists. Raises ConfigurationError."""
-    lists = {group: AllowList(directory, group) for group in GROUPS}
+    lists: dict[Group, AllowList] = {group: AllowList(directory, group) for group in GROUPS}
     for each in lists.values():
         each.refresh(now)
     return lists

@@ -35,6 +35,9 @@ _DOMAINS: Final[dict[bytes, Group]] = {b"zmqrt.client": "clients", b"zmqrt.worke
 _TOLD_RATE: Final = 1.0
 _TOLD_BURST: Final = 20.0
 """Refusals of one address that are told and named: a fleet that was started with the wrong keys, once, and then …"""
+_NAMED_RATE: Final = 10.0
+_NAMED_BURST: Final = 200.0
+"""Of all addresses together: who has many would fill the log, and push what others should read out of the monitor."""
 _MOST_ADDRESSES: Final = 1024
 _MOST_UNREAD: Final = 1000
 REFUSALS: Final = ("unlisted", "other_port", "expired", "revoked", "used", "no_key", "too_often")
@@ -55,13 +58,14 @@ class Gate:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], directory: Path) -> None:
         self._directory = directory
         self._lists = read_lists(directory, time.time())
-        self.refused = dict.fromkeys(REFUSALS, 0)
+        self.refused: dict[str, int] = dict.fromkeys(REFUSALS, 0)
         """How often each; only this thread writes."""
         self.failure: Exception | None = None
         """What has ended the thread, if it was not told to end."""
         self._ended: deque[Ended] = deque()
         self._unread: deque[Refusal] = deque(maxlen=_MOST_UNREAD)
         self._told: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._named = full_bucket(_NAMED_RATE, _NAMED_BURST, time.monotonic())
         self._look_at = 0.0
         self._socket = transport.zap_socket(context)
         self._stop = threading.Event()
@@ -159,7 +163,8 @@ class Gate:
             return b"300"
         reason, text = self._why_not(group, key)
         self.refused[reason] += 1
-        self._unread.append(Refusal(address, f"refused at the port of {group}: {text}"))
+        if self._named.take(time.monotonic()):
+            self._unread.append(Refusal(address, f"refused at the port of {group}: {text}"))
         return b"400"
 
     def _why_not(self, group: Group | None, key: str) -> tuple[str, str]:
@@ -168,7 +173,7 @@ class Gate:
         listed, now = self._lists[group].find(key), time.time()
         if listed is not None and (why := listed.why_not(now)):
             return "revoked" if listed.revoked else "used" if listed.used else "expired", why
-        other = next(each for each in GROUPS if each != group)
+        other: Group = "clients" if group == "workers" else "workers"
         if (elsewhere := self._lists[other].allowed.get(key)) is not None:
             return "other_port", f"the key of {elsewhere.name} is for the port of {other}"
         return "unlisted", f"the key {key} is not on the list"

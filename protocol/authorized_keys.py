@@ -119,7 +119,7 @@ def _read_words(words: list[str]) -> ListedKey:
         raise ValueError(f"expected '{_FORM}'")
     if len(name) > MAX_NAME_CHARS:
         raise ValueError(f"the name {name[:20]!r}… has {len(name)} characters, over {MAX_NAME_CHARS}")
-    said = dict(mark.partition("=")[::2] for mark in marks)
+    said = {flag: value for flag, _, value in (mark.partition("=") for mark in marks)}
     if len(said) != len(marks) or not said.keys() <= {*_FLAGS, *_TIMES}:
         raise ValueError(f"expected '{_FORM}'")
     if any(said.get(flag) for flag in _FLAGS) or "" in [said.get(name) for name in _TIMES]:
@@ -188,10 +188,10 @@ def enrol(directory: Path, group: Group, line_key: bytes, public: bytes, now: fl
     def change(text: str) -> str:
         listed = parse(text, list_path(directory, group))
         line, own = listed.get(line_key), listed.get(public)
-        if line is None or not line.is_once or (why := line.why_not(now)):
-            raise ConfigurationError(
-                why if line is not None and line.is_once else "this line is not listed as good once"
-            )
+        if line is None or not line.is_once:
+            raise ConfigurationError("this line is not listed as good once")
+        if why := line.why_not(now):
+            raise ConfigurationError(why)
         if own is not None or not Z85_KEY.fullmatch(public.decode("ascii", "replace")):
             raise ConfigurationError("a machine that joins needs a key of its own")
         found.append(line.principal)

@@ -6,7 +6,7 @@ A line to join by holds a secret key that is nowhere afterwards: the list has it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
@@ -93,7 +93,7 @@ def add(role: LineRole, key: str, name: str, directory: Path, expires: str | Non
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(directory: Path, as_json: bool) -> None:
     """Print both lists; the keys there are public."""
-    keys = [(group, key) for group in GROUPS for key in lists.load_list(directory, group).values()]
+    keys = list(_all_keys(directory))
     now = time.time()
     if as_json:
         data([_facts(group, key, now) for group, key in keys])
@@ -163,15 +163,24 @@ def endpoint_of(address: str, group: Group) -> str:
     return endpoint
 
 
+def _all_keys(directory: Path) -> Iterator[tuple[Group, ListedKey]]:
+    for group in GROUPS:
+        for key in lists.load_list(directory, group).values():
+            yield group, key
+
+
 def _find(directory: Path, wanted: str) -> list[tuple[Group, ListedKey]]:
     """Find keys that are not revoked. Raises ConfigurationError."""
-    keys = [(group, key) for group in GROUPS for key in lists.load_list(directory, group).values()]
-    named = [(group, key) for group, key in keys if wanted in (key.principal.name, key.id, key.public.decode())]
-    alive = [(group, key) for group, key in named if not key.revoked]
+    named = [pair for pair in _all_keys(directory) if wanted in _names_of(pair[1])]
+    alive = [pair for pair in named if not pair[1].revoked]
     if not alive:
         why = "is revoked already" if named else "is not listed; `zmqrt keys fleet list` shows names and ids"
         raise ConfigurationError(f"key {wanted} {why}")
     return alive
+
+
+def _names_of(key: ListedKey) -> tuple[str, str, str]:
+    return key.principal.name, key.id, key.public.decode()
 
 
 def _role_of(group: Group, key: ListedKey) -> LineRole:

@@ -122,7 +122,8 @@ def test_what_a_node_ran_goes_on_elsewhere_when_its_key_is_revoked(fleet: Fleet)
             next(reader)
         for stream in streams:
             stream.cancel()
-    assert "dismissed this node: 403 the key of one was revoked" in fleet.stack.node("one").output()
+    said = "dismissed this node: 403 the key of one was revoked"
+    eventually(lambda: said in fleet.stack.node("one").output(), what="the reason in its log")
     lists.edit(fleet.folder, "workers", lambda text: text.replace(" revoked=", " expires=2099-01-01\n# "))
     eventually(lambda: len(fleet.status().nodes) == 2, what="the return of node one")
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,7 +136,7 @@ def status(stack: Stack, folder: Path) -> Snapshot:
 
 
 @contextlib.contextmanager
-def program(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def program(code: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
     """Run a program that is told what to do by lines."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
