@@ -32,8 +32,8 @@ _TELL_EVERY_S: Final = 1.0
 _TOLD_PER_S: Final = 1000
 PATIENCE: Final = 16
 """So many of higher priority go first, then one of a lower: bulk work moves on whatever else there is."""
-_MOST_ACCOUNTS: Final = 4096
-"""Tenants remembered, and connections where there are no keys; far more than can wait at once."""
+_MOST_ACCOUNTS: Final = 512
+"""Tenants remembered, and connections where there are no keys: those that had a turn last."""
 _arrivals: Final = itertools.count()
 """Of equals who came first; and names need no order."""
 
@@ -109,12 +109,13 @@ class _Accounts:
         return len(self._accounts)
 
     def of(self, tenant: Hashable) -> _Account:
-        """Return a tenant's account, opened if there is none."""
-        account = self._accounts.get(tenant)
+        """Return a tenant's account, opened if there is none; whoever had none of it for longest goes for it."""
+        account = self._accounts.pop(tenant, None)
         if account is None:
             if len(self._accounts) >= _MOST_ACCOUNTS:
-                self._forget()
-            account = self._accounts[tenant] = _Account(self.clock)
+                del self._accounts[next(iter(self._accounts))]
+            account = _Account(self.clock)
+        self._accounts[tenant] = account
         return account
 
     def standing(self, tenant: Hashable) -> int:
@@ -135,11 +136,6 @@ class _Accounts:
         account = self._accounts.get(tenant)
         if account is not None:
             account.correct(tokens)
-
-    def _forget(self) -> None:
-        """Close the accounts of those who have had no more than others by now; if there are none, all."""
-        ahead = {tenant: account for tenant, account in self._accounts.items() if account.had > self.clock}
-        self._accounts = ahead if len(ahead) < _MOST_ACCOUNTS else {}
 
 
 class _Line(Generic[R]):

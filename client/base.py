@@ -96,7 +96,7 @@ class BaseClient:
 
     def __init__(
         self,
-        brokers: str | Sequence[str] | None = None,
+        brokers: str | Sequence[str] = DEFAULT_BROKER,
         *,
         keys: str | os.PathLike[str] | None = None,
         join: str | None = None,
@@ -112,8 +112,8 @@ class BaseClient:
         """Keep the settings; nothing is connected yet.
 
         Args:
-            brokers: One endpoint, several, or several in one string, parted by commas; else this machine's.
-            join: A line of `zmqrt keys fleet invite client`: brokers and a key in one.
+            brokers: One endpoint, several, or several in one string, parted by commas.
+            join: A line of `zmqrt keys fleet invite client`: a key, and brokers where no others are named.
             keys: Folder with the client's keys and the broker's public one, as `zmqrt keygen` makes it.
             insecure: Go without keys even off this machine.
             connect_timeout_s: Longest wait for a broker to answer.
@@ -125,8 +125,8 @@ class BaseClient:
             as_admin: Use the admin's pair in the folder of keys, where there is one; the `zmqrt` command does.
         """
         line = None if join is None else read_client_line(join)
-        if brokers is None:
-            brokers = line.brokers if line is not None else DEFAULT_BROKER
+        if line is not None and brokers == DEFAULT_BROKER:
+            brokers = line.brokers
         self._config = ClientConfig(
             endpoints=read_endpoints(brokers),
             keys=read_folder(keys),

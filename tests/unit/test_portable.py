@@ -14,7 +14,7 @@ import pickle
 import pkgutil
 import typing
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 
 import msgspec
@@ -48,6 +48,7 @@ _EXAMPLES: dict[object, object] = {
     ErrorKind: ErrorKind.NOT_FOUND,
     str | None: "maybe",
     int | None: 426,
+    Sequence[str]: ["tiny"],
     tuple[str, ...]: ("body", "max_tokens"),
     Mapping[str, str]: {"allow": "POST"},
 }
