@@ -211,7 +211,10 @@ def test_a_shell_calls_a_tool_and_tells_what_it_returned(fleet: tuple[Stack, lis
     forced = json.loads(zmqrt("infer", *words, "--tool-choice", "time", "-n", "2000", "Rain?").stdout)
     talking = zmqrt("chat", *words, given="Rain?\ndry\nnoon\n/exit\n")
 
-    calls = [{"name": "weather", "arguments": {"city": "Zürich"}}, {"name": "time", "arguments": {}}]
+    calls: list[dict[str, Any]] = [
+        {"name": "weather", "arguments": {"city": "Zürich"}},
+        {"name": "time", "arguments": {}},
+    ]
     assert (asking.returncode, asking.stderr) == (0, "Where?\n")
     assert asking.stdout.splitlines() == ["One moment.", *(json.dumps(call, ensure_ascii=False) for call in calls)]
     assert (told["content"], told["reasoning"], told["tool_calls"]) == ("One moment.", "Where?", calls)

@@ -179,6 +179,22 @@ def test_an_answer_that_breaks_off_may_go_on_elsewhere(server: OpenAIServer) -> 
     with_engine(server, play)
 
 
+def test_an_answer_goes_on_within_its_thoughts_or_says_that_it_cannot(server: OpenAIServer) -> None:
+    """Its server may tell them apart; what that refuses then it took before, so it is no fault of the caller."""
+
+    async def play(engine: OpenAIEngine) -> None:
+        parts = [{"delta": {"reasoning_content": "hm"}}, {"delta": {"content": "Yes."}, "finish_reason": "stop"}]
+        await asyncio.to_thread(server.control, script=parts)
+        on = await ask(engine, delivered=["<think>", "hm, "])
+        await asyncio.to_thread(server.control, status=400)
+        begun, new = await ask(engine, delivered=["<think>"]), await ask(engine)
+
+        assert (on.text, on.error) == ("hm</think>Yes.", None)
+        assert [told.error.failure for told in (begun, new) if told.error] == ["not_resumable", "bad_request"]
+
+    with_engine(server, play)
+
+
 def test_a_server_that_calls_itself_unwell_is_gone(server: OpenAIServer) -> None:
     """Its connections may still be there, but what it says of itself counts."""
 

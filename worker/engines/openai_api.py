@@ -15,7 +15,7 @@ import msgspec
 from ...protocol.limits import MAX_ANSWER_TOKENS, MAX_TOOLS
 from ...protocol.sanitize import printable
 from ...protocol.tasks import DEFAULT_TEMPERATURE
-from ...protocol.thoughts import THOUGHTS
+from ...protocol.thoughts import THOUGHTS, begun_by
 from .base import AnswerEnd, FinishReason, RequestFailedError
 
 Continuation = Literal["", "continue_final_message", "apply_template"]
@@ -55,6 +55,13 @@ _GREEDY: Final = 1e-5
 """Temperatures below it mean the likeliest token, for which others have 0 alone."""
 _OURS: Final = frozenset({"model", "stream", "stream_options", "n", "prompt", "max_tokens", "max_completion_tokens"})
 """Fields that decide what kind of answer comes, or how much is left of it, and so cannot be passed through."""
+_KEPT_TO: Final = frozenset(
+    {"response_format", "structured_outputs", "json_schema", "regex", "ebnf", "format", "grammar", "structural_tag"}
+    | {"guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar"}
+)
+"""What an answer is to keep to, in the words of many servers."""
+_OF_TEMPLATES: Final = ("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort")
+"""What a conversation is rendered with."""
 _NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What is raised by bytes that are no JSON; the last one by lists in lists without end."""
 
@@ -76,15 +83,18 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One POST. With `template_of` these messages have to be rendered first, and stand before its prompt."""
+    """One POST. With `template_of` this conversation has to be rendered first, and stands before its prompt."""
 
     path: str
     body: dict[str, object]
-    template_of: list[dict[str, object]] | None = None
+    template_of: dict[str, object] | None = None
 
     def with_template(self, rendered: str) -> Ask:
-        """Put the rendered conversation before the text that has been delivered."""
-        return Ask(path=self.path, body={**self.body, "prompt": rendered + cast("str", self.body["prompt"])})
+        """Put the rendered conversation before the text that was delivered; a thought that it begins is in both."""
+        delivered = cast("str", self.body["prompt"])
+        if mark := begun_by(rendered):
+            delivered = delivered.removeprefix(mark)
+        return Ask(path=self.path, body={**self.body, "prompt": rendered + delivered})
 
 
 # --- a task as JSON ---------------------------------------------------------------------------------------------------
@@ -95,12 +105,20 @@ def ask_for(task: Mapping[str, Any], dialect: Dialect) -> Ask:
     if task.get("logprobs") is not None:
         raise RequestFailedError("logprobs: they are not passed on by this engine; leave them out", "bad_request")
     pieces: Sequence[str] = task.get("delivered") or ()
+    if pieces and (kept := _kept_to(task.get("extra", {}))):
+        words = f"{kept}: the server behind this node would begin anew with it, and not go on"
+        raise RequestFailedError(words, "not_resumable")
     prompt, raw = task.get("prompt"), bool(task.get("raw"))
     if task.get("token_ids") is not None or (prompt is not None and raw):
         return _completion(task, "".join(pieces), dialect)
     messages = cast("list[dict[str, object]]", task.get("messages") or [{"role": "user", "content": prompt}])
     given = task.get("extra", {}).get("messages")
     return _chat(task, messages if given is None else given, "".join(pieces), dialect)
+
+
+def _kept_to(extra: Mapping[str, object]) -> str:
+    """Name the field that says what an answer keeps to; nothing without one."""
+    return next((name for name in sorted(_KEPT_TO & extra.keys()) if extra[name] not in (None, {"type": "text"})), "")
 
 
 def _completion(task: Mapping[str, Any], delivered: str, dialect: Dialect) -> Ask:
@@ -117,15 +135,16 @@ def _completion(task: Mapping[str, Any], delivered: str, dialect: Dialect) -> As
 def _chat(task: Mapping[str, Any], messages: list[dict[str, object]], delivered: str, dialect: Dialect) -> Ask:
     if not delivered:
         return Ask(path=CHAT, body={**_fields(task, dialect, dialect.max_tokens), "messages": messages})
-    if delivered.lstrip().startswith(_THOUGHT):
-        raise RequestFailedError("an answer that has begun with thoughts cannot be gone on with", "not_resumable")
     if dialect.resumes and dialect.continuation == "continue_final_message":
         begun = [*messages, {"role": "assistant", "content": delivered}]
         on = {"messages": begun, "add_generation_prompt": False, "continue_final_message": True}
         return Ask(path=CHAT, body={**_fields(task, dialect, dialect.max_tokens), **on})
     if dialect.resumes and dialect.continuation == "apply_template" and dialect.has_completions:
         fields = _fields(task, dialect, "max_tokens")
-        return Ask(path=COMPLETIONS, body={**fields, "prompt": delivered}, template_of=messages)
+        extra: dict[str, object] = task.get("extra", {})
+        template_of = {"messages": messages} | {name: extra[name] for name in _OF_TEMPLATES if name in extra}
+        rest = {name: value for name, value in fields.items() if name not in template_of}
+        return Ask(path=COMPLETIONS, body={**rest, "prompt": delivered}, template_of=template_of)
     words = "the server behind this node cannot go on with an answer of a chat that has begun"
     raise RequestFailedError(words, "not_resumable")
 
@@ -200,15 +219,15 @@ _event: Final = msgspec.json.Decoder(_AnswerEvent)
 
 
 class AnswerReader:
-    """Reads the bytes of one streamed answer."""
+    """Reads the bytes of one streamed answer, of which some pieces were `delivered` before."""
 
-    def __init__(self, delivered: int = 0, key: str = "") -> None:
-        self._delivered = delivered
+    def __init__(self, delivered: Sequence[str] = (), key: str = "") -> None:
+        self._delivered = len(delivered)
         self._key = key
         self._unread = bytearray()
         self._reason: str | None = None
         self._usage = _Counted()
-        self._marks = _Marks()
+        self._marks = _Marks("".join(delivered))
         self.has_text = False
         self.is_over = False
         """Whether the answer has said that it is whole. A connection that closes before that has broken."""
@@ -271,12 +290,16 @@ class AnswerReader:
 class _Marks:
     """Writes thoughts and calls, which come apart from the words, into the text: in the marks that every edge reads.
 
-    A call is written when the answer is over, whole; then it is no beginning that nobody could go on with.
+    A call is written when the answer is over, whole; then it is no beginning that nobody could go on with. An answer
+    that goes on within a thought does so as this server has it: what it tells as words may have marks of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, delivered: str = "") -> None:
+        words = delivered.rpartition(THOUGHTS[_THOUGHT])[2].lstrip()
         self._thinks = False
-        self._has_spoken = False
+        self._goes_on = words.startswith(_THOUGHT)
+        """Whether what was delivered ends within a thought, and nothing has come since."""
+        self._has_spoken = bool(words) and not self._goes_on
         self._calls: dict[int, tuple[str, str]] = {}
         self._room = _MOST_CALL_CHARS
 
@@ -285,7 +308,7 @@ class _Marks:
         text = self._thought(delta.reasoning_content or (delta.reasoning if isinstance(delta.reasoning, str) else ""))
         if delta.content:
             text += self._closer() + delta.content
-            self._has_spoken = True
+            self._has_spoken, self._goes_on = True, False
         for call in delta.tool_calls or ():
             self._collect(call)
         return text + (self.end() if is_over else "")
@@ -299,8 +322,8 @@ class _Marks:
     def _thought(self, words: str) -> str:
         if not words or self._has_spoken:  # thoughts between words have no marks
             return ""
-        opener = "" if self._thinks else _THOUGHT
-        self._thinks = True
+        opener = "" if self._thinks or self._goes_on else _THOUGHT
+        self._thinks, self._goes_on = True, False
         return opener + words
 
     def _closer(self) -> str:

@@ -154,9 +154,9 @@ class OpenAIEngine:
 
     async def generate(self, task: dict[str, Any]) -> AsyncIterator[str | AnswerEnd]:
         """Ask the server, and pass its text on as it comes; to be closed early closes the connection."""
-        delivered = len(task.get("delivered") or ())
-        if delivered >= task["max_tokens"]:
-            yield AnswerEnd(finish_reason="length", completion_tokens=delivered)
+        delivered: list[str] = task.get("delivered") or []
+        if len(delivered) >= task["max_tokens"]:
+            yield AnswerEnd(finish_reason="length", completion_tokens=len(delivered))
             return
         ask = ask_for(task, self._served.dialect)
         if ask.template_of is not None:
@@ -169,6 +169,10 @@ class OpenAIEngine:
                         yield piece
                 yield reader.ending()
                 return
+            except RequestFailedError as error:
+                if not delivered or error.failure != "bad_request":
+                    raise
+                raise RequestFailedError(str(error), "not_resumable") from None  # it was taken when it began
             except _NotNowError as error:
                 if is_last or reader.has_text:
                     raise RequestFailedError(str(error), error.failure) from None
@@ -203,11 +207,11 @@ class OpenAIEngine:
         await self._health.ask()
         raise _NotNowError(f"the server behind this node broke off: {why}", "engine_restarted")
 
-    async def _render(self, messages: list[dict[str, object]]) -> str:
+    async def _render(self, conversation: dict[str, object]) -> str:
         """Have llama.cpp render a conversation."""
         url = f"{self._options.root}/apply-template"
         try:
-            async with self._client.stream("POST", url, json={"messages": messages}) as answer:
+            async with self._client.stream("POST", url, json=conversation) as answer:
                 body = await _read(answer, _MOST_TEMPLATE_BYTES)
             rendered = msgspec.json.decode(body, type=_Rendered)
         except self._broken as error:

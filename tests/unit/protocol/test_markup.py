@@ -151,11 +151,11 @@ def test_no_markup_is_content_wherever_an_answer_ends(family: str) -> None:
 
 
 NONSENSE = [*sorted(MARKUP), "{", "}", '"', "weather", "\\", " ", "\n", "[", "x", ";", '{"name":"', '{"name":{}}']
-NONSENSE += ["<function=weather>", "</function>", "<parameter=city>", "</parameter>", " " * 200]
-NONSENSE += ['{"name":"weather","parameters":{}}', "\t"]
+FURTHER = ["<function=weather>", "</function>", "<parameter=city>", "</parameter>", " " * 200]
+CALLS = ['{"name":"weather","parameters":{}}', "\t"]
 
 
-@given(st.lists(st.sampled_from(NONSENSE)))
+@given(st.lists(st.sampled_from([*NONSENSE, *FURTHER, *CALLS])))
 def test_nonsense_is_taken_apart_alike_however_it_is_cut(pieces: list[str]) -> None:
     """And never fails."""
     text = "".join(pieces)

@@ -82,7 +82,7 @@ def test_what_was_delivered_is_gone_on_with() -> None:
     assert (vllm.body["continue_final_message"], vllm.body["add_generation_prompt"]) == (True, False)
 
     llama = asked(Dialect(model="m", continuation="apply_template"), messages=MESSAGES, **begun)
-    assert (llama.path, llama.template_of) == (COMPLETIONS, MESSAGES)
+    assert (llama.path, llama.template_of) == (COMPLETIONS, {"messages": MESSAGES})
     assert llama.with_template("<user>hi<assistant>").body["prompt"] == "<user>hi<assistant>Once upon "
 
 
@@ -130,7 +130,7 @@ def test_an_answer_that_ends_in_the_middle_is_not_over() -> None:
 
 def test_usage_of_an_answer_that_was_gone_on_with_is_of_the_whole() -> None:
     """What was delivered was part of the prompt there, and is part of the answer here."""
-    reader = AnswerReader(delivered=5)
+    reader = AnswerReader(delivered=["x"] * 5)
     reader.feed(events({"choices": [], "usage": {"prompt_tokens": 15, "completion_tokens": 3}}))
     assert reader.ending() == AnswerEnd(finish_reason="stop", prompt_tokens=10, completion_tokens=8)
 
@@ -202,10 +202,52 @@ def test_calls_without_numbers_and_of_a_server_that_says_no_reason() -> None:
     ]
 
 
-def test_thoughts_that_were_delivered_cannot_be_gone_on_with() -> None:
-    """Their marks are ours: the server would read them as words."""
-    with pytest.raises(RequestFailedError, match="begun with thoughts"):
-        asked(Dialect(model="m", continuation="continue_final_message"), messages=MESSAGES, delivered=["<think>", "hm"])
+@pytest.mark.parametrize(
+    ("delivered", "parts", "whole"),
+    [
+        ("<think>hm, ", [part(reasoning="hm"), part(content="Yes.")], "<think>hm, hm</think>Yes."),
+        ("<think>hm, ", [part(content="hm</th"), part(content="ink>Yes.")], "<think>hm, hm</think>Yes."),
+        ("<think>hm</think>", [part(content="Yes.")], "<think>hm</think>Yes."),
+        ("<think>hm</think>Ye", [part(reasoning="hm"), part(content="s.")], "<think>hm</think>Yes."),
+        ("<think>a</think><think>h", [part(reasoning="m"), part(content="Y.")], "<think>a</think><think>hm</think>Y."),
+        ("Ye", [part(reasoning="hm"), part(content="s.")], "Yes."),
+    ],
+)
+def test_an_answer_goes_on_where_it_was_within_a_thought_or_behind_it(
+    delivered: str, parts: list[dict[str, Any]], whole: str
+) -> None:
+    """Whether its server tells thoughts apart or writes their marks itself; no mark is told among words."""
+    vllm = asked(Dialect(model="m", continuation="continue_final_message"), messages=MESSAGES, delivered=[delivered])
+    messages: Any = vllm.body["messages"]
+    reader = AnswerReader([delivered])
+
+    assert messages[-1]["content"] == delivered
+    assert delivered + "".join(reader.feed(events(*parts, part("stop")))) == whole
+
+
+def test_a_thought_that_the_template_begins_is_not_begun_twice() -> None:
+    """And the template is told of tools again, as in the first place."""
+    extra = {"tools": [{"type": "function"}], "seed": 5}
+    dialect = Dialect(model="m", continuation="apply_template")
+    llama = asked(dialect, messages=MESSAGES, delivered=["<think>", "hm"], extra=extra)
+
+    assert llama.template_of == {"messages": MESSAGES, "tools": extra["tools"]}
+    assert "tools" not in llama.body
+    assert llama.with_template("hi<assistant><think>\n").body["prompt"] == "hi<assistant><think>\nhm"
+    assert llama.with_template("hi<assistant>").body["prompt"] == "hi<assistant><think>hm"
+
+
+@pytest.mark.parametrize("name", ["response_format", "guided_json", "grammar"])
+def test_an_answer_that_keeps_to_something_cannot_be_gone_on_with(name: str) -> None:
+    """Its server would write another whole one behind the half that was delivered."""
+    for fields in ({"messages": MESSAGES}, {"prompt": "hi", "raw": True}):
+        ask: dict[str, Any] = {**fields, "extra": {name: {}}}
+        dialect = Dialect(model="m", continuation="continue_final_message")
+        assert asked(dialect, **ask).body[name] == {}
+        assert asked(dialect, delivered=["Hi"], **fields, extra={name: {"type": "text"}}).body
+        with pytest.raises(RequestFailedError, match=name) as caught:
+            asked(dialect, delivered=["{"], **ask)
+        assert caught.value.failure == "not_resumable"
 
 
 @pytest.mark.parametrize(

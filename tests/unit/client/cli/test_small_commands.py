@@ -3,7 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
@@ -104,11 +104,11 @@ def test_submit_prints_words_alone(flags: list[str], monkeypatch: pytest.MonkeyP
     result = Generated(
         text=text, token_ids=[], finish_reason="stop", usage=usage, seed=0, model="m", revision="r", request_id="q"
     )
-    handle = SimpleNamespace(request_id="q", result=lambda: result)
-    client = SimpleNamespace(submit=lambda *_words, **_flags: handle)
-    library = SimpleNamespace(from_settings=lambda *_settings, **_names: nullcontext(client))
+    client, library = Mock(), Mock()
+    client.submit.return_value = Mock(request_id="q", result=lambda: result)
+    library.from_settings.return_value = nullcontext(client)
     monkeypatch.setattr(cmd_submit, "Client", library)
-    monkeypatch.setattr(cmd_submit, "post", lambda *_body, **_times: {"request_id": "q", "text": text})
+    monkeypatch.setattr(cmd_submit, "post", Mock(return_value={"request_id": "q", "text": text}))
     ran, as_json = run("submit", *flags, "--prompt", "hi"), run("submit", *flags, "--prompt", "hi", "--json")
 
     assert (ran.stdout, ran.stderr) == ("Yes.\n", "request q\nHm.\n")
