@@ -264,12 +264,15 @@ def _report_progress(state: BrokerState, request: Request, now: float) -> None:
 
 
 def _place_of(request: Request) -> m.Ext:
-    """Say how many have their turn before a request, and how long that will take; nothing before anything is known."""
+    """Say how many have their turn before a request, and in how long its node will begin; nothing as long as nothing is
+    known.
+    """
     service = request.service
     forecast = service.forecast(service.queue.before(request), request.work, request.priority)
     if forecast is None:
         return {}
-    return {"before": forecast.before, "wait_ms": milliseconds(forecast.wait_s)}
+    wait_s = forecast.wait_s + service.usual_first_s(request.size)  # a node may have some that wait as well
+    return {"before": forecast.before, "wait_ms": milliseconds(wait_s)}
 
 
 def _why_hopeless(state: BrokerState, request: Request, now: float) -> tuple[ErrorKind, str, float] | None:

@@ -17,7 +17,7 @@ import msgspec
 from .backlog import Before
 from .service_times import ServiceTimes, Workload
 
-_SMOOTHING: Final = 0.05
+_SMOOTHING: Final = 0.03
 _FIRST_ERROR: Final = 0.25
 """What little is known is thought to be wrong by so much of it."""
 _MOST_RATIO: Final = 4.0

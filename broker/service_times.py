@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 _FIRST_ERROR: Final = 0.25
 """What little is known is thought to be wrong by so much of it."""
-_STEP: Final = 0.1
-"""Share of an error that is corrected at once: some tens of answers after a change it is learned."""
+_STEP: Final = 0.05
+"""Share of an error that is corrected at once: a change is learned in some tens of answers; the first teach more."""
 
 
 class Workload(NamedTuple):
@@ -47,12 +47,12 @@ class ServiceTimes:
         error_s: … and by how much these were missed.
     """
 
-    __slots__ = ("_each_s", "_made_s", "_made_unit", "_read_s", "_read_unit", "error_s", "mean_s")
+    __slots__ = ("_each_s", "_made_s", "_made_unit", "_read_s", "_read_unit", "_step", "error_s", "mean_s")
 
     def __init__(self) -> None:
         self.mean_s = self.error_s = 0.0
         self._each_s = self._read_s = self._made_s = 0.0
-        self._read_unit = self._made_unit = 1.0
+        self._read_unit = self._made_unit = self._step = 1.0
 
     @property
     def are_known(self) -> bool:
@@ -79,11 +79,12 @@ class ServiceTimes:
             return
         if work.read > self._read_unit or work.made > self._made_unit:
             self._widen(work)
+        step = self._step = max(_STEP, self._step / (1 + self._step))  # 1/2, 1/3, …: a mean, while there are few
         error_s = took_s - self.expected_s(work)
-        self.mean_s += _STEP * (took_s - self.mean_s)
-        self.error_s += _STEP * (abs(error_s) - self.error_s)
+        self.mean_s += step * (took_s - self.mean_s)
+        self.error_s += step * (abs(error_s) - self.error_s)
         read, made = work.read / self._read_unit, work.made / self._made_unit
-        step_s = _STEP * error_s / (1.0 + read * read + made * made)
+        step_s = step * error_s / (1.0 + read * read + made * made)
         self._each_s = max(0.0, self._each_s + step_s)
         self._read_s = max(0.0, self._read_s + step_s * read)
         self._made_s = max(0.0, self._made_s + step_s * made)
