@@ -191,8 +191,11 @@ def test_fields_are_those_that_llhttp_sees(given_fields: list[tuple[bytes, bytes
         head = read_head(raw)
     except RefusedError:
         return
-    listener = SimpleNamespace(on_header=lambda name, value: seen.append((name.lower(), value.strip(b" \t"))))
-    httptools.HttpRequestParser(listener).feed_data(raw)
+
+    def on_header(name: bytes, value: bytes) -> None:
+        seen.append((name.lower(), value.strip(b" \t")))
+
+    httptools.HttpRequestParser(SimpleNamespace(on_header=on_header)).feed_data(raw)
 
     assert head.fields == seen
 
