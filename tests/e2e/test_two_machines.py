@@ -140,6 +140,22 @@ def test_a_caller_with_http_alone_is_answered_by_a_node_on_another_machine(
     assert there.run(ASK, url).startswith("401 ")
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_a_shell_is_all_that_a_caller_needs(machines: tuple[Machine, Machine], fleet: list[Process]) -> None:
+    """It fetches its client from the bridge, and asks by it, with the API key and nothing else."""
+    assert fleet
+    _, there = machines
+    url, script = f"http://{HERE}:8000", there.house / "client.sh"
+    within = ("ip", "netns", "exec", there.name)
+    subprocess.run([*within, "curl", "-fsS", "-o", str(script), f"{url}/client.sh"], check=True, timeout=60)
+    env = {"PATH": os.environ["PATH"], "ZMQRT_URL": url, "ZMQRT_API_KEY": KEY.partition(":")[2]}
+    words = [*within, "sh", str(script), "--max-tokens", "4", "hi"]
+    asked = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.strip()
+
+
 def listening_off_loopback(pid: int) -> Iterator[int]:
     """Yield what listens on the machine of a process: IPv4 and IPv6 as the kernel has them, in hex."""
     for name in ("tcp", "tcp6"):
