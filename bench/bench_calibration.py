@@ -32,6 +32,8 @@ _TOKENS: Final = (4, 8, 16, 32, 64)
 _NEAR: Final = 1.25
 _LEAST_S: Final = 0.5
 """Waits below this are about when a process had its turn, not about queues."""
+_DRAWN: Final = 5
+"""Of so many points one is drawn."""
 _PING_S: Final = 2.0
 _WINDOW_BYTES: Final = 1 << 40
 
@@ -164,7 +166,7 @@ def main(factor: float, seconds: float, nodes: int, slots: int, step_ms: float, 
     if save and importlib.util.find_spec("matplotlib"):
         import calibration_plot
 
-        calibration_plot.draw([(point.expected_s, point.actual_s) for point in waiter.points], _NEAR, PLOT)
+        calibration_plot.draw([(point.expected_s, point.actual_s) for point in waiter.points[::_DRAWN]], _NEAR, PLOT)
 
 
 if __name__ == "__main__":

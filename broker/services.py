@@ -17,7 +17,7 @@ from .nodes import Demand, Node, Offer, Supply
 from .placement import LoadIndex, Prefixes
 from .predictor import Forecast, WaitPredictor
 from .queues import R, ServiceQueue
-from .service_times import Workload
+from .service_times import NO_WORK, Workload
 
 _MOST_RETRY_S = 60.0
 _LEAST_RETRY_S = 0.05
@@ -174,6 +174,14 @@ class Service(Generic[R]):
     def forecast(self, before: Before, own: Workload, priority: int) -> Forecast | None:
         """Say what is expected of a request that has so much before it; None: nothing is known."""
         return self.predictor.foresee(before, own, priority, self._at_once()) if self.healthy else None
+
+    def whole_wait_s(self) -> float | None:
+        """Return in how long all that waits will have been started; None while nothing waits or nothing is known."""
+        if not self.queue.count:
+            return None
+        waiting = self.queue.backlog.work
+        forecast = self.forecast(Before(waiting, waiting), NO_WORK, 0)
+        return None if forecast is None else forecast.wait_s
 
     def _at_once(self) -> int:
         """Return how many run beside each other: those that do while no node is free, and no node is just coming."""

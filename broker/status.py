@@ -168,6 +168,7 @@ def _service(service: Service[Request], *, is_listed: bool) -> s.ServiceStatus:
         duration=service.duration.read(),
         is_listed=is_listed,
         capabilities=_able_nodes(service),
+        wait_s=service.whole_wait_s(),
     )
 
 

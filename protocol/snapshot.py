@@ -131,6 +131,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
         token_time: For each further unit, the mean of one answer.
         duration: From admission to the result.
         finished: Results by finish reason; embeddings have "".
+        wait_s: In how long all that waits now will have been started; None while nothing waits or nothing is known.
         capabilities: What the nodes that could serve it now can do beyond its task, and how many of them.
         is_listed: Whether it stands in lists of models, and is a choice for requests that name none: it lives or is due
             back, or nothing of its task does.
@@ -154,6 +155,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     duration: Histogram = msgspec.field(default_factory=Histogram)
     is_listed: bool = True
     capabilities: dict[str, int] = {}
+    wait_s: float | None = None
 
     @property
     def can(self) -> str:

@@ -157,6 +157,7 @@ def _merge_services(parts: list[ServiceStatus], nodes: Sequence[NodeStatus]) -> 
         token_time=total(part.token_time for part in parts),
         duration=total(part.duration for part in parts),
         capabilities={name: max(part.capabilities.get(name, 0) for part in parts) for name in sorted(names)},
+        wait_s=max((part.wait_s for part in parts if part.wait_s is not None), default=None),
     )
 
 

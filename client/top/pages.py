@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.text import Text
 
-from ...protocol.snapshot import DeviceStatus, NodeStatus
+from ...protocol.snapshot import DeviceStatus, NodeStatus, ServiceStatus
 from ..cli.text import NOTHING, Column, ago, bar, number, table, took
 from .fleet import MergedFleet
 from .history import FleetHistory
@@ -124,7 +124,7 @@ def models_lines(fleet: MergedFleet, width: int) -> list[Text]:
             Text(service.task),
             Text(str(service.nodes), style="" if service.nodes else "red"),
             Text(f"{service.running}/{service.capacity}"),
-            Text(str(service.queued), style="yellow" if service.queued else ""),
+            Text(_waiting(service), style="yellow" if service.queued else ""),
             Text(number(service.generated_tokens)),
             Text(took(service.queue_time.quantile(0.99))),
             Text(took(service.first_token.quantile(0.5))),
@@ -136,3 +136,8 @@ def models_lines(fleet: MergedFleet, width: int) -> list[Text]:
         for service in fleet.services
     ]
     return table(columns, rows, width) if rows else []
+
+
+def _waiting(service: ServiceStatus) -> str:
+    """Say how many wait, and for how long the last of them."""
+    return str(service.queued) if service.wait_s is None else f"{service.queued}, {took(service.wait_s)}"

@@ -435,3 +435,16 @@ def test_what_is_told_of_places_costs_a_bounded_time() -> None:
 
     assert queue.tell_every_s == 5.0
     queue.count -= 5000
+
+
+def test_a_snapshot_says_how_long_a_queue_is_in_seconds() -> None:
+    """Three answers of two seconds each, and what runs; nothing where nothing waits."""
+    stage, client, _ = slow_service()
+    (idle,) = stage.broker.snapshot(stage.now).services
+    for number in range(3):
+        client.request(number)
+
+    (busy,) = stage.broker.snapshot(stage.now).services
+    assert (idle.queued, idle.wait_s) == (0, None)
+    assert busy.queued == 3
+    assert 5.0 <= (busy.wait_s or 0) <= 9.0
