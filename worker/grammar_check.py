@@ -24,6 +24,10 @@ _MAX_CHOICES: Final = 5000
 """Values of one `enum`, as many as a mask is made from in a few milliseconds."""
 _MAX_PROPERTIES: Final = 1000
 """Of one object: what they cost to compile grows by their square. 1000 cost 70 ms, for which a whole batch waits."""
+_MAX_SQUARES: Final = _MAX_PROPERTIES**2
+"""Of all objects together, by the same measure: eight of 1000 would take 5 s."""
+_MAX_LEFT_OUT: Final = 1250
+"""Properties that may come next at one place, of all alternatives there: llguidance is let go four ways for each."""
 _MAX_LITERAL: Final = 4096
 """Characters of one value, name or pattern that answers are to have: each mask costs a microsecond for four of them."""
 _MAX_OWN_CHARS: Final = 32 << 10
@@ -131,10 +135,14 @@ def _read_schema(text: str) -> object:
 
 
 def _check_schema(schema: object, kind: str) -> None:
+    squares = 0
     for number, part in enumerate(_walk(schema)):
         if number > _MAX_PARTS:
             raise _bad(f"{kind}: it has more than {_MAX_PARTS} parts")
-        fault = _too_much(part)
+        fault = _too_much(part) or _too_wide(part, schema)
+        squares += _size_of(part.value) ** 2 if part.keyword == "properties" else 0
+        if squares > _MAX_SQUARES:
+            fault = fault or "up to here there are too many properties; let objects have fewer"
         if fault is not None:
             raise _bad(f"{kind}: {_show(part.path)}: {fault}")
 
@@ -162,6 +170,28 @@ def _too_much(part: _Part) -> str | None:
     ) > _MAX_LITERAL:
         return f"it has more than {_MAX_LITERAL} characters"
     return None
+
+
+def _too_wide(part: _Part, root: object) -> str | None:
+    """Say so where more properties may come next than can be kept track of: an answer would fail in its middle."""
+    value = part.value if part.keyword in ("anyOf", "oneOf") else None
+    choices = cast("list[object]", value) if isinstance(value, list) else []
+    count = sum(_left_out(one, root) for one in choices)
+    if count <= _MAX_LEFT_OUT:
+        return None
+    return f"its alternatives have {count} properties that may be left out, more than {_MAX_LEFT_OUT}"
+
+
+def _left_out(given: object, root: object) -> int:
+    """Count the properties of an object, or of what it refers to, that an answer need not have."""
+    schema = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+    if isinstance(ref := schema.get("$ref"), str):
+        found = root
+        for name in ref.removeprefix("#").split("/")[1:]:
+            step = name.replace("~1", "/").replace("~0", "~")
+            found = cast("dict[str, object]", found).get(step) if isinstance(found, dict) else None
+        schema = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    return max(0, _size_of(schema.get("properties")) - _size_of(schema.get("required")))
 
 
 def _walk(schema: object) -> Iterator[_Part]:

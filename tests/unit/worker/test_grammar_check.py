@@ -107,6 +107,30 @@ def test_what_cannot_be_kept_to_is_refused_with_its_place(kind: Any, text: str, 
     assert time.process_time() - began < MOST_CPU_S
 
 
+def objects(count: int, properties: int) -> list[dict[str, Any]]:
+    """Make the schemas of objects whose properties have names of their own."""
+    names = [[f"p{number}_{at}" for at in range(properties)] for number in range(count)]
+    return [{"type": "object", "properties": {key: {"type": "null"} for key in one}} for one in names]
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"anyOf": objects(2, 700)}, "/anyOf: its alternatives have 1400 properties that may be left out"),
+        ({"items": {"oneOf": objects(100, 13)}}, "/items/oneOf: its alternatives have 1300"),
+        (
+            {"$defs": {"a": objects(1, 700)[0]}, "anyOf": [{"$ref": "#/$defs/a"}] * 2},
+            "/anyOf: its alternatives have 1400",
+        ),
+        ({"prefixItems": objects(2, 900)}, "too many properties"),
+    ],
+)
+def test_objects_may_be_too_much_together(schema: dict[str, Any], words: str) -> None:
+    """Each of them alone is taken: an answer would fail in its middle, or the batch wait for seconds."""
+    with pytest.raises(RequestError, match=words):
+        compile_grammar(Grammar(kind="json_schema", text=json.dumps(schema)))
+
+
 def test_the_longest_text_that_the_wire_lets_through_costs_bounded_time() -> None:
     """Whatever it is made of: one long string, many alternatives, many rules."""
     most = MAX_GRAMMAR_CHARS
