@@ -52,7 +52,7 @@ def parsed(pieces: list[bytes]) -> tuple[list[Any], bool]:
     try:
         for piece in pieces:
             parser.feed(piece)
-            while len(parser):
+            while parser.waiting:
                 if parser.is_in_body:
                     body = parser.next_piece()
                     if body and found and isinstance(found[-1], bytes):
