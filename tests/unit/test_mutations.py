@@ -64,6 +64,8 @@ def parsed(pieces: list[bytes]) -> tuple[list[Any], bool]:
                 else:
                     found.append(head)
     except RefusedError:
+        if found and isinstance(found[-1], bytes):
+            found.pop()  # how much of a broken body was read before its fault depends on the cuts
         return found, True
     return found, False
 
