@@ -24,7 +24,7 @@ def request(*, resume_ids: list[int] | None = None, min_new_tokens: int = 0, **s
         resume_ids=resume_ids or [],
         max_new_tokens=100,
         min_new_tokens=min_new_tokens,
-        sampling=msgspec.convert(sampling, SamplingParams),
+        sampling=msgspec.structs.replace(SamplingParams(), **sampling),
     )
 
 
