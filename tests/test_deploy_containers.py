@@ -120,7 +120,7 @@ def test_extras_of_the_image_are_extras_of_the_package() -> None:
     """As a default, and in the page for operators."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     text = (DEPLOY / "README.md").read_text(encoding="utf-8")
-    named = [rest.partition("=")[2] for word, rest in instructions() if rest.startswith("EXTRAS=")]
+    named = [rest.partition("=")[2] for _, rest in instructions() if rest.startswith("EXTRAS=")]
     named += re.findall(r"EXTRAS=(\S+)", text)
 
     assert {extra for one in named for extra in one.split(",")} == {"bridge", "worker", "models"}
