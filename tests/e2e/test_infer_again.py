@@ -194,13 +194,14 @@ def test_a_caller_who_is_gone_frees_the_slot_within_a_step(
 def test_a_caller_who_is_gone_before_its_turn_never_has_one(narrow: tuple[Stack, Process], accept: str) -> None:
     """While it sends, and while it waits behind others."""
     stack, bridge = narrow
-    body = json.dumps({"prompt": "tell me", "max_tokens": 4000}).encode()
+    body = json.dumps({"prompt": "tell me", "max_tokens": 400}).encode()
+    enough = {"accept": accept, "x-request-timeout": "600"}  # with less the broker would not let it wait
     asked_before = counter(stack, "requests")
     with calling(bridge, "/infer", body, headers={"accept": accept}, sent=10):
         pass
     with calling(bridge, "/infer", body):
         eventually(lambda: stack.status().running == 1, what="a busy slot")
-        with calling(bridge, "/infer", body, headers={"accept": accept}):
+        with calling(bridge, "/infer", body, headers=enough):
             eventually(lambda: stack.status().queued == 1, what="one that waits")
         eventually(lambda: stack.status().queued == 0, within_s=5, what="nobody that waits")
         assert stack.status().running == 1
