@@ -35,7 +35,7 @@ class Garbage:
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
             head = await reader.readuntil(b"\r\n\r\n")
             is_probe = head.startswith(b"GET")
             self.posts += not is_probe
@@ -45,7 +45,6 @@ class Garbage:
             if self._stays and (not is_probe or self._probe is not None):
                 while await reader.read(1 << 16):  # until it is left
                     pass
-        writer.close()
 
 
 def before(
