@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -62,31 +62,45 @@ def command(
             data(to_fields(result) | answer_fields(result.text, callable_))
         else:
             is_streamed = stream if stream is not None else is_terminal()
-            _print(client, wanted, asked, AnswerView(None if raw else callable_), is_streamed=is_streamed)
+            view = AnswerView(None if raw else callable_)
+            shown = _print(client, wanted, asked, view, is_streamed=is_streamed)
+            if shown is not None and shown.finish_reason == "length" and (sampling.schema or sampling.regex):
+                _refuse_half(shown.usage.completion_tokens)
 
 
-def _print(client: Client, prompt: str | None, asked: GenerateOptions, view: AnswerView, *, is_streamed: bool) -> None:
+def _refuse_half(tokens: int) -> NoReturn:
+    """Let no program take half a document for a whole one; --json says so by its finish_reason."""
+    raise click.ClickException(
+        f"the answer was cut off after {tokens} tokens, before it was what was asked for; allow more with --max-tokens"
+    )
+
+
+def _print(
+    client: Client, prompt: str | None, asked: GenerateOptions, view: AnswerView, *, is_streamed: bool
+) -> Result | None:
+    """Show an answer; return it where it has come to its end."""
     wait = WaitLine()
     asked["on_wait"] = wait.show
     try:
         if not is_streamed:
-            text = client.infer(prompt, **asked).text
+            result = client.infer(prompt, **asked)
             wait.clear()
-            view.show(text)
+            view.show(result.text)
             view.close()
-        else:
-            _print_as_it_comes(client.stream(prompt, **asked), view, wait)
+            return result
+        return _print_as_it_comes(client.stream(prompt, **asked), view, wait)
     finally:
         wait.clear()
         if is_streamed:
             view.close()  # an error, or the shell's prompt, starts on a line of its own
 
 
-def _print_as_it_comes(stream: Stream, view: AnswerView, wait: WaitLine) -> None:
+def _print_as_it_comes(stream: Stream, view: AnswerView, wait: WaitLine) -> Result | None:
     with stream:
         for chunk in stream:
             wait.clear()
             view.show(chunk.text)
+        return stream.result
 
 
 def to_fields(result: Result) -> dict[str, object]:

@@ -172,16 +172,21 @@ def test_what_says_no_grammar_is_a_400_that_names_the_parameter(
 
 
 def test_a_shell_asks_for_json(fleet: tuple[Stack, Process], tmp_path: Path) -> None:
-    """`--schema FILE`, and a word about a file that is none."""
+    """`--schema FILE`, and a word about a file that is none, and about an answer that is half."""
     file = tmp_path / "person.json"
     file.write_bytes(msgspec.json.encode(msgspec.json.schema(Person)))
     where = ("--broker", fleet[0].clients, "--model", "mock", "--seed", "1")  # chance may draw what is cut off
     done = zmqrt("infer", "who?", "--schema", str(file), *where)
     talked = zmqrt("chat", "--schema", str(file), *where, given="who?\n")
+    cut = ("infer", "who?", "--schema", str(file), *where, "-n", "2")
+    halves = [zmqrt(*cut, how) for how in ("--stream", "--no-stream")]
     missing = zmqrt("infer", "who?", "--schema", str(tmp_path / "no.json"), "--broker", fleet[0].clients)
 
     assert isinstance(msgspec.json.decode(done.stdout, type=Person), Person)
     assert isinstance(msgspec.json.decode(talked.stdout[talked.stdout.index("{") :], type=Person), Person)
+    for half in halves:
+        assert half.returncode == 1
+        assert "cut off after 2 tokens" in half.stderr
     assert missing.returncode == 2
     assert "--schema" in missing.stderr
     assert "No such file" in missing.stderr
