@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from ..protocol.errors import ConfigurationError
+from ..protocol.file_edits import FULL
 
 MOST_WAITING: Final = 10_000
 """Lines, some 3 MB: seconds of a busy bridge."""
@@ -56,14 +57,19 @@ class AuditLog:
         self._clock = clock
         self._lines: queue.SimpleQueue[AuditLine | None] = queue.SimpleQueue()
         self._is_old = False
+        self._is_torn = False
         self._thread: threading.Thread | None = None
         self.problem = ""
         """Why lines are lost now; "" = none is."""
         self.lost = 0
         """Lines that were not written."""
+        self._file: BinaryIO | None = None
         try:
-            self._file: BinaryIO | None = self._open()
+            self._file = self._open()
         except OSError as error:
+            if error.errno in FULL:  # which ends no service that starts anew: each line tries again
+                self._lose(0, f"{path}: {error.strerror}")
+                return
             raise ConfigurationError(f"{path} cannot be written as audit log: {error.strerror}") from None
 
     def write(self, line: AuditLine) -> None:
@@ -100,6 +106,8 @@ class AuditLog:
                     lines.append(self._lines.get_nowait())
             is_over = None in lines
             told = [line for line in lines if line is not None]
+            if not told:
+                continue
             try:
                 self._write(b"".join(msgspec.json.encode(line) + b"\n" for line in told))
             except OSError as error:
@@ -113,9 +121,10 @@ class AuditLog:
             self._is_old = False
             self._drop_file()
             self._file = self._open()
-        left = memoryview(b"\n" + data if self.problem else data)  # what failed may have left half a line
+        left = memoryview(b"\n" + data if self._is_torn else data)
         while left:
             left = left[self._file.write(left) :]
+            self._is_torn = bool(left)  # should the rest fail
 
     def _drop_file(self) -> None:
         if self._file is not None:

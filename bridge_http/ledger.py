@@ -11,7 +11,7 @@ Everything here blocks, and runs in the thread of `ledger_thread.py`. Time comes
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from ..protocol.api_keys import Limits
@@ -94,26 +94,32 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, bridge: str) -> None:
         self._db = connection
         self._bridge = bridge
-        self._signed_at = 0.0
+        self._signed_at = -SIGN_EVERY_S
 
-    def sign(self, now: float) -> None:
-        """Give a sign of life, and settle what dead bridges left."""
-        if now - self._signed_at < SIGN_EVERY_S:
+    def sign(self, uptime: float, now: float) -> None:
+        """Give a sign of life, and settle what dead bridges left.
+
+        `uptime` is the machine's, which nobody sets: a clock that is set makes no bridge dead, and keeps none alive.
+        """
+        if 0 <= uptime - self._signed_at < SIGN_EVERY_S:
             return
-        self._signed_at = now
+        self._signed_at = uptime
         self._db.execute("BEGIN IMMEDIATE")
         with self._db:
-            self._db.execute("INSERT OR REPLACE INTO bridges VALUES(?, ?)", (self._bridge, now))
+            self._db.execute("INSERT OR REPLACE INTO bridges VALUES(?, ?)", (self._bridge, uptime))
             dead = self._db.execute(
                 "SELECT rid, tenant, name, model, requests, prompt_tokens, completion_tokens FROM reservations"
-                " WHERE bridge NOT IN (SELECT bridge FROM bridges WHERE seen >= ?)",
-                (now - DEAD_AFTER_S,),
+                " WHERE bridge NOT IN (SELECT bridge FROM bridges WHERE seen BETWEEN ? AND ?)",
+                (uptime - DEAD_AFTER_S, uptime + DEAD_AFTER_S),  # much later: before the machine began anew
             ).fetchall()
             for rid, tenant, name, model, requests, prompt, completion in dead:
                 self._db.execute("DELETE FROM reservations WHERE rid = ?", (rid,))
                 self._add((tenant, name, model), (requests, 0, 1, prompt, completion), now)
-            self._db.execute("DELETE FROM bridges WHERE seen < ?", (now - 10 * DEAD_AFTER_S,))
-            self._db.execute("DELETE FROM settled WHERE at < ?", (now - REPLAY_S,))
+            self._db.execute(
+                "DELETE FROM bridges WHERE seen NOT BETWEEN ? AND ?",
+                (uptime - 10 * DEAD_AFTER_S, uptime + DEAD_AFTER_S),
+            )
+            self._db.execute("DELETE FROM settled WHERE at NOT BETWEEN ? AND ?", (now - REPLAY_S, now + REPLAY_S))
 
     def work(self, reserve: Sequence[Reservation], settle: Iterable[Settlement], now: float) -> list[Verdict]:
         """Settle what has ended, then decide on what wants to go out; all in one transaction."""
@@ -136,10 +142,9 @@ class Ledger:
             return Verdict()
         if wanted.is_named and self._was_settled(wanted.rid, now):
             wanted = wanted._replace(prompt_tokens=0, completion_tokens=0, most=0)
-        for subject in wanted.subjects:
-            refusal = self._refusal(subject, wanted, now)
-            if refusal is not None:
-                return refusal
+        refusals = [refusal for subject in wanted.subjects for refusal in self._refusals(subject, wanted, now)]
+        if refusals:  # the one that takes longest: who waits for another would be refused again
+            return max(refusals, key=lambda refusal: refusal.retry_after_s)
         left = [self._take(subject, wanted, now) for subject in wanted.subjects]
         row = (*wanted[:1], self._bridge, *wanted[1:4], *wanted[5:9], now)
         self._db.execute("INSERT INTO reservations VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -149,18 +154,18 @@ class Ledger:
         query = "SELECT 1 FROM settled WHERE rid = ? AND at >= ?"
         return self._db.execute(query, (rid, now - REPLAY_S)).fetchone() is not None
 
-    def _refusal(self, subject: Subject, wanted: Reservation, now: float) -> Verdict | None:
+    def _refusals(self, subject: Subject, wanted: Reservation, now: float) -> Iterator[Verdict]:
         limits, is_of_tenant = subject.limits, subject.name is None
         if limits.budget is not None:
             had, reserved = self._had(subject, now)
             if had + reserved >= limits.budget:
                 # What is only reserved may come free; else it is the next month that helps.
                 wait_s = 1.0 if had < limits.budget else next_month(now) - now
-                return Verdict(None, None, "budget", limits.budget, wait_s, is_of_tenant)
+                yield Verdict(None, None, "budget", limits.budget, wait_s, is_of_tenant)
         if limits.concurrency is not None:
             count, wait_s = self._under_way(subject, now)
             if count >= limits.concurrency:
-                return Verdict(None, None, "concurrency", limits.concurrency, wait_s, is_of_tenant)
+                yield Verdict(None, None, "concurrency", limits.concurrency, wait_s, is_of_tenant)
         for what, limit, wants in (("rpm", limits.rpm, wanted.requests), ("tpm", limits.tpm, _tokens(wanted))):
             if limit is None or not wants:
                 continue
@@ -169,9 +174,9 @@ class Ledger:
             if missing > 0:
                 told, wait_s = _told(limit, left), missing * _MINUTE_S / limit
                 if what == "rpm":
-                    return Verdict(told, None, "rpm", limit, wait_s, is_of_tenant)
-                return Verdict(None, told, "tpm", limit, wait_s, is_of_tenant)
-        return None
+                    yield Verdict(told, None, "rpm", limit, wait_s, is_of_tenant)
+                else:
+                    yield Verdict(None, told, "tpm", limit, wait_s, is_of_tenant)
 
     def _had(self, subject: Subject, now: float) -> tuple[int, int]:
         """Return the tokens that a month has seen, and those that are reserved."""
@@ -201,6 +206,8 @@ class Ledger:
         if row is None:
             return float(limit)
         left, at = float(row[0]), float(row[1])
+        if at - now > _MINUTE_S:  # the clock was set back since: nobody waits until it is there again
+            return float(limit)
         return min(float(limit), left + max(0.0, now - at) * limit / _MINUTE_S)
 
     def _take(self, subject: Subject, wanted: Reservation, now: float) -> tuple[Left | None, Left | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..protocol.errors import ConfigurationError
-from ..protocol.usage_file import open_usage
+from ..protocol.usage_file import BUSY_S, NotNowError, open_usage
 from .ledger import SIGN_EVERY_S, Ledger, Reservation, Settlement, Verdict
 
 MOST_WAITING: Final = 4096
@@ -26,6 +26,8 @@ _MOST_AT_ONCE: Final = 512
 _MOST_UNSETTLED: Final = 65_536
 """Kept while the file cannot be written: a bridge has fewer requests under way."""
 _FAREWELL_S: Final = 5.0
+BUSY_AGAIN_S: Final = 0.1
+"""Longest wait for somebody else's lock once the file could not be written: each request waits for this."""
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,8 @@ class LedgerThread:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._unsettled: list[Settlement] = []
+        self._ledger: Ledger | None = None
+        self._opened: tuple[int, int] | None = None
         self.problem = ""
         """Why nothing can be written now; "" = it can."""
         self.lost = 0
@@ -58,7 +62,8 @@ class LedgerThread:
 
     def start(self) -> None:
         """Open the file: a wrong one is known at once, and what others left is settled. Raises ConfigurationError."""
-        open_usage(self._path).close()
+        with contextlib.suppress(NotNowError):  # a full disk ends no service that starts anew, either
+            open_usage(self._path).close()
         self._begin()
 
     def reserve(self, reservation: Reservation) -> asyncio.Future[Verdict]:
@@ -98,8 +103,6 @@ class LedgerThread:
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        ledger: Ledger | None = None
-        opened: tuple[int, int] | None = None
         is_over = False
         while not is_over:
             jobs = self._next()
@@ -107,26 +110,36 @@ class LedgerThread:
             asked = [job for job in jobs if isinstance(job, _Asked)]
             self._unsettled += [job for job in jobs if isinstance(job, Settlement)]
             try:
-                if ledger is not None and self._identity() != opened:  # deleted, or another one in its place
-                    _close(ledger)
-                    ledger = None
-                if ledger is None:
-                    ledger = Ledger(open_usage(self._path), self._bridge)
-                    opened = self._identity()
-                now = self._clock()
-                ledger.sign(now)
-                verdicts = ledger.work([one.reservation for one in asked], self._unsettled, now)
+                verdicts = self._work([one.reservation for one in asked])
             except (sqlite3.Error, ConfigurationError) as error:
-                if ledger is not None:
-                    _close(ledger)
-                    ledger = None
+                self._close_file()
                 self._fail(asked, str(error))
+            except Exception as error:  # whatever it is, the thread goes on: everybody waits for it
+                log.exception("%d answers cannot be written to the usage file", len(self._unsettled))
+                self._lose()
+                self._fail(asked, repr(error))
             else:
                 self._unsettled.clear()
                 self._recover()
                 _answer(asked, verdicts)
-        if ledger is not None:
-            ledger.close()
+        self._close_file()
+
+    def _work(self, reservations: Sequence[Reservation]) -> list[Verdict]:
+        if self._ledger is not None and self._identity() != self._opened:  # deleted, or another one in its place
+            self._close_file()
+        if self._ledger is None:
+            busy_s = BUSY_AGAIN_S if self.problem else BUSY_S
+            self._ledger = Ledger(open_usage(self._path, busy_s=busy_s), self._bridge)
+            self._opened = self._identity()
+        now = self._clock()
+        self._ledger.sign(time.monotonic(), now)
+        return self._ledger.work(reservations, self._unsettled, now)
+
+    def _close_file(self) -> None:
+        if self._ledger is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._ledger.close()
+        self._ledger = None
 
     def _identity(self) -> tuple[int, int] | None:
         """Say which file it is; None: none, or one in memory."""
@@ -152,19 +165,19 @@ class LedgerThread:
             log.error("the usage file cannot be written: %s", problem)
         self.problem = problem
         if len(self._unsettled) > _MOST_UNSETTLED:
-            self.lost += len(self._unsettled)
-            self._unsettled.clear()
+            self._lose()
         _answer(asked, [UnrecordedError(problem)] * len(asked))
+
+    def _lose(self) -> None:
+        self.lost += len(self._unsettled)
+        self._unsettled.clear()
 
     def _recover(self) -> None:
         if self.problem:
             log.warning("the usage file can be written again")
             self.problem = ""
-
-
-def _close(ledger: Ledger) -> None:
-    with contextlib.suppress(sqlite3.Error):
-        ledger.close()
+            if self._path is not None:
+                self._close_file()  # it was opened with little patience
 
 
 def _answer(asked: Sequence[_Asked], answers: Sequence[Verdict | UnrecordedError]) -> None:

@@ -6,13 +6,18 @@ Two who edit in one folder wait for one another: of two at once, the first one's
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Final
 
 from .errors import ConfigurationError
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that has no room, for anybody or for us."""
 
 
 def replace_text(path: Path, text: str, *, mode: int) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from zmqrt.bridge_http.ledger import DEAD_AFTER_S, REPLAY_S, Ledger, Reservation, Settlement, Subject, Verdict
 from zmqrt.protocol.api_keys import Limits
-from zmqrt.protocol.usage_file import next_month, open_usage, read_usage
+from zmqrt.protocol.errors import ConfigurationError
+from zmqrt.protocol.usage_file import SCHEMA_NUMBER, next_month, open_usage, read_usage
 
 NOW = 1_796_000_000.0
 """Of 30 November 2026."""
+UP = 1000.0
+"""Seconds since the machine began."""
 _numbers = itertools.count(1)
 
 
@@ -36,10 +40,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "usage.db"
 
 
-def bridge(path: Path | None, name: str = "b1") -> Ledger:
+def bridge(path: Path | None, name: str = "b1", *, after: float = 0.0) -> Ledger:
     """Open it as a bridge does."""
     ledger = Ledger(open_usage(path), name)
-    ledger.sign(NOW)
+    ledger.sign(UP + after, NOW + after)
     return ledger
 
 
@@ -171,15 +175,14 @@ def test_what_a_dead_bridge_had_reserved_is_settled_once(path: Path) -> None:
     dead.close()
 
     for after in (2.0, DEAD_AFTER_S - 1):
-        alive.sign(NOW + after)
+        alive.sign(UP + after, NOW + after)
         assert read_usage(path) == []
         assert reserve(alive, wanted(limits, tokens=6), NOW + after).refused_by is (None if after == 2.0 else "budget")
-    alive.sign(NOW + DEAD_AFTER_S + 1)
+    alive.sign(UP + DEAD_AFTER_S + 1, NOW + DEAD_AFTER_S + 1)
     (row,) = read_usage(path, ["tenant"])
     assert (row.requests, row.unsettled, row.prompt_tokens) == (1, 1, 60)
 
-    again = bridge(path, "b1-again")
-    again.sign(NOW + DEAD_AFTER_S + 5)
+    again = bridge(path, "b1-again", after=DEAD_AFTER_S + 5)
     again.work([], [ended(late, 95)], NOW)
     assert read_usage(path, ["tenant"])[0].prompt_tokens == 60
 
@@ -188,3 +191,52 @@ def test_without_a_file_limits_are_kept_all_the_same() -> None:
     """By one bridge, until it ends."""
     ledger = bridge(None)
     assert [reserve(ledger, wanted(Limits(rpm=1))).refused_by for _ in range(2)] == [None, "rpm"]
+
+
+def test_whoever_waits_as_long_as_told_is_let_in(path: Path) -> None:
+    """Of two limits the one counts that takes longer."""
+    ledger = bridge(path)
+    request = wanted()._replace(
+        subjects=(Subject("acme", "ci", Limits(rpm=60)), Subject("acme", None, Limits(rpm=1, tpm=10)))
+    )
+    for number in range(60):
+        reserve(ledger, wanted(Limits(rpm=60)), NOW + number / 1000)
+    assert reserve(ledger, wanted(Limits(rpm=1, tpm=10), name=None)).refused_by is None
+
+    refused = reserve(ledger, request)
+    assert (refused.refused_by, refused.is_of_tenant) == ("rpm", True)
+    assert reserve(ledger, request, NOW + refused.retry_after_s + 0.1).refused_by is None
+
+
+def test_a_clock_that_is_set_settles_nothing_and_keeps_nobody_out(path: Path) -> None:
+    """However far: bridges live by the time since the machine began, and minutes come back."""
+    one, two = bridge(path), bridge(path, "b2")
+    running = wanted(Limits(concurrency=1, rpm=2))
+    assert reserve(one, running).refused_by is None
+    for now in (NOW + 1e6, NOW - 1e6):
+        two.sign(UP + 3, now)
+        one.sign(UP + 3, now)
+    assert read_usage(path) == []
+    one.work([], [ended(running, 1)], NOW - 1e6)
+    assert reserve(two, wanted(Limits(rpm=2)), NOW - 1e6).refused_by is None
+
+    bridge(path, "b3", after=5.0 - UP)  # the machine began anew
+    assert [row.unsettled for row in read_usage(path, ["tenant"])] == [1]
+
+
+def test_files_of_others_are_left_alone(path: Path) -> None:
+    """Of another program, of a later version; for reading, too."""
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE dashboards(id)")
+    raw = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="another program"):
+        open_usage(path)
+    assert path.read_bytes() == raw
+
+    later = path.with_name("later.db")
+    open_usage(later).close()
+    with sqlite3.connect(later) as connection:
+        connection.execute(f"PRAGMA user_version={SCHEMA_NUMBER + 1}")
+    for read in (open_usage, read_usage):
+        with pytest.raises(ConfigurationError, match="another version"):
+            read(later)
