@@ -114,13 +114,22 @@ async def _next_of(choice: int, pending: InFlightRequest[Result]) -> Part:
 
 
 def start(
-    in_flight: InFlight, tasks: Sequence[Generate], request: HttpRequest, *, stream: bool, model: str | None
+    in_flight: InFlight,
+    tasks: Sequence[Generate],
+    request: HttpRequest,
+    *,
+    stream: bool,
+    model: str | None,
+    per_prompt: int,
 ) -> Choices:
     """Start a generation for each choice; close what is returned. Raises as `InFlight.generate`."""
     pending: list[InFlightRequest[Result]] = []
     try:
         for choice, task in enumerate(tasks):
-            pending.append(in_flight.generate(task, request, stream=stream, model=model, choice=choice))
+            is_further = choice % per_prompt > 0
+            pending.append(
+                in_flight.generate(task, request, stream=stream, model=model, choice=choice, is_further=is_further)
+            )
     except BaseException:
         for one in pending:
             one.release()
@@ -129,11 +138,17 @@ def start(
 
 
 def stream_choices(
-    in_flight: InFlight, tasks: Sequence[Generate], request: HttpRequest, writer: ChoicesWriter, *, model: str | None
+    in_flight: InFlight,
+    tasks: Sequence[Generate],
+    request: HttpRequest,
+    writer: ChoicesWriter,
+    *,
+    model: str | None,
+    per_prompt: int,
 ) -> EventStream:
     """Start a generation for each choice, and answer with the events of all. Raises as `start`, and BadHeaderError."""
     delivered = delivered_of_each(request, len(tasks))
-    choices = start(in_flight, tasks, request, stream=True, model=model)
+    choices = start(in_flight, tasks, request, stream=True, model=model, per_prompt=per_prompt)
     name = request.caller.request_id if idempotency_key(request) else ""
     return event_stream(in_flight, request, writer, _events(choices, writer, delivered, name), choices.close)
 

@@ -156,11 +156,12 @@ class InFlight:
         model: str | None = None,
         is_v1: bool = False,
         choice: int = 0,
+        is_further: bool = False,
     ) -> InFlightRequest[Result]:
         """Start a generation; close what is returned. Raises BadHeaderError and what the library raises.
 
         `is_v1`: by the locked contract, where the time of a whole answer is its whole time. `choice`: which it is of
-        several for one caller.
+        several for one caller, `is_further`: and another one has the same prompt.
         """
         options = self._options(request, model, self.settings.default_model)
         if is_v1 and not stream:
@@ -170,7 +171,7 @@ class InFlight:
         def submit() -> RequestHandle[Result]:
             return self._broker.submit_task(task, stream=stream, rid=rid, **options)
 
-        return self._remember(self._metered(submit, task, request, options, rid), request)
+        return self._remember(self._metered(submit, task, request, options, rid, is_further=is_further), request)
 
     def embed(self, task: Embed, request: HttpRequest, *, model: str | None = None) -> InFlightRequest[Embeddings]:
         """Start an embedding; close what is returned. Raises BadHeaderError and what the library raises."""
@@ -232,7 +233,14 @@ class InFlight:
             self._under_way.pop(name, None)
 
     def _metered(
-        self, submit: Callable[[], RequestHandle[R]], task: Task, request: HttpRequest, options: CallOptions, rid: bytes
+        self,
+        submit: Callable[[], RequestHandle[R]],
+        task: Task,
+        request: HttpRequest,
+        options: CallOptions,
+        rid: bytes,
+        *,
+        is_further: bool = False,
     ) -> RequestHandle[R]:
         """Start a request, when it has its reservation if it needs one."""
         if not self._meter.wants(request.caller.key):
@@ -240,7 +248,14 @@ class InFlight:
         is_first, is_named = rid == request.caller.rid, bool(idempotency_key(request))
         model = options.get("model") or ""
         return self._meter.start(
-            submit, task, request.caller, rid=rid, model=model, is_first=is_first, is_named=is_named
+            submit,
+            task,
+            request.caller,
+            rid=rid,
+            model=model,
+            is_first=is_first,
+            is_named=is_named,
+            is_further=is_further,
         )
 
     def _remember(self, handle: RequestHandle[R], request: HttpRequest) -> InFlightRequest[R]:

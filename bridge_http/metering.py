@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 from ..client.response import Chunk
 from ..protocol import tasks
 from ..protocol.api_keys import NO_LIMITS, ApiKey
-from ..protocol.errors import ErrorKind, RequestError, request_error
+from ..protocol.errors import ConnectError, ErrorKind, RequestError, request_error
 from .access import Caller
 from .broker_client import RequestHandle
 from .config import BridgeSettings
@@ -31,6 +31,10 @@ ANSWER_TOKENS: Final = 1024
 """Of an answer without a bound: what nodes make at most unless they are told otherwise (--default-max-tokens)."""
 _TEMPLATE_BYTES: Final = 64
 """What a chat template may add to a short prompt."""
+_ADMISSION_S: Final = 10.0
+"""Longest wait for the usage file. Locks of others are waited for less long, so its disk hangs then."""
+_MOST_TOKENS: Final = 2**40
+"""More than any answer has, and so little that their sums stay numbers of SQLite."""
 
 
 class UsageMeter:
@@ -38,6 +42,7 @@ class UsageMeter:
 
     def __init__(self, settings: BridgeSettings, *, clock: Callable[[], float] = time.time) -> None:
         self._has_file = settings.usage_file is not None
+        self._is_told = self._has_file or settings.audit_log is not None
         self._serves_unrecorded = settings.unrecorded == "serve"
         self.ledger = LedgerThread(settings.usage_file, secrets.token_hex(8), clock=clock)
         self.metrics = TenantMetrics(lambda: self.ledger.problem)
@@ -47,7 +52,7 @@ class UsageMeter:
 
     def wants(self, key: ApiKey | None) -> bool:
         """Whether requests of a key are metered."""
-        return self._has_file or (key is not None and key.is_limited)
+        return self._is_told or (key is not None and key.is_limited)
 
     def start(
         self,
@@ -59,17 +64,30 @@ class UsageMeter:
         model: str,
         is_first: bool,
         is_named: bool = False,
+        is_further: bool = False,
     ) -> MeteredHandle[R_co]:
-        """Reserve, and have the request go out by `submit` then."""
+        """Reserve, and have the request go out by `submit` then; `is_further`: its prompt is another answer's too."""
         wanted = reservation_of(task, caller, rid=rid, model=model, is_first=is_first, is_named=is_named)
+        if is_further:
+            wanted = wanted._replace(prompt_tokens=0, most=wanted.completion_tokens)
         self._held.setdefault(rid, _Held()).count += 1
-        return MeteredHandle(self, submit, wanted, caller.standing or Standing())
+        standing = caller.standing or Standing()
+        standing.model = model
+        return MeteredHandle(self, submit, wanted, standing, is_further=is_further)
 
     async def admit(self, wanted: Reservation, standing: Standing) -> None:
         """Wait for a reservation. Raises LimitError, or RefusedError where nothing can be recorded and that matters."""
+        if not self._has_file and not wanted.subjects:
+            return  # the audit log wants to know what it takes, and nobody else
+        held = self._held[wanted.rid]
         try:
-            verdict = await self.ledger.reserve(wanted)
-        except UnrecordedError:
+            async with asyncio.timeout(_ADMISSION_S):
+                verdict = await self.ledger.reserve(wanted)
+            held.is_reserved = True
+        except (UnrecordedError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):  # it may be reserved yet, and has to be settled then
+                held.is_reserved = True
+                held.most = held.most or Settlement(wanted, "", 0, 0, has_failed=True)
             self.metrics.unrecorded()
             if self._serves_unrecorded:
                 return
@@ -97,7 +115,8 @@ class UsageMeter:
         del self._held[rid]
         if held.most is not None:
             self.metrics.settled(held.most)
-            self.ledger.settle(held.most)
+            if held.is_reserved:
+                self.ledger.settle(held.most)
 
     def close(self) -> None:
         """Write the last counts."""
@@ -108,12 +127,19 @@ class MeteredHandle(Generic[R_co]):
     """A request that goes out when it has its reservation, and is settled once, however it ends."""
 
     def __init__(
-        self, meter: UsageMeter, submit: Callable[[], RequestHandle[R_co]], wanted: Reservation, standing: Standing
+        self,
+        meter: UsageMeter,
+        submit: Callable[[], RequestHandle[R_co]],
+        wanted: Reservation,
+        standing: Standing,
+        *,
+        is_further: bool,
     ) -> None:
         self._meter = meter
         self._submit = submit
         self._wanted = wanted
         self._standing = standing
+        self._is_further = is_further
         self._admission = asyncio.ensure_future(meter.admit(wanted, standing))
         self._handle: RequestHandle[R_co] | None = None
         self._prompt_tokens = 0
@@ -139,7 +165,7 @@ class MeteredHandle(Generic[R_co]):
         handle = await self._begin()
         try:
             result: Any = await handle.result()
-        except RequestError:
+        except (RequestError, ConnectError):
             self._settle_so_far(has_failed=True)
             raise
         usage: tasks.Usage = result.usage
@@ -151,7 +177,7 @@ class MeteredHandle(Generic[R_co]):
         handle = await self._begin()
         try:
             chunks = await handle.next_chunks()
-        except RequestError:
+        except (RequestError, ConnectError):
             self._settle_so_far(has_failed=True)
             raise
         for chunk in chunks:
@@ -171,7 +197,7 @@ class MeteredHandle(Generic[R_co]):
             try:
                 self._handle = self._submit()
             except BaseException:
-                self._settle(self._wanted.model, 0, 0, has_failed=True)
+                self._settle("", 0, 0, has_failed=True)
                 raise
         return self._handle
 
@@ -179,7 +205,7 @@ class MeteredHandle(Generic[R_co]):
         if admission.cancelled() or admission.exception() is not None:
             self._end_unadmitted()
         else:
-            self._settle(self._wanted.model, 0, 0, has_failed=True)
+            self._settle("", 0, 0, has_failed=True)
 
     def _end_unadmitted(self) -> None:
         if not self._is_settled:
@@ -187,27 +213,36 @@ class MeteredHandle(Generic[R_co]):
             self._meter.let_go(self._wanted.rid)
 
     def _settle_so_far(self, *, has_failed: bool) -> None:
-        """Count what was read of it: all that anybody has had of it."""
+        """Count what was read of it: all that anybody has had of it. A model that said nothing may be an invented one,
+        and the usage file would grow with them.
+        """
         prompt = (self._prompt_tokens or self._wanted.prompt_tokens) if self._made else 0
-        self._settle(self._wanted.model, prompt, self._made, has_failed=has_failed)
+        self._settle(self._wanted.model if self._made else "", prompt, self._made, has_failed=has_failed)
 
     def _settle(
         self, model: str, prompt_tokens: int, completion_tokens: int, *, has_failed: bool, is_whole: bool = False
     ) -> None:
         if not self._is_settled:
             self._is_settled = True
-            ended = Settlement(self._wanted, model, prompt_tokens, completion_tokens, has_failed, is_whole)
+            prompt = 0 if self._is_further else _sane(prompt_tokens)
+            ended = Settlement(self._wanted, model, prompt, _sane(completion_tokens), has_failed, is_whole)
             self._meter.settle(ended, self._standing)
 
 
 class _Held:
-    """How many wait for one request here, and the most that one of them had of it."""
+    """How many wait for one request here, the most that one of them had of it, and whether the usage file knows it."""
 
-    __slots__ = ("count", "most")
+    __slots__ = ("count", "is_reserved", "most")
 
     def __init__(self) -> None:
         self.count = 0
+        self.is_reserved = False
         self.most: Settlement | None = None
+
+
+def _sane(tokens: int) -> int:
+    """Return a count as a node may tell it: not less than none."""
+    return min(max(0, tokens), _MOST_TOKENS)
 
 
 def _share(ended: Settlement) -> tuple[bool, int]:

@@ -33,7 +33,7 @@ class Standing:
 
     def add(self, ended: Settlement) -> None:
         """Note what an answer to it took."""
-        self.model = ended.model
+        self.model = ended.model or self.model
         self.prompt_tokens += ended.prompt_tokens
         self.completion_tokens += ended.completion_tokens
 

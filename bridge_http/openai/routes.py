@@ -102,7 +102,7 @@ async def _generate(
     asked = AskedTools.of(body, request.caller.rid, tasks[0].extra)
     per_prompt, tasks = body.n or 1, choices_of(tasks, body.n)
     if not body.stream:
-        choices = start(in_flight, tasks, request, stream=False, model=body.model)
+        choices = start(in_flight, tasks, request, stream=False, model=body.model, per_prompt=per_prompt)
         return json_response(200, kind.whole(await choices.whole(request), per_prompt, id_, created, spelling, asked))
     options = body.stream_options or StreamOptions()
     so_far = bool(options.continuous_usage_stats)
@@ -121,4 +121,5 @@ async def _generate(
     ]
     if len(tasks) == 1:
         return stream(in_flight, tasks[0], request, writers[0], model=body.model)
-    return stream_choices(in_flight, tasks, request, r.AnswerStream(writers, per_prompt), model=body.model)
+    writer = r.AnswerStream(writers, per_prompt)
+    return stream_choices(in_flight, tasks, request, writer, model=body.model, per_prompt=per_prompt)

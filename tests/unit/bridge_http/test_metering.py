@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
+import sqlite3
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import ASGIApp
 
+from support import fake_fleet
 from support.asgi import Exchange, call, exchange
 from support.fake_fleet import FakeFleet
-from zmqrt.bridge_http import in_flight
+from zmqrt.bridge_http import in_flight, ledger_thread, metering
 from zmqrt.bridge_http.app import make_app
-from zmqrt.bridge_http.audit import AuditLog
+from zmqrt.bridge_http.audit import AuditLine, AuditLog
 from zmqrt.bridge_http.config import BridgeSettings
+from zmqrt.bridge_http.ledger import Ledger
+from zmqrt.bridge_http.ledger_thread import BUSY_AGAIN_S
 from zmqrt.bridge_http.metering import UsageMeter
 from zmqrt.protocol.api_keys import HASH, digest_of
-from zmqrt.protocol.errors import ConfigurationError, ErrorKind, request_error
-from zmqrt.protocol.usage_file import UsageRow, read_usage
+from zmqrt.protocol.errors import ConfigurationError, ConnectError, ErrorKind, request_error
+from zmqrt.protocol.tasks import Usage
+from zmqrt.protocol.usage_file import BUSY_S, UsageRow, open_usage, read_usage
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 MESSAGE = {**CHAT, "max_tokens": 5}
@@ -79,8 +88,123 @@ def test_every_answer_is_counted(tmp_path: Path) -> None:
 
     ours, theirs = house.rows()
     assert (ours.tenant, ours.name, ours.model, ours.requests, ours.failed) == ("acme", "ci", "m", 8, 0)
-    assert (ours.prompt_tokens, ours.completion_tokens) == (10, 8 * len("Hello"))
+    assert (ours.prompt_tokens, ours.completion_tokens) == (8, 8 * len("Hello"))
     assert (theirs.tenant, theirs.name, theirs.requests) == ("globex", "", 1)
+
+
+@pytest.mark.parametrize("body", [{"prompt": "x", "n": 3}, {"prompt": ["x", "y"], "n": 2}])
+def test_what_is_counted_is_what_answers_tell(tmp_path: Path, body: dict[str, Any]) -> None:
+    """A prompt once, however many answers it gets."""
+    house = House(tmp_path, hashed(""))
+    told = house.ask("/v1/completions", {"model": "m", **body}).json["usage"]
+    (row,) = house.rows()
+    assert (row.prompt_tokens, row.completion_tokens) == (told["prompt_tokens"], told["completion_tokens"])
+
+
+def test_models_that_callers_invent_make_no_rows(tmp_path: Path) -> None:
+    """Else whoever has a key fills the file; nor is what nobody answers a success."""
+    house = House(tmp_path, hashed(""), fleet=FakeFleet("", refuse=request_error(ErrorKind.NOT_FOUND, "none such")))
+    for number in range(4):
+        house.ask("/v1/chat/completions", {**CHAT, "model": f"invented-{number}"})
+    house.fleet.refuse = None
+    house.fleet.error = ConnectError("the broker has gone")
+    house.ask("/v1/chat/completions", {**CHAT, "model": "invented"})
+
+    (row,) = house.rows()
+    assert (row.model, row.requests, row.failed) == ("", 5, 5)
+
+
+def test_counts_that_cannot_be_meant_harm_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative ones would give budgets back; too large ones ended the thread, and everybody waited for it."""
+    house = House(tmp_path, hashed("budget=100G"))
+    monkeypatch.setattr(fake_fleet, "Usage", lambda **_: Usage(prompt_tokens=-5, completion_tokens=2**63))
+    assert house.ask("/infer", {"prompt": "x"}).status == 200
+    assert house.ask("/infer", {"prompt": "x"}).status == 429
+    (row,) = house.rows()
+    assert row.prompt_tokens == 0
+    assert row.completion_tokens > 10**11
+
+
+def test_whatever_goes_wrong_with_the_file_the_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each request would wait for a thread that has ended."""
+    house = House(tmp_path, hashed(""))
+    with monkeypatch.context() as once:
+        once.setattr(Ledger, "work", lambda *_: 1 // 0)
+        assert house.ask("/infer", {"prompt": "x"}).status == 200
+        assert "ZeroDivisionError" in house.meter.ledger.problem
+    assert house.ask("/infer", {"prompt": "x"}).status == 200
+    assert house.meter.ledger.problem == ""
+    assert [row.requests for row in house.rows()] == [1]
+
+
+def test_a_file_that_somebody_holds_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by each request: a copy, or a forgotten shell, would make all of them slow."""
+    waits: list[float] = []
+
+    def spied(path: Path | None, *, busy_s: float = 0.0) -> sqlite3.Connection:
+        waits.append(busy_s)
+        return open_usage(path, busy_s=min(busy_s, 0.01))
+
+    monkeypatch.setattr(ledger_thread, "open_usage", spied)
+    house = House(tmp_path, hashed(""))
+    house.ask("/infer", {"prompt": "x"})
+    waits.clear()
+    holder = sqlite3.connect(house.file, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    assert [house.ask("/infer", {"prompt": "x"}).status for _ in range(2)] == [200, 200]
+    assert "locked" in house.meter.ledger.problem
+    holder.close()
+    assert [house.ask("/infer", {"prompt": "x"}).status for _ in range(2)] == [200, 200]
+
+    assert waits == [BUSY_AGAIN_S, BUSY_AGAIN_S, BUSY_S]
+    assert [row.requests for row in house.rows()] == [3]
+
+
+def test_a_bridge_begins_though_its_disk_is_full_or_its_file_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that runs goes on: it is no mistake of the settings."""
+    monkeypatch.setattr(ledger_thread, "open_usage", partial(open_usage, busy_s=0.01))
+    open_usage(tmp_path / "usage.db").close()
+    holder = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    meter = UsageMeter(BridgeSettings(usage_file=tmp_path / "usage.db"))
+    holder.close()
+    meter.close()
+
+    def full(_path: Path, _flags: int, _mode: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, "open", full)
+        audit = AuditLog(tmp_path / "audit")
+    assert "No space" in audit.problem
+    audit.write(AuditLine(request_id="r", method="POST", path="/infer", status=200))
+    audit.close()
+    assert audit.problem == ""
+    assert [json.loads(line)["request_id"] for line in (tmp_path / "audit").read_text().splitlines()] == ["r"]
+
+
+@pytest.mark.parametrize(("setting", "status"), [("serve", 200), ("refuse", 503)])
+def test_a_disk_that_hangs_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, status: int
+) -> None:
+    """And what was reserved too late is settled all the same."""
+    house = House(tmp_path, hashed("concurrency=1"), unrecorded=setting)
+    comes_back = threading.Event()
+    work = Ledger.work
+
+    def hung(ledger: Ledger, *jobs: Any) -> Any:
+        comes_back.wait(30)
+        return work(ledger, *jobs)
+
+    monkeypatch.setattr(Ledger, "work", hung)
+    monkeypatch.setattr(metering, "_ADMISSION_S", 0.05)
+    assert house.ask("/infer", {"prompt": "x"}).status == status
+    comes_back.set()
+    monkeypatch.setattr(metering, "_ADMISSION_S", 30)
+    assert house.ask("/infer", {"prompt": "x"}).status == 200
+    assert [row.requests for row in house.rows(["tenant"])] == [2]
 
 
 def test_a_request_that_never_ran_costs_nothing(tmp_path: Path) -> None:
@@ -282,6 +406,21 @@ def test_the_audit_log_tells_who_asked_and_never_what(tmp_path: Path) -> None:
     assert (third["status"], "tenant" in third) == (401, False)
     assert "secret" not in old + new
     assert "Hello" not in old + new
+
+
+def test_the_audit_log_needs_no_usage_file_to_tell_tokens(tmp_path: Path) -> None:
+    """Nor a key with limits; a request that failed has the model that was asked."""
+    path = tmp_path / "audit.jsonl"
+    house = House(tmp_path, "acme:k", audit_log=path, usage_file=None)
+    assert house.audit is not None
+    house.ask("/v1/chat/completions", CHAT)
+    house.fleet.refuse = request_error(ErrorKind.NOT_FOUND, "none such")
+    house.ask("/v1/chat/completions", {**CHAT, "model": "unknown"})
+    house.audit.close()
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert (first["model"], first["prompt_tokens"], first["completion_tokens"]) == ("m", 1, 5)
+    assert (second["model"], second["status"]) == ("unknown", 404)
+    assert house.meter.ledger.is_idle
 
 
 @pytest.mark.parametrize(("setting", "statuses"), [("serve", [200, 200]), ("refuse", [200, 503])])
