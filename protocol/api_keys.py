@@ -153,7 +153,9 @@ def read_entry(entry: str) -> KeyEntry:
     if _CONTROL.search(tenant) or _CONTROL.search(key):
         raise ValueError(f"expected no control characters in the key of {tenant!r}: no header can carry them")
     first, *rest = key.split()
-    if first == ALL_KEYS and rest:
+    if key == ALL_KEYS:  # whoever takes the last limit off such a line means no key that anybody could guess
+        raise ValueError(f"of {tenant!r}: expected a limit behind {ALL_KEYS}, such as budget=5M; it is no key")
+    if first == ALL_KEYS:
         return KeyEntry(tenant, frozenset(), None, _words(tenant, rest, _LIMITS))
     if not first.lower().startswith(HASH):
         return KeyEntry(tenant, frozenset(_spellings(key)), None, {})
@@ -169,7 +171,7 @@ def read_ring(entries: Iterable[str]) -> dict[bytes, ApiKey]:
     Bytes that Python could not read count as what they are. Raises ValueError where two tenants meet.
     """
     read = [read_entry(entry) for entry in entries]
-    together = {entry.tenant: _limits(entry.words) for entry in read if entry.is_of_tenant}
+    together = _together(read)
     ring: dict[bytes, ApiKey] = {}
     for entry in read:
         digests = [entry.digest] if entry.digest is not None else sorted(map(digest_of, entry.spellings))
@@ -179,9 +181,19 @@ def read_ring(entries: Iterable[str]) -> dict[bytes, ApiKey]:
             if other.tenant != key.tenant:
                 text = f"expected each key of api_keys once: one is given twice, to {other.tenant!r} and to "
                 raise ValueError(f"{text}{key.tenant!r}")
-            if entry.words and other != key:
+            if key.revoked and not other.revoked:
+                ring[digest] = key  # wherever else it stands: nobody has to find all places to end it
+            elif entry.words and other != key and not other.revoked:
                 raise ValueError(f"expected each key of api_keys once: {key.id} of {key.tenant!r} is given twice")
     return ring
+
+
+def _together(entries: Iterable[KeyEntry]) -> dict[str, Limits]:
+    found: dict[str, Limits] = {}
+    for entry in entries:
+        if entry.is_of_tenant and found.setdefault(entry.tenant, limits := _limits(entry.words)) != limits:
+            raise ValueError(f"of {entry.tenant!r}: expected one line with limits of all keys, not two")
+    return found
 
 
 def read_key_file(path: Path) -> list[str]:
@@ -279,4 +291,13 @@ def _spellings(key: str) -> set[bytes]:
 
 def _split(entry: str) -> tuple[str, str]:
     tenant, _, key = entry.partition(":")
-    return unquoted(tenant), unquoted(key)
+    return unquoted(_as_text(tenant)), unquoted(key)
+
+
+def _as_text(tenant: str) -> str:
+    """Return a name that can be written down; from an environment in ISO-8859-1 it comes as halves of characters."""
+    raw = tenant.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

@@ -21,10 +21,16 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def replace_text(path: Path, text: str, *, mode: int) -> None:
-    """Write a file under its name at once, on disk before it is there. Raises ConfigurationError."""
+    """Write a file under its name at once, on disk before it is there. Raises ConfigurationError.
+
+    It stays that of its owner: a service whose file root has edited could not read it any more.
+    """
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with os.fdopen(
+            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", newline=""
+        ) as file:
+            _leave_to_owner(file.fileno(), path)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -35,6 +41,13 @@ def replace_text(path: Path, text: str, *, mode: int) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _leave_to_owner(handle: int, path: Path) -> None:
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # there is none yet, or we are not root
+            found = path.stat()
+            os.fchown(handle, found.st_uid, found.st_gid)
 
 
 @contextlib.contextmanager

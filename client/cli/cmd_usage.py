@@ -24,7 +24,9 @@ def _day(_context: click.Context, _parameter: click.Parameter, given: str | None
     """Read a day, or a month, which means its first and last day."""
     try:
         if given is not None:
-            dt.date.fromisoformat(given if len(given) != len("2026-11") else f"{given}-01")
+            whole = given if len(given) != len("2026-11") else f"{given}-01"
+            if dt.date.fromisoformat(whole).isoformat() != whole:  # other spellings compare otherwise
+                raise ValueError
     except ValueError:
         raise click.BadParameter("expected a day such as 2026-11-30, or a month such as 2026-11") from None
     return given

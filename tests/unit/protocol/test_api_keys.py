@@ -57,7 +57,7 @@ def test_a_plain_key_that_looks_like_words_is_a_key() -> None:
     """Words stand behind hashes alone: what was a key before stays one."""
     key = only("acme:secret rpm=60")
     assert (key.digest, key.limits) == (digest_of(b"secret rpm=60"), NO_LIMITS)
-    assert only("acme:*").digest == digest_of(b"*")
+    assert only("acme:**").digest == digest_of(b"**")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,8 @@ def test_a_plain_key_that_looks_like_words_is_a_key() -> None:
         (f"acme:{HASH}{HEX} expires=never", "a day or a time"),
         (f"acme:{HASH}{HEX} name=a/b", "a name of at most 64"),
         ("acme:* models=a", "a name of rpm"),
+        ("acme:*", "it is no key"),
+        ("acme: '*'", "it is no key"),
     ],
 )
 def test_mistakes_are_named(entry: str, why: str) -> None:
@@ -114,3 +116,23 @@ def test_whatever_stands_behind_a_hash_is_read_or_named(words: str) -> None:
         return
     assert key.digest == digest_of(SECRET)
     assert bool(words.split()) == (key != only(f"acme:{HASH}{HEX}") or "name=" in words or "priority=default" in words)
+
+
+def test_limits_of_a_tenant_stand_on_one_line() -> None:
+    """Of two the first would be lost unseen."""
+    with pytest.raises(ValueError, match="one line"):
+        read_ring(["acme:* rpm=5", "acme:* budget=1M", "acme:k"])
+
+
+def test_what_is_revoked_anywhere_is_revoked() -> None:
+    """A key may stand in API_KEYS, and in the file where somebody revokes it."""
+    revoked = f"acme:{HASH}{HEX} revoked=2026-11-30T00:00:00Z"
+    plain = f"acme:{SECRET.decode()}"
+    for entries in ((plain, revoked), (revoked, plain), (revoked, f"acme:{HASH}{HEX} rpm=1")):
+        assert only(*entries).why_not(0)
+
+
+def test_a_tenant_of_another_encoding_can_be_written_down() -> None:
+    """Its requests failed: its name goes into hashes, files and metrics."""
+    assert only("caf\udce9:k").tenant == "caf\xe9"
+    assert only("caf\udcc3\udca9:k").tenant == "caf\xe9"

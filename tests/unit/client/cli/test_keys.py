@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,33 @@ def test_a_file_that_others_may_read_is_refused(path: Path) -> None:
     path.chmod(0o644)
 
     assert os.name == "nt" or "chmod 600" in str(run(path, "add", "acme").exception)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have owners there, and no numbers for them")
+def test_a_file_that_root_edits_stays_its_owners(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the bridge cannot read it any more: the older keys count, and so does the one that was revoked."""
+    add(path, "acme", "--name", "ci")
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(Path, "stat", partialmethod(_of_a_service, Path.stat))
+    monkeypatch.setattr(os, "fchown", lambda _, uid, gid: given.append((uid, gid)))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    assert run(path, "revoke", "acme/ci").exit_code == 0
+    assert given == [(999, 998)]
+
+
+def _of_a_service(path: Path, real: Callable[..., os.stat_result], **how: bool) -> os.stat_result:
+    found = real(path, **how)
+    return os.stat_result((*found[:4], 999, 998, *found[6:]))
+
+
+def test_lines_of_windows_stay_as_they_are(path: Path) -> None:
+    """And a mark at the beginning harms nothing; the others are read as before."""
+    key = add(path, "acme", "--name", "ci")
+    text = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"globex:plain#1\r\n")
+    assert run(path, "revoke", "acme/ci").exit_code == 0
+
+    assert path.read_bytes().count(b"\r") == text.count("\n")
+    assert [not found.why_not(0) for found in ring(path).values()] == [False, True]
+    assert digest_of(key.encode()) in ring(path)

@@ -73,7 +73,13 @@ def test_a_table_is_for_people(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "why"), [(("--since", "soon"), "expected a day"), (("--by", "colour"), "expected some of")]
+    ("words", "why"),
+    [
+        (("--since", "soon"), "expected a day"),
+        (("--since", "20261130"), "expected a day"),
+        (("--until", "2026-W48-1"), "expected a day"),
+        (("--by", "colour"), "expected some of"),
+    ],
 )
 def test_mistakes_are_named(path: Path, words: tuple[str, ...], why: str) -> None:
     """With the flag."""
