@@ -31,6 +31,8 @@ HOT: Final = 100 * CALM
 _SLOTS: Final = "32"
 _QUIET: Final = ("--log-format", "json", "--log-level", "error")
 _REFUSED_S: Final = 0.5
+_QUEUES_FILL_S: Final = 5.0
+"""Until what is asked so often stands in line as it then goes on to: the first ones find free places."""
 
 
 def _serve(stack: contextlib.ExitStack, keys: Path) -> list[str]:
@@ -69,7 +71,7 @@ async def _round(bridges: list[str], requests: int, *, hot: int) -> list[float]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(limits=limits, timeout=300) as client:
         flood = [asyncio.create_task(_flood(client, bridges[at % 2], chance)) for at in range(hot)]
-        await asyncio.sleep(5 if hot else 0.5)
+        await asyncio.sleep(_QUEUES_FILL_S if hot else 0.0)
 
         async def calm(at: int) -> list[float]:
             times: list[float] = []
