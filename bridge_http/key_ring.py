@@ -64,6 +64,7 @@ class KeyRing:
         loop = asyncio.get_running_loop()
         if self._loop is not loop and (self._path is not None or self._may_expire):
             self._loop = loop
+            self.look()  # what has changed since the settings were read; the first who asks may have a revoked key
             self._ring(loop)
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -239,3 +239,17 @@ def test_the_file_is_for_its_owner_alone(path: Path) -> None:
 
     assert not look(ring)
     assert os.name == "nt" or "chmod 600" in ring.problem
+
+
+def test_the_first_who_asks_is_looked_up_in_the_file_as_it_is(path: Path) -> None:
+    """However long ago the bridge began: a key that was revoked since was let in once."""
+    app = make_app(FakeFleet("Hello"), BridgeSettings(api_keys_file=path))
+    write(path, line("acme", "one", "revoked=2026-11-30") + line("new", "three"))
+
+    async def ask() -> list[int]:
+        return [
+            (await call(app, "POST", "/infer", body=b'{"prompt": "x"}', headers={"x-api-key": key})).status
+            for key in ("one", "three")
+        ]
+
+    assert asyncio.run(ask()) == [401, 200]
