@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..client.response import Result
+from ..protocol.api_keys import ApiKey
 from ..protocol.prometheus import FleetCollector
 from .key_ring import KeyRing
 from .snapshot_cache import SnapshotCache
-from .tenant_metrics import TenantMetrics
+from .tenant_metrics import OwnSeries, TenantMetrics
 
 REFUSED: Final = Counter(
     "zmqrt_http_refused", "Requests and connections refused before any path was looked at.", ["status"], registry=None
@@ -81,7 +82,9 @@ class Metrics:
         """Tell what is counted by tenant, too."""
         tenants.register(self.registry)
 
-    async def scrape(self, _request: Request) -> Response:
+    async def scrape(self, request: Request) -> Response:
         """Answer GET /metrics; the fleet is asked at most once a second."""
         await self._snapshots.look()
-        return Response(generate_latest(self.registry), media_type=MEDIA_TYPE)
+        key: ApiKey | None = request.state.key
+        told = self.registry if key is None or key.sees_all_tenants else OwnSeries(self.registry, key.tenant)
+        return Response(generate_latest(told), media_type=MEDIA_TYPE)

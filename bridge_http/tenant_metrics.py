@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.registry import Collector
 
 from .ledger import Limit, Settlement
 
 MOST_TENANTS: Final = 200
 """With series of their own; all others are one, for a scrape has to stay readable."""
 _OTHERS: Final = "other"
+
+
+class OwnSeries(Collector):
+    """What a registry holds, but for the series of other tenants: who else asks here, and how much, is not everybody's
+    to know.
+    """
+
+    def __init__(self, registry: CollectorRegistry, tenant: str) -> None:
+        self._registry = registry
+        self._tenant = tenant
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what a scrape may tell."""
+        for metric in self._registry.collect():
+            own = [sample for sample in metric.samples if sample.labels.get("tenant", self._tenant) == self._tenant]
+            told = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            told.samples = own
+            yield told
 
 
 class TenantMetrics:

@@ -38,7 +38,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _COUNT: Final = re.compile(r"([1-9][0-9]{0,14})([kMG]?)")
 _TIMES: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _LIMITS: Final = ("rpm", "tpm", "concurrency", "budget")
-_WORDS: Final = ("name", "models", "priority", *_LIMITS, "expires", "revoked")
+_WORDS: Final = ("name", "models", "priority", "metrics", *_LIMITS, "expires", "revoked")
 
 
 class Limits(NamedTuple):
@@ -65,6 +65,7 @@ class ApiKey:
         name: Whose it is within the tenant; keys that share a name share what is counted for it.
         models: Patterns of the models that it may ask; none = all.
         priority: The highest class of its requests, and theirs unless they ask for a lower one.
+        sees_all_tenants: Whether /metrics tells it of other tenants than its own.
         tenant_limits: Those of all keys of its tenant together.
         expires: When it is no longer let in, in seconds since 1970.
         revoked: Since when it is not let in, in the words of the file.
@@ -75,6 +76,7 @@ class ApiKey:
     name: str = ""
     models: tuple[str, ...] = ()
     priority: PriorityClass = "default"
+    sees_all_tenants: bool = False
     limits: Limits = NO_LIMITS
     tenant_limits: Limits = NO_LIMITS
     expires: float | None = None
@@ -222,6 +224,7 @@ def _key(entry: KeyEntry, digest: bytes, together: Limits) -> ApiKey:
         name=words.get("name", id_of(digest) if entry.digest is not None else ""),
         models=tuple(pattern for pattern in words.get("models", "").split(",") if pattern),
         priority=_class_of(words.get("priority", "default")),
+        sees_all_tenants="metrics" in words,
         limits=_limits(words),
         tenant_limits=together,
         expires=read_moment(words["expires"]) if "expires" in words else None,
@@ -254,6 +257,8 @@ def _words(tenant: str, given: Sequence[str], known: Sequence[str]) -> dict[str,
         words[name] = value
     if "name" in words and not _NAME.fullmatch(words["name"]):
         raise ValueError(f"of {tenant!r}: expected a name of at most 64 letters, digits and . _ @ -")
+    if words.get("metrics", "all") != "all":
+        raise ValueError(f"of {tenant!r}: metrics=all is meant, or nothing")
     _class_of(words.get("priority", "default"))
     _limits(words)
     if "expires" in words:

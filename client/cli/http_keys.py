@@ -84,6 +84,7 @@ def http() -> None:
 @click.option("--name", metavar="NAME", help="Whose it is within the tenant; what is counted is counted by it.")
 @click.option("--models", metavar="NAME[,NAME]", help="Models that it may ask, such as tiny,llama-*; else all.")
 @click.option("--priority", type=click.Choice(CLASSES), help="The highest class of its requests [default: default].")
+@click.option("--metrics", type=click.Choice(["all"]), help="Tell it of all tenants in /metrics: for Prometheus.")
 @_limits
 @click.option("--expires", metavar="WHEN", callback=moment_of, help="A day, a time, or how long from now (30d).")
 def add(tenant: str, path: Path, **words: str | None) -> None:
@@ -157,6 +158,7 @@ def _facts(key: ApiKey, now: float) -> dict[str, object]:
         "name": key.name,
         "models": list(key.models),
         "priority": key.priority,
+        "sees_all_tenants": key.sees_all_tenants,
         **key.limits._asdict(),
         "tenant_limits": key.tenant_limits._asdict(),
         "expires": moment(key.expires) if key.expires is not None else None,

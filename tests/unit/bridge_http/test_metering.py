@@ -376,6 +376,24 @@ def test_metrics_tell_of_tenants(tmp_path: Path) -> None:
     house.meter.close()
 
 
+def test_metrics_tell_a_tenant_of_itself(tmp_path: Path) -> None:
+    """Of all tenants where its key says so, as that of Prometheus does; of everything else everybody."""
+    house = House(tmp_path, hashed(""), "globex:other", hashed("metrics=all", "p", "ops"))
+    house.ask("/infer", {"prompt": "x"})
+    house.ask("/infer", {"prompt": "x"}, x_api_key="other")
+    told = {
+        key: asyncio.run(call(house.app, "GET", "/metrics", headers={"x-api-key": key})).body.decode()
+        for key in ("k", "other", "p")
+    }
+    names = {key: [name for name in ("acme", "globex") if f'"{name}"' in text] for key, text in told.items()}
+    assert names == {"k": ["acme"], "other": ["globex"], "p": ["acme", "globex"]}
+    assert all(
+        'zmqrt_http_requests_total{method="POST",path="/infer",status="200"} 2.0' in each for each in told.values()
+    )
+    assert '_bucket{le="0.01",method="POST",path="/infer"} ' in told["k"]
+    house.meter.close()
+
+
 def test_the_audit_log_tells_who_asked_and_never_what(tmp_path: Path) -> None:
     """A line for each request for work, refused ones too; in the file of that name, also after it was moved away."""
     path = tmp_path / "audit.jsonl"
