@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class AuditLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request. `key`: the beginning of its key's hash; `peer`: the address that its connection came from."""
+    """One request. `key`: the beginning of its key's hash; `peer`: the address that its connection came from;
+    `left_out`: so many of callers that were not let in have had no line since the last such one.
+    """
 
     at: str = ""
     request_id: str
@@ -46,6 +48,7 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    left_out: int = 0
 
 
 class AuditLog:

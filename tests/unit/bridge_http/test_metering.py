@@ -19,9 +19,10 @@ from starlette.types import ASGIApp
 from support import fake_fleet
 from support.asgi import Exchange, call, exchange
 from support.fake_fleet import FakeFleet
-from zmqrt.bridge_http import in_flight, ledger_thread, metering
+from zmqrt.bridge_http import app, in_flight, ledger_thread, metering
 from zmqrt.bridge_http.app import make_app
 from zmqrt.bridge_http.audit import AuditLine, AuditLog
+from zmqrt.bridge_http.audit_trail import STRANGERS_PER_S, AuditTrail
 from zmqrt.bridge_http.config import BridgeSettings
 from zmqrt.bridge_http.ledger import Ledger
 from zmqrt.bridge_http.ledger_thread import BUSY_AGAIN_S
@@ -439,6 +440,25 @@ def test_the_audit_log_needs_no_usage_file_to_tell_tokens(tmp_path: Path) -> Non
     assert (first["model"], first["prompt_tokens"], first["completion_tokens"]) == ("m", 1, 5)
     assert (second["model"], second["status"]) == ("unknown", 404)
     assert house.meter.ledger.is_idle
+
+
+def test_whoever_has_no_key_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many get a line each second, and the next one says how many did not; callers with a key always do."""
+    now = [5.0]
+    monkeypatch.setattr(app, "AuditTrail", partial(AuditTrail, clock=lambda: now[0]))
+    path = tmp_path / "audit.jsonl"
+    house = House(tmp_path, "acme:k", audit_log=path, usage_file=None)
+    assert house.audit is not None
+    for _ in range(STRANGERS_PER_S + 7):
+        house.ask("/infer", {"prompt": "x"}, x_api_key="wrong")
+    house.ask("/infer", {"prompt": "x"})
+    now[0] += 0.5
+    house.ask("/infer", {"prompt": "x"}, x_api_key="wrong")
+    house.audit.close()
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["status"] for line in lines] == [401] * STRANGERS_PER_S + [200, 401]
+    assert [line.get("left_out", 0) for line in lines[-2:]] == [0, 7]
 
 
 @pytest.mark.parametrize(("setting", "statuses"), [("serve", [200, 200]), ("refuse", [200, 503])])
