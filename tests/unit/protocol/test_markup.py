@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.cost import grows_by
 from zmqrt.protocol.markup import MARKUP, AnswerParser, CalledTool, Content, Delta, Reasoning, call_id
 from zmqrt.protocol.tool_calls import FoundCall, calls_in
 
@@ -193,13 +193,14 @@ def test_words_are_told_as_they_come() -> None:
 
 def test_a_long_call_in_small_pieces_costs_no_more_than_its_length() -> None:
     """No piece is read twice."""
-    arguments = json.dumps({"city": "x{]" * 20_000})
-    text = f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
-    began = time.process_time()
-    deltas = parsed([text[at : at + 3] for at in range(0, len(text), 3)])
 
-    assert whole(deltas).calls == (("weather", arguments),)
-    assert time.process_time() - began < 2.0  # a second reading of each would take a minute
+    def read(size: int) -> None:
+        arguments = json.dumps({"city": "x{]" * size})
+        text = f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
+        deltas = parsed([text[at : at + 3] for at in range(0, len(text), 3)])
+        assert whole(deltas).calls == (("weather", arguments),)
+
+    assert grows_by(8, read, 5_000, 20_000)
 
 
 def test_ids_of_calls_depend_on_the_request_and_their_place_alone() -> None:
@@ -239,13 +240,13 @@ HOSTILE = {
     "words behind a mark": "[TOOL_CALLS] " + "x " * (LONG // 2),
     "words where arguments are meant": "<|channel|>commentary to=functions.weather<|message|>" + "x " * (LONG // 2),
     "words in a function": "<function=a>" + "x " * (LONG // 2),
-    "blanks": " " * (4 * LONG),
+    "blanks": " " * (2 * LONG),
     "blanks behind words": "x" + " " * (2 * LONG) + "x",
-    "blanks in a call": "<tool_call>" + " " * (4 * LONG),
+    "blanks in a call": "<tool_call>" + " " * (2 * LONG),
     "blanks behind a bracket": "[TOOL_CALLS][" + " " * LONG,
     "blanks between words and what is none": "[TOOL_CALLS]a" + " " * LONG + "{",
     "blanks behind a name": "<tool_call>a" + " " * LONG + "x</tool_call>",
-    "blanks behind a call": "<|channel|>commentary to=functions.weather<|message|>{}" + " " * (4 * LONG),
+    "blanks behind a call": "<|channel|>commentary to=functions.weather<|message|>{}" + " " * (2 * LONG),
     "a header without an end": "<|channel|>" + "a" * (4 * LONG),
     "functions that are not named": "<function=" * (LONG // 10),
     "arguments that do not end": "<function=a>" + "<parameter=a>" * (LONG // 13) + "</function>",
@@ -260,19 +261,21 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_an_answer_costs_no_more_than_its_length(text: str) -> None:
     """Whatever a model is made to write: a bridge reads it between the tokens of all others, whole or in pieces."""
-    began = time.process_time()
-    parsed([text])
-    parsed([text[at : at + 8] for at in range(0, len(text), 8)])
 
-    assert time.process_time() - began < 1.0  # a second reading of each piece takes up to a minute
+    def read(size: int) -> None:
+        parsed([text[:size]])
+        parsed([text[at : at + 8] for at in range(0, size, 8)])
+
+    assert grows_by(8, read, len(text) // 4, len(text))
 
 
 def test_braces_cost_little_however_many_tools_there_are() -> None:
     """Each of them may begin a call without markup."""
-    began = time.process_time()
-    parsed(["x" + "{" * 20_000], tuple(f"tool_{number}" for number in range(128)))
 
-    assert time.process_time() - began < 1.0  # a look at each tool for each of them takes 1.5 s
+    def read(tools: int) -> None:
+        parsed(["x" + "{" * 5_000], tuple(f"tool_{number}" for number in range(tools)))
+
+    assert grows_by(4, read, 4, 128)  # a look at each tool for each of them: by 20
 
 
 def test_calls_have_ids_however_many_there_are() -> None:

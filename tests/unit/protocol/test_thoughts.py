@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from support.cost import grows_by
 from zmqrt.protocol.thoughts import begun_by, thought_units
 
 HARMONY = ["<|channel|>", "analysis", "<|message|>", "Hm", "<|end|>"]
@@ -31,10 +30,7 @@ def test_thoughts_are_counted_with_their_marks(pieces: list[str], units: int) ->
 @pytest.mark.parametrize("pieces", [["<think>", "</think>"], [*HARMONY, "<|start|>"]])
 def test_they_are_counted_at_once_however_many_there_are(pieces: list[str]) -> None:
     """A node counts them between its heartbeats, and a model can be made to write them over and over."""
-    began = time.process_time()
-
-    assert thought_units(pieces * 8_000) > 0
-    assert time.process_time() - began < 1.0  # to count anew for each of them takes 6 s
+    assert grows_by(8, lambda count: thought_units(pieces * count), 1_000, 4_000)  # counted anew for each: by 16
 
 
 @pytest.mark.parametrize(("prompt", "mark"), [("a<think>\n", "<think>"), ("<think>a", ""), ("[THINK]", "[THINK]")])

@@ -1,7 +1,6 @@
 """Text from ids: exact for every cut, stop strings across borders, nothing quadratic."""
 
 import random
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from support.cost import grows_by
 from zmqrt.worker.detokenizer import ByteDetokenizer, Detokenizer, StopMatcher, TextStream, WindowDetokenizer
 from zmqrt.worker.tokenizer import ByteTokenizer, FileTokenizer
 
@@ -149,17 +149,12 @@ def test_a_long_text_costs_as_much_per_token_as_a_short_one() -> None:
     rng = random.Random(1)
     ids = [rng.randrange(SIZE) for _ in range(40_000)]
 
-    def seconds(count: int) -> float:
+    def read(count: int) -> None:
         stream = TextStream(VOCABULARY.detokenizer(), ["never to be found", "nor this"])
-        begin = time.process_time()
         for token_id in ids[:count]:
             stream.step(token_id)
-        return time.process_time() - begin
 
-    seconds(1000)
-    short, long = min(seconds(10_000) for _ in range(3)), min(seconds(40_000) for _ in range(3))
-
-    assert long < 8 * short
+    assert grows_by(8, read, 10_000, 40_000)
 
 
 def cut_at_random(text: str, rng: random.Random) -> list[str]:
