@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Final
+
 from starlette.responses import Response
 
-from ...protocol.tasks import Generate, needs_of
 from ...protocol.tool_calls import text_arguments
-from ..errors import InvalidRequestError, json_response
+from ..errors import json_response
 from ..generations import stream
 from ..in_flight import HttpRequest, InFlight
-from ..json_body import encode
-from ..openai.passing import passed_on
-from ..openai.requests import read_fields
-from ..openai.routes import may_pass
+from ..openai.other_apis import OtherApi, read_other_api
 from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
 from . import message_reply as r
@@ -20,10 +19,12 @@ from .message_chat import as_chat, outline
 from .message_schema import CountRequest, MessagesRequest, TokenCount, ToolChoice
 from .message_task import count_task, message_task, parse
 
+_MESSAGES: Final = OtherApi(partial(parse, schema=MessagesRequest), message_task, outline, as_chat)
+
 
 async def message(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest) -> Response:
     """Answer POST /v1/messages."""
-    body, task = await _read(bodies, snapshots, request)
+    body, task = await read_other_api(_MESSAGES, bodies, snapshots, request)
     choice = body.tool_choice or ToolChoice(type="auto")
     asked = r.AskedMessage(
         rid=request.caller.rid,
@@ -37,26 +38,6 @@ async def message(in_flight: InFlight, bodies: BodyReader, snapshots: SnapshotCa
         return _signed(stream(in_flight, task, request, r.MessageEvents(asked), model=body.model), request)
     result = await in_flight.generate(task, request, stream=False, model=body.model).whole(request)
     return _signed(json_response(200, r.whole(result, asked)), request)
-
-
-async def _read(bodies: BodyReader, snapshots: SnapshotCache, request: HttpRequest) -> tuple[MessagesRequest, Generate]:
-    """Read a request, and make its task: ours, or one that a server behind the model's node does in its own way."""
-    raw = await bodies.read(request.headers, request.scope, request.receive)
-    try:
-        body = parse(raw, MessagesRequest)
-        task = message_task(body)
-    except InvalidRequestError as error:
-        given = read_fields(raw)
-        if not await may_pass(snapshots, given.get("model")):
-            raise
-        try:
-            return parse(encode(outline(given)), MessagesRequest), passed_on(as_chat(given))
-        except InvalidRequestError:
-            raise error from None
-    needs = needs_of(task)
-    if needs is None or not await may_pass(snapshots, body.model, unless=set(needs.split(","))):
-        return body, task
-    return body, passed_on(as_chat(read_fields(raw)))
 
 
 async def count(in_flight: InFlight, bodies: BodyReader, request: HttpRequest) -> Response:

@@ -9,7 +9,6 @@ import msgspec
 from starlette.responses import Response
 
 from ...client.response import Result
-from ...protocol.capabilities import EXTRA
 from ...protocol.tasks import Generate
 from ..choices import start, stream_choices
 from ..errors import InvalidRequestError, json_response
@@ -19,6 +18,7 @@ from ..json_body import encode, read_value
 from ..request_body import BodyReader
 from ..snapshot_cache import SnapshotCache
 from . import responses as r
+from .other_apis import may_pass
 from .passing import divide, needs_here
 from .requests import chat_task, choices_of, completion_tasks, embedding_task, parse
 from .schema import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, StreamOptions
@@ -61,14 +61,6 @@ async def _read(
         given = cast("dict[str, Any]", read_value(raw))
     rest, extra = divide(given, schema)
     return parse(encode(rest), schema), extra
-
-
-async def may_pass(snapshots: SnapshotCache, model: object, *, unless: set[str] | None = None) -> bool:
-    """Whether a node of a model passes on what is not ours; `unless`: not where nodes of it can do this themselves."""
-    latest = (await snapshots.look()).snapshot
-    services = latest.services if latest is not None else []
-    able = [service.capabilities.keys() for service in services if model in (None, service.service)]
-    return any(EXTRA in names for names in able) and not (unless and any(unless <= names for names in able))
 
 
 def _with(extra: dict[str, Any], task: Generate) -> Generate:
