@@ -118,7 +118,11 @@ def test_models_that_callers_invent_make_no_rows(tmp_path: Path) -> None:
 def test_counts_that_cannot_be_meant_harm_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative ones would give budgets back; too large ones ended the thread, and everybody waited for it."""
     house = House(tmp_path, hashed("budget=100G"))
-    monkeypatch.setattr(fake_fleet, "Usage", lambda **_: Usage(prompt_tokens=-5, completion_tokens=2**63))
+
+    def absurd(**_counts: int) -> Usage:
+        return Usage(prompt_tokens=-5, completion_tokens=2**63)
+
+    monkeypatch.setattr(fake_fleet, "Usage", absurd)
     assert house.ask("/infer", {"prompt": "x"}).status == 200
     assert house.ask("/infer", {"prompt": "x"}).status == 429
     (row,) = house.rows()
@@ -130,12 +134,16 @@ def test_whatever_goes_wrong_with_the_file_the_thread_goes_on(tmp_path: Path, mo
     """Else each request would wait for a thread that has ended."""
     house = House(tmp_path, hashed(""))
     with monkeypatch.context() as once:
-        once.setattr(Ledger, "work", lambda *_: 1 // 0)
+        once.setattr(Ledger, "work", _fail)
         assert house.ask("/infer", {"prompt": "x"}).status == 200
         assert "ZeroDivisionError" in house.meter.ledger.problem
     assert house.ask("/infer", {"prompt": "x"}).status == 200
     assert house.meter.ledger.problem == ""
     assert [row.requests for row in house.rows()] == [1]
+
+
+def _fail(*_jobs: object) -> None:
+    raise ZeroDivisionError
 
 
 def test_a_file_that_somebody_holds_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,11 @@ def test_a_file_that_root_edits_stays_its_owners(path: Path, monkeypatch: pytest
     add(path, "acme", "--name", "ci")
     given: list[tuple[int, int]] = []
     monkeypatch.setattr(Path, "stat", partialmethod(_of_a_service, Path.stat))
-    monkeypatch.setattr(os, "fchown", lambda _, uid, gid: given.append((uid, gid)))
+
+    def give(_handle: int, uid: int, gid: int) -> None:
+        given.append((uid, gid))
+
+    monkeypatch.setattr(os, "fchown", give)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
     assert run(path, "revoke", "acme/ci").exit_code == 0
