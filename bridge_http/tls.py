@@ -120,14 +120,15 @@ class TlsStream(asyncio.Transport):
         self._tls = certificate.wrap(self._incoming, self._outgoing)
         self._is_open = False  # the handshake is done
         self._is_shut = False  # our half is closed
+        self._is_left = False  # the peer's is
         self.is_plain = False
         """Whether the peer speaks no TLS, and is told so."""
 
     def read(self, data: bytes) -> list[bytes]:
         """Decrypt what came; an empty piece is the peer's farewell. Raises ssl.SSLError."""
         pieces: list[bytes] = []
-        if self._is_shut:
-            return pieces  # nobody reads it any more
+        if self._is_shut or self._is_left:
+            return pieces  # nobody reads it any more, and it would pile up
         self._incoming.write(data)
         try:
             if not self._is_open:
@@ -140,6 +141,7 @@ class TlsStream(asyncio.Transport):
         except ssl.SSLZeroReturnError:
             pieces.append(b"")
         finally:
+            self._is_left = pieces[-1:] == [b""]
             self._flush()  # its part of the handshake, or the alert that says what was wrong
         return pieces
 

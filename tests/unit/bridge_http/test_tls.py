@@ -1,5 +1,7 @@
-"""Files that are no certificate are refused by a sentence that names them."""
+"""Files that are no certificate are refused by a sentence that names them; what a peer sends too much is not kept."""
 
+import asyncio
+import ssl
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from support.certificates import make_pem
 from zmqrt.bridge_http.config import BridgeSettings
-from zmqrt.bridge_http.tls import load_context
+from zmqrt.bridge_http.tls import Certificate, TlsStream, load_context
 from zmqrt.protocol.errors import ConfigurationError
 
 
@@ -66,3 +68,41 @@ def test_keys_in_clear_off_loopback_are_warned_of(caplog: pytest.LogCaptureFixtu
     replace(reachable, trusted_proxy=("10.0.0.1",)).warn()
     replace(reachable, host="127.0.0.1").warn()
     assert caplog.text.count("in clear") == 1
+
+
+class Wire(asyncio.Transport):
+    """A socket, for its caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep it."""
+        self.sent += data
+
+    def is_closing(self) -> bool:
+        """Stay open."""
+        return False
+
+
+def test_bytes_behind_a_farewell_are_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL reads none of them: kept, they would fill the memory of a bridge for as long as an answer is made."""
+    pem, wire, make = make_pem(tmp_path), Wire(), ssl.MemoryBIO
+    incoming, outgoing, made = make(), make(), list[ssl.MemoryBIO]()
+    caller = pem.trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    monkeypatch.setattr(ssl, "MemoryBIO", lambda: made.append(make()) or made[-1])
+    stream = TlsStream(wire, Certificate(pem.chain, pem.key))
+    with pytest.raises(ssl.SSLWantReadError):
+        caller.do_handshake()
+    stream.read(outgoing.read())
+    incoming.write(bytes(wire.sent))
+    caller.do_handshake()
+    caller.write(b"words")
+    with pytest.raises(ssl.SSLWantReadError):
+        caller.unwrap()
+
+    assert stream.read(outgoing.read()) == [b"words", b""]
+    for _ in range(4):
+        assert stream.read(b"x" * 100_000) == []
+    assert sum(memory.pending for memory in made) == 0
