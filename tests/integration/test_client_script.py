@@ -138,6 +138,15 @@ def test_a_prompt_comes_from_standard_input_too(shell: list[str], tools: str, ad
     assert "x-api-key" not in headers
 
 
+def test_a_long_prompt_comes_whole(tools: str, address: Address, stub: Stub) -> None:
+    """Longer than a line of curl's files and a word of a command line may be: a document to be summed up."""
+    prompt = HARD * 10_000
+    assert run([shutil.which("sh") or "sh"], tools, address, "-", given=prompt).returncode == 0
+    ((body, headers),) = stub.asked
+
+    assert (body["prompt"], headers["x-api-key"]) == (prompt, KEY)
+
+
 def test_refusals_and_broken_answers_are_failures_with_the_bridge_s_words(
     shell: list[str], tools: str, address: Address, stub: Stub
 ) -> None:
