@@ -116,6 +116,16 @@ def test_stages_exist_before_they_are_used_and_the_last_one_is_nobody_special() 
     assert last["STOPSIGNAL"] == "SIGTERM"
 
 
+def test_libraries_keep_in_the_image_what_they_keep_under_systemd() -> None:
+    """Their own places are in the user's home, where a container whose root is for reading alone has no room."""
+    unit = (DEPLOY / "systemd" / "zmqrt-worker.service").read_text(encoding="utf-8")
+    kept = {word for line in re.findall(r"^Environment=(.+)", unit, re.MULTILINE) for word in line.split()}
+    told = {word for word, rest in instructions() if word == "ENV" for word in rest.split()}
+
+    assert len(kept) > 3
+    assert kept <= told
+
+
 def test_extras_of_the_image_are_extras_of_the_package() -> None:
     """As a default, and in the page for operators."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -191,6 +201,15 @@ def test_addresses_and_mounts_of_services_fit_together() -> None:
         assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_S
     assert services["keys"]["build"]["dockerfile"] == str(CONTAINERFILE.relative_to(ROOT))
     assert (DEPLOY / "compose" / services["keys"]["build"]["context"]).resolve() == ROOT
+
+
+def test_the_image_that_is_built_is_not_that_which_nodes_are_told() -> None:
+    """`up --build` with a worker's image for the nodes would write the small one, which cannot run a model, over it."""
+    services = COMPOSE["services"]
+    named = {name: service["image"] for name, service in services.items()}
+
+    assert {named[name] for name in named if not name.startswith("node-")} == {"zmqrt"}
+    assert {named[name] for name in named if name.startswith("node-")} == {"${ZMQRT_IMAGE:-zmqrt}"}
 
 
 def test_only_the_bridge_is_reachable_and_from_this_machine_alone() -> None:
