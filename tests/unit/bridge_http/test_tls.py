@@ -91,7 +91,12 @@ def test_bytes_behind_a_farewell_are_thrown_away(tmp_path: Path, monkeypatch: py
     pem, wire, make = make_pem(tmp_path), Wire(), ssl.MemoryBIO
     incoming, outgoing, made = make(), make(), list[ssl.MemoryBIO]()
     caller = pem.trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    monkeypatch.setattr(ssl, "MemoryBIO", lambda: made.append(make()) or made[-1])
+
+    def keep() -> ssl.MemoryBIO:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "MemoryBIO", keep)
     stream = TlsStream(wire, Certificate(pem.chain, pem.key))
     with pytest.raises(ssl.SSLWantReadError):
         caller.do_handshake()
